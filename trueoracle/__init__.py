@@ -1,0 +1,52 @@
+"""Does what a pruning criterion optimises before retraining predict the network after it?"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from trueoracle.version import __version__
+
+if TYPE_CHECKING:
+    from trueoracle.analysis.relation import Relation, relate
+    from trueoracle.criteria.base import criterion
+    from trueoracle.data.splits import Split, Splits
+    from trueoracle.errors import TrueOracleError
+    from trueoracle.networks.registry import network
+    from trueoracle.study.results import Results
+    from trueoracle.study.spec import StudySpec
+    from trueoracle.study.study import Study
+
+__all__ = [
+    "Relation",
+    "Results",
+    "Split",
+    "Splits",
+    "Study",
+    "StudySpec",
+    "TrueOracleError",
+    "__version__",
+    "criterion",
+    "network",
+    "relate",
+]
+
+# Imported when first used: commands that read tables need no torch, whose import takes seconds.
+_HOMES = {
+    "Relation": "analysis.relation",
+    "Results": "study.results",
+    "Split": "data.splits",
+    "Splits": "data.splits",
+    "Study": "study.study",
+    "StudySpec": "study.spec",
+    "TrueOracleError": "errors",
+    "criterion": "criteria.base",
+    "network": "networks.registry",
+    "relate": "analysis.relation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trueoracle' has no attribute {name!r}")
+    return getattr(import_module(f"trueoracle.{_HOMES[name]}"), name)

@@ -1,0 +1,79 @@
+"""How well one column orders another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+__all__ = ["Correlation", "discordant_ratio", "kendall", "pearson", "spearman"]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A coefficient in [-1, 1] and its two-sided textbook p-value.
+
+    Both are NaN where the coefficient is undefined: fewer than two rows, or a constant column.
+    """
+
+    value: float
+    p_value: float
+
+
+UNDEFINED = Correlation(math.nan, math.nan)
+
+
+def _defined(x: np.ndarray, y: np.ndarray) -> bool:
+    return len(x) >= 2 and bool(np.ptp(x) > 0) and bool(np.ptp(y) > 0)
+
+
+def kendall(x: np.ndarray, y: np.ndarray) -> Correlation:
+    """Kendall's tau-b of two columns ``[n]``, right in the presence of ties (Kendall 1945)."""
+    if not _defined(x, y):
+        return UNDEFINED
+    result = stats.kendalltau(x, y, variant="b")
+    return Correlation(float(result.statistic), float(result.pvalue))
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
+    """Spearman's rank correlation of two columns ``[n]``."""
+    if not _defined(x, y):
+        return UNDEFINED
+    result = stats.spearmanr(x, y)
+    return Correlation(float(result.statistic), float(result.pvalue))
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
+    """Pearson's linear correlation of two columns ``[n]``."""
+    if not _defined(x, y):
+        return UNDEFINED
+    result = stats.pearsonr(x, y)
+    return Correlation(float(result.statistic), float(result.pvalue))
+
+
+def discordant_ratio(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) -> float:
+    """The share of all pairs of rows that x and y order oppositely (the paper's counterexamples).
+
+    x is a score (lower is better), y an outcome. A pair tied in either is no counterexample. NaN
+    for fewer than two rows.
+    """
+    n = len(x)
+    if n < 2:
+        return math.nan
+    if not _defined(x, y):
+        return 0.0
+    better = -y if higher_is_better else y
+    pairs = n * (n - 1) // 2
+    tied_x, tied_y, tied_both = _tied_pairs(x), _tied_pairs(y), _tied_pairs(x, y)
+    # tau-b is (concordant - discordant) / sqrt((pairs - tied_x)(pairs - tied_y)): scipy counts in
+    # n log n, and the counts are whole numbers, so that rounding gives them back exactly.
+    surplus = round(kendall(x, better).value * math.sqrt((pairs - tied_x) * (pairs - tied_y)))
+    ordered = pairs - tied_x - tied_y + tied_both
+    return (ordered - surplus) / 2 / pairs
+
+
+def _tied_pairs(*columns: np.ndarray) -> int:
+    _, counts = np.unique(np.column_stack(columns), axis=0, return_counts=True)
+    return int((counts * (counts - 1) // 2).sum())

@@ -1,0 +1,125 @@
+"""What a score before retraining says of an outcome after it: the study's answer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from trueoracle.analysis.correlation import (
+    Correlation,
+    discordant_ratio,
+    kendall,
+    pearson,
+    spearman,
+)
+from trueoracle.errors import InputError
+
+__all__ = ["Relation", "relate"]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """The statistics of one score against one outcome.
+
+    ``n`` candidates count; ``dropped`` had no finite score or outcome (diverged, say).
+    Coefficients are those of the columns as they are: where a higher outcome is better, a perfect
+    criterion has tau -1. ``agreement`` is tau with the sign turned so that +1 is perfect.
+    ``chosen`` is the row (in the columns given) of the lowest score, the first one among ties;
+    an anomaly ends strictly better than it; ``rank`` is its place by outcome (1 = best) and
+    ``regret`` what the best outcome has over its own, never negative.
+    """
+
+    n: int
+    dropped: int
+    higher_is_better: bool
+    kendall: Correlation
+    spearman: Correlation
+    pearson: Correlation
+    anomalies: int
+    anomaly_ratio: float
+    discordant_ratio: float
+    chosen: int
+    chosen_score: float
+    chosen_outcome: float
+    best_outcome: float
+    rank: int
+    regret: float
+
+    @property
+    def agreement(self) -> float:
+        return -self.kendall.value if self.higher_is_better else self.kendall.value
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: NaN becomes None."""
+        fields = asdict(self) | {"agreement": self.agreement}
+        for name in ("kendall", "spearman", "pearson"):
+            coefficient = fields.pop(name)
+            label = "kendall_tau" if name == "kendall" else f"{name}_r"
+            fields[label] = coefficient["value"]
+            fields[f"{name}_p_value"] = coefficient["p_value"]
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
+
+    def sentence(self, score: str = "the score", outcome: str = "the outcome") -> str:
+        """The verdict in words."""
+        if math.isnan(self.kendall.value):
+            return f"Nothing can be said: {score} or {outcome} is the same for all {self.n}."
+        strength = _strength(self.agreement, self.kendall.p_value)
+        share = f"{self.anomalies} of {self.n} candidates ({self.anomaly_ratio:.1%})"
+        end = "ends" if self.anomalies == 1 else "end"
+        choice = (
+            "the candidate it would choose is the best one"
+            if self.anomalies == 0
+            else f"{share} {end} better than the one it would choose"
+        )
+        return f"{score[0].upper()}{score[1:]} {strength} {outcome} after retraining; {choice}."
+
+
+def _strength(agreement: float, p_value: float) -> str:
+    """Words for an agreement; the borders are habit, not theory."""
+    if p_value >= 0.05:
+        return "says nothing certain about"
+    if agreement < 0:
+        return "is misleading about"
+    for border, words in ((0.7, "predicts"), (0.4, "largely predicts"), (0.2, "hints at")):
+        if agreement >= border:
+            return words
+    return "says little about"
+
+
+def relate(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) -> Relation:
+    """Relate scores ``x [P]`` (lower = prune this one) to outcomes ``y [P]``.
+
+    Rows where either is not finite are dropped and counted. Raises :class:`InputError` where the
+    lengths differ or no row is left.
+    """
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise InputError(f"scores and outcomes must be columns of one length: {x.shape}, {y.shape}")
+    finite = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    if len(finite) == 0:
+        raise InputError("no candidate has both a finite score and a finite outcome")
+    scores, outcomes = x[finite], y[finite]
+    chosen = int(np.argmin(scores))
+    better = outcomes > outcomes[chosen] if higher_is_better else outcomes < outcomes[chosen]
+    best = outcomes.max() if higher_is_better else outcomes.min()
+    anomalies = int(better.sum())
+    return Relation(
+        n=len(finite),
+        dropped=len(x) - len(finite),
+        higher_is_better=higher_is_better,
+        kendall=kendall(scores, outcomes),
+        spearman=spearman(scores, outcomes),
+        pearson=pearson(scores, outcomes),
+        anomalies=anomalies,
+        anomaly_ratio=anomalies / len(finite),
+        discordant_ratio=discordant_ratio(scores, outcomes, higher_is_better=higher_is_better),
+        chosen=int(finite[chosen]),
+        chosen_score=float(scores[chosen]),
+        chosen_outcome=float(outcomes[chosen]),
+        best_outcome=float(best),
+        rank=anomalies + 1,
+        regret=abs(float(best - outcomes[chosen])),
+    )

@@ -1,0 +1,92 @@
+"""``trueoracle analyse``: the same statistics for anybody's own table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+from trueoracle.cli.console import Debug, Json, guarded, out, print_json, table
+
+
+@guarded
+def analyse(
+    points: Annotated[Path, typer.Argument(help="A CSV file with a header, one row a candidate.")],
+    x: Annotated[str, typer.Option("--x", help="Column of scores before retraining; low = prune.")],
+    y: Annotated[str, typer.Option("--y", help="Column of outcomes after retraining.")],
+    higher_is_better: Annotated[
+        bool,
+        typer.Option(
+            "--higher-is-better/--lower-is-better",
+            help="Whether a higher outcome is better (an accuracy) or a lower one (a loss).",
+        ),
+    ] = True,
+    figure: Annotated[
+        Path | None, typer.Option(help="Also draw the scatter, to a .png, .svg or .pdf.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Apply the statistics of a study to a table of your own.
+
+    Rows whose x or y is missing are left out and counted.
+
+    Examples:
+
+    - trueoracle analyse points.csv --x pruned_loss --y accuracy
+
+    - trueoracle analyse points.csv --x l1 --y test_loss --lower-is-better --json
+    """
+    from trueoracle.analysis.relation import relate
+    from trueoracle.cli.tables import relation_cells
+    from trueoracle.errors import InputError
+    from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
+
+    if figure is not None and figure.suffix[1:] not in FORMATS:
+        raise InputError(f"--figure takes a .png, .svg or .pdf, got {figure}")
+    scores, outcomes = _columns(points, x, y)
+    relation = relate(scores, outcomes, higher_is_better=higher_is_better)
+    if figure is not None:
+        data = scatter_data(
+            scores, outcomes, higher_is_better=higher_is_better, x_label=x, y_label=y
+        )
+        save_figure(draw_scatter(data), figure.with_suffix(""), [figure.suffix[1:]])
+    fields = relation.as_dict()
+    verdict = relation.sentence(x, y)
+    if as_json:
+        print_json({"x": x, "y": y, **fields, "verdict": verdict})
+        return
+    names = ("n", "tau", "p", "anomaly ratio", "discordant", "rank", "regret")
+    made = table(*names, right=names)
+    made.add_row(*relation_cells(fields))
+    out().print(made)
+    if relation.dropped:
+        out().print(f"{relation.dropped} rows without a finite {x} and {y} are left out")
+    out().print(verdict, markup=False)
+
+
+def _columns(points: Path, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two numeric columns of a CSV file; raises :class:`InputError` in one line."""
+    import pandas as pd
+
+    from trueoracle.errors import InputError, unknown
+
+    try:
+        frame = pd.read_csv(points)
+    except FileNotFoundError as error:
+        raise InputError(f"no file {points}") from error
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{points} is not a CSV table: {str(error).strip()}") from error
+    columns = []
+    for name in (x, y):
+        if name not in frame.columns:
+            raise unknown(f"column of {points}", name, map(str, frame.columns))
+        try:
+            columns.append(pd.to_numeric(frame[name]).to_numpy(dtype="float64"))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"column {name!r} of {points} is not numeric: {error}") from error
+    return columns[0], columns[1]

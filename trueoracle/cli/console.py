@@ -1,0 +1,148 @@
+"""What the commands share: where text goes, how errors end, how progress is shown."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from trueoracle.errors import TrueOracleError
+from trueoracle.study.progress import PlainProgress, Progress, Rate, SilentProgress
+
+__all__ = [
+    "Debug",
+    "Json",
+    "Quiet",
+    "Runs",
+    "Settings",
+    "guarded",
+    "out",
+    "print_json",
+    "shown_progress",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")]
+Runs = Annotated[
+    Path,
+    typer.Option("--runs", envvar="TRUEORACLE_RUNS", help="Folder of the recorded studies."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; may be repeated."),
+]
+
+INTERRUPTED = 130
+
+
+def out() -> Console:
+    """Standard output; wide where it is no terminal, so that lines stay whole."""
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def err() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn what a command raises into one line and an exit code; ``--debug`` lets it through."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            _end("interrupted: what was committed is kept; the same command goes on", INTERRUPTED)
+        except BrokenPipeError:
+            _end("the reader of the output went away", 1)
+        except TrueOracleError as error:
+            if kwargs.get("debug"):
+                raise
+            _end(f"error: {error}", error.exit_code)
+        except Exception as error:
+            if kwargs.get("debug"):
+                raise
+            _end(f"unexpected error: {type(error).__name__}: {error} (--debug shows where)", 1)
+
+    return wrapper
+
+
+def _end(message: str, code: int) -> NoReturn:
+    err().print(message, markup=False)
+    raise typer.Exit(code)
+
+
+def print_json(value: Any) -> None:
+    """Indented JSON on standard output."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False, default=str))
+
+
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """An airy table with the named columns, some of them right-aligned."""
+    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left")
+    return made
+
+
+class BarProgress:
+    """A rich progress bar for each stage, with units an hour and the time left."""
+
+    def __init__(self) -> None:
+        self._bars = Bars(
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}", style="dim"),
+            console=err(),
+        )
+        self._task: TaskID | None = None
+        self._unit = ""
+        self._rate = Rate(0, 0)
+
+    def __enter__(self) -> BarProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def stage(self, name: str, total: int, done: int, unit: str) -> None:
+        self._unit, self._rate = unit, Rate(total, done)
+        self._task = self._bars.add_task(name, total=total, completed=done, rate=unit)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._rate.done += count
+        if self._task is not None:
+            parts = [self._rate.text(self._unit), note]
+            shown = ", ".join(part for part in parts if part)
+            self._bars.update(self._task, advance=count, rate=shown)
+
+    def message(self, text: str) -> None:
+        self._bars.console.print(text, markup=False)
+
+
+@contextmanager
+def shown_progress(*, quiet: bool) -> Iterator[Progress]:
+    """Bars on a terminal, plain lines elsewhere, nothing where quiet."""
+    if quiet:
+        yield SilentProgress()
+    elif not sys.stderr.isatty():
+        yield PlainProgress()
+    else:
+        with BarProgress() as bars:
+            yield bars

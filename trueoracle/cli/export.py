@@ -1,0 +1,48 @@
+"""``trueoracle export``: the tables, for other tools."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trueoracle.cli.console import Debug, Json, Runs, Settings, guarded, out, print_json
+
+
+class Format(StrEnum):
+    """File formats of tables."""
+
+    csv = "csv"
+    parquet = "parquet"
+
+
+@guarded
+def export(
+    study: Annotated[str, typer.Argument(help="A recorded study: its name, .toml or folder.")],
+    to: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
+    form: Annotated[Format, typer.Option("--format", help="csv or parquet.")] = Format.csv,
+    settings: Settings = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write the tables candidates, scores, outcomes, retrainings and dense_epochs.
+
+    Examples:
+
+    - trueoracle export digits-conv1-0.2 --out tables
+
+    - trueoracle export digits-conv1-0.2 --format parquet --out tables
+    """
+    from trueoracle.study.results import Results, find_run
+    from trueoracle.study.spec import parse_overrides
+
+    results = Results(find_run(study, runs, parse_overrides(settings or ())))
+    written = results.export(to, form.value)
+    if as_json:
+        print_json([str(path) for path in written])
+        return
+    for path in written:
+        out().print(str(path), markup=False)

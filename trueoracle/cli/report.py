@@ -1,0 +1,57 @@
+"""``trueoracle report``: the figure and the summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trueoracle.cli.console import Debug, Json, Runs, Settings, guarded, out, print_json
+
+
+@guarded
+def report(
+    study: Annotated[str, typer.Argument(help="A recorded study: its name, .toml or folder.")],
+    settings: Settings = None,
+    runs: Runs = Path("runs"),
+    outcome: Annotated[
+        str,
+        typer.Option(help="Epochs that count: last, last-5, best-on-validation or best-on-test."),
+    ] = "last",
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write to; default: report/ in the run.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write report.html, summary.json and the figures (PNG, SVG, PDF) of a recorded study.
+
+    Recorded arms of the study are shown beside it. An unfinished study is reported as far as it
+    has come.
+
+    Examples:
+
+    - trueoracle report digits-conv1-0.2
+
+    - trueoracle report digits-conv1-0.2 --outcome best-on-test --out report-as-in-the-paper
+    """
+    from trueoracle.cli.tables import relations_table
+    from trueoracle.report.page import write_report
+    from trueoracle.study.results import Results, find_arms, find_run
+    from trueoracle.study.spec import parse_overrides
+
+    results = Results(find_run(study, runs, parse_overrides(settings or ())))
+    written = write_report(results, find_arms(results), to or results.folder / "report", outcome)
+    if as_json:
+        print_json(written.summaries)
+        return
+    console = out()
+    console.print(relations_table(written.summaries))
+    for relation in written.summaries[0]["relations"]:
+        console.print(relation["verdict"], markup=False)
+    console.print(f"\nreport   {written.page}", markup=False)
+    console.print(f"summary  {written.summary}", markup=False)
+    if written.figures:
+        count = len(written.figures)
+        console.print(f"figures  {written.figures[0].parent} ({count} files)", markup=False)

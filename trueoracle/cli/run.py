@@ -1,0 +1,70 @@
+"""``trueoracle run``: carry a study out, or go on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trueoracle.cli.console import (
+    Debug,
+    Json,
+    Quiet,
+    Runs,
+    Settings,
+    guarded,
+    out,
+    print_json,
+    shown_progress,
+)
+from trueoracle.cli.tables import relations_table
+
+
+@guarded
+def run(
+    study: Annotated[str, typer.Argument(help="A shipped study, or the path of a .toml; @arm.")],
+    settings: Settings = None,
+    runs: Runs = Path("runs"),
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, …; auto takes CUDA where it is.")
+    ] = "auto",
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a study; run it again to resume.
+
+    Everything is recorded below --runs as it is found. A run that was stopped, in whatever way,
+    goes on after the last network it finished.
+
+    Examples:
+
+    - trueoracle run digits-conv1-0.2
+
+    - trueoracle run digits-conv1-0.2@as-released
+
+    - trueoracle run lenet5-mini-conv1-0.5 --set data.name=mnist-5k --set retraining.epochs=3
+
+    - trueoracle run my-study.toml --quiet --json > summary.json
+    """
+    from trueoracle.report.summary import summarise
+    from trueoracle.study.spec import load_spec, parse_overrides
+    from trueoracle.study.study import Study
+
+    made = Study(load_spec(study, parse_overrides(settings or ())), runs=runs)
+    with shown_progress(quiet=quiet) as progress:
+        results = made.run(progress=progress, device=device)
+    summary = summarise(results)
+    if as_json:
+        print_json(summary)
+    elif not quiet:
+        console = out()
+        console.print()
+        console.print(relations_table([summary]))
+        for relation in summary["relations"]:
+            console.print(relation["verdict"], markup=False)
+        if summary["diverged"]:
+            console.print(f"{summary['diverged']} retrainings diverged and have no outcome.")
+        console.print(f"\nrecorded in {results.folder}", markup=False)
+        console.print(f"the figures: trueoracle report {results.folder}", markup=False)

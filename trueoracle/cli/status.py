@@ -1,0 +1,66 @@
+"""``trueoracle status``: what is recorded, and how far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trueoracle.cli.console import Debug, Json, Runs, guarded, out, print_json, table
+
+
+@guarded
+def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = False) -> None:
+    """Show the recorded studies and how far each has come, the last changed one first.
+
+    A study is running, finished, interrupted (running it again goes on), or unreadable.
+
+    Examples:
+
+    - trueoracle status
+
+    - trueoracle status --runs /data/runs --json
+    """
+    rows = _rows(runs)
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        out().print(f"no study is recorded in {runs}: 'trueoracle run STUDY' records one")
+        return
+    made = table("study", "digest", "state", "scored", "retrained", "diverged", "last started")
+    for row in rows:
+        if row["state"] == "unreadable":
+            made.add_row(row["study"], row["digest"], row["state"], "", "", "", row["error"])
+            continue
+        made.add_row(
+            row["study"],
+            row["digest"],
+            row["state"],
+            f"{row['scored']:,}/{row['to_score']:,}",
+            f"{row['retrained']:,}/{row['to_retrain']:,}",
+            str(row["diverged"]),
+            row["last_started"],
+        )
+    out().print(made)
+
+
+def _rows(runs: Path) -> list[dict[str, Any]]:
+    from trueoracle.errors import StoreError
+    from trueoracle.study.results import Results, recorded_runs
+
+    rows: list[dict[str, Any]] = []
+    for folder in recorded_runs(runs):
+        try:
+            rows.append(Results(folder).status())
+        except StoreError as error:
+            name, _, digest = folder.name.rpartition("-")
+            rows.append(
+                {
+                    "study": name,
+                    "digest": digest,
+                    "folder": str(folder),
+                    "state": "unreadable",
+                    "error": str(error),
+                }
+            )
+    return rows

@@ -1,0 +1,98 @@
+"""What a criterion is, and how one is registered."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from trueoracle.data.splits import Splits
+from trueoracle.errors import InputError
+from trueoracle.pruning.candidates import Candidates
+from trueoracle.registry import Registry
+
+__all__ = ["CRITERIA", "Criterion", "criterion", "find_criterion"]
+
+Scores = np.ndarray | Tensor | list[float]
+ScoreFunction = Callable[[nn.Module, Candidates, Splits], Scores]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A function of candidates before retraining: lower means "prune this one".
+
+    ``name`` is what studies call it, ``source`` the paper it comes from. ``function`` takes the
+    dense network (which it leaves as it is), P candidates and the data, and gives scores ``[P]``.
+    ``separable`` says that a candidate's score does not depend on which others are scored with it,
+    so that scoring can go piece by piece and resume.
+    """
+
+    name: str
+    source: str
+    function: ScoreFunction
+    separable: bool = False
+
+    def __call__(self, dense: nn.Module, candidates: Candidates, data: Splits) -> np.ndarray:
+        """Scores float64 ``[P]``, NaN where there is none; raises InputError for another shape."""
+        scores = self.function(dense, candidates, data)
+        values = np.asarray(
+            scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64
+        )
+        if values.shape != (len(candidates),):
+            raise InputError(
+                f"criterion {self.name!r} gave scores of shape {list(values.shape)}, "
+                f"expected [{len(candidates)}]: one a candidate"
+            )
+        return values
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the function's source text, to notice that a user's own has changed."""
+        try:
+            text = inspect.getsource(self.function)
+        except (OSError, TypeError):  # defined at a prompt, or no plain function
+            text = self.name
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+CRITERIA: Registry[Criterion] = Registry("criterion")
+
+
+def criterion(
+    name: str, *, source: str = "", separable: bool = False
+) -> Callable[[ScoreFunction], Criterion]:
+    """Decorator: register ``function(dense, candidates, data) -> [P]`` as a criterion.
+
+    >>> @criterion("fewest-first", source="an example")
+    ... def fewest_first(dense, candidates, data):
+    ...     return [float(sum(way[0])) for way in candidates]
+    """
+
+    def register(function: ScoreFunction) -> Criterion:
+        made = _from_function(name, function, source, separable)
+        CRITERIA.add(name, made)
+        return made
+
+    return register
+
+
+def find_criterion(name: str) -> Criterion:
+    """A criterion by registered name or ``module:attribute`` (a criterion or a plain function)."""
+    from trueoracle.criteria import baseline, magnitude, oracle  # noqa: F401  (register themselves)
+
+    found = CRITERIA.find(name)
+    if isinstance(found, Criterion):
+        return found
+    if callable(found):
+        return _from_function(name, found)
+    raise InputError(f"criterion {name!r} is a {type(found).__name__}, which cannot be called")
+
+
+def _from_function(
+    name: str, function: ScoreFunction, source: str = "", separable: bool = False
+) -> Criterion:
+    return Criterion(name, source or inspect.getdoc(function) or "", function, separable)

@@ -1,0 +1,30 @@
+"""Pruned train loss: the criterion that the question is about."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from trueoracle.criteria.base import criterion
+from trueoracle.data.splits import Splits
+from trueoracle.pruning.candidates import Candidates
+from trueoracle.training.evaluate import evaluate
+
+__all__ = ["oracle"]
+
+
+@criterion(
+    "oracle",
+    source="Mozer & Smolensky 1988; Molchanov et al. 2017 (arXiv 1611.06440), section 2.1",
+    separable=True,
+)
+def oracle(dense: nn.Module, candidates: Candidates, data: Splits) -> np.ndarray:
+    """Mean cross-entropy (nats) of each pruned network over the whole training split.
+
+    In evaluation mode, on images that are not augmented, under the study's surgery. Scores ``[P]``.
+    """
+    losses = [
+        evaluate(candidates.prune(dense, index), data.train).loss
+        for index in range(len(candidates))
+    ]
+    return np.array(losses)

@@ -1,0 +1,47 @@
+"""What can go wrong in a way that the user can mend, each with the exit code of the command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["BusyError", "InputError", "StoreError", "TrainingError", "TrueOracleError", "unknown"]
+
+
+class TrueOracleError(Exception):
+    """Base of all expected errors; the message is one line that says what to do."""
+
+    exit_code = 1
+
+
+class InputError(TrueOracleError, ValueError):
+    """A study, name, file or value that cannot be used; raised before long work starts."""
+
+    exit_code = 2
+
+
+class BusyError(TrueOracleError):
+    """Another process is working on the same study."""
+
+    exit_code = 3
+
+
+class StoreError(TrueOracleError):
+    """The recorded study cannot be read or written (full disk, damaged file)."""
+
+    exit_code = 4
+
+
+class TrainingError(TrueOracleError):
+    """The dense network's training diverged, so that there is nothing to prune."""
+
+    exit_code = 5
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not among ``known``, with the nearest ones first."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    shown = ", ".join(names) if len(names) <= 12 else ", ".join(names[:12]) + ", …"
+    return InputError(f"unknown {kind} {name!r}: {hint}available: {shown}")

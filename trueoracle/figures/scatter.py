@@ -1,0 +1,143 @@
+"""The paper's figure: score before retraining against outcome after it, one dot a candidate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from trueoracle.analysis.relation import Relation, relate
+from trueoracle.errors import StoreError
+
+__all__ = ["FORMATS", "ScatterData", "draw_scatter", "save_figure", "scatter_data"]
+
+FORMATS = ("png", "svg", "pdf")
+
+# Okabe and Ito's palette, told apart by the colour-blind; anomalies differ in shape as well.
+USUAL, ANOMALY, CHOSEN = "#0072B2", "#D55E00", "#000000"
+
+
+@dataclass(frozen=True)
+class ScatterData:
+    """What the scatter shows: points ``x, y [n]``, which are anomalies ``[n]``, and its words."""
+
+    x: np.ndarray
+    y: np.ndarray
+    anomaly: np.ndarray
+    chosen: tuple[float, float]
+    x_label: str
+    y_label: str
+    title: str
+    note: str
+    relation: Relation
+
+
+def scatter_data(
+    scores: np.ndarray,
+    outcomes: np.ndarray,
+    *,
+    higher_is_better: bool,
+    x_label: str,
+    y_label: str,
+    title: str = "",
+) -> ScatterData:
+    """The values of the scatter; candidates without a finite score and outcome are left out."""
+    relation = relate(scores, outcomes, higher_is_better=higher_is_better)
+    x, y = np.asarray(scores, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = x[finite], y[finite]
+    chosen = relation.chosen_outcome
+    anomaly = y > chosen if higher_is_better else y < chosen
+    tau, p_value = relation.kendall.value, relation.kendall.p_value
+    if math.isnan(tau):
+        said = "Kendall's τ undefined"
+    else:
+        said = f"Kendall's τ = {tau:.2f}, {format_p(p_value)}".replace("-", "−")
+    note = f"{said}\nanomaly ratio {relation.anomaly_ratio:.1%} of {relation.n}"
+    return ScatterData(
+        x, y, anomaly, (relation.chosen_score, chosen), x_label, y_label, title, note, relation
+    )
+
+
+def format_p(p_value: float) -> str:
+    """``"p = 0.032"``, or a power of ten where it is small; no false zero."""
+    if p_value >= 0.001:
+        return f"p = {p_value:.2g}"
+    if p_value < 1e-300:
+        return "p < 1e-300"
+    return f"p = {p_value:.0e}"
+
+
+def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> Figure:
+    """Draw the scatter; ``size`` is in inches. Dashed lines and a star mark the lowest score."""
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    faint = 0.8 if len(data.x) <= 300 else 0.5
+    dot = 26 if len(data.x) <= 300 else 12
+    usual = ~data.anomaly
+    x_chosen, y_chosen = data.chosen
+    line: dict[str, Any] = {
+        "color": "0.45",
+        "linewidth": 0.8,
+        "linestyle": (0, (4, 3)),
+        "zorder": 1,
+    }
+    axes.axvline(x_chosen, **line)
+    axes.axhline(y_chosen, **line)
+    axes.scatter(
+        data.x[usual], data.y[usual], s=dot, c=USUAL, alpha=faint, linewidths=0, zorder=2,
+        label="candidate",
+    )  # fmt: skip
+    if data.anomaly.any():
+        axes.scatter(
+            data.x[data.anomaly], data.y[data.anomaly], s=dot * 1.1, c=ANOMALY, alpha=faint,
+            marker="D", linewidths=0, zorder=3, label=f"anomaly ({int(data.anomaly.sum())})",
+        )  # fmt: skip
+    axes.scatter(
+        [x_chosen], [y_chosen], marker="*", s=190, c=CHOSEN, edgecolors="white", linewidths=0.9,
+        zorder=4, label="lowest score",
+    )  # fmt: skip
+    axes.set(xlabel=data.x_label, ylabel=data.y_label)
+    if data.title:
+        axes.set_title(data.title, fontsize="medium", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.margins(0.06)
+    # Above the axes, where neither can hide a point.
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False,
+        fontsize="small", handletextpad=0.2, columnspacing=1.2,
+    )  # fmt: skip
+    axes.text(
+        1.0, 1.02, data.note, transform=axes.transAxes, ha="right", va="bottom", fontsize="small",
+        linespacing=1.35,
+    )  # fmt: skip
+    return figure
+
+
+def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write ``stem.png``, ``.svg`` and ``.pdf``; raises :class:`StoreError` where it cannot.
+
+    Text stays text in SVG and PDF, and no date is written in: same figure, same bytes.
+    """
+    written = []
+    with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "trueoracle"}):
+        for form in formats:
+            path = stem.parent / f"{stem.name}.{form}"
+            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(path, dpi=200, metadata=metadata)
+            except OSError as error:
+                raise StoreError(f"cannot write {path}: {error}") from error
+            written.append(path)
+    return written

@@ -1,0 +1,65 @@
+"""Networks by name: a factory takes the data's shape and its own arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from trueoracle.errors import InputError, unknown
+from trueoracle.registry import Registry
+
+__all__ = ["NETWORKS", "build", "network"]
+
+Factory = Callable[..., nn.Module]
+NETWORKS: Registry[Factory] = Registry("network")
+
+# What the data set says rather than the user; a factory that names them is given them.
+_FROM_DATA = ("input_shape", "classes")
+
+
+def network(name: str) -> Callable[[Factory], Factory]:
+    """Decorator: register a factory ``(input_shape, classes, **arguments) -> nn.Module``."""
+
+    def register(factory: Factory) -> Factory:
+        NETWORKS.add(name, factory)
+        return factory
+
+    return register
+
+
+def build(
+    name: str,
+    arguments: Mapping[str, object] | None = None,
+    *,
+    input_shape: tuple[int, ...],
+    classes: int,
+) -> nn.Module:
+    """Build a network by registered name or ``module:factory``.
+
+    ``input_shape`` is one image's, ``(C, H, W)``. The initial weights come from torch's global
+    generator. Raises :class:`InputError` for an unknown name or argument, with the nearest ones.
+    """
+    from trueoracle.networks import lenet, mlp  # noqa: F401  (they register themselves)
+
+    factory = NETWORKS.find(name)
+    given = dict(arguments or {})
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError) as error:
+        raise InputError(f"network {name!r} cannot be called: {error}") from error
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    own = [p for p in parameters if p not in _FROM_DATA]
+    for argument in given:
+        if argument not in own and not takes_any:
+            raise unknown(f"argument of network {name!r}", argument, own)
+    from_data = {"input_shape": input_shape, "classes": classes}
+    given |= {key: value for key, value in from_data.items() if key in parameters}
+    try:
+        built = factory(**given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"network {name!r} cannot be built: {error}") from error
+    if not isinstance(built, nn.Module):
+        raise InputError(f"network {name!r} gave a {type(built).__name__}, not an nn.Module")
+    return built

@@ -1,0 +1,222 @@
+"""The ways to prune: how many there are, all of them in order, or a sample without repeats.
+
+The ways to prune one group are the combinations of filters to remove, numbered in lexicographic
+order; the ways to prune several groups are the mixed-radix numbers over theirs. So the whole space
+is the integers below its size, and neither enumeration nor sampling ever builds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from trueoracle.errors import InputError, unknown
+from trueoracle.pruning.groups import Group, GroupMap
+from trueoracle.pruning.surgery import l1_survivors, prune
+
+__all__ = ["ENUMERATION_LIMIT", "Candidates", "Surgery", "Way", "list_candidates", "number_pruned"]
+
+Surgery = Literal["exact", "as-released"]
+Way = tuple[tuple[int, ...], ...]
+"""One way to prune: for each pruned group, the pruned filters, ascending."""
+
+ENUMERATION_LIMIT = 1_000_000
+
+
+def number_pruned(ratio: float, filters: int) -> int:
+    """How many of ``filters`` a pruning ratio removes: the nearest whole number, halves up.
+
+    The product is taken in decimal, as written: 0.7 of 10 is 7, 0.29 of 100 is 29. Raises
+    :class:`InputError` where the ratio is outside (0, 1) or would remove nothing or everything.
+    """
+    if not 0 < ratio < 1:
+        raise InputError(f"a pruning ratio lies between 0 and 1, got {ratio}")
+    count = int((Decimal(str(ratio)) * filters).quantize(Decimal(1), rounding=ROUND_HALF_UP))
+    if not 0 < count < filters:
+        what = "nothing" if count == 0 else "everything"
+        raise InputError(f"a pruning ratio of {ratio} would remove {what} of {filters} filters")
+    return count
+
+
+def space_size(filters: Sequence[int], pruned: Sequence[int]) -> int:
+    """The number of ways to remove ``pruned[g]`` of ``filters[g]`` filters in every group."""
+    return math.prod(math.comb(n, k) for n, k in zip(filters, pruned, strict=True))
+
+
+def combination(number: int, n: int, k: int) -> tuple[int, ...]:
+    """The ``number``-th (from 0, lexicographic) of the ``k``-subsets of 0 … n-1."""
+    chosen: list[int] = []
+    for candidate in range(n):
+        if len(chosen) == k:
+            break
+        starting_here = math.comb(n - candidate - 1, k - len(chosen) - 1)
+        if number < starting_here:
+            chosen.append(candidate)
+        else:
+            number -= starting_here
+    return tuple(chosen)
+
+
+def way(number: int, filters: Sequence[int], pruned: Sequence[int]) -> Way:
+    """The ``number``-th way to prune; the last group changes fastest."""
+    parts = []
+    for n, k in reversed(list(zip(filters, pruned, strict=True))):
+        number, within = divmod(number, math.comb(n, k))
+        parts.append(combination(within, n, k))
+    return tuple(reversed(parts))
+
+
+def sample(size: int, count: int, seed: int) -> list[int]:
+    """``count`` distinct whole numbers below ``size`` (which may be huge), in the order drawn."""
+    generator = random.Random(seed)
+    drawn: dict[int, None] = {}
+    while len(drawn) < count:
+        drawn.setdefault(generator.randrange(size))
+        if len(drawn) * 2 > size:  # few are left to hit: draw among those
+            rest = [number for number in range(size) if number not in drawn]
+            generator.shuffle(rest)
+            drawn.update(dict.fromkeys(rest[: count - len(drawn)]))
+    return list(drawn)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """P ways to prune one network, with the surgery that carries them out.
+
+    ``ways`` has one entry a candidate; ``groups`` are the pruned groups, in the order of each
+    entry's parts. ``space`` is how many ways there are in all.
+    """
+
+    groups: tuple[Group, ...]
+    ways: tuple[Way, ...]
+    surgery: Surgery
+    space: int
+
+    def __len__(self) -> int:
+        return len(self.ways)
+
+    def __iter__(self) -> Iterator[Way]:
+        return iter(self.ways)
+
+    def take(self, indices: Sequence[int]) -> Candidates:
+        """Some of the candidates, as another ``Candidates``."""
+        return replace(self, ways=tuple(self.ways[i] for i in indices))
+
+    @property
+    def exhaustive(self) -> bool:
+        """Whether these are all the ways there are, not a sample of them."""
+        return len(self) == self.space
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """One stable id a candidate: 16 hex digits over group names and pruned filters."""
+        return tuple(self._id(w) for w in self.ways)
+
+    def _id(self, one: Way) -> str:
+        named = ";".join(
+            f"{group.name}/{group.filters}:{','.join(map(str, pruned))}"
+            for group, pruned in zip(self.groups, one, strict=True)
+        )
+        return hashlib.sha256(named.encode()).hexdigest()[:16]
+
+    def pruned(self, index: int) -> dict[str, tuple[int, ...]]:
+        """The pruned filters of one candidate, by group name."""
+        return dict(zip((g.name for g in self.groups), self.ways[index], strict=True))
+
+    def kept(self, index: int) -> dict[str, np.ndarray]:
+        """The kept filters of one candidate, ascending, by group name."""
+        return {
+            group.name: np.setdiff1d(np.arange(group.filters), pruned)
+            for group, pruned in zip(self.groups, self.ways[index], strict=True)
+        }
+
+    def prune(self, dense: nn.Module, index: int) -> nn.Module:
+        """The pruned network of one candidate: a smaller copy of ``dense``."""
+        kept = self.kept(index)
+        read = l1_survivors(dense, self.groups, kept) if self.surgery == "as-released" else None
+        return prune(dense, self.groups, kept, read)
+
+    def sum_pruned(self, importance: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Scores ``[P]``: per-filter ``importance`` ``[filters]`` summed over what is pruned."""
+        scores = np.zeros(len(self))
+        for position, group in enumerate(self.groups):
+            filters = np.asarray(importance[group.name], dtype=np.float64)
+            scores += filters[np.array([w[position] for w in self.ways])].sum(axis=1)
+        return scores
+
+
+def list_candidates(
+    available: GroupMap,
+    ratios: Mapping[str, float],
+    *,
+    count: int | Literal["all"] = "all",
+    seed: int = 0,
+    surgery: Surgery = "exact",
+) -> Candidates:
+    """List the candidates of a pruning.
+
+    ``ratios`` maps layer names or patterns (``conv*``) to pruning ratios. ``count`` is ``"all"``
+    for every way in lexicographic order, or how many distinct ones to sample with ``seed``. Raises
+    :class:`InputError` for a pattern without a prunable layer, a ratio that removes nothing or
+    everything, and a space too large to enumerate or too small for the sample.
+    """
+    matched = _match(available, ratios)
+    groups = tuple(group for name, group in available.groups.items() if name in matched)
+    filters = [group.filters for group in groups]
+    pruned = []
+    for group in groups:
+        try:
+            pruned.append(number_pruned(matched[group.name], group.filters))
+        except InputError as error:
+            raise InputError(f"pruning.layers: {group.name}: {error}") from error
+    space = space_size(filters, pruned)
+    if count == "all":
+        if space > ENUMERATION_LIMIT:
+            raise InputError(
+                f"there are {_readable(space)} ways to prune {', '.join(matched)}, too many to "
+                f"list (at most {ENUMERATION_LIMIT:,}): set pruning.candidates to a number to "
+                "sample, such as 1000"
+            )
+        numbers: Sequence[int] = range(space)
+    else:
+        if count > min(space, ENUMERATION_LIMIT):
+            raise InputError(
+                f"pruning.candidates = {count:,}, but there are {_readable(space)} ways (at most "
+                f"{ENUMERATION_LIMIT:,} are sampled): 'all' lists every one"
+            )
+        numbers = sample(space, count, seed)
+    return Candidates(groups, tuple(way(i, filters, pruned) for i in numbers), surgery, space)
+
+
+def _match(available: GroupMap, ratios: Mapping[str, float]) -> dict[str, float]:
+    """The ratio of every layer that a pattern names; each pattern must name at least one."""
+    matched: dict[str, float] = {}
+    for pattern, ratio in ratios.items():
+        hits = [name for name in available.groups if name == pattern or fnmatchcase(name, pattern)]
+        if not hits:
+            for name, reason in available.refused.items():
+                if fnmatchcase(name, pattern):
+                    raise InputError(f"pruning.layers: {name!r} cannot be pruned: {reason}")
+            raise unknown("layer in pruning.layers", pattern, available.groups)
+        for name in hits:
+            if name in matched:
+                raise InputError(f"pruning.layers: {name!r} is named by more than one pattern")
+            matched[name] = ratio
+    return matched
+
+
+def _readable(size: int) -> str:
+    if size < 10**15:
+        return f"{size:,}"
+    digits = str(size)
+    return f"about {digits[0]}.{digits[1]}e{len(digits) - 1}"

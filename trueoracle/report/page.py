@@ -1,0 +1,109 @@
+"""The report: figures, a summary and one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from trueoracle.analysis.outcomes import METRIC_NAMES
+from trueoracle.errors import StoreError
+from trueoracle.figures.scatter import FORMATS, save_figure
+from trueoracle.report.summary import summarise
+from trueoracle.study.progress import duration
+from trueoracle.study.results import Results, score_name
+
+__all__ = ["WrittenReport", "write_report"]
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """What was written where, and the summaries: the study's own first, then its arms'."""
+
+    page: Path
+    summary: Path
+    figures: tuple[Path, ...]
+    summaries: tuple[dict[str, Any], ...]
+
+
+def write_report(
+    results: Results, arms: list[Results], out: Path, rule: str = "last"
+) -> WrittenReport:
+    """Write ``report.html``, ``summary.json`` and ``figures/`` below ``out``.
+
+    ``arms`` are other recorded variants of the study, shown beside it. Raises
+    :class:`StoreError` where the disk does not take it.
+    """
+    figures: list[Path] = []
+    summaries, sections = [], []
+    for one in (results, *arms):
+        summary = summarise(one, rule)
+        summaries.append(summary)
+        drawn = []
+        for relation in summary["relations"]:
+            criterion, metric = relation["criterion"], relation["metric"]
+            stem = out / "figures" / f"{one.spec.name}-{_slug(criterion)}-{metric}"
+            written = save_figure(one.plot(criterion, metric, rule), stem, FORMATS)
+            figures.extend(written)
+            svg = next(path for path in written if path.suffix == ".svg")
+            # As an image of its own, so that ids inside one figure cannot meet another's.
+            encoded = base64.b64encode(svg.read_bytes()).decode()
+            drawn.append({"relation": relation, "source": f"data:image/svg+xml;base64,{encoded}"})
+        sections.append({"summary": summary, "figures": drawn})
+    page, summary_path = out / "report.html", out / "summary.json"
+    _write(page, _environment().get_template("page.html").render(sections=sections))
+    _write(summary_path, json.dumps(summaries, indent=2, allow_nan=False) + "\n")
+    return WrittenReport(page, summary_path, tuple(figures), tuple(summaries))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error}") from error
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("trueoracle.report"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "duration": duration,
+        "score_name": score_name,
+        "metric_name": METRIC_NAMES.__getitem__,
+        "filters": pruned_in_words,
+    }
+    return environment
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Fixed digits with a true minus, powers of ten for the tiny, a dash for what is not there."""
+    if value is None:
+        return "–"
+    if value != 0 and abs(value) < 10**-digits:
+        return f"{value:.0e}".replace("-", "−")
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def pruned_in_words(pruned: dict[str, list[int]]) -> str:
+    """Such as ``"conv1 2, 7; conv2 0, 3"``."""
+    return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())
+
+
+def _slug(criterion: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in criterion)

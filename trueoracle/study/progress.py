@@ -1,0 +1,96 @@
+"""What a run tells whoever is waiting for it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+__all__ = ["PlainProgress", "Progress", "Rate", "SilentProgress"]
+
+
+class Progress(Protocol):
+    """Receives the course of a run; an implementation only shows it."""
+
+    def stage(self, name: str, total: int, done: int, unit: str) -> None:
+        """A stage begins: ``done`` of ``total`` units are recorded already."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """``count`` more units of the stage are recorded."""
+
+    def message(self, text: str) -> None:
+        """Something worth a line of its own."""
+
+
+class SilentProgress:
+    """Shows nothing."""
+
+    def stage(self, name: str, total: int, done: int, unit: str) -> None: ...
+
+    def advance(self, count: int = 1, note: str = "") -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+class Rate:
+    """Units an hour and seconds left, from the units done since the stage began."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done, self.began_with = total, done, done
+        self.started = time.monotonic()
+
+    def text(self, unit: str) -> str:
+        """Such as ``"620 networks/h, 4 min left"``; empty before the first unit is done."""
+        fresh = self.done - self.began_with
+        seconds = time.monotonic() - self.started
+        if fresh == 0 or seconds <= 0:
+            return ""
+        rate = f"{fresh / seconds * 3600:,.0f} {unit}/h"
+        if self.done >= self.total:
+            return f"{rate}, took {duration(seconds)}"
+        return f"{rate}, {duration((self.total - self.done) * seconds / fresh)} left"
+
+
+class PlainProgress:
+    """One line at a stage's start and end and every ``interval`` seconds between."""
+
+    def __init__(self, stream: TextIO | None = None, interval: float = 10.0) -> None:
+        self._stream = stream or sys.stderr
+        self._interval = interval
+        self._name, self._unit = "", ""
+        self._rate = Rate(0, 0)
+        self._last = 0.0
+
+    def stage(self, name: str, total: int, done: int, unit: str) -> None:
+        self._name, self._unit = name, unit
+        self._rate = Rate(total, done)
+        self._last = time.monotonic()
+        recorded = f", {done:,} recorded already" if done else ""
+        self._print(f"{name}: {total:,} {unit}{recorded}")
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._rate.done += count
+        finished = self._rate.done == self._rate.total
+        if finished or time.monotonic() - self._last >= self._interval:
+            self._last = time.monotonic()
+            parts = [self._rate.text(self._unit), note]
+            self._print(
+                f"{self._name}: {self._rate.done:,}/{self._rate.total:,} {self._unit}"
+                + "".join(f", {part}" for part in parts if part)
+            )
+
+    def message(self, text: str) -> None:
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """A time span in the two units that matter: ``"42 s"``, ``"4 min 10 s"``, ``"3 h 5 min"``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

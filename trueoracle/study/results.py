@@ -1,0 +1,257 @@
+"""What a study has found: its tables, their statistics and its figure. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+
+from trueoracle.analysis.outcomes import METRIC_NAMES, RULES, final_outcomes, higher_is_better
+from trueoracle.analysis.relation import Relation, relate
+from trueoracle.errors import InputError, StoreError, unknown
+from trueoracle.study.spec import StudySpec, load_spec, shipped_studies
+from trueoracle.study.store import DATABASE, Store, is_locked
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Results", "find_arms", "find_run", "recorded_runs"]
+
+_SCORE_NAMES = {
+    "oracle": "pruned train loss",
+    "l1": "L1 norm of the pruned filters",
+    "l2": "L2 norm of the pruned filters",
+    "random": "a random number",
+}
+
+
+class Results:
+    """The recorded tables of one study, read once, as far as it has come.
+
+    ``candidates``: one row a candidate (``candidate``, ``position``, ``pruned``). ``scores``: one
+    row a candidate, one column a criterion. ``outcomes``: one row a candidate, seed and epoch, with
+    the learning rate, losses (nats) and accuracies (fractions). ``retrainings``: one row a
+    candidate and seed (``diverged``, ``seconds``). ``dense``: the dense network's metrics.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read the record in ``folder``; raises :class:`StoreError` where there is none."""
+        self.folder = Path(folder)
+        with Store(self.folder, read_only=True) as store:
+            fields = store.spec()
+            if fields is None:
+                raise StoreError(f"nothing is recorded in {folder}")
+            self.spec = StudySpec.model_validate(fields)
+            self.dense = store.dense()
+            self.counts = store.counts()
+            self.provenance = store.provenance()
+            candidates = store.frame("candidates").rename(columns={"id": "candidate"})
+            scores = store.frame("scores")
+            self.outcomes = store.frame("outcomes")
+            self.retrainings = store.frame("retrainings")
+            self.dense_epochs = store.frame("dense_epochs")
+        candidates["pruned"] = [json.loads(text) for text in candidates["pruned"]]
+        self.candidates = candidates
+        wide = scores.pivot(index="candidate", columns="criterion", values="score")
+        order = [name for name in self.spec.criteria if name in wide.columns]
+        self.scores = wide.reindex(index=candidates["candidate"], columns=order).reset_index()
+        self.scores.columns.name = None
+
+    @property
+    def networks_to_retrain(self) -> int:
+        return len(self.candidates) * len(self.spec.retraining.seeds)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every candidate is scored by every criterion and retrained with every seed."""
+        scored = self.counts["scores"] >= len(self.candidates) * len(self.spec.criteria)
+        retrained = self.counts["retrainings"] >= self.networks_to_retrain
+        return len(self.candidates) > 0 and scored and retrained
+
+    @cached_property
+    def criteria(self) -> list[str]:
+        """The criteria that have scored candidates, in the study's order."""
+        return [name for name in self.scores.columns if name != "candidate"]
+
+    def points(
+        self, criterion: str = "oracle", metric: str = "test_accuracy", rule: str = "last"
+    ) -> pd.DataFrame:
+        """One row a candidate: ``candidate``, ``pruned``, ``score`` and ``outcome``.
+
+        ``metric`` is a column of ``outcomes``; ``rule`` says which epochs count (``last``,
+        ``last-5``, ``best-on-validation``, ``best-on-test``). The outcome is the mean over seeds;
+        NaN where there is none. Raises :class:`InputError` for unknown names.
+        """
+        if criterion not in self.criteria:
+            raise unknown("recorded criterion", criterion, self.criteria)
+        higher_is_better(metric)
+        if self.outcomes.empty:
+            raise InputError(f"{self.spec.name}: no network has been retrained yet")
+        outcomes = final_outcomes(self.outcomes, metric, rule)
+        table = self.candidates[["candidate", "pruned"]].merge(
+            self.scores[["candidate", criterion]].rename(columns={criterion: "score"}),
+            on="candidate",
+        )
+        return table.merge(outcomes, on="candidate", how="left")
+
+    def relation(
+        self, criterion: str = "oracle", metric: str = "test_accuracy", rule: str = "last"
+    ) -> Relation:
+        """The statistics of one criterion against one outcome."""
+        points = self.points(criterion, metric, rule)
+        return relate(
+            points["score"].to_numpy(),
+            points["outcome"].to_numpy(),
+            higher_is_better=higher_is_better(metric),
+        )
+
+    def correlate(
+        self, metrics: tuple[str, ...] = ("test_accuracy", "test_loss"), rule: str = "last"
+    ) -> pd.DataFrame:
+        """One row a criterion and metric, with all that :class:`Relation` holds."""
+        rows = [
+            {"criterion": criterion, "metric": metric}
+            | self.relation(criterion, metric, rule).as_dict()
+            for criterion in self.criteria
+            for metric in metrics
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(
+        self, criterion: str = "oracle", metric: str = "test_accuracy", rule: str = "last"
+    ) -> Figure:
+        """The scatter of one criterion against one outcome, as a matplotlib figure."""
+        from trueoracle.figures.scatter import draw_scatter, scatter_data
+
+        points = self.points(criterion, metric, rule)
+        return draw_scatter(
+            scatter_data(
+                points["score"].to_numpy(),
+                points["outcome"].to_numpy(),
+                higher_is_better=higher_is_better(metric),
+                x_label=score_name(criterion),
+                y_label=METRIC_NAMES[metric] + ("" if rule == "last" else f" ({rule})"),
+                title=self.spec.name,
+            )
+        )
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """All tables by name, with values that CSV and Parquet hold alike."""
+        candidates = self.candidates.copy()
+        candidates["pruned"] = [json.dumps(pruned) for pruned in candidates["pruned"]]
+        return {
+            "candidates": candidates,
+            "scores": self.scores,
+            "outcomes": self.outcomes,
+            "retrainings": self.retrainings,
+            "dense_epochs": self.dense_epochs,
+        }
+
+    def export(self, out: Path, form: Literal["csv", "parquet"] = "csv") -> list[Path]:
+        """Write every table to ``out``; raises :class:`StoreError` where it cannot be written."""
+        written = []
+        for name, table in self.tables().items():
+            path = out / f"{name}.{form}"
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                if form == "csv":
+                    table.to_csv(path, index=False)
+                else:
+                    table.to_parquet(path, index=False)
+            except OSError as error:
+                raise StoreError(f"cannot write {path}: {error}") from error
+            written.append(path)
+        return written
+
+    def status(self) -> dict[str, Any]:
+        """How far the study is, as plain values."""
+        running = is_locked(self.folder)
+        state = "running" if running else "finished" if self.finished else "interrupted"
+        last = self.provenance[-1]
+        return {
+            "study": self.spec.name,
+            "digest": self.spec.digest,
+            "folder": str(self.folder),
+            "state": state,
+            "candidates": len(self.candidates),
+            "scored": self.counts["scores"],
+            "to_score": len(self.candidates) * len(self.spec.criteria),
+            "retrained": self.counts["retrainings"],
+            "to_retrain": self.networks_to_retrain,
+            "diverged": self.counts["diverged"],
+            "started": self.provenance[0]["started"],
+            "last_started": last["started"],
+            "ended": last["ended"],
+        }
+
+
+def score_name(criterion: str) -> str:
+    """What a criterion's score is called in figures and sentences."""
+    return _SCORE_NAMES.get(criterion, criterion)
+
+
+def rule_name(rule: str) -> str:
+    """What an outcome rule says, in words."""
+    return RULES[rule]
+
+
+def recorded_runs(runs: Path) -> list[Path]:
+    """The folders below ``runs`` that hold a recorded study, the last changed one first."""
+    if not runs.is_dir():
+        return []
+    found = [path.parent for path in runs.glob(f"*/{DATABASE}")]
+    return sorted(found, key=_changed, reverse=True)
+
+
+def _changed(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in folder.glob(f"{DATABASE}*"))
+
+
+def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None) -> Path:
+    """The folder of a recorded study.
+
+    ``reference`` is a shipped name, a ``.toml`` path, a run's folder, or a recorded name; where
+    several runs have the name, the one of the file's own settings, else the last changed. Raises
+    :class:`InputError` where none is recorded.
+    """
+    for folder in (Path(reference), runs / reference):
+        if (folder / DATABASE).is_file():
+            return folder
+    if reference.partition("@")[0] in shipped_studies() or ".toml" in reference:
+        spec = load_spec(reference, overrides)
+        if (runs / spec.folder_name / DATABASE).is_file():
+            return runs / spec.folder_name
+        reference = spec.name
+    named = [] if overrides else [run for run in recorded_runs(runs) if _name(run) == reference]
+    if not named:
+        names = {_name(run) for run in recorded_runs(runs)}
+        if not names:
+            raise InputError(f"no study is recorded in {runs}: 'trueoracle run STUDY' records one")
+        if reference in names:
+            raise InputError(f"{reference!r} is recorded in {runs}, but not with these settings")
+        raise unknown("recorded study", reference, names)
+    return named[0]
+
+
+def find_arms(results: Results) -> list[Results]:
+    """The recorded arms of a study, or the study and other arms of an arm, one run a name."""
+    base = results.spec.name.partition("@")[0]
+    arms: dict[str, Results] = {}
+    for run in recorded_runs(results.folder.parent):
+        name = _name(run)
+        if name.partition("@")[0] != base or name == results.spec.name or name in arms:
+            continue
+        try:
+            other = Results(run)
+        except StoreError:  # a damaged neighbour is reported where it is asked for
+            continue
+        if other.spec.dense_digest == results.spec.dense_digest and not other.outcomes.empty:
+            arms[name] = other
+    return list(arms.values())
+
+
+def _name(folder: Path) -> str:
+    return folder.name.rpartition("-")[0]

@@ -1,0 +1,364 @@
+"""The stages of a study, in order; each skips what is recorded, so that running is resuming."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trueoracle.criteria.base import Criterion, find_criterion
+from trueoracle.data import datasets
+from trueoracle.data.splits import Splits
+from trueoracle.errors import InputError, StoreError, TrainingError
+from trueoracle.networks.registry import build
+from trueoracle.networks.weights import (
+    load_weights,
+    read_metadata,
+    save_weights,
+    weights_sha256,
+)
+from trueoracle.pruning.candidates import Candidates, list_candidates
+from trueoracle.pruning.groups import find_groups
+from trueoracle.study.progress import Progress
+from trueoracle.study.spec import StudySpec
+from trueoracle.study.store import DATABASE, Retrained, Store, locked
+from trueoracle.training.loop import EpochRecord, measure, stream_seed, train
+from trueoracle.version import __version__
+
+__all__ = ["DENSE", "Prepared", "list_study", "prepare", "run"]
+
+DENSE = "dense.safetensors"
+SCORE_CHUNK = 32
+"""Candidates scored between two commits, where the criterion allows it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A study whose every part has been found and checked; no long work is done yet.
+
+    ``network`` has its initial weights, or its trained ones where the study brings them.
+    """
+
+    spec: StudySpec
+    data: Splits
+    network: nn.Module
+    candidates: Candidates
+    criteria: tuple[Criterion, ...]
+    device: torch.device
+
+    @property
+    def arrives_trained(self) -> bool:
+        return self.spec.network.weights is not None or self.spec.network.fingerprint is not None
+
+    @property
+    def retrainings(self) -> int:
+        """How many networks the study retrains in all."""
+        return len(self.candidates) * len(self.spec.retraining.seeds)
+
+
+def prepare(
+    spec: StudySpec,
+    *,
+    network: nn.Module | None = None,
+    data: Splits | None = None,
+    device: str = "auto",
+) -> Prepared:
+    """Load the data, build the network, list the candidates; refuse what cannot work.
+
+    ``network`` and ``data`` stand in for the spec's where they are given. Raises
+    :class:`InputError`, in one line, before any long work.
+    """
+    criteria = tuple(find_criterion(name) for name in spec.criteria)
+    where = _device(device)
+    if data is None:
+        # The cheap checks first: loading may download.
+        if network is None:
+            list_study(spec)
+        data = datasets.load(
+            spec.data.name,
+            validation_images=spec.data.validation_images,
+            split_seed=spec.data.split_seed,
+        )
+    shape = tuple(data.train.images.shape[1:])
+    made = _build(spec, shape, data.classes) if network is None else copy.deepcopy(network).cpu()
+    candidates = _check(made, shape, data.classes, spec)
+    if spec.network.weights is not None:
+        load_weights(made, Path(spec.network.weights))
+    return Prepared(spec, data.to(where), made.to(where), candidates, criteria, where)
+
+
+def list_study(spec: StudySpec) -> Candidates:
+    """The candidates of a study of registered network and data, without loading the data."""
+    info = datasets.dataset_info(spec.data.name)
+    return _check(_build(spec, info.shape, info.classes), info.shape, info.classes, spec)
+
+
+def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(spec.dense.seed, 0, "initial weights"))
+        return build(spec.network.name, spec.network.arguments, input_shape=shape, classes=classes)
+
+
+def _check(network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudySpec) -> Candidates:
+    """The candidates, once the network is known to take the images and to tell the classes."""
+    # Two images, and not all zero: a batch norm in training mode needs as much elsewhere too.
+    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    available = find_groups(network, example)
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        answer = network(example)
+    network.train(was_training)
+    if not isinstance(answer, torch.Tensor) or answer.shape != (2, classes):
+        got = list(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        raise InputError(
+            f"network {spec.network.name!r} gives {got} for 2 images, expected [2, {classes}]: "
+            "one logit a class"
+        )
+    return list_candidates(
+        available,
+        spec.pruning.layers,
+        count=spec.pruning.candidates,
+        seed=spec.pruning.seed,
+        surgery=spec.pruning.surgery,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used: {first}") from error
+    return device
+
+
+def run(prepared: Prepared, folder: Path, progress: Progress) -> None:
+    """Carry a study out in ``folder``, from wherever it stands to its end.
+
+    Raises :class:`BusyError` where another process is at it, :class:`StoreError` where the record
+    cannot be written. Whatever ends the run, the next one goes on after the last commit.
+    """
+    with locked(folder), Store(folder) as store, _sitting(prepared, store):
+        dense = _dense_stage(prepared, folder, store, progress)
+        _candidates_stage(prepared, store)
+        _adopt(prepared, folder, store, progress)
+        _score_stage(prepared, dense, store, progress)
+        _retrain_stage(prepared, dense, store, progress)
+
+
+@contextmanager
+def _sitting(prepared: Prepared, store: Store) -> Iterator[None]:
+    """Record the spec, versions, machine, start and (where it gets there) end of this run."""
+    facts = {
+        "trueoracle": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": _device_name(prepared.device),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        "pid": os.getpid(),
+    }
+    sitting = store.begin(_now(), prepared.spec.model_dump(mode="json"), facts)
+    yield
+    store.end(sitting, _now())
+
+
+def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> nn.Module:
+    """The dense network: recorded, taken over from a like study, given, or trained now."""
+    spec, path, recorded = prepared.spec, folder / DENSE, store.dense()
+    network = copy.deepcopy(prepared.network)
+    if recorded is not None:
+        if not path.is_file():
+            raise StoreError(f"{path} is missing, though the study records it: put it back")
+        if prepared.arrives_trained and weights_sha256(network) != recorded["sha256"]:
+            raise InputError(
+                f"{spec.network.weights} has changed since this study began: give the study "
+                "another name to start anew with it"
+            )
+        load_weights(network, path)
+        if weights_sha256(network) != recorded["sha256"]:
+            raise StoreError(f"{path} has changed since the study recorded it: put it back")
+        return network
+    epochs: list[dict[str, Any]] = []
+    seconds = 0.0
+    if prepared.arrives_trained:
+        origin = "given"
+    elif (sibling := _like_dense(prepared, folder)) is not None:
+        origin = "adopted"
+        load_weights(network, sibling)
+        epochs = read_metadata(sibling)["epochs"]  # type: ignore[assignment]
+        progress.message(f"dense network: taken over from {sibling.parent.name}")
+    else:
+        origin = "trained"
+        started = time.perf_counter()
+        epochs = _train_dense(network, prepared, progress)
+        seconds = time.perf_counter() - started
+    final = asdict(measure(network, prepared.data, 0, 0.0))
+    if not math.isfinite(final["train_loss"]):
+        raise TrainingError(
+            f"the dense network's train loss is {final['train_loss']}: there is nothing to prune "
+            "(lower dense.learning_rate, or set dense.gradient_clip)"
+        )
+    save_weights(network, path, {"dense_digest": spec.dense_digest, "epochs": epochs})
+    store.record_dense(weights_sha256(network), origin, seconds, final, epochs)
+    return network
+
+
+def _train_dense(
+    network: nn.Module, prepared: Prepared, progress: Progress
+) -> list[dict[str, Any]]:
+    recipe = prepared.spec.dense
+    progress.stage("dense network", recipe.epochs, 0, "epochs")
+
+    def show(record: EpochRecord) -> None:
+        progress.advance(note=f"train loss {record.train_loss:.4f}")
+
+    records = train(network, prepared.data, recipe, seed=recipe.seed, on_epoch=show)
+    return [asdict(record) for record in records]
+
+
+def _siblings(folder: Path) -> Iterator[Path]:
+    """The folders of other studies beside this one that hold a record and a dense network."""
+    for other in sorted(folder.parent.iterdir()):
+        if other != folder and (other / DATABASE).is_file() and (other / DENSE).is_file():
+            yield other
+
+
+def _like_dense(prepared: Prepared, folder: Path) -> Path | None:
+    """The dense network of another study that depends on the very same fields."""
+    for other in _siblings(folder):
+        try:
+            if read_metadata(other / DENSE).get("dense_digest") == prepared.spec.dense_digest:
+                return other / DENSE
+        except StoreError:  # another study's damage is not this one's
+            continue
+    return None
+
+
+def _candidates_stage(prepared: Prepared, store: Store) -> None:
+    candidates = prepared.candidates
+    if store.counts()["candidates"] != len(candidates):
+        store.record_candidates(
+            (name, candidates.pruned(index)) for index, name in enumerate(candidates.ids)
+        )
+
+
+def _adopt(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> None:
+    """Copy scores and outcomes that a like study (an arm, fewer seeds) recorded already."""
+    spec, ours = prepared.spec, store.dense()
+    for other in _siblings(folder):
+        try:
+            with Store(other, read_only=True) as record:
+                fields, dense = record.spec(), record.dense()
+            if not fields or not dense or not ours or dense["sha256"] != ours["sha256"]:
+                continue
+            theirs = StudySpec.model_validate(fields)
+        except (StoreError, ValueError):
+            continue
+        same_scores = theirs.score_digest == spec.score_digest
+        same_outcomes = theirs.outcome_digest == spec.outcome_digest
+        rows = store.adopt(
+            other / DATABASE,
+            criteria={c: find_criterion(c).fingerprint for c in spec.criteria if same_scores},
+            seeds=spec.retraining.seeds if same_outcomes else (),
+        )
+        if rows:
+            progress.message(f"{rows:,} results taken over from {other.name}")
+
+
+def _score_stage(prepared: Prepared, dense: nn.Module, store: Store, progress: Progress) -> None:
+    candidates, data = prepared.candidates, prepared.data
+    for name, criterion in zip(prepared.spec.criteria, prepared.criteria, strict=True):
+        if not store.record_criterion(name, criterion.source, criterion.fingerprint):
+            progress.message(f"criterion {name}: its code has changed, so it is scored anew")
+        scored = store.scored(name)
+        todo = [i for i, identity in enumerate(candidates.ids) if identity not in scored]
+        if not todo:
+            continue
+        progress.stage(
+            f"score by {name}", len(candidates), len(candidates) - len(todo), "candidates"
+        )
+        size = SCORE_CHUNK if criterion.separable else len(candidates)
+        chunks = [todo[i : i + size] for i in range(0, len(todo), size)]
+        if not criterion.separable:
+            chunks = [list(range(len(candidates)))]
+        for chunk in chunks:
+            part = candidates.take(chunk)
+            values = criterion(dense, part, data)
+            store.record_scores(name, zip(part.ids, values.tolist(), strict=True))
+            progress.advance(len([i for i in chunk if candidates.ids[i] not in scored]))
+
+
+def _retrain_stage(prepared: Prepared, dense: nn.Module, store: Store, progress: Progress) -> None:
+    """Retrain every candidate with every seed; a chunk is one network, committed when done."""
+    candidates, recipe = prepared.candidates, prepared.spec.retraining
+    done = store.retrained()
+    chunks = [
+        (seed, index)
+        for seed in recipe.seeds
+        for index, name in enumerate(candidates.ids)
+        if (seed, name) not in done
+    ]
+    if not chunks:
+        return
+    progress.stage("retrain", prepared.retrainings, prepared.retrainings - len(chunks), "networks")
+    for seed, index in chunks:
+        name = candidates.ids[index]
+        started = time.perf_counter()
+        records = train(
+            candidates.prune(dense, index),
+            prepared.data,
+            recipe,
+            seed=seed,
+            stream="" if recipe.common_random_numbers else name,
+        )
+        finished = Retrained(
+            candidate=name,
+            seed=seed,
+            diverged=records[-1].diverged,
+            seconds=time.perf_counter() - started,
+            epochs=[asdict(record) for record in records],
+        )
+        store.record_retrained([finished])
+        progress.advance(note="diverged" if finished.diverged else "")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that the package runs from; None where it is installed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    answer = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return answer.stdout.strip() or None

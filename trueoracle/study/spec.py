@@ -1,0 +1,261 @@
+"""What a study is: a frozen value read from TOML, with a digest over every field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from trueoracle.errors import InputError, unknown
+from trueoracle.training.recipe import DenseTraining, Frozen, Retraining, Seed
+
+__all__ = [
+    "DataSpec",
+    "NetworkSpec",
+    "PruningSpec",
+    "StudySpec",
+    "load_spec",
+    "parse_overrides",
+    "shipped_studies",
+    "spec_from",
+]
+
+DIGEST_FORMAT = 1
+"""Raise when the meaning of a recorded number changes though no field does."""
+
+SHIPPED = Path(__file__).parent.parent / "studies"
+
+
+class NetworkSpec(Frozen):
+    """The dense network: its architecture, and its weights where it arrives trained."""
+
+    name: str = Field(description="a registered network, or module:factory")
+    arguments: dict[str, bool | int | float | str | tuple[int | float | str, ...]] = Field(
+        {}, description="of the network, such as {width = 20}"
+    )
+    weights: str | None = Field(
+        None, description="a .safetensors or PyTorch file of trained weights; none: train it"
+    )
+    fingerprint: str | None = Field(
+        None, description="set by Study for a network given in Python: SHA-256 of its weights"
+    )
+
+
+class DataSpec(Frozen):
+    """The data set and how its training images are split."""
+
+    name: str = Field("mnist-5k", description="a registered data set")
+    validation_images: int = Field(500, ge=0, description="taken from the training images")
+    split_seed: Seed = Field(0, description="of the draw of validation images")
+    fingerprint: str | None = Field(
+        None, description="set by Study for data given in Python: SHA-256 of images and labels"
+    )
+
+
+class PruningSpec(Frozen):
+    """Which layers lose how many filters, in which ways."""
+
+    layers: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        min_length=1, description="layer name or pattern to pruning ratio: {conv1 = 0.5}"
+    )
+    candidates: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        "all", description="all: every way to prune; a number: so many sampled without repeats"
+    )
+    seed: Seed = Field(0, description="of the sample")
+    surgery: Literal["exact", "as-released"] = Field(
+        "exact", description="as-released: the wiring of the paper's released code"
+    )
+
+    @model_validator(mode="after")
+    def _seed_belongs_to_a_sample(self) -> PruningSpec:
+        if self.candidates == "all" and self.seed != 0:
+            raise ValueError("seed does nothing while candidates = 'all'")
+        return self
+
+
+class StudySpec(Frozen):
+    """One dense network × one pruning × criteria × a retraining recipe × seeds."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*$", max_length=100)
+    purpose: str = Field("", description="one line for the list of studies")
+    network: NetworkSpec
+    data: DataSpec = DataSpec()
+    dense: DenseTraining = DenseTraining()
+    pruning: PruningSpec
+    criteria: tuple[str, ...] = Field(("oracle", "l1"), min_length=1)
+    retraining: Retraining = Retraining()
+
+    @field_validator("criteria")
+    @classmethod
+    def _criteria_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError(f"criteria must differ, got {list(names)}")
+        return names
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits over every field, defaults included; only name and purpose stand aside."""
+        return _digest(self.model_dump(mode="json", exclude={"name", "purpose"}))
+
+    @property
+    def dense_digest(self) -> str:
+        """What the dense network depends on: studies that agree in it share the network."""
+        return _digest(self.model_dump(mode="json", include={"network", "data", "dense"}))
+
+    @property
+    def score_digest(self) -> str:
+        """What a criterion's score of one candidate depends on, besides the criterion."""
+        return _digest([self.dense_digest, self.pruning.surgery])
+
+    @property
+    def outcome_digest(self) -> str:
+        """What the retraining of one candidate with one seed depends on."""
+        recipe = self.retraining.model_dump(mode="json", exclude={"seeds"})
+        return _digest([self.dense_digest, self.pruning.surgery, recipe])
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.name}-{self.digest}"
+
+
+def _digest(value: object) -> str:
+    text = json.dumps([DIGEST_FORMAT, value], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def shipped_studies() -> dict[str, Path]:
+    """The studies that come with the package, by name; names with an underscore are bases."""
+    return {p.stem: p for p in sorted(SHIPPED.glob("*.toml")) if not p.stem.startswith("_")}
+
+
+def load_spec(study: str, overrides: Mapping[str, Any] | None = None) -> StudySpec:
+    """Read a study: a shipped name or the path of a ``.toml``, with ``@arm`` for one of its arms.
+
+    ``overrides`` maps dotted fields to values and has the last word. Raises :class:`InputError`,
+    in one line, for a file that is missing, is no TOML, or does not make a study.
+    """
+    reference, _, arm = study.partition("@")
+    fields = _read(_locate(reference))
+    arms = fields.pop("arms", {})
+    if arm:
+        if arm not in arms:
+            raise unknown(f"arm of {reference!r}", arm, arms)
+        fields = _with(fields, arms[arm])
+        fields["name"] = f"{fields['name']}@{arm}"
+    return spec_from(fields, overrides)
+
+
+def arms_of(study: str) -> list[str]:
+    """The names of the arms that a study's file offers."""
+    return list(_read(_locate(study.partition("@")[0])).get("arms", {}))
+
+
+def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> StudySpec:
+    """A study from plain fields; raises :class:`InputError` in one line."""
+    plain = dict(fields)
+    for field, value in (overrides or {}).items():
+        nested: Any = value
+        for key in reversed(_split_key(field)):
+            nested = {key: nested}
+        plain = _with(plain, nested)
+    try:
+        return StudySpec.model_validate(plain)
+    except ValidationError as error:
+        raise InputError(_one_line(error)) from error
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """``field=value`` texts to values, read as TOML; what is no TOML value is taken as a string."""
+    values = {}
+    for setting in settings:
+        field, equals, text = setting.partition("=")
+        if not equals or not field.strip():
+            raise InputError(f"--set takes field=value, got {setting!r}")
+        try:
+            values[field.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[field.strip()] = text.strip()
+    return values
+
+
+def _locate(reference: str) -> Path:
+    if reference.endswith(".toml"):
+        return Path(reference)
+    if reference not in shipped_studies():
+        raise unknown("study", reference, shipped_studies())
+    return shipped_studies()[reference]
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The fields of a study file, on top of those of the file that it extends."""
+    if path.resolve() in seen:
+        raise InputError(f"{path} extends itself")
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no study file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the study file {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+    base = fields.pop("extends", None)
+    fields.setdefault("name", path.stem)
+    if base is None:
+        return fields
+    parent = path.parent / base if base.endswith(".toml") else SHIPPED / f"{base}.toml"
+    inherited = _read(parent, (*seen, path.resolve()))
+    inherited.pop("name")
+    return _with(inherited, fields)
+
+
+# Ratios belong together: a study that names other layers does not mean to add to its base's.
+_REPLACED_WHOLE = {"layers"}
+
+
+def _with(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` with ``changes`` merged in, tables within tables too."""
+    merged = dict(fields)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in _REPLACED_WHOLE:
+            merged[key] = _with(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _split_key(field: str) -> list[str]:
+    """``pruning.layers."layer1.0"`` to its keys, by TOML's own rules."""
+    try:
+        nested = tomllib.loads(f"{field} = 0")
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{field!r} is not a field, such as retraining.epochs") from error
+    keys = []
+    while isinstance(nested, dict):
+        ((key, nested),) = nested.items()
+        keys.append(key)
+    return keys
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first thing wrong, with the nearest field where one is unknown."""
+    first = error.errors(include_url=False)[0]
+    where = [str(part) for part in first["loc"] if str(part) not in {"int", "literal['all']"}]
+    field = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        model: Any = StudySpec
+        for part in where[:-1]:
+            annotation = model.model_fields[part].annotation
+            model = annotation if isinstance(annotation, type) else model
+        parent = ".".join(where[:-1]) or "the study"
+        return str(unknown(f"field of {parent}", where[-1], model.model_fields))
+    if first["type"] == "missing":
+        return f"the study lacks the field {field}"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    return f"{field}: {message[0].lower()}{message[1:]}{shown}" if field else message

@@ -1,0 +1,113 @@
+"""A study in Python: from a name, a file or fields to results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trueoracle.data.splits import Splits, as_splits
+from trueoracle.errors import InputError
+from trueoracle.networks.weights import weights_sha256
+from trueoracle.study import runner
+from trueoracle.study.progress import PlainProgress, Progress, SilentProgress
+from trueoracle.study.results import Results
+from trueoracle.study.spec import StudySpec, load_spec, spec_from
+
+__all__ = ["Study"]
+
+
+class Study:
+    """One dense network × one pruning × criteria × a retraining recipe × seeds.
+
+    A shipped study, with a field overridden::
+
+        results = Study("digits-conv1-0.2", overrides={"retraining.epochs": 3}).run()
+
+    A trained network and tensors (or a ``Dataset``) of one's own::
+
+        study = Study(
+            name="mine", network=network, data=((train_x, train_y), (test_x, test_y)),
+            pruning={"layers": {"conv1": 0.5}}, retraining={"epochs": 5, "seeds": [0, 1]},
+        )
+        results = study.run()
+        results.correlate()
+        results.plot("oracle").savefig("scatter.png")
+    """
+
+    def __init__(
+        self,
+        study: str | Path | StudySpec | None = None,
+        *,
+        network: nn.Module | str | Mapping[str, Any] | None = None,
+        data: object = None,
+        overrides: Mapping[str, Any] | None = None,
+        runs: str | Path = "runs",
+        **fields: Any,
+    ) -> None:
+        """Read the study; raises :class:`InputError` in one line where it makes no sense.
+
+        ``network`` is a registered name, fields, or a trained ``nn.Module``, which is copied and
+        stays as it is. ``data`` is fields, or splits as :func:`trueoracle.data.splits.as_splits`
+        takes them. ``overrides`` maps dotted fields to values. Results are kept below ``runs``.
+        """
+        self._network = network if isinstance(network, nn.Module) else None
+        self._data: Splits | None = None
+        changes: dict[str, Any] = dict(fields)
+        if isinstance(network, nn.Module):
+            changes["network"] = {
+                "name": type(network).__name__,
+                "fingerprint": weights_sha256(network),
+            }
+        elif network is not None:
+            changes["network"] = {"name": network} if isinstance(network, str) else network
+        if isinstance(data, str):
+            changes["data"] = {"name": data}
+        elif isinstance(data, Mapping):
+            changes["data"] = dict(data)
+        elif data is not None:
+            self._data = as_splits(data)
+            changes["data"] = {
+                "name": "given",
+                "validation_images": len(self._data.validation or ()),
+                "fingerprint": self._data.fingerprint(),
+            }
+        if study is None:
+            if "name" not in changes:
+                raise InputError("a study needs a name, such as Study(name='mine', …)")
+            self.spec = spec_from(changes, overrides)
+        else:
+            recorded = (
+                study if isinstance(study, StudySpec) else load_spec(str(study))
+            ).model_dump(exclude_unset=True)
+            self.spec = spec_from(recorded | changes, overrides)
+        self.folder = Path(runs) / self.spec.folder_name
+        self._prepared: runner.Prepared | None = None
+
+    def prepare(self, device: str = "auto") -> runner.Prepared:
+        """Check everything and list the candidates; no long work."""
+        if self.spec.network.fingerprint and self._network is None:
+            raise InputError(f"{self.spec.name} needs its network: Study(…, network=…)")
+        if self.spec.data.fingerprint and self._data is None:
+            raise InputError(f"{self.spec.name} needs its data: Study(…, data=…)")
+        return runner.prepare(self.spec, network=self._network, data=self._data, device=device)
+
+    def run(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
+        """Carry the study out, or go on where it stopped, and return its results.
+
+        ``progress`` prints plain lines to standard error; False is silent. ``device`` is
+        ``"auto"`` (CUDA where there is one), or a torch device name.
+        """
+        shown = (
+            (PlainProgress() if progress else SilentProgress())
+            if isinstance(progress, bool)
+            else progress
+        )
+        runner.run(self.prepare(device), self.folder, shown)
+        return self.results()
+
+    def results(self) -> Results:
+        """What is recorded so far; raises :class:`StoreError` where nothing is."""
+        return Results(self.folder)

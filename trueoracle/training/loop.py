@@ -1,0 +1,129 @@
+"""Train one network, plainly: the reference that every faster path is tested against."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn import functional
+
+from trueoracle.data.augmentation import augment
+from trueoracle.data.splits import Splits
+from trueoracle.training.evaluate import evaluate
+from trueoracle.training.recipe import Recipe
+
+__all__ = ["EpochRecord", "train"]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One network after one epoch (counted from 0): losses in nats, accuracies as fractions.
+
+    NaN where there is no validation split, and in the losses of a network that diverged.
+    """
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    test_loss: float
+    test_accuracy: float
+
+    @property
+    def diverged(self) -> bool:
+        return not math.isfinite(self.train_loss)
+
+
+def train(
+    network: nn.Module,
+    data: Splits,
+    recipe: Recipe,
+    *,
+    seed: int,
+    stream: str = "",
+    on_epoch: Callable[[EpochRecord], None] | None = None,
+) -> list[EpochRecord]:
+    """Train ``network`` in place and return one record an epoch.
+
+    All random numbers (batch order, augmentation, dropout) come from ``seed``, the epoch and
+    ``stream``: two networks with the same three see the same batches. A network whose training
+    loss is no longer finite is stopped; its last record says so (``diverged``).
+    """
+    optimizer = make_optimizer(network, recipe)
+    records: list[EpochRecord] = []
+    for epoch in range(recipe.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate_at(epoch)
+        network.train()
+        with torch.random.fork_rng(devices=_cuda_devices(data)):
+            torch.manual_seed(stream_seed(seed, epoch, "network", stream))
+            for images, labels in batches(data, recipe, seed, epoch, stream):
+                optimizer.zero_grad()
+                loss = functional.cross_entropy(
+                    network(images), labels, label_smoothing=recipe.label_smoothing
+                )
+                loss.backward()  # type: ignore[no-untyped-call]
+                if recipe.gradient_clip is not None:
+                    nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
+                optimizer.step()
+        record = measure(network, data, epoch, recipe.learning_rate_at(epoch))
+        records.append(record)
+        if on_epoch is not None:
+            on_epoch(record)
+        if record.diverged:
+            break
+    return records
+
+
+def batches(
+    data: Splits, recipe: Recipe, seed: int, epoch: int, stream: str = ""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch, shuffled and augmented; the last one may be smaller.
+
+    Random numbers are drawn on the CPU, so that every device sees the same batches.
+    """
+    generator = torch.Generator().manual_seed(stream_seed(seed, epoch, "batches", stream))
+    order = torch.randperm(len(data.train), generator=generator)
+    for index in order.split(recipe.batch_size):
+        batch = data.train.take(index.to(data.train.labels.device))
+        images = augment(
+            batch.images, shift=recipe.shift, flip=recipe.flip, fill=data.fill, generator=generator
+        )
+        yield images, batch.labels
+
+
+def make_optimizer(network: nn.Module, recipe: Recipe) -> optim.Optimizer:
+    """The recipe's optimiser over the network's trainable parameters."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "adam":
+        return optim.Adam(parameters, lr=rate, weight_decay=decay)
+    if recipe.optimizer == "adamw":
+        return optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    return optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay)
+
+
+def measure(network: nn.Module, data: Splits, epoch: int, learning_rate: float) -> EpochRecord:
+    """Evaluate a network on every split there is."""
+    values = {"validation_loss": math.nan, "validation_accuracy": math.nan}
+    for name, split in data.named():
+        metrics = evaluate(network, split)
+        values |= {f"{name}_loss": metrics.loss, f"{name}_accuracy": metrics.accuracy}
+    return EpochRecord(epoch=epoch, learning_rate=learning_rate, **values)
+
+
+def stream_seed(seed: int, epoch: int, *names: str) -> int:
+    """A 63-bit seed for one purpose: streams of different names or epochs are unrelated."""
+    text = "/".join((str(seed), str(epoch), *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _cuda_devices(data: Splits) -> list[int]:
+    device = data.train.images.device
+    return [device.index or 0] if device.type == "cuda" else []

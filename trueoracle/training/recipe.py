@@ -1,0 +1,79 @@
+"""How a network is trained: optimiser, schedule, epochs, batches, augmentation."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["DenseTraining", "Frozen", "Recipe", "Retraining", "Seed"]
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Frozen(BaseModel):
+    """A value object: immutable, and strict about unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Recipe(Frozen):
+    """One training: the same fields for the dense network and for retraining."""
+
+    epochs: int = Field(30, ge=1, description="passes over the training split")
+    batch_size: int = Field(256, ge=1, description="images a step; the last batch may be smaller")
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: float = Field(0.01, gt=0, description="at the first epoch")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only; Adam's first beta is 0.9")
+    weight_decay: float = Field(1e-4, ge=0, description="L2 for SGD and Adam, decoupled for AdamW")
+    schedule: Literal["constant", "step", "cosine"] = "step"
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="step: epochs (counted from 0) from which the rate is multiplied by gamma"
+    )
+    gamma: float = Field(0.1, gt=0, le=1, description="step: factor at each milestone")
+    final_learning_rate: float = Field(0.0, ge=0, description="cosine: the rate approached")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the training loss only")
+    gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm; none: off")
+    shift: int = Field(0, ge=0, description="augmentation: largest random shift, in pixels")
+    flip: bool = Field(False, description="augmentation: mirror half of the images left to right")
+
+    @model_validator(mode="after")
+    def _milestones_ascend(self) -> Recipe:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones must ascend, got {list(self.milestones)}")
+        if self.milestones and self.schedule != "step":
+            raise ValueError(f"milestones need schedule 'step', not {self.schedule!r}")
+        return self
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0; constant within the epoch."""
+        if self.schedule == "step":
+            return self.learning_rate * self.gamma ** sum(epoch >= m for m in self.milestones)
+        if self.schedule == "cosine":
+            span = self.learning_rate - self.final_learning_rate
+            half = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+            return self.final_learning_rate + span * half
+        return self.learning_rate
+
+
+class DenseTraining(Recipe):
+    """The recipe of the dense network."""
+
+    seed: Seed = Field(0, description="of the initial weights, batches and augmentation")
+
+
+class Retraining(Recipe):
+    """The recipe after pruning, the same for every candidate, once for each seed."""
+
+    learning_rate: float = Field(0.001, gt=0, description="at the first epoch")
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="one retraining each")
+    common_random_numbers: bool = Field(
+        True, description="all candidates see the same batches and augmentation within a seed"
+    )
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> Retraining:
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        return self
