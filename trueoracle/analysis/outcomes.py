@@ -25,6 +25,9 @@ RULES = {
 }
 
 
+_BEST = {"best-on-validation": ("validation_loss", True), "best-on-test": ("test_accuracy", False)}
+
+
 def higher_is_better(metric: str) -> bool:
     """Whether more of a metric is better; raises :class:`InputError` for an unknown one."""
     if metric not in METRIC_NAMES:
@@ -48,19 +51,14 @@ def seed_outcomes(
     keys = ["candidate", "seed"]
     epochs = epochs.sort_values("epoch", kind="stable")
     if rule == "last":
-        chosen = epochs.groupby(keys, sort=False)[metric].nth(-1)
-        values = epochs.loc[chosen.index, [*keys, metric]]
+        values = epochs.drop_duplicates(keys, keep="last")
     elif rule == "last-5":
         tail = epochs.groupby(keys, sort=False).tail(5)
         values = tail.groupby(keys, sort=False)[metric].mean().reset_index()
     else:
-        by_validation = rule == "best-on-validation"
-        ranked = (
-            epochs.sort_values("validation_loss", kind="stable")
-            if by_validation
-            else epochs.sort_values("test_accuracy", ascending=False, kind="stable")
-        )
-        values = ranked.drop_duplicates(keys)[[*keys, metric]]
+        by, ascending = _BEST[rule]
+        ranked = epochs.sort_values(by, ascending=ascending, kind="stable")
+        values = ranked.drop_duplicates(keys)
     table = values.pivot(index="candidate", columns="seed", values=metric)
     diverged = epochs[epochs["train_loss"].isna()]
     for candidate, seed in zip(diverged["candidate"], diverged["seed"], strict=True):

@@ -107,7 +107,7 @@ def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> F
     )  # fmt: skip
     axes.set(xlabel=data.x_label, ylabel=data.y_label)
     if data.title:
-        axes.set_title(data.title, fontsize="medium", loc="left")
+        figure.suptitle(data.title, fontsize="medium", fontweight="bold", x=0.02, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)

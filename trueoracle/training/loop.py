@@ -68,7 +68,7 @@ def train(
                 loss = functional.cross_entropy(
                     network(images), labels, label_smoothing=recipe.label_smoothing
                 )
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 if recipe.gradient_clip is not None:
                     nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
                 optimizer.step()

@@ -1,0 +1,42 @@
+# make demo: set up, run the default study, write its report.   make test: set up, run the tests.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch
+STUDY ?= digits-conv1-0.2
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready-$(TORCH)
+
+.PHONY: demo test test-torchvision lint format clean
+
+demo: $(READY)
+	$(BIN)/trueoracle run $(STUDY)
+	$(BIN)/trueoracle report $(STUDY)
+
+test: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+# The data sets that torchvision reads; it needs a torch of its own release, of several GB.
+test-torchvision:
+	$(MAKE) VENV=.venv-torchvision TORCH=torchvision EXTRAS=dev,vision test-data
+test-data: $(READY)
+	$(BIN)/python -m pytest tests/data tests/study/test_spec.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+EXTRAS ?= dev
+$(READY): pyproject.toml constraints/tested.txt constraints/$(TORCH).txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("trueoracle needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.12 …" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints/tested.txt -c constraints/$(TORCH).txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-torchvision

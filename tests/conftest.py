@@ -1,0 +1,120 @@
+"""Data and networks that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trueoracle.data import datasets
+from trueoracle.data.splits import Split, Splits
+from trueoracle.networks.registry import build
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def crosscheck() -> Path:
+    """Losses from independent code, which are no part of the project."""
+    folder = SHARED / "crosscheck"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/crosscheck")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published() -> Path:
+    """The paper's point clouds, which are no part of the project."""
+    folder = SHARED / "published"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/published")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits() -> Splits:
+    """4,000 training and 1,000 test digits, without a validation split."""
+    return datasets.load("mnist-5k", validation_images=0, split_seed=0)
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Splits) -> Splits:
+    """Real digits, few enough to train on within a test: 300, 100 and 100."""
+    order = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
+    return Splits(
+        digits.train.take(order[:300]),
+        digits.train.take(order[300:400]),
+        digits.test.take(torch.arange(0, 1000, 10)),
+        classes=10,
+        fill=digits.fill,
+    )
+
+
+@pytest.fixture(scope="session")
+def dense(few_digits: Splits) -> nn.Module:
+    """A LeNet5-Mini with random weights: surgery and criteria need no training."""
+    torch.manual_seed(0)
+    return build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+
+
+@pytest.fixture
+def tiny_dataset(few_digits: Splits, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a registered data set of 400 training and 100 test digits."""
+
+    def uint8(split: Split) -> tuple[np.ndarray, np.ndarray]:
+        pixels = (split.images * 0.3081 + 0.1307) * 255
+        return pixels[:, 0].round().to(torch.uint8).numpy(), split.labels.numpy()
+
+    def read(_folder: Path) -> tuple[datasets.Arrays, datasets.Arrays]:
+        assert few_digits.validation is not None
+        train, more, test = map(uint8, (few_digits.train, few_digits.validation, few_digits.test))
+        joined = (np.concatenate([train[0], more[0]]), np.concatenate([train[1], more[1]]))
+        return joined, test
+
+    info = datasets.DATASETS["mnist-5k"]
+    tiny = datasets.DatasetInfo("a few digits", info.shape, info.classes, info.mean, info.std, read)
+    monkeypatch.setitem(datasets.DATASETS, "tiny", tiny)
+    return "tiny"
+
+
+@pytest.fixture
+def tiny_fields(tiny_dataset: str) -> dict[str, Any]:
+    """The fields of a study that runs in a few seconds: 10 candidates, 2 seeds, 2 epochs."""
+    return {
+        "name": "tiny",
+        "network": {"name": "lenet5-mini"},
+        "data": {"name": tiny_dataset, "validation_images": 100},
+        "dense": {"epochs": 4, "batch_size": 32, "learning_rate": 0.05},
+        "pruning": {"layers": {"conv1": 0.1}},
+        "criteria": ["oracle", "l1"],
+        "retraining": {"epochs": 2, "batch_size": 64, "learning_rate": 0.01, "seeds": [0, 1]},
+    }
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """Sums depend on the number of threads: hold it, so that tests see the same everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+Writer = Callable[[str], Path]
+
+
+@pytest.fixture
+def write_study(tmp_path: Path) -> Writer:
+    """Write a study file and return its path."""
+
+    def write(text: str, name: str = "mine.toml") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write

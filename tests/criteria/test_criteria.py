@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import trueoracle
+from trueoracle.criteria.base import CRITERIA, find_criterion
+from trueoracle.data.splits import Splits
+from trueoracle.errors import InputError
+from trueoracle.pruning.candidates import Candidates, list_candidates
+from trueoracle.pruning.groups import find_groups
+from trueoracle.pruning.masks import masked
+
+SHIPPED = ("oracle", "l1", "l2", "random")
+
+
+@pytest.fixture(scope="module")
+def candidates(dense: nn.Module) -> Candidates:
+    available = find_groups(dense, torch.zeros(2, 1, 32, 32))
+    return list_candidates(available, {"conv1": 0.2, "conv3": 0.1}, count=12)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_criterion_gives_one_finite_score_a_candidate(
+    name: str, dense: nn.Module, candidates: Candidates, few_digits: Splits
+) -> None:
+    before = {key: value.clone() for key, value in dense.state_dict().items()}
+    made = find_criterion(name)
+    scores = made(dense, candidates, few_digits)
+    assert scores.shape == (12,)
+    assert scores.dtype == np.float64
+    assert np.isfinite(scores).all()
+    assert len(set(scores.tolist())) == 12
+    assert made.source
+    assert all(torch.equal(value, before[key]) for key, value in dense.state_dict().items())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_separable_criteria_score_alike_in_parts(
+    name: str, dense: nn.Module, candidates: Candidates, few_digits: Splits
+) -> None:
+    made = find_criterion(name)
+    assert made.separable
+    whole = made(dense, candidates, few_digits)
+    parts = [made(dense, candidates.take([i]), few_digits)[0] for i in (5, 0, 11)]
+    assert parts == whole[[5, 0, 11]].tolist()
+
+
+def test_the_oracle_is_the_masked_networks_train_loss(
+    dense: nn.Module, candidates: Candidates, few_digits: Splits
+) -> None:
+    scores = find_criterion("oracle")(dense, candidates, few_digits)
+    train = few_digits.train
+    for index, score in enumerate(scores):
+        with masked(dense, candidates.groups, candidates.kept(index)) as zeroed, torch.no_grad():
+            loss = functional.cross_entropy(zeroed.eval()(train.images), train.labels)
+        assert score == pytest.approx(float(loss), abs=1e-6)
+
+
+def test_magnitudes_by_hand(dense: nn.Module, candidates: Candidates, few_digits: Splits) -> None:
+    for index in range(len(candidates)):
+        pruned = candidates.pruned(index)
+        filters = [
+            dense.get_parameter(f"{layer}.weight").detach()[which]
+            for layer, indices in pruned.items()
+            for which in indices
+        ]
+        one = candidates.take([index])
+        l1 = find_criterion("l1")(dense, one, few_digits)[0]
+        l2 = find_criterion("l2")(dense, one, few_digits)[0]
+        assert l1 == pytest.approx(sum(float(w.abs().sum()) for w in filters), rel=1e-6)
+        assert l2 == pytest.approx(sum(float(w.square().sum().sqrt()) for w in filters), rel=1e-6)
+
+
+def test_random_is_uniform_and_fixed(dense: nn.Module, few_digits: Splits) -> None:
+    available = find_groups(dense, torch.zeros(2, 1, 32, 32))
+    many = list_candidates(available, {"conv1": 0.5, "conv2": 0.5}, count=2000)
+    scores = find_criterion("random")(dense, many, few_digits)
+    histogram, _ = np.histogram(scores, bins=10, range=(0, 1))
+    assert histogram.min() > 150
+    assert scores.max() < 1
+    assert np.array_equal(scores, find_criterion("random")(dense, many, few_digits))
+
+
+def test_a_criterion_is_registered_in_three_lines(
+    dense: nn.Module, candidates: Candidates, few_digits: Splits
+) -> None:
+    @trueoracle.criterion("first-filter", source="this test")
+    def first_filter(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
+        return [float(way[0][0]) for way in candidates]
+
+    found = find_criterion("first-filter")
+    assert found.source == "this test"
+    assert found(dense, candidates, few_digits).tolist() == [w[0][0] for w in candidates.ways]
+    with pytest.raises(InputError, match="named 'first-filter' already"):
+        trueoracle.criterion("first-filter")(lambda *_: [0.0])
+    assert "first-filter" in CRITERIA
+
+
+def test_a_criterion_is_named_by_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dense: nn.Module, candidates: Candidates,
+    few_digits: Splits,
+) -> None:  # fmt: skip
+    (tmp_path / "their_criterion.py").write_text(
+        'def spread(dense, candidates, data):\n    "Theirs."\n'
+        "    return [max(way[0]) - min(way[0]) for way in candidates]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = find_criterion("their_criterion:spread")
+    assert found.source == "Theirs."
+    expected = [w[0][-1] - w[0][0] for w in candidates.ways]
+    assert found(dense, candidates, few_digits).tolist() == expected
+    with pytest.raises(InputError, match="cannot import the criterion 'their_criterion:sprad'"):
+        find_criterion("their_criterion:sprad")
+    with pytest.raises(InputError, match="cannot be called"):
+        find_criterion("math:pi")
+
+
+def test_an_unknown_criterion_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InputError, match="did you mean 'oracle'"):
+        find_criterion("orcale")
+
+
+def test_scores_of_the_wrong_shape_are_refused(
+    dense: nn.Module, candidates: Candidates, few_digits: Splits
+) -> None:
+    made = trueoracle.criterion("one-for-all")(lambda *_: [1.0])
+    with pytest.raises(InputError, match=r"scores of shape \[1\], expected \[12\]"):
+        made(dense, candidates, few_digits)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from trueoracle.data.augmentation import augment
+from trueoracle.data.splits import Split, Splits, as_split, as_splits, stratified
+from trueoracle.errors import InputError
+
+
+def split(count: int = 6, classes: int = 3, shape: tuple[int, ...] = (1, 4, 4)) -> Split:
+    return Split(torch.randn(count, *shape), torch.arange(count) % classes)
+
+
+def test_labels_out_of_range_are_refused() -> None:
+    with pytest.raises(InputError, match="labels out of range in the test split: found 0…4"):
+        Splits(split(), None, split(classes=5), classes=3)
+    negative = Split(torch.zeros(1, 1, 4, 4), torch.tensor([-1]))
+    with pytest.raises(InputError, match="found -1…-1, expected 0…2"):
+        Splits(negative, None, split(), classes=3)
+
+
+def test_splits_of_different_shapes_are_refused() -> None:
+    with pytest.raises(InputError, match=r"test images are \[3, 4, 4\] but train images are"):
+        Splits(split(), None, split(shape=(3, 4, 4)), classes=3)
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    broken = split()
+    broken.images[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match="validation images hold values that are not finite"):
+        Splits(split(), broken, split(), classes=3)
+
+
+def test_images_and_labels_must_match() -> None:
+    with pytest.raises(InputError, match=r"labels \[2\] for images \[3, 1, 4, 4\]"):
+        Split(torch.zeros(3, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(InputError, match="at least one image"):
+        Split(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64))
+
+
+class Squares(Dataset[tuple[Tensor, int]]):
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < 5:
+            raise IndexError(index)
+        return torch.full((1, 4, 4), float(index)), index % 2
+
+
+def test_datasets_and_tensors_become_splits() -> None:
+    from_dataset = as_split(Squares())
+    assert from_dataset.labels.tolist() == [0, 1, 0, 1, 0]
+    assert from_dataset.images[3].unique().tolist() == [3.0]
+    tensors = (torch.zeros(4, 1, 4, 4), torch.tensor([0, 1, 2, 1]))
+    assert len(as_split(TensorDataset(*tensors))) == 4
+    data = as_splits((tensors, Squares()))
+    assert data.classes == 3
+    assert data.validation is None
+    assert [name for name, _ in data.named()] == ["train", "test"]
+    assert as_splits((tensors, Squares(), tensors)).validation is not None
+
+
+def test_other_things_are_refused() -> None:
+    with pytest.raises(InputError, match="image tensor, label"):
+        as_split(range(5))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="data must be"):
+        as_splits("nothing")
+
+
+def test_a_fingerprint_sees_every_pixel_and_label() -> None:
+    train, test = split(), split()
+    before = Splits(train, None, test, classes=3).fingerprint()
+    assert Splits(train, None, test, classes=3).fingerprint() == before
+    test.images[5, 0, 3, 3] += 1
+    changed = Splits(train, None, test, classes=3).fingerprint()
+    assert changed != before
+    train.labels[0] = 2
+    assert Splits(train, None, test, classes=3).fingerprint() != changed
+
+
+def test_a_stratified_draw_takes_equal_shares() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
+    drawn = stratified(labels, 31, seed=1)
+    assert labels[drawn].bincount().tolist() == [11, 10, 10]
+    assert drawn.tolist() == sorted(set(drawn.tolist()))
+    assert torch.equal(drawn, stratified(labels, 31, seed=1))
+    assert not torch.equal(drawn, stratified(labels, 31, seed=2))
+    with pytest.raises(InputError, match="takes 20 of class 2, which has 20"):
+        stratified(labels, 60, seed=1)
+
+
+def test_shifts_are_crops_after_padding() -> None:
+    images = torch.arange(1.0, 17).view(1, 1, 4, 4).repeat(200, 2, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    moved = augment(images, shift=1, flip=False, fill=(-7.0, -8.0), generator=generator)
+    padded = torch.empty(2, 6, 6)
+    padded[0], padded[1] = -7, -8
+    padded[:, 1:5, 1:5] = images[0]
+    crops = {(y, x): padded[:, y : y + 4, x : x + 4] for y in range(3) for x in range(3)}
+    seen = set()
+    for image in moved:
+        matches = [offset for offset, crop in crops.items() if torch.equal(image, crop)]
+        assert len(matches) == 1
+        seen.add(matches[0])
+    assert seen == set(crops)
+
+
+def test_flips_mirror_about_half_of_the_images() -> None:
+    images = torch.arange(16.0).view(1, 1, 4, 4).repeat(400, 1, 1, 1)
+    flipped = augment(
+        images, shift=0, flip=True, fill=(0.0,), generator=torch.Generator().manual_seed(0)
+    )
+    mirrored = sum(torch.equal(image, images[0].flip(2)) for image in flipped)
+    kept = sum(torch.equal(image, images[0]) for image in flipped)
+    assert mirrored + kept == 400
+    assert 160 < mirrored < 240
+    assert torch.equal(images[0], torch.arange(16.0).view(1, 4, 4))
+
+
+def test_no_augmentation_changes_nothing() -> None:
+    images = torch.randn(3, 1, 4, 4)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(
+        augment(images, shift=0, flip=False, fill=(0.0,), generator=generator), images
+    )

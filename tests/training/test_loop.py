@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trueoracle.data.splits import Split, Splits
+from trueoracle.networks.registry import build
+from trueoracle.training.evaluate import evaluate
+from trueoracle.training.loop import batches, train
+from trueoracle.training.recipe import Recipe
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+
+
+def weights(network: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def test_training_learns_and_records_every_epoch(network: nn.Module, few_digits: Splits) -> None:
+    recipe = Recipe(epochs=12, batch_size=32, learning_rate=0.05, milestones=(9,))
+    records = train(network, few_digits, recipe, seed=0)
+    assert [record.epoch for record in records] == list(range(12))
+    assert records[0].learning_rate == 0.05
+    assert records[-1].learning_rate == pytest.approx(0.005)
+    assert records[-1].train_loss < 0.5 < records[0].train_loss
+    assert records[-1].test_accuracy > 0.7
+    assert records[-1].train_loss == pytest.approx(evaluate(network, few_digits.train).loss)
+    assert records[-1].validation_loss != records[-1].test_loss
+
+
+def test_the_same_seed_gives_the_same_network(network: nn.Module, few_digits: Splits) -> None:
+    recipe = Recipe(epochs=2, batch_size=64, shift=2, flip=True)
+    networks = [copy.deepcopy(network) for _ in range(3)]
+    records = [
+        train(one, few_digits, recipe, seed=seed)
+        for one, seed in zip(networks, (5, 5, 6), strict=True)
+    ]
+    assert records[0] == records[1] != records[2]
+    assert torch.equal(weights(networks[0]), weights(networks[1]))
+    assert not torch.equal(weights(networks[0]), weights(networks[2]))
+
+
+def test_training_leaves_the_global_random_numbers_alone(
+    network: nn.Module, few_digits: Splits
+) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    train(network, few_digits, Recipe(epochs=1), seed=0)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_batches_are_common_within_a_seed_and_cover_the_split(few_digits: Splits) -> None:
+    recipe = Recipe(batch_size=64, shift=1)
+    first = list(batches(few_digits, recipe, seed=1, epoch=2))
+    again = list(batches(few_digits, recipe, seed=1, epoch=2))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+    assert [len(labels) for _, labels in first] == [64, 64, 64, 64, 44]
+    order = torch.cat([labels for _, labels in first])
+    assert torch.equal(order.bincount(), few_digits.train.labels.bincount())
+    for other in ({"seed": 2, "epoch": 2}, {"seed": 1, "epoch": 3}):
+        different = torch.cat([labels for _, labels in batches(few_digits, recipe, **other)])
+        assert not torch.equal(order, different)
+    own = torch.cat([labels for _, labels in batches(few_digits, recipe, 1, 2, stream="candidate")])
+    assert not torch.equal(order, own)
+
+
+def test_one_step_of_sgd_is_its_formula(network: nn.Module, few_digits: Splits) -> None:
+    """Momentum, weight decay, label smoothing and clipping, recomputed by hand for two steps."""
+    recipe = Recipe(
+        epochs=1, batch_size=150, learning_rate=0.1, momentum=0.8, weight_decay=0.01,
+        label_smoothing=0.1, gradient_clip=0.05,
+    )  # fmt: skip
+    by_hand = copy.deepcopy(network).train()
+    velocity = [torch.zeros_like(p) for p in by_hand.parameters()]
+    for images, labels in batches(few_digits, recipe, seed=4, epoch=0):
+        by_hand.zero_grad()
+        logits = functional.log_softmax(by_hand(images), dim=1)
+        target = functional.one_hot(labels, 10) * 0.9 + 0.01
+        loss = -(target * logits).sum(1).mean()
+        loss.backward()
+        gradients = [p.grad for p in by_hand.parameters() if p.grad is not None]
+        norm = torch.sqrt(sum(((g**2).sum() for g in gradients), torch.zeros(())))
+        scale = min(1.0, 0.05 / (float(norm) + 1e-6))
+        assert scale < 1  # or the clipping would not be tested
+        with torch.no_grad():
+            for p, g, v in zip(by_hand.parameters(), gradients, velocity, strict=True):
+                v.mul_(0.8).add_(g * scale + 0.01 * p)
+                p.sub_(0.1 * v)
+    train(network, few_digits, recipe, seed=4)
+    assert torch.allclose(weights(network), weights(by_hand), atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adam_steps_by_the_learning_rate(
+    network: nn.Module, few_digits: Splits, optimizer: str
+) -> None:
+    recipe = Recipe.model_validate(
+        {"epochs": 1, "batch_size": 300, "learning_rate": 0.003, "weight_decay": 0, "optimizer": optimizer}
+    )  # fmt: skip
+    before = weights(network)
+    train(network, few_digits, recipe, seed=0)
+    # Adam's first step is the learning rate in every coordinate that has a gradient.
+    step = (weights(network) - before).abs()
+    assert float(step.max()) == pytest.approx(0.003, rel=1e-3)
+    assert float(step.median()) == pytest.approx(0.003, rel=1e-2)
+
+
+def test_adamw_decays_apart_from_the_gradient(network: nn.Module, few_digits: Splits) -> None:
+    results = {}
+    for optimizer in ("adam", "adamw"):
+        one = copy.deepcopy(network)
+        recipe = Recipe.model_validate(
+            {"epochs": 1, "batch_size": 300, "learning_rate": 0.01, "weight_decay": 0.5, "optimizer": optimizer}
+        )  # fmt: skip
+        train(one, few_digits, recipe, seed=0)
+        results[optimizer] = weights(one)
+    plain = copy.deepcopy(network)
+    train(
+        plain,
+        few_digits,
+        Recipe(epochs=1, batch_size=300, learning_rate=0.01, weight_decay=0, optimizer="adam"),
+        seed=0,
+    )
+    expected = weights(plain) - 0.01 * 0.5 * weights(network)
+    assert torch.allclose(results["adamw"], expected, atol=1e-6)
+    assert not torch.allclose(results["adam"], expected, atol=1e-4)
+
+
+def test_a_network_that_diverges_is_stopped_and_says_so(
+    network: nn.Module, few_digits: Splits
+) -> None:
+    recipe = Recipe(epochs=8, batch_size=32, learning_rate=1e9)
+    records = train(network, few_digits, recipe, seed=0)
+    assert records[-1].diverged
+    assert len(records) < 8
+
+
+def test_without_a_validation_split_its_metrics_are_nan(
+    network: nn.Module, few_digits: Splits
+) -> None:
+    data = Splits(few_digits.train, None, few_digits.test, classes=10)
+    record = train(network, data, Recipe(epochs=1), seed=0)[0]
+    assert math.isnan(record.validation_loss)
+    assert math.isnan(record.validation_accuracy)
+    assert not record.diverged
+
+
+def test_evaluation_uses_evaluation_mode_and_restores_the_mode() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(4, 2))
+    split = Split(torch.randn(50, 1, 2, 2), torch.randint(0, 2, (50,)))
+    network.train()
+    assert evaluate(network, split) == evaluate(network, split)
+    assert network.training
+
+
+def test_evaluation_does_not_depend_on_its_batches(network: nn.Module, few_digits: Splits) -> None:
+    whole = evaluate(network, few_digits.train, batch_size=300)
+    parts = evaluate(network, few_digits.train, batch_size=7)
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-6)
+    assert parts.accuracy == whole.accuracy
+    logits = network.eval()(few_digits.train.images)
+    expected = functional.cross_entropy(logits, few_digits.train.labels)
+    assert whole.loss == pytest.approx(float(expected.detach()), abs=1e-6)
