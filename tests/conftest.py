@@ -105,7 +105,7 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-Writer = Callable[[str], Path]
+Writer = Callable[..., Path]
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def test_the_outcome_is_the_mean_over_seeds() -> None:
     table = pd.concat(
         [epochs([0.1, 0.2], "a", 0), epochs([0.1, 0.4], "a", 1), epochs([0.1, 0.9], "b", 0)]
     )
-    assert seed_outcomes(table).loc["a"].tolist() == [0.2, 0.4]
+    assert list(seed_outcomes(table).loc["a"]) == [0.2, 0.4]
     outcomes = final_outcomes(table)
     assert outcomes["a"] == pytest.approx(0.3)
     assert outcomes["b"] == pytest.approx(0.9)
@@ -49,7 +49,7 @@ def test_a_retraining_that_diverged_has_no_outcome() -> None:
     broken = epochs([0.1, 0.1], "a", 1)
     broken.loc[1, "train_loss"] = math.nan
     table = pd.concat([epochs([0.1, 0.2], "a", 0), broken])
-    assert seed_outcomes(table).loc["a"].isna().tolist() == [False, True]
+    assert [bool(v) for v in seed_outcomes(table).isna().loc["a"]] == [False, True]
     assert final_outcomes(table)["a"] == pytest.approx(0.2)
     assert math.isnan(final_outcomes(broken)["a"])
 

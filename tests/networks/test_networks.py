@@ -82,7 +82,8 @@ def test_a_users_factory_is_found_by_its_module(
     (tmp_path / "their_networks.py").write_text(
         "from torch import nn\n"
         "def tiny(classes, units=3):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(1024, units), nn.Linear(units, classes))\n"
+        "    layers = nn.Linear(1024, units), nn.Linear(units, classes)\n"
+        "    return nn.Sequential(nn.Flatten(), *layers)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -67,8 +67,8 @@ def test_batches_are_common_within_a_seed_and_cover_the_split(few_digits: Splits
     assert [len(labels) for _, labels in first] == [64, 64, 64, 64, 44]
     order = torch.cat([labels for _, labels in first])
     assert torch.equal(order.bincount(), few_digits.train.labels.bincount())
-    for other in ({"seed": 2, "epoch": 2}, {"seed": 1, "epoch": 3}):
-        different = torch.cat([labels for _, labels in batches(few_digits, recipe, **other)])
+    for seed, epoch in ((2, 2), (1, 3)):
+        different = torch.cat([labels for _, labels in batches(few_digits, recipe, seed, epoch)])
         assert not torch.equal(order, different)
     own = torch.cat([labels for _, labels in batches(few_digits, recipe, 1, 2, stream="candidate")])
     assert not torch.equal(order, own)
@@ -105,8 +105,9 @@ def test_adam_steps_by_the_learning_rate(
     network: nn.Module, few_digits: Splits, optimizer: str
 ) -> None:
     recipe = Recipe.model_validate(
-        {"epochs": 1, "batch_size": 300, "learning_rate": 0.003, "weight_decay": 0, "optimizer": optimizer}
-    )  # fmt: skip
+        {"epochs": 1, "batch_size": 300, "learning_rate": 0.003, "weight_decay": 0}
+        | {"optimizer": optimizer}
+    )
     before = weights(network)
     train(network, few_digits, recipe, seed=0)
     # Adam's first step is the learning rate in every coordinate that has a gradient.
@@ -120,8 +121,9 @@ def test_adamw_decays_apart_from_the_gradient(network: nn.Module, few_digits: Sp
     for optimizer in ("adam", "adamw"):
         one = copy.deepcopy(network)
         recipe = Recipe.model_validate(
-            {"epochs": 1, "batch_size": 300, "learning_rate": 0.01, "weight_decay": 0.5, "optimizer": optimizer}
-        )  # fmt: skip
+            {"epochs": 1, "batch_size": 300, "learning_rate": 0.01, "weight_decay": 0.5}
+            | {"optimizer": optimizer}
+        )
         train(one, few_digits, recipe, seed=0)
         results[optimizer] = weights(one)
     plain = copy.deepcopy(network)

@@ -6,7 +6,14 @@ import pandas as pd
 
 from trueoracle.errors import InputError, unknown
 
-__all__ = ["METRIC_NAMES", "RULES", "final_outcomes", "higher_is_better", "seed_outcomes"]
+__all__ = [
+    "METRIC_NAMES",
+    "RULES",
+    "final_outcomes",
+    "higher_is_better",
+    "rule_in_words",
+    "seed_outcomes",
+]
 
 METRIC_NAMES = {
     "test_accuracy": "final test accuracy",
@@ -35,6 +42,13 @@ def higher_is_better(metric: str) -> bool:
     return metric.endswith("accuracy")
 
 
+def rule_in_words(rule: str) -> str:
+    """Which epochs a rule takes; raises :class:`InputError` for an unknown one."""
+    if rule not in RULES:
+        raise unknown("outcome rule", rule, RULES)
+    return RULES[rule]
+
+
 def seed_outcomes(
     epochs: pd.DataFrame, metric: str = "test_accuracy", rule: str = "last"
 ) -> pd.DataFrame:
@@ -44,8 +58,7 @@ def seed_outcomes(
     count (``RULES``). A retraining that diverged (a train loss that is NaN) has no outcome: NaN.
     """
     higher_is_better(metric)
-    if rule not in RULES:
-        raise unknown("outcome rule", rule, RULES)
+    rule_in_words(rule)
     if rule == "best-on-validation" and epochs["validation_loss"].isna().all():
         raise InputError("outcome rule 'best-on-validation' needs a validation split")
     keys = ["candidate", "seed"]

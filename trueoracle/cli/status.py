@@ -46,12 +46,12 @@ def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = Fals
 
 def _rows(runs: Path) -> list[dict[str, Any]]:
     from trueoracle.errors import StoreError
-    from trueoracle.study.results import Results, recorded_runs
+    from trueoracle.study.results import read_status, recorded_runs
 
     rows: list[dict[str, Any]] = []
     for folder in recorded_runs(runs):
         try:
-            rows.append(Results(folder).status())
+            rows.append(read_status(folder))
         except StoreError as error:
             name, _, digest = folder.name.rpartition("-")
             rows.append(

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from trueoracle.analysis.outcomes import METRIC_NAMES
 from trueoracle.cli.console import table
-from trueoracle.report.page import number, percent
+from trueoracle.report.page import number, p_value, percent
 
 __all__ = ["relations_table"]
 
@@ -36,7 +36,7 @@ def relation_cells(relation: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(relation["n"]),
         number(relation["kendall_tau"], 2),
-        number(relation["kendall_p_value"]),
+        p_value(relation["kendall_p_value"]),
         percent(relation["anomaly_ratio"]),
         percent(relation["discordant_ratio"]),
         str(relation["rank"]),

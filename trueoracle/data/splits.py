@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,7 @@ class Splits:
         return digest.hexdigest()
 
 
-def as_split(data: Split | tuple[Tensor, Tensor] | Dataset[tuple[Tensor, int]]) -> Split:
+def as_split(data: Split | tuple[Tensor, Tensor] | Dataset[Any]) -> Split:
     """A split from a ``(images, labels)`` tuple of tensors or from a map-style ``Dataset``.
 
     A ``Dataset`` is read through once, so its transforms are applied once: leave random ones out.

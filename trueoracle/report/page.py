@@ -78,6 +78,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "number": number,
+        "p_value": p_value,
         "percent": percent,
         "duration": duration,
         "score_name": score_name,
@@ -88,12 +89,16 @@ def _environment() -> Environment:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Fixed digits with a true minus, powers of ten for the tiny, a dash for what is not there."""
+    """Fixed digits with a true minus; a dash for what is not there."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """Two digits, or a power of ten for the tiny: no p-value is shown as zero."""
     if value is None:
         return "–"
-    if value != 0 and abs(value) < 10**-digits:
-        return f"{value:.0e}".replace("-", "−")
-    return f"{value:.{digits}f}".replace("-", "−")
+    shown = f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
+    return shown.replace("-", "−")
 
 
 def percent(value: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from trueoracle.analysis.outcomes import METRIC_NAMES, RULES
+from trueoracle.analysis.outcomes import METRIC_NAMES, rule_in_words
 from trueoracle.study.results import Results, score_name
 
 __all__ = ["REPORTED_METRICS", "summarise"]
@@ -32,7 +32,7 @@ def summarise(results: Results, rule: str = "last") -> dict[str, Any]:
         "epochs": spec.retraining.epochs,
         "exhaustive": spec.pruning.candidates == "all",
         "outcome": rule,
-        "outcome_in_words": RULES[rule],
+        "outcome_in_words": rule_in_words(rule),
         "dense": _without_nan(results.dense or {}),
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
         "relations": _relations(results, rule) if len(results.outcomes) else [],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from trueoracle.analysis.outcomes import METRIC_NAMES, RULES, final_outcomes, higher_is_better
+from trueoracle.analysis.outcomes import METRIC_NAMES, final_outcomes, higher_is_better
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.study.spec import StudySpec, load_spec, shipped_studies
@@ -18,7 +18,7 @@ from trueoracle.study.store import DATABASE, Store, is_locked
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Results", "find_arms", "find_run", "recorded_runs"]
+__all__ = ["Results", "find_arms", "find_run", "read_status", "recorded_runs"]
 
 _SCORE_NAMES = {
     "oracle": "pruned train loss",
@@ -41,10 +41,7 @@ class Results:
         """Read the record in ``folder``; raises :class:`StoreError` where there is none."""
         self.folder = Path(folder)
         with Store(self.folder, read_only=True) as store:
-            fields = store.spec()
-            if fields is None:
-                raise StoreError(f"nothing is recorded in {folder}")
-            self.spec = StudySpec.model_validate(fields)
+            self.spec = _recorded_spec(store, self.folder)
             self.dense = store.dense()
             self.counts = store.counts()
             self.provenance = store.provenance()
@@ -61,15 +58,9 @@ class Results:
         self.scores.columns.name = None
 
     @property
-    def networks_to_retrain(self) -> int:
-        return len(self.candidates) * len(self.spec.retraining.seeds)
-
-    @property
     def finished(self) -> bool:
         """Whether every candidate is scored by every criterion and retrained with every seed."""
-        scored = self.counts["scores"] >= len(self.candidates) * len(self.spec.criteria)
-        retrained = self.counts["retrainings"] >= self.networks_to_retrain
-        return len(self.candidates) > 0 and scored and retrained
+        return bool(self.status()["state"] == "finished")
 
     @cached_property
     def criteria(self) -> list[str]:
@@ -168,34 +159,57 @@ class Results:
 
     def status(self) -> dict[str, Any]:
         """How far the study is, as plain values."""
-        running = is_locked(self.folder)
-        state = "running" if running else "finished" if self.finished else "interrupted"
-        last = self.provenance[-1]
-        return {
-            "study": self.spec.name,
-            "digest": self.spec.digest,
-            "folder": str(self.folder),
-            "state": state,
-            "candidates": len(self.candidates),
-            "scored": self.counts["scores"],
-            "to_score": len(self.candidates) * len(self.spec.criteria),
-            "retrained": self.counts["retrainings"],
-            "to_retrain": self.networks_to_retrain,
-            "diverged": self.counts["diverged"],
-            "started": self.provenance[0]["started"],
-            "last_started": last["started"],
-            "ended": last["ended"],
-        }
+        return _status(self.folder, self.spec, self.counts, self.provenance)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The status of a recorded study, without reading its tables; raises :class:`StoreError`."""
+    with Store(folder, read_only=True) as store:
+        spec = _recorded_spec(store, folder)
+        return _status(folder, spec, store.counts(), store.provenance())
+
+
+def _status(
+    folder: Path, spec: StudySpec, counts: dict[str, int], provenance: list[dict[str, Any]]
+) -> dict[str, Any]:
+    to_score = counts["candidates"] * len(spec.criteria)
+    to_retrain = counts["candidates"] * len(spec.retraining.seeds)
+    finished = (
+        counts["candidates"] > 0
+        and counts["scores"] >= to_score
+        and counts["retrainings"] >= to_retrain
+    )
+    state = "running" if is_locked(folder) else "finished" if finished else "interrupted"
+    return {
+        "study": spec.name,
+        "digest": spec.digest,
+        "folder": str(folder),
+        "state": state,
+        "candidates": counts["candidates"],
+        "scored": counts["scores"],
+        "to_score": to_score,
+        "retrained": counts["retrainings"],
+        "to_retrain": to_retrain,
+        "diverged": counts["diverged"],
+        "started": provenance[0]["started"],
+        "last_started": provenance[-1]["started"],
+        "ended": provenance[-1]["ended"],
+    }
+
+
+def _recorded_spec(store: Store, folder: Path) -> StudySpec:
+    fields = store.spec()
+    if fields is None:
+        raise StoreError(f"nothing is recorded in {folder}")
+    try:
+        return StudySpec.model_validate(fields)
+    except ValueError as error:
+        raise StoreError(f"{folder} was recorded by another version of trueoracle") from error
 
 
 def score_name(criterion: str) -> str:
     """What a criterion's score is called in figures and sentences."""
     return _SCORE_NAMES.get(criterion, criterion)
-
-
-def rule_name(rule: str) -> str:
-    """What an outcome rule says, in words."""
-    return RULES[rule]
 
 
 def recorded_runs(runs: Path) -> list[Path]:
@@ -207,7 +221,10 @@ def recorded_runs(runs: Path) -> list[Path]:
 
 
 def _changed(folder: Path) -> float:
-    return max(path.stat().st_mtime for path in folder.glob(f"{DATABASE}*"))
+    # A reader makes an empty write-ahead log, which is no change.
+    files = [folder / DATABASE, folder / f"{DATABASE}-wal"]
+    times = (path.stat().st_mtime for path in files if path.is_file() and path.stat().st_size)
+    return max(times, default=0.0)
 
 
 def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None) -> Path:

@@ -122,11 +122,12 @@ def _check(network: nn.Module, shape: tuple[int, ...], classes: int, spec: Study
     with torch.no_grad():
         answer = network(example)
     network.train(was_training)
-    if not isinstance(answer, torch.Tensor) or answer.shape != (2, classes):
-        got = list(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+    is_tensor = isinstance(answer, torch.Tensor)
+    if not is_tensor or answer.ndim != 2 or len(answer) != 2 or answer.shape[1] < classes:
+        got = list(answer.shape) if is_tensor else type(answer).__name__
         raise InputError(
             f"network {spec.network.name!r} gives {got} for 2 images, expected [2, {classes}]: "
-            "one logit a class"
+            "one logit for each class of the data"
         )
     return list_candidates(
         available,

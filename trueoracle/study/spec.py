@@ -71,6 +71,14 @@ class PruningSpec(Frozen):
         "exact", description="as-released: the wiring of the paper's released code"
     )
 
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _all_or_a_number(cls, value: object) -> object:
+        # Said here, because a union's own errors speak of each of its members.
+        if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"expected 'all' or a whole number from 1, got {value!r}")
+        return value
+
     @model_validator(mode="after")
     def _seed_belongs_to_a_sample(self) -> PruningSpec:
         if self.candidates == "all" and self.seed != 0:
@@ -245,7 +253,7 @@ def _split_key(field: str) -> list[str]:
 def _one_line(error: ValidationError) -> str:
     """The first thing wrong, with the nearest field where one is unknown."""
     first = error.errors(include_url=False)[0]
-    where = [str(part) for part in first["loc"] if str(part) not in {"int", "literal['all']"}]
+    where = [str(part) for part in first["loc"]]
     field = ".".join(where)
     if first["type"] == "extra_forbidden":
         model: Any = StudySpec

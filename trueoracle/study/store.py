@@ -149,6 +149,8 @@ class Store:
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version == 0:
+            raise StoreError(f"nothing is recorded in {self.path.parent}")
         elif version != SCHEMA_VERSION:
             raise StoreError(
                 f"{self.path} has format {version}, and this trueoracle reads {SCHEMA_VERSION}"
@@ -352,8 +354,9 @@ class Store:
                     for table in ("outcomes", "retrainings"):
                         rows = self._db.execute(
                             f"INSERT OR IGNORE INTO main.{table} SELECT * FROM other.{table} "
-                            f"WHERE {ours} AND seed = ?",
-                            (seed,),
+                            f"WHERE {ours} AND seed = ? AND candidate NOT IN "
+                            "(SELECT candidate FROM main.retrainings WHERE seed = ?)",
+                            (seed, seed),
                         ).rowcount
                     taken += rows
         finally:

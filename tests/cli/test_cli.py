@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from tests.conftest import Writer
+from trueoracle.cli.main import app
+from trueoracle.study.store import locked
+from trueoracle.study.study import Study
+
+TINY = """
+[network]
+name = "lenet5-mini"
+[data]
+name = "tiny"
+validation_images = 100
+[dense]
+epochs = 3
+batch_size = 32
+learning_rate = 0.05
+[pruning]
+layers = { conv1 = 0.1 }
+[retraining]
+epochs = 1
+seeds = [0]
+[arms.as-released.pruning]
+surgery = "as-released"
+"""
+
+
+class Called:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+def call(*arguments: object) -> Called:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Called(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def study(write_study: Writer, tiny_dataset: str) -> Path:
+    return write_study(TINY)
+
+
+def test_run_records_and_says_the_verdict(study: Path, runs: Path) -> None:
+    called = call("run", study, "--runs", runs)
+    assert called.code == 0
+    assert "retrain: 10/10 networks" in called.err
+    assert "networks/h" in called.err
+    assert "Pruned train loss" in called.out
+    assert "after retraining" in called.out
+    assert "oracle" in called.out
+    assert str(runs / "mine-") in called.out
+    again = call("run", study, "--runs", runs, "--json", "--quiet")
+    assert again.err == ""
+    summary = json.loads(again.out)
+    assert summary["state"] == "finished"
+    assert summary["retrained"] == summary["to_retrain"] == 10
+    assert len(summary["relations"]) == 4
+
+
+def test_quiet_is_quiet(study: Path, runs: Path) -> None:
+    called = call("run", study, "--runs", runs, "--quiet")
+    assert (called.code, called.out, called.err) == (0, "", "")
+
+
+def test_settings_override_fields(study: Path, runs: Path) -> None:
+    called = call(
+        "run", study, "--runs", runs, "--json",
+        "--set", "retraining.epochs=2", "--set", "criteria=['random']",
+    )  # fmt: skip
+    summary = json.loads(called.out)
+    assert summary["epochs"] == 2
+    assert {relation["criterion"] for relation in summary["relations"]} == {"random"}
+
+
+def test_status_tells_how_far_every_study_is(study: Path, runs: Path) -> None:
+    assert "no study is recorded" in call("status", "--runs", runs).out
+    assert json.loads(call("status", "--runs", runs, "--json").out) == []
+    call("run", study, "--runs", runs, "-q")
+    call("run", f"{study}@as-released", "--runs", runs, "-q")
+    rows = json.loads(call("status", "--runs", runs, "--json").out)
+    assert [row["study"] for row in rows] == ["mine@as-released", "mine"]
+    assert all(row["state"] == "finished" for row in rows)
+    assert all((row["retrained"], row["to_retrain"]) == (10, 10) for row in rows)
+    with locked(Path(rows[0]["folder"])):
+        rows = json.loads(call("status", "--runs", runs, "--json").out)
+        assert rows[0]["state"] == "running"
+    database = Path(rows[1]["folder"]) / "study.sqlite"
+    database.write_bytes(database.read_bytes()[:6000])
+    rows = json.loads(call("status", "--runs", runs, "--json").out)
+    damaged = next(row for row in rows if row["study"] == "mine")
+    assert damaged["state"] == "unreadable"
+    assert "is damaged" in damaged["error"]
+    assert "unreadable" in call("status", "--runs", runs).out
+
+
+def test_report_writes_figures_summary_and_page(study: Path, runs: Path, tmp_path: Path) -> None:
+    call("run", study, "--runs", runs, "-q")
+    call("run", f"{study}@as-released", "--runs", runs, "-q")
+    out = tmp_path / "out"
+    called = call("report", study, "--runs", runs, "--out", out)
+    assert called.code == 0
+    assert str(out / "report.html") in called.out
+    assert (out / "report.html").is_file()
+    assert len(list((out / "figures").iterdir())) == 2 * 4 * 3
+    assert "as-released" in called.out
+    by_name = json.loads(call("report", "mine", "--runs", runs, "--json").out)
+    assert [summary["study"] for summary in by_name] == ["mine", "mine@as-released"]
+    (folder,) = runs.glob("mine-*")
+    assert (folder / "report" / "report.html").is_file()
+    assert call("report", folder.name, "--runs", runs, "--json").out
+    best = json.loads(
+        call("report", "mine", "--runs", runs, "--outcome", "best-on-test", "--json").out
+    )
+    assert best[0]["outcome"] == "best-on-test"
+
+
+def test_export_writes_the_tables(study: Path, runs: Path, tmp_path: Path) -> None:
+    call("run", study, "--runs", runs, "-q")
+    frames = {}
+    for form, reader in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
+        called = call("export", "mine", "--runs", runs, "--format", form, "--out", tmp_path / form)
+        assert called.code == 0
+        names = {"candidates", "scores", "outcomes", "retrainings", "dense_epochs"}
+        assert {path.stem for path in (tmp_path / form).iterdir()} == names
+        frames[form] = {name: reader(tmp_path / form / f"{name}.{form}") for name in names}
+    assert len(frames["csv"]["outcomes"]) == 10
+    assert json.loads(frames["csv"]["candidates"]["pruned"][3]) == {"conv1": [3]}
+    for name, frame in frames["csv"].items():
+        pd.testing.assert_frame_equal(frame, frames["parquet"][name], check_dtype=False)
+
+
+def test_analyse_a_table_of_ones_own(tmp_path: Path) -> None:
+    points = tmp_path / "points.csv"
+    points.write_text("loss,accuracy,name\n1,8,a\n2,9,b\n3,7,c\n4,5,d\n,6,e\n")
+    figure = tmp_path / "figure.svg"
+    called = call("analyse", points, "--x", "loss", "--y", "accuracy", "--figure", figure)
+    assert called.code == 0
+    assert "1 rows without" in called.out
+    assert "−0.67" in called.out
+    assert figure.is_file()
+    fields = json.loads(call("analyse", points, "--x", "loss", "--y", "accuracy", "--json").out)
+    assert fields["kendall_tau"] == pytest.approx(-2 / 3)
+    assert (fields["n"], fields["dropped"], fields["rank"]) == (4, 1, 2)
+    lower = call("analyse", points, "--x", "loss", "--y", "accuracy", "--lower-is-better", "--json")
+    assert json.loads(lower.out)["rank"] == 3
+
+
+def test_studies_lists_what_is_shipped() -> None:
+    rows = {row["name"]: row for row in json.loads(call("studies", "--json").out)}
+    assert rows["digits-conv1-0.2"]["networks"] == 90
+    assert rows["lenet5-mini-conv1+2-0.5"]["networks"] == 3000
+    assert rows["lenet5-mini-conv1-0.5"]["arms"] == ["short", "as-released"]
+    listed = call("studies").out
+    assert all(name in listed and row["purpose"] in listed for name, row in rows.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "digits-conv1-0.3"], "unknown study 'digits-conv1-0.3': did you mean"),
+        (["run", "none.toml"], "no study file none.toml"),
+        (["run", "digits-conv1-0.2", "--set", "retraining.epoch=3"], "did you mean 'epochs'"),
+        (["run", "digits-conv1-0.2", "--set", "retraining"], "--set takes field=value"),
+        (["run", "digits-conv1-0.2", "--set", "network.name=lenet"], "unknown network 'lenet'"),
+        (["run", "digits-conv1-0.2", "--set", "data.name=mnist5k"], "did you mean 'mnist-5k'"),
+        (["run", "digits-conv1-0.2", "--set", "criteria=['orcale']"], "did you mean 'oracle'"),
+        (["run", "digits-conv1-0.2", "--set", "pruning.layers.con=0.5"], "did you mean 'conv3'"),
+        (["run", "digits-conv1-0.2", "--set", "pruning.layers.conv1=1.5"], "less than 1, got 1.5"),
+        (["run", "digits-conv1-0.2", "--device", "gpu"], "device 'gpu' cannot be used"),
+        (["report", "digits-conv1-0.2"], "no study is recorded"),
+        (["export", "nothing", "--out", "x"], "no study is recorded"),
+        (["analyse", "none.csv", "--x", "a", "--y", "b"], "no file none.csv"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    called = call(*arguments)
+    assert called.code == 2
+    assert called.out == ""
+    assert called.err.startswith("error: ")
+    assert called.err.count("\n") == 1
+    assert message in called.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "x", "message"),
+    [
+        ("a,b\n1,2\n", "aa", "unknown column of .*did you mean 'a'"),
+        ("a,b\nred,2\n", "a", "column 'a' of .* is not numeric"),
+        ("a,b\n,2\n", "a", "no candidate has both"),
+        ("", "a", "is not a CSV table"),
+        ('a,b\n"1,2\n', "a", "is not a CSV table"),
+    ],
+)
+def test_tables_that_cannot_be_analysed(tmp_path: Path, content: str, x: str, message: str) -> None:
+    (tmp_path / "points.csv").write_text(content)
+    called = call("analyse", tmp_path / "points.csv", "--x", x, "--y", "b")
+    assert called.code == 2
+    assert re.search(message, called.err)
+    assert called.err.count("\n") == 1
+
+
+def test_an_unknown_recorded_study_and_other_settings_are_refused(study: Path, runs: Path) -> None:
+    call("run", study, "--runs", runs, "-q")
+    assert "did you mean 'mine'" in call("report", "min", "--runs", runs).err
+    called = call("report", study, "--runs", runs, "--set", "retraining.epochs=9")
+    assert called.code == 2
+    assert "not with these settings" in called.err
+    assert "did you mean 'last" in call("report", "mine", "--runs", runs, "--outcome", "lst").err
+
+
+def test_a_busy_study_exits_with_3(study: Path, runs: Path) -> None:
+    from trueoracle.study.spec import load_spec
+
+    folder = runs / load_spec(str(study)).folder_name
+    folder.mkdir(parents=True)
+    with locked(folder):
+        called = call("run", study, "--runs", runs)
+    assert called.code == 3
+    assert "another process is working on mine-" in called.err
+
+
+def test_a_damaged_record_exits_with_4(study: Path, runs: Path) -> None:
+    call("run", study, "--runs", runs, "-q")
+    (database,) = runs.glob("*/study.sqlite")
+    database.write_bytes(database.read_bytes()[:6000])
+    for command in (["run", study], ["report", "mine"], ["export", "mine", "--out", runs / "x"]):
+        called = call(*command, "--runs", runs)
+        assert called.code == 4
+        assert "is damaged" in called.err
+
+
+def test_an_interrupt_exits_with_130(
+    study: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "run", interrupted)
+    called = call("run", study, "--runs", runs)
+    assert called.code == 130
+    assert "the same command goes on" in called.err
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trueoracle.errors import InputError
+
+    with pytest.raises(InputError):
+        call("run", "digits-conv1-0.3", "--debug")
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("trueoracle.study.spec.shipped_studies", broken)
+    called = call("run", "digits-conv1-0.2")
+    assert called.code == 1
+    assert called.err == "unexpected error: ZeroDivisionError: a bug (--debug shows where)\n"
+
+
+def test_help_teaches_by_example() -> None:
+    for command in ("run", "studies", "status", "report", "export", "analyse"):
+        text = call(command, "--help").out
+        assert "Examples" in text
+        assert f"trueoracle {command}" in text
+    assert "130 interrupted" in call("--help").out
+    assert re.match(r"trueoracle \d+\.\d+", call("--version").out)
+
+
+def test_reading_commands_do_not_import_torch() -> None:
+    # Its import takes longer than all that they do.
+    code = (
+        "import sys, trueoracle.cli.main, trueoracle.study.results, trueoracle.report.page,"
+        " trueoracle.figures.scatter; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trueoracle.errors import StoreError
+from trueoracle.figures.scatter import (
+    ScatterData,
+    draw_scatter,
+    format_p,
+    save_figure,
+    scatter_data,
+)
+
+
+@pytest.fixture
+def data() -> ScatterData:
+    scores = np.array([0.3, 0.1, np.nan, 0.5, 0.2])
+    outcomes = np.array([0.9, 0.8, 0.7, 0.7, 0.8])
+    return scatter_data(
+        scores, outcomes, higher_is_better=True, x_label="loss", y_label="accuracy", title="mine"
+    )
+
+
+def test_the_values_of_the_scatter(data: ScatterData) -> None:
+    assert data.x.tolist() == [0.3, 0.1, 0.5, 0.2]
+    assert data.anomaly.tolist() == [True, False, False, False]
+    assert data.chosen == (0.1, 0.8)
+    assert data.note == "Kendall's τ = −0.18, p = 0.72\nanomaly ratio 25.0% of 4"
+
+
+def test_a_constant_outcome_has_no_tau() -> None:
+    flat = scatter_data(
+        np.arange(3.0), np.zeros(3), higher_is_better=False, x_label="x", y_label="y"
+    )
+    assert flat.note.startswith("Kendall's τ undefined")
+    assert not flat.anomaly.any()
+    draw_scatter(flat)
+
+
+@pytest.mark.parametrize(
+    ("p_value", "text"),
+    [(0.5, "p = 0.5"), (0.0123, "p = 0.012"), (8.8e-61, "p = 9e-61"), (0.0, "p < 1e-300")],
+)
+def test_no_p_value_is_shown_as_zero(p_value: float, text: str) -> None:
+    assert format_p(p_value) == text
+
+
+def test_the_drawing_shows_every_point_and_the_star(data: ScatterData) -> None:
+    axes = draw_scatter(data).axes[0]
+    usual, anomalies, star = (
+        np.asarray(collection.get_offsets()) for collection in axes.collections
+    )
+    assert sorted(map(tuple, usual.tolist())) == [(0.1, 0.8), (0.2, 0.8), (0.5, 0.7)]
+    assert anomalies.tolist() == [[0.3, 0.9]]
+    assert star.tolist() == [[0.1, 0.8]]
+    vertical, horizontal = axes.get_lines()
+    assert list(np.asarray(vertical.get_xdata())) == [0.1, 0.1]
+    assert list(np.asarray(horizontal.get_ydata())) == [0.8, 0.8]
+    assert axes.get_xlabel() == "loss"
+    assert axes.get_ylabel() == "accuracy"
+    assert data.note in [text.get_text() for text in axes.texts]
+
+
+def test_colours_are_told_apart_without_hue(data: ScatterData) -> None:
+    usual, anomalies, _ = draw_scatter(data).axes[0].collections
+
+    def lightness(collection: object) -> float:
+        red, green, blue, _ = collection.get_facecolor()[0]  # type: ignore[attr-defined]
+        return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
+
+    shapes = [np.shape(collection.get_paths()[0].vertices) for collection in (usual, anomalies)]
+    assert abs(lightness(usual) - lightness(anomalies)) > 0.05
+    assert shapes[0] != shapes[1]
+
+
+def test_all_three_formats_are_written(data: ScatterData, tmp_path: Path) -> None:
+    paths = save_figure(draw_scatter(data), tmp_path / "deep" / "study-0.5-oracle")
+    assert [path.name for path in paths] == [
+        f"study-0.5-oracle.{form}" for form in ("png", "svg", "pdf")
+    ]
+    with Image.open(paths[0]) as picture:
+        assert picture.size == (1000, 760)
+    svg = paths[1].read_text()
+    assert "anomaly ratio 25.0% of 4" in svg  # text stays text
+    assert paths[2].read_bytes().startswith(b"%PDF")
+    again = save_figure(draw_scatter(data), tmp_path / "again")
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+
+
+def test_a_folder_that_cannot_be_written_is_said(data: ScatterData, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write"):
+        save_figure(draw_scatter(data), tmp_path / "file" / "figure")

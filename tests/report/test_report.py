@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trueoracle.errors import StoreError
+from trueoracle.report.page import number, p_value, write_report
+from trueoracle.report.summary import summarise
+from trueoracle.study.results import Results, find_arms
+from trueoracle.study.study import Study
+
+
+@pytest.fixture
+def results(tiny_fields: dict[str, Any], tmp_path: Path) -> Results:
+    return Study(**tiny_fields, runs=tmp_path / "runs").run(progress=False)
+
+
+class Checker(HTMLParser):
+    """Collects text and images, and notices a tag that is not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(page: Path) -> Checker:
+    checker = Checker()
+    checker.feed(page.read_text(encoding="utf-8"))
+    assert checker.open == []
+    return checker
+
+
+def test_a_summary_holds_the_relations_and_survives_json(results: Results) -> None:
+    summary = json.loads(json.dumps(summarise(results), allow_nan=False))
+    assert [(r["criterion"], r["metric"]) for r in summary["relations"]] == [
+        ("oracle", "test_accuracy"),
+        ("oracle", "test_loss"),
+        ("l1", "test_accuracy"),
+        ("l1", "test_loss"),
+    ]
+    first = summary["relations"][0]
+    relation = results.relation("oracle", "test_accuracy")
+    assert first["kendall_tau"] == pytest.approx(relation.kendall.value)
+    assert first["chosen_pruned"] == results.points("oracle")["pruned"].iloc[relation.chosen]
+    assert summary["state"] == "finished"
+    assert summary["dense"]["test_accuracy"] > 0.1
+    assert summary["retraining_seconds"] > 0
+
+
+def test_the_page_says_what_the_summary_says_and_needs_nothing_else(
+    results: Results, tmp_path: Path
+) -> None:
+    written = write_report(results, [], tmp_path / "out")
+    page = read(written.page)
+    text = " ".join(" ".join(page.text).split())
+    for relation in written.summaries[0]["relations"]:
+        assert relation["verdict"] in text
+        assert number(relation["kendall_tau"], 2) in text
+    assert len(page.links) == 4
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
+    assert len(written.figures) == 4 * 3
+    assert all(path.stat().st_size > 1000 for path in written.figures)
+    assert json.loads(written.summary.read_text())[0]["study"] == "tiny"
+
+
+def test_arms_are_shown_beside_the_study(
+    results: Results, tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields = tiny_fields | {
+        "name": "tiny@as-released",
+        "pruning": {"layers": {"conv1": 0.1}, "surgery": "as-released"},
+    }
+    Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    unrelated = tiny_fields | {"name": "tiny@other", "dense": {"epochs": 1}}
+    Study(**unrelated, runs=tmp_path / "runs").run(progress=False)
+    arms = find_arms(results)
+    assert [arm.spec.name for arm in arms] == ["tiny@as-released"]
+    assert [arm.spec.name for arm in find_arms(arms[0])] == ["tiny"]
+    written = write_report(results, arms, tmp_path / "out")
+    assert [summary["surgery"] for summary in written.summaries] == ["exact", "as-released"]
+    assert "as-released surgery" in " ".join(" ".join(read(written.page).text).split())
+
+
+def test_names_are_escaped(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
+    fields = tiny_fields | {"purpose": "<script>alert(1)</script> & so on"}
+    results = Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    page = write_report(results, [], tmp_path / "out").page.read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_an_unfinished_study_says_so(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
+    class Stop:
+        def stage(self, name: str, total: int, done: int, unit: str) -> None:
+            if name == "retrain":
+                raise KeyboardInterrupt
+
+        def advance(self, count: int = 1, note: str = "") -> None: ...
+
+        def message(self, text: str) -> None: ...
+
+    study = Study(**tiny_fields, runs=tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        study.run(progress=Stop())
+    page = read(write_report(study.results(), [], tmp_path / "out").page)
+    text = " ".join(" ".join(page.text).split())
+    assert "No network has been retrained yet." in text
+    assert "0 of 20 networks are retrained" in text
+
+
+def test_divergence_is_told(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
+    fields = tiny_fields | {
+        "retraining": {"epochs": 3, "batch_size": 32, "learning_rate": 1e8, "seeds": [0]}
+    }
+    results = Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    page = read(write_report(results, [], tmp_path / "out").page)
+    assert "10 retrainings diverged" in " ".join(page.text)
+
+
+def test_a_page_that_cannot_be_written_is_said(results: Results, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write"):
+        write_report(results, [], tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (-0.5, "−0.500"), (1.23456, "1.235"), (0.0, "0.000")]
+)
+def test_numbers_are_readable(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.693, "0.69"), (3e-4, "0.0003"), (8.8e-61, "9e−61"), (0.0, "<1e−300")],
+)
+def test_no_p_value_is_shown_as_zero(value: float | None, text: str) -> None:
+    assert p_value(value) == text

@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from trueoracle.criteria.base import find_criterion
+from trueoracle.data.splits import Splits
+from trueoracle.errors import BusyError, InputError, StoreError, TrainingError
+from trueoracle.networks.registry import build
+from trueoracle.networks.weights import load_weights, save_weights, weights_sha256
+from trueoracle.study import runner
+from trueoracle.study.results import Results
+from trueoracle.study.store import DATABASE, locked
+from trueoracle.study.study import Study
+from trueoracle.training.loop import train
+
+
+def outcomes(results: Results) -> pd.DataFrame:
+    return results.outcomes.reset_index(drop=True)
+
+
+@pytest.fixture
+def study(tiny_fields: dict[str, Any], tmp_path: Path) -> Study:
+    return Study(**tiny_fields, runs=tmp_path / "runs")
+
+
+class Recorder:
+    """A progress that remembers."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int, int]] = []
+        self.advanced = 0
+        self.messages: list[str] = []
+
+    def stage(self, name: str, total: int, done: int, unit: str) -> None:
+        self.stages.append((name, total, done))
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.advanced += count
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def test_a_study_from_beginning_to_end(study: Study) -> None:
+    progress = Recorder()
+    results = study.run(progress=progress)
+    assert results.finished
+    assert results.folder.name == study.spec.folder_name
+    assert len(results.candidates) == 10
+    assert results.criteria == ["oracle", "l1"]
+    assert results.scores.notna().all().all()
+    assert len(results.outcomes) == 10 * 2 * 2
+    assert results.outcomes.notna().all().all()
+    assert progress.stages == [
+        ("dense network", 4, 0),
+        ("score by oracle", 10, 0),
+        ("score by l1", 10, 0),
+        ("retrain", 20, 0),
+    ]
+    assert progress.advanced == 4 + 10 + 10 + 20
+    assert results.dense is not None
+    assert results.dense["origin"] == "trained"
+    assert results.provenance[0]["ended"] is not None
+    assert results.provenance[0]["torch"] == torch.__version__
+    table = results.correlate()
+    assert table[["criterion", "metric"]].to_numpy().tolist() == [
+        ["oracle", "test_accuracy"],
+        ["oracle", "test_loss"],
+        ["l1", "test_accuracy"],
+        ["l1", "test_loss"],
+    ]
+    assert table["kendall_tau"].notna().all()
+
+
+def test_what_is_recorded_is_what_the_parts_compute(study: Study) -> None:
+    """Scores and outcomes of one candidate, recomputed from the saved network alone."""
+    results = study.run(progress=False)
+    prepared = study.prepare()
+    network = prepared.network
+    load_weights(network, results.folder / runner.DENSE)
+    candidate = prepared.candidates.ids[6]
+    score = find_criterion("oracle")(network, prepared.candidates.take([6]), prepared.data)[0]
+    recorded = results.scores.set_index("candidate").loc[candidate, "oracle"]
+    assert recorded == pytest.approx(score, abs=1e-12)
+    pruned = prepared.candidates.prune(network, 6)
+    records = train(pruned, prepared.data, study.spec.retraining, seed=1)
+    rows = results.outcomes.query("candidate == @candidate and seed == 1")
+    assert rows["test_loss"].tolist() == [record.test_loss for record in records]
+    assert rows["validation_accuracy"].tolist() == [r.validation_accuracy for r in records]
+
+
+def test_running_again_does_nothing_again(study: Study) -> None:
+    first = study.run(progress=False)
+    progress = Recorder()
+    second = study.run(progress=progress)
+    assert progress.stages == []
+    pd.testing.assert_frame_equal(first.retrainings, second.retrainings)
+    assert len(second.provenance) == 2
+
+
+def test_the_same_study_gives_the_same_numbers(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
+    one = Study(**tiny_fields, runs=tmp_path / "one").run(progress=False)
+    two = Study(**tiny_fields, runs=tmp_path / "two").run(progress=False)
+    pd.testing.assert_frame_equal(outcomes(one), outcomes(two))
+    pd.testing.assert_frame_equal(one.scores, two.scores)
+
+
+def test_an_interrupted_study_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Study(study.spec, runs=study.folder.parent.parent / "whole").run(progress=False)
+
+    class Stopper(Recorder):
+        def advance(self, count: int = 1, note: str = "") -> None:
+            super().advance(count)
+            if self.stages[-1][0] == "retrain" and self.advanced == 4 + 20 + 7:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run(progress=Stopper())
+    part = study.results()
+    assert part.counts["retrainings"] == 7
+    assert part.status()["state"] == "interrupted"
+    assert part.correlate()["n"].tolist() == [7] * 4
+    progress = Recorder()
+    results = study.run(progress=progress)
+    assert progress.stages == [("retrain", 20, 7)]
+    pd.testing.assert_frame_equal(outcomes(results), outcomes(whole))
+    assert results.provenance[0]["ended"] is None
+
+
+def test_scoring_is_resumed_too(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "SCORE_CHUNK", 3)
+
+    class Stopper(Recorder):
+        def advance(self, count: int = 1, note: str = "") -> None:
+            super().advance(count)
+            if self.advanced == 4 + 6:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run(progress=Stopper())
+    assert study.results().counts["scores"] == 6
+    progress = Recorder()
+    study.run(progress=progress)
+    assert progress.stages[0] == ("score by oracle", 10, 6)
+
+
+def test_a_second_process_is_told_and_stops(study: Study) -> None:
+    study.folder.mkdir(parents=True)
+    with locked(study.folder), pytest.raises(BusyError, match="another process"):
+        study.run(progress=False)
+
+
+def test_more_seeds_and_criteria_take_over_what_is_recorded(
+    study: Study, tiny_fields: dict[str, Any]
+) -> None:
+    first = study.run(progress=False)
+    more = tiny_fields | {"criteria": ["oracle", "l1", "l2"]}
+    more["retraining"] = tiny_fields["retraining"] | {"seeds": [0, 1, 2]}
+    progress = Recorder()
+    second = Study(**more, runs=study.folder.parent).run(progress=progress)
+    assert second.folder != first.folder
+    assert [stage[0] for stage in progress.stages] == ["score by l2", "retrain"]
+    assert progress.stages[-1] == ("retrain", 30, 20)
+    assert "taken over from tiny-" in progress.messages[0]
+    assert second.dense is not None
+    assert second.dense["origin"] == "adopted"
+    pd.testing.assert_frame_equal(
+        second.outcomes.query("seed < 2").reset_index(drop=True), outcomes(first)
+    )
+    # The same study on its own, without anything to take over, finds the same numbers.
+    alone = Study(**more, runs=study.folder.parent.parent / "alone").run(progress=False)
+    pd.testing.assert_frame_equal(outcomes(second), outcomes(alone))
+    pd.testing.assert_frame_equal(second.scores, alone.scores)
+
+
+def test_another_surgery_takes_over_the_dense_network_only(
+    study: Study, tiny_fields: dict[str, Any]
+) -> None:
+    study.run(progress=False)
+    fields = tiny_fields | {"pruning": {"layers": {"conv1": 0.1}, "surgery": "as-released"}}
+    progress = Recorder()
+    released = Study(**fields, runs=study.folder.parent).run(progress=progress)
+    assert [stage for stage in progress.stages if stage[0] == "retrain"] == [("retrain", 20, 0)]
+    exact = study.results()
+    same = released.scores["oracle"] == exact.scores["oracle"]
+    # The one candidate that the L1 pass chose is wired alike in both.
+    assert same.sum() == 1
+    assert exact.scores.loc[same, "l1"].item() == exact.scores["l1"].min()
+
+
+def test_an_unchanged_criterion_is_not_scored_again_and_a_changed_one_is(
+    tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "my_criterion.py"
+    text = "def first(dense, candidates, data):\n    return [float(w[0][0]) for w in candidates]\n"
+    module.write_text(text)
+    fields = tiny_fields | {"criteria": ["my_criterion:first"]}
+    results = Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    assert results.scores["my_criterion:first"].tolist() == [float(i) for i in range(10)]
+    module.write_text(text.replace("float(", "10 + float("))
+    sys.modules.pop("my_criterion")
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    import linecache
+
+    linecache.checkcache()
+    progress = Recorder()
+    results = Study(**fields, runs=tmp_path / "runs").run(progress=progress)
+    assert results.scores["my_criterion:first"].tolist() == [10.0 + i for i in range(10)]
+    assert progress.messages == [
+        "criterion my_criterion:first: its code has changed, so it is scored anew"
+    ]
+
+
+def test_candidates_that_diverge_are_recorded_and_counted(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields = tiny_fields | {
+        "retraining": {"epochs": 3, "batch_size": 32, "learning_rate": 1e8, "seeds": [0]}
+    }
+    results = Study(**fields, runs=tmp_path).run(progress=False)
+    assert results.finished
+    assert results.status()["diverged"] == 10
+    assert results.retrainings["diverged"].tolist() == [1] * 10
+    with pytest.raises(InputError, match="no candidate has both"):
+        results.relation("oracle", "test_loss")
+
+
+def test_a_dense_network_that_diverges_ends_the_study(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields = tiny_fields | {"dense": {"epochs": 2, "batch_size": 32, "learning_rate": 1e9}}
+    with pytest.raises(TrainingError, match=r"nothing to prune .*dense\.learning_rate"):
+        Study(**fields, runs=tmp_path).run(progress=False)
+
+
+def test_a_missing_or_changed_dense_file_is_noticed(study: Study) -> None:
+    study.run(progress=False)
+    path = study.folder / runner.DENSE
+    other = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+    save_weights(other, path, {"dense_digest": "x", "epochs": []})
+    with pytest.raises(StoreError, match="has changed since the study recorded it"):
+        study.run(progress=False)
+    path.unlink()
+    with pytest.raises(StoreError, match="is missing"):
+        study.run(progress=False)
+
+
+def test_a_damaged_neighbour_does_not_stop_a_study(
+    study: Study, tiny_fields: dict[str, Any]
+) -> None:
+    first = study.run(progress=False)
+    database = first.folder / DATABASE
+    database.write_bytes(database.read_bytes()[:5000])
+    fields = tiny_fields | {"criteria": ["l2"]}
+    assert Study(**fields, runs=study.folder.parent).run(progress=False).finished
+
+
+# A network and data of one's own
+
+
+def own_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Dropout(0.1),
+        nn.Linear(196, 10),
+    )  # fmt: skip
+
+
+OWN: dict[str, Any] = {
+    "name": "own",
+    "pruning": {"layers": {"0": 0.25}},
+    "retraining": {"epochs": 1, "seeds": [0], "learning_rate": 0.01},
+}
+
+
+def test_a_network_and_tensors_of_ones_own(few_digits: Splits, tmp_path: Path) -> None:
+    network = own_network()
+    before = weights_sha256(network)
+    tensors = tuple((split.images, split.labels) for _, split in few_digits.named())
+    study = Study(**OWN, network=network, data=tensors, runs=tmp_path)
+    results = study.run(progress=False)
+    assert results.finished
+    assert len(results.candidates) == 4
+    assert results.dense is not None
+    assert results.dense["origin"] == "given"
+    assert weights_sha256(network) == before
+    assert results.plot("l1", "test_loss").axes[0].get_xlabel() == "L1 norm of the pruned filters"
+    other = own_network()
+    nn.init.zeros_(other.get_parameter("0.bias"))
+    assert Study(**OWN, network=other, data=tensors, runs=tmp_path).folder != study.folder
+    # The record alone does not hold the network or the data.
+    with pytest.raises(InputError, match=r"own needs its network: Study\(…, network=…\)"):
+        Study(results.spec, runs=tmp_path).run(progress=False)
+    with pytest.raises(InputError, match="own needs its data"):
+        Study(results.spec, network=network, runs=tmp_path).run(progress=False)
+
+
+def test_weights_from_a_file(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
+    network = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+    path = tmp_path / "mine.safetensors"
+    save_weights(network, path, {})
+    fields = tiny_fields | {"network": {"name": "lenet5-mini", "weights": str(path)}}
+    results = Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    assert results.dense is not None
+    assert results.dense["origin"] == "given"
+    assert results.dense["sha256"] == weights_sha256(network)
+    assert results.dense_epochs.empty
+    nn.init.zeros_(network.get_parameter("conv1.bias"))
+    save_weights(network, path, {})
+    with pytest.raises(InputError, match=r"mine\.safetensors has changed since this study began"):
+        Study(**fields, runs=tmp_path / "runs").run(progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": {"name": "lenet5-mini", "arguments": {"widht": 3}}}, "did you mean 'width'"),
+        ({"data": {"name": "mnits-5k"}}, "did you mean 'mnist-5k'"),
+        ({"data": {"name": "mnist-5k", "validation_images": 4000}}, "takes 400 of class 0"),
+        ({"criteria": ["orcale"]}, "did you mean 'oracle'"),
+        ({"pruning": {"layers": {"conv7": 0.5}}}, "unknown layer in pruning.layers 'conv7'"),
+        ({"pruning": {"layers": {"fc2": 0.5}}}, "'fc2' cannot be pruned: its output is"),
+        ({"pruning": {"layers": {"conv1": 0.01}}}, "would remove nothing of 10 filters"),
+        ({"network": {"name": "lenet5-mini", "weights": "none.pt"}}, "no weights file none.pt"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_anything_is_written(
+    tiny_fields: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    study = Study(**(tiny_fields | changes), runs=tmp_path / "runs")
+    with pytest.raises(InputError) as caught:
+        study.run(progress=False)
+    assert message in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_networks_and_images_that_do_not_go_together_are_refused(
+    few_digits: Splits, tmp_path: Path
+) -> None:
+    too_few = nn.Sequential(nn.Conv2d(1, 4, 32), nn.ReLU(), nn.Flatten(), nn.Linear(4, 5))
+    with pytest.raises(InputError, match=r"gives \[2, 5\] for 2 images, expected \[2, 10\]"):
+        Study(**OWN, network=too_few, data=few_digits, runs=tmp_path).run(progress=False)
+    three_channels = nn.Sequential(nn.Conv2d(3, 4, 32), nn.Flatten(), nn.Linear(4, 10))
+    with pytest.raises(InputError, match=r"does not run on images of shape \[1, 32, 32\]"):
+        Study(**OWN, network=three_channels, data=few_digits, runs=tmp_path).run(progress=False)
+    with pytest.raises(InputError, match="device 'gpu' cannot be used"):
+        Study(**OWN, network=own_network(), data=few_digits, runs=tmp_path).prepare("gpu")
+    with pytest.raises(InputError, match="a study needs a name"):
+        Study(network=own_network(), data=few_digits)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Killed at any moment
+
+
+def start(runs: Path) -> subprocess.Popen[str]:
+    settings = [
+        "dense.epochs=2",
+        "retraining.epochs=2",
+        "pruning.layers.conv1=0.1",
+        "criteria=['l1']",
+    ]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    command = [sys.executable, "-m", "trueoracle", "run", "digits-conv1-0.2", "--runs", str(runs)]
+    return subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+
+
+def committed(runs: Path) -> int:
+    for database in runs.glob(f"*/{DATABASE}"):
+        try:
+            with sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True) as connection:
+                return int(connection.execute("SELECT count(*) FROM retrainings").fetchone()[0])
+        except sqlite3.Error:
+            return 0
+        finally:
+            connection.close()
+    return 0
+
+
+def test_a_killed_run_resumes_with_what_was_committed(tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for wanted in (1, 8):
+        process = start(killed)
+        deadline = time.monotonic() + 120
+        while committed(killed) < wanted:
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    (folder,) = killed.iterdir()
+    before = Results(folder).retrainings
+    assert 8 <= len(before) < 20
+    output, _ = start(killed).communicate()
+    assert f"retrain: 20 networks, {len(before)} recorded already" in output
+    results = Results(folder)
+    assert results.finished
+    # What was committed before the kill was not done again: its times are the very same.
+    after = results.retrainings.head(len(before))
+    pd.testing.assert_frame_equal(after, before)
+    start(whole).communicate()
+    (other,) = whole.iterdir()
+    pd.testing.assert_frame_equal(outcomes(results), outcomes(Results(other)))

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from tests.conftest import Writer
+from trueoracle.errors import InputError
+from trueoracle.study.runner import list_study
+from trueoracle.study.spec import (
+    StudySpec,
+    arms_of,
+    load_spec,
+    parse_overrides,
+    shipped_studies,
+    spec_from,
+)
+
+MINIMAL = {
+    "name": "mine",
+    "network": {"name": "lenet5-mini"},
+    "pruning": {"layers": {"conv1": 0.5}},
+}
+
+
+def test_digests_are_pinned() -> None:
+    # Recorded studies are found by these. A change that is meant changes what is recorded, or
+    # raises DIGEST_FORMAT; one that is not meant stops here.
+    assert spec_from(MINIMAL).digest == "1d95a47de3ca"
+    assert load_spec("digits-conv1-0.2").digest == "e8a39b00abd2"
+    assert load_spec("lenet5-mini-conv1-0.5").digest == "b6c7ce445a84"
+    assert load_spec("lenet5-mini-conv1+2+3-0.5@short").digest == "5b10c643bdac"
+
+
+CHANGES: dict[str, Any] = {
+    "network.name": "lenet5",
+    "network.arguments": {"width": 20},
+    "network.weights": "dense.safetensors",
+    "network.fingerprint": "f",
+    "data.name": "mnist",
+    "data.validation_images": 100,
+    "data.split_seed": 1,
+    "data.fingerprint": "f",
+    "pruning.layers": {"conv1": 0.4},
+    "pruning.candidates": 10,
+    "pruning.surgery": "as-released",
+    "criteria": ["l2"],
+    **{
+        f"{stage}.{field}": value
+        for stage in ("dense", "retraining")
+        for field, value in {
+            "epochs": 7,
+            "batch_size": 7,
+            "optimizer": "adam",
+            "learning_rate": 0.7,
+            "momentum": 0.7,
+            "weight_decay": 0.7,
+            "schedule": "cosine",
+            "milestones": [7],
+            "gamma": 0.7,
+            "final_learning_rate": 0.7,
+            "label_smoothing": 0.7,
+            "gradient_clip": 0.7,
+            "shift": 7,
+            "flip": True,
+        }.items()
+    },
+    "dense.seed": 7,
+    "retraining.seeds": [7],
+    "retraining.common_random_numbers": False,
+}
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= fields_of(field.annotation, f"{prefix}{name}.")
+        else:
+            found.add(prefix + name)
+    return found
+
+
+def test_the_digest_covers_every_field() -> None:
+    # A new field must be listed above, or this fails: nothing slips past the digest.
+    assert fields_of(StudySpec) - {"name", "purpose", "pruning.seed"} == set(CHANGES)
+    plain = spec_from(MINIMAL)
+    digests = {plain.digest}
+    for field, value in CHANGES.items():
+        changed = spec_from(MINIMAL, {field: value}).digest
+        assert changed not in digests, field
+        digests.add(changed)
+    sampled = {
+        spec_from(MINIMAL, {"pruning.candidates": 9, "pruning.seed": s}).digest for s in (0, 1)
+    }
+    assert len(sampled) == 2
+
+
+def test_name_and_purpose_change_no_number_and_no_digest() -> None:
+    renamed = spec_from(MINIMAL, {"name": "other", "purpose": "something"})
+    assert renamed.digest == spec_from(MINIMAL).digest
+    assert renamed.folder_name == f"other-{renamed.digest}"
+
+
+def test_defaults_are_part_of_the_digest() -> None:
+    assert spec_from(MINIMAL, {"retraining.epochs": 30}).digest == spec_from(MINIMAL).digest
+
+
+def test_stage_digests_change_with_what_the_stage_depends_on() -> None:
+    plain = spec_from(MINIMAL)
+    seeds = spec_from(MINIMAL, {"retraining.seeds": [0], "criteria": ["l2"]})
+    assert seeds.outcome_digest == plain.outcome_digest
+    assert seeds.digest != plain.digest
+    short = spec_from(MINIMAL, {"retraining.epochs": 3})
+    assert short.score_digest == plain.score_digest
+    assert short.outcome_digest != plain.outcome_digest
+    released = spec_from(MINIMAL, {"pruning.surgery": "as-released"})
+    assert released.dense_digest == plain.dense_digest
+    assert released.score_digest != plain.score_digest
+    assert released.outcome_digest != plain.outcome_digest
+
+
+@pytest.mark.parametrize("name", [*shipped_studies()])
+def test_every_shipped_study_resolves(name: str) -> None:
+    spec = load_spec(name)
+    assert spec.name == name
+    assert spec.purpose
+    assert len(list_study(spec)) > 0
+    for arm in arms_of(name):
+        armed = load_spec(f"{name}@{arm}")
+        assert armed.name == f"{name}@{arm}"
+        assert armed.digest != spec.digest
+        assert armed.dense_digest == spec.dense_digest
+
+
+def test_the_shipped_studies_are_the_papers() -> None:
+    counts = {}
+    for name in shipped_studies():
+        spec = load_spec(name)
+        counts[name] = len(list_study(spec))
+        if name.startswith("lenet5-mini"):
+            for recipe, rate in ((spec.dense, 0.01), (spec.retraining, 0.001)):
+                rates = [recipe.learning_rate_at(epoch) for epoch in range(recipe.epochs)]
+                assert rates == pytest.approx([rate] * 20 + [rate / 10] * 10)
+                assert (recipe.optimizer, recipe.momentum, recipe.weight_decay) == (
+                    "sgd",
+                    0.9,
+                    1e-4,
+                )
+                assert recipe.batch_size == 256
+            assert len(spec.retraining.seeds) == 3
+            short = load_spec(f"{name}@short").retraining
+            rates = [short.learning_rate_at(epoch) for epoch in range(short.epochs)]
+            assert rates == pytest.approx([0.001, 0.001, 0.0001])
+    for layer in (1, 2, 3):
+        singles = [counts[f"lenet5-mini-conv{layer}-0.{pruned}"] for pruned in range(2, 9)]
+        assert singles == [45, 120, 210, 252, 210, 120, 45]
+    for layers in ("1+2", "1+3", "2+3", "1+2+3"):
+        assert counts[f"lenet5-mini-conv{layers}-0.5"] == 1000
+    assert counts["digits-conv1-0.2"] == 45
+    assert len(counts) == 21 + 4 + 1
+
+
+def test_a_study_file_extends_another(write_study: Writer) -> None:
+    path = write_study(
+        'extends = "digits-conv1-0.2"\npruning.layers = { conv2 = 0.3 }\nretraining.epochs = 2\n'
+    )
+    spec = load_spec(str(path))
+    base = load_spec("digits-conv1-0.2")
+    assert spec.name == "mine"
+    assert dict(spec.pruning.layers) == {"conv2": 0.3}
+    assert spec.retraining == base.retraining.model_copy(update={"epochs": 2})
+    assert spec.dense == base.dense
+    write_study('extends = "mine.toml"\nname = "grandchild"\n', "next.toml")
+    assert load_spec(str(path.parent / "next.toml")).retraining.epochs == 2
+    write_study('extends = "loop.toml"\n', "loop.toml")
+    with pytest.raises(InputError, match="extends itself"):
+        load_spec(str(path.parent / "loop.toml"))
+
+
+def test_overrides_have_the_last_word() -> None:
+    settings = ["retraining.epochs=3", "data.name=mnist-5k", 'pruning.layers."conv1"=0.3']
+    spec = load_spec("lenet5-mini-conv1-0.5@short", parse_overrides([*settings, "criteria=['l2']"]))
+    assert spec.retraining.epochs == 3
+    assert spec.retraining.milestones == (2,)
+    assert spec.data.name == "mnist-5k"
+    assert dict(spec.pruning.layers) == {"conv1": 0.3}
+    assert spec.criteria == ("l2",)
+
+
+def test_arguments_are_merged_and_ratios_replaced() -> None:
+    spec = spec_from(
+        MINIMAL | {"network": {"name": "lenet5-mini", "arguments": {"depth": 6}}},
+        {"network.arguments.width": 20, "pruning.layers.conv2": 0.3},
+    )
+    assert spec.network.arguments == {"depth": 6, "width": 20}
+    assert dict(spec.pruning.layers) == {"conv2": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"retraining.epoch": 3}, "unknown field of retraining 'epoch': did you mean 'epochs'"),
+        ({"retrain.epochs": 3}, "unknown field of the study 'retrain': did you mean 'retraining'"),
+        (
+            {"pruning.layers.conv1": 1.5},
+            "pruning.layers.conv1: input should be less than 1, got 1.5",
+        ),
+        ({"pruning.layers": {}}, "pruning.layers: "),
+        ({"pruning.candidates": "some"}, "pruning.candidates: expected 'all' or a whole number"),
+        ({"pruning.candidates": 0}, "from 1, got 0"),
+        ({"pruning.surgery": "inexact"}, "'exact' or 'as-released', got 'inexact'"),
+        ({"pruning.seed": 1}, "pruning: seed does nothing"),
+        ({"retraining.seeds": [1, 1]}, "retraining: seeds must differ"),
+        ({"retraining.seeds": [-1]}, "retraining.seeds.0: "),
+        ({"criteria": ["l1", "l1"]}, "criteria: criteria must differ"),
+        ({"name": "../elsewhere"}, "name: "),
+        ({"dense.learning_rate": "fast"}, "dense.learning_rate: "),
+    ],
+)
+def test_a_wrong_field_is_one_clear_line(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        spec_from(MINIMAL, overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(InputError, match="the study lacks the field network"):
+        spec_from({"name": "mine", "pruning": {"layers": {"conv1": 0.5}}})
+
+
+def test_what_is_no_study_file_is_one_clear_line(write_study: Writer, tmp_path: Path) -> None:
+    cases = {
+        str(tmp_path / "none.toml"): "no study file",
+        str(write_study("name = ", "broken.toml")): "is not TOML",
+        str(tmp_path): "unknown study",
+        "digits-conv1-0.2@shrt": "unknown arm of 'digits-conv1-0.2' 'shrt': did you mean 'short'",
+        "digits-conv1": "did you mean 'digits-conv1-0.2'",
+    }
+    for reference, message in cases.items():
+        with pytest.raises(InputError) as caught:
+            load_spec(reference)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value).replace("\\n", "")
+    for setting in ("retraining.epochs", "=3"):
+        with pytest.raises(InputError, match="--set takes field=value"):
+            parse_overrides([setting])
+    with pytest.raises(InputError, match="is not a field"):
+        spec_from(MINIMAL, {"a..b": 1})
+
+
+def test_a_spec_survives_json() -> None:
+    spec = load_spec("digits-conv1-0.2")
+    again = StudySpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json"))))
+    assert again == spec
+    assert again.digest == spec.digest

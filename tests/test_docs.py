@@ -1,0 +1,60 @@
+"""What the documents say is so."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.study.test_spec import fields_of
+from trueoracle.analysis.relation import relate
+from trueoracle.study.spec import StudySpec, load_spec, shipped_studies, spec_from
+from trueoracle.training.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def documents() -> list[Path]:
+    return [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
+def fences(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+
+
+def test_every_field_of_a_study_is_documented() -> None:
+    text = (ROOT / "docs" / "study-file.md").read_text(encoding="utf-8")
+    recipe = set(Recipe.model_fields)
+    for field in fields_of(StudySpec):
+        stage, _, name = field.partition(".")
+        shown = name if stage in ("dense", "retraining") and name in recipe else field
+        assert f"| `{shown}` |" in text, field
+
+
+def test_every_field_of_a_relation_is_documented() -> None:
+    import numpy as np
+
+    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    fields = relate(np.arange(3.0), np.arange(3.0), higher_is_better=True).as_dict()
+    for field in [*fields, "verdict"]:
+        assert f"`{field}`" in text, field
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_the_studies_in_the_documents_are_valid(path: Path) -> None:
+    for text in fences(path, "toml"):
+        fields = tomllib.loads(text)
+        base = load_spec(fields.pop("extends")).model_dump(exclude_unset=True)
+        fields.pop("arms", None)
+        spec_from(base | fields | {"name": "documented"})
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_links_and_studies_that_documents_name_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (path.parent / link).exists(), link
+    for study in re.findall(r"trueoracle (?:run|report|export) ([a-z0-9.+-]+)(?=[\s@`])", text):
+        assert study.endswith(".toml") or study in shipped_studies(), study
