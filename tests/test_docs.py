@@ -10,7 +10,10 @@ import pytest
 
 from tests.study.test_spec import fields_of
 from trueoracle.analysis.relation import relate
+from trueoracle.criteria.base import find_criterion
+from trueoracle.study.results import Results
 from trueoracle.study.spec import StudySpec, load_spec, shipped_studies, spec_from
+from trueoracle.study.study import Study
 from trueoracle.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +43,24 @@ def test_every_field_of_a_relation_is_documented() -> None:
     fields = relate(np.arange(3.0), np.arange(3.0), higher_is_better=True).as_dict()
     for field in [*fields, "verdict"]:
         assert f"`{field}`" in text, field
+
+
+def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    blocks = fences(ROOT / "README.md", "python")
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+    results = names["results"]
+    assert isinstance(results, Results)
+    assert results.finished
+    assert (tmp_path / "scatter.png").is_file()
+    study = names["study"]
+    assert isinstance(study, Study)
+    prepared = study.prepare()
+    score = find_criterion("largest-weight")(prepared.network, prepared.candidates, prepared.data)
+    assert score.shape == (20,)
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)

@@ -124,6 +124,8 @@ def test_report_writes_figures_summary_and_page(study: Path, runs: Path, tmp_pat
     by_name = json.loads(call("report", "mine", "--runs", runs, "--json").out)
     assert [summary["study"] for summary in by_name] == ["mine", "mine@as-released"]
     (folder,) = runs.glob("mine-*")
+    last = json.loads(call("report", "--runs", runs, "--json").out)
+    assert last[0]["study"] == "mine@as-released"
     assert (folder / "report" / "report.html").is_file()
     assert call("report", folder.name, "--runs", runs, "--json").out
     best = json.loads(
@@ -185,6 +187,7 @@ def test_studies_lists_what_is_shipped() -> None:
         (["run", "digits-conv1-0.2", "--set", "pruning.layers.con=0.5"], "did you mean 'conv3'"),
         (["run", "digits-conv1-0.2", "--set", "pruning.layers.conv1=1.5"], "less than 1, got 1.5"),
         (["run", "digits-conv1-0.2", "--device", "gpu"], "device 'gpu' cannot be used"),
+        (["report"], "no study is recorded"),
         (["report", "digits-conv1-0.2"], "no study is recorded"),
         (["export", "nothing", "--out", "x"], "no study is recorded"),
         (["analyse", "none.csv", "--x", "a", "--y", "b"], "no file none.csv"),

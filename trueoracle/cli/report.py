@@ -12,7 +12,12 @@ from trueoracle.cli.console import Debug, Json, Runs, Settings, guarded, out, pr
 
 @guarded
 def report(
-    study: Annotated[str, typer.Argument(help="A recorded study: its name, .toml or folder.")],
+    study: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recorded study: its name, .toml or folder; left out: the last changed one."
+        ),
+    ] = None,
     settings: Settings = None,
     runs: Runs = Path("runs"),
     outcome: Annotated[
@@ -32,16 +37,19 @@ def report(
 
     Examples:
 
+    - trueoracle report
+
     - trueoracle report digits-conv1-0.2
 
     - trueoracle report digits-conv1-0.2 --outcome best-on-test --out report-as-in-the-paper
     """
     from trueoracle.cli.tables import relations_table
     from trueoracle.report.page import write_report
-    from trueoracle.study.results import Results, find_arms, find_run
+    from trueoracle.study.results import Results, find_arms, find_run, last_run
     from trueoracle.study.spec import parse_overrides
 
-    results = Results(find_run(study, runs, parse_overrides(settings or ())))
+    overrides = parse_overrides(settings or ())
+    results = Results(find_run(study, runs, overrides) if study else last_run(runs))
     written = write_report(results, find_arms(results), to or results.folder / "report", outcome)
     if as_json:
         print_json(written.summaries)

@@ -82,8 +82,6 @@ def criterion(
 
 def find_criterion(name: str) -> Criterion:
     """A criterion by registered name or ``module:attribute`` (a criterion or a plain function)."""
-    from trueoracle.criteria import baseline, magnitude, oracle  # noqa: F401  (register themselves)
-
     found = CRITERIA.find(name)
     if isinstance(found, Criterion):
         return found

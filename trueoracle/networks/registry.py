@@ -41,8 +41,6 @@ def build(
     ``input_shape`` is one image's, ``(C, H, W)``. The initial weights come from torch's global
     generator. Raises :class:`InputError` for an unknown name or argument, with the nearest ones.
     """
-    from trueoracle.networks import lenet, mlp  # noqa: F401  (they register themselves)
-
     factory = NETWORKS.find(name)
     given = dict(arguments or {})
     try:

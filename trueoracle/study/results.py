@@ -18,7 +18,7 @@ from trueoracle.study.store import DATABASE, Store, is_locked
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Results", "find_arms", "find_run", "read_status", "recorded_runs"]
+__all__ = ["Results", "find_arms", "find_run", "last_run", "read_status", "recorded_runs"]
 
 _SCORE_NAMES = {
     "oracle": "pruned train loss",
@@ -227,6 +227,18 @@ def _changed(folder: Path) -> float:
     return max(times, default=0.0)
 
 
+def last_run(runs: Path) -> Path:
+    """The folder of the last changed study; raises :class:`InputError` where none is recorded."""
+    return _some_runs(runs)[0]
+
+
+def _some_runs(runs: Path) -> list[Path]:
+    recorded = recorded_runs(runs)
+    if not recorded:
+        raise InputError(f"no study is recorded in {runs}: 'trueoracle run STUDY' records one")
+    return recorded
+
+
 def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None) -> Path:
     """The folder of a recorded study.
 
@@ -242,11 +254,10 @@ def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None
         if (runs / spec.folder_name / DATABASE).is_file():
             return runs / spec.folder_name
         reference = spec.name
-    named = [] if overrides else [run for run in recorded_runs(runs) if _name(run) == reference]
+    recorded = _some_runs(runs)
+    named = [] if overrides else [run for run in recorded if _name(run) == reference]
     if not named:
-        names = {_name(run) for run in recorded_runs(runs)}
-        if not names:
-            raise InputError(f"no study is recorded in {runs}: 'trueoracle run STUDY' records one")
+        names = {_name(run) for run in recorded}
         if reference in names:
             raise InputError(f"{reference!r} is recorded in {runs}, but not with these settings")
         raise unknown("recorded study", reference, names)
