@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["BusyError", "InputError", "StoreError", "TrainingError", "TrueOracleError", "unknown"]
+__all__ = [
+    "BusyError",
+    "InputError",
+    "StoreError",
+    "TrainingError",
+    "TrueOracleError",
+    "first_line",
+    "unknown",
+]
 
 
 class TrueOracleError(Exception):
@@ -36,6 +44,12 @@ class TrainingError(TrueOracleError):
     """The dense network's training diverged, so that there is nothing to prune."""
 
     exit_code = 5
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from trueoracle.errors import InputError, unknown
+from trueoracle.errors import InputError, first_line, unknown
 
 __all__ = ["Registry"]
 
@@ -21,13 +21,20 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
+        self._origins: dict[str, str] = {}
 
-    def add(self, name: str, entry: T) -> None:
-        """Register ``entry``; raises :class:`InputError` where another one has the name."""
+    def add(self, name: str, entry: T, made_by: Callable[..., object]) -> None:
+        """Register ``entry``; raises :class:`InputError` where another one has the name.
+
+        A later definition of the function that it is made by replaces it: a notebook's cell may
+        be run again.
+        """
         if ":" in name:
             raise InputError(f"the {self.kind} name {name!r} must not hold a colon")
-        if self._entries.setdefault(name, entry) is not entry:
+        origin = f"{made_by.__module__}.{made_by.__qualname__}"
+        if self._origins.setdefault(name, origin) != origin:
             raise InputError(f"there is a {self.kind} named {name!r} already")
+        self._entries[name] = entry
 
     def find(self, name: str) -> T:
         """The entry of that name; raises :class:`InputError` with the nearest names."""
@@ -46,8 +53,10 @@ class Registry(Mapping[str, T], Generic[T]):
             found = importlib.import_module(module_name)
             for part in attribute.split("."):
                 found = getattr(found, part)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise InputError(f"cannot import the {self.kind} {name!r}: {error}") from error
+        except Exception as error:  # importing runs the user's module: anything can come out
+            raise InputError(
+                f"cannot import the {self.kind} {name!r}: {first_line(error)}"
+            ) from error
         return found  # type: ignore[return-value]
 
     def __getitem__(self, name: str) -> T:

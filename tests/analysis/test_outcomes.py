@@ -41,16 +41,20 @@ def test_the_outcome_is_the_mean_over_seeds() -> None:
     )
     assert list(seed_outcomes(table).loc["a"]) == [0.2, 0.4]
     outcomes = final_outcomes(table)
-    assert outcomes["a"] == pytest.approx(0.3)
+    # b has been retrained with seed 0 only: so both are outcomes of that seed.
+    assert outcomes["a"] == pytest.approx(0.2)
     assert outcomes["b"] == pytest.approx(0.9)
+    both = pd.concat([table, epochs([0.1, 0.7], "b", 1)])
+    assert final_outcomes(both).tolist() == pytest.approx([0.3, 0.8])
 
 
-def test_a_retraining_that_diverged_has_no_outcome() -> None:
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_candidate_that_diverged_has_no_outcome(loss: float) -> None:
     broken = epochs([0.1, 0.1], "a", 1)
-    broken.loc[1, "train_loss"] = math.nan
+    broken.loc[1, "train_loss"] = loss
     table = pd.concat([epochs([0.1, 0.2], "a", 0), broken])
     assert [bool(v) for v in seed_outcomes(table).isna().loc["a"]] == [False, True]
-    assert final_outcomes(table)["a"] == pytest.approx(0.2)
+    assert math.isnan(final_outcomes(table)["a"])
     assert math.isnan(final_outcomes(broken)["a"])
 
 

@@ -191,8 +191,8 @@ def test_published_tau_and_anomaly_ratio_reproduce(published: Path) -> None:
         # Printed to two digits, from points read back off a figure: the README says within 0.006.
         assert tau == pytest.approx(float(printed["kendall_tau"]), abs=0.0061), name
         if not short_against_full:
-            # A few points lie on the oracle's own line, and fall to either side of it.
+            # A point on the oracle's own line can fall to either side of it.
             drawn = sum(row["anomaly"] == "1" for row in rows)
-            assert abs(relation.anomalies - drawn) <= 5, name
+            assert abs(relation.anomalies - drawn) <= 1, name
             ratio = float(printed["anomaly_ratio_pct"]) / 100
-            assert relation.anomaly_ratio == pytest.approx(ratio, abs=5 / relation.n), name
+            assert relation.anomaly_ratio == pytest.approx(ratio, abs=1.01 / relation.n), name

@@ -155,6 +155,7 @@ def test_analyse_a_table_of_ones_own(tmp_path: Path) -> None:
     figure = tmp_path / "figure.svg"
     called = call("analyse", points, "--x", "loss", "--y", "accuracy", "--figure", figure)
     assert called.code == 0
+    assert "higher accuracy is better; a perfect loss has tau -1" in called.out
     assert "1 rows without" in called.out
     assert "−0.67" in called.out
     assert figure.is_file()
@@ -163,6 +164,14 @@ def test_analyse_a_table_of_ones_own(tmp_path: Path) -> None:
     assert (fields["n"], fields["dropped"], fields["rank"]) == (4, 1, 2)
     lower = call("analyse", points, "--x", "loss", "--y", "accuracy", "--lower-is-better", "--json")
     assert json.loads(lower.out)["rank"] == 3
+
+
+def test_names_in_square_brackets_are_no_markup(tmp_path: Path) -> None:
+    points = tmp_path / "points.csv"
+    points.write_text("a[/b],c\n1,2\n2,3\n,4\n")
+    called = call("analyse", points, "--x", "a[/b]", "--y", "c")
+    assert called.code == 0
+    assert "1 rows without a finite a[/b] and c" in called.out
 
 
 def test_studies_lists_what_is_shipped() -> None:
@@ -229,7 +238,10 @@ def test_an_unknown_recorded_study_and_other_settings_are_refused(study: Path, r
     assert "did you mean 'mine'" in call("report", "min", "--runs", runs).err
     called = call("report", study, "--runs", runs, "--set", "retraining.epochs=9")
     assert called.code == 2
-    assert "not with these settings" in called.err
+    assert "'mine' is not recorded with these settings; there is" in called.err
+    study.write_text(TINY.replace("epochs = 1", "epochs = 2"))
+    assert "not recorded with these settings" in call("report", study, "--runs", runs).err
+    assert "name the study too" in call("report", "--set", "a=1", "--runs", runs).err
     assert "did you mean 'last" in call("report", "mine", "--runs", runs, "--outcome", "lst").err
 
 

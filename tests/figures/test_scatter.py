@@ -7,13 +7,7 @@ import pytest
 from PIL import Image
 
 from trueoracle.errors import StoreError
-from trueoracle.figures.scatter import (
-    ScatterData,
-    draw_scatter,
-    format_p,
-    save_figure,
-    scatter_data,
-)
+from trueoracle.figures.scatter import ScatterData, draw_scatter, save_figure, scatter_data
 
 
 @pytest.fixture
@@ -39,14 +33,6 @@ def test_a_constant_outcome_has_no_tau() -> None:
     assert flat.note.startswith("Kendall's τ undefined")
     assert not flat.anomaly.any()
     draw_scatter(flat)
-
-
-@pytest.mark.parametrize(
-    ("p_value", "text"),
-    [(0.5, "p = 0.5"), (0.0123, "p = 0.012"), (8.8e-61, "p = 9e-61"), (0.0, "p < 1e-300")],
-)
-def test_no_p_value_is_shown_as_zero(p_value: float, text: str) -> None:
-    assert format_p(p_value) == text
 
 
 def test_the_drawing_shows_every_point_and_the_star(data: ScatterData) -> None:

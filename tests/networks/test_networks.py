@@ -161,10 +161,14 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
     path = tmp_path / "cut.safetensors"
     save_weights(lenet(), path, {})
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(InputError, match=r"cut\.safetensors holds no weights"):
+    with pytest.raises(InputError, match=r"cut\.safetensors is no safetensors file"):
         load_weights(lenet(), path)
     with pytest.raises(StoreError, match=r"cannot read .*cut\.safetensors"):
         read_metadata(path)
+    for content in (b"", b"hello world"):
+        (tmp_path / "text.pt").write_bytes(content)
+        with pytest.raises(InputError, match="is no safetensors file or PyTorch checkpoint"):
+            load_weights(lenet(), tmp_path / "text.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InputError, match="holds no state_dict"):
         load_weights(lenet(), tmp_path / "list.pt")

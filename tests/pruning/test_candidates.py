@@ -163,5 +163,5 @@ def test_kept_and_pruned_make_up_the_layer() -> None:
 
 def test_importances_are_summed_over_what_is_pruned() -> None:
     listed = list_candidates(groups(a=3, b=2), {"a": 0.34, "b": 0.5})
-    scores = listed.sum_pruned({"a": [1.0, 10.0, 100.0], "b": [0.1, 0.2]})  # type: ignore[dict-item]
+    scores = listed.sum_pruned({"a": [1.0, 10.0, 100.0], "b": [0.1, 0.2]})
     assert scores.tolist() == pytest.approx([1.1, 1.2, 10.1, 10.2, 100.1, 100.2])

@@ -7,7 +7,9 @@ from torch.nn import functional
 
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import build
+from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.groups import Reader, find_groups
+from trueoracle.pruning.parity import check_parity
 
 IMAGES = torch.zeros(2, 1, 32, 32)
 
@@ -79,6 +81,126 @@ def test_what_cannot_be_pruned_says_why() -> None:
     assert set(found.refused) == set(reasons)
     for name, words in reasons.items():
         assert words in found.refused[name]
+
+
+class Trap(nn.Module):
+    """Networks in which a plain cut would be wrong or would not run."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first = nn.Conv2d(1, 4, 3)
+        self.second = nn.Conv2d(4, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.rows = nn.Linear(30, 4)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.out = nn.Linear(4, 3)
+        if kind == "hook":
+            self.first.register_forward_hook(lambda module, args, output: output.flip(1))
+        if kind == "spectral":
+            nn.utils.parametrizations.spectral_norm(self.second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.kind == "weights read":
+            h = h * self.first.weight.norm()
+        if self.kind == "reader twice":
+            return self.end(self.second(h.relu()) + self.second(h.tanh()))
+        if self.kind == "norm twice":
+            return self.end(self.second(self.norm(self.norm(h))))
+        if self.kind == "rows":
+            return self.end(self.second(self.rows(h)[:, :, :, :3].relu()))
+        if self.kind == "batch only":
+            return self.end(self.second(x.new_zeros(h.size(0), 4, 5, 5)))
+        return self.end(self.second(h.relu()))
+
+    def end(self, h: Tensor) -> Tensor:
+        return self.out(self.pool(h).flatten(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("weights read", "weights that are read outside of it"),
+        ("hook", "it has hooks"),
+        ("reader twice", "its reader second is used more than once"),
+        ("norm twice", "its reader norm is used more than once"),
+        ("spectral", "its reader second computes its weights from others"),
+        ("batch only", "no layer with weights reads its output"),
+    ],
+)
+def test_traps_are_refused(kind: str, words: str) -> None:
+    found = find_groups(Trap(kind), IMAGES)
+    assert "first" not in found.groups
+    assert words in found.refused["first"]
+
+
+def test_tied_weights_are_refused() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1024, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(),
+                            nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))  # fmt: skip
+    network[5].weight = network[3].weight
+    found = find_groups(network, IMAGES)
+    assert found.groups == {}
+    assert found.refused["3"] == "it shares weights with another layer"
+    assert found.refused["1"] == "its reader 3 shares weights with another layer"
+
+
+def test_a_linear_layer_over_rows_of_an_image_is_refused() -> None:
+    # As many units as channels: an axis of the right length is not yet the right axis.
+    network = nn.Sequential(nn.Conv2d(1, 6, 25), nn.Linear(8, 6), nn.Flatten(), nn.Linear(288, 3))
+    found = find_groups(network, IMAGES)
+    assert found.groups == {}
+    assert "more than one row an image" in found.refused["1"]
+
+
+class OtherInTraining(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(1024, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(x.flatten(1))
+        return logits.tanh() if self.training else logits
+
+
+def test_a_network_that_is_another_one_in_training_is_refused() -> None:
+    network = OtherInTraining().eval()
+    with pytest.raises(InputError, match="other things in training"):
+        find_groups(network, IMAGES)
+    assert not network.training
+
+
+class Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 9)
+        self.out = nn.Linear(4 * 576, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.reshape(input=self.first(x).relu(), shape=(x.size(0), -1))
+        return self.out(input=x)  # type: ignore[no-any-return]
+
+
+def test_arguments_by_keyword_are_followed() -> None:
+    network, images = Keywords().eval(), torch.rand(2, 1, 32, 32)
+    found = find_groups(network, images)
+    assert found.groups["first"].consumers == (Reader("out", spread=576),)
+    check_parity(network, list_candidates(found, {"first": 0.5}), images)
+
+
+def test_parity_is_tried_where_tracing_cannot_see() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 32), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3)).eval()
+    candidates = list_candidates(find_groups(network, IMAGES), {"0": 0.5})
+    images = torch.rand(2, 1, 32, 32)
+    check_parity(network, candidates, images)
+    # A hook that came after the walk, and mixes the channels.
+    handle = network[3].register_forward_pre_hook(lambda module, args: args[0].cumsum(1))
+    with pytest.raises(InputError, match="removing filters of 0 is not the same as zeroing them"):
+        check_parity(network, candidates, images)
+    handle.remove()
+    network[1].register_forward_hook(lambda module, args, output: output.view(-1, 4, 1, 1))
+    with pytest.raises(InputError, match="does not run once 0 are pruned"):
+        check_parity(network, candidates, images)
 
 
 class DataDependent(nn.Module):

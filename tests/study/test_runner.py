@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
@@ -15,11 +16,13 @@ import pytest
 import torch
 from torch import nn
 
+import trueoracle
 from trueoracle.criteria.base import find_criterion
 from trueoracle.data.splits import Splits
 from trueoracle.errors import BusyError, InputError, StoreError, TrainingError
 from trueoracle.networks.registry import build
 from trueoracle.networks.weights import load_weights, save_weights, weights_sha256
+from trueoracle.pruning.candidates import Candidates
 from trueoracle.study import runner
 from trueoracle.study.results import Results
 from trueoracle.study.store import DATABASE, locked
@@ -222,7 +225,7 @@ def test_an_unchanged_criterion_is_not_scored_again_and_a_changed_one_is(
     results = Study(**fields, runs=tmp_path / "runs").run(progress=progress)
     assert results.scores["my_criterion:first"].tolist() == [10.0 + i for i in range(10)]
     assert progress.messages == [
-        "criterion my_criterion:first: its code has changed, so it is scored anew"
+        "criterion my_criterion:first: its code may have changed, so it is scored anew"
     ]
 
 
@@ -310,6 +313,127 @@ def test_a_network_and_tensors_of_ones_own(few_digits: Splits, tmp_path: Path) -
         Study(results.spec, network=network, runs=tmp_path).run(progress=False)
 
 
+def test_another_architecture_with_the_same_weights_is_another_study(
+    few_digits: Splits, tmp_path: Path
+) -> None:
+    relu = own_network()
+    variants = [copy.deepcopy(relu) for _ in range(3)]
+    variants[0].set_submodule("1", nn.Tanh())
+    variants[1].get_submodule("4").p = 0.5  # type: ignore[assignment]
+    variants[2].get_parameter("0.bias").requires_grad_(False)
+    folders = {
+        Study(**OWN, network=network, data=few_digits, runs=tmp_path).folder
+        for network in (relu, *variants)
+    }
+    assert len(folders) == 4
+
+
+FACTORY = """
+from torch import nn
+def small(classes):
+    return nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(),
+                         nn.Linear(196, classes))
+"""
+
+
+def test_a_users_factory_that_changes_is_noticed_and_not_mixed(
+    tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = tiny_fields | {
+        "network": {"name": "small_networks:small"},
+        "pruning": {"layers": {"0": 0.25}},
+    }
+    more = fields | {"retraining": tiny_fields["retraining"] | {"seeds": [0, 1, 2]}}
+
+    def write(text: str) -> None:
+        (tmp_path / "small_networks.py").write_text(text)
+        sys.modules.pop("small_networks", None)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+
+    write(FACTORY)
+    first = Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    write(FACTORY.replace("ReLU", "Tanh"))
+    with pytest.raises(InputError, match="the code of network 'small_networks:small' has changed"):
+        Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    second = Study(**more, runs=tmp_path / "runs").run(progress=False)
+    alone = Study(**more, runs=tmp_path / "alone").run(progress=False)
+    pd.testing.assert_frame_equal(outcomes(second), outcomes(alone))
+    assert second.dense is not None
+    assert first.dense is not None
+    assert second.dense["origin"] == "trained"
+    # Other shapes do not stop it either.
+    write(FACTORY.replace("(1, 4, 5)", "(1, 8, 5)").replace("196", "392"))
+    wide = more | {"name": "wide"}
+    assert Study(**wide, runs=tmp_path / "runs").run(progress=False).finished
+
+
+CENTRED = """
+import numpy as np
+def centred(dense, candidates, data):
+    first = np.array([way[0][0] for way in candidates], dtype=float)
+    return (first - first.mean()) / len(first)
+"""
+
+
+def test_scores_that_depend_on_the_list_are_not_taken_over(
+    tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "centring.py").write_text(CENTRED)
+    fields = tiny_fields | {"criteria": ["centring:centred"]}
+    some = fields | {"pruning": {"layers": {"conv1": 0.1}, "candidates": 3}}
+    Study(**some, runs=tmp_path / "runs").run(progress=False)
+    whole = Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    expected = [(i - 4.5) / 10 for i in range(10)]
+    assert whole.scores["centring:centred"].tolist() == pytest.approx(expected)
+    # Their retrainings are the same, and are.
+    assert whole.provenance[0]["adopted"] == {Study(**some).folder.name: 6}
+
+
+def test_a_criterion_cannot_harm_the_dense_network(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    @trueoracle.criterion("vandal")
+    def vandal(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
+        assert not dense.training
+        with torch.no_grad():
+            for parameter in dense.parameters():
+                parameter.zero_()
+        return [0.0] * len(candidates)
+
+    alone = Study(**tiny_fields, runs=tmp_path / "alone").run(progress=False)
+    fields = tiny_fields | {"criteria": ["vandal", "oracle", "l1"]}
+    beside = Study(**fields, runs=tmp_path / "beside").run(progress=False)
+    pd.testing.assert_frame_equal(outcomes(alone), outcomes(beside))
+    pd.testing.assert_frame_equal(alone.scores, beside.scores[alone.scores.columns])
+
+
+def test_fields_given_in_python_change_a_study_and_keep_the_rest(tmp_path: Path) -> None:
+    study = Study("digits-conv1-0.2", retraining={"epochs": 3}, runs=tmp_path)
+    base = Study("digits-conv1-0.2", runs=tmp_path).spec
+    assert study.spec.retraining == base.retraining.model_copy(update={"epochs": 3})
+    assert study.spec.dense == base.dense
+    assert Study("digits-conv1-0.2", network={"arguments": {"depth": 6}}).spec.network.name == (
+        "lenet5-mini"
+    )
+    assert Study("digits-conv1-0.2", network="lenet5", runs=tmp_path).spec.network.arguments == {}
+
+
+def test_a_registered_network_on_data_of_ones_own(few_digits: Splits, tmp_path: Path) -> None:
+    study = Study(
+        name="mlp-on-mine", network={"name": "mlp", "arguments": {"hidden": [8]}}, data=few_digits,
+        dense={"epochs": 2, "batch_size": 32}, pruning={"layers": {"fc1": 0.125}},
+        retraining={"epochs": 1, "seeds": [0]}, runs=tmp_path,
+    )  # fmt: skip
+    results = study.run(progress=False)
+    assert results.finished
+    assert results.dense is not None
+    assert results.dense["origin"] == "trained"
+
+
 def test_weights_from_a_file(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
     network = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
     path = tmp_path / "mine.safetensors"
@@ -353,8 +477,22 @@ def test_networks_and_images_that_do_not_go_together_are_refused(
     few_digits: Splits, tmp_path: Path
 ) -> None:
     too_few = nn.Sequential(nn.Conv2d(1, 4, 32), nn.ReLU(), nn.Flatten(), nn.Linear(4, 5))
-    with pytest.raises(InputError, match=r"gives \[2, 5\] for 2 images, expected \[2, 10\]"):
+    with pytest.raises(InputError, match=r"gives \[3, 5\] for 3 images, expected \[3, 10\]"):
         Study(**OWN, network=too_few, data=few_digits, runs=tmp_path).run(progress=False)
+    frozen = own_network().requires_grad_(requires_grad=False)
+    with pytest.raises(InputError, match="nothing can train"):
+        Study(**OWN, network=frozen, data=few_digits, runs=tmp_path).run(progress=False)
+    normed = nn.Sequential(nn.Conv2d(1, 4, 29), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 10))
+    odd = OWN | {"retraining": {"batch_size": 299}}
+    with pytest.raises(
+        InputError, match=r"retraining\.batch_size = 299 leaves a last batch of one"
+    ):
+        Study(**odd, network=normed, data=few_digits, runs=tmp_path).run(progress=False)
+    rows = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    table = (torch.rand(9, 4), torch.arange(9) % 2)
+    shifted = OWN | {"retraining": {"shift": 1}}
+    with pytest.raises(InputError, match=r"retraining\.shift and .* need images \[C, H, W\]"):
+        Study(**shifted, network=rows, data=(table, table), runs=tmp_path).run(progress=False)
     three_channels = nn.Sequential(nn.Conv2d(3, 4, 32), nn.Flatten(), nn.Linear(4, 10))
     with pytest.raises(InputError, match=r"does not run on images of shape \[1, 32, 32\]"):
         Study(**OWN, network=three_channels, data=few_digits, runs=tmp_path).run(progress=False)
@@ -384,11 +522,11 @@ def start(runs: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def committed(runs: Path) -> int:
+def committed(runs: Path, table: str) -> int:
     for database in runs.glob(f"*/{DATABASE}"):
         try:
             with sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True) as connection:
-                return int(connection.execute("SELECT count(*) FROM retrainings").fetchone()[0])
+                return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
         except sqlite3.Error:
             return 0
         finally:
@@ -398,10 +536,11 @@ def committed(runs: Path) -> int:
 
 def test_a_killed_run_resumes_with_what_was_committed(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for wanted in (1, 8):
+    # Killed in the dense network's training, then twice in the retraining.
+    for table, wanted in (("provenance", 1), ("retrainings", 1), ("retrainings", 8)):
         process = start(killed)
         deadline = time.monotonic() + 120
-        while committed(killed) < wanted:
+        while committed(killed, table) < wanted:
             assert process.poll() is None, process.stdout and process.stdout.read()
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -246,6 +246,15 @@ def test_what_is_no_study_file_is_one_clear_line(write_study: Writer, tmp_path: 
             load_spec(reference)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value).replace("\\n", "")
+    files = {
+        'extends = "digits-conv1-02"': "unknown study to extend .*did you mean 'digits-conv1-0.2'",
+        "extends = 3": "extends takes a shipped study or a .toml, got 3",
+        "arms = 3": "arms are tables of fields",
+        "[arms]\nshort = 3": "arms are tables of fields",
+    }
+    for text, message in files.items():
+        with pytest.raises(InputError, match=message):
+            load_spec(str(write_study(text, "wrong.toml")))
     for setting in ("retraining.epochs", "=3"):
         with pytest.raises(InputError, match="--set takes field=value"):
             parse_overrides([setting])

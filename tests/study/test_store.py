@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sqlite3
 import subprocess
 import sys
@@ -11,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from trueoracle.analysis.outcomes import METRICS
 from trueoracle.errors import BusyError, StoreError
-from trueoracle.study.store import DATABASE, METRICS, Retrained, Store, is_locked, locked
+from trueoracle.study.store import DATABASE, Retrained, Store, is_locked, locked
 
 CANDIDATES: Sequence[tuple[str, dict[str, Sequence[int]]]] = [
     ("aa", {"conv1": [0, 1]}),
@@ -82,6 +82,15 @@ def test_a_transaction_is_whole_or_absent(folder: Path) -> None:
         assert set(store.frame("outcomes")["seed"]) == {0}
 
 
+def test_a_sitting_takes_notes(folder: Path) -> None:
+    fill(folder)
+    with Store(folder) as store:
+        sitting = store.begin("now", {"name": "study"}, {"torch": "y"})
+        store.note(sitting, "adopted", {"other-1": 3})
+        assert store.provenance()[1]["adopted"] == {"other-1": 3}
+        assert "adopted" not in store.provenance()[0]
+
+
 def test_scores_of_a_criterion_whose_code_changed_are_dropped(folder: Path) -> None:
     fill(folder)
     with Store(folder) as store:
@@ -89,6 +98,9 @@ def test_scores_of_a_criterion_whose_code_changed_are_dropped(folder: Path) -> N
         assert store.scored("l1") == {"aa", "bb"}
         assert not store.record_criterion("l1", "a paper", "f2")
         assert store.scored("l1") == set()
+        # Code that cannot be read may always have changed.
+        assert store.record_criterion("typed", "", "")
+        assert not store.record_criterion("typed", "", "")
 
 
 def test_another_record_is_adopted_for_our_candidates_only(tmp_path: Path) -> None:
@@ -120,9 +132,10 @@ def test_nothing_recorded_is_said(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("keep", [10, 1000, 9000])
+@pytest.mark.parametrize("keep", [0, 10, 1000, 9000])
 def test_a_truncated_database_is_named_and_left_as_it_is(folder: Path, keep: int) -> None:
     fill(folder)
+    (folder / "dense.safetensors").write_bytes(b"")  # as every study has once it has begun
     path = folder / DATABASE
     whole = path.read_bytes()
     assert len(whole) > 9000
@@ -170,6 +183,7 @@ FILL_THE_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from tests.study.test_store import retrained
+from trueoracle.analysis.outcomes import METRICS
 from trueoracle.errors import StoreError
 from trueoracle.study.store import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -185,7 +199,6 @@ with Store(Path(sys.argv[1])) as store:
 
 def test_a_file_that_cannot_grow_is_said_too(folder: Path) -> None:
     # A limit of the operating system: the write itself fails, as on a full disk.
-    assert resource.RLIMIT_FSIZE is not None
     fill(folder)
     ended = subprocess.run(
         [sys.executable, "-c", FILL_THE_DISK, str(folder)],

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from trueoracle.errors import InputError, unknown
 
 __all__ = [
-    "METRIC_NAMES",
+    "METRICS",
     "RULES",
     "final_outcomes",
     "higher_is_better",
+    "outcome_name",
     "rule_in_words",
     "seed_outcomes",
 ]
 
-METRIC_NAMES = {
-    "test_accuracy": "final test accuracy",
-    "test_loss": "final test loss",
-    "train_loss": "final train loss",
-    "train_accuracy": "final train accuracy",
-    "validation_loss": "final validation loss",
-    "validation_accuracy": "final validation accuracy",
-}
+METRICS = (
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "test_loss",
+    "test_accuracy",
+)
 
 RULES = {
     "last": "last epoch",
@@ -37,9 +39,15 @@ _BEST = {"best-on-validation": ("validation_loss", True), "best-on-test": ("test
 
 def higher_is_better(metric: str) -> bool:
     """Whether more of a metric is better; raises :class:`InputError` for an unknown one."""
-    if metric not in METRIC_NAMES:
-        raise unknown("metric", metric, METRIC_NAMES)
+    if metric not in METRICS:
+        raise unknown("metric", metric, METRICS)
     return metric.endswith("accuracy")
+
+
+def outcome_name(metric: str, rule: str = "last") -> str:
+    """What an outcome is called; every rule but the last epoch is said."""
+    words = metric.replace("_", " ")
+    return f"final {words}" if rule == "last" else f"{words} ({rule})"
 
 
 def rule_in_words(rule: str) -> str:
@@ -55,7 +63,8 @@ def seed_outcomes(
     """One outcome for each retraining: a table of candidates × seeds.
 
     ``epochs`` has the columns candidate, seed, epoch and the metrics; ``rule`` says which epochs
-    count (``RULES``). A retraining that diverged (a train loss that is NaN) has no outcome: NaN.
+    count (``RULES``). A retraining that diverged (a train loss that is not finite) has no outcome:
+    NaN.
     """
     higher_is_better(metric)
     rule_in_words(rule)
@@ -73,7 +82,7 @@ def seed_outcomes(
         ranked = epochs.sort_values(by, ascending=ascending, kind="stable")
         values = ranked.drop_duplicates(keys)
     table = values.pivot(index="candidate", columns="seed", values=metric)
-    diverged = epochs[epochs["train_loss"].isna()]
+    diverged = epochs[~np.isfinite(epochs["train_loss"])]
     for candidate, seed in zip(diverged["candidate"], diverged["seed"], strict=True):
         table.loc[candidate, seed] = float("nan")
     return table
@@ -82,9 +91,14 @@ def seed_outcomes(
 def final_outcomes(
     epochs: pd.DataFrame, metric: str = "test_accuracy", rule: str = "last"
 ) -> pd.Series:
-    """The mean over seeds of :func:`seed_outcomes`, by candidate; NaN where every one diverged.
+    """The mean over seeds of :func:`seed_outcomes`, by candidate.
 
-    The mean runs over the retrainings recorded so far, so while a study is unfinished, candidates
-    may be means over different seeds.
+    All candidates are means over the same seeds: those with which every one of them has been
+    retrained, so that what a seed does to all is no difference between them (while the first seed
+    is unfinished, that one). NaN where a retraining with one of these seeds diverged.
     """
-    return seed_outcomes(epochs, metric, rule).mean(axis=1).rename("outcome")
+    table = seed_outcomes(epochs, metric, rule)
+    recorded = epochs.groupby(["candidate", "seed"]).size().unstack().reindex_like(table)
+    common = recorded.columns[recorded.notna().all()]
+    outcomes = table[common].mean(axis=1, skipna=False) if len(common) else table.mean(axis=1)
+    return outcomes.rename("outcome")

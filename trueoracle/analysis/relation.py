@@ -15,6 +15,7 @@ from trueoracle.analysis.correlation import (
     pearson,
     spearman,
 )
+from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.errors import InputError
 
 __all__ = ["Relation", "relate"]
@@ -60,7 +61,7 @@ class Relation:
             label = "kendall_tau" if name == "kendall" else f"{name}_r"
             fields[label] = coefficient["value"]
             fields[f"{name}_p_value"] = coefficient["p_value"]
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
+        return finite_or_none(fields)
 
     def sentence(self, score: str = "the score", outcome: str = "the outcome") -> str:
         """The verdict in words."""

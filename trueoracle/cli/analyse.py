@@ -62,11 +62,13 @@ def analyse(
         return
     names = ("n", "tau", "p", "anomaly ratio", "discordant", "rank", "regret")
     made = table(*names, right=names)
+    better = "higher" if higher_is_better else "lower"
+    out().print(f"{better} {y} is better; a perfect {x} has tau {-1 if higher_is_better else 1}\n")
     made.add_row(*relation_cells(fields))
     out().print(made)
     if relation.dropped:
         out().print(f"{relation.dropped} rows without a finite {x} and {y} are left out")
-    out().print(verdict, markup=False)
+    out().print(verdict)
 
 
 def _columns(points: Path, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:

@@ -51,11 +51,11 @@ INTERRUPTED = 130
 
 def out() -> Console:
     """Standard output; wide where it is no terminal, so that lines stay whole."""
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
 
 
 def err() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -82,7 +82,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    err().print(message, markup=False)
+    err().print(message)
     raise typer.Exit(code)
 
 
@@ -133,7 +133,7 @@ class BarProgress:
             self._bars.update(self._task, advance=count, rate=shown)
 
     def message(self, text: str) -> None:
-        self._bars.console.print(text, markup=False)
+        self._bars.console.print(text)
 
 
 @contextmanager

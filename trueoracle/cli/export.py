@@ -45,4 +45,4 @@ def export(
         print_json([str(path) for path in written])
         return
     for path in written:
-        out().print(str(path), markup=False)
+        out().print(str(path))

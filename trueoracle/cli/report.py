@@ -44,10 +44,13 @@ def report(
     - trueoracle report digits-conv1-0.2 --outcome best-on-test --out report-as-in-the-paper
     """
     from trueoracle.cli.tables import relations_table
+    from trueoracle.errors import InputError
     from trueoracle.report.page import write_report
     from trueoracle.study.results import Results, find_arms, find_run, last_run
     from trueoracle.study.spec import parse_overrides
 
+    if settings and not study:
+        raise InputError("--set says which run of a STUDY is meant: name the study too")
     overrides = parse_overrides(settings or ())
     results = Results(find_run(study, runs, overrides) if study else last_run(runs))
     written = write_report(results, find_arms(results), to or results.folder / "report", outcome)
@@ -57,9 +60,9 @@ def report(
     console = out()
     console.print(relations_table(written.summaries))
     for relation in written.summaries[0]["relations"]:
-        console.print(relation["verdict"], markup=False)
-    console.print(f"\nreport   {written.page}", markup=False)
-    console.print(f"summary  {written.summary}", markup=False)
+        console.print(relation["verdict"])
+    console.print(f"\nreport   {written.page}")
+    console.print(f"summary  {written.summary}")
     if written.figures:
         count = len(written.figures)
-        console.print(f"figures  {written.figures[0].parent} ({count} files)", markup=False)
+        console.print(f"figures  {written.figures[0].parent} ({count} files)")

@@ -63,8 +63,8 @@ def run(
         console.print()
         console.print(relations_table([summary]))
         for relation in summary["relations"]:
-            console.print(relation["verdict"], markup=False)
+            console.print(relation["verdict"])
         if summary["diverged"]:
             console.print(f"{summary['diverged']} retrainings diverged and have no outcome.")
-        console.print(f"\nrecorded in {results.folder}", markup=False)
-        console.print(f"the figures: trueoracle report {results.folder}", markup=False)
+        console.print(f"\nrecorded in {results.folder}")
+        console.print(f"the figures: trueoracle report {results.folder}")

@@ -7,9 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from trueoracle.analysis.outcomes import METRIC_NAMES
+from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.cli.console import table
-from trueoracle.report.page import number, p_value, percent
 
 __all__ = ["relations_table"]
 
@@ -25,7 +24,7 @@ def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
                 summary["study"],
                 summary["surgery"],
                 relation["criterion"],
-                METRIC_NAMES[relation["metric"]],
+                relation["outcome_name"],
                 *relation_cells(relation),
             )
     return made

@@ -51,12 +51,23 @@ class Criterion:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the function's source text, to notice that a user's own has changed."""
+        """A hash that changes with the criterion's code; empty where the code cannot be read.
+
+        Of a user's own: the text of its module, the function's closure and defaults. A shipped
+        criterion's number changes only with ``spec.DIGEST_FORMAT``.
+        """
+        function = self.function
+        module = inspect.getmodule(function)
+        if module is not None and module.__name__.startswith("trueoracle."):
+            return "shipped"
         try:
-            text = inspect.getsource(self.function)
-        except (OSError, TypeError):  # defined at a prompt, or no plain function
-            text = self.name
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+            text = inspect.getsource(module if module and hasattr(module, "__file__") else function)
+        except (OSError, TypeError):  # typed at a prompt, or no plain function
+            return ""
+        closure = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        defaults = getattr(function, "__defaults__", None)
+        whole = f"{text}{closure!r}{defaults!r}{getattr(function, '__dict__', None)!r}"
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
@@ -74,7 +85,7 @@ def criterion(
 
     def register(function: ScoreFunction) -> Criterion:
         made = _from_function(name, function, source, separable)
-        CRITERIA.add(name, made)
+        CRITERIA.add(name, made, function)
         return made
 
     return register

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from trueoracle.criteria.base import criterion
 from trueoracle.data.splits import Splits
@@ -24,14 +24,9 @@ def l2(dense: nn.Module, candidates: Candidates, data: Splits) -> np.ndarray:
     return candidates.sum_pruned(_norms(dense, candidates, order=2))
 
 
-def _norms(dense: nn.Module, candidates: Candidates, order: int) -> dict[str, np.ndarray]:
+def _norms(dense: nn.Module, candidates: Candidates, order: int) -> dict[str, Tensor]:
     """The norm ``[filters]`` of every filter's weights, by group name."""
     return {
-        group.name: dense.get_parameter(f"{group.name}.weight")
-        .detach()
-        .flatten(1)
-        .norm(p=order, dim=1)
-        .cpu()
-        .numpy()
+        group.name: dense.get_parameter(f"{group.name}.weight").flatten(1).norm(p=order, dim=1)
         for group in candidates.groups
     }

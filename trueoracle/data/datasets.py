@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from trueoracle.data.splits import Split, Splits, stratified, without
-from trueoracle.errors import InputError, unknown
+from trueoracle.errors import InputError, first_line, unknown
 
 __all__ = ["DATASETS", "DatasetInfo", "data_folder", "dataset_info", "load"]
 
@@ -69,7 +69,7 @@ def _read_torchvision(class_name: str) -> Callable[[Path], tuple[Arrays, Arrays]
                 files = ", ".join(f"{name}.gz" for name in _IDX_FILES)
                 raise InputError(
                     f"data set {class_name} is not in {folder} and could not be downloaded from "
-                    f"{' or '.join(dataset.mirrors)} ({_first_line(error)}): place {files} by hand "
+                    f"{' or '.join(dataset.mirrors)} ({first_line(error)}): place {files} by hand "
                     f"in {folder / class_name / 'raw'}, or name another folder in TRUEORACLE_DATA"
                 ) from error
             parts.append((part.data.numpy(), part.targets.numpy()))
@@ -84,10 +84,6 @@ _IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 # Every mean and standard deviation is MNIST's, as in the paper's released code.

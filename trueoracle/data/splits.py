@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trueoracle.errors import InputError
+from trueoracle.errors import InputError, first_line
 
 __all__ = ["Split", "Splits", "as_split", "as_splits", "stratified"]
 
@@ -36,6 +36,11 @@ class Split:
             )
         if len(self.labels) == 0:
             raise InputError("a split needs at least one image")
+        if self.images.dtype != torch.float32 or self.labels.dtype != torch.int64:
+            raise InputError(
+                f"images must be float32 and labels int64, got {self.images.dtype} and "
+                f"{self.labels.dtype}: as_split((images, labels)) converts them"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,6 +68,8 @@ class Splits:
 
     def __post_init__(self) -> None:
         shape = self.train.images.shape[1:]
+        if len(self.fill) not in (1, shape[0]):
+            raise InputError(f"fill has {len(self.fill)} values for {shape[0]} channels")
         for name, split in self.named():
             if split.images.shape[1:] != shape:
                 raise InputError(
@@ -112,17 +119,18 @@ def as_split(data: Split | tuple[Tensor, Tensor] | Dataset[Any]) -> Split:
             raise InputError(
                 f"expected (images, labels), got a {type(data).__name__} of {len(data)}"
             )
-        images, labels = data
-        return Split(
-            torch.as_tensor(images, dtype=torch.float32), torch.as_tensor(labels, dtype=torch.int64)
-        )
+        images, labels = (torch.as_tensor(part) for part in data)
+        if labels.is_floating_point() and not torch.equal(labels, labels.round()):
+            raise InputError("labels must be whole numbers, counted from 0: these are fractions")
+        return Split(images.to(torch.float32), labels.to(torch.int64))
     try:
         items = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
         images = torch.stack([torch.as_tensor(image, dtype=torch.float32) for image, _ in items])
         labels = torch.tensor([int(label) for _, label in items])
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a user's Dataset runs: anything can come out
         raise InputError(
-            f"the Dataset's items must be (image tensor, label), all of one shape: {error}"
+            "the Dataset's items must be (image tensor, label), all of one shape: "
+            f"{first_line(error)}"
         ) from error
     return Split(images, labels)
 

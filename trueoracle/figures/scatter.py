@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.errors import StoreError
 
@@ -55,24 +56,16 @@ def scatter_data(
     x, y = x[finite], y[finite]
     chosen = relation.chosen_outcome
     anomaly = y > chosen if higher_is_better else y < chosen
-    tau, p_value = relation.kendall.value, relation.kendall.p_value
-    if math.isnan(tau):
+    tau = relation.kendall
+    if math.isnan(tau.value):
         said = "Kendall's τ undefined"
     else:
-        said = f"Kendall's τ = {tau:.2f}, {format_p(p_value)}".replace("-", "−")
-    note = f"{said}\nanomaly ratio {relation.anomaly_ratio:.1%} of {relation.n}"
+        said = f"Kendall's τ = {number(tau.value, 2)}, p = {p_value(tau.p_value)}"
+        said = said.replace("= <", "< ")
+    note = f"{said}\nanomaly ratio {percent(relation.anomaly_ratio)} of {relation.n}"
     return ScatterData(
         x, y, anomaly, (relation.chosen_score, chosen), x_label, y_label, title, note, relation
     )
-
-
-def format_p(p_value: float) -> str:
-    """``"p = 0.032"``, or a power of ten where it is small; no false zero."""
-    if p_value >= 0.001:
-        return f"p = {p_value:.2g}"
-    if p_value < 1e-300:
-        return "p < 1e-300"
-    return f"p = {p_value:.0e}"
 
 
 def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> Figure:

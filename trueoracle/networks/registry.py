@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from trueoracle.errors import InputError, unknown
+from trueoracle.errors import InputError, first_line, unknown
 from trueoracle.registry import Registry
 
-__all__ = ["NETWORKS", "build", "network"]
+__all__ = ["NETWORKS", "build", "is_shipped", "network"]
 
 Factory = Callable[..., nn.Module]
 NETWORKS: Registry[Factory] = Registry("network")
@@ -23,10 +23,15 @@ def network(name: str) -> Callable[[Factory], Factory]:
     """Decorator: register a factory ``(input_shape, classes, **arguments) -> nn.Module``."""
 
     def register(factory: Factory) -> Factory:
-        NETWORKS.add(name, factory)
+        NETWORKS.add(name, factory, factory)
         return factory
 
     return register
+
+
+def is_shipped(name: str) -> bool:
+    """Whether a network's name says all about its architecture: it comes with the package."""
+    return name in NETWORKS and NETWORKS[name].__module__.startswith("trueoracle.")
 
 
 def build(
@@ -56,8 +61,8 @@ def build(
     given |= {key: value for key, value in from_data.items() if key in parameters}
     try:
         built = factory(**given)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"network {name!r} cannot be built: {error}") from error
+    except Exception as error:  # a user's factory runs: anything can come out
+        raise InputError(f"network {name!r} cannot be built: {first_line(error)}") from error
     if not isinstance(built, nn.Module):
         raise InputError(f"network {name!r} gave a {type(built).__name__}, not an nn.Module")
     return built

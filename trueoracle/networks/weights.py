@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from trueoracle.errors import InputError, StoreError
+from trueoracle.errors import InputError, StoreError, first_line
 
-__all__ = ["load_weights", "read_metadata", "save_weights", "weights_sha256"]
+__all__ = ["architecture_sha256", "load_weights", "read_metadata", "save_weights", "weights_sha256"]
 
 _WRAPPINGS = ("state_dict", "model", "model_state_dict")
 
@@ -78,6 +78,34 @@ def weights_sha256(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def architecture_sha256(network: nn.Module) -> str:
+    """The SHA-256 over what a network computes with its tensors, as far as that can be read.
+
+    Module names, types and settings, which parameters train, and the source text of the classes
+    that are not torch's own.
+    """
+    digest = hashlib.sha256()
+    for name, module in network.named_modules():
+        kind = type(module)
+        digest.update(f"{name} {kind.__module__}.{kind.__qualname__}".encode())
+        digest.update(module.extra_repr().encode())
+        if not kind.__module__.startswith("torch."):
+            try:
+                digest.update(inspect.getsource(kind).encode())
+            except (OSError, TypeError):  # typed at a prompt
+                digest.update(_traced_code(module).encode())
+    trains = [name for name, p in network.named_parameters() if p.requires_grad]
+    digest.update(" ".join(trains).encode())
+    return digest.hexdigest()
+
+
+def _traced_code(module: nn.Module) -> str:
+    try:
+        return fx.symbolic_trace(module).code
+    except Exception:  # find_groups says so in its own words
+        return ""
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
@@ -85,9 +113,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"no weights file {path}") from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} holds no weights that can be read safely: {first}") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        # PyTorch's own advice is to read it unsafely; ours is not.
+        why = first_line(error).partition("(1)")[0].removeprefix("Weights only load failed. ")
+        raise InputError(
+            f"{path} is no safetensors file or PyTorch checkpoint that can be read safely "
+            f"(damaged, or holding more than tensors): {why[:160]}"
+        ) from error
     for wrapping in _WRAPPINGS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
             content = content[wrapping]

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from trueoracle.errors import InputError, unknown
 from trueoracle.pruning.groups import Group, GroupMap
@@ -56,14 +56,18 @@ def space_size(filters: Sequence[int], pruned: Sequence[int]) -> int:
 def combination(number: int, n: int, k: int) -> tuple[int, ...]:
     """The ``number``-th (from 0, lexicographic) of the ``k``-subsets of 0 … n-1."""
     chosen: list[int] = []
+    left = math.comb(n, k)  # subsets that go on from here, updated rather than computed anew
     for candidate in range(n):
-        if len(chosen) == k:
+        open_places, rest = k - len(chosen), n - candidate
+        if open_places == 0:
             break
-        starting_here = math.comb(n - candidate - 1, k - len(chosen) - 1)
+        starting_here = left * open_places // rest
         if number < starting_here:
             chosen.append(candidate)
+            left = starting_here
         else:
             number -= starting_here
+            left -= starting_here
     return tuple(chosen)
 
 
@@ -146,11 +150,13 @@ class Candidates:
         read = l1_survivors(dense, self.groups, kept) if self.surgery == "as-released" else None
         return prune(dense, self.groups, kept, read)
 
-    def sum_pruned(self, importance: Mapping[str, np.ndarray]) -> np.ndarray:
+    def sum_pruned(self, importance: Mapping[str, Tensor | np.ndarray | list[float]]) -> np.ndarray:
         """Scores ``[P]``: per-filter ``importance`` ``[filters]`` summed over what is pruned."""
         scores = np.zeros(len(self))
         for position, group in enumerate(self.groups):
-            filters = np.asarray(importance[group.name], dtype=np.float64)
+            given = importance[group.name]
+            plain = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+            filters = np.asarray(plain, dtype=np.float64)
             scores += filters[np.array([w[position] for w in self.ways])].sum(axis=1)
         return scores
 
@@ -204,15 +210,26 @@ def _match(available: GroupMap, ratios: Mapping[str, float]) -> dict[str, float]
     for pattern, ratio in ratios.items():
         hits = [name for name in available.groups if name == pattern or fnmatchcase(name, pattern)]
         if not hits:
-            for name, reason in available.refused.items():
-                if fnmatchcase(name, pattern):
-                    raise InputError(f"pruning.layers: {name!r} cannot be pruned: {reason}")
-            raise unknown("layer in pruning.layers", pattern, available.groups)
+            raise _no_such_layer(available, pattern)
         for name in hits:
             if name in matched:
                 raise InputError(f"pruning.layers: {name!r} is named by more than one pattern")
             matched[name] = ratio
     return matched
+
+
+def _no_such_layer(available: GroupMap, pattern: str) -> InputError:
+    refused = [f"{name!r} cannot be pruned: {why}" for name, why in available.refused.items()]
+    named = [
+        line
+        for line, name in zip(refused, available.refused, strict=True)
+        if fnmatchcase(name, pattern)
+    ]
+    if named:
+        return InputError(f"pruning.layers: {named[0]}")
+    if not available.groups:
+        return InputError(f"pruning.layers: no layer can be pruned: {'; '.join(refused) or 'none'}")
+    return unknown("layer in pruning.layers", pattern, available.groups)
 
 
 def _readable(size: int) -> str:

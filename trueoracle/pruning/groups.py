@@ -2,21 +2,23 @@
 
 A group is found by walking the traced network (``torch.fx``) from a layer with weights through
 operations that treat channels alike, to the layers that consume them. What the walk does not know
-makes the layer unprunable, with the reason in words; nothing is guessed.
+makes the layer unprunable, with the reason in words; ``check_parity`` then tries the surgery.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
-from trueoracle.errors import InputError
+from trueoracle.errors import InputError, first_line
 
 __all__ = ["Group", "GroupMap", "Reader", "find_groups"]
 
@@ -72,100 +74,141 @@ _CHANNELWISE_CALLS = {
 _CHANNELWISE_METHODS = {"relu", "relu_", "sigmoid", "tanh", "contiguous"}
 _RESHAPES = {torch.flatten, torch.reshape, "flatten", "view", "reshape"}
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+_WEIGHTED = (nn.Conv2d, nn.Linear)
 
 
 def find_groups(network: nn.Module, example: Tensor) -> GroupMap:
     """Find the prunable groups of ``network``; ``example`` is a batch ``[N, C, H, W]`` for it.
 
-    Raises :class:`InputError` where the network cannot be traced or run on the example.
+    Raises :class:`InputError` where the network cannot be traced or run on the example, or is
+    another one in training than in evaluation mode.
     """
+    graph = _trace(network, example)
+    walk = _Walk(network, graph)
+    result = GroupMap()
+    for node in graph.nodes:
+        if node.op != "call_module" or not isinstance(walk.modules[node.target], _WEIGHTED):
+            continue
+        try:
+            result.groups[node.target] = walk.group(node)
+        except _CannotPruneError as reason:
+            result.refused[node.target] = str(reason)
+    return result
+
+
+def _trace(network: nn.Module, example: Tensor) -> fx.Graph:
+    """The operations of a network, with the shapes that the example has on its way."""
+    was_training = network.training
     try:
-        traced = fx.symbolic_trace(network)
+        traced = [fx.symbolic_trace(network.train(mode)) for mode in (True, False)]
     except Exception as error:  # tracing runs the user's forward: anything can come out
         raise InputError(
-            f"cannot trace {type(network).__name__}: {_first_line(error)} "
+            f"cannot trace {type(network).__name__}: {first_line(error)} "
             "(its forward must not branch on tensor values)"
-        ) from error
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            ShapeProp(traced).propagate(example)
-    except Exception as error:  # likewise
-        raise InputError(
-            f"{type(network).__name__} does not run on images of shape "
-            f"{list(example.shape[1:])}: {_first_line(error.__cause__ or error)}"
         ) from error
     finally:
         network.train(was_training)
-    modules = dict(network.named_modules())
-    result = GroupMap()
-    weighted = [n for n in traced.graph.nodes if _weighted(n, modules)]
-    for node in weighted:
-        name = str(node.target)
-        if sum(other.target == node.target for other in weighted) > 1:
-            result.refused[name] = "it is used more than once"
-            continue
-        layer = modules[name]
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            result.refused[name] = "it is a grouped convolution"
-            continue
-        filters = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
-        try:
-            readers = list(_readers(node, int(filters), 1, modules))
-        except _CannotPruneError as reason:
-            result.refused[name] = str(reason)
-            continue
-        result.groups[name] = Group(
-            name,
-            int(filters),
-            norms=tuple(r for r in readers if isinstance(modules[r.module], _NORMS)),
-            consumers=tuple(r for r in readers if not isinstance(modules[r.module], _NORMS)),
+    steps = [[(node.op, node.target) for node in one.graph.nodes] for one in traced]
+    if steps[0] != steps[1]:
+        raise InputError(
+            f"{type(network).__name__} does other things in training than in evaluation mode: "
+            "it cannot be pruned as one network"
         )
-    return result
+    try:
+        with torch.no_grad():
+            ShapeProp(traced[1]).propagate(example)
+    except Exception as error:  # likewise
+        raise InputError(
+            f"{type(network).__name__} does not run on images of shape "
+            f"{list(example.shape[1:])}: {first_line(error.__cause__ or error)}"
+        ) from error
+    return traced[1].graph
 
 
 class _CannotPruneError(Exception):
     """Why a layer's filters cannot be removed."""
 
 
-def _weighted(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return node.op == "call_module" and isinstance(modules[str(node.target)], nn.Conv2d | nn.Linear)
+class _Walk:
+    """Follows a layer's channels through the traced operations of one network."""
 
+    def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
+        self.modules = dict(network.named_modules())
+        self._calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+        direct = (str(node.target) for node in graph.nodes if node.op == "get_attr")
+        self._read_directly = {name.rpartition(".")[0] for name in direct}
+        owners: dict[int, set[str]] = {}
+        for name, parameter in network.named_parameters(remove_duplicate=False):
+            owners.setdefault(id(parameter), set()).add(name.rpartition(".")[0])
+        self._tied = set().union(*(names for names in owners.values() if len(names) > 1))
 
-def _readers(
-    node: fx.Node, filters: int, spread: int, modules: dict[str, nn.Module]
-) -> Iterator[Reader]:
-    """Yield what reads the channels that ``node`` puts out, norms and consumers alike."""
-    if not node.users:
-        raise _CannotPruneError("nothing reads its output")
-    if (shape := _shape(node))[1] != filters * spread or len(shape) not in (2, 4):
-        raise _CannotPruneError(f"its output becomes {shape}, where no axis is its filters'")
-    for user in node.users:
-        if user.op == "output":
-            raise _CannotPruneError("its output is the network's output")
-        if user.op == "call_module":
-            module, name = modules[str(user.target)], str(user.target)
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                yield _consumer(name, module, shape, spread)
-            elif isinstance(module, _NORMS):
-                yield Reader(name, spread)
-                yield from _readers(user, filters, spread, modules)
-            elif isinstance(module, _CHANNELWISE_MODULES):
-                yield from _readers(user, filters, spread, modules)
-            elif isinstance(module, nn.Flatten):
-                yield from _readers(user, filters, _flattened(node, user, spread), modules)
-            else:
-                raise _CannotPruneError(f"its output meets {type(module).__name__} ({name})")
-        elif user.target in _CHANNELWISE_CALLS or (
-            user.op == "call_method" and user.target in _CHANNELWISE_METHODS
-        ):
-            yield from _readers(user, filters, spread, modules)
-        elif user.target in _RESHAPES:
-            yield from _readers(user, filters, _flattened(node, user, spread), modules)
-        elif not _reads_batch_size(user):
-            name = getattr(user.target, "__name__", str(user.target))
-            raise _CannotPruneError(f"its output meets {name!r}")
+    def group(self, node: fx.Node) -> Group:
+        """The group of the layer that ``node`` calls."""
+        name = str(node.target)
+        layer = self.modules[name]
+        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            raise _CannotPruneError("it is a grouped convolution")
+        self._check_alone(name, "it")
+        if isinstance(layer, nn.Linear) and len(_shape(node)) != 2:
+            raise _CannotPruneError(f"it puts out {_shape(node)}, more than one row an image")
+        filters = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+        readers = list(self._readers(node, int(cast(int, filters)), 1))
+        for reader in readers:
+            self._check_alone(reader.module, f"its reader {reader.module}")
+        if len({reader.module for reader in readers}) < len(readers):
+            raise _CannotPruneError("one layer reads its output more than once")
+        norms = [r for r in readers if isinstance(self.modules[r.module], _NORMS)]
+        consumers = [r for r in readers if r not in norms]
+        if not consumers:
+            raise _CannotPruneError("no layer with weights reads its output")
+        return Group(name, int(cast(int, filters)), tuple(norms), tuple(consumers))
+
+    def _check_alone(self, name: str, it: str) -> None:
+        """Refuse a module whose weights anything but its own single call depends on."""
+        module = self.modules[name]
+        if self._calls[name] > 1:
+            raise _CannotPruneError(f"{it} is used more than once")
+        if name in self._read_directly:
+            raise _CannotPruneError(f"{it} has weights that are read outside of it")
+        if name in self._tied:
+            raise _CannotPruneError(f"{it} shares weights with another layer")
+        if isinstance(module, _WEIGHTED) and "weight" not in dict(module.named_parameters()):
+            raise _CannotPruneError(f"{it} computes its weights from others")
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise _CannotPruneError(f"{it} has hooks")
+
+    def _readers(self, node: fx.Node, filters: int, spread: int) -> Iterator[Reader]:
+        """Yield what reads the channels that ``node`` puts out, norms and consumers alike."""
+        shape = _shape(node)
+        if len(shape) not in (2, 4) or shape[1] != filters * spread:
+            raise _CannotPruneError(f"its output becomes {shape}, where no axis is its filters'")
+        for user in node.users:
+            if user.op == "output":
+                raise _CannotPruneError("its output is the network's output")
+            if user.op == "call_module":
+                module, name = self.modules[str(user.target)], str(user.target)
+                if isinstance(module, _WEIGHTED):
+                    yield _consumer(name, module, shape, spread)
+                    continue
+                if isinstance(module, _NORMS):
+                    yield Reader(name, spread)
+                elif isinstance(module, nn.Flatten):
+                    yield from self._readers(user, filters, _flattened(node, user, spread))
+                    continue
+                elif not isinstance(module, _CHANNELWISE_MODULES):
+                    raise _CannotPruneError(f"its output meets {type(module).__name__} ({name})")
+                if module._forward_hooks or module._forward_pre_hooks:
+                    raise _CannotPruneError(f"its output meets {name}, which has hooks")
+                yield from self._readers(user, filters, spread)
+            elif user.target in _CHANNELWISE_CALLS or (
+                user.op == "call_method" and user.target in _CHANNELWISE_METHODS
+            ):
+                yield from self._readers(user, filters, spread)
+            elif user.target in _RESHAPES:
+                yield from self._readers(user, filters, _flattened(node, user, spread))
+            elif not _reads_batch_size(user):
+                name = getattr(user.target, "__name__", str(user.target))
+                raise _CannotPruneError(f"its output meets {name!r}")
 
 
 def _consumer(name: str, module: nn.Conv2d | nn.Linear, shape: list[int], spread: int) -> Reader:
@@ -182,7 +225,7 @@ def _flattened(before: fx.Node, after: fx.Node, spread: int) -> int:
     if len(new) != 2 or new[0] != old[0]:
         raise _CannotPruneError(f"its output is reshaped from {old} to {new}")
     if after.target in {"view", "reshape", torch.reshape}:
-        sizes = after.args[1:]
+        sizes = after.args[1:] or (after.kwargs.get("shape"),)
         if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
             sizes = tuple(sizes[0])
         if sizes[-1] != -1:
@@ -209,8 +252,3 @@ def _shape(node: fx.Node) -> list[int]:
     if meta is None or not hasattr(meta, "shape"):
         raise _CannotPruneError(f"its output becomes something that is no tensor ({node.name})")
     return list(meta.shape)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

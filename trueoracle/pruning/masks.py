@@ -29,7 +29,8 @@ def masked(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> Iterator[nn
         mask[torch.as_tensor(list(kept[group.name]), dtype=torch.int64)] = 1
         for consumer in group.consumers:
             hook = _Mask(mask.repeat_interleave(consumer.spread))
-            handles.append(modules[consumer.module].register_forward_pre_hook(hook))
+            module = modules[consumer.module]
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield dense
     finally:
@@ -43,7 +44,12 @@ class _Mask:
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
 
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        first, *others = inputs
-        shape = (1, -1, *(1 for _ in first.shape[2:]))
-        return (first * self.mask.to(first).view(shape), *others)
+    def __call__(
+        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        if args:
+            return (self._masked(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"input": self._masked(kwargs["input"])}
+
+    def _masked(self, inputs: Tensor) -> Tensor:
+        return inputs * self.mask.to(inputs).view(1, -1, *(1 for _ in inputs.shape[2:]))

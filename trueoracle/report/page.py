@@ -10,12 +10,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from trueoracle.analysis.outcomes import METRIC_NAMES
+from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.errors import StoreError
 from trueoracle.figures.scatter import FORMATS, save_figure
 from trueoracle.report.summary import summarise
 from trueoracle.study.progress import duration
-from trueoracle.study.results import Results, score_name
+from trueoracle.study.results import Results
 
 __all__ = ["WrittenReport", "write_report"]
 
@@ -81,28 +81,9 @@ def _environment() -> Environment:
         "p_value": p_value,
         "percent": percent,
         "duration": duration,
-        "score_name": score_name,
-        "metric_name": METRIC_NAMES.__getitem__,
         "filters": pruned_in_words,
     }
     return environment
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Fixed digits with a true minus; a dash for what is not there."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def p_value(value: float | None) -> str:
-    """Two digits, or a power of ten for the tiny: no p-value is shown as zero."""
-    if value is None:
-        return "–"
-    shown = f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
-    return shown.replace("-", "−")
-
-
-def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
 
 
 def pruned_in_words(pruned: dict[str, list[int]]) -> str:

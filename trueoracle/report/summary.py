@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from trueoracle.analysis.outcomes import METRIC_NAMES, rule_in_words
+from trueoracle.analysis.numbers import finite_or_none
+from trueoracle.analysis.outcomes import outcome_name, rule_in_words
 from trueoracle.study.results import Results, score_name
 
 __all__ = ["REPORTED_METRICS", "summarise"]
@@ -18,8 +18,8 @@ def summarise(results: Results, rule: str = "last") -> dict[str, Any]:
     """The summary of one recorded study, as far as it has come.
 
     ``relations`` has one entry for each criterion and metric: the fields of
-    :class:`trueoracle.analysis.relation.Relation` with ``criterion``, ``metric``, ``verdict`` and
-    the pruned filters of the chosen candidate (``chosen_pruned``). NaN is given as None.
+    :class:`trueoracle.analysis.relation.Relation` with the names of both, the ``verdict`` and the
+    pruned filters of the chosen candidate (``chosen_pruned``). NaN is given as None.
     """
     spec = results.spec
     retrainings = results.retrainings
@@ -33,7 +33,7 @@ def summarise(results: Results, rule: str = "last") -> dict[str, Any]:
         "exhaustive": spec.pruning.candidates == "all",
         "outcome": rule,
         "outcome_in_words": rule_in_words(rule),
-        "dense": _without_nan(results.dense or {}),
+        "dense": finite_or_none(results.dense or {}),
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
         "relations": _relations(results, rule) if len(results.outcomes) else [],
         "spec": spec.model_dump(mode="json"),
@@ -55,11 +55,9 @@ def _relations(results: Results, rule: str) -> list[dict[str, Any]]:
                     "metric": metric,
                     **relation.as_dict(),
                     "chosen_pruned": points["pruned"].iloc[relation.chosen],
-                    "verdict": relation.sentence(score_name(criterion), METRIC_NAMES[metric]),
+                    "score_name": score_name(criterion),
+                    "outcome_name": outcome_name(metric, rule),
+                    "verdict": relation.sentence(score_name(criterion), outcome_name(metric, rule)),
                 }
             )
     return entries
-
-
-def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in values.items()}

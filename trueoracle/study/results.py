@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from trueoracle.analysis.outcomes import METRIC_NAMES, final_outcomes, higher_is_better
+from trueoracle.analysis.outcomes import final_outcomes, higher_is_better, outcome_name
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.study.spec import StudySpec, load_spec, shipped_studies
@@ -124,7 +124,7 @@ class Results:
                 points["outcome"].to_numpy(),
                 higher_is_better=higher_is_better(metric),
                 x_label=score_name(criterion),
-                y_label=METRIC_NAMES[metric] + ("" if rule == "last" else f" ({rule})"),
+                y_label=outcome_name(metric, rule),
                 title=self.spec.name,
             )
         )
@@ -242,25 +242,26 @@ def _some_runs(runs: Path) -> list[Path]:
 def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None) -> Path:
     """The folder of a recorded study.
 
-    ``reference`` is a shipped name, a ``.toml`` path, a run's folder, or a recorded name; where
-    several runs have the name, the one of the file's own settings, else the last changed. Raises
-    :class:`InputError` where none is recorded.
+    ``reference`` is a run's folder (or its name below ``runs``), a shipped name or a ``.toml``,
+    whose run with exactly its settings is meant, or another recorded name, whose last changed run
+    is meant. Raises :class:`InputError` where there is none.
     """
     for folder in (Path(reference), runs / reference):
         if (folder / DATABASE).is_file():
             return folder
+    recorded = _some_runs(runs)
+    name = reference
     if reference.partition("@")[0] in shipped_studies() or ".toml" in reference:
         spec = load_spec(reference, overrides)
         if (runs / spec.folder_name / DATABASE).is_file():
             return runs / spec.folder_name
-        reference = spec.name
-    recorded = _some_runs(runs)
-    named = [] if overrides else [run for run in recorded if _name(run) == reference]
+        name = spec.name
+    named = [run for run in recorded if _name(run) == name]
     if not named:
-        names = {_name(run) for run in recorded}
-        if reference in names:
-            raise InputError(f"{reference!r} is recorded in {runs}, but not with these settings")
-        raise unknown("recorded study", reference, names)
+        raise unknown("recorded study", name, {_name(run) for run in recorded})
+    if name != reference or overrides or name.partition("@")[0] in shipped_studies():
+        others = " or ".join(map(str, named[:3]))
+        raise InputError(f"{name!r} is not recorded with these settings; there is {others}")
     return named[0]
 
 

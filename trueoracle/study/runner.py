@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +22,9 @@ from trueoracle.criteria.base import Criterion, find_criterion
 from trueoracle.data import datasets
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, StoreError, TrainingError
-from trueoracle.networks.registry import build
+from trueoracle.networks.registry import build, is_shipped
 from trueoracle.networks.weights import (
+    architecture_sha256,
     load_weights,
     read_metadata,
     save_weights,
@@ -32,6 +32,7 @@ from trueoracle.networks.weights import (
 )
 from trueoracle.pruning.candidates import Candidates, list_candidates
 from trueoracle.pruning.groups import find_groups
+from trueoracle.pruning.parity import check_parity
 from trueoracle.study.progress import Progress
 from trueoracle.study.spec import StudySpec
 from trueoracle.study.store import DATABASE, Retrained, Store, locked
@@ -50,11 +51,13 @@ class Prepared:
     """A study whose every part has been found and checked; no long work is done yet.
 
     ``network`` has its initial weights, or its trained ones where the study brings them.
+    ``architecture`` tells networks of a user's own apart, whose name does not say all.
     """
 
     spec: StudySpec
     data: Splits
     network: nn.Module
+    architecture: str
     candidates: Candidates
     criteria: tuple[Criterion, ...]
     device: torch.device
@@ -76,7 +79,7 @@ def prepare(
     data: Splits | None = None,
     device: str = "auto",
 ) -> Prepared:
-    """Load the data, build the network, list the candidates; refuse what cannot work.
+    """Build the network, list the candidates, load the data; refuse what cannot work.
 
     ``network`` and ``data`` stand in for the spec's where they are given. Raises
     :class:`InputError`, in one line, before any long work.
@@ -84,26 +87,33 @@ def prepare(
     criteria = tuple(find_criterion(name) for name in spec.criteria)
     where = _device(device)
     if data is None:
-        # The cheap checks first: loading may download.
-        if network is None:
-            list_study(spec)
+        info = datasets.dataset_info(spec.data.name)
+        shape: tuple[int, ...] = info.shape
+        classes = info.classes
+    else:
+        shape, classes = tuple(data.train.images.shape[1:]), data.classes
+    made = _build(spec, shape, classes) if network is None else copy.deepcopy(network).cpu()
+    candidates = _list(made, shape, classes, spec)
+    _check_recipes(made, shape, spec)
+    check_parity(made, candidates, _example(shape))
+    if spec.network.weights is not None:
+        load_weights(made, Path(spec.network.weights))
+    if data is None:  # last, because it may download
         data = datasets.load(
             spec.data.name,
             validation_images=spec.data.validation_images,
             split_seed=spec.data.split_seed,
         )
-    shape = tuple(data.train.images.shape[1:])
-    made = _build(spec, shape, data.classes) if network is None else copy.deepcopy(network).cpu()
-    candidates = _check(made, shape, data.classes, spec)
-    if spec.network.weights is not None:
-        load_weights(made, Path(spec.network.weights))
-    return Prepared(spec, data.to(where), made.to(where), candidates, criteria, where)
+    _check_batches(made, len(data.train), spec)
+    shipped = network is None and is_shipped(spec.network.name)
+    architecture = "" if shipped else architecture_sha256(made)
+    return Prepared(spec, data.to(where), made.to(where), architecture, candidates, criteria, where)
 
 
 def list_study(spec: StudySpec) -> Candidates:
     """The candidates of a study of registered network and data, without loading the data."""
     info = datasets.dataset_info(spec.data.name)
-    return _check(_build(spec, info.shape, info.classes), info.shape, info.classes, spec)
+    return _list(_build(spec, info.shape, info.classes), info.shape, info.classes, spec)
 
 
 def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -112,10 +122,14 @@ def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
         return build(spec.network.name, spec.network.arguments, input_shape=shape, classes=classes)
 
 
-def _check(network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudySpec) -> Candidates:
+def _example(shape: tuple[int, ...]) -> torch.Tensor:
+    # Several images, none of them constant, so that batch norms have something to norm.
+    return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _list(network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudySpec) -> Candidates:
     """The candidates, once the network is known to take the images and to tell the classes."""
-    # Two images, and not all zero: a batch norm in training mode needs as much elsewhere too.
-    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    example = _example(shape)
     available = find_groups(network, example)
     was_training = network.training
     network.eval()
@@ -123,10 +137,10 @@ def _check(network: nn.Module, shape: tuple[int, ...], classes: int, spec: Study
         answer = network(example)
     network.train(was_training)
     is_tensor = isinstance(answer, torch.Tensor)
-    if not is_tensor or answer.ndim != 2 or len(answer) != 2 or answer.shape[1] < classes:
+    if not is_tensor or answer.ndim != 2 or len(answer) != 3 or answer.shape[1] < classes:
         got = list(answer.shape) if is_tensor else type(answer).__name__
         raise InputError(
-            f"network {spec.network.name!r} gives {got} for 2 images, expected [2, {classes}]: "
+            f"network {spec.network.name!r} gives {got} for 3 images, expected [3, {classes}]: "
             "one logit for each class of the data"
         )
     return list_candidates(
@@ -136,6 +150,27 @@ def _check(network: nn.Module, shape: tuple[int, ...], classes: int, spec: Study
         seed=spec.pruning.seed,
         surgery=spec.pruning.surgery,
     )
+
+
+def _check_recipes(network: nn.Module, shape: tuple[int, ...], spec: StudySpec) -> None:
+    if not any(p.requires_grad for p in network.parameters()):
+        raise InputError("none of the network's parameters requires a gradient: nothing can train")
+    for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
+        if (recipe.shift or recipe.flip) and len(shape) != 3:
+            raise InputError(
+                f"{stage}.shift and {stage}.flip need images [C, H, W], got {list(shape)}"
+            )
+
+
+def _check_batches(network: nn.Module, images: int, spec: StudySpec) -> None:
+    if not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in network.modules()):
+        return
+    for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
+        if images % recipe.batch_size == 1:
+            raise InputError(
+                f"{stage}.batch_size = {recipe.batch_size} leaves a last batch of one image "
+                f"(of {images:,}), which a batch norm cannot take: change it by one"
+            )
 
 
 def _device(name: str) -> torch.device:
@@ -156,17 +191,26 @@ def run(prepared: Prepared, folder: Path, progress: Progress) -> None:
     Raises :class:`BusyError` where another process is at it, :class:`StoreError` where the record
     cannot be written. Whatever ends the run, the next one goes on after the last commit.
     """
-    with locked(folder), Store(folder) as store, _sitting(prepared, store):
+    with locked(folder, patience=1.0), Store(folder) as store:
+        sitting = _begin(prepared, store)
         dense = _dense_stage(prepared, folder, store, progress)
-        _candidates_stage(prepared, store)
-        _adopt(prepared, folder, store, progress)
+        _list_stage(prepared, store, progress)
+        adopted = _adopt(prepared, folder, store, progress)
+        if adopted:
+            store.note(sitting, "adopted", adopted)
         _score_stage(prepared, dense, store, progress)
         _retrain_stage(prepared, dense, store, progress)
+        store.end(sitting, _now())
 
 
-@contextmanager
-def _sitting(prepared: Prepared, store: Store) -> Iterator[None]:
-    """Record the spec, versions, machine, start and (where it gets there) end of this run."""
+def _begin(prepared: Prepared, store: Store) -> int:
+    """Record the spec, versions and machine of this sitting; refuse another network's record."""
+    recorded = store.dense()
+    if recorded is not None and recorded["architecture"] != prepared.architecture:
+        raise InputError(
+            f"the code of network {prepared.spec.network.name!r} has changed since this study "
+            "began: give the study another name to start anew with it"
+        )
     facts = {
         "trueoracle": __version__,
         "torch": torch.__version__,
@@ -176,9 +220,7 @@ def _sitting(prepared: Prepared, store: Store) -> Iterator[None]:
         "git_commit": _git_commit(),
         "pid": os.getpid(),
     }
-    sitting = store.begin(_now(), prepared.spec.model_dump(mode="json"), facts)
-    yield
-    store.end(sitting, _now())
+    return store.begin(_now(), prepared.spec.model_dump(mode="json"), facts)
 
 
 def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> nn.Module:
@@ -217,8 +259,15 @@ def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progr
             f"the dense network's train loss is {final['train_loss']}: there is nothing to prune "
             "(lower dense.learning_rate, or set dense.gradient_clip)"
         )
-    save_weights(network, path, {"dense_digest": spec.dense_digest, "epochs": epochs})
-    store.record_dense(weights_sha256(network), origin, seconds, final, epochs)
+    metadata = {
+        "dense_digest": spec.dense_digest,
+        "architecture": prepared.architecture,
+        "epochs": epochs,
+    }
+    save_weights(network, path, metadata)
+    store.record_dense(
+        weights_sha256(network), prepared.architecture, origin, seconds, final, epochs
+    )
     return network
 
 
@@ -243,52 +292,62 @@ def _siblings(folder: Path) -> Iterator[Path]:
 
 
 def _like_dense(prepared: Prepared, folder: Path) -> Path | None:
-    """The dense network of another study that depends on the very same fields."""
+    """The dense network of another study that depends on the very same fields and code."""
     for other in _siblings(folder):
         try:
-            if read_metadata(other / DENSE).get("dense_digest") == prepared.spec.dense_digest:
-                return other / DENSE
+            metadata = read_metadata(other / DENSE)
         except StoreError:  # another study's damage is not this one's
             continue
+        same_fields = metadata.get("dense_digest") == prepared.spec.dense_digest
+        if same_fields and metadata.get("architecture") == prepared.architecture:
+            return other / DENSE
     return None
 
 
-def _candidates_stage(prepared: Prepared, store: Store) -> None:
+def _list_stage(prepared: Prepared, store: Store, progress: Progress) -> None:
+    """Record the candidates and criteria; drop the scores of a criterion whose code changed."""
     candidates = prepared.candidates
     if store.counts()["candidates"] != len(candidates):
         store.record_candidates(
             (name, candidates.pruned(index)) for index, name in enumerate(candidates.ids)
         )
+    for name, criterion in zip(prepared.spec.criteria, prepared.criteria, strict=True):
+        if not store.record_criterion(name, criterion.source, criterion.fingerprint):
+            progress.message(f"criterion {name}: its code may have changed, so it is scored anew")
 
 
-def _adopt(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> None:
-    """Copy scores and outcomes that a like study (an arm, fewer seeds) recorded already."""
+def _adopt(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> dict[str, int]:
+    """Copy what a like study (an arm, fewer seeds) recorded; returns the rows by its folder."""
     spec, ours = prepared.spec, store.dense()
+    taken: dict[str, int] = {}
     for other in _siblings(folder):
         try:
             with Store(other, read_only=True) as record:
                 fields, dense = record.spec(), record.dense()
-            if not fields or not dense or not ours or dense["sha256"] != ours["sha256"]:
-                continue
             theirs = StudySpec.model_validate(fields)
-        except (StoreError, ValueError):
+        except (StoreError, ValueError):  # damaged, or of another version
             continue
-        same_scores = theirs.score_digest == spec.score_digest
-        same_outcomes = theirs.outcome_digest == spec.outcome_digest
-        rows = store.adopt(
-            other / DATABASE,
-            criteria={c: find_criterion(c).fingerprint for c in spec.criteria if same_scores},
-            seeds=spec.retraining.seeds if same_outcomes else (),
-        )
-        if rows:
+        same = ("sha256", "architecture")
+        if not dense or not ours or any(dense[name] != ours[name] for name in same):
+            continue
+        # Only separable criteria: another one's scores belong to the list they were scored in.
+        criteria = {
+            name: criterion.fingerprint
+            for name, criterion in zip(spec.criteria, prepared.criteria, strict=True)
+            if criterion.separable
+            and criterion.fingerprint
+            and theirs.score_digest == spec.score_digest
+        }
+        seeds = spec.retraining.seeds if theirs.outcome_digest == spec.outcome_digest else ()
+        if rows := store.adopt(other / DATABASE, criteria=criteria, seeds=seeds):
+            taken[other.name] = rows
             progress.message(f"{rows:,} results taken over from {other.name}")
+    return taken
 
 
 def _score_stage(prepared: Prepared, dense: nn.Module, store: Store, progress: Progress) -> None:
     candidates, data = prepared.candidates, prepared.data
     for name, criterion in zip(prepared.spec.criteria, prepared.criteria, strict=True):
-        if not store.record_criterion(name, criterion.source, criterion.fingerprint):
-            progress.message(f"criterion {name}: its code has changed, so it is scored anew")
         scored = store.scored(name)
         todo = [i for i, identity in enumerate(candidates.ids) if identity not in scored]
         if not todo:
@@ -302,7 +361,8 @@ def _score_stage(prepared: Prepared, dense: nn.Module, store: Store, progress: P
             chunks = [list(range(len(candidates)))]
         for chunk in chunks:
             part = candidates.take(chunk)
-            values = criterion(dense, part, data)
+            # A copy: whatever a user's criterion does to it, the dense network stays as it is.
+            values = criterion(copy.deepcopy(dense).eval(), part, data)
             store.record_scores(name, zip(part.ids, values.tolist(), strict=True))
             progress.advance(len([i for i in chunk if candidates.ids[i] not in scored]))
 

@@ -20,6 +20,7 @@ __all__ = [
     "PruningSpec",
     "StudySpec",
     "load_spec",
+    "merged",
     "parse_overrides",
     "shipped_studies",
     "spec_from",
@@ -149,18 +150,18 @@ def load_spec(study: str, overrides: Mapping[str, Any] | None = None) -> StudySp
     """
     reference, _, arm = study.partition("@")
     fields = _read(_locate(reference))
-    arms = fields.pop("arms", {})
+    arms = fields.pop("arms")
     if arm:
         if arm not in arms:
             raise unknown(f"arm of {reference!r}", arm, arms)
-        fields = _with(fields, arms[arm])
+        fields = merged(fields, arms[arm])
         fields["name"] = f"{fields['name']}@{arm}"
     return spec_from(fields, overrides)
 
 
 def arms_of(study: str) -> list[str]:
     """The names of the arms that a study's file offers."""
-    return list(_read(_locate(study.partition("@")[0])).get("arms", {}))
+    return list(_read(_locate(study.partition("@")[0]))["arms"])
 
 
 def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> StudySpec:
@@ -170,7 +171,7 @@ def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = N
         nested: Any = value
         for key in reversed(_split_key(field)):
             nested = {key: nested}
-        plain = _with(plain, nested)
+        plain = merged(plain, nested)
     try:
         return StudySpec.model_validate(plain)
     except ValidationError as error:
@@ -213,28 +214,36 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML: {error}") from error
     base = fields.pop("extends", None)
     fields.setdefault("name", path.stem)
+    arms = fields.setdefault("arms", {})
+    if not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
+        raise InputError(f"{path}: arms are tables of fields, such as [arms.short.retraining]")
     if base is None:
         return fields
-    parent = path.parent / base if base.endswith(".toml") else SHIPPED / f"{base}.toml"
+    if not isinstance(base, str):
+        raise InputError(f"{path}: extends takes a shipped study or a .toml, got {base!r}")
+    bases = {p.stem: p for p in SHIPPED.glob("*.toml")}
+    if not base.endswith(".toml") and base not in bases:
+        raise unknown("study to extend", base, bases)
+    parent = path.parent / base if base.endswith(".toml") else bases[base]
     inherited = _read(parent, (*seen, path.resolve()))
     inherited.pop("name")
-    return _with(inherited, fields)
+    return merged(inherited, fields)
 
 
 # Ratios belong together: a study that names other layers does not mean to add to its base's.
 _REPLACED_WHOLE = {"layers"}
 
 
-def _with(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """``fields`` with ``changes`` merged in, tables within tables too."""
-    merged = dict(fields)
+    result = dict(fields)
     for key, value in changes.items():
-        old = merged.get(key)
+        old = result.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in _REPLACED_WHOLE:
-            merged[key] = _with(old, value)
+            result[key] = merged(old, value)
         else:
-            merged[key] = value
-    return merged
+            result[key] = value
+    return result
 
 
 def _split_key(field: str) -> list[str]:

@@ -12,29 +12,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from filelock import FileLock, Timeout
 
+from trueoracle.analysis.outcomes import METRICS
 from trueoracle.errors import BusyError, StoreError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["DATABASE", "METRICS", "SCHEMA_VERSION", "Retrained", "Store", "is_locked", "locked"]
+__all__ = ["DATABASE", "SCHEMA_VERSION", "Retrained", "Store", "is_locked", "locked"]
 
 DATABASE = "study.sqlite"
 LOCK = "study.lock"
 SCHEMA_VERSION = 1
-
-METRICS = (
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-)
 
 _METRIC_COLUMNS = ", ".join(f"{name} REAL" for name in METRICS)
 _SCHEMA = f"""
@@ -42,7 +32,7 @@ CREATE TABLE provenance (
     id INTEGER PRIMARY KEY, started TEXT, ended TEXT, spec TEXT, facts TEXT
 );
 CREATE TABLE dense (
-    sha256 TEXT, origin TEXT, seconds REAL, {_METRIC_COLUMNS}
+    sha256 TEXT, architecture TEXT, origin TEXT, seconds REAL, {_METRIC_COLUMNS}
 );
 CREATE TABLE dense_epochs (
     epoch INTEGER PRIMARY KEY, learning_rate REAL, {_METRIC_COLUMNS}
@@ -67,6 +57,7 @@ CREATE TABLE outcomes (
 """
 """Losses are in nats, accuracies fractions, times seconds or ISO 8601; NULL stands for NaN."""
 
+_DENSE_COLUMNS = ("sha256", "architecture", "origin", "seconds", *METRICS)
 _EPOCH_COLUMNS = ("epoch", "learning_rate", *METRICS)
 
 
@@ -82,14 +73,16 @@ class Retrained:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold a study's folder for writing; raises :class:`BusyError` where another process does.
+
+    ``patience`` is how many seconds to try: a reader's look at the lock takes a moment.
 
     The operating system lets go of the lock with the process, however that ends.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0)
+        lock = FileLock(folder / LOCK, timeout=patience)
         lock.acquire()
     except Timeout as error:
         raise BusyError(
@@ -136,6 +129,9 @@ class Store:
             raise
 
     def _prepare(self, read_only: bool) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0 and self._had_content():
+            raise sqlite3.DatabaseError("it is empty, though the study had begun")
         if not read_only:
             # WAL: readers never block the writer. FULL: what was committed outlives a power cut.
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -143,7 +139,6 @@ class Store:
         found = [row[0] for row in self._db.execute("PRAGMA integrity_check(3)")]
         if found != ["ok"]:
             raise sqlite3.DatabaseError(f"integrity check: {found[0]}")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version == 0 and not read_only:
             with self._transaction():
                 for statement in _SCHEMA.split(";"):
@@ -156,6 +151,10 @@ class Store:
                 f"{self.path} has format {version}, and this trueoracle reads {SCHEMA_VERSION}"
             )
 
+    def _had_content(self) -> bool:
+        """Whether the folder holds anything that is written only after the database."""
+        return any(self.path.parent.glob("*.safetensors"))
+
     def __enter__(self) -> Store:
         return self
 
@@ -166,16 +165,16 @@ class Store:
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+            raise  # a mistake of ours, not of the file's
         except sqlite3.OperationalError as error:
-            if "readonly" in str(error) or "unable to open" in str(error):
-                raise StoreError(f"cannot write {self.path}: {error}") from error
             if "full" in str(error) or "disk I/O" in str(error):
                 raise StoreError(
                     f"cannot write {self.path}: {error}; what was committed is kept, so make room "
                     "and run the same command again"
                 ) from error
             raise StoreError(f"cannot use {self.path}: {error}") from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, pd.errors.DatabaseError) as error:
             raise StoreError(
                 f"{self.path} is damaged ({error}); it is left as it is: put a backup in its "
                 "place, or save its rows with 'sqlite3 study.sqlite .recover', or move it away "
@@ -209,6 +208,14 @@ class Store:
             )
             return int(cursor.lastrowid or 0)
 
+    def note(self, sitting: int, name: str, value: object) -> None:
+        """Add one fact to a sitting."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE provenance SET facts = json_set(facts, ?, json(?)) WHERE id = ?",
+                (f"$.{name}", json.dumps(value), sitting),
+            )
+
     def end(self, sitting: int, ended: str) -> None:
         with self._transaction():
             self._db.execute("UPDATE provenance SET ended = ? WHERE id = ?", (ended, sitting))
@@ -228,19 +235,20 @@ class Store:
     def record_dense(
         self,
         sha256: str,
+        architecture: str,
         origin: str,
         seconds: float,
         metrics: Mapping[str, float],
         epochs: Iterable[Mapping[str, Any]],
     ) -> None:
-        """Record the dense network: its file's hash, metrics, and epochs where it was trained."""
-        marks = ", ".join("?" * (3 + len(METRICS)))
+        """Record the dense network: hashes, metrics, and the epochs where it was trained."""
+        marks = ", ".join("?" * len(_DENSE_COLUMNS))
         with self._transaction():
             self._db.execute("DELETE FROM dense")
             self._db.execute("DELETE FROM dense_epochs")
             self._db.execute(
                 f"INSERT INTO dense VALUES ({marks})",
-                (sha256, origin, seconds, *(metrics[name] for name in METRICS)),
+                (sha256, architecture, origin, seconds, *(metrics[name] for name in METRICS)),
             )
             self._db.executemany(
                 f"INSERT INTO dense_epochs VALUES ({', '.join('?' * len(_EPOCH_COLUMNS))})",
@@ -248,13 +256,9 @@ class Store:
             )
 
     def dense(self) -> dict[str, Any] | None:
-        """The dense network's sha256, origin, seconds and metrics; None before it is there."""
+        """The dense network's hashes, origin, seconds and metrics; None before it is there."""
         rows = self._rows("SELECT * FROM dense")
-        return (
-            dict(zip(("sha256", "origin", "seconds", *METRICS), rows[0], strict=True))
-            if rows
-            else None
-        )
+        return dict(zip(_DENSE_COLUMNS, rows[0], strict=True)) if rows else None
 
     # Candidates and scores
 
@@ -267,13 +271,16 @@ class Store:
             )
 
     def record_criterion(self, name: str, source: str, fingerprint: str) -> bool:
-        """Record a criterion; returns False, dropping its scores, where its code has changed."""
+        """Record a criterion; returns False, dropping its scores, where its code may have changed.
+
+        An empty fingerprint says that the code cannot be read, so that it may always have.
+        """
         old = self._rows("SELECT fingerprint FROM criteria WHERE name = ?", (name,))
         with self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO criteria VALUES (?, ?, ?)", (name, source, fingerprint)
             )
-            if old and old[0][0] != fingerprint:
+            if old and (old[0][0] != fingerprint or not fingerprint):
                 self._db.execute("DELETE FROM scores WHERE criterion = ?", (name,))
                 return False
         return True
@@ -365,8 +372,6 @@ class Store:
 
     def frame(self, table: str) -> pd.DataFrame:
         """One of the tables candidates, scores, outcomes, retrainings, dense_epochs, whole."""
-        import pandas as pd
-
         order = {"outcomes": "seed, position, epoch", "retrainings": "seed, position"}
         with self._errors():
             if table in order:
@@ -379,4 +384,7 @@ class Store:
                 query += "ORDER BY criterion, position"
             else:
                 query = f"SELECT * FROM {table} ORDER BY 1"
-            return pd.read_sql_query(query, self._db)
+            frame = pd.read_sql_query(query, self._db)
+        # A column of nothing but NULL would else be one of objects.
+        numbers = {"score", "seconds", "learning_rate", *METRICS} & set(frame.columns)
+        return frame.astype(dict.fromkeys(numbers, "float64"))

@@ -10,11 +10,11 @@ from torch import nn
 
 from trueoracle.data.splits import Splits, as_splits
 from trueoracle.errors import InputError
-from trueoracle.networks.weights import weights_sha256
+from trueoracle.networks.weights import architecture_sha256, weights_sha256
 from trueoracle.study import runner
 from trueoracle.study.progress import PlainProgress, Progress, SilentProgress
 from trueoracle.study.results import Results
-from trueoracle.study.spec import StudySpec, load_spec, spec_from
+from trueoracle.study.spec import StudySpec, load_spec, merged, spec_from
 
 __all__ = ["Study"]
 
@@ -59,7 +59,7 @@ class Study:
         if isinstance(network, nn.Module):
             changes["network"] = {
                 "name": type(network).__name__,
-                "fingerprint": weights_sha256(network),
+                "fingerprint": f"{weights_sha256(network)}-{architecture_sha256(network)}",
             }
         elif network is not None:
             changes["network"] = {"name": network} if isinstance(network, str) else network
@@ -79,10 +79,12 @@ class Study:
                 raise InputError("a study needs a name, such as Study(name='mine', …)")
             self.spec = spec_from(changes, overrides)
         else:
-            recorded = (
-                study if isinstance(study, StudySpec) else load_spec(str(study))
-            ).model_dump(exclude_unset=True)
-            self.spec = spec_from(recorded | changes, overrides)
+            spec = study if isinstance(study, StudySpec) else load_spec(str(study))
+            base = spec.model_dump(exclude_unset=True)
+            for field, given in (("network", network), ("data", data)):
+                if given is not None and not isinstance(given, Mapping):
+                    base.pop(field, None)  # another one, not a change to the study's
+            self.spec = spec_from(merged(base, changes), overrides)
         self.folder = Path(runs) / self.spec.folder_name
         self._prepared: runner.Prepared | None = None
 

@@ -1,0 +1,35 @@
+"""How numbers are written, in figures, tables and pages alike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+__all__ = ["finite_or_none", "number", "p_value", "percent"]
+
+ABSENT = "–"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Fixed digits with a true minus; a dash for what is not there."""
+    return ABSENT if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """One digit after the point: ``"4.4%"``."""
+    return ABSENT if value is None else f"{value:.1%}"
+
+
+def p_value(value: float | None) -> str:
+    """Two digits, or a power of ten for the tiny: no p-value is shown as zero."""
+    if value is None:
+        return ABSENT
+    shown = f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
+    return shown.replace("-", "−")
+
+
+def finite_or_none(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with None for NaN and infinities, which JSON does not have."""
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+    }
