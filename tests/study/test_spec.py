@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from tests.conftest import Writer
 from trueoracle.errors import InputError
-from trueoracle.study.runner import list_study
+from trueoracle.study.prepare import list_study
 from trueoracle.study.spec import (
     StudySpec,
     arms_of,

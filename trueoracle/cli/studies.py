@@ -30,7 +30,7 @@ def studies(as_json: Json = False, debug: Debug = False) -> None:
 
 
 def _rows() -> list[dict[str, Any]]:
-    from trueoracle.study.runner import list_study
+    from trueoracle.study.prepare import list_study
     from trueoracle.study.spec import arms_of, load_spec, shipped_studies
 
     rows = []

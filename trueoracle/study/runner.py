@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,171 +18,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from trueoracle.criteria.base import Criterion, find_criterion
-from trueoracle.data import datasets
-from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, StoreError, TrainingError
-from trueoracle.networks.registry import build, is_shipped
 from trueoracle.networks.weights import (
-    architecture_sha256,
     load_weights,
     read_metadata,
     save_weights,
     weights_sha256,
 )
-from trueoracle.pruning.candidates import Candidates, list_candidates
-from trueoracle.pruning.groups import find_groups
-from trueoracle.pruning.parity import check_parity
+from trueoracle.study.prepare import Prepared
 from trueoracle.study.progress import Progress
 from trueoracle.study.spec import StudySpec
 from trueoracle.study.store import DATABASE, Retrained, Store, locked
-from trueoracle.training.loop import EpochRecord, measure, stream_seed, train
+from trueoracle.training.loop import EpochRecord, measure, train
 from trueoracle.version import __version__
 
-__all__ = ["DENSE", "Prepared", "list_study", "prepare", "run"]
+__all__ = ["DENSE", "run"]
 
 DENSE = "dense.safetensors"
 SCORE_CHUNK = 32
 """Candidates scored between two commits, where the criterion allows it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A study whose every part has been found and checked; no long work is done yet.
-
-    ``network`` has its initial weights, or its trained ones where the study brings them.
-    ``architecture`` tells networks of a user's own apart, whose name does not say all.
-    """
-
-    spec: StudySpec
-    data: Splits
-    network: nn.Module
-    architecture: str
-    candidates: Candidates
-    criteria: tuple[Criterion, ...]
-    device: torch.device
-
-    @property
-    def arrives_trained(self) -> bool:
-        return self.spec.network.weights is not None or self.spec.network.fingerprint is not None
-
-    @property
-    def retrainings(self) -> int:
-        """How many networks the study retrains in all."""
-        return len(self.candidates) * len(self.spec.retraining.seeds)
-
-
-def prepare(
-    spec: StudySpec,
-    *,
-    network: nn.Module | None = None,
-    data: Splits | None = None,
-    device: str = "auto",
-) -> Prepared:
-    """Build the network, list the candidates, load the data; refuse what cannot work.
-
-    ``network`` and ``data`` stand in for the spec's where they are given. Raises
-    :class:`InputError`, in one line, before any long work.
-    """
-    criteria = tuple(find_criterion(name) for name in spec.criteria)
-    where = _device(device)
-    if data is None:
-        info = datasets.dataset_info(spec.data.name)
-        shape: tuple[int, ...] = info.shape
-        classes = info.classes
-    else:
-        shape, classes = tuple(data.train.images.shape[1:]), data.classes
-    made = _build(spec, shape, classes) if network is None else copy.deepcopy(network).cpu()
-    candidates = _list(made, shape, classes, spec)
-    _check_recipes(made, shape, spec)
-    check_parity(made, candidates, _example(shape))
-    if spec.network.weights is not None:
-        load_weights(made, Path(spec.network.weights))
-    if data is None:  # last, because it may download
-        data = datasets.load(
-            spec.data.name,
-            validation_images=spec.data.validation_images,
-            split_seed=spec.data.split_seed,
-        )
-    _check_batches(made, len(data.train), spec)
-    shipped = network is None and is_shipped(spec.network.name)
-    architecture = "" if shipped else architecture_sha256(made)
-    return Prepared(spec, data.to(where), made.to(where), architecture, candidates, criteria, where)
-
-
-def list_study(spec: StudySpec) -> Candidates:
-    """The candidates of a study of registered network and data, without loading the data."""
-    info = datasets.dataset_info(spec.data.name)
-    return _list(_build(spec, info.shape, info.classes), info.shape, info.classes, spec)
-
-
-def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(spec.dense.seed, 0, "initial weights"))
-        return build(spec.network.name, spec.network.arguments, input_shape=shape, classes=classes)
-
-
-def _example(shape: tuple[int, ...]) -> torch.Tensor:
-    # Several images, none of them constant, so that batch norms have something to norm.
-    return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
-
-
-def _list(network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudySpec) -> Candidates:
-    """The candidates, once the network is known to take the images and to tell the classes."""
-    example = _example(shape)
-    available = find_groups(network, example)
-    was_training = network.training
-    network.eval()
-    with torch.no_grad():
-        answer = network(example)
-    network.train(was_training)
-    is_tensor = isinstance(answer, torch.Tensor)
-    if not is_tensor or answer.ndim != 2 or len(answer) != 3 or answer.shape[1] < classes:
-        got = list(answer.shape) if is_tensor else type(answer).__name__
-        raise InputError(
-            f"network {spec.network.name!r} gives {got} for 3 images, expected [3, {classes}]: "
-            "one logit for each class of the data"
-        )
-    return list_candidates(
-        available,
-        spec.pruning.layers,
-        count=spec.pruning.candidates,
-        seed=spec.pruning.seed,
-        surgery=spec.pruning.surgery,
-    )
-
-
-def _check_recipes(network: nn.Module, shape: tuple[int, ...], spec: StudySpec) -> None:
-    if not any(p.requires_grad for p in network.parameters()):
-        raise InputError("none of the network's parameters requires a gradient: nothing can train")
-    for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
-        if (recipe.shift or recipe.flip) and len(shape) != 3:
-            raise InputError(
-                f"{stage}.shift and {stage}.flip need images [C, H, W], got {list(shape)}"
-            )
-
-
-def _check_batches(network: nn.Module, images: int, spec: StudySpec) -> None:
-    if not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in network.modules()):
-        return
-    for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
-        if images % recipe.batch_size == 1:
-            raise InputError(
-                f"{stage}.batch_size = {recipe.batch_size} leaves a last batch of one image "
-                f"(of {images:,}), which a batch norm cannot take: change it by one"
-            )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used: {first}") from error
-    return device
 
 
 def run(prepared: Prepared, folder: Path, progress: Progress) -> None:
@@ -355,16 +209,15 @@ def _score_stage(prepared: Prepared, dense: nn.Module, store: Store, progress: P
         progress.stage(
             f"score by {name}", len(candidates), len(candidates) - len(todo), "candidates"
         )
-        size = SCORE_CHUNK if criterion.separable else len(candidates)
-        chunks = [todo[i : i + size] for i in range(0, len(todo), size)]
-        if not criterion.separable:
-            chunks = [list(range(len(candidates)))]
+        chunks = [list(range(len(candidates)))]
+        if criterion.separable:
+            chunks = [todo[i : i + SCORE_CHUNK] for i in range(0, len(todo), SCORE_CHUNK)]
         for chunk in chunks:
             part = candidates.take(chunk)
             # A copy: whatever a user's criterion does to it, the dense network stays as it is.
             values = criterion(copy.deepcopy(dense).eval(), part, data)
             store.record_scores(name, zip(part.ids, values.tolist(), strict=True))
-            progress.advance(len([i for i in chunk if candidates.ids[i] not in scored]))
+            progress.advance(sum(candidates.ids[i] not in scored for i in chunk))
 
 
 def _retrain_stage(prepared: Prepared, dense: nn.Module, store: Store, progress: Progress) -> None:

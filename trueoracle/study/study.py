@@ -12,6 +12,7 @@ from trueoracle.data.splits import Splits, as_splits
 from trueoracle.errors import InputError
 from trueoracle.networks.weights import architecture_sha256, weights_sha256
 from trueoracle.study import runner
+from trueoracle.study.prepare import Prepared, prepare
 from trueoracle.study.progress import PlainProgress, Progress, SilentProgress
 from trueoracle.study.results import Results
 from trueoracle.study.spec import StudySpec, load_spec, merged, spec_from
@@ -86,15 +87,14 @@ class Study:
                     base.pop(field, None)  # another one, not a change to the study's
             self.spec = spec_from(merged(base, changes), overrides)
         self.folder = Path(runs) / self.spec.folder_name
-        self._prepared: runner.Prepared | None = None
 
-    def prepare(self, device: str = "auto") -> runner.Prepared:
+    def prepare(self, device: str = "auto") -> Prepared:
         """Check everything and list the candidates; no long work."""
         if self.spec.network.fingerprint and self._network is None:
             raise InputError(f"{self.spec.name} needs its network: Study(…, network=…)")
         if self.spec.data.fingerprint and self._data is None:
             raise InputError(f"{self.spec.name} needs its data: Study(…, data=…)")
-        return runner.prepare(self.spec, network=self._network, data=self._data, device=device)
+        return prepare(self.spec, network=self._network, data=self._data, device=device)
 
     def run(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
         """Carry the study out, or go on where it stopped, and return its results.
