@@ -31,7 +31,8 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if ":" in name:
             raise InputError(f"the {self.kind} name {name!r} must not hold a colon")
-        origin = f"{made_by.__module__}.{made_by.__qualname__}"
+        named = made_by if hasattr(made_by, "__qualname__") else type(made_by)
+        origin = f"{named.__module__}.{named.__qualname__}"
         if self._origins.setdefault(name, origin) != origin:
             raise InputError(f"there is a {self.kind} named {name!r} already")
         self._entries[name] = entry

@@ -17,7 +17,7 @@ def epochs(test_accuracy: list[float], candidate: str = "a", seed: int = 0) -> p
             "seed": seed,
             "epoch": range(count),
             "train_loss": [1.0] * count,
-            "validation_loss": [1.0, 0.2, *[0.5] * (count - 2)],
+            "validation_loss": [1.0, 0.2, *[0.5] * count][:count],
             "test_accuracy": test_accuracy,
         }
     )
@@ -56,6 +56,16 @@ def test_a_candidate_that_diverged_has_no_outcome(loss: float) -> None:
     assert [bool(v) for v in seed_outcomes(table).isna().loc["a"]] == [False, True]
     assert math.isnan(final_outcomes(table)["a"])
     assert math.isnan(final_outcomes(broken)["a"])
+
+
+def test_without_a_common_seed_one_seed_speaks() -> None:
+    table = pd.concat(
+        [epochs([0.1], "a", 0), epochs([0.2], "b", 0), epochs([0.9], "b", 1), epochs([0.3], "c", 1)]
+    )
+    outcomes = final_outcomes(table)
+    assert outcomes["a"] == pytest.approx(0.1)
+    assert outcomes["b"] == pytest.approx(0.2)
+    assert math.isnan(outcomes["c"])
 
 
 def test_unknown_names_are_refused() -> None:

@@ -196,6 +196,8 @@ def test_studies_lists_what_is_shipped() -> None:
         (["run", "digits-conv1-0.2", "--set", "pruning.layers.con=0.5"], "did you mean 'conv3'"),
         (["run", "digits-conv1-0.2", "--set", "pruning.layers.conv1=1.5"], "less than 1, got 1.5"),
         (["run", "digits-conv1-0.2", "--device", "gpu"], "device 'gpu' cannot be used"),
+        (["run", "digits-conv1-0.2", "--device", "meta"], "device 'meta' cannot be used"),
+        (["run", "digits-conv1-0.2", "--set", "#=3"], "'#' is not a field"),
         (["report"], "no study is recorded"),
         (["report", "digits-conv1-0.2"], "no study is recorded"),
         (["export", "nothing", "--out", "x"], "no study is recorded"),
@@ -223,6 +225,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("a,b\n,2\n", "a", "no candidate has both"),
         ("", "a", "is not a CSV table"),
         ('a,b\n"1,2\n', "a", "is not a CSV table"),
+        ("a,b\n7,1,2\n", "a", "more fields than its header"),
     ],
 )
 def test_tables_that_cannot_be_analysed(tmp_path: Path, content: str, x: str, message: str) -> None:
@@ -243,6 +246,39 @@ def test_an_unknown_recorded_study_and_other_settings_are_refused(study: Path, r
     assert "not recorded with these settings" in call("report", study, "--runs", runs).err
     assert "name the study too" in call("report", "--set", "a=1", "--runs", runs).err
     assert "did you mean 'last" in call("report", "mine", "--runs", runs, "--outcome", "lst").err
+
+
+def test_a_path_may_hold_an_at_sign(tmp_path: Path, tiny_dataset: str) -> None:
+    folder = tmp_path / "me@corp"
+    folder.mkdir()
+    (folder / "mine.toml").write_text(TINY)
+    called = call("run", folder / "mine.toml@as-released", "--runs", tmp_path / "runs", "--json")
+    assert json.loads(called.out)["surgery"] == "as-released"
+
+
+COLOUR = """
+from torch import nn
+def three():
+    return nn.Sequential(nn.Conv2d(3, 4, 32), nn.Flatten(), nn.Linear(4, 10))
+"""
+
+
+def test_wrong_images_print_one_line_and_no_traceback(
+    write_study: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "colour.py").write_text(COLOUR)
+    study = write_study(
+        'network.name = "colour:three"\npruning.layers = { "0" = 0.5 }\n', "colour.toml"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "trueoracle", "run", str(study), "--runs", str(runs)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert "does not run on images of shape [1, 32, 32]" in ended.stderr
+    assert ended.stderr.count("\n") == 1
 
 
 def test_a_busy_study_exits_with_3(study: Path, runs: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import trueoracle
-from trueoracle.criteria.base import CRITERIA, find_criterion
+from trueoracle.criteria.base import CRITERIA, Criterion, find_criterion
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
 from trueoracle.pruning.candidates import Candidates, list_candidates
@@ -120,6 +122,35 @@ def test_a_criterion_is_named_by_its_module(
         find_criterion("their_criterion:sprad")
     with pytest.raises(InputError, match="cannot be called"):
         find_criterion("math:pi")
+
+
+def test_what_a_criterion_gives_is_taken_in_any_usual_form(
+    dense: nn.Module, candidates: Candidates, few_digits: Splits
+) -> None:
+    forms: list[Any] = [
+        torch.arange(12, dtype=torch.bfloat16),
+        [torch.tensor(float(i)) for i in range(12)],
+        np.arange(12),
+        range(12),
+    ]
+    for form in forms:
+        made = Criterion("any", "", lambda *_, form=form: form)
+        assert made(dense, candidates, few_digits).tolist() == list(range(12))
+
+
+def module_function(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
+    return [0.0] * len(candidates)
+
+
+def test_a_fingerprint_is_empty_where_the_code_does_not_say_all() -> None:
+    def within(sign: Any) -> Criterion:
+        return Criterion("within", "", lambda *_: [sign])
+
+    assert Criterion("plain", "", module_function).fingerprint
+    assert within(1).fingerprint != within(-1).fingerprint != ""
+    assert within(torch.zeros(3)).fingerprint == ""
+    assert Criterion("partial", "", functools.partial(module_function)).fingerprint == ""
+    assert find_criterion("oracle").fingerprint == "shipped"
 
 
 def test_an_unknown_criterion_is_refused_with_the_nearest_name() -> None:

@@ -51,6 +51,15 @@ def test_the_drawing_shows_every_point_and_the_star(data: ScatterData) -> None:
     assert data.note in [text.get_text() for text in axes.texts]
 
 
+def test_dollar_signs_in_names_are_no_mathematics(tmp_path: Path) -> None:
+    data = scatter_data(
+        np.arange(3.0), np.arange(3.0), higher_is_better=True,
+        x_label="$x_{$", y_label="a$_b$", title="$",
+    )  # fmt: skip
+    (path,) = save_figure(draw_scatter(data), tmp_path / "figure", ["svg"])
+    assert "$x_{$" in path.read_text()
+
+
 def test_colours_are_told_apart_without_hue(data: ScatterData) -> None:
     usual, anomalies, _ = draw_scatter(data).axes[0].collections
 

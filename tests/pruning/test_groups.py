@@ -188,6 +188,79 @@ def test_arguments_by_keyword_are_followed() -> None:
     check_parity(network, list_candidates(found, {"first": 0.5}), images)
 
 
+class Usual(nn.Module):
+    """Ways that people write a network's end."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.out = nn.Linear(4 if "pool" in kind else 3600, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.dropout(functional.relu(self.norm(self.conv(x))), training=self.training)
+        if self.kind == "pool by mean":
+            x = x.mean((2, 3))
+        elif self.kind == "pool and squeeze":
+            x = functional.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1)
+        elif self.kind == "unpacked":
+            n, _c, _h, _w = x.shape
+            x = x.view(n, -1)
+        elif self.kind == "size":
+            x = x.reshape(x.size(dim=0), -1)
+        elif self.kind == "sizes":
+            x = x.reshape(x.size()[0], -1)
+        else:
+            x = torch.flatten(x, start_dim=1)
+        return self.out(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "kind", ["pool by mean", "pool and squeeze", "unpacked", "size", "sizes", "flatten"]
+)
+def test_usual_ways_to_write_a_network_are_followed(kind: str) -> None:
+    network, images = Usual(kind), torch.rand(3, 1, 32, 32)
+    found = find_groups(network, images)
+    assert found.groups["conv"].norms == (Reader("norm"),)
+    assert found.groups["conv"].consumers == (Reader("out", 1 if "pool" in kind else 900),)
+    check_parity(network, list_candidates(found, {"conv": 0.5}), images)
+
+
+class Mean(nn.Module):
+    """As many filters as columns: a mean over the wrong axes leaves an axis of the right length."""
+
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dims = dims
+        self.conv, self.out = nn.Conv2d(1, 30, 3), nn.Linear(30, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.conv(x).mean(self.dims))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dims", [(1, 2), (1, 3)])
+def test_a_mean_over_channels_is_refused(dims: tuple[int, ...]) -> None:
+    found = find_groups(Mean(dims), IMAGES)
+    assert found.groups == {}
+    assert found.refused["conv"] == "its output meets 'mean'"
+
+
+class Chance(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, 4, 32), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(functional.dropout(self.conv(x).flatten(1)))  # type: ignore[no-any-return]
+
+
+def test_chance_in_evaluation_mode_is_noticed() -> None:
+    candidates = list_candidates(find_groups(Chance(), IMAGES), {"conv": 0.5})
+    with pytest.raises(InputError, match="different answers to the same images"):
+        check_parity(Chance(), candidates, torch.rand(2, 1, 32, 32))
+
+
 def test_parity_is_tried_where_tracing_cannot_see() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 32), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3)).eval()
     candidates = list_candidates(find_groups(network, IMAGES), {"0": 0.5})

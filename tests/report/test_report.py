@@ -111,8 +111,11 @@ def test_names_are_escaped(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
 
 def test_an_unfinished_study_says_so(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
     class Stop:
+        def __init__(self, at: str) -> None:
+            self.at = at
+
         def stage(self, name: str, total: int, done: int, unit: str) -> None:
-            if name == "retrain":
+            if name == self.at:
                 raise KeyboardInterrupt
 
         def advance(self, count: int = 1, note: str = "") -> None: ...
@@ -121,7 +124,11 @@ def test_an_unfinished_study_says_so(tiny_fields: dict[str, Any], tmp_path: Path
 
     study = Study(**tiny_fields, runs=tmp_path / "runs")
     with pytest.raises(KeyboardInterrupt):
-        study.run(progress=Stop())
+        study.run(progress=Stop("dense network"))
+    early = read(write_report(study.results(), [], tmp_path / "early").page)
+    assert "dense network:" not in " ".join(early.text)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(progress=Stop("retrain"))
     page = read(write_report(study.results(), [], tmp_path / "out").page)
     text = " ".join(" ".join(page.text).split())
     assert "No network has been retrained yet." in text

@@ -21,9 +21,14 @@ from trueoracle.criteria.base import find_criterion
 from trueoracle.data.splits import Splits
 from trueoracle.errors import BusyError, InputError, StoreError, TrainingError
 from trueoracle.networks.registry import build
-from trueoracle.networks.weights import load_weights, save_weights, weights_sha256
+from trueoracle.networks.weights import (
+    load_weights,
+    read_metadata,
+    save_weights,
+    weights_sha256,
+)
 from trueoracle.pruning.candidates import Candidates
-from trueoracle.study import runner
+from trueoracle.study import runner, spec
 from trueoracle.study.results import Results
 from trueoracle.study.store import DATABASE, locked
 from trueoracle.study.study import Study
@@ -258,9 +263,58 @@ def test_a_missing_or_changed_dense_file_is_noticed(study: Study) -> None:
     save_weights(other, path, {"dense_digest": "x", "epochs": []})
     with pytest.raises(StoreError, match="has changed since the study recorded it"):
         study.run(progress=False)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(StoreError, match="the record's own weights are damaged"):
+        study.run(progress=False)
     path.unlink()
     with pytest.raises(StoreError, match="is missing"):
         study.run(progress=False)
+
+
+def test_a_neighbours_changed_weights_are_not_taken_over(
+    study: Study, tiny_fields: dict[str, Any]
+) -> None:
+    first = study.run(progress=False)
+    path = first.folder / runner.DENSE
+    network = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+    save_weights(network, path, read_metadata(path))
+    fields = tiny_fields | {"criteria": ["l2"]}
+    second = Study(**fields, runs=study.folder.parent).run(progress=False)
+    assert second.dense is not None
+    assert first.dense is not None
+    assert second.dense["origin"] == "trained"
+    assert second.dense["sha256"] == first.dense["sha256"]
+
+
+def test_numbers_of_another_digest_format_are_not_taken_over(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.run(progress=False)
+    monkeypatch.setattr(spec, "DIGEST_FORMAT", 10_000)
+    again = Study(study.spec, runs=study.folder.parent)
+    assert again.folder != study.folder
+    assert "adopted" not in again.run(progress=False).provenance[0]
+
+
+def test_a_users_criterion_that_fails_is_noticed_before_long_work(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    def failing(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
+        raise KeyError("conv9")
+
+    def too_many(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
+        return [0.0] * 7
+
+    trueoracle.criterion("failing")(failing)
+    trueoracle.criterion("too-many")(too_many)
+    for name, message in {
+        "failing": "criterion 'failing' failed: KeyError: 'conv9'",
+        "too-many": r"scores of shape \[7\], expected \[3\]",
+    }.items():
+        study = Study(**(tiny_fields | {"criteria": [name]}), runs=tmp_path / "runs")
+        with pytest.raises(InputError, match=message):
+            study.run(progress=False)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_damaged_neighbour_does_not_stop_a_study(
@@ -321,11 +375,45 @@ def test_another_architecture_with_the_same_weights_is_another_study(
     variants[0].set_submodule("1", nn.Tanh())
     variants[1].get_submodule("4").p = 0.5  # type: ignore[assignment]
     variants[2].get_parameter("0.bias").requires_grad_(False)
+    named = [Named("relu"), Named("tanh"), Named("relu", scale=2.0)]
+    for one in named:
+        one.load_state_dict(named[0].state_dict())
     folders = {
         Study(**OWN, network=network, data=few_digits, runs=tmp_path).folder
-        for network in (relu, *variants)
+        for network in (relu, *variants, *named)
     }
-    assert len(folders) == 4
+    assert len(folders) == 4 + 3
+
+
+class Named(nn.Module):
+    """Two networks that differ in a plain attribute, or in a buffer that no checkpoint holds."""
+
+    def __init__(self, activation: str, scale: float = 1.0) -> None:
+        super().__init__()
+        self.activation = activation
+        self.conv, self.out = nn.Conv2d(1, 4, 32), nn.Linear(4, 10)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = getattr(torch, self.activation)(self.conv(x)).flatten(1)
+        return self.out(h) * self.scale  # type: ignore[no-any-return]
+
+
+def test_what_happens_to_a_given_network_later_is_not_the_studys(
+    few_digits: Splits, tmp_path: Path
+) -> None:
+    network = own_network()
+    study = Study(**OWN, network=network, data=few_digits, runs=tmp_path)
+    nn.init.zeros_(network.get_parameter("0.weight"))
+    dense = study.run(progress=False).dense
+    assert dense is not None
+    assert dense["sha256"] == weights_sha256(own_network())
+
+
+def test_a_network_without_tensors_yet_is_refused(few_digits: Splits, tmp_path: Path) -> None:
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.Linear(4, 10))
+    with pytest.raises(InputError, match="the network's tensors cannot be read"):
+        Study(**OWN, network=lazy, data=few_digits, runs=tmp_path)
 
 
 FACTORY = """
@@ -363,6 +451,11 @@ def test_a_users_factory_that_changes_is_noticed_and_not_mixed(
     assert second.dense is not None
     assert first.dense is not None
     assert second.dense["origin"] == "trained"
+    # Nor is a dense network taken over that began otherwise.
+    write(FACTORY.replace("    return", "    nn.init.zeros_(nn.Linear(2, 2).weight)\n    return"))
+    began = Study(**(more | {"name": "began"}), runs=tmp_path / "runs").run(progress=False)
+    assert began.dense is not None
+    assert began.dense["origin"] == "trained"
     # Other shapes do not stop it either.
     write(FACTORY.replace("(1, 4, 5)", "(1, 8, 5)").replace("196", "392"))
     wide = more | {"name": "wide"}
@@ -482,12 +575,15 @@ def test_networks_and_images_that_do_not_go_together_are_refused(
     frozen = own_network().requires_grad_(requires_grad=False)
     with pytest.raises(InputError, match="nothing can train"):
         Study(**OWN, network=frozen, data=few_digits, runs=tmp_path).run(progress=False)
-    normed = nn.Sequential(nn.Conv2d(1, 4, 29), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 10))
+    normed = nn.Sequential(nn.Conv2d(1, 4, 32), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10))
+    for size in (299, 1):
+        odd = OWN | {"retraining": {"batch_size": size}}
+        with pytest.raises(InputError, match=f"retraining.batch_size = {size} leaves a last batch"):
+            Study(**odd, network=normed, data=few_digits, runs=tmp_path).run(progress=False)
+    # A norm over the pixels of one image is fine.
+    wider = nn.Sequential(nn.Conv2d(1, 4, 29), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 10))
     odd = OWN | {"retraining": {"batch_size": 299}}
-    with pytest.raises(
-        InputError, match=r"retraining\.batch_size = 299 leaves a last batch of one"
-    ):
-        Study(**odd, network=normed, data=few_digits, runs=tmp_path).run(progress=False)
+    Study(**odd, network=wider, data=few_digits, runs=tmp_path).prepare()
     rows = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     table = (torch.rand(9, 4), torch.arange(9) % 2)
     shifted = OWN | {"retraining": {"shift": 1}}

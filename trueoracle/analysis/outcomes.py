@@ -93,12 +93,14 @@ def final_outcomes(
 ) -> pd.Series:
     """The mean over seeds of :func:`seed_outcomes`, by candidate.
 
-    All candidates are means over the same seeds: those with which every one of them has been
-    retrained, so that what a seed does to all is no difference between them (while the first seed
-    is unfinished, that one). NaN where a retraining with one of these seeds diverged.
+    All candidates are means over the same seeds, so that what a seed does to all is no difference
+    between them: the seeds with which every one of them has been retrained or, where there is none
+    yet, the one with the most retrainings. NaN where a candidate lacks one or diverged in it.
     """
     table = seed_outcomes(epochs, metric, rule)
     recorded = epochs.groupby(["candidate", "seed"]).size().unstack().reindex_like(table)
-    common = recorded.columns[recorded.notna().all()]
-    outcomes = table[common].mean(axis=1, skipna=False) if len(common) else table.mean(axis=1)
+    counts = recorded.notna().sum()
+    most = counts[counts == counts.max()].index
+    seeds = most if counts.max() == len(table) else most[:1]
+    outcomes: pd.Series = table[seeds].mean(axis=1, skipna=False)
     return outcomes.rename("outcome")

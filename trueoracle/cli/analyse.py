@@ -75,14 +75,16 @@ def _columns(points: Path, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
     """Two numeric columns of a CSV file; raises :class:`InputError` in one line."""
     import pandas as pd
 
-    from trueoracle.errors import InputError, unknown
+    from trueoracle.errors import InputError, first_line, unknown
 
     try:
         frame = pd.read_csv(points)
     except FileNotFoundError as error:
         raise InputError(f"no file {points}") from error
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{points} is not a CSV table: {str(error).strip()}") from error
+    except Exception as error:  # of the file system, a compression, an encoding, the parser
+        raise InputError(f"{points} is not a CSV table: {first_line(error)}") from error
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise InputError(f"{points} is not a CSV table: its rows have more fields than its header")
     columns = []
     for name in (x, y):
         if name not in frame.columns:

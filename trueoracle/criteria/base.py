@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from trueoracle.data.splits import Splits
-from trueoracle.errors import InputError
+from trueoracle.errors import InputError, first_line
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.registry import Registry
 
@@ -37,11 +37,20 @@ class Criterion:
     separable: bool = False
 
     def __call__(self, dense: nn.Module, candidates: Candidates, data: Splits) -> np.ndarray:
-        """Scores float64 ``[P]``, NaN where there is none; raises InputError for another shape."""
-        scores = self.function(dense, candidates, data)
-        values = np.asarray(
-            scores.detach().cpu() if isinstance(scores, Tensor) else scores, dtype=np.float64
-        )
+        """Scores float64 ``[P]``, NaN where there is none.
+
+        Raises :class:`InputError` where the function fails or its answer has another shape.
+        """
+        try:
+            scores = self.function(dense, candidates, data)
+            if isinstance(scores, Tensor):
+                values = scores.detach().cpu().double().numpy()
+            else:
+                values = np.array([float(score) for score in scores], dtype=np.float64)
+        except Exception as error:  # a user's function runs: anything can come out
+            raise InputError(
+                f"criterion {self.name!r} failed: {type(error).__name__}: {first_line(error)}"
+            ) from error
         if values.shape != (len(candidates),):
             raise InputError(
                 f"criterion {self.name!r} gave scores of shape {list(values.shape)}, "
@@ -50,24 +59,32 @@ class Criterion:
         return values
 
     @property
-    def fingerprint(self) -> str:
-        """A hash that changes with the criterion's code; empty where the code cannot be read.
+    def is_shipped(self) -> bool:
+        """Whether it comes with the package."""
+        return str(getattr(self.function, "__module__", "")).startswith("trueoracle.")
 
-        Of a user's own: the text of its module, the function's closure and defaults. A shipped
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes with the criterion's code; empty where that cannot be told.
+
+        Of a user's own function: the text of its module, its plain defaults and closure. A shipped
         criterion's number changes only with ``spec.DIGEST_FORMAT``.
         """
-        function = self.function
-        module = inspect.getmodule(function)
-        if module is not None and module.__name__.startswith("trueoracle."):
+        if self.is_shipped:
             return "shipped"
-        try:
-            text = inspect.getsource(module if module and hasattr(module, "__file__") else function)
-        except (OSError, TypeError):  # typed at a prompt, or no plain function
+        function = self.function
+        if not inspect.isfunction(function):  # an object, whose state is anybody's guess
             return ""
-        closure = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-        defaults = getattr(function, "__defaults__", None)
-        whole = f"{text}{closure!r}{defaults!r}{getattr(function, '__dict__', None)!r}"
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        values = [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        module = inspect.getmodule(function)
+        if not all(isinstance(v, str | int | float | None) for v in values) or module is None:
+            return ""
+        try:
+            text = inspect.getsource(module)
+        except (OSError, TypeError):  # typed at a prompt
+            return ""
+        return hashlib.sha256(f"{text}{function.__qualname__}{values!r}".encode()).hexdigest()[:16]
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion")

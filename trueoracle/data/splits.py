@@ -36,6 +36,8 @@ class Split:
             )
         if len(self.labels) == 0:
             raise InputError("a split needs at least one image")
+        if self.images.ndim < 2:
+            raise InputError(f"images must be [N, …], got {list(self.images.shape)}")
         if self.images.dtype != torch.float32 or self.labels.dtype != torch.int64:
             raise InputError(
                 f"images must be float32 and labels int64, got {self.images.dtype} and "
@@ -119,7 +121,12 @@ def as_split(data: Split | tuple[Tensor, Tensor] | Dataset[Any]) -> Split:
             raise InputError(
                 f"expected (images, labels), got a {type(data).__name__} of {len(data)}"
             )
-        images, labels = (torch.as_tensor(part) for part in data)
+        try:
+            images, labels = (torch.as_tensor(part) for part in data)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"(images, labels) must be tensors or arrays of numbers: {first_line(error)}"
+            ) from error
         if labels.is_floating_point() and not torch.equal(labels, labels.round()):
             raise InputError("labels must be whole numbers, counted from 0: these are fractions")
         return Split(images.to(torch.float32), labels.to(torch.int64))

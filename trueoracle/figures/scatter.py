@@ -98,9 +98,9 @@ def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> F
         [x_chosen], [y_chosen], marker="*", s=190, c=CHOSEN, edgecolors="white", linewidths=0.9,
         zorder=4, label="lowest score",
     )  # fmt: skip
-    axes.set(xlabel=data.x_label, ylabel=data.y_label)
+    axes.set(xlabel=_plain(data.x_label), ylabel=_plain(data.y_label))
     if data.title:
-        figure.suptitle(data.title, fontsize="medium", fontweight="bold", x=0.02, ha="left")
+        figure.suptitle(_plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -115,6 +115,11 @@ def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> F
         linespacing=1.35,
     )  # fmt: skip
     return figure
+
+
+def _plain(label: str) -> str:
+    """A label without mathematics: a name of the user's may hold dollar signs."""
+    return label.replace("$", r"\$")
 
 
 def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -74,14 +75,15 @@ def weights_sha256(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(_bytes(value))
     return digest.hexdigest()
 
 
 def architecture_sha256(network: nn.Module) -> str:
-    """The SHA-256 over what a network computes with its tensors, as far as that can be read.
+    """The SHA-256 over what a network computes with its tensors.
 
-    Module names, types and settings, which parameters train, and the source text of the classes
+    Module names, types and settings; the traced operations in training and evaluation mode; buffers
+    (those too that no checkpoint holds); which parameters train; and the source text of the classes
     that are not torch's own.
     """
     digest = hashlib.sha256()
@@ -90,20 +92,24 @@ def architecture_sha256(network: nn.Module) -> str:
         digest.update(f"{name} {kind.__module__}.{kind.__qualname__}".encode())
         digest.update(module.extra_repr().encode())
         if not kind.__module__.startswith("torch."):
-            try:
+            with suppress(OSError, TypeError):  # typed at a prompt: the operations must do
                 digest.update(inspect.getsource(kind).encode())
-            except (OSError, TypeError):  # typed at a prompt
-                digest.update(_traced_code(module).encode())
+    modes = [(module, module.training) for module in network.modules()]
+    for mode in (True, False):
+        with suppress(Exception):  # find_groups says in its own words what cannot be traced
+            digest.update(fx.symbolic_trace(network.train(mode)).code.encode())
+    for module, training in modes:
+        module.training = training
+    for name, buffer in network.named_buffers():
+        digest.update(name.encode())
+        digest.update(_bytes(buffer))
     trains = [name for name, p in network.named_parameters() if p.requires_grad]
     digest.update(" ".join(trains).encode())
     return digest.hexdigest()
 
 
-def _traced_code(module: nn.Module) -> str:
-    try:
-        return fx.symbolic_trace(module).code
-    except Exception:  # find_groups says so in its own words
-        return ""
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -116,11 +116,6 @@ class Candidates:
         """Some of the candidates, as another ``Candidates``."""
         return replace(self, ways=tuple(self.ways[i] for i in indices))
 
-    @property
-    def exhaustive(self) -> bool:
-        """Whether these are all the ways there are, not a sample of them."""
-        return len(self) == self.space
-
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """One stable id a candidate: 16 hex digits over group names and pruned filters."""
@@ -235,5 +230,5 @@ def _no_such_layer(available: GroupMap, pattern: str) -> InputError:
 def _readable(size: int) -> str:
     if size < 10**15:
         return f"{size:,}"
-    digits = str(size)
-    return f"about {digits[0]}.{digits[1]}e{len(digits) - 1}"
+    exponent, fraction = divmod(math.log10(size), 1)  # of a whole number of any length
+    return f"about {10**fraction:.1f}e{exponent:.0f}"

@@ -66,7 +66,14 @@ _CHANNELWISE_MODULES = (
 _CHANNELWISE_CALLS = {
     *(torch.relu, torch.sigmoid, torch.tanh, torch.max_pool2d),
     *(functional.relu, functional.relu6, functional.leaky_relu, functional.elu, functional.gelu),
-    *(functional.silu, functional.mish, functional.sigmoid, functional.tanh),
+    *(
+        functional.relu_,
+        functional.dropout2d,
+        functional.silu,
+        functional.mish,
+        functional.sigmoid,
+        functional.tanh,
+    ),
     *(functional.hardswish, functional.hardtanh, functional.softplus, functional.dropout),
     *(functional.max_pool2d, functional.avg_pool2d),
     *(functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d),
@@ -98,30 +105,33 @@ def find_groups(network: nn.Module, example: Tensor) -> GroupMap:
 
 def _trace(network: nn.Module, example: Tensor) -> fx.Graph:
     """The operations of a network, with the shapes that the example has on its way."""
-    was_training = network.training
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        with torch.no_grad():  # first, since ShapeProp prints a traceback of its own
+            network.eval()(example)
+    except Exception as error:  # the user's forward runs: anything can come out
+        raise InputError(
+            f"{type(network).__name__} does not run on images of shape "
+            f"{list(example.shape[1:])}: {first_line(error)}"
+        ) from error
     try:
         traced = [fx.symbolic_trace(network.train(mode)) for mode in (True, False)]
-    except Exception as error:  # tracing runs the user's forward: anything can come out
+    except Exception as error:  # likewise
         raise InputError(
             f"cannot trace {type(network).__name__}: {first_line(error)} "
             "(its forward must not branch on tensor values)"
         ) from error
     finally:
-        network.train(was_training)
+        for module, training in modes:
+            module.training = training
     steps = [[(node.op, node.target) for node in one.graph.nodes] for one in traced]
     if steps[0] != steps[1]:
         raise InputError(
             f"{type(network).__name__} does other things in training than in evaluation mode: "
             "it cannot be pruned as one network"
         )
-    try:
-        with torch.no_grad():
-            ShapeProp(traced[1]).propagate(example)
-    except Exception as error:  # likewise
-        raise InputError(
-            f"{type(network).__name__} does not run on images of shape "
-            f"{list(example.shape[1:])}: {first_line(error.__cause__ or error)}"
-        ) from error
+    with torch.no_grad():
+        ShapeProp(traced[1]).propagate(example)
     return traced[1].graph
 
 
@@ -180,7 +190,7 @@ class _Walk:
     def _readers(self, node: fx.Node, filters: int, spread: int) -> Iterator[Reader]:
         """Yield what reads the channels that ``node`` puts out, norms and consumers alike."""
         shape = _shape(node)
-        if len(shape) not in (2, 4) or shape[1] != filters * spread:
+        if len(shape) < 2 or shape[1] != filters * spread:
             raise _CannotPruneError(f"its output becomes {shape}, where no axis is its filters'")
         for user in node.users:
             if user.op == "output":
@@ -200,8 +210,11 @@ class _Walk:
                 if module._forward_hooks or module._forward_pre_hooks:
                     raise _CannotPruneError(f"its output meets {name}, which has hooks")
                 yield from self._readers(user, filters, spread)
-            elif user.target in _CHANNELWISE_CALLS or (
-                user.op == "call_method" and user.target in _CHANNELWISE_METHODS
+            elif (
+                user.target in _CHANNELWISE_CALLS
+                or (user.op == "call_method" and user.target in _CHANNELWISE_METHODS)
+                or _pools_all(user)
+                or _squeezes(node, user)
             ):
                 yield from self._readers(user, filters, spread)
             elif user.target in _RESHAPES:
@@ -214,6 +227,8 @@ class _Walk:
 def _consumer(name: str, module: nn.Conv2d | nn.Linear, shape: list[int], spread: int) -> Reader:
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         raise _CannotPruneError(f"its output meets a grouped convolution ({name})")
+    if isinstance(module, nn.Conv2d) and len(shape) != 4:
+        raise _CannotPruneError(f"its output {shape} meets {name}, which takes images")
     if isinstance(module, nn.Linear) and len(shape) != 2:
         raise _CannotPruneError(f"its output {shape} meets {name} without being flattened")
     return Reader(name, spread)
@@ -238,13 +253,35 @@ def _flattened(before: fx.Node, after: fx.Node, spread: int) -> int:
     return count
 
 
+def _pools_all(node: fx.Node) -> bool:
+    """Whether a node is ``x.mean((2, 3))`` of images: global average pooling, by another name."""
+    if node.target not in {"mean", torch.mean}:
+        return False
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    dims = given if isinstance(given, tuple | list) else (given,)
+    return {d % 4 for d in dims if isinstance(d, int)} == {2, 3}
+
+
+def _squeezes(before: fx.Node, after: fx.Node) -> bool:
+    """Whether a node drops axes of length 1 behind the channels."""
+    if after.target not in {"squeeze", torch.squeeze}:
+        return False
+    return _shape(after)[:2] == _shape(before)[:2]
+
+
 def _reads_batch_size(node: fx.Node) -> bool:
     """Whether a node asks for the number of images only, as in ``x.view(x.size(0), -1)``."""
     if node.op == "call_method" and node.target == "size":
-        return node.args[1:] == (0,)
-    if node.op == "call_function" and node.target is getattr and node.args[1] == "shape":
-        return all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)
-    return False
+        if node.args[1:] == (0,) or node.kwargs.get("dim") == 0:
+            return True
+        asks_for_all = node.args[1:] == () and not node.kwargs
+    else:
+        asks_for_all = node.target is getattr and node.args[1] == "shape"
+    # A size that is unpacked and not used is no use.
+    used = [user for user in node.users if user.target is not operator.getitem or user.users]
+    return asks_for_all and all(
+        user.target is operator.getitem and user.args[1] == 0 for user in used
+    )
 
 
 def _shape(node: fx.Node) -> list[int]:

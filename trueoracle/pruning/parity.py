@@ -27,6 +27,15 @@ def check_parity(dense: nn.Module, candidates: Candidates, example: Tensor) -> N
     """
     layers = ", ".join(group.name for group in candidates.groups)
     network = copy.deepcopy(dense).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():  # so that no layer is zero and hides what it reads
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+        if not torch.equal(network(example), network(example)):
+            raise InputError(
+                "the network gives different answers to the same images in evaluation mode "
+                "(a dropout without training=self.training?)"
+            )
     for index in sorted({0, len(candidates) // 2, len(candidates) - 1}):
         kept = candidates.kept(index)
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from trueoracle.data import datasets
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.registry import build, is_shipped
-from trueoracle.networks.weights import architecture_sha256, load_weights
+from trueoracle.networks.weights import architecture_sha256, load_weights, weights_sha256
 from trueoracle.pruning.candidates import Candidates, list_candidates
 from trueoracle.pruning.groups import find_groups
 from trueoracle.pruning.parity import check_parity
@@ -73,18 +73,20 @@ def prepare(
     made = _build(spec, shape, classes) if network is None else copy.deepcopy(network).cpu()
     candidates = _list(made, shape, classes, spec)
     _check_recipes(made, shape, spec)
-    check_parity(made, candidates, _example(shape))
     if spec.network.weights is not None:
         load_weights(made, Path(spec.network.weights))
+    check_parity(made, candidates, _example(shape))
     if data is None:  # last, because it may download
         data = datasets.load(
             spec.data.name,
             validation_images=spec.data.validation_images,
             split_seed=spec.data.split_seed,
         )
-    _check_batches(made, len(data.train), spec)
+    _check_batches(made, data, spec)
+    _check_criteria(made, candidates, criteria, data)
     shipped = network is None and is_shipped(spec.network.name)
-    architecture = "" if shipped else architecture_sha256(made)
+    # The weights too: a factory of a user's own may begin otherwise than it did.
+    architecture = "" if shipped else f"{architecture_sha256(made)}-{weights_sha256(made)}"
     return Prepared(spec, data.to(where), made.to(where), architecture, candidates, criteria, where)
 
 
@@ -140,15 +142,34 @@ def _check_recipes(network: nn.Module, shape: tuple[int, ...], spec: StudySpec) 
             )
 
 
-def _check_batches(network: nn.Module, images: int, spec: StudySpec) -> None:
-    if not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in network.modules()):
-        return
-    for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
-        if images % recipe.batch_size == 1:
+def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
+    """Refuse a last batch of one image where the network cannot train on one."""
+    arrives_trained = spec.network.weights is not None or spec.network.fingerprint is not None
+    stages = {"retraining": spec.retraining} if arrives_trained else {
+        "dense": spec.dense, "retraining": spec.retraining,
+    }  # fmt: skip
+    for stage, recipe in stages.items():
+        size = recipe.batch_size
+        if (len(data.train) % size or size) > 1:
+            continue
+        try:
+            copy.deepcopy(network).train()(data.train.images[:1])
+        except Exception as error:  # the user's forward runs: anything can come out
             raise InputError(
-                f"{stage}.batch_size = {recipe.batch_size} leaves a last batch of one image "
-                f"(of {images:,}), which a batch norm cannot take: change it by one"
-            )
+                f"{stage}.batch_size = {size} leaves a last batch of one image (of "
+                f"{len(data.train):,}), on which the network cannot train: {first_line(error)}"
+            ) from error
+
+
+def _check_criteria(
+    network: nn.Module, candidates: Candidates, criteria: tuple[Criterion, ...], data: Splits
+) -> None:
+    """Try a user's criteria on a few candidates and images, before anything rests on them."""
+    few = candidates.take(range(min(3, len(candidates))))
+    some = replace(data, train=data.train.take(torch.arange(min(64, len(data.train)))))
+    for criterion in criteria:
+        if not criterion.is_shipped:
+            criterion(copy.deepcopy(network).eval(), few, some)
 
 
 def _device(name: str) -> torch.device:
@@ -156,7 +177,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {name!r} cannot be used: {first_line(error)}") from error
     return device

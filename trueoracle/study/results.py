@@ -12,7 +12,7 @@ import pandas as pd
 from trueoracle.analysis.outcomes import final_outcomes, higher_is_better, outcome_name
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.errors import InputError, StoreError, unknown
-from trueoracle.study.spec import StudySpec, load_spec, shipped_studies
+from trueoracle.study.spec import StudySpec, load_spec, shipped_studies, split_arm
 from trueoracle.study.store import DATABASE, Store, is_locked
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None
             return folder
     recorded = _some_runs(runs)
     name = reference
-    if reference.partition("@")[0] in shipped_studies() or ".toml" in reference:
+    if split_arm(reference)[0] in shipped_studies() or ".toml" in reference:
         spec = load_spec(reference, overrides)
         if (runs / spec.folder_name / DATABASE).is_file():
             return runs / spec.folder_name

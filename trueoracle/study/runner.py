@@ -89,7 +89,10 @@ def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progr
                 f"{spec.network.weights} has changed since this study began: give the study "
                 "another name to start anew with it"
             )
-        load_weights(network, path)
+        try:
+            load_weights(network, path)
+        except InputError as error:  # the user named no file here: it is the record's
+            raise StoreError(f"the record's own weights are damaged: {error}") from error
         if weights_sha256(network) != recorded["sha256"]:
             raise StoreError(f"{path} has changed since the study recorded it: put it back")
         return network
@@ -147,13 +150,19 @@ def _siblings(folder: Path) -> Iterator[Path]:
 
 def _like_dense(prepared: Prepared, folder: Path) -> Path | None:
     """The dense network of another study that depends on the very same fields and code."""
+    wanted = (prepared.spec.dense_digest, prepared.architecture)
     for other in _siblings(folder):
         try:
             metadata = read_metadata(other / DENSE)
-        except StoreError:  # another study's damage is not this one's
+            if (metadata.get("dense_digest"), metadata.get("architecture")) != wanted:
+                continue
+            network = copy.deepcopy(prepared.network)
+            load_weights(network, other / DENSE)
+            with Store(other, read_only=True) as record:
+                dense = record.dense()
+        except (StoreError, InputError):  # another study's damage is not this one's
             continue
-        same_fields = metadata.get("dense_digest") == prepared.spec.dense_digest
-        if same_fields and metadata.get("architecture") == prepared.architecture:
+        if dense is not None and dense["sha256"] == weights_sha256(network):
             return other / DENSE
     return None
 
@@ -183,6 +192,8 @@ def _adopt(prepared: Prepared, folder: Path, store: Store, progress: Progress) -
             continue
         same = ("sha256", "architecture")
         if not dense or not ours or any(dense[name] != ours[name] for name in same):
+            continue
+        if not other.name.endswith(theirs.digest):  # recorded under another DIGEST_FORMAT
             continue
         # Only separable criteria: another one's scores belong to the list they were scored in.
         criteria = {

@@ -24,6 +24,7 @@ __all__ = [
     "parse_overrides",
     "shipped_studies",
     "spec_from",
+    "split_arm",
 ]
 
 DIGEST_FORMAT = 1
@@ -148,7 +149,7 @@ def load_spec(study: str, overrides: Mapping[str, Any] | None = None) -> StudySp
     ``overrides`` maps dotted fields to values and has the last word. Raises :class:`InputError`,
     in one line, for a file that is missing, is no TOML, or does not make a study.
     """
-    reference, _, arm = study.partition("@")
+    reference, arm = split_arm(study)
     fields = _read(_locate(reference))
     arms = fields.pop("arms")
     if arm:
@@ -161,7 +162,14 @@ def load_spec(study: str, overrides: Mapping[str, Any] | None = None) -> StudySp
 
 def arms_of(study: str) -> list[str]:
     """The names of the arms that a study's file offers."""
-    return list(_read(_locate(study.partition("@")[0]))["arms"])
+    return list(_read(_locate(split_arm(study)[0]))["arms"])
+
+
+def split_arm(study: str) -> tuple[str, str]:
+    """A study's name or path, and the arm that is named behind an ``@`` (empty: none)."""
+    folder, slash, name = study.rpartition("/")
+    reference, _, arm = name.partition("@")
+    return folder + slash + reference, arm
 
 
 def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> StudySpec:
@@ -250,12 +258,12 @@ def _split_key(field: str) -> list[str]:
     """``pruning.layers."layer1.0"`` to its keys, by TOML's own rules."""
     try:
         nested = tomllib.loads(f"{field} = 0")
-    except tomllib.TOMLDecodeError as error:
+        keys = []
+        while isinstance(nested, dict):
+            ((key, nested),) = nested.items()
+            keys.append(key)
+    except ValueError as error:  # no TOML, or a comment
         raise InputError(f"{field!r} is not a field, such as retraining.epochs") from error
-    keys = []
-    while isinstance(nested, dict):
-        ((key, nested),) = nested.items()
-        keys.append(key)
     return keys
 
 

@@ -124,6 +124,8 @@ class Store:
         try:
             with self._errors():
                 self._prepare(read_only)
+                if read_only:  # one moment of a study that may be running
+                    self._db.execute("BEGIN")
         except BaseException:
             self._db.close()
             raise
@@ -131,7 +133,7 @@ class Store:
     def _prepare(self, read_only: bool) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version == 0 and self._had_content():
-            raise sqlite3.DatabaseError("it is empty, though the study had begun")
+            raise sqlite3.DatabaseError("it is missing or empty, though the study had begun")
         if not read_only:
             # WAL: readers never block the writer. FULL: what was committed outlives a power cut.
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -177,8 +179,8 @@ class Store:
         except (sqlite3.DatabaseError, pd.errors.DatabaseError) as error:
             raise StoreError(
                 f"{self.path} is damaged ({error}); it is left as it is: put a backup in its "
-                "place, or save its rows with 'sqlite3 study.sqlite .recover', or move it away "
-                "to start anew"
+                "place, or save its rows with 'sqlite3 study.sqlite .recover', or move its folder "
+                "away to start anew"
             ) from error
 
     @contextmanager
@@ -336,8 +338,8 @@ class Store:
         self,
         other: Path,
         *,
-        criteria: Mapping[str, str] | None = None,
-        seeds: Sequence[int] | None = None,
+        criteria: Mapping[str, str],
+        seeds: Sequence[int],
     ) -> int:
         """Copy what another study's record holds for this one's candidates; returns the rows.
 
@@ -350,14 +352,14 @@ class Store:
             self._db.execute("ATTACH ? AS other", (f"{other.resolve().as_uri()}?mode=ro",))
         try:
             with self._transaction():
-                for name, fingerprint in (criteria or {}).items():
+                for name, fingerprint in criteria.items():
                     taken += self._db.execute(
                         "INSERT OR IGNORE INTO main.scores SELECT * FROM other.scores "
                         f"WHERE {ours} AND criterion IN (SELECT name FROM other.criteria "
                         "WHERE name = ? AND fingerprint = ?)",
                         (name, fingerprint),
                     ).rowcount
-                for seed in seeds or ():
+                for seed in seeds:
                     for table in ("outcomes", "retrainings"):
                         rows = self._db.execute(
                             f"INSERT OR IGNORE INTO main.{table} SELECT * FROM other.{table} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from trueoracle.data.splits import Splits, as_splits
-from trueoracle.errors import InputError
+from trueoracle.errors import InputError, first_line
 from trueoracle.networks.weights import architecture_sha256, weights_sha256
 from trueoracle.study import runner
 from trueoracle.study.prepare import Prepared, prepare
@@ -54,13 +55,13 @@ class Study:
         stays as it is. ``data`` is fields, or splits as :func:`trueoracle.data.splits.as_splits`
         takes them. ``overrides`` maps dotted fields to values. Results are kept below ``runs``.
         """
-        self._network = network if isinstance(network, nn.Module) else None
+        self._network = _copied(network) if isinstance(network, nn.Module) else None
         self._data: Splits | None = None
         changes: dict[str, Any] = dict(fields)
         if isinstance(network, nn.Module):
             changes["network"] = {
                 "name": type(network).__name__,
-                "fingerprint": f"{weights_sha256(network)}-{architecture_sha256(network)}",
+                "fingerprint": _fingerprint(network),
             }
         elif network is not None:
             changes["network"] = {"name": network} if isinstance(network, str) else network
@@ -113,3 +114,18 @@ class Study:
     def results(self) -> Results:
         """What is recorded so far; raises :class:`StoreError` where nothing is."""
         return Results(self.folder)
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    """A copy, so that what the user does to the network later is not the study's."""
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:  # a module may hold anything
+        raise InputError(f"the network cannot be copied: {first_line(error)}") from error
+
+
+def _fingerprint(network: nn.Module) -> str:
+    try:
+        return f"{weights_sha256(network)}-{architecture_sha256(network)}"
+    except (ValueError, RuntimeError) as error:  # a lazy module has no tensors yet
+        raise InputError(f"the network's tensors cannot be read: {first_line(error)}") from error
