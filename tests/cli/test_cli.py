@@ -158,6 +158,7 @@ def test_analyse_a_table_of_ones_own(tmp_path: Path) -> None:
     assert "higher accuracy is better; a perfect loss has tau -1" in called.out
     assert "1 rows without" in called.out
     assert "−0.67" in called.out
+    assert "The score loss says nothing certain about the outcome accuracy" in called.out
     assert figure.is_file()
     fields = json.loads(call("analyse", points, "--x", "loss", "--y", "accuracy", "--json").out)
     assert fields["kendall_tau"] == pytest.approx(-2 / 3)

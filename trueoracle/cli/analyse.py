@@ -42,7 +42,7 @@ def analyse(
     - trueoracle analyse points.csv --x l1 --y test_loss --lower-is-better --json
     """
     from trueoracle.analysis.relation import relate
-    from trueoracle.cli.tables import relation_cells
+    from trueoracle.cli.tables import NUMBERS, relation_cells
     from trueoracle.errors import InputError
     from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
 
@@ -56,12 +56,11 @@ def analyse(
         )
         save_figure(draw_scatter(data), figure.with_suffix(""), [figure.suffix[1:]])
     fields = relation.as_dict()
-    verdict = relation.sentence(x, y)
+    verdict = relation.sentence(f"the score {x}", f"the outcome {y}")
     if as_json:
         print_json({"x": x, "y": y, **fields, "verdict": verdict})
         return
-    names = ("n", "tau", "p", "anomaly ratio", "discordant", "rank", "regret")
-    made = table(*names, right=names)
+    made = table(*NUMBERS, right=NUMBERS)
     better = "higher" if higher_is_better else "lower"
     out().print(f"{better} {y} is better; a perfect {x} has tau {-1 if higher_is_better else 1}\n")
     made.add_row(*relation_cells(fields))

@@ -95,7 +95,9 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """An airy table with the named columns, some of them right-aligned."""
     made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
-        made.add_column(name, justify="right" if name in right else "left")
+        # Names stay whole, so that they can be copied.
+        first = name == columns[0]
+        made.add_column(name, justify="right" if name in right else "left", no_wrap=first)
     return made
 
 

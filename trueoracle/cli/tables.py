@@ -10,28 +10,33 @@ from rich.table import Table
 from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.cli.console import table
 
-__all__ = ["relations_table"]
+__all__ = ["NUMBERS", "relation_cells", "relations_table"]
 
-_NUMBERS = ("n", "tau", "p", "anomaly ratio", "discordant", "rank", "regret")
+NUMBERS = ("n", "tau", "p", "anomalies", "discord", "rank", "regret")
+"""The columns of :func:`relation_cells`."""
 
 
 def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
-    """One row for each study, criterion and metric."""
-    made = table("study", "surgery", "criterion", "outcome", *_NUMBERS, right=_NUMBERS)
+    """One row for each study, criterion and metric; a single study is named above the table."""
+    several = len(summaries) > 1
+    names = ("study",) if several else ()
+    made = table(*names, "criterion", "outcome", *NUMBERS, right=NUMBERS)
+    if not several:
+        made.title = f"{summaries[0]['study']}, {summaries[0]['surgery']} surgery"
+        made.title_justify = "left"
     for summary in summaries:
         for relation in summary["relations"]:
             made.add_row(
-                summary["study"],
-                summary["surgery"],
+                *((summary["study"],) if several else ()),
                 relation["criterion"],
-                relation["outcome_name"],
+                relation["outcome_name"].removeprefix("final "),
                 *relation_cells(relation),
             )
     return made
 
 
 def relation_cells(relation: dict[str, Any]) -> tuple[str, ...]:
-    """The numbers of one relation, as in the table's columns."""
+    """The numbers of one relation, in the order of ``NUMBERS``."""
     return (
         str(relation["n"]),
         number(relation["kendall_tau"], 2),

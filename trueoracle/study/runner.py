@@ -144,7 +144,8 @@ def _train_dense(
 def _siblings(folder: Path) -> Iterator[Path]:
     """The folders of other studies beside this one that hold a record and a dense network."""
     for other in sorted(folder.parent.iterdir()):
-        if other != folder and (other / DATABASE).is_file() and (other / DENSE).is_file():
+        readable = os.access(other / DATABASE, os.R_OK) and os.access(other / DENSE, os.R_OK)
+        if other != folder and readable:
             yield other
 
 
