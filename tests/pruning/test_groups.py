@@ -227,6 +227,27 @@ def test_usual_ways_to_write_a_network_are_followed(kind: str) -> None:
     check_parity(network, list_candidates(found, {"conv": 0.5}), images)
 
 
+class Optional(nn.Module):
+    """A forward with more arguments than the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, 4, 32), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, features: bool = False) -> Tensor:
+        x = self.conv(x).flatten(1)
+        if mask is not None:
+            x = x * mask
+        return x if features else self.out(x)
+
+
+def test_optional_arguments_keep_their_defaults() -> None:
+    network, images = Optional(), torch.rand(3, 1, 32, 32)
+    found = find_groups(network, images)
+    assert found.groups["conv"].consumers == (Reader("out"),)
+    check_parity(network, list_candidates(found, {"conv": 0.5}), images)
+
+
 class Mean(nn.Module):
     """As many filters as columns: a mean over the wrong axes leaves an axis of the right length."""
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from trueoracle.errors import InputError, StoreError, first_line
+from trueoracle.networks.tracing import trace
 
 __all__ = ["architecture_sha256", "load_weights", "read_metadata", "save_weights", "weights_sha256"]
 
@@ -97,7 +98,7 @@ def architecture_sha256(network: nn.Module) -> str:
     modes = [(module, module.training) for module in network.modules()]
     for mode in (True, False):
         with suppress(Exception):  # find_groups says in its own words what cannot be traced
-            digest.update(fx.symbolic_trace(network.train(mode)).code.encode())
+            digest.update(trace(network.train(mode)).code.encode())
     for module, training in modes:
         module.training = training
     for name, buffer in network.named_buffers():

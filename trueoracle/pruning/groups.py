@@ -19,6 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
 from trueoracle.errors import InputError, first_line
+from trueoracle.networks.tracing import trace
 
 __all__ = ["Group", "GroupMap", "Reader", "find_groups"]
 
@@ -115,7 +116,7 @@ def _trace(network: nn.Module, example: Tensor) -> fx.Graph:
             f"{list(example.shape[1:])}: {first_line(error)}"
         ) from error
     try:
-        traced = [fx.symbolic_trace(network.train(mode)) for mode in (True, False)]
+        traced = [trace(network.train(mode)) for mode in (True, False)]
     except Exception as error:  # likewise
         raise InputError(
             f"cannot trace {type(network).__name__}: {first_line(error)} "
