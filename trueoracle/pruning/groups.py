@@ -67,15 +67,9 @@ _CHANNELWISE_MODULES = (
 _CHANNELWISE_CALLS = {
     *(torch.relu, torch.sigmoid, torch.tanh, torch.max_pool2d),
     *(functional.relu, functional.relu6, functional.leaky_relu, functional.elu, functional.gelu),
-    *(
-        functional.relu_,
-        functional.dropout2d,
-        functional.silu,
-        functional.mish,
-        functional.sigmoid,
-        functional.tanh,
-    ),
-    *(functional.hardswish, functional.hardtanh, functional.softplus, functional.dropout),
+    *(functional.relu_, functional.silu, functional.mish, functional.sigmoid, functional.tanh),
+    *(functional.hardswish, functional.hardtanh, functional.softplus),
+    *(functional.dropout, functional.dropout2d),
     *(functional.max_pool2d, functional.avg_pool2d),
     *(functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d),
 }
@@ -163,7 +157,8 @@ class _Walk:
         if isinstance(layer, nn.Linear) and len(_shape(node)) != 2:
             raise _CannotPruneError(f"it puts out {_shape(node)}, more than one row an image")
         filters = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
-        readers = list(self._readers(node, int(cast(int, filters)), 1))
+        filters = cast(int, filters)
+        readers = list(self._readers(node, filters, 1))
         for reader in readers:
             self._check_alone(reader.module, f"its reader {reader.module}")
         if len({reader.module for reader in readers}) < len(readers):
@@ -172,7 +167,7 @@ class _Walk:
         consumers = [r for r in readers if r not in norms]
         if not consumers:
             raise _CannotPruneError("no layer with weights reads its output")
-        return Group(name, int(cast(int, filters)), tuple(norms), tuple(consumers))
+        return Group(name, filters, tuple(norms), tuple(consumers))
 
     def _check_alone(self, name: str, it: str) -> None:
         """Refuse a module whose weights anything but its own single call depends on."""

@@ -41,10 +41,6 @@ class Prepared:
     device: torch.device
 
     @property
-    def arrives_trained(self) -> bool:
-        return self.spec.network.weights is not None or self.spec.network.fingerprint is not None
-
-    @property
     def retrainings(self) -> int:
         """How many networks the study retrains in all."""
         return len(self.candidates) * len(self.spec.retraining.seeds)
@@ -85,8 +81,10 @@ def prepare(
     _check_batches(made, data, spec)
     _check_criteria(made, candidates, criteria, data)
     shipped = network is None and is_shipped(spec.network.name)
-    # The weights too: a factory of a user's own may begin otherwise than it did.
-    architecture = "" if shipped else f"{architecture_sha256(made)}-{weights_sha256(made)}"
+    architecture = "" if shipped else architecture_sha256(made)
+    if not shipped and not spec.network.arrives_trained:
+        # A factory of a user's own may begin with other weights than it did.
+        architecture += f"-{weights_sha256(made)}"
     return Prepared(spec, data.to(where), made.to(where), architecture, candidates, criteria, where)
 
 
@@ -144,11 +142,9 @@ def _check_recipes(network: nn.Module, shape: tuple[int, ...], spec: StudySpec) 
 
 def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
     """Refuse a last batch of one image where the network cannot train on one."""
-    arrives_trained = spec.network.weights is not None or spec.network.fingerprint is not None
-    stages = {"retraining": spec.retraining} if arrives_trained else {
-        "dense": spec.dense, "retraining": spec.retraining,
-    }  # fmt: skip
-    for stage, recipe in stages.items():
+    for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
+        if stage == "dense" and spec.network.arrives_trained:
+            continue
         size = recipe.batch_size
         if (len(data.train) % size or size) > 1:
             continue

@@ -84,7 +84,7 @@ def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progr
     if recorded is not None:
         if not path.is_file():
             raise StoreError(f"{path} is missing, though the study records it: put it back")
-        if prepared.arrives_trained and weights_sha256(network) != recorded["sha256"]:
+        if spec.network.arrives_trained and weights_sha256(network) != recorded["sha256"]:
             raise InputError(
                 f"{spec.network.weights} has changed since this study began: give the study "
                 "another name to start anew with it"
@@ -98,7 +98,7 @@ def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progr
         return network
     epochs: list[dict[str, Any]] = []
     seconds = 0.0
-    if prepared.arrives_trained:
+    if spec.network.arrives_trained:
         origin = "given"
     elif (sibling := _like_dense(prepared, folder)) is not None:
         origin = "adopted"

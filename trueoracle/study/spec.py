@@ -44,8 +44,13 @@ class NetworkSpec(Frozen):
         None, description="a .safetensors or PyTorch file of trained weights; none: train it"
     )
     fingerprint: str | None = Field(
-        None, description="set by Study for a network given in Python: SHA-256 of its weights"
+        None, description="set by Study for a network given in Python: hashes of it"
     )
+
+    @property
+    def arrives_trained(self) -> bool:
+        """Whether the dense network needs no training here."""
+        return self.weights is not None or self.fingerprint is not None
 
 
 class DataSpec(Frozen):
