@@ -90,6 +90,48 @@ def test_settings_override_fields(study: Path, runs: Path) -> None:
     assert {relation["criterion"] for relation in summary["relations"]} == {"random"}
 
 
+def test_score_ranks_without_retraining(study: Path, runs: Path) -> None:
+    called = call("score", study, "--runs", runs, "--sample", 4)
+    assert called.code == 0
+    assert "score by oracle: 10/10 candidates" in called.err
+    assert "retrain" not in called.err
+    assert "for one of all 10 ways to prune" in called.out
+    assert "the lowest of 4 sampled" in called.out
+    assert f"trueoracle run {study} --runs {runs}" in called.out
+    again = call("score", study, "--runs", runs, "--sample", 4, "--seed", 2, "--json", "-q")
+    assert again.err == ""
+    summary = json.loads(again.out)
+    assert (summary["state"], summary["scored"], summary["retrained"]) == ("scored", 20, 0)
+    oracle, l1 = summary["rankings"]
+    assert (oracle["criterion"], l1["criterion"]) == ("oracle", "l1")
+    assert oracle["sampled"]["mean_rank"] == pytest.approx(11 / 5)
+    assert oracle["oracle_pruned"] == {"conv1": [oracle["oracle"]]}
+    assert oracle["margin"] == oracle["runner_up_score"] - oracle["oracle_score"] > 0
+    assert oracle["verdict"].startswith("Pruned train loss is lowest")
+    rows = json.loads(call("status", "--runs", runs, "--json").out)
+    assert rows[0]["state"] == "scored"
+    # A study without outcomes is reported as far as it has come, and a run goes on from it.
+    report = call("report", study, "--runs", runs)
+    assert report.code == 0
+    assert "No network has been retrained yet" in (
+        next(runs.glob("mine-*/report/report.html")).read_text()
+    )
+    run = call("run", study, "--runs", runs)
+    assert "score by" not in run.err
+    assert "retrain: 10/10 networks" in run.err
+    assert json.loads(call("status", "--runs", runs, "--json").out)[0]["state"] == "finished"
+
+
+def test_score_says_what_a_sampled_list_cannot(study: Path, runs: Path) -> None:
+    settings = ["--set", "pruning.candidates=5", "--set", "criteria=['random']"]
+    called = call("score", study, "--runs", runs, *settings)
+    assert called.code == 0
+    assert "not all ways to prune" in called.out
+    assert f"trueoracle run {study} --set pruning.candidates=5" in called.out
+    assert call("score", study, "--runs", runs, *settings, "--quiet").out == ""
+    assert call("score", study, "--runs", runs, "--sample", 0).code == 2
+
+
 def test_status_tells_how_far_every_study_is(study: Path, runs: Path) -> None:
     assert "no study is recorded" in call("status", "--runs", runs).out
     assert json.loads(call("status", "--runs", runs, "--json").out) == []
@@ -331,7 +373,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_help_teaches_by_example() -> None:
-    for command in ("run", "studies", "status", "report", "export", "analyse"):
+    for command in ("run", "score", "studies", "status", "report", "export", "analyse"):
         text = call(command, "--help").out
         assert "Examples" in text
         assert f"trueoracle {command}" in text

@@ -50,7 +50,8 @@ def test_separable_criteria_score_alike_in_parts(
     assert made.separable
     whole = made(dense, candidates, few_digits)
     parts = [made(dense, candidates.take([i]), few_digits)[0] for i in (5, 0, 11)]
-    assert parts == whole[[5, 0, 11]].tolist()
+    # A matrix product may round a row otherwise in another place of a block.
+    assert parts == pytest.approx(whole[[5, 0, 11]].tolist(), abs=1e-7)
 
 
 def test_the_oracle_is_the_masked_networks_train_loss(

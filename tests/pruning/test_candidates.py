@@ -163,6 +163,9 @@ def test_kept_and_pruned_make_up_the_layer() -> None:
         for group in listed.groups:
             parts = [*listed.pruned(index)[group.name], *listed.kept(index)[group.name]]
             assert sorted(parts) == list(range(group.filters))
+    for position, name in enumerate("ab"):
+        together = listed.kept_filters(position).tolist()
+        assert together == [listed.kept(index)[name].tolist() for index in range(len(listed))]
 
 
 def test_importances_are_summed_over_what_is_pruned() -> None:

@@ -32,6 +32,7 @@ from trueoracle.study import runner, spec
 from trueoracle.study.results import Results
 from trueoracle.study.store import DATABASE, locked
 from trueoracle.study.study import Study
+from trueoracle.training import population
 from trueoracle.training.loop import train
 
 
@@ -49,13 +50,13 @@ class Recorder:
 
     def __init__(self) -> None:
         self.stages: list[tuple[str, int, int]] = []
-        self.advanced = 0
+        self.advanced = 0.0
         self.messages: list[str] = []
 
     def stage(self, name: str, total: int, done: int, unit: str) -> None:
         self.stages.append((name, total, done))
 
-    def advance(self, count: int = 1, note: str = "") -> None:
+    def advance(self, count: float = 1, note: str = "") -> None:
         self.advanced += count
 
     def message(self, text: str) -> None:
@@ -95,14 +96,14 @@ def test_a_study_from_beginning_to_end(study: Study) -> None:
 
 def test_what_is_recorded_is_what_the_parts_compute(study: Study) -> None:
     """Scores and outcomes of one candidate, recomputed from the saved network alone."""
-    results = study.run(progress=False)
+    results = study.run(progress=False, engine="loop")
     prepared = study.prepare()
     network = prepared.network
     load_weights(network, results.folder / runner.DENSE)
     candidate = prepared.candidates.ids[6]
     score = find_criterion("oracle")(network, prepared.candidates.take([6]), prepared.data)[0]
     recorded = results.scores.set_index("candidate").loc[candidate, "oracle"]
-    assert recorded == pytest.approx(score, abs=1e-12)
+    assert recorded == pytest.approx(score, abs=1e-7)
     pruned = prepared.candidates.prune(network, 6)
     records = train(pruned, prepared.data, study.spec.retraining, seed=1)
     rows = results.outcomes.query("candidate == @candidate and seed == 1")
@@ -127,32 +128,35 @@ def test_the_same_study_gives_the_same_numbers(tiny_fields: dict[str, Any], tmp_
 
 
 def test_an_interrupted_study_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped within the second population; the first one is kept."""
     whole = Study(study.spec, runs=study.folder.parent.parent / "whole").run(progress=False)
+    monkeypatch.setattr(population, "CHUNK_SECONDS", 0.0)  # each seed's ten networks by themselves
 
     class Stopper(Recorder):
-        def advance(self, count: int = 1, note: str = "") -> None:
+        def advance(self, count: float = 1, note: str = "") -> None:
             super().advance(count)
-            if self.stages[-1][0] == "retrain" and self.advanced == 4 + 20 + 7:
+            if self.stages[-1][0] == "retrain" and self.advanced > 4 + 20 + 10:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         study.run(progress=Stopper())
     part = study.results()
-    assert part.counts["retrainings"] == 7
+    assert part.counts["retrainings"] == 10
     assert part.status()["state"] == "interrupted"
-    assert part.correlate()["n"].tolist() == [7] * 4
+    assert part.correlate()["n"].tolist() == [10] * 4
     progress = Recorder()
     results = study.run(progress=progress)
-    assert progress.stages == [("retrain", 20, 7)]
+    assert progress.stages == [("retrain", 20, 10)]
     pd.testing.assert_frame_equal(outcomes(results), outcomes(whole))
     assert results.provenance[0]["ended"] is None
 
 
 def test_scoring_is_resumed_too(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "SCORE_CHUNK", 3)
+    monkeypatch.setattr(runner, "CHUNK_SECONDS", 0)
 
     class Stopper(Recorder):
-        def advance(self, count: int = 1, note: str = "") -> None:
+        def advance(self, count: float = 1, note: str = "") -> None:
             super().advance(count)
             if self.advanced == 4 + 6:
                 raise KeyboardInterrupt
@@ -203,7 +207,7 @@ def test_another_surgery_takes_over_the_dense_network_only(
     released = Study(**fields, runs=study.folder.parent).run(progress=progress)
     assert [stage for stage in progress.stages if stage[0] == "retrain"] == [("retrain", 20, 0)]
     exact = study.results()
-    same = released.scores["oracle"] == exact.scores["oracle"]
+    same = (released.scores["oracle"] - exact.scores["oracle"]).abs() < 1e-6
     # The one candidate that the L1 pass chose is wired alike in both.
     assert same.sum() == 1
     assert exact.scores.loc[same, "l1"].item() == exact.scores["l1"].min()
@@ -612,7 +616,7 @@ def start(runs: Path) -> subprocess.Popen[str]:
     arguments = [part for setting in settings for part in ("--set", setting)]
     command = [sys.executable, "-m", "trueoracle", "run", "digits-conv1-0.2", "--runs", str(runs)]
     return subprocess.Popen(
-        [*command, *arguments],
+        [*command, "--engine", "loop", *arguments],  # a network at a time: many moments to kill
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "2"},
     )  # fmt: skip

@@ -127,8 +127,8 @@ class BarProgress:
         self._unit, self._rate = unit, Rate(total, done)
         self._task = self._bars.add_task(name, total=total, completed=done, rate=unit)
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self._rate.done += count
+    def advance(self, count: float = 1, note: str = "") -> None:
+        self._rate.add(count)
         if self._task is not None:
             parts = [self._rate.text(self._unit), note]
             shown = ", ".join(part for part in parts if part)

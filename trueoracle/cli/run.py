@@ -29,6 +29,17 @@ def run(
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, …; auto takes CUDA where it is.")
     ] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="How networks are retrained: auto (the fastest that can), native, wide or loop. "
+            "It changes the speed; results agree to rounding."
+        ),
+    ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Most memory for retraining at once, such as 4GB [default: half]."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -54,7 +65,7 @@ def run(
 
     made = Study(load_spec(study, parse_overrides(settings or ())), runs=runs)
     with shown_progress(quiet=quiet) as progress:
-        results = made.run(progress=progress, device=device)
+        results = made.run(progress=progress, device=device, engine=engine, memory=memory)
     summary = summarise(results)
     if as_json:
         print_json(summary)

@@ -6,9 +6,9 @@ import numpy as np
 from torch import nn
 
 from trueoracle.criteria.base import criterion
+from trueoracle.criteria.exact import evaluate_all
 from trueoracle.data.splits import Splits
 from trueoracle.pruning.candidates import Candidates
-from trueoracle.training.evaluate import evaluate
 
 __all__ = ["oracle"]
 
@@ -23,8 +23,4 @@ def oracle(dense: nn.Module, candidates: Candidates, data: Splits) -> np.ndarray
 
     In evaluation mode, on images that are not augmented, under the study's surgery. Scores ``[P]``.
     """
-    losses = [
-        evaluate(candidates.prune(dense, index), data.train).loss
-        for index in range(len(candidates))
-    ]
-    return np.array(losses)
+    return evaluate_all(dense, candidates, data.train)

@@ -17,6 +17,8 @@ def augment(
     -shift … shift; the uncovered border takes ``fill`` (one value, or one a channel). The random
     numbers are drawn on the CPU, so that every device sees the same ones.
     """
+    if not shift and not flip:
+        return images  # of any shape
     count, channels, height, width = images.shape
     if shift:
         padded = _pad(images, shift, fill)

@@ -139,6 +139,13 @@ class Candidates:
             for group, pruned in zip(self.groups, self.ways[index], strict=True)
         }
 
+    def kept_filters(self, position: int) -> np.ndarray:
+        """The kept filters ``[P, K]`` of all candidates, ascending, of the group at a position."""
+        pruned = np.array([one[position] for one in self.ways])
+        is_kept = np.ones((len(self), self.groups[position].filters), dtype=bool)
+        np.put_along_axis(is_kept, pruned, False, axis=1)
+        return np.nonzero(is_kept)[1].reshape(len(self), -1)
+
     def prune(self, dense: nn.Module, index: int) -> nn.Module:
         """The pruned network of one candidate: a smaller copy of ``dense``."""
         kept = self.kept(index)

@@ -15,8 +15,8 @@ class Progress(Protocol):
     def stage(self, name: str, total: int, done: int, unit: str) -> None:
         """A stage begins: ``done`` of ``total`` units are recorded already."""
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """``count`` more units of the stage are recorded."""
+    def advance(self, count: float = 1, note: str = "") -> None:
+        """``count`` more units of the stage are done, or a fraction of one that is under way."""
 
     def message(self, text: str) -> None:
         """Something worth a line of its own."""
@@ -27,7 +27,7 @@ class SilentProgress:
 
     def stage(self, name: str, total: int, done: int, unit: str) -> None: ...
 
-    def advance(self, count: int = 1, note: str = "") -> None: ...
+    def advance(self, count: float = 1, note: str = "") -> None: ...
 
     def message(self, text: str) -> None: ...
 
@@ -36,8 +36,15 @@ class Rate:
     """Units an hour and seconds left, from the units done since the stage began."""
 
     def __init__(self, total: int, done: int) -> None:
-        self.total, self.done, self.began_with = total, done, done
+        self.total, self.began_with = total, done
+        self.done: float = done
         self.started = time.monotonic()
+
+    def add(self, count: float) -> None:
+        """More is done; fractions of units may stand for work that is not recorded yet."""
+        self.done += count
+        if abs(self.done - self.total) < 1e-6:  # fractions need not add up to the last digit
+            self.done = self.total
 
     def text(self, unit: str) -> str:
         """Such as ``"620 networks/h, 4 min left"``; empty before the first unit is done."""
@@ -68,14 +75,14 @@ class PlainProgress:
         recorded = f", {done:,} recorded already" if done else ""
         self._print(f"{name}: {total:,} {unit}{recorded}")
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        self._rate.done += count
+    def advance(self, count: float = 1, note: str = "") -> None:
+        self._rate.add(count)
         finished = self._rate.done == self._rate.total
         if finished or time.monotonic() - self._last >= self._interval:
             self._last = time.monotonic()
             parts = [self._rate.text(self._unit), note]
             self._print(
-                f"{self._name}: {self._rate.done:,}/{self._rate.total:,} {self._unit}"
+                f"{self._name}: {int(self._rate.done):,}/{self._rate.total:,} {self._unit}"
                 + "".join(f", {part}" for part in parts if part)
             )
 

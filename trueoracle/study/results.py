@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from trueoracle.analysis.outcomes import final_outcomes, higher_is_better, outcome_name
+from trueoracle.analysis.ranking import Ranking, rank
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.study.spec import StudySpec, load_spec, shipped_studies, split_arm
@@ -99,6 +100,24 @@ class Results:
             higher_is_better=higher_is_better(metric),
         )
 
+    def ranking(self, criterion: str = "oracle", sampled: int = 1000, seed: int = 0) -> Ranking:
+        """What one criterion's scores say by themselves: the best, its margin, a sample's luck.
+
+        Where every way to prune is listed, ``sampled`` of them are compared with all: any such
+        sample, and the one that a study with ``pruning.candidates = sampled`` and ``pruning.seed =
+        seed`` draws. Raises :class:`InputError` for a criterion without finite scores.
+        """
+        # Its room imports torch, which nothing else here needs.
+        from trueoracle.pruning.candidates import sample
+
+        if criterion not in self.criteria:
+            raise unknown("recorded criterion", criterion, self.criteria)
+        if sampled < 1:
+            raise InputError(f"a sample holds at least one candidate, got {sampled}")
+        scores = self.scores[criterion].to_numpy()
+        drawn = sample(len(scores), sampled, seed) if sampled < len(scores) else []
+        return rank(scores, every_way=self.spec.pruning.candidates == "all", drawn=drawn)
+
     def correlate(
         self, metrics: tuple[str, ...] = ("test_accuracy", "test_loss"), rule: str = "last"
     ) -> pd.DataFrame:
@@ -179,7 +198,10 @@ def _status(
         and counts["scores"] >= to_score
         and counts["retrainings"] >= to_retrain
     )
-    state = "running" if is_locked(folder) else "finished" if finished else "interrupted"
+    scored = 0 < to_score <= counts["scores"] and counts["retrainings"] == 0
+    ended = provenance[-1]["ended"] is not None
+    resting = "finished" if finished else "scored" if scored and ended else "interrupted"
+    state = "running" if is_locked(folder) else resting
     return {
         "study": spec.name,
         "digest": spec.digest,

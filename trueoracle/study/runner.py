@@ -9,8 +9,9 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,30 +31,50 @@ from trueoracle.study.progress import Progress
 from trueoracle.study.spec import StudySpec
 from trueoracle.study.store import DATABASE, Retrained, Store, locked
 from trueoracle.training.loop import EpochRecord, measure, train
+from trueoracle.training.population import Plan, check_engine, plan, train_population
 from trueoracle.version import __version__
 
 __all__ = ["DENSE", "run"]
 
 DENSE = "dense.safetensors"
 SCORE_CHUNK = 32
-"""Candidates scored between two commits, where the criterion allows it."""
+"""Candidates scored before the first commit, where the criterion allows it; later chunks grow."""
+CHUNK_SECONDS = 4.0
+"""A chunk that took less is followed by a larger one: what a kill loses is about twice this."""
 
 
-def run(prepared: Prepared, folder: Path, progress: Progress) -> None:
+def run(
+    prepared: Prepared,
+    folder: Path,
+    progress: Progress,
+    *,
+    retrain: bool = True,
+    engine: str = "auto",
+    memory: int | None = None,
+) -> None:
     """Carry a study out in ``folder``, from wherever it stands to its end.
 
+    Without ``retrain``, it ends when every candidate is scored; another run goes on from there.
+    ``engine`` and ``memory`` (bytes) are those of :func:`trueoracle.training.population.plan`.
     Raises :class:`BusyError` where another process is at it, :class:`StoreError` where the record
     cannot be written. Whatever ends the run, the next one goes on after the last commit.
     """
+    if retrain:
+        example = prepared.candidates.prune(prepared.network, 0)
+        check_engine(engine, example, prepared.data, prepared.spec.retraining)
     with locked(folder, patience=1.0), Store(folder) as store:
         sitting = _begin(prepared, store)
+        plan = _plan(prepared, store, engine, memory) if retrain else None
         dense = _dense_stage(prepared, folder, store, progress)
         _list_stage(prepared, store, progress)
         adopted = _adopt(prepared, folder, store, progress)
         if adopted:
             store.note(sitting, "adopted", adopted)
         _score_stage(prepared, dense, store, progress)
-        _retrain_stage(prepared, dense, store, progress)
+        if plan is not None:
+            progress.message(f"retraining: {plan}")
+            store.note(sitting, "engine", plan.engine)
+            _retrain_stage(prepared, dense, plan, store, progress)
         store.end(sitting, _now())
 
 
@@ -221,49 +242,110 @@ def _score_stage(prepared: Prepared, dense: nn.Module, store: Store, progress: P
         progress.stage(
             f"score by {name}", len(candidates), len(candidates) - len(todo), "candidates"
         )
-        chunks = [list(range(len(candidates)))]
-        if criterion.separable:
-            chunks = [todo[i : i + SCORE_CHUNK] for i in range(0, len(todo), SCORE_CHUNK)]
-        for chunk in chunks:
-            part = candidates.take(chunk)
+        # Scores of a criterion that is not separable belong to the list they were scored in.
+        size, rest = SCORE_CHUNK, todo
+        if not criterion.separable:
+            size, rest = len(candidates), list(range(len(candidates)))
+        while rest:
+            chunk, rest = rest[:size], rest[size:]
+            started = time.perf_counter()
             # A copy: whatever a user's criterion does to it, the dense network stays as it is.
-            values = criterion(copy.deepcopy(dense).eval(), part, data)
-            store.record_scores(name, zip(part.ids, values.tolist(), strict=True))
-            progress.advance(sum(candidates.ids[i] not in scored for i in chunk))
+            values = criterion(copy.deepcopy(dense).eval(), candidates.take(chunk), data).tolist()
+            names = [candidates.ids[i] for i in chunk]
+            store.record_scores(name, zip(names, values, strict=True))
+            progress.advance(sum(one not in scored for one in names))
+            size = _next_size(size, time.perf_counter() - started)
 
 
-def _retrain_stage(prepared: Prepared, dense: nn.Module, store: Store, progress: Progress) -> None:
-    """Retrain every candidate with every seed; a chunk is one network, committed when done."""
+def _next_size(size: int, seconds: float) -> int:
+    """The next chunk's size: so that it takes about as long as it should.
+
+    All are multiples of the first, so that the blocks within them hold the same candidates however
+    often a study is resumed, and its scores are the same to the bit.
+    """
+    for growth in (8, 4, 2):
+        if seconds * growth < 2 * CHUNK_SECONDS:
+            return size * growth
+    too_long = seconds > 4 * CHUNK_SECONDS and size > SCORE_CHUNK
+    return size // 2 if too_long else size
+
+
+def _plan(prepared: Prepared, store: Store, engine: str, memory: int | None) -> Plan | None:
+    """How to retrain what is left; None where nothing is. A resumed study keeps its engine."""
+    left = prepared.retrainings - store.counts()["retrainings"]
+    if left <= 0:
+        return None
+    pruned = prepared.candidates.prune(prepared.network.to(prepared.device), 0)
+
+    def choose(name: str) -> Plan:
+        recipe = prepared.spec.retraining
+        return plan(pruned, prepared.data, recipe, members=left, engine=name, memory=memory)
+
+    before = store.noted("engine")
+    if engine == "auto" and before:
+        with suppress(InputError):  # it cannot any more: on another machine, say
+            return replace(choose(before), reason="as in the sitting before")
+    return choose(engine)
+
+
+def _retrain_stage(
+    prepared: Prepared, dense: nn.Module, plan: Plan, store: Store, progress: Progress
+) -> None:
+    """Retrain every candidate with every seed; a chunk is a population, committed when done."""
     candidates, recipe = prepared.candidates, prepared.spec.retraining
     done = store.retrained()
-    chunks = [
-        (seed, index)
+    left = {
+        seed: [i for i, name in enumerate(candidates.ids) if (seed, name) not in done]
         for seed in recipe.seeds
-        for index, name in enumerate(candidates.ids)
-        if (seed, name) not in done
-    ]
-    if not chunks:
-        return
-    progress.stage("retrain", prepared.retrainings, prepared.retrainings - len(chunks), "networks")
-    for seed, index in chunks:
-        name = candidates.ids[index]
+    }
+    count = sum(map(len, left.values()))
+    progress.stage("retrain", prepared.retrainings, prepared.retrainings - count, "networks")
+    for chunk in _chunks(left, plan):
+        names = [candidates.ids[index] for _, index in chunk]
+        shown = 0.0
+
+        def show(networks: int) -> None:
+            nonlocal shown  # recording them is the last step
+            shown += networks / (recipe.epochs + 1)
+            progress.advance(networks / (recipe.epochs + 1))
+
         started = time.perf_counter()
-        records = train(
-            candidates.prune(dense, index),
+        records = train_population(
+            [candidates.prune(dense, index) for _, index in chunk],
+            [
+                (seed, "" if recipe.common_random_numbers else name)
+                for (seed, _), name in zip(chunk, names, strict=True)
+            ],
             prepared.data,
             recipe,
-            seed=seed,
-            stream="" if recipe.common_random_numbers else name,
+            engine=plan.engine,
+            on_epoch=show,
         )
-        finished = Retrained(
-            candidate=name,
-            seed=seed,
-            diverged=records[-1].diverged,
-            seconds=time.perf_counter() - started,
-            epochs=[asdict(record) for record in records],
-        )
-        store.record_retrained([finished])
-        progress.advance(note="diverged" if finished.diverged else "")
+        seconds = (time.perf_counter() - started) / len(chunk)
+        finished = [
+            Retrained(
+                candidate=name,
+                seed=seed,
+                diverged=own[-1].diverged,
+                seconds=seconds,
+                epochs=[asdict(record) for record in own],
+            )
+            for (seed, _), name, own in zip(chunk, names, records, strict=True)
+        ]
+        store.record_retrained(finished)
+        diverged = sum(one.diverged for one in finished)
+        progress.advance(len(chunk) - shown, note=f"{diverged} diverged" if diverged else "")
+
+
+def _chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[list[tuple[int, int]]]:
+    """What is left, as (seed, candidate), in pieces of ``plan.groups`` groups of one seed each."""
+    groups = [
+        [(seed, index) for index in indices[i : i + plan.group]]
+        for seed, indices in left.items()
+        for i in range(0, len(indices), plan.group)
+    ]
+    for i in range(0, len(groups), plan.groups):
+        yield [member for group in groups[i : i + plan.groups] for member in group]
 
 
 def _now() -> str:

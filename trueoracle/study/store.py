@@ -218,6 +218,11 @@ class Store:
                 (f"$.{name}", json.dumps(value), sitting),
             )
 
+    def noted(self, name: str) -> Any:
+        """What the latest sitting that noted this fact said; None where none did."""
+        said = [sitting[name] for sitting in self.provenance() if name in sitting]
+        return said[-1] if said else None
+
     def end(self, sitting: int, ended: str) -> None:
         with self._transaction():
             self._db.execute("UPDATE provenance SET ended = ? WHERE id = ?", (ended, sitting))

@@ -17,6 +17,7 @@ from trueoracle.study.prepare import Prepared, prepare
 from trueoracle.study.progress import PlainProgress, Progress, SilentProgress
 from trueoracle.study.results import Results
 from trueoracle.study.spec import StudySpec, load_spec, merged, spec_from
+from trueoracle.training.memory import parse_bytes
 
 __all__ = ["Study"]
 
@@ -97,23 +98,46 @@ class Study:
             raise InputError(f"{self.spec.name} needs its data: Study(…, data=…)")
         return prepare(self.spec, network=self._network, data=self._data, device=device)
 
-    def run(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
+    def run(
+        self,
+        *,
+        progress: bool | Progress = True,
+        device: str = "auto",
+        engine: str = "auto",
+        memory: str | None = None,
+    ) -> Results:
         """Carry the study out, or go on where it stopped, and return its results.
 
         ``progress`` prints plain lines to standard error; False is silent. ``device`` is
-        ``"auto"`` (CUDA where there is one), or a torch device name.
+        ``"auto"`` (CUDA where there is one), or a torch device name. ``engine`` is ``"auto"``,
+        ``"native"``, ``"wide"`` or ``"loop"``, and changes speed, not results; ``memory`` (such as
+        ``"4GB"``) bounds what is retrained at once, by default half of what is free.
         """
-        shown = (
-            (PlainProgress() if progress else SilentProgress())
-            if isinstance(progress, bool)
-            else progress
+        budget = None if memory is None else parse_bytes(memory)
+        runner.run(
+            self.prepare(device), self.folder, _shown(progress), engine=engine, memory=budget
         )
-        runner.run(self.prepare(device), self.folder, shown)
+        return self.results()
+
+    def score(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
+        """Score every candidate and retrain none; :meth:`run` goes on from there.
+
+        :meth:`Results.ranking` then says what the scores alone tell::
+
+            Study("lenet5-mini-conv1-0.5").score().ranking("oracle").sentence()
+        """
+        runner.run(self.prepare(device), self.folder, _shown(progress), retrain=False)
         return self.results()
 
     def results(self) -> Results:
         """What is recorded so far; raises :class:`StoreError` where nothing is."""
         return Results(self.folder)
+
+
+def _shown(progress: bool | Progress) -> Progress:
+    if isinstance(progress, bool):
+        return PlainProgress() if progress else SilentProgress()
+    return progress
 
 
 def _copied(network: nn.Module) -> nn.Module:

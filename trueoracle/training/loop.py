@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,10 @@ from trueoracle.data.splits import Splits
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.recipe import Recipe
 
-__all__ = ["EpochRecord", "train"]
+__all__ = ["EpochRecord", "Stream", "train"]
+
+Stream = tuple[int, str]
+"""Where random numbers come from: a seed, and a name that tells streams of one seed apart."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +58,10 @@ def train(
     ``stream``: two networks with the same three see the same batches. A network whose training
     loss is no longer finite is stopped; its last record says so (``diverged``).
     """
-    optimizer = make_optimizer(network, recipe)
+    optimizer = make_optimizer(network.parameters(), recipe)
     records: list[EpochRecord] = []
     for epoch in range(recipe.epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate_at(epoch)
-        network.train()
-        with torch.random.fork_rng(devices=_cuda_devices(data)):
-            torch.manual_seed(stream_seed(seed, epoch, "network", stream))
-            for images, labels in batches(data, recipe, seed, epoch, stream):
-                optimizer.zero_grad()
-                loss = functional.cross_entropy(
-                    network(images), labels, label_smoothing=recipe.label_smoothing
-                )
-                loss.backward()
-                if recipe.gradient_clip is not None:
-                    nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
-                optimizer.step()
+        train_epoch(network, optimizer, data, recipe, epoch, (seed, stream))
         record = measure(network, data, epoch, recipe.learning_rate_at(epoch))
         records.append(record)
         if on_epoch is not None:
@@ -79,6 +69,31 @@ def train(
         if record.diverged:
             break
     return records
+
+
+def train_epoch(
+    network: nn.Module,
+    optimizer: optim.Optimizer,
+    data: Splits,
+    recipe: Recipe,
+    epoch: int,
+    stream: Stream,
+) -> None:
+    """One pass over the training images, in training mode, at the epoch's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate_at(epoch)
+    network.train()
+    with torch.random.fork_rng(devices=_cuda_devices(data)):
+        torch.manual_seed(stream_seed(stream[0], epoch, "network", stream[1]))
+        for images, labels in batches(data, recipe, stream[0], epoch, stream[1]):
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(
+                network(images), labels, label_smoothing=recipe.label_smoothing
+            )
+            loss.backward()
+            if recipe.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
+            optimizer.step()
 
 
 def batches(
@@ -98,9 +113,9 @@ def batches(
         yield images, batch.labels
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe) -> optim.Optimizer:
-    """The recipe's optimiser over the network's trainable parameters."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
+def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> optim.Optimizer:
+    """The recipe's optimiser over those parameters that train."""
+    parameters = [p for p in parameters if p.requires_grad]
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "adam":
         return optim.Adam(parameters, lr=rate, weight_decay=decay)

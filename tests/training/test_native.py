@@ -1,0 +1,177 @@
+"""The native engine against the loop: same batches, same seeds, same losses."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trueoracle.data.splits import Split, Splits
+from trueoracle.native.library import kernels
+from trueoracle.networks.lenet import lenet5_mini
+from trueoracle.networks.mlp import mlp
+from trueoracle.training import native
+from trueoracle.training.loop import EpochRecord, Stream, train
+from trueoracle.training.native import NativePopulation
+from trueoracle.training.population import train_population
+from trueoracle.training.recipe import Recipe
+
+pytestmark = pytest.mark.skipif(not kernels(), reason="installed without the native kernels")
+
+COMMON: Stream = (0, "")
+
+
+def lenets(count: int, width: int = 4) -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [lenet5_mini(width=width) for _ in range(count)]
+
+
+class Doubled(nn.Module):
+    """A network in double precision for the loop, whose images are in single precision."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images.double())  # type: ignore[no-any-return]
+
+
+def assert_same(found: list[EpochRecord], expected: list[EpochRecord], tolerance: float) -> None:
+    assert [r.epoch for r in found] == [r.epoch for r in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.learning_rate == other.learning_rate
+        for name in ("train_loss", "validation_loss", "test_loss"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=tolerance)
+        for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=0.021)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer": "adam", "learning_rate": 0.003, "weight_decay": 1e-3},
+        {"optimizer": "adamw", "learning_rate": 0.003, "weight_decay": 0.1, "gradient_clip": 0.5},
+        {"momentum": 0.0, "shift": 2, "flip": True, "schedule": "cosine"},
+        {"label_smoothing": 0.2, "gradient_clip": 0.1, "milestones": (1, 2), "batch_size": 300},
+        {"batch_size": 7, "learning_rate": 0.003},
+    ],
+    ids=str,
+)
+def test_every_member_ends_as_in_the_loop(few_digits: Splits, options: dict[str, Any]) -> None:
+    """Several epochs, members of two seeds; in double precision, where rounding cannot hide a slip
+    (in single precision Adam blows it up within an epoch).
+    """
+    recipe = Recipe(**({"epochs": 3, "batch_size": 64, "learning_rate": 0.02} | options))
+    networks = [network.double() for network in lenets(5)]
+    streams: list[Stream] = [COMMON, COMMON, COMMON, (1, ""), (1, "")]
+    singles = copy.deepcopy(networks)
+    together = train_population(networks, streams, few_digits, recipe, engine="native")
+    for single, network, stream, found in zip(singles, networks, streams, together, strict=True):
+        expected = train(Doubled(single), few_digits, recipe, seed=stream[0], stream=stream[1])
+        assert_same(found, expected, tolerance=1e-9)
+        for one, other in zip(network.parameters(), single.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+def test_in_single_precision_the_losses_agree_to_rounding(few_digits: Splits) -> None:
+    recipe = Recipe(epochs=4, batch_size=64, learning_rate=0.02)
+    networks = lenets(3)
+    singles = copy.deepcopy(networks)
+    together = train_population(networks, [COMMON] * 3, few_digits, recipe, engine="native")
+    for single, found in zip(singles, together, strict=True):
+        assert_same(found, train(single, few_digits, recipe, seed=0), tolerance=1e-5)
+
+
+def test_independent_random_numbers(few_digits: Splits) -> None:
+    """Each member its own batches and shifts: every lane has images of its own."""
+    recipe = Recipe(epochs=2, batch_size=64, learning_rate=0.05, shift=2)
+    networks = lenets(6)
+    streams: list[Stream] = [(0, f"candidate {i}") for i in range(6)]
+    singles = copy.deepcopy(networks)
+    together = train_population(networks, streams, few_digits, recipe, engine="native")
+    for single, stream, found in zip(singles, streams, together, strict=True):
+        assert_same(found, train(single, few_digits, recipe, seed=0, stream=stream[1]), 1e-4)
+
+
+def test_grouping_changes_no_bit(few_digits: Splits) -> None:
+    recipe = Recipe(epochs=2, batch_size=50, learning_rate=0.05, shift=1)
+    count = kernels()[0].lanes(False) + 3
+    whole = train_population(lenets(count), [COMMON] * count, few_digits, recipe, engine="native")
+    networks = lenets(count)
+    parts = [
+        record
+        for members in ([0], range(1, 8), range(8, count))
+        for record in train_population(
+            [networks[i] for i in members],
+            [COMMON] * len(members),
+            few_digits,
+            recipe,
+            engine="native",
+        )
+    ]
+    assert parts == whole
+
+
+def test_segments_change_nothing(few_digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images made ahead a batch at a time, or all at once."""
+    recipe = Recipe(epochs=2, batch_size=50, learning_rate=0.01, optimizer="adam", shift=1)
+    whole = train_population(lenets(2), [COMMON] * 2, few_digits, recipe, engine="native")
+    monkeypatch.setattr(native, "SEGMENT_BYTES", 1)
+    assert whole == train_population(lenets(2), [COMMON] * 2, few_digits, recipe, engine="native")
+
+
+def test_every_kernel_trains_alike(few_digits: Splits) -> None:
+    recipe = Recipe(epochs=1, batch_size=64, learning_rate=0.05)
+    losses = []
+    for kernel in kernels():
+        population = NativePopulation(lenets(3), [COMMON] * 3, few_digits, recipe, kernel=kernel)
+        population.train_epoch(0)
+        losses.append(population.measure()["test"][0])
+    for other in losses[1:]:
+        torch.testing.assert_close(other, losses[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_member_that_diverges_leaves_the_others_alone(few_digits: Splits) -> None:
+    recipe = Recipe(epochs=3, batch_size=64, learning_rate=0.05)
+    networks = lenets(3)
+    with torch.no_grad():
+        networks[1].get_parameter("fc2.weight").fill_(1e30)
+    alone = train_population(lenets(3)[:1], [COMMON], few_digits, recipe, engine="native")
+    found = train_population(networks, [COMMON] * 3, few_digits, recipe, engine="native")
+    assert found[0] == alone[0]
+    assert len(found[1]) == 1
+    assert found[1][0].diverged
+    expected = train(lenets(3)[2], few_digits, recipe, seed=0)
+    assert_same(found[2], expected, tolerance=1e-4)
+
+
+def test_flat_images_and_linear_layers(few_digits: Splits) -> None:
+    def flat(split: Split | None) -> Split | None:
+        return None if split is None else Split(split.images.flatten(1), split.labels)
+
+    train_split, test_split = flat(few_digits.train), flat(few_digits.test)
+    assert train_split is not None
+    assert test_split is not None
+    data = Splits(train_split, None, test_split, classes=10)
+    recipe = Recipe(epochs=2, batch_size=32, learning_rate=0.01)
+    torch.manual_seed(0)
+    networks: list[nn.Module] = [mlp((1024,), 10, hidden=(20, 10)) for _ in range(2)]
+    singles = copy.deepcopy(networks)
+    found = train_population(networks, [COMMON] * 2, data, recipe, engine="native")
+    for single, records in zip(singles, found, strict=True):
+        expected = train(single, data, recipe, seed=0)
+        assert [r.test_loss for r in records] == pytest.approx(
+            [r.test_loss for r in expected], abs=1e-4
+        )
+
+
+def test_what_the_kernels_cannot_train_is_said(few_digits: Splits) -> None:
+    assert native.refusal(lenet5_mini(), few_digits) is None
+    norm = mlp((1, 32, 32), batch_norm=True)
+    assert native.refusal(norm, few_digits) == "norm1 is a BatchNorm1d"
+    assert native.refusal(lenet5_mini().half(), few_digits) == "its weights are torch.float16"

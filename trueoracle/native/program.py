@@ -1,0 +1,202 @@
+"""A population of one network shape on the kernels: weights in lanes, one call for all of them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trueoracle.errors import TrainingError
+from trueoracle.native.library import Block, Kernel, Optimizer, Unit, kernels, missing
+from trueoracle.native.lowering import CannotLowerError, Lowered
+
+__all__ = ["Images", "Program"]
+
+Task = Literal["train", "evaluate", "gradients", "outputs"]
+_TASKS = ("train", "evaluate", "gradients", "outputs")
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """What the networks of one lane group see.
+
+    Shared by all lanes: ``pixels`` ``[N, C, H, W]`` and ``labels`` int64 ``[N]``. Each lane its
+    own: ``[N, C, H, W, lanes]`` and ``[N, lanes]``.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    @property
+    def shared(self) -> bool:
+        return self.labels.ndim == 1
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Program:
+    """Networks of one shape, ready for the kernels.
+
+    ``dtype`` is float32, or float64 for tests. Raises :class:`CannotLowerError` where this
+    processor has no kernels.
+    """
+
+    def __init__(
+        self, lowered: Lowered, dtype: torch.dtype = torch.float32, kernel: Kernel | None = None
+    ) -> None:
+        available = kernels()
+        if not available:
+            raise CannotLowerError(str(missing()))
+        self.lowered, self.dtype = lowered, dtype
+        self.kernel = kernel or available[0]
+        self.lanes = self.kernel.lanes(self._is_double)
+        blocks = (Block * len(lowered.blocks))(*lowered.blocks)
+        self._library = self.kernel.library
+        self._network = self._library.trueoracle_network(
+            len(blocks), lowered.weights, lowered.outputs, ctypes.byref(blocks)
+        )
+        if not self._network:
+            raise MemoryError("no memory for a network's description")
+
+    def __del__(self) -> None:
+        if getattr(self, "_network", None):
+            self._library.trueoracle_free(self._network)
+
+    @property
+    def _is_double(self) -> bool:
+        return self.dtype == torch.float64
+
+    def workspace(self, *, backward: bool) -> int:
+        """The bytes that each thread takes while it runs."""
+        return int(
+            self._library.trueoracle_bytes(
+                self.kernel.index, self._is_double, self._network, backward
+            )
+        )
+
+    def pack(self, networks: Sequence[nn.Module]) -> Tensor:
+        """Up to ``lanes`` networks' numbers side by side, ``[weights, lanes]``.
+
+        Lanes left over are copies of the first network: their arithmetic meets nobody's.
+        """
+        columns = [_flat(network, self.lowered).to(self.dtype) for network in networks]
+        columns += [columns[0]] * (self.lanes - len(columns))
+        return torch.stack(columns, dim=1).contiguous()
+
+    def unpack(self, weights: Tensor, networks: Sequence[nn.Module]) -> None:
+        """Write numbers ``[weights, lanes]`` back into the networks, in place."""
+        with torch.no_grad():
+            for lane, network in enumerate(networks):
+                at = 0
+                for name in self.lowered.parameters:
+                    parameter = network.get_parameter(name)
+                    numbers = weights[at : at + parameter.numel(), lane]
+                    parameter.copy_(numbers.view_as(parameter))
+                    at += parameter.numel()
+
+    def train(
+        self,
+        weights: Sequence[Tensor],
+        state: Sequence[Tensor],
+        images: Sequence[Images],
+        *,
+        batch_size: int,
+        optimizer: Optimizer,
+        steps_before: int,
+    ) -> None:
+        """Train every lane group on its images, in order, in place.
+
+        ``weights`` are ``[weights, lanes]`` each, ``state`` the optimiser's, ``[1 or 2, weights,
+        lanes]``, zero before the first of all steps. Groups may share ``Images``.
+        """
+        self._run("train", weights, images, batch_size, optimizer, state, steps_before)
+
+    def evaluate(
+        self, weights: Sequence[Tensor], images: Sequence[Images]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Summed losses (nats, float64) and right answers (int64), ``[lanes]`` each, by group."""
+        return [(loss, right) for loss, right in self._run("evaluate", weights, images)]
+
+    def gradients(
+        self, weights: Sequence[Tensor], images: Sequence[Images], label_smoothing: float = 0.0
+    ) -> list[Tensor]:
+        """The gradient of the mean loss over all images, ``[weights, lanes]`` a group."""
+        options = Optimizer(label_smoothing=label_smoothing)
+        return [out for (out,) in self._run("gradients", weights, images, optimizer=options)]
+
+    def outputs(self, weights: Sequence[Tensor], images: Sequence[Images]) -> list[Tensor]:
+        """What the networks answer, ``[N, outputs, lanes]`` a group."""
+        return [out for (out,) in self._run("outputs", weights, images)]
+
+    def _run(
+        self,
+        task: Task,
+        weights: Sequence[Tensor],
+        images: Sequence[Images],
+        batch_size: int = 1,
+        optimizer: Optimizer | None = None,
+        state: Sequence[Tensor] = (),
+        steps_before: int = 0,
+    ) -> list[tuple[Tensor, ...]]:
+        count = len(images[0])
+        units = (Unit * len(weights))()
+        results: list[tuple[Tensor, ...]] = []
+        for position, (unit, own, seen) in enumerate(zip(units, weights, images, strict=True)):
+            self._check(own, seen, count)
+            unit.weights, unit.pixels = own.data_ptr(), seen.pixels.data_ptr()
+            unit.labels, unit.shared = seen.labels.data_ptr(), seen.shared
+            unit.steps_before = steps_before
+            if task == "train":
+                unit.state = state[position].data_ptr()
+            results.append(self._results(task, unit, count))
+        code = self._library.trueoracle_run(
+            *(self.kernel.index, self._is_double, self._network, _TASKS.index(task)),
+            *(ctypes.byref(units), len(weights), count, batch_size),
+            min(torch.get_num_threads(), len(weights)),
+            ctypes.byref(optimizer or Optimizer()),
+        )
+        if code:
+            raise TrainingError("not enough memory for the networks' activations: lower --memory")
+        return results
+
+    def _results(self, task: Task, unit: Unit, count: int) -> tuple[Tensor, ...]:
+        """Make room for what a task gives, and tell the unit where."""
+        if task == "evaluate":
+            loss = torch.zeros(self.lanes, dtype=torch.float64)
+            right = torch.zeros(self.lanes, dtype=torch.int64)
+            unit.loss, unit.right = loss.data_ptr(), right.data_ptr()
+            return loss, right
+        if task == "train":
+            return ()
+        size = (self.lowered.weights,) if task == "gradients" else (count, self.lowered.outputs)
+        out = torch.empty(*size, self.lanes, dtype=self.dtype)
+        unit.out = out.data_ptr()
+        return (out,)
+
+    def _check(self, weights: Tensor, images: Images, count: int) -> None:
+        """The kernels trust what they are given: nothing else may reach them."""
+        first = self.lowered.blocks[0]
+        pixels = count * first.C * first.H * first.W * (1 if images.shared else self.lanes)
+        fits = (
+            weights.shape == (self.lowered.weights, self.lanes)
+            and weights.dtype == images.pixels.dtype == self.dtype
+            and weights.is_contiguous()
+            and images.pixels.is_contiguous()
+            and images.labels.is_contiguous()
+            and images.pixels.numel() == pixels
+            and images.labels.numel() == count * (1 if images.shared else self.lanes)
+            and weights.data_ptr() % 64 == 0
+            and (images.shared or images.pixels.data_ptr() % 64 == 0)
+        )
+        if not fits:
+            raise ValueError("tensors of another shape, type or layout than the kernels take")
+
+
+def _flat(network: nn.Module, lowered: Lowered) -> Tensor:
+    """All of a network's numbers ``[weights]``, in the kernels' order."""
+    return torch.cat([network.get_parameter(n).detach().flatten() for n in lowered.parameters])

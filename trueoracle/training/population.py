@@ -1,0 +1,276 @@
+"""Many candidates trained as one: which engine, how many at a time, and the training itself.
+
+Three engines give every member the result of :func:`loop.train`, to floating-point tolerance:
+``native`` (vector lanes on the CPU), ``wide`` (PyTorch, stacked weights) and ``loop`` (one after
+the other). :func:`plan` chooses; :func:`train_population` trains.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from trueoracle.data.splits import Splits
+from trueoracle.errors import InputError, unknown
+from trueoracle.training import native, wide
+from trueoracle.training.evaluate import evaluate
+from trueoracle.training.loop import EpochRecord, Stream, make_optimizer, train_epoch
+from trueoracle.training.memory import available_memory, readable_bytes
+from trueoracle.training.recipe import Recipe
+
+__all__ = ["ENGINES", "Engine", "Plan", "check_engine", "plan", "train_population"]
+
+Engine = Literal["loop", "wide", "native"]
+ENGINES: tuple[str, ...] = ("auto", *get_args(Engine))
+
+CHUNK_SECONDS = 60.0
+"""Aim for one call of :func:`train_population`: what a killed run loses at most, roughly."""
+
+_MOST_WIDE = 64
+"""Members of a wide population on the CPU, where more at once gain nothing."""
+
+_PILOT_IMAGES = 64
+_PILOT_MEMBERS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a study's networks are retrained.
+
+    ``group`` members are computed as one, ``groups`` of them are trained in one call; ``reason``
+    says in one line why this engine.
+    """
+
+    engine: Engine
+    reason: str
+    group: int = 1
+    groups: int = 1
+
+    def __str__(self) -> str:
+        many = f"{self.group} networks as one" if self.group > 1 else "one network at a time"
+        return f"engine {self.engine}, {many}: {self.reason}"
+
+
+class Population(Protocol):
+    """What an engine is: networks of one shape in training."""
+
+    def train_epoch(self, epoch: int) -> None:
+        """One pass over the training images."""
+
+    def measure(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Losses and accuracies, float64 ``[P]``, by split name."""
+
+    def write_back(self) -> None:
+        """The weights as they are now into the networks given."""
+
+
+class LoopPopulation:
+    """The reference as a population: each network is trained by itself."""
+
+    def __init__(
+        self, networks: Sequence[nn.Module], streams: Sequence[Stream], data: Splits, recipe: Recipe
+    ) -> None:
+        self._networks, self._streams = networks, streams
+        self._data, self._recipe = data, recipe
+        self._optimizers = [make_optimizer(n.parameters(), recipe) for n in networks]
+
+    def train_epoch(self, epoch: int) -> None:
+        for network, optimizer, stream in zip(
+            self._networks, self._optimizers, self._streams, strict=True
+        ):
+            train_epoch(network, optimizer, self._data, self._recipe, epoch, stream)
+
+    def measure(self) -> dict[str, tuple[Tensor, Tensor]]:
+        measured = {}
+        for name, split in self._data.named():
+            found = [evaluate(network, split) for network in self._networks]
+            values = torch.tensor([(m.loss, m.accuracy) for m in found], dtype=torch.float64)
+            measured[name] = (values[:, 0], values[:, 1])
+        return measured
+
+    def write_back(self) -> None:
+        """They were trained in place."""
+
+
+_POPULATIONS: dict[Engine, Callable[..., Population]] = {
+    "loop": LoopPopulation,
+    "wide": wide.WidePopulation,
+    "native": native.NativePopulation,
+}
+
+
+def train_population(
+    networks: Sequence[nn.Module],
+    streams: Sequence[Stream],
+    data: Splits,
+    recipe: Recipe,
+    *,
+    engine: Engine,
+    on_epoch: Callable[[int], None] | None = None,
+) -> list[list[EpochRecord]]:
+    """Train networks of equal shapes in place; one list of records a network, as ``train`` gives.
+
+    ``streams[i]`` is where the random numbers of network i come from. A network whose training
+    loss is no longer finite has no records after that epoch. ``on_epoch`` is told each time how
+    many of the networks were trained for one more epoch.
+    """
+    population = _POPULATIONS[engine](networks, streams, data, recipe)
+    records: list[list[EpochRecord]] = [[] for _ in networks]
+    for epoch in range(recipe.epochs):
+        population.train_epoch(epoch)
+        for own, record in zip(records, _records(population, recipe, epoch), strict=True):
+            if not (own and own[-1].diverged):
+                own.append(record)
+        if on_epoch is not None:
+            on_epoch(len(networks))
+        if all(own[-1].diverged for own in records):
+            break
+    population.write_back()
+    return records
+
+
+def _records(population: Population, recipe: Recipe, epoch: int) -> list[EpochRecord]:
+    nothing = {"validation_loss": math.nan, "validation_accuracy": math.nan}
+    columns: dict[str, list[float]] = {}
+    for name, (losses, accuracies) in population.measure().items():
+        columns[f"{name}_loss"] = losses.tolist()
+        columns[f"{name}_accuracy"] = accuracies.tolist()
+    rate = recipe.learning_rate_at(epoch)
+    return [
+        EpochRecord(
+            epoch=epoch,
+            learning_rate=rate,
+            **(nothing | dict(zip(columns, values, strict=True))),
+        )
+        for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def plan(
+    network: nn.Module,
+    data: Splits,
+    recipe: Recipe,
+    *,
+    members: int,
+    engine: str = "auto",
+    memory: int | None = None,
+) -> Plan:
+    """Choose how to retrain ``members`` networks like ``network``.
+
+    ``auto`` takes the fastest in a short trial of those engines that can express the network.
+    ``memory`` (bytes; by default half of what is free) bounds what is trained at once. Raises
+    :class:`InputError` where the engine asked for cannot, or the memory does not hold it.
+    """
+    refusals = check_engine(engine, network, data, recipe)
+    budget = memory or available_memory(data.train.images.device) // 2
+    wanted = get_args(Engine) if engine == "auto" else (engine,)
+    trials = [_try(name, network, data, recipe, budget) for name in wanted if name not in refusals]
+    fitting = [trial for trial in trials if trial.fits]
+    if not fitting:
+        raise InputError(
+            f"not even {trials[-1].group} of these networks fit the memory of "
+            f"{readable_bytes(budget)} with engine {trials[-1].engine!r}: raise --memory"
+        )
+    best = min(fitting, key=lambda trial: trial.seconds * _HANDICAP[trial.engine])
+    if engine == "auto":
+        figures = ", ".join(f"{t.engine} {t.seconds * 1000:.3g} ms" for t in fitting)
+        reason = f"{figures} a network and step of {_pilot_images(data, recipe)} images"
+        reason += "".join(f"; {name} cannot: {why}" for name, why in refusals.items())
+    else:
+        reason = "asked for"
+    return _sized(best, reason, data, recipe, members)
+
+
+# Which engine is fastest is seen with a stopwatch, so that a near tie could fall otherwise in the
+# next sitting: a clear order decides those.
+_HANDICAP = {"native": 0.7, "wide": 1.0, "loop": 0.95}
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What an engine did with a few images: seconds a network and step; members that fit."""
+
+    engine: Engine
+    group: int
+    most: int
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        return self.most >= self.group
+
+
+def check_engine(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> dict[str, str]:
+    """The engines that cannot train the network, and why; no long work.
+
+    Raises :class:`InputError` where ``engine`` is among them, or is none.
+    """
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    reasons = {
+        "wide": wide.refusal(network, recipe, data.train.images[:2]),
+        "native": native.refusal(network, data),
+    }
+    refusals = {name: why for name, why in reasons.items() if why is not None}
+    if engine in refusals:
+        raise InputError(f"engine {engine!r} cannot train this network: {refusals[engine]}")
+    return refusals
+
+
+def _try(engine: Engine, network: nn.Module, data: Splits, recipe: Recipe, budget: int) -> _Trial:
+    group, most, members = 1, 1, 1
+    if engine == "native":
+        group = native.lanes(network, data)
+        fixed, each = native.measure_memory(network, data, recipe)
+        most, members = (budget - fixed) // each, group * torch.get_num_threads()
+    elif engine == "wide":
+        fixed, each = wide.measure_memory(network, data, recipe)
+        most = (budget - fixed) // max(each, 1)
+        members = max(1, min(most, _PILOT_MEMBERS))
+    seconds = _seconds_a_step(engine, network, data, recipe, members) if most >= group else math.inf
+    return _Trial(engine, group, most, seconds)
+
+
+def _seconds_a_step(
+    engine: Engine, network: nn.Module, data: Splits, recipe: Recipe, members: int
+) -> float:
+    images = _pilot_images(data, recipe)
+    few = replace(data, train=data.train.take(torch.arange(images)), validation=None)
+    networks = [copy.deepcopy(network) for _ in range(members)]
+    population = _POPULATIONS[engine](networks, [(0, "")] * members, few, recipe)
+    seconds = math.inf
+    for _ in range(3):  # the first warms up
+        started = time.perf_counter()
+        population.train_epoch(0)
+        if data.train.images.is_cuda:
+            torch.cuda.synchronize(data.train.images.device)
+        seconds = min(seconds, time.perf_counter() - started)
+    return seconds / members
+
+
+def _pilot_images(data: Splits, recipe: Recipe) -> int:
+    return min(_PILOT_IMAGES, recipe.batch_size, len(data.train))
+
+
+def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: int) -> Plan:
+    """How many networks at once: within memory, and in calls of about a minute."""
+    images = _pilot_images(data, recipe)
+    # Evaluation costs about a third of a training step an image.
+    seen = recipe.epochs * (len(data.train) + sum(len(s) for _, s in data.named()) / 3)
+    in_time = max(1, int(CHUNK_SECONDS / (trial.seconds * seen / images)))
+    if trial.engine == "loop":
+        return Plan("loop", reason)
+    if trial.engine == "wide":
+        on_cpu = data.train.images.device.type == "cpu"
+        most = min(trial.most, _MOST_WIDE) if on_cpu else trial.most
+        return Plan("wide", reason, group=min(most, members))
+    threads = torch.get_num_threads()
+    groups = min(in_time, trial.most) // trial.group
+    return Plan("native", reason, trial.group, max(1, groups // threads * threads))
