@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from trueoracle.criteria import exact
 from trueoracle.criteria.exact import Exact, evaluate_all, evaluate_each
+from trueoracle.criteria.native import NativeTail
 from trueoracle.data.splits import Split, Splits
+from trueoracle.native.library import kernels
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import Candidates, Surgery, list_candidates
 from trueoracle.pruning.groups import find_groups
@@ -360,3 +362,48 @@ def test_the_tail_and_its_inputs_are_all_that_a_faster_way_needs(
             losses = functional.cross_entropy(logits, split.labels.repeat(2), reduction="none")
         found = made.sum_losses(shared)[[7, 100]]
         torch.testing.assert_close(losses.view(2, 20).sum(1).double(), found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not kernels(), reason="installed without the native kernels")
+@pytest.mark.parametrize("layer", ["conv1", "conv2", "conv3", "fc1"])
+@pytest.mark.parametrize("surgery", SURGERIES)
+def test_the_native_kernels_compute_the_same_tail(
+    dense: nn.Module, few_digits: Splits, layer: str, surgery: Surgery
+) -> None:
+    images, labels = few_digits.test.images, few_digits.test.labels
+    candidates = list_candidates(find_groups(dense, images[:2]), {layer: 0.5}, surgery=surgery)
+    candidates = candidates.take(range(37))  # the last lanes not full
+    by_torch = Exact(dense, candidates, images)
+    native = Exact(dense, candidates, images)
+    native.use_native(images[:5])
+    assert native.is_native
+    assert not by_torch.is_native
+    found = native.losses(images, labels)
+    np.testing.assert_allclose(found, by_torch.losses(images, labels), rtol=2e-6)
+    expected = evaluate_each(dense, candidates, few_digits.test, [0, 20, 36])
+    np.testing.assert_allclose(found[[0, 20, 36]], expected, rtol=2e-6)
+
+
+@pytest.mark.skipif(not kernels(), reason="installed without the native kernels")
+def test_native_scores_do_not_depend_on_which_are_scored_together(
+    dense: nn.Module, few_digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates = list_candidates(find_groups(dense, few_digits.test.images[:2]), {"conv1": 0.5})
+    whole = evaluate_all(dense, candidates, few_digits.test)
+    monkeypatch.setattr(exact, "NATIVE_CANDIDATES", 24)
+    parts = [candidates.take(range(a, b)) for a, b in ((0, 7), (7, 100), (100, 252))]
+    scores = [evaluate_all(dense, part, few_digits.test) for part in parts]
+    assert np.concatenate(scores).tolist() == whole.tolist()
+
+
+def test_kernels_that_disagree_are_not_used(
+    dense: nn.Module, few_digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(self: NativeTail, groups: list[Tensor], maps: Tensor, labels: Tensor) -> Tensor:
+        return torch.ones(len(groups) * 64, dtype=torch.float64)
+
+    monkeypatch.setattr(NativeTail, "sum_losses", wrong)
+    candidates = list_candidates(find_groups(dense, few_digits.test.images[:2]), {"conv1": 0.5})
+    shared = Exact(dense, candidates, few_digits.test.images)
+    shared.use_native(few_digits.test.images[:5])
+    assert not shared.is_native

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from trueoracle.criteria.native import NativeTail
 from trueoracle.data.splits import Split
+from trueoracle.native.lowering import CannotLowerError
 from trueoracle.networks.tracing import trace
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.pruning.groups import Group, Reader
@@ -45,6 +47,9 @@ CONTRIBUTIONS_BYTES = 64 * 2**20
 
 BLOCK_CANDIDATES = 32
 """Most candidates in a block, and so the most that padding the last block can waste."""
+
+NATIVE_CANDIDATES = 8192
+"""Most candidates whose weights the native kernels hold at once: some 100 MB for small tails."""
 
 TRIED_IMAGES = 16
 """Images on which the shared computation is tried against the pruned networks themselves."""
@@ -73,6 +78,7 @@ def evaluate_all(dense: nn.Module, candidates: Candidates, split: Split) -> np.n
     exact = _tried(dense, candidates, split)
     if exact is None:
         return evaluate_each(dense, candidates, split)
+    exact.use_native(split.images[:TRIED_IMAGES])
     losses = exact.losses(split.images, split.labels)
     odd = np.flatnonzero(~np.isfinite(losses))
     losses[odd] = evaluate_each(dense, candidates, split, odd)
@@ -161,12 +167,18 @@ class Exact:
         self._split_graph()
         self._size_blocks()
         self.tail = self._chain()
+        self._native: NativeTail | None = None
 
     @property
     def selection(self) -> Tensor:
         """Which contributions each candidate adds up, float32 ``[P, C]``; only with a ``tail``."""
         (one,) = self._sums
         return one.chosen.float()
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the native kernels compute the tail."""
+        return self._native is not None
 
     # Planning
 
@@ -261,20 +273,61 @@ class Exact:
                     return False
         return True
 
+    def use_native(self, images: Tensor) -> None:
+        """Let the native kernels compute the tail, where they can and agree on some images."""
+        if self.tail is None or images.device.type != "cpu":
+            return
+        labels = torch.zeros(len(images), dtype=torch.long)
+        shared = self.share(images, labels)
+        (maps,) = shared.contributions.values()
+        try:
+            native = NativeTail(self.tail, maps.shape[1:], maps.dtype)
+        except CannotLowerError as reason:
+            log.info("candidates are scored without the native kernels: %s", reason)
+            return
+        tried = sorted({0, len(self._candidates) - 1})
+        found = native.sum_losses(native.pack(self.selection[tried]), maps, labels)[: len(tried)]
+        with torch.inference_mode():
+            logits = self._run_late(shared, torch.tensor(tried))
+        answers = _cross_entropy(logits, labels.repeat_interleave(len(tried))).double()
+        expected = answers.view(-1, len(tried)).sum(0)
+        if torch.allclose(found, expected, rtol=torch.finfo(maps.dtype).eps ** 0.5):
+            self._native = native
+        else:
+            log.warning("the native kernels disagree with PyTorch, and are not used: report this")
+
     # Computing
 
     def losses(self, images: Tensor, labels: Tensor) -> np.ndarray:
         """Mean cross-entropy (nats) float64 ``[P]`` over images ``[N, …]`` of classes ``[N]``."""
+        native = self._native
+        if native is None:
+            sums = self._over_chunks(self.sum_losses, images, labels)
+            return (sums / len(images)).cpu().numpy()
+        parts = []
+        for some in self.selection.split(NATIVE_CANDIDATES):
+            groups = native.pack(some)
+
+            def natively(shared: Shared, groups: list[Tensor] = groups) -> Tensor:
+                (maps,) = shared.contributions.values()
+                return native.sum_losses(groups, maps, shared.labels)
+
+            parts.append(self._over_chunks(natively, images, labels)[: len(some)])
+        return (torch.cat(parts) / len(images)).numpy()
+
+    def _over_chunks(
+        self, function: Callable[[Shared], Tensor], images: Tensor, labels: Tensor
+    ) -> Tensor:
+        """The sum over chunks of images of a function of what candidates share of each."""
 
         def of_chunk(some: Tensor, their: Tensor) -> Tensor:
             with torch.inference_mode():
-                return self.sum_losses(self.share(some, their))
+                return function(self.share(some, their))
 
         chunks = images.split(self.chunk_images), labels.split(self.chunk_images)
         with _each_on_one_thread(images.device) as apply:
             # Added up in order, whichever chunk is done first.
-            sums = sum(apply(of_chunk, *chunks), start=torch.zeros((), dtype=torch.float64))
-        return (sums / len(images)).cpu().numpy()
+            return sum(apply(of_chunk, *chunks), start=torch.zeros((), dtype=torch.float64))
 
     def share(self, images: Tensor, labels: Tensor) -> Shared:
         """What all candidates share of a chunk of images."""

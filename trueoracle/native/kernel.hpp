@@ -200,67 +200,141 @@ typename Lanes<T>::Mask number(long x) {
   return typename Lanes<T>::Mask{} + int(x);
 }
 
-template <class T>
-typename Lanes<T>::Vector activate(const Block& block, typename Lanes<T>::Vector x) {
-  typedef typename Lanes<T>::Vector Vector;
-  const T alpha = T(block.alpha), beta = T(block.beta);
-  switch (block.activation) {
-    case Activation::relu:
-      return x < 0 ? Vector{} : x;  // NaN stays NaN, as in PyTorch
-    case Activation::leaky_relu:
-      return x < 0 ? x * alpha : x;
-    case Activation::clamp:
-      return x < alpha ? all<T>(alpha) : (x > beta ? all<T>(beta) : x);
-    case Activation::elu:
-      return each_lane<T>(x, [=](T v) { return v > 0 ? v : alpha * std::expm1(v); });
-    case Activation::sigmoid:
-      return each_lane<T>(x, [](T v) { return 1 / (1 + std::exp(-v)); });
-    case Activation::tanh:
-      return each_lane<T>(x, [](T v) { return std::tanh(v); });
-    case Activation::silu:
-      return each_lane<T>(x, [](T v) { return v / (1 + std::exp(-v)); });
-    case Activation::gelu:
-      return each_lane<T>(x, [](T v) { return v * T(0.5) * (1 + std::erf(v * T(M_SQRT1_2))); });
-    case Activation::identity:
-      break;
-  }
-  return x;
+// Applies a function to `count` vectors; the loop is compiled once for each function.
+template <class T, class Function>
+inline void each_vector(const typename Lanes<T>::Vector* in, typename Lanes<T>::Vector* out,
+                        long count, Function function) {
+  for (long i = 0; i < count; i++) out[i] = function(in[i]);
 }
 
-// The derivative of the activation: from its output y where that says it, else from its input x.
+// The activation of `count` vectors; `in` and `out` may be the same.
 template <class T>
-typename Lanes<T>::Vector slope(const Block& block, typename Lanes<T>::Vector x,
-                                typename Lanes<T>::Vector y) {
-  const T alpha = T(block.alpha), beta = T(block.beta);
+void activate(const Block& block, const typename Lanes<T>::Vector* in,
+              typename Lanes<T>::Vector* out, long count) {
   typedef typename Lanes<T>::Vector Vector;
-  const Vector one = all<T>(1);
+  const T alpha = T(block.alpha), beta = T(block.beta);
   switch (block.activation) {
-    case Activation::relu:
-      return y > 0 ? one : Vector{};
+    case Activation::identity:
+      if (in != out) std::memcpy(out, in, count * sizeof(Vector));
+      return;
+    case Activation::relu:  // NaN stays NaN, as in PyTorch
+      return each_vector<T>(in, out, count, [](Vector x) { return x < 0 ? Vector{} : x; });
     case Activation::leaky_relu:
-      return y > 0 ? one : all<T>(alpha);
+      return each_vector<T>(in, out, count, [=](Vector x) { return x < 0 ? x * alpha : x; });
     case Activation::clamp:
-      return (y > alpha) & (y < beta) ? one : Vector{};
+      return each_vector<T>(in, out, count, [=](Vector x) {
+        return x < alpha ? all<T>(alpha) : (x > beta ? all<T>(beta) : x);
+      });
     case Activation::elu:
-      return y > 0 ? one : y + alpha;
+      return each_vector<T>(in, out, count, [=](Vector x) {
+        return each_lane<T>(x, [=](T v) { return v > 0 ? v : alpha * std::expm1(v); });
+      });
     case Activation::sigmoid:
-      return y * (1 - y);
+      return each_vector<T>(in, out, count, [](Vector x) {
+        return each_lane<T>(x, [](T v) { return 1 / (1 + std::exp(-v)); });
+      });
     case Activation::tanh:
-      return 1 - y * y;
+      return each_vector<T>(in, out, count, [](Vector x) {
+        return each_lane<T>(x, [](T v) { return std::tanh(v); });
+      });
     case Activation::silu:
-      return each_lane<T>(x, [](T v) {
-        const T s = 1 / (1 + std::exp(-v));
-        return s * (1 + v * (1 - s));
+      return each_vector<T>(in, out, count, [](Vector x) {
+        return each_lane<T>(x, [](T v) { return v / (1 + std::exp(-v)); });
       });
     case Activation::gelu:
-      return each_lane<T>(x, [](T v) {
-        const T density = std::exp(T(-0.5) * v * v) * T(0.3989422804014327);
-        return T(0.5) * (1 + std::erf(v * T(M_SQRT1_2))) + v * density;
+      return each_vector<T>(in, out, count, [](Vector x) {
+        return each_lane<T>(x,
+                            [](T v) { return v * T(0.5) * (1 + std::erf(v * T(M_SQRT1_2))); });
       });
-    case Activation::identity:
-      break;
   }
-  return one;
+}
+
+// Multiplies `d` by the activation's derivative, which follows from its output y where
+// Block::activates_after_pool holds or nothing was kept, else from its input x.
+template <class T>
+void times_slope(const Block& block, typename Lanes<T>::Vector* d,
+                 const typename Lanes<T>::Vector* x, const typename Lanes<T>::Vector* y,
+                 long count) {
+  typedef typename Lanes<T>::Vector Vector;
+  const T alpha = T(block.alpha), beta = T(block.beta);
+  switch (block.activation) {
+    case Activation::identity:
+      return;
+    case Activation::relu:
+      for (long i = 0; i < count; i++) d[i] = y[i] > 0 ? d[i] : Vector{};
+      return;
+    case Activation::leaky_relu:
+      for (long i = 0; i < count; i++) d[i] = y[i] > 0 ? d[i] : d[i] * alpha;
+      return;
+    case Activation::clamp:
+      for (long i = 0; i < count; i++) d[i] = (y[i] > alpha) & (y[i] < beta) ? d[i] : Vector{};
+      return;
+    case Activation::elu:
+      for (long i = 0; i < count; i++) d[i] = y[i] > 0 ? d[i] : d[i] * (y[i] + alpha);
+      return;
+    case Activation::sigmoid:
+      for (long i = 0; i < count; i++) d[i] *= y[i] * (1 - y[i]);
+      return;
+    case Activation::tanh:
+      for (long i = 0; i < count; i++) d[i] *= 1 - y[i] * y[i];
+      return;
+    case Activation::silu:
+      for (long i = 0; i < count; i++)
+        d[i] *= each_lane<T>(x[i], [](T v) {
+          const T s = 1 / (1 + std::exp(-v));
+          return s * (1 + v * (1 - s));
+        });
+      return;
+    case Activation::gelu:
+      for (long i = 0; i < count; i++)
+        d[i] *= each_lane<T>(x[i], [](T v) {
+          const T density = std::exp(T(-0.5) * v * v) * T(0.3989422804014327);
+          return T(0.5) * (1 + std::erf(v * T(M_SQRT1_2))) + v * density;
+        });
+      return;
+  }
+}
+
+// One row of pooled values. The windows' sides and strides are arguments so that the compiler makes
+// a loop of its own for the common 2x2.
+struct Window {
+  long height, width, stride;  // of a row of windows that lie wholly within the image
+};
+
+template <class T, bool RECORD>
+inline void pool_max(const typename Lanes<T>::Vector* from, long row_step, Window w, long count,
+                     typename Lanes<T>::Vector* out, typename Lanes<T>::Index* chosen) {
+  typedef typename Lanes<T>::Vector Vector;
+  typedef typename Lanes<T>::Mask Mask;
+  for (long x = 0; x < count; x++) {
+    const Vector* corner = from + x * w.stride;
+    Vector value = corner[0];
+    Mask best{};
+    for (long v = 0; v < w.height; v++)
+      for (long u = 0; u < w.width; u++) {
+        const Vector other = corner[v * row_step + u];
+        const Mask better = (other > value) | (other != other);
+        value = better ? other : value;
+        if (RECORD) best = better ? number<T>(v * w.width + u) : best;
+      }
+    out[x] = value;
+    if (RECORD) chosen[x] = __builtin_convertvector(best, typename Lanes<T>::Index);
+  }
+}
+
+template <class T>
+inline void unpool_max(const typename Lanes<T>::Vector* d_out,
+                       const typename Lanes<T>::Index* chosen, Window w, long count,
+                       typename Lanes<T>::Vector* d, long row_step) {
+  typedef typename Lanes<T>::Vector Vector;
+  typedef typename Lanes<T>::Mask Mask;
+  for (long x = 0; x < count; x++) {
+    const Mask best = __builtin_convertvector(chosen[x], Mask);
+    for (long v = 0; v < w.height; v++)
+      for (long u = 0; u < w.width; u++)
+        d[v * row_step + x * w.stride + u] =
+            best == number<T>(v * w.width + u) ? d_out[x] : Vector{};
+  }
 }
 
 // Where one block finds its numbers in a thread's workspace.
@@ -366,21 +440,25 @@ class Worker {
       return here;
     };
     auto vectors = [&](long count) { return reinterpret_cast<Vector*>(take(count * sizeof(Vector))); };
-    long scratch = 1;
+    long scratch = 1, widest = 1;
     for (long i = 0; i < net_.count; i++) {
       const Block& b = net_.blocks[i];
       Place<T>& place = places_[i];
       place.input = vectors(samples_ * b.input_size());
       place.d_input = backward_ && i > 0 ? vectors(samples_ * b.input_size()) : nullptr;
-      place.before = backward_ && b.keeps_before ? vectors(samples_ * b.conv_size()) : nullptr;
+      place.before = nullptr;
+      if (backward_ && b.keeps_before)
+        place.before = b.has_conv ? vectors(samples_ * b.conv_size()) : place.input;
       place.chosen = backward_ && b.pool == Pool::max
                          ? reinterpret_cast<Index*>(take(samples_ * b.output_size() * sizeof(Index)))
                          : nullptr;
       place.band_rows = rows_at_a_time(b);
       const long at_once = by_sample(b) ? samples_ * b.conv_size() : b.F * place.band_rows * b.OW;
       scratch = larger(scratch, at_once);
+      widest = larger(widest, larger(b.OW, b.PW));
     }
     scratch_ = vectors(scratch);
+    row_ = vectors(widest);
     logits_ = vectors(samples_ * net_.outputs);
     d_logits_ = vectors(samples_ * net_.outputs);
     gradient_ = backward_ ? vectors(net_.weights) : nullptr;
@@ -448,46 +526,56 @@ class Worker {
           to[(c * height + y + b.pad_h) * width + x + b.pad_w] = from[(c * b.H + y) * b.W + x] - To{};
   }
 
+  // Where a block's convolution writes, or what stands in its place: [F][rows][OW] by strides.
+  struct Plane {
+    Vector* at;
+    long sample_step, filter_step, row_step;
+  };
+
+  // The part of a block's output that begins at one sample and row, as a Plane.
+  Plane output_plane(long i, long s, long row) {
+    const Block& b = net_.blocks[i];
+    const Frame frame = frame_after(i);
+    const long width = b.PW + 2 * frame.pad_w, height = b.PH + 2 * frame.pad_h;
+    Vector* at = output_of(i) + s * frame.size() + frame.at(b, 0, row, 0);
+    return Plane{at, frame.size(), height * width, width};
+  }
+
   void forward_block(long i, long count, const Vector* weights, bool record) {
     const Block& b = net_.blocks[i];
     const Place<T>& place = places_[i];
+    const bool keeps = record && place.before;
+    // Without pooling there is nothing to do between convolution and output but to activate it.
+    const bool direct = b.has_conv && b.pool == Pool::none && !keeps;
     if (by_sample(b)) {
-      Vector* before = record && place.before ? place.before : scratch_;
+      Plane plane{keeps ? place.before : scratch_, b.conv_size(), b.OH * b.OW, b.OW};
+      if (direct) plane = output_plane(i, 0, 0);
       if (i == 0 && numbers_)
-        convolve_by_sample(b, numbers_, count, weights, before);
+        convolve_by_sample(b, numbers_, count, weights, plane);
       else
-        convolve_by_sample(b, (const Vector*)place.input, count, weights, before);
-      for (long s = 0; s < count; s++)
-        finish(i, s, before + s * b.conv_size(), b.OH * b.OW, 0, b.OH, record);
+        convolve_by_sample(b, (const Vector*)place.input, count, weights, plane);
+      for (long s = 0; s < count; s++, plane.at += plane.sample_step)
+        finish(i, s, plane, 0, b.OH, record);
       return;
     }
     for (long s = 0; s < count; s++) {
       for (long row = 0; row < b.used_rows(); row += place.band_rows) {
         const long rows = smaller(place.band_rows, b.used_rows() - row);
-        Vector* before = scratch_;
-        long filter_step = rows * b.OW;
-        if (record && place.before) {
-          before = place.before + s * b.conv_size() + row * b.OW;
-          filter_step = b.OH * b.OW;
-        }
+        Plane plane{scratch_, 0, rows * b.OW, b.OW};
+        Vector* input = place.input + s * b.input_size();
         if (!b.has_conv)
-          copy_rows(b, place.input + s * b.input_size(), row, rows, before, filter_step);
-        else if (i == 0 && numbers_)
-          convolve(b, numbers_ + s * b.input_size(), row, rows, weights, before, filter_step);
-        else
-          convolve(b, (const Vector*)place.input + s * b.input_size(), row, rows, weights, before,
-                   filter_step);
-        finish(i, s, before, filter_step, row, rows, record);
+          plane = Plane{input + row * b.OW, 0, b.OH * b.OW, b.OW};
+        else if (direct)
+          plane = output_plane(i, s, row);
+        else if (keeps)
+          plane = Plane{place.before + s * b.conv_size() + row * b.OW, 0, b.OH * b.OW, b.OW};
+        if (i == 0 && numbers_)
+          convolve(b, numbers_ + s * b.input_size(), row, rows, weights, plane);
+        else if (b.has_conv)
+          convolve(b, (const Vector*)input, row, rows, weights, plane);
+        finish(i, s, plane, row, rows, record);
       }
     }
-  }
-
-  // A block without weights: its "convolution" hands the input on.
-  static void copy_rows(const Block& b, const Vector* input, long row, long rows, Vector* out,
-                        long filter_step) {
-    for (long f = 0; f < b.F; f++)
-      std::memcpy(out + f * filter_step, input + (f * b.OH + row) * b.OW,
-                  rows * b.OW * sizeof(Vector));
   }
 
   template <class A>
@@ -502,10 +590,10 @@ class Worker {
     }
   }
 
-  // Rows `row` … `row + rows` of a convolution's output for one sample, [F][rows][OW].
+  // Rows `row` … `row + rows` of a convolution's output for one sample.
   template <class A>
   void convolve(const Block& b, const A* input, long row, long rows, const Vector* weights,
-                Vector* out, long filter_step) const {
+                const Plane& out) const {
     const long width = b.W + 2 * b.pad_w;
     Product<T, A> o;
     o.a = input + row * b.stride_h * width;
@@ -516,16 +604,16 @@ class Worker {
     o.first = b.has_bias ? weights + b.bias_at : &zero_;
     o.first_p = 0;
     o.first_q = b.has_bias ? 1 : 0;
-    o.out = out;
+    o.out = out.at;
     o.out_p = 1;
-    o.out_q = filter_step;
-    multiply(o, b.OW, b.F, Rows{rows, b.stride_h * width, b.OW});
+    o.out_q = out.filter_step;
+    multiply(o, b.OW, b.F, Rows{rows, b.stride_h * width, out.row_step});
   }
 
-  // The same for all samples at once, [samples][F][OH][OW], tiles running along the samples.
+  // The same for all rows of all samples, tiles running along the samples.
   template <class A>
   void convolve_by_sample(const Block& b, const A* input, long count, const Vector* weights,
-                          Vector* out) const {
+                          const Plane& out) const {
     const long width = b.W + 2 * b.pad_w;
     for (long y = 0; y < b.OH; y++) {
       Product<T, A> o;
@@ -537,66 +625,91 @@ class Worker {
       o.first = b.has_bias ? weights + b.bias_at : &zero_;
       o.first_p = 0;
       o.first_q = b.has_bias ? 1 : 0;
-      o.out = out + y * b.OW;
-      o.out_p = b.conv_size();
-      o.out_q = b.OH * b.OW;
+      o.out = out.at + y * out.row_step;
+      o.out_p = out.sample_step;
+      o.out_q = out.filter_step;
       multiply(o, count, b.F, Rows{b.OW, b.stride_w, 1});
     }
   }
 
   // Activation and pooling of some rows of one sample, into the next block's input.
-  void finish(long i, long s, Vector* before, long filter_step, long row, long rows, bool record) {
+  void finish(long i, long s, Plane before, long row, long rows, bool record) {
     const Block& b = net_.blocks[i];
-    const Frame frame = frame_after(i);
-    Vector* out = output_of(i) + s * frame.size();
     if (b.pool == Pool::none) {
+      const Plane out = output_plane(i, s, row);
       for (long f = 0; f < b.F; f++)
         for (long y = 0; y < rows; y++)
-          for (long x = 0; x < b.OW; x++)
-            out[frame.at(b, f, row + y, x)] =
-                activate<T>(b, before[f * filter_step + y * b.OW + x]);
+          activate<T>(b, before.at + f * before.filter_step + y * before.row_step,
+                      out.at + f * out.filter_step + y * out.row_step, b.OW);
       return;
     }
-    const bool activate_first = !b.activates_after_pool();
-    const long from = row / b.pool_stride_h, to = row + rows >= b.used_rows() ? b.PH
-                                                     : (row + rows) / b.pool_stride_h;
+    const bool activate_first =
+        !b.activates_after_pool() && b.activation != Activation::identity;
+    if (activate_first) {  // into the scratch band: what the way back reads must stay
+      const Plane band{scratch_, 0, rows * b.OW, b.OW};
+      for (long f = 0; f < b.F; f++)
+        for (long y = 0; y < rows; y++)
+          activate<T>(b, before.at + f * before.filter_step + y * before.row_step,
+                      band.at + f * band.filter_step + y * band.row_step, b.OW);
+      before = band;
+    }
+    const long from = row / b.pool_stride_h, to = pooled_end(b, row, rows);
     for (long f = 0; f < b.F; f++) {
-      const Vector* plane = before + f * filter_step;
+      const Vector* plane = before.at + f * before.filter_step;
+      const Plane out = output_plane(i, s, from);
+      Index* chosen = record && places_[i].chosen
+                          ? places_[i].chosen + s * b.output_size() + f * b.PH * b.PW
+                          : nullptr;
       for (long y = from; y < to; y++) {
-        const Span ys = b.window_rows(y);
-        for (long x = 0; x < b.PW; x++) {
-          const Span xs = b.window_columns(x);
-          Vector value{};
-          Index which{};
-          if (b.pool == Pool::max) {
-            Mask best = number<T>(ys.skipped * b.pool_w + xs.skipped);
-            value = plane[(ys.from - row) * b.OW + xs.from];
-            if (activate_first) value = activate<T>(b, value);
-            for (long v = ys.from; v < ys.to; v++) {
-              for (long u = xs.from; u < xs.to; u++) {
-                Vector other = plane[(v - row) * b.OW + u];
-                if (activate_first) other = activate<T>(b, other);
-                const Mask better = (other > value) | (other != other);
-                const long place = (v - ys.from + ys.skipped) * b.pool_w + u - xs.from + xs.skipped;
-                value = better ? other : value;
-                best = better ? number<T>(place) : best;
-              }
-            }
-            which = __builtin_convertvector(best, Index);
-          } else {
-            for (long v = ys.from; v < ys.to; v++)
-              for (long u = xs.from; u < xs.to; u++) {
-                const Vector other = plane[(v - row) * b.OW + u];
-                value += activate_first ? activate<T>(b, other) : other;
-              }
-            value *= T(1) / T(b.divisor(ys, xs));
-          }
-          if (!activate_first) value = activate<T>(b, value);
-          out[frame.at(b, f, y, x)] = value;
-          if (record && places_[i].chosen)
-            places_[i].chosen[s * b.output_size() + (f * b.PH + y) * b.PW + x] = which;
-        }
+        Vector* to_row = out.at + f * out.filter_step + (y - from) * out.row_step;
+        pool_row(b, plane, before.row_step, row, y, to_row, chosen ? chosen + y * b.PW : nullptr);
+        if (!activate_first) activate<T>(b, to_row, to_row, b.PW);
       }
+    }
+  }
+
+  static long pooled_end(const Block& b, long row, long rows) {
+    return row + rows >= b.used_rows() ? b.PH : (row + rows) / b.pool_stride_h;
+  }
+
+  // Row y of the pooled image from a plane whose first row is `row` of the image.
+  static void pool_row(const Block& b, const Vector* plane, long row_step, long row, long y,
+                       Vector* out, Index* chosen) {
+    if (b.pool == Pool::max && b.pools_apart()) {
+      const Vector* from = plane + (y * b.pool_h - row) * row_step;
+      const Window window{b.pool_h, b.pool_w, b.pool_w};
+      if (b.pool_h == 2 && b.pool_w == 2) {
+        if (chosen)
+          pool_max<T, true>(from, row_step, Window{2, 2, 2}, b.PW, out, chosen);
+        else
+          pool_max<T, false>(from, row_step, Window{2, 2, 2}, b.PW, out, chosen);
+      } else if (chosen) {
+        pool_max<T, true>(from, row_step, window, b.PW, out, chosen);
+      } else {
+        pool_max<T, false>(from, row_step, window, b.PW, out, chosen);
+      }
+      return;
+    }
+    const Span ys = b.window_rows(y);
+    for (long x = 0; x < b.PW; x++) {
+      const Span xs = b.window_columns(x);
+      const Vector* corner = plane + (ys.from - row) * row_step + xs.from;
+      Vector value = b.pool == Pool::max ? corner[0] : Vector{};
+      Mask best = number<T>(ys.skipped * b.pool_w + xs.skipped);
+      for (long v = 0; v < ys.to - ys.from; v++)
+        for (long u = 0; u < xs.to - xs.from; u++) {
+          const Vector other = corner[v * row_step + u];
+          if (b.pool == Pool::average) {
+            value += other;
+            continue;
+          }
+          const Mask better = (other > value) | (other != other);
+          value = better ? other : value;
+          best = better ? number<T>((v + ys.skipped) * b.pool_w + u + xs.skipped) : best;
+        }
+      if (b.pool == Pool::average) value *= T(1) / T(b.divisor(ys, xs));
+      out[x] = value;
+      if (chosen) chosen[x] = __builtin_convertvector(best, Index);
     }
   }
 
@@ -696,54 +809,72 @@ class Worker {
     const Vector* before = place.before ? place.before + s * b.conv_size() + row * b.OW : nullptr;
     if (b.pool == Pool::none) {
       for (long f = 0; f < b.F; f++)
-        for (long y = 0; y < rows; y++)
-          for (long x = 0; x < b.OW; x++) {
-            const long at = frame.at(b, f, row + y, x);
-            const Vector in = before ? before[(f * b.OH + y) * b.OW + x] : Vector{};
-            d[f * filter_step + y * b.OW + x] = d_out[at] * slope<T>(b, in, out[at]);
-          }
+        for (long y = 0; y < rows; y++) {
+          const long at = frame.at(b, f, row + y, 0);
+          Vector* target = d + f * filter_step + y * b.OW;
+          std::memcpy(target, d_out + at, b.OW * sizeof(Vector));
+          times_slope<T>(b, target, before ? before + (f * b.OH + y) * b.OW : nullptr, out + at,
+                         b.OW);
+        }
       return;
     }
     const bool after = b.activates_after_pool();
     if (!b.pools_all())
       for (long f = 0; f < b.F; f++)
         std::memset(d + f * filter_step, 0, rows * b.OW * sizeof(Vector));
-    const bool add = !b.pools_all();
-    const long from = row / b.pool_stride_h, to = row + rows >= b.used_rows() ? b.PH
-                                                     : (row + rows) / b.pool_stride_h;
+    const long from = row / b.pool_stride_h, to = pooled_end(b, row, rows);
     for (long f = 0; f < b.F; f++) {
-      Vector* plane = d + f * filter_step;
+      const Index* chosen =
+          place.chosen ? place.chosen + s * b.output_size() + f * b.PH * b.PW : nullptr;
       for (long y = from; y < to; y++) {
-        const Span ys = b.window_rows(y);
-        for (long x = 0; x < b.PW; x++) {
-          const Span xs = b.window_columns(x);
-          const long at = frame.at(b, f, y, x);
-          Vector value = d_out[at];
-          if (after) value *= slope<T>(b, Vector{}, out[at]);
-          Mask best{};
-          if (b.pool == Pool::max)
-            best = __builtin_convertvector(
-                places_[i].chosen[s * b.output_size() + (f * b.PH + y) * b.PW + x], Mask);
-          else
-            value *= T(1) / T(b.divisor(ys, xs));
-          for (long v = ys.from; v < ys.to; v++)
-            for (long u = xs.from; u < xs.to; u++) {
-              const long place = (v - ys.from + ys.skipped) * b.pool_w + u - xs.from + xs.skipped;
-              const Vector part =
-                  b.pool == Pool::max ? (best == number<T>(place) ? value : Vector{}) : value;
-              Vector& target = plane[(v - row) * b.OW + u];
-              target = add ? target + part : part;
-            }
+        const long at = frame.at(b, f, y, 0);
+        const Vector* d_row = d_out + at;
+        if (after) {
+          std::memcpy(row_, d_row, b.PW * sizeof(Vector));
+          times_slope<T>(b, row_, nullptr, out + at, b.PW);
+          d_row = row_;
         }
+        unpool_row(b, d_row, chosen ? chosen + y * b.PW : nullptr, d + f * filter_step, row, y);
       }
     }
-    if (!after && b.activation != Activation::identity)
-      for (long f = 0; f < b.F; f++)
-        for (long y = 0; y < rows; y++)
-          for (long x = 0; x < b.OW; x++) {
-            const Vector in = before[(f * b.OH + y) * b.OW + x];
-            d[f * filter_step + y * b.OW + x] *= slope<T>(b, in, activate<T>(b, in));
-          }
+    if (after || b.activation == Activation::identity) return;
+    for (long f = 0; f < b.F; f++)
+      for (long y = 0; y < rows; y++) {
+        const Vector* x = before + (f * b.OH + y) * b.OW;
+        activate<T>(b, x, row_, b.OW);
+        times_slope<T>(b, d + f * filter_step + y * b.OW, x, row_, b.OW);
+      }
+  }
+
+  // Spreads the gradient of row y of the pooled image over a plane whose first row is `row`.
+  static void unpool_row(const Block& b, const Vector* d_out, const Index* chosen, Vector* plane,
+                         long row, long y) {
+    if (b.pool == Pool::max && b.pools_apart()) {
+      Vector* to = plane + (y * b.pool_h - row) * b.OW;
+      if (b.pool_h == 2 && b.pool_w == 2)
+        unpool_max<T>(d_out, chosen, Window{2, 2, 2}, b.PW, to, b.OW);
+      else
+        unpool_max<T>(d_out, chosen, Window{b.pool_h, b.pool_w, b.pool_w}, b.PW, to, b.OW);
+      return;
+    }
+    const Span ys = b.window_rows(y);
+    for (long x = 0; x < b.PW; x++) {
+      const Span xs = b.window_columns(x);
+      Vector value = d_out[x];
+      Mask best{};
+      if (b.pool == Pool::max)
+        best = __builtin_convertvector(chosen[x], Mask);
+      else
+        value *= T(1) / T(b.divisor(ys, xs));
+      for (long v = ys.from; v < ys.to; v++)
+        for (long u = xs.from; u < xs.to; u++) {
+          const long place = (v - ys.from + ys.skipped) * b.pool_w + u - xs.from + xs.skipped;
+          Vector& target = plane[(v - row) * b.OW + u];
+          const Vector part =
+              b.pool == Pool::max ? (best == number<T>(place) ? value : Vector{}) : value;
+          target = b.pools_all() ? part : target + part;
+        }
+    }
   }
 
   // Adds the gradients of weights and bias over some rows (and samples) of the output's gradient.
@@ -879,7 +1010,7 @@ class Worker {
   long samples_ = 0, bytes_ = 0;
   char* memory_ = nullptr;
   Place<T> places_[MOST_BLOCKS];
-  Vector *scratch_ = nullptr, *logits_ = nullptr, *d_logits_ = nullptr, *gradient_ = nullptr;
+  Vector *scratch_ = nullptr, *row_ = nullptr, *logits_ = nullptr, *d_logits_ = nullptr, *gradient_ = nullptr;
   T* padded_ = nullptr;
   const T* numbers_ = nullptr;
   const Vector zero_{};

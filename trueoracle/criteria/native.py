@@ -1,0 +1,58 @@
+"""What follows the contributions, for sixteen candidates at once, on the CPU's native kernels.
+
+A candidate's choice of contributions is a 1×1 convolution whose weights are 0 and 1, so that a
+block of candidates is a population in which only the first layer differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trueoracle.native.lowering import CannotLowerError, lower_chain
+from trueoracle.native.program import Images, Program
+
+__all__ = ["NativeTail"]
+
+
+class NativeTail:
+    """The sums of losses of candidates that differ in their choice of contributions only.
+
+    ``tail`` is what follows the contributions, ``shape`` their ``[C, F, …]`` for one image. Raises
+    :class:`CannotLowerError` for a tail that the kernels do not know.
+    """
+
+    def __init__(self, tail: Sequence[nn.Module], shape: Sequence[int], dtype: torch.dtype) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise CannotLowerError(f"its activations are {dtype}")
+        self._image = (shape[0], 1, math.prod(shape[1:]))
+        named = [(str(place), module) for place, module in enumerate(tail)]
+        chain: list[tuple[str, nn.Module]] = [("sum", nn.Conv2d(shape[0], 1, 1, bias=False))]
+        chain += [("flat", nn.Flatten()), *named]
+        if len(shape) == 4:
+            chain.insert(2, ("maps", nn.Unflatten(1, tuple(shape[1:]))))
+        self._program = Program(lower_chain(chain, self._image), dtype)
+        modules = dict(named)
+        numbers = [
+            modules[name.split(".")[0]].get_parameter(name.split(".")[1]).detach().flatten()
+            for name in self._program.lowered.parameters[1:]
+        ]
+        self._tail = torch.cat([torch.empty(0, dtype=dtype), *numbers])[:, None]
+
+    def pack(self, selection: Tensor) -> list[Tensor]:
+        """Choices ``[P, C]`` of 0 and 1 as lane groups ``[weights, lanes]``, the last filled up."""
+        lanes = self._program.lanes
+        groups = []
+        for some in selection.to(self._program.dtype).split(lanes):
+            full = torch.cat([some, some[:1].expand(lanes - len(some), -1)])
+            groups.append(torch.cat([full.t(), self._tail.expand(-1, lanes)]).contiguous())
+        return groups
+
+    def sum_losses(self, groups: Sequence[Tensor], maps: Tensor, labels: Tensor) -> Tensor:
+        """Sums of cross-entropy float64 ``[groups · lanes]``; ``maps`` are ``[N, C, F, …]``."""
+        seen = Images(maps.contiguous().view(len(maps), *self._image), labels.contiguous())
+        losses = [loss for loss, _ in self._program.evaluate(groups, [seen] * len(groups))]
+        return torch.cat(losses)
