@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
-from scipy import stats
 
 __all__ = ["Correlation", "discordant_ratio", "kendall", "pearson", "spearman"]
 
@@ -25,6 +25,13 @@ class Correlation:
 UNDEFINED = Correlation(math.nan, math.nan)
 
 
+def _stats() -> ModuleType:
+    """SciPy's statistics, imported when something is correlated: half a second that a run saves."""
+    from scipy import stats
+
+    return stats
+
+
 def _defined(x: np.ndarray, y: np.ndarray) -> bool:
     return len(x) >= 2 and bool(np.ptp(x) > 0) and bool(np.ptp(y) > 0)
 
@@ -33,7 +40,7 @@ def kendall(x: np.ndarray, y: np.ndarray) -> Correlation:
     """Kendall's tau-b of two columns ``[n]``, right in the presence of ties (Kendall 1945)."""
     if not _defined(x, y):
         return UNDEFINED
-    result = stats.kendalltau(x, y, variant="b")
+    result = _stats().kendalltau(x, y, variant="b")
     return Correlation(float(result.statistic), float(result.pvalue))
 
 
@@ -41,7 +48,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
     """Spearman's rank correlation of two columns ``[n]``."""
     if not _defined(x, y):
         return UNDEFINED
-    result = stats.spearmanr(x, y)
+    result = _stats().spearmanr(x, y)
     return Correlation(float(result.statistic), float(result.pvalue))
 
 
@@ -49,7 +56,7 @@ def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
     """Pearson's linear correlation of two columns ``[n]``."""
     if not _defined(x, y):
         return UNDEFINED
-    result = stats.pearsonr(x, y)
+    result = _stats().pearsonr(x, y)
     return Correlation(float(result.statistic), float(result.pvalue))
 
 

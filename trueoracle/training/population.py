@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -168,24 +168,60 @@ def plan(
     ``memory`` (bytes; by default half of what is free) bounds what is trained at once. Raises
     :class:`InputError` where the engine asked for cannot, or the memory does not hold it.
     """
-    refusals = check_engine(engine, network, data, recipe)
+    check_engine(engine, network, data, recipe)
     budget = memory or available_memory(data.train.images.device) // 2
-    wanted = get_args(Engine) if engine == "auto" else (engine,)
-    trials = [_try(name, network, data, recipe, budget) for name in wanted if name not in refusals]
+    refusals: dict[str, str] = {}
+    wanted = [cast(Engine, engine)]
+    if engine == "auto":
+        wanted, refusals = _possible(network, data, recipe)
+    trials = [_try(name, network, data, recipe, budget) for name in wanted]
     fitting = [trial for trial in trials if trial.fits]
     if not fitting:
         raise InputError(
-            f"not even {trials[-1].group} of these networks fit the memory of "
-            f"{readable_bytes(budget)} with engine {trials[-1].engine!r}: raise --memory"
+            f"not even {trials[0].group} of these networks fit the memory of "
+            f"{readable_bytes(budget)} with engine {trials[0].engine!r}: raise --memory"
         )
     best = min(fitting, key=lambda trial: trial.seconds * _HANDICAP[trial.engine])
+    reason = "asked for"
     if engine == "auto":
         figures = ", ".join(f"{t.engine} {t.seconds * 1000:.3g} ms" for t in fitting)
         reason = f"{figures} a network and step of {_pilot_images(data, recipe)} images"
         reason += "".join(f"; {name} cannot: {why}" for name, why in refusals.items())
-    else:
-        reason = "asked for"
     return _sized(best, reason, data, recipe, members)
+
+
+def check_engine(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> None:
+    """Refuse an engine that cannot train the network, or is none, by :class:`InputError`."""
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if why := _refusal(engine, network, data, recipe):
+        raise InputError(f"engine {engine!r} cannot train this network: {why}")
+
+
+def _refusal(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
+    if engine == "native":
+        return native.refusal(network, data)
+    if engine == "wide":
+        return wide.refusal(network, recipe, data.train.images[:2])
+    return None
+
+
+def _possible(
+    network: nn.Module, data: Splits, recipe: Recipe
+) -> tuple[list[Engine], dict[str, str]]:
+    """The engines to try, and why the others cannot.
+
+    What the native kernels can express they train several times as fast as ``wide``, whose own
+    trial would then only cost time.
+    """
+    refusals: dict[str, str] = {}
+    fast: tuple[Engine, Engine] = ("native", "wide")
+    for name in fast:
+        why = _refusal(name, network, data, recipe)
+        if why is None:
+            return [name, "loop"], refusals
+        refusals[name] = why
+    return ["loop"], refusals
 
 
 # Which engine is fastest is seen with a stopwatch, so that a near tie could fall otherwise in the
@@ -205,23 +241,6 @@ class _Trial:
     @property
     def fits(self) -> bool:
         return self.most >= self.group
-
-
-def check_engine(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> dict[str, str]:
-    """The engines that cannot train the network, and why; no long work.
-
-    Raises :class:`InputError` where ``engine`` is among them, or is none.
-    """
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
-    reasons = {
-        "wide": wide.refusal(network, recipe, data.train.images[:2]),
-        "native": native.refusal(network, data),
-    }
-    refusals = {name: why for name, why in reasons.items() if why is not None}
-    if engine in refusals:
-        raise InputError(f"engine {engine!r} cannot train this network: {refusals[engine]}")
-    return refusals
 
 
 def _try(engine: Engine, network: nn.Module, data: Splits, recipe: Recipe, budget: int) -> _Trial:
