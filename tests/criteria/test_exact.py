@@ -390,7 +390,7 @@ def test_native_scores_do_not_depend_on_which_are_scored_together(
 ) -> None:
     candidates = list_candidates(find_groups(dense, few_digits.test.images[:2]), {"conv1": 0.5})
     whole = evaluate_all(dense, candidates, few_digits.test)
-    monkeypatch.setattr(exact, "NATIVE_CANDIDATES", 24)
+    monkeypatch.setattr(exact, "NATIVE_BYTES", 200_000)
     parts = [candidates.take(range(a, b)) for a, b in ((0, 7), (7, 100), (100, 252))]
     scores = [evaluate_all(dense, part, few_digits.test) for part in parts]
     assert np.concatenate(scores).tolist() == whole.tolist()

@@ -302,6 +302,69 @@ def test_a_forward_of_ones_own_is_a_chain_too() -> None:
     torch.testing.assert_close(outputs[:, :, 0], network(images).detach())
 
 
+class OnlyInTraining(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(128, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.flatten(x, 1)
+        if self.training:
+            x = functional.dropout(x, 0.5)
+        return self.fc(x)  # type: ignore[no-any-return]
+
+
+def test_what_a_network_does_beside_its_layers_is_noticed() -> None:
+    hooked = chain(nn.Flatten(), nn.Linear(128, 2))
+    hooked[1].register_forward_hook(lambda module, given, out: out * 3)
+    with pytest.raises(CannotLowerError, match="1 has hooks, or a forward of its own"):
+        lower(hooked, (2, 8, 8))
+    for mode in (True, False):
+        with pytest.raises(CannotLowerError, match="other things in training"):
+            lower(OnlyInTraining().train(mode), (2, 8, 8))
+    flat = Called()
+    flat.forward = lambda x: flat.fc(x.flatten())  # type: ignore[method-assign]
+    with pytest.raises(CannotLowerError):
+        lower(flat, (2, 8, 8))
+    with pytest.raises(CannotLowerError, match=r"images are \[4, 6\]"):
+        lower(chain(nn.MaxPool2d((2, 1)), nn.Flatten(), nn.Linear(12, 2)), (4, 6))
+
+
+def test_arguments_as_pytorch_takes_them() -> None:
+    network = chain(
+        *(nn.Conv2d(2, 3, (3,), padding=(1,)), nn.MaxPool2d((2,))),  # type: ignore[arg-type]
+        *(nn.AdaptiveAvgPool2d([2, 2]), nn.Flatten(), nn.Linear(12, 2)),  # type: ignore[arg-type]
+    )
+    with pytest.raises(CannotLowerError, match="unusual arguments"):
+        lower(network, (2, 8, 8))
+    with pytest.raises(CannotLowerError, match="larger than its image"):
+        lower(chain(nn.MaxPool2d(9), nn.Flatten()), (2, 8, 8))
+
+
+def test_losses_of_confident_networks_keep_their_digits() -> None:
+    """In single precision, beside large logits, as PyTorch does."""
+    network = chain(nn.Flatten(), nn.Linear(3, 3, bias=False))
+    with torch.no_grad():
+        network.get_parameter("1.weight").copy_(torch.eye(3))
+    program = Program(lower(network, (3,)))
+    rows = torch.tensor([[30.0, 18, 0], [300, 289, 0], [3000, 2992, 0]])
+    for row in rows.split(1):
+        seen = Images(row.contiguous(), torch.zeros(1, dtype=torch.int64))
+        ((loss, _),) = program.evaluate([program.pack([network])], [seen])
+        expected = functional.cross_entropy(row.double(), seen.labels)
+        assert float(loss[0]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_labels_that_no_output_stands_for_are_refused() -> None:
+    network = lenet5_mini(width=2)
+    program = Program(lower(network, (1, 32, 32)))
+    images, labels = samples((1, 32, 32), 10, 4)
+    for wrong in (-1, 10):
+        labels[2] = wrong
+        with pytest.raises(ValueError, match="labels must be 0 to 9"):
+            program.evaluate([program.pack([network])], [Images(images.float(), labels)])
+
+
 def test_macs_are_counted_as_published() -> None:
     """LeNet5-Mini keeping 5 of conv1's filters: 98,000 + 125,000 + 2,500 + 100 + 100."""
     assert lower(lenet5_mini(width=5), (1, 32, 32)).macs == 225_700

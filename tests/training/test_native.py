@@ -170,6 +170,49 @@ def test_flat_images_and_linear_layers(few_digits: Splits) -> None:
         )
 
 
+def test_images_with_channels_last_in_memory(few_digits: Splits) -> None:
+    def colour(split: Split) -> Split:
+        """As pictures come from NumPy."""
+        pixels = split.images.expand(-1, 3, -1, -1)[:, :, ::4, ::4].permute(0, 2, 3, 1).contiguous()
+        return Split(pixels.permute(0, 3, 1, 2), split.labels)
+
+    data = Splits(colour(few_digits.train), None, colour(few_digits.test), classes=10)
+    assert not data.train.images.is_contiguous()
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    single = copy.deepcopy(network)
+    recipe = Recipe(epochs=2, batch_size=64, learning_rate=0.01)
+    (found,) = train_population([network], [COMMON], data, recipe, engine="native")
+    expected = train(single, data, recipe, seed=0)
+    assert found[-1].test_loss == pytest.approx(expected[-1].test_loss, abs=1e-5)
+
+
+def test_adam_follows_pytorch_in_single_precision_too(few_digits: Splits) -> None:
+    """One step: nothing has had time to blow rounding up."""
+    recipe = Recipe(epochs=1, batch_size=300, optimizer="adam", learning_rate=0.01)
+    network = mlp((1, 32, 32), hidden=(4,))
+    before = [p.detach().clone().double() for p in network.parameters()]
+    exact = copy.deepcopy(network).double()
+    train_population([network], [COMMON], few_digits, recipe, engine="native")
+    train(Doubled(exact), few_digits, recipe, seed=0)
+    for start, found, expected in zip(
+        before, network.parameters(), exact.parameters(), strict=True
+    ):
+        change = (expected.detach() - start).abs()
+        difference = (found.detach().double() - expected.detach()).abs()
+        moved = change > 0.009
+        assert float((difference / change)[moved].max()) < 1e-5
+
+
+def test_a_forward_that_does_more_than_its_layers_is_refused(few_digits: Splits) -> None:
+    class Odd(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+            return super().forward(input) * 2
+
+    network = nn.Sequential(nn.Flatten(), Odd(1024, 10))
+    assert native.refusal(network, few_digits) is not None
+
+
 def test_what_the_kernels_cannot_train_is_said(few_digits: Splits) -> None:
     assert native.refusal(lenet5_mini(), few_digits) is None
     norm = mlp((1, 32, 32), batch_norm=True)

@@ -58,7 +58,10 @@ def report(
         print_json(written.summaries)
         return
     console = out()
-    console.print(relations_table(written.summaries))
+    if written.summaries[0]["relations"]:
+        console.print(relations_table(written.summaries))
+    else:
+        console.print("No network has been retrained yet: 'trueoracle run' goes on.")
     for relation in written.summaries[0]["relations"]:
         console.print(relation["verdict"])
     console.print(f"\nreport   {written.page}")

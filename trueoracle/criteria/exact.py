@@ -27,7 +27,6 @@ from torch.nn import functional
 
 from trueoracle.criteria.native import NativeTail
 from trueoracle.data.splits import Split
-from trueoracle.native.lowering import CannotLowerError
 from trueoracle.networks.tracing import trace
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.pruning.groups import Group, Reader
@@ -48,8 +47,8 @@ CONTRIBUTIONS_BYTES = 64 * 2**20
 BLOCK_CANDIDATES = 32
 """Most candidates in a block, and so the most that padding the last block can waste."""
 
-NATIVE_CANDIDATES = 8192
-"""Most candidates whose weights the native kernels hold at once: some 100 MB for small tails."""
+NATIVE_BYTES = 128 * 2**20
+"""Most that the weights of candidates take which the native kernels score together."""
 
 TRIED_IMAGES = 16
 """Images on which the shared computation is tried against the pruned networks themselves."""
@@ -282,7 +281,7 @@ class Exact:
         (maps,) = shared.contributions.values()
         try:
             native = NativeTail(self.tail, maps.shape[1:], maps.dtype)
-        except CannotLowerError as reason:
+        except Exception as reason:  # a user's own modules: anything can come out
             log.info("candidates are scored without the native kernels: %s", reason)
             return
         tried = sorted({0, len(self._candidates) - 1})
@@ -291,7 +290,8 @@ class Exact:
             logits = self._run_late(shared, torch.tensor(tried))
         answers = _cross_entropy(logits, labels.repeat_interleave(len(tried))).double()
         expected = answers.view(-1, len(tried)).sum(0)
-        if torch.allclose(found, expected, rtol=torch.finfo(maps.dtype).eps ** 0.5):
+        tolerance = torch.finfo(maps.dtype).eps ** 0.5
+        if torch.allclose(found, expected, rtol=tolerance, equal_nan=True):
             self._native = native
         else:
             log.warning("the native kernels disagree with PyTorch, and are not used: report this")
@@ -305,7 +305,7 @@ class Exact:
             sums = self._over_chunks(self.sum_losses, images, labels)
             return (sums / len(images)).cpu().numpy()
         parts = []
-        for some in self.selection.split(NATIVE_CANDIDATES):
+        for some in self.selection.split(max(1, NATIVE_BYTES // native.candidate_bytes)):
             groups = native.pack(some)
 
             def natively(shared: Shared, groups: list[Tensor] = groups) -> Tensor:

@@ -37,10 +37,15 @@ class NativeTail:
         self._program = Program(lower_chain(chain, self._image), dtype)
         modules = dict(named)
         numbers = [
-            modules[name.split(".")[0]].get_parameter(name.split(".")[1]).detach().flatten()
+            getattr(modules[name.split(".")[0]], name.split(".")[1]).detach().flatten()
             for name in self._program.lowered.parameters[1:]
         ]
         self._tail = torch.cat([torch.empty(0, dtype=dtype), *numbers])[:, None]
+
+    @property
+    def candidate_bytes(self) -> int:
+        """What the weights of one candidate take."""
+        return self._program.lowered.weights * self._program.dtype.itemsize
 
     def pack(self, selection: Tensor) -> list[Tensor]:
         """Choices ``[P, C]`` of 0 and 1 as lane groups ``[weights, lanes]``, the last filled up."""

@@ -745,7 +745,7 @@ class Worker {
     const Vector top = largest(logits);
     for (int lane = 0; lane < LANES; lane++) {
       const long label = images.label(image, lane, LANES);
-      T sum = 0;
+      double sum = 0;
       long answer = 0;
       for (long c = 0; c < classes; c++) {
         const T value = logits[c][lane];
@@ -754,7 +754,8 @@ class Worker {
         const T best = logits[answer][lane];
         if (value > best || (value != value && best == best)) answer = c;
       }
-      loss[lane] += double(std::log(sum) + top[lane] - logits[label][lane]);
+      // The difference first: beside a large logit the logarithm would lose its digits.
+      loss[lane] += std::log(sum) + double(top[lane] - logits[label][lane]);
       right[lane] += answer == label;
     }
   }
@@ -988,7 +989,8 @@ class Worker {
       return;
     }
     const bool decoupled = o.kind == Optimizer::adamw;
-    const T beta1 = T(0.9), beta2 = T(0.999), epsilon = T(1e-8);
+    // 1 - beta is rounded once, as in PyTorch: 1 - float(0.999) is off by 1e-5.
+    const T beta2 = T(0.999), rest1 = T(1 - 0.9), rest2 = T(1 - 0.999), epsilon = T(1e-8);
     const T size = T(o.learning_rate / (1 - std::pow(0.9, double(step))));
     const T root = T(std::sqrt(1 - std::pow(0.999, double(step))));
     Vector *mean = state, *square = state + count;
@@ -998,8 +1000,8 @@ class Worker {
         weights[i] *= 1 - rate * decay;
       else
         g += decay * weights[i];
-      mean[i] += (g - mean[i]) * (1 - beta1);
-      square[i] = beta2 * square[i] + (1 - beta2) * g * g;
+      mean[i] += (g - mean[i]) * rest1;
+      square[i] = beta2 * square[i] + rest2 * g * g;
       const Vector spread = each_lane<T>(square[i], [](T v) { return std::sqrt(v); });
       weights[i] -= size * mean[i] / (spread / root + epsilon);
     }

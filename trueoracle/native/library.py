@@ -15,7 +15,8 @@ INTERFACE = 1
 _NAMES = {"win32": "trueoracle.dll", "darwin": "libtrueoracle.dylib"}
 _ADVICE = (
     "retraining on the CPU will be several times slower: install a C++ compiler "
-    "(g++ or clang++) and reinstall trueoracle"
+    "(g++ or clang++) and reinstall trueoracle (pip install --force-reinstall --no-cache-dir "
+    "--no-deps)"
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -54,11 +54,18 @@ def lower(network: nn.Module, shape: Sequence[int]) -> Lowered:
     Raises :class:`CannotLowerError` for anything but a chain of convolution, linear, pointwise
     activation, pooling and flatten whose every parameter trains.
     """
-    chain = list(_chain(network))
+    chain = _chain(network)
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
     if frozen:
         raise CannotLowerError(f"{frozen[0]} does not train")
     lowered = lower_chain(chain, shape)
+    odd = [
+        name or "the network"
+        for name, module in network.named_modules()
+        if any(vars(module).get(hooks) for hooks in _HOOKS) or "forward" in vars(module)
+    ]
+    if odd:
+        raise CannotLowerError(f"{odd[0]} has hooks, or a forward of its own")
     owned = {name for name, _ in network.named_parameters()}
     if owned != set(lowered.parameters) or len(owned) != len(lowered.parameters):
         raise CannotLowerError("it has parameters that are not read exactly once")
@@ -67,7 +74,14 @@ def lower(network: nn.Module, shape: Sequence[int]) -> Lowered:
 
 def lower_chain(chain: Sequence[tuple[str, nn.Module]], shape: Sequence[int]) -> Lowered:
     """Lower named modules that are applied one after the other."""
-    sizes = list(shape) + [1] * (3 - len(shape))
+    try:
+        return _lower_chain(chain, shape)
+    except (TypeError, ValueError, IndexError) as error:  # odd arguments that PyTorch takes
+        raise CannotLowerError(f"a layer has unusual arguments: {first_line(error)}") from error
+
+
+def _lower_chain(chain: Sequence[tuple[str, nn.Module]], shape: Sequence[int]) -> Lowered:
+    sizes = [*shape, 1, 1] if len(shape) == 1 else list(shape)
     if len(sizes) != 3:
         raise CannotLowerError(f"its images are {list(shape)}, not [C, H, W]")
     is_flat = len(shape) == 1
@@ -85,14 +99,14 @@ def lower_chain(chain: Sequence[tuple[str, nn.Module]], shape: Sequence[int]) ->
             if module.dim != 1 or len(module.unflattened_size) != 3 or not is_flat:
                 raise CannotLowerError(f"{name} unflattens to other than [C, H, W]")
             sizes, is_flat = [int(size) for size in module.unflattened_size], False
-        elif isinstance(module, nn.Conv2d | nn.Linear):
+        elif type(module) in (nn.Conv2d, nn.Linear):
             if isinstance(module, nn.Linear) and not is_flat:
                 raise CannotLowerError(f"{name} is linear over images that are not flattened")
             pads = isinstance(module, nn.Conv2d) and module.padding not in (0, (0, 0))
             if pads and lowered.blocks and _output(lowered.blocks[-1]) != sizes:
                 lowered.blocks.append(_begin(sizes))  # borders need the image in its new shape
             block = _begin(sizes)
-            _weighted(name, module, block, lowered)
+            _weighted(name, cast(nn.Conv2d | nn.Linear, module), block, lowered)
             lowered.blocks.append(block)
             sizes = _output(block)
         elif activation := _activation(module):
@@ -194,6 +208,8 @@ def _pool(name: str, module: nn.Module, sizes: Sequence[int], lowered: Lowered) 
     block.counts_padding = counts
     block.PH = (block.OH + 2 * padding[0] - size[0]) // stride[0] + 1
     block.PW = (block.OW + 2 * padding[1] - size[1]) // stride[1] + 1
+    if block.PH < 1 or block.PW < 1:
+        raise CannotLowerError(f"{name} is larger than its image")
     return _output(block)
 
 
@@ -228,11 +244,12 @@ def _activation(module: nn.Module) -> tuple[str, float, float] | None:
 
 
 def _pooling(
-    name: str, module: nn.Module, sizes: Sequence[int]
+    name: str, given: nn.Module, sizes: Sequence[int]
 ) -> tuple[str, tuple[int, int], tuple[int, int], tuple[int, int], int]:
     """Kind, window, stride, padding, and whether an average counts the padding."""
     _, height, width = sizes
-    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d) and not module.ceil_mode:
+    module: Any = given
+    if type(module) in (nn.MaxPool2d, nn.AvgPool2d) and not module.ceil_mode:
         size, padding = _two(module.kernel_size), _two(module.padding)
         stride = _two(module.stride)
         if isinstance(module, nn.MaxPool2d):
@@ -240,9 +257,9 @@ def _pooling(
                 return "max", size, stride, padding, 0
         elif module.divisor_override is None:
             return "average", size, stride, padding, int(module.count_include_pad)
-    if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
+    if type(module) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
         wanted: Any = module.output_size
-        rows, columns = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+        rows, columns = (wanted, wanted) if isinstance(wanted, int) else wanted or (None, None)
         rows, columns = rows or height, columns or width  # None: as many as there are
         if not (height % rows or width % columns or getattr(module, "return_indices", False)):
             window = (height // rows, width // columns)
@@ -252,7 +269,16 @@ def _pooling(
 
 
 def _two(value: Any) -> tuple[int, int]:
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+    sizes = [value] if isinstance(value, int) else list(value)
+    first, second = sizes * 2 if len(sizes) == 1 else sizes
+    return int(first), int(second)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _flatten(start_dim: int = 0, end_dim: int = -1) -> nn.Module:
+    return nn.Flatten(start_dim, end_dim)  # whose own default is to spare the first axis
 
 
 # Calls in a forward, as the modules that do the same.
@@ -260,7 +286,7 @@ _CALLS: dict[Any, Callable[..., nn.Module]] = {
     **dict.fromkeys((torch.relu, functional.relu, functional.relu_), nn.ReLU),
     **dict.fromkeys((torch.tanh, functional.tanh), nn.Tanh),
     **dict.fromkeys((torch.sigmoid, functional.sigmoid), nn.Sigmoid),
-    **dict.fromkeys((torch.flatten,), nn.Flatten),
+    torch.flatten: _flatten,
     **dict.fromkeys((functional.max_pool2d, torch.max_pool2d), nn.MaxPool2d),
     functional.avg_pool2d: nn.AvgPool2d,
     functional.silu: nn.SiLU,
@@ -268,15 +294,33 @@ _CALLS: dict[Any, Callable[..., nn.Module]] = {
     functional.leaky_relu: nn.LeakyReLU,
     functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
 }
-_METHODS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "flatten": nn.Flatten}
+_METHODS: dict[str, Callable[..., nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "flatten": _flatten,
+}
 
 
-def _chain(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _chain(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules that a network applies one after the other, by name."""
+    modes = [(module, module.training) for module in network.modules()]
     try:
-        graph = trace(network).graph
+        graphs = [trace(network.train(mode)).graph for mode in (True, False)]
     except Exception as error:  # the user's forward runs: anything can come out
         raise CannotLowerError(f"it cannot be traced: {first_line(error)}") from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    steps = [
+        [(n.op, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes] for graph in graphs
+    ]
+    if steps[0] != steps[1]:
+        raise CannotLowerError("it does other things in training than in evaluation mode")
+    return list(_links(network, graphs[0]))
+
+
+def _links(network: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, nn.Module]]:
     previous: fx.Node | None = None
     for node in graph.nodes:
         if node.op == "placeholder":

@@ -7,7 +7,11 @@ namespace trueoracle {
 
 constexpr long MOST_BLOCKS = 128;
 
-// The numbers are those of the Python door (lowering.py).
+// What all kernels share must not exist as a function: the linker would keep one of the compiled
+// versions for all, perhaps that for a processor which is not at hand.
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+// The numbers are those of lowering.py.
 enum class Activation : int64_t {
   identity = 0, relu, leaky_relu, clamp, elu, sigmoid, tanh, silu, gelu
 };
@@ -18,8 +22,8 @@ struct Block;
 // The border around a buffer of activations.
 struct Frame {
   long pad_h, pad_w, floats;  // floats: numbers in one sample's buffer, borders included
-  inline long at(const Block& block, long f, long y, long x) const;
-  long size() const { return floats; }
+  ALWAYS_INLINE long at(const Block& block, long f, long y, long x) const;
+  ALWAYS_INLINE long size() const { return floats; }
 };
 
 // Part of an axis that a pooling window covers, and how much of the window lies before the image.
@@ -42,35 +46,39 @@ struct Block {
 
   static constexpr int FIELDS = 33;
 
-  long input_size() const { return C * (H + 2 * pad_h) * (W + 2 * pad_w); }
-  long conv_size() const { return F * OH * OW; }
-  long output_size() const { return F * PH * PW; }
-  long filter_size() const { return C * KH * KW; }
-  bool activates_after_pool() const { return pools_first != 0; }
+  ALWAYS_INLINE long input_size() const { return C * (H + 2 * pad_h) * (W + 2 * pad_w); }
+  ALWAYS_INLINE long conv_size() const { return F * OH * OW; }
+  ALWAYS_INLINE long output_size() const { return F * PH * PW; }
+  ALWAYS_INLINE long filter_size() const { return C * KH * KW; }
+  ALWAYS_INLINE bool activates_after_pool() const { return pools_first != 0; }
 
   // Whether windows neither overlap nor leave gaps nor reach over the border.
-  bool pools_apart() const {
+  ALWAYS_INLINE bool pools_apart() const {
     return pool_stride_h == pool_h && pool_stride_w == pool_w && !pool_pad_h && !pool_pad_w;
   }
   // Whether every value falls into exactly one window.
-  bool pools_all() const { return pools_apart() && PH * pool_h == OH && PW * pool_w == OW; }
+  ALWAYS_INLINE bool pools_all() const { return pools_apart() && PH * pool_h == OH && PW * pool_w == OW; }
   // The rows of the convolution's output that anything reads.
-  long used_rows() const { return pool != Pool::none && pools_apart() ? PH * pool_h : OH; }
+  ALWAYS_INLINE long used_rows() const { return pool != Pool::none && pools_apart() ? PH * pool_h : OH; }
 
-  static Span window(long index, long stride, long pad, long size, long extent) {
+  static ALWAYS_INLINE Span window(long index, long stride, long pad, long size, long extent) {
     const long start = index * stride - pad;
     const long from = start < 0 ? 0 : start;
     const long to = start + size > extent ? extent : start + size;
     return Span{from, to, from - start};
   }
-  Span window_rows(long y) const { return window(y, pool_stride_h, pool_pad_h, pool_h, OH); }
-  Span window_columns(long x) const { return window(x, pool_stride_w, pool_pad_w, pool_w, OW); }
-  long divisor(Span rows, Span columns) const {
+  ALWAYS_INLINE Span window_rows(long y) const {
+    return window(y, pool_stride_h, pool_pad_h, pool_h, OH);
+  }
+  ALWAYS_INLINE Span window_columns(long x) const {
+    return window(x, pool_stride_w, pool_pad_w, pool_w, OW);
+  }
+  ALWAYS_INLINE long divisor(Span rows, Span columns) const {
     return counts_padding ? pool_h * pool_w : (rows.to - rows.from) * (columns.to - columns.from);
   }
 };
 
-inline long Frame::at(const Block& block, long f, long y, long x) const {
+ALWAYS_INLINE long Frame::at(const Block& block, long f, long y, long x) const {
   return (f * (block.PH + 2 * pad_h) + y + pad_h) * (block.PW + 2 * pad_w) + x + pad_w;
 }
 
@@ -87,7 +95,7 @@ struct Images {
   const void* pixels;
   const int64_t* labels;
   int64_t shared;
-  long label(long image, int lane, int lanes) const {
+  ALWAYS_INLINE long label(long image, int lane, int lanes) const {
     return shared ? labels[image] : labels[image * lanes + lane];
   }
 };

@@ -144,14 +144,17 @@ class Program:
         steps_before: int = 0,
     ) -> list[tuple[Tensor, ...]]:
         count = len(images[0])
+        for seen in {id(seen): seen for seen in images}.values():
+            self._check_images(seen, count)
         units = (Unit * len(weights))()
         results: list[tuple[Tensor, ...]] = []
         for position, (unit, own, seen) in enumerate(zip(units, weights, images, strict=True)):
-            self._check(own, seen, count)
+            self._check_numbers(own, (self.lowered.weights, self.lanes))
             unit.weights, unit.pixels = own.data_ptr(), seen.pixels.data_ptr()
             unit.labels, unit.shared = seen.labels.data_ptr(), seen.shared
             unit.steps_before = steps_before
             if task == "train":
+                self._check_numbers(state[position], (-1, self.lowered.weights, self.lanes))
                 unit.state = state[position].data_ptr()
             results.append(self._results(task, unit, count))
         code = self._library.trueoracle_run(
@@ -178,23 +181,33 @@ class Program:
         unit.out = out.data_ptr()
         return (out,)
 
-    def _check(self, weights: Tensor, images: Images, count: int) -> None:
-        """The kernels trust what they are given: nothing else may reach them."""
+    # The kernels trust what they are given: nothing else may reach them.
+
+    def _check_images(self, images: Images, count: int) -> None:
         first = self.lowered.blocks[0]
-        pixels = count * first.C * first.H * first.W * (1 if images.shared else self.lanes)
-        fits = (
-            weights.shape == (self.lowered.weights, self.lanes)
-            and weights.dtype == images.pixels.dtype == self.dtype
-            and weights.is_contiguous()
-            and images.pixels.is_contiguous()
-            and images.labels.is_contiguous()
-            and images.pixels.numel() == pixels
-            and images.labels.numel() == count * (1 if images.shared else self.lanes)
-            and weights.data_ptr() % 64 == 0
-            and (images.shared or images.pixels.data_ptr() % 64 == 0)
-        )
-        if not fits:
-            raise ValueError("tensors of another shape, type or layout than the kernels take")
+        copies = 1 if images.shared else self.lanes
+        pixels, labels = images.pixels, images.labels
+        if (
+            pixels.dtype != self.dtype
+            or labels.dtype != torch.int64
+            or not (pixels.is_contiguous() and labels.is_contiguous())
+            or pixels.numel() != count * first.C * first.H * first.W * copies
+            or labels.numel() != count * copies
+            or (not images.shared and pixels.data_ptr() % 64)
+        ):
+            raise ValueError("images of another shape, type or layout than the kernels take")
+        if count and not 0 <= int(labels.min()) <= int(labels.max()) < self.lowered.outputs:
+            raise ValueError(f"labels must be 0 to {self.lowered.outputs - 1}")
+
+    def _check_numbers(self, numbers: Tensor, shape: tuple[int, ...]) -> None:
+        if (
+            numbers.dtype != self.dtype
+            or not numbers.is_contiguous()
+            or numbers.ndim != len(shape)
+            or numbers.shape[-2:] != shape[-2:]
+            or numbers.data_ptr() % 64
+        ):
+            raise ValueError("weights of another shape, type or layout than the kernels take")
 
 
 def _flat(network: nn.Module, lowered: Lowered) -> Tensor:

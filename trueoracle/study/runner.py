@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,7 +63,7 @@ def run(
         check_engine(engine, example, prepared.data, prepared.spec.retraining)
     with locked(folder, patience=1.0), Store(folder) as store:
         sitting = _begin(prepared, store)
-        plan = _plan(prepared, store, engine, memory) if retrain else None
+        plan = _plan(prepared, store, progress, engine, memory) if retrain else None
         dense = _dense_stage(prepared, folder, store, progress)
         _list_stage(prepared, store, progress)
         adopted = _adopt(prepared, folder, store, progress)
@@ -270,7 +269,9 @@ def _next_size(size: int, seconds: float) -> int:
     return size // 2 if too_long else size
 
 
-def _plan(prepared: Prepared, store: Store, engine: str, memory: int | None) -> Plan | None:
+def _plan(
+    prepared: Prepared, store: Store, progress: Progress, engine: str, memory: int | None
+) -> Plan | None:
     """How to retrain what is left; None where nothing is. A resumed study keeps its engine."""
     left = prepared.retrainings - store.counts()["retrainings"]
     if left <= 0:
@@ -283,8 +284,10 @@ def _plan(prepared: Prepared, store: Store, engine: str, memory: int | None) -> 
 
     before = store.noted("engine")
     if engine == "auto" and before:
-        with suppress(InputError):  # it cannot any more: on another machine, say
+        try:
             return replace(choose(before), reason="as in the sitting before")
+        except InputError as error:  # on another machine, say
+            progress.message(f"retraining cannot go on as it began: {error}")
     return choose(engine)
 
 

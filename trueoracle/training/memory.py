@@ -33,7 +33,9 @@ def available_memory(device: torch.device) -> int:
     with suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text(encoding="ascii"))
-        found.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        cached = re.findall(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
+        found.append(limit - used + sum(map(int, cached)))  # files read are given up when needed
     return max(0, min(found, default=_ELSEWHERE))
 
 

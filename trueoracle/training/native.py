@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trueoracle.data.splits import Splits
 from trueoracle.native.library import Kernel, Optimizer
 from trueoracle.native.lowering import CannotLowerError, lower
 from trueoracle.native.program import Images, Program
 from trueoracle.training.loop import Stream, batches
-from trueoracle.training.recipe import Recipe
+from trueoracle.training.recipe import Recipe, Retraining
 
 __all__ = ["NativePopulation", "measure_memory", "refusal"]
 
@@ -31,9 +33,29 @@ def refusal(network: nn.Module, data: Splits) -> str | None:
         return f"the native kernels run on the CPU, not on {images.device.type}"
     try:
         _program(network, data)
+        return None if _agrees(network, data) else "it computes other things than its layers say"
     except CannotLowerError as reason:
         return str(reason)
-    return None
+
+
+def _agrees(network: nn.Module, data: Splits) -> bool:
+    """Whether the kernels give PyTorch's outputs and gradients for two images.
+
+    In double precision, so that what differs differs; a forward can do more than tracing shows.
+    """
+    tried = copy.deepcopy(network).double()
+    images, labels = data.train.images[:2].double().contiguous(), data.train.labels[:2]
+    program = _program(tried, data)
+    weights, seen = [program.pack([tried])], [Images(images, labels.contiguous())]
+    with torch.no_grad():
+        outputs = tried.eval()(images)
+    loss = functional.cross_entropy(tried.train()(images), labels)
+    gradients = torch.autograd.grad(loss, [*tried.parameters()])
+    by_name = dict(zip(dict(tried.named_parameters()), gradients, strict=True))
+    expected = torch.cat([by_name[name].flatten() for name in program.lowered.parameters])
+    return torch.allclose(program.outputs(weights, seen)[0][:, :, 0], outputs) and torch.allclose(
+        program.gradients(weights, seen)[0][:, 0], expected
+    )
 
 
 def lanes(network: nn.Module, data: Splits) -> int:
@@ -51,6 +73,9 @@ def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[in
     fixed = torch.get_num_threads() * program.workspace(backward=True) + 2 * images
     # Weights, the optimiser's state, and the network itself, which holds no gradients.
     numbers = program.lowered.weights * (2 + _STATES[recipe.optimizer])
+    if isinstance(recipe, Retraining) and not recipe.common_random_numbers:
+        # A batch of its own, as it is made and beside those of the other lanes.
+        numbers += 2 * recipe.batch_size * data.train.images[0].numel()
     return fixed, numbers * program.dtype.itemsize
 
 
@@ -141,7 +166,9 @@ class NativePopulation:
                 if not taken:
                     return
                 pixels = torch.cat([images for images, _ in taken]).to(self._program.dtype)
-                seen[stream] = Images(pixels, torch.cat([labels for _, labels in taken]))
+                seen[stream] = Images(
+                    pixels.contiguous(), torch.cat([labels for _, labels in taken])
+                )
             yield [self._seen_by([self._streams[i] for i in group], seen) for group in self._groups]
 
     def _seen_by(self, streams: list[Stream], seen: dict[Stream, Images]) -> Images:

@@ -178,8 +178,9 @@ def plan(
     fitting = [trial for trial in trials if trial.fits]
     if not fitting:
         raise InputError(
-            f"not even {trials[0].group} of these networks fit the memory of "
-            f"{readable_bytes(budget)} with engine {trials[0].engine!r}: raise --memory"
+            f"{trials[0].group} of these networks, which engine {trials[0].engine!r} trains as "
+            f"one, need {readable_bytes(trials[0].needs)}, and --memory leaves "
+            f"{readable_bytes(budget)}"
         )
     best = min(fitting, key=lambda trial: trial.seconds * _HANDICAP[trial.engine])
     reason = "asked for"
@@ -231,12 +232,16 @@ _HANDICAP = {"native": 0.7, "wide": 1.0, "loop": 0.95}
 
 @dataclass(frozen=True)
 class _Trial:
-    """What an engine did with a few images: seconds a network and step; members that fit."""
+    """What an engine did with a few images: seconds a network and step; members that fit.
+
+    ``needs`` is the memory of one group, in bytes.
+    """
 
     engine: Engine
     group: int
     most: int
     seconds: float
+    needs: int = 0
 
     @property
     def fits(self) -> bool:
@@ -244,17 +249,18 @@ class _Trial:
 
 
 def _try(engine: Engine, network: nn.Module, data: Splits, recipe: Recipe, budget: int) -> _Trial:
-    group, most, members = 1, 1, 1
+    group, most, members, fixed, each = 1, 1, 1, 0, 0
     if engine == "native":
         group = native.lanes(network, data)
         fixed, each = native.measure_memory(network, data, recipe)
-        most, members = (budget - fixed) // each, group * torch.get_num_threads()
+        most = (budget - fixed) // each
+        members = group * max(1, min(torch.get_num_threads(), most // group))
     elif engine == "wide":
         fixed, each = wide.measure_memory(network, data, recipe)
         most = (budget - fixed) // max(each, 1)
         members = max(1, min(most, _PILOT_MEMBERS))
     seconds = _seconds_a_step(engine, network, data, recipe, members) if most >= group else math.inf
-    return _Trial(engine, group, most, seconds)
+    return _Trial(engine, group, most, seconds, needs=fixed + each * group)
 
 
 def _seconds_a_step(
@@ -291,5 +297,6 @@ def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: in
         most = min(trial.most, _MOST_WIDE) if on_cpu else trial.most
         return Plan("wide", reason, group=min(most, members))
     threads = torch.get_num_threads()
-    groups = min(in_time, trial.most) // trial.group
-    return Plan("native", reason, trial.group, max(1, groups // threads * threads))
+    # A group each for the threads, however long that takes, and whole rounds of them.
+    groups = max(threads, in_time // trial.group // threads * threads)
+    return Plan("native", reason, trial.group, min(groups, trial.most // trial.group))
