@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trueoracle.data import datasets
 from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import first_line
+from trueoracle.native.library import kernels
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.groups import find_groups
@@ -202,7 +203,7 @@ def population(variant: str, setting: Setting, data: Splits) -> tuple[Trained, i
         if why := wide.refusal(example, RECIPE, data.train.images[:2]):
             raise ValueError(why)
     else:
-        if why := native.refusal(example, data):
+        if why := native.refusal(example, data, RECIPE):
             raise ValueError(why)
         members = native.lanes(example, data) * setting.native_groups
     networks = setting.pruned(members, data.train.images)
@@ -345,10 +346,7 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine(), "rows": []}
     for name in options.settings:
         result["rows"] += measure_setting(name, options.rounds, tuple(options.variants))
-    if (
-        not options.no_study
-        and native.refusal(SETTINGS["lenet5-mini"].make(), SETTINGS["lenet5-mini"].data()) is None
-    ):
+    if not options.no_study and kernels():
         result["study"] = measure_study(options.rounds, epochs=3)
     show(result, options.json, result["rows"])
     if not options.json and "study" in result:

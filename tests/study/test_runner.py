@@ -8,12 +8,16 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import trueoracle
@@ -32,8 +36,8 @@ from trueoracle.study import runner, spec
 from trueoracle.study.results import Results
 from trueoracle.study.store import DATABASE, locked
 from trueoracle.study.study import Study
-from trueoracle.training import population
 from trueoracle.training.loop import train
+from trueoracle.training.population import Plan
 
 
 def outcomes(results: Results) -> pd.DataFrame:
@@ -130,7 +134,12 @@ def test_the_same_study_gives_the_same_numbers(tiny_fields: dict[str, Any], tmp_
 def test_an_interrupted_study_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped within the second population; the first one is kept."""
     whole = Study(study.spec, runs=study.folder.parent.parent / "whole").run(progress=False)
-    monkeypatch.setattr(population, "CHUNK_SECONDS", 0.0)  # each seed's ten networks by themselves
+    whole_chunks = runner._chunks
+
+    def seed_by_seed(left: dict[int, list[int]], plan: Plan) -> Iterator[list[tuple[int, int]]]:
+        return whole_chunks(left, replace(plan, group=10, groups=1))
+
+    monkeypatch.setattr(runner, "_chunks", seed_by_seed)
 
     class Stopper(Recorder):
         def advance(self, count: float = 1, note: str = "") -> None:
@@ -149,6 +158,65 @@ def test_an_interrupted_study_goes_on(study: Study, monkeypatch: pytest.MonkeyPa
     assert progress.stages == [("retrain", 20, 10)]
     pd.testing.assert_frame_equal(outcomes(results), outcomes(whole))
     assert results.provenance[0]["ended"] is None
+
+
+@pytest.mark.parametrize("engine", ["loop", "wide"])
+def test_engines_change_nothing_but_the_speed(
+    tiny_fields: dict[str, Any], tmp_path: Path, engine: str
+) -> None:
+    usual = Study(**tiny_fields, runs=tmp_path / "usual").run(progress=False)
+    other = Study(**tiny_fields, runs=tmp_path / engine).run(progress=False, engine=engine)
+    assert other.provenance[0]["engine"] == engine
+    pd.testing.assert_frame_equal(outcomes(usual), outcomes(other), rtol=0, atol=1e-3)
+
+
+def test_a_resumed_study_keeps_its_engine(study: Study) -> None:
+    class Stopper(Recorder):
+        def advance(self, count: float = 1, note: str = "") -> None:
+            super().advance(count)
+            if self.stages[-1][0] == "retrain" and self.advanced >= 4 + 20 + 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study.run(progress=Stopper(), engine="loop")
+    progress = Recorder()
+    results = study.run(progress=progress)
+    assert "retraining: engine loop, one network at a time: as in the sitting before" in (
+        progress.messages
+    )
+    assert [sitting["engine"] for sitting in results.provenance] == ["loop", "loop"]
+    assert 3 <= progress.stages[0][2] < 20
+
+
+def test_an_engine_that_cannot_is_refused_before_anything_is_written(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    network = {"name": "mlp", "arguments": {"hidden": (4,), "batch_norm": True}}
+    fields = tiny_fields | {"network": network, "pruning": {"layers": {"fc1": 0.25}}}
+    with pytest.raises(InputError, match="engine 'native' cannot train this network"):
+        Study(**fields, runs=tmp_path / "runs").run(progress=False, engine="native")
+    with pytest.raises(InputError, match="unknown engine 'fast'"):
+        Study(**tiny_fields, runs=tmp_path / "runs").run(progress=False, engine="fast")
+    with pytest.raises(InputError, match="amount of memory"):
+        Study(**tiny_fields, runs=tmp_path / "runs").run(progress=False, memory="much")
+    assert not (tmp_path / "runs").exists()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    left=st.dictionaries(st.integers(0, 5), st.lists(st.integers(0, 99), unique=True), max_size=4),
+    group=st.integers(1, 7),
+    groups=st.integers(1, 4),
+)
+def test_chunks_hold_every_network_once_and_one_seed_a_group(
+    left: dict[int, list[int]], group: int, groups: int
+) -> None:
+    plan = Plan("native", "a test", group, groups)
+    chunks = list(runner._chunks(left, plan))
+    members = [member for chunk in chunks for member in chunk]
+    assert members == [(seed, index) for seed, indices in left.items() for index in indices]
+    assert all(0 < len(chunk) <= group * groups for chunk in chunks)
+    assert all(len(chunk) == group * groups for chunk in chunks[:-1]) or len(left) > 1
 
 
 def test_scoring_is_resumed_too(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

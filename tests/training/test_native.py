@@ -210,11 +210,15 @@ def test_a_forward_that_does_more_than_its_layers_is_refused(few_digits: Splits)
             return super().forward(input) * 2
 
     network = nn.Sequential(nn.Flatten(), Odd(1024, 10))
-    assert native.refusal(network, few_digits) is not None
+    assert native.refusal(network, few_digits, Recipe()) is not None
 
 
 def test_what_the_kernels_cannot_train_is_said(few_digits: Splits) -> None:
-    assert native.refusal(lenet5_mini(), few_digits) is None
+    assert native.refusal(lenet5_mini(), few_digits, Recipe()) is None
+    assert "bfloat16" in str(native.refusal(lenet5_mini(), few_digits, Recipe(autocast=True)))
     norm = mlp((1, 32, 32), batch_norm=True)
-    assert native.refusal(norm, few_digits) == "norm1 is a BatchNorm1d"
-    assert native.refusal(lenet5_mini().half(), few_digits) == "its weights are torch.float16"
+    assert native.refusal(norm, few_digits, Recipe()) == "norm1 is a BatchNorm1d"
+    assert (
+        native.refusal(lenet5_mini().half(), few_digits, Recipe())
+        == "its weights are torch.float16"
+    )

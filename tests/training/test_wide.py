@@ -265,7 +265,7 @@ def test_gradients_are_those_of_the_members(path: Any, data: Splits) -> None:
     alone = copy.deepcopy(networks)
     recipe = recipe_of(momentum=0, weight_decay=0, learning_rate=1)
     population = WidePopulation(networks, [(0, "")] * 2, data, recipe, convolution=path)
-    population._wide.train(True)
+    population._stacked.train(True)
     images, labels = data.train.images[:8].double(), data.train.labels[:8]
     population._step(images, labels)
     population.write_back()
@@ -378,11 +378,15 @@ def test_autocast_trains_in_bfloat16_and_measures_in_float32(data: Splits) -> No
     recipe = recipe_of(epochs=4, optimizer="adam", learning_rate=0.01)
     plain = train_wide(members(pruned_lenet), data, recipe)["train"][0]
     networks = members(pruned_lenet)
-    found = train_wide(networks, data, recipe, autocast=True)["train"][0]
+    rounded = recipe.model_copy(update={"autocast": True})
+    found = train_wide(networks, data, rounded)["train"][0]
     assert not torch.equal(found, plain)
     assert float(found.max()) < 2.25
     for network, loss in zip(networks, found.tolist(), strict=True):
         assert evaluate(network, data.train).loss == pytest.approx(loss, abs=1e-5)
+    (alone,) = members(pruned_lenet)[:1]
+    records = train(alone, data, rounded, seed=0)
+    assert records[-1].train_loss == pytest.approx(float(found[0]), abs=0.05)  # 8 bits
 
 
 class Branching(nn.Module):

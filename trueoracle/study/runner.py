@@ -276,7 +276,7 @@ def _plan(
     left = prepared.retrainings - store.counts()["retrainings"]
     if left <= 0:
         return None
-    pruned = prepared.candidates.prune(prepared.network.to(prepared.device), 0)
+    pruned = prepared.candidates.prune(prepared.network, 0)
 
     def choose(name: str) -> Plan:
         recipe = prepared.spec.retraining

@@ -87,9 +87,10 @@ def train_epoch(
         torch.manual_seed(stream_seed(stream[0], epoch, "network", stream[1]))
         for images, labels in batches(data, recipe, stream[0], epoch, stream[1]):
             optimizer.zero_grad()
-            loss = functional.cross_entropy(
-                network(images), labels, label_smoothing=recipe.label_smoothing
-            )
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.autocast):
+                loss = functional.cross_entropy(
+                    network(images), labels, label_smoothing=recipe.label_smoothing
+                )
             loss.backward()
             if recipe.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)

@@ -26,9 +26,11 @@ _KINDS = ("sgd", "adam", "adamw")
 _STATES = {"sgd": 1, "adam": 2, "adamw": 2}
 
 
-def refusal(network: nn.Module, data: Splits) -> str | None:
+def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     """Why the kernels cannot train this network on these images; None where they can."""
     images = data.train.images
+    if recipe.autocast:
+        return "the native kernels know no bfloat16 (autocast)"
     if images.device.type != "cpu":
         return f"the native kernels run on the CPU, not on {images.device.type}"
     try:

@@ -31,10 +31,13 @@ Engine = Literal["loop", "wide", "native"]
 ENGINES: tuple[str, ...] = ("auto", *get_args(Engine))
 
 CHUNK_SECONDS = 60.0
-"""Aim for one call of :func:`train_population`: what a killed run loses at most, roughly."""
+"""Aim for one call of :func:`train_population`: what a killed run loses at most, roughly.
 
-_MOST_WIDE = 64
-"""Members of a wide population on the CPU, where more at once gain nothing."""
+A call has to train one group for each thread, however long that takes.
+"""
+
+_MOST_WIDE = 16
+"""Members of a wide population on the CPU: more at once gain nothing, and large tensors cost."""
 
 _PILOT_IMAGES = 64
 _PILOT_MEMBERS = 4
@@ -201,7 +204,7 @@ def check_engine(engine: str, network: nn.Module, data: Splits, recipe: Recipe) 
 
 def _refusal(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     if engine == "native":
-        return native.refusal(network, data)
+        return native.refusal(network, data, recipe)
     if engine == "wide":
         return wide.refusal(network, recipe, data.train.images[:2])
     return None
@@ -295,7 +298,7 @@ def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: in
     if trial.engine == "wide":
         on_cpu = data.train.images.device.type == "cpu"
         most = min(trial.most, _MOST_WIDE) if on_cpu else trial.most
-        return Plan("wide", reason, group=min(most, members))
+        return Plan("wide", reason, group=min(most, members, max(in_time, _PILOT_MEMBERS)))
     threads = torch.get_num_threads()
     # A group each for the threads, however long that takes, and whole rounds of them.
     groups = max(threads, in_time // trial.group // threads * threads)

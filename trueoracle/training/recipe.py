@@ -35,6 +35,9 @@ class Recipe(Frozen):
     final_learning_rate: float = Field(0.0, ge=0, description="cosine: the rate approached")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the training loss only")
     gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm; none: off")
+    autocast: bool = Field(
+        False, description="train in bfloat16 where torch deems it safe; not by the native engine"
+    )
     shift: int = Field(0, ge=0, description="augmentation: largest random shift, in pixels")
     flip: bool = Field(False, description="augmentation: mirror half of the images left to right")
 
