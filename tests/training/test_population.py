@@ -103,6 +103,14 @@ def test_memory_bounds_what_is_trained_at_once(few_digits: Splits) -> None:
 
 
 @needs_kernels
+def test_where_memory_holds_no_population_the_loop_is_left(few_digits: Splits) -> None:
+    chosen = plan(lenet5_mini(), few_digits, RECIPE, members=9, memory=1000)
+    assert chosen.engine == "loop"
+    assert "native needs" in chosen.reason
+    assert "MB, and --memory leaves 1 kB" in chosen.reason
+
+
+@needs_kernels
 def test_batches_of_ones_own_take_memory(few_digits: Splits) -> None:
     network = lenet5_mini()
     common = native.measure_memory(network, few_digits, Retraining(batch_size=256))

@@ -168,8 +168,9 @@ def plan(
     """Choose how to retrain ``members`` networks like ``network``.
 
     ``auto`` takes the fastest in a short trial of those engines that can express the network.
-    ``memory`` (bytes; by default half of what is free) bounds what is trained at once. Raises
-    :class:`InputError` where the engine asked for cannot, or the memory does not hold it.
+    ``memory`` (bytes; by default half of what is free) bounds what populations take; the loop, one
+    network at a time, is what is left where it holds none. Raises :class:`InputError` where the
+    engine asked for cannot, or the memory does not hold it.
     """
     check_engine(engine, network, data, recipe)
     budget = memory or available_memory(data.train.images.device) // 2
@@ -191,6 +192,12 @@ def plan(
         figures = ", ".join(f"{t.engine} {t.seconds * 1000:.3g} ms" for t in fitting)
         reason = f"{figures} a network and step of {_pilot_images(data, recipe)} images"
         reason += "".join(f"; {name} cannot: {why}" for name, why in refusals.items())
+        reason += "".join(
+            f"; {t.engine} needs {readable_bytes(t.needs)}, and --memory leaves "
+            f"{readable_bytes(budget)}"
+            for t in trials
+            if not t.fits
+        )
     return _sized(best, reason, data, recipe, members)
 
 
