@@ -266,6 +266,19 @@ def test_more_seeds_and_criteria_take_over_what_is_recorded(
     pd.testing.assert_frame_equal(second.scores, alone.scores)
 
 
+def test_what_was_all_taken_over_is_not_retrained(
+    study: Study, tiny_fields: dict[str, Any]
+) -> None:
+    study.run(progress=False)
+    progress = Recorder()
+    more = tiny_fields | {"criteria": ["oracle", "l2"]}
+    results = Study(**more, runs=study.folder.parent).run(progress=progress)
+    assert results.finished
+    assert [stage[0] for stage in progress.stages] == ["score by l2"]
+    assert not any(message.startswith("retraining") for message in progress.messages)
+    assert "engine" not in results.provenance[0]
+
+
 def test_another_surgery_takes_over_the_dense_network_only(
     study: Study, tiny_fields: dict[str, Any]
 ) -> None:

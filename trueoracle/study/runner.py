@@ -70,7 +70,7 @@ def run(
         if adopted:
             store.note(sitting, "adopted", adopted)
         _score_stage(prepared, dense, store, progress)
-        if plan is not None:
+        if plan is not None and _left(prepared, store):  # a like study may have had them all
             progress.message(f"retraining: {plan}")
             store.note(sitting, "engine", plan.engine)
             _retrain_stage(prepared, dense, plan, store, progress)
@@ -269,12 +269,17 @@ def _next_size(size: int, seconds: float) -> int:
     return size // 2 if too_long else size
 
 
+def _left(prepared: Prepared, store: Store) -> int:
+    """How many networks are still to be retrained."""
+    return prepared.retrainings - store.counts()["retrainings"]
+
+
 def _plan(
     prepared: Prepared, store: Store, progress: Progress, engine: str, memory: int | None
 ) -> Plan | None:
     """How to retrain what is left; None where nothing is. A resumed study keeps its engine."""
-    left = prepared.retrainings - store.counts()["retrainings"]
-    if left <= 0:
+    left = _left(prepared, store)
+    if not left:
         return None
     pruned = prepared.candidates.prune(prepared.network, 0)
 
