@@ -47,7 +47,9 @@ def assert_same(found: list[EpochRecord], expected: list[EpochRecord], tolerance
         for name in ("train_loss", "validation_loss", "test_loss"):
             assert getattr(one, name) == pytest.approx(getattr(other, name), abs=tolerance)
         for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
-            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=0.021)
+            # A digit on the border may fall to either side by rounding, in single precision.
+            allowed = 0.0 if tolerance < 1e-6 else 0.011
+            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=allowed)
 
 
 @pytest.mark.parametrize(
