@@ -363,8 +363,3 @@ def test_labels_that_no_output_stands_for_are_refused() -> None:
         labels[2] = wrong
         with pytest.raises(ValueError, match="labels must be 0 to 9"):
             program.evaluate([program.pack([network])], [Images(images.float(), labels)])
-
-
-def test_macs_are_counted_as_published() -> None:
-    """LeNet5-Mini keeping 5 of conv1's filters: 98,000 + 125,000 + 2,500 + 100 + 100."""
-    assert lower(lenet5_mini(width=5), (1, 32, 32)).macs == 225_700

@@ -44,8 +44,6 @@ class Lowered:
     parameters: list[str] = field(default_factory=list)
     weights: int = 0
     outputs: int = 0
-    macs: int = 0
-    """Multiply-accumulates of one image, forward."""
 
 
 def lower(network: nn.Module, shape: Sequence[int]) -> Lowered:
@@ -162,7 +160,6 @@ def _weighted(name: str, module: nn.Conv2d | nn.Linear, block: Block, lowered: L
     _whole_image_as_channels(block)
     block.weight_at = lowered.weights
     lowered.weights += module.weight.numel()
-    lowered.macs += module.weight.numel() * block.OH * block.OW
     lowered.parameters.append(f"{name}.weight")
     if module.bias is not None:
         block.has_bias, block.bias_at = 1, lowered.weights
