@@ -29,10 +29,10 @@ MINIMAL = {
 def test_digests_are_pinned() -> None:
     # Recorded studies are found by these. A change that is meant changes what is recorded, or
     # raises DIGEST_FORMAT; one that is not meant stops here.
-    assert spec_from(MINIMAL).digest == "45f61881bcba"
-    assert load_spec("digits-conv1-0.2").digest == "4055874cf2f5"
-    assert load_spec("lenet5-mini-conv1-0.5").digest == "7958cc98966a"
-    assert load_spec("lenet5-mini-conv1+2+3-0.5@short").digest == "580619e1624f"
+    assert spec_from(MINIMAL).digest == "866d9b7c8933"
+    assert load_spec("digits-conv1-0.2").digest == "ded2abdad34d"
+    assert load_spec("lenet5-mini-conv1-0.5").digest == "a9921cf4e9b1"
+    assert load_spec("lenet5-mini-conv1+2+3-0.5@short").digest == "6bc9a0ae50e9"
 
 
 CHANGES: dict[str, Any] = {
@@ -42,6 +42,11 @@ CHANGES: dict[str, Any] = {
     "network.fingerprint": "f",
     "data.name": "mnist",
     "data.validation_images": 100,
+    "data.path": "images",
+    "data.image_size": 24,
+    "data.train_images": 100,
+    "data.test_images": 100,
+    "data.measured_fraction": 0.1,
     "data.split_seed": 1,
     "data.fingerprint": "f",
     "pruning.layers": {"conv1": 0.4},
@@ -67,12 +72,18 @@ CHANGES: dict[str, Any] = {
             "autocast": True,
             "shift": 7,
             "flip": True,
+            "resized_crop": 0.7,
+            "mixup": 0.7,
+            "cutmix": 0.7,
         }.items()
     },
     "dense.seed": 7,
     "retraining.seeds": [7],
     "retraining.common_random_numbers": False,
 }
+
+
+SCOPES = ("layer", "global")
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> set[str]:
@@ -87,7 +98,13 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> set[str]:
 
 def test_the_digest_covers_every_field() -> None:
     # A new field must be listed above, or this fails: nothing slips past the digest.
-    assert fields_of(StudySpec) - {"name", "purpose", "pruning.seed"} == set(CHANGES)
+    assert fields_of(StudySpec) - {
+        "name",
+        "purpose",
+        "pruning.seed",
+        "pruning.kind",
+        "pruning.scope",
+    } == set(CHANGES)
     plain = spec_from(MINIMAL)
     digests = {plain.digest}
     for field, value in CHANGES.items():
@@ -98,6 +115,9 @@ def test_the_digest_covers_every_field() -> None:
         spec_from(MINIMAL, {"pruning.candidates": 9, "pruning.seed": s}).digest for s in (0, 1)
     }
     assert len(sampled) == 2
+    unstructured = {"pruning.kind": "unstructured", "pruning.candidates": 9}
+    scopes = {spec_from(MINIMAL, unstructured | {"pruning.scope": s}).digest for s in SCOPES}
+    assert len(scopes | sampled) == 4
 
 
 def test_name_and_purpose_change_no_number_and_no_digest() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -124,7 +125,7 @@ def _list(network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudyS
     return list_candidates(
         available,
         spec.pruning.layers,
-        count=spec.pruning.candidates,
+        count=cast("int | Literal['all']", spec.pruning.candidates),
         seed=spec.pruning.seed,
         surgery=spec.pruning.surgery,
     )

@@ -30,6 +30,9 @@ __all__ = [
 DIGEST_FORMAT = 1
 """Raise when the meaning of a recorded number changes though no field does."""
 
+STREAMED = ("imagenet", "folder")
+"""Data sets that are read from image files as they are needed: too large for memory."""
+
 SHIPPED = Path(__file__).parent.parent / "studies"
 
 
@@ -41,7 +44,9 @@ class NetworkSpec(Frozen):
         {}, description="of the network, such as {width = 20}"
     )
     weights: str | None = Field(
-        None, description="a .safetensors or PyTorch file of trained weights; none: train it"
+        None,
+        description="trained weights: a .safetensors or PyTorch file, or torchvision:NAME for those "
+        "of its hub; none: train it",
     )
     fingerprint: str | None = Field(
         None, description="set by Study for a network given in Python: hashes of it"
@@ -56,22 +61,55 @@ class NetworkSpec(Frozen):
 class DataSpec(Frozen):
     """The data set and how its training images are split."""
 
-    name: str = Field("mnist-5k", description="a registered data set")
+    name: str = Field("mnist-5k", description="a registered data set, or folder for one's own")
+    path: str | None = Field(
+        None, description="of folder and imagenet: where train/ and val/ with a folder a class are"
+    )
+    image_size: int | None = Field(
+        None, ge=1, description="resize to this height and width; none: the data set's own"
+    )
+    train_images: int | None = Field(
+        None, ge=1, description="at most so many training images, equally from each class"
+    )
+    test_images: int | None = Field(None, ge=1, description="the same of the test images")
     validation_images: int = Field(500, ge=0, description="taken from the training images")
-    split_seed: Seed = Field(0, description="of the draw of validation images")
+    measured_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="of the training images, equally from each class: those on which train loss is "
+        "measured; imagenet's and folder's default is 0.1",
+    )
+    split_seed: Seed = Field(0, description="of all these draws")
     fingerprint: str | None = Field(
         None, description="set by Study for data given in Python: SHA-256 of images and labels"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _large_sets_are_measured_in_part(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and fields.get("name") in STREAMED:
+            return {"measured_fraction": 0.1, **fields}
+        return fields
+
 
 class PruningSpec(Frozen):
-    """Which layers lose how many filters, in which ways."""
+    """Which layers lose how many filters or weights, in which ways."""
 
-    layers: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
-        min_length=1, description="layer name or pattern to pruning ratio: {conv1 = 0.5}"
+    kind: Literal["structured", "unstructured"] = Field(
+        "structured", description="unstructured: single weights are set to zero, and held there"
     )
-    candidates: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
-        "all", description="all: every way to prune; a number: so many sampled without repeats"
+    scope: Literal["layer", "global"] = Field(
+        "layer", description="unstructured: the sparsity of each layer, or of all of them together"
+    )
+    layers: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        min_length=1,
+        description="layer name or pattern to pruning ratio (or sparsity): {conv1 = 0.5}",
+    )
+    candidates: Annotated[int, Field(ge=1)] | str = Field(
+        "all",
+        description="all: every way to prune; a number: so many sampled without repeats; a .json "
+        "file: those that another study wrote",
     )
     seed: Seed = Field(0, description="of the sample")
     surgery: Literal["exact", "as-released"] = Field(
@@ -82,14 +120,32 @@ class PruningSpec(Frozen):
     @classmethod
     def _all_or_a_number(cls, value: object) -> object:
         # Said here, because a union's own errors speak of each of its members.
-        if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"expected 'all' or a whole number from 1, got {value!r}")
+        if value == "all" or (isinstance(value, str) and value.endswith(".json")):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"expected 'all', a whole number from 1 or a .json file, got {value!r}"
+            )
         return value
 
     @model_validator(mode="after")
     def _seed_belongs_to_a_sample(self) -> PruningSpec:
-        if self.candidates == "all" and self.seed != 0:
-            raise ValueError("seed does nothing while candidates = 'all'")
+        if isinstance(self.candidates, str) and self.seed != 0:
+            raise ValueError(f"seed does nothing while candidates = {self.candidates!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _unstructured_fits(self) -> PruningSpec:
+        if self.kind == "structured":
+            if self.scope != "layer":
+                raise ValueError("scope = 'global' needs kind = 'unstructured'")
+            return self
+        if self.surgery != "exact":
+            raise ValueError("surgery = 'as-released' needs kind = 'structured'")
+        if self.candidates == "all":
+            raise ValueError("kind = 'unstructured' needs a number of candidates to sample")
+        if self.scope == "global" and len(set(self.layers.values())) > 1:
+            raise ValueError("scope = 'global' takes one sparsity for all layers")
         return self
 
 

@@ -40,6 +40,17 @@ class Recipe(Frozen):
     )
     shift: int = Field(0, ge=0, description="augmentation: largest random shift, in pixels")
     flip: bool = Field(False, description="augmentation: mirror half of the images left to right")
+    resized_crop: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="augmentation: cut out a random part of at least this area, resized to the "
+        "image's size (0.08 is usual for ImageNet); none: off",
+    )
+    mixup: float = Field(0.0, ge=0, description="alpha of mixup (arXiv 1710.09412); 0: off")
+    cutmix: float = Field(
+        0.0, ge=0, description="alpha of cutmix (arXiv 1905.04899); 0: off; with mixup: half each"
+    )
 
     @model_validator(mode="after")
     def _milestones_ascend(self) -> Recipe:
