@@ -45,8 +45,8 @@ class NetworkSpec(Frozen):
     )
     weights: str | None = Field(
         None,
-        description="trained weights: a .safetensors or PyTorch file, or torchvision:NAME for those "
-        "of its hub; none: train it",
+        description="trained weights: a .safetensors or PyTorch file, or torchvision:NAME for "
+        "those of its hub; none: train it",
     )
     fingerprint: str | None = Field(
         None, description="set by Study for a network given in Python: hashes of it"
@@ -207,13 +207,13 @@ def shipped_studies() -> dict[str, Path]:
 def load_spec(study: str, overrides: Mapping[str, Any] | None = None) -> StudySpec:
     """Read a study: a shipped name or the path of a ``.toml``, with ``@arm`` for one of its arms.
 
-    ``overrides`` maps dotted fields to values and has the last word. Raises :class:`InputError`,
+    Several arms are laid one on another: ``study@small@as-released``. ``overrides`` maps dotted fields to values and has the last word. Raises :class:`InputError`,
     in one line, for a file that is missing, is no TOML, or does not make a study.
     """
-    reference, arm = split_arm(study)
+    reference, wanted = split_arm(study)
     fields = _read(_locate(reference))
     arms = fields.pop("arms")
-    if arm:
+    for arm in wanted.split("@") if wanted else ():
         if arm not in arms:
             raise unknown(f"arm of {reference!r}", arm, arms)
         fields = merged(fields, arms[arm])
@@ -227,7 +227,7 @@ def arms_of(study: str) -> list[str]:
 
 
 def split_arm(study: str) -> tuple[str, str]:
-    """A study's name or path, and the arm that is named behind an ``@`` (empty: none)."""
+    """A study's name or path, and the arms that are named behind an ``@`` (empty: none)."""
     folder, slash, name = study.rpartition("/")
     reference, _, arm = name.partition("@")
     return folder + slash + reference, arm
