@@ -208,7 +208,8 @@ def load_spec(study: str, overrides: Mapping[str, Any] | None = None) -> StudySp
     """Read a study: a shipped name or the path of a ``.toml``, with ``@arm`` for one of its arms.
 
     Several arms are laid one on another: ``study@small@as-released``. ``overrides`` maps dotted
-    fields to values and has the last word. Raises :class:`InputError`, in one line, for a file that is missing, is no TOML, or does not make a study.
+    fields to values and has the last word. Raises :class:`InputError`, in one line, for a file that
+    is missing, is no TOML, or does not make a study.
     """
     reference, wanted = split_arm(study)
     fields = _read(_locate(reference))
