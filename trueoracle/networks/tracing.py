@@ -6,6 +6,8 @@ import inspect
 
 from torch import fx, nn
 
+from trueoracle.networks.attention import Attention
+
 __all__ = ["trace"]
 
 
@@ -20,4 +22,12 @@ def trace(network: nn.Module) -> fx.GraphModule:
         for parameter in parameters[1:]
         if parameter.default is not parameter.empty
     }
-    return fx.symbolic_trace(network, concrete_args=defaults or None)
+    graph = _Tracer().trace(network, concrete_args=defaults or None)
+    return fx.GraphModule(network, graph, type(network).__name__)
+
+
+class _Tracer(fx.Tracer):
+    """Looks into every module but torch's own layers and attention."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Attention) or super().is_leaf_module(m, module_qualified_name)
