@@ -1,0 +1,122 @@
+"""``trueoracle inspect``: what of a network can be pruned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trueoracle.cli.console import Debug, Json, Settings, guarded, out, print_json, table
+
+if TYPE_CHECKING:
+    from trueoracle.pruning.inspection import Inspection
+
+
+@guarded
+def inspect(
+    network: Annotated[
+        str,
+        typer.Argument(help="A network's name, module:factory, or a study (its name or .toml)."),
+    ],
+    settings: Settings = None,
+    images: Annotated[
+        str | None,
+        typer.Option(help="Shape of its images, such as 3x224x224 [default: the network's own]."),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes [default: the network's own].")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Trained weights, to see whether they fit the network.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the prunable groups of a network, and say why other layers cannot be pruned.
+
+    A group is what can only go together: layers whose outputs are added up lose the same filters,
+    and norms and the layers that read them lose what belongs to these. The names are those of
+    pruning.layers in a study file; a pattern such as *layer\\*.conv1* names many.
+
+    Examples:
+
+    - trueoracle inspect resnet56
+
+    - trueoracle inspect lenet5-mini --set width=20
+
+    - trueoracle inspect torchvision.models:mobilenet_v2 --images 3x224x224
+
+    - trueoracle inspect my_module:my_network --classes 7 --json
+    """
+    made, name, shape = _network(network, settings, images, classes)
+    if weights is not None:
+        from trueoracle.networks.weights import load_weights
+
+        load_weights(made, weights)
+    from trueoracle.pruning.inspection import inspect_network
+
+    inspection = inspect_network(made, shape)
+    if as_json:
+        print_json(_plain(name, shape, inspection))
+        return
+    console = out()
+    total = inspection.cost
+    console.print(
+        f"{name} on images {'x'.join(map(str, shape))}: {total.parameters:,} parameters, "
+        f"{total.macs:,} MACs"
+    )
+    columns = ("filters", "parameters a filter", "MACs a filter")
+    made_table = table("group", *columns, "goes with", right=columns)
+    for one in inspection.groups:
+        others = [member for member in one.group.members if member != one.group.name]
+        made_table.add_row(
+            one.group.name,
+            f"{one.group.filters:,}",
+            "" if one.parameters is None else f"{one.parameters:,}",
+            "" if one.macs is None else f"{one.macs:,}",
+            ", ".join(others),
+        )
+    console.print(made_table)
+    for layer, reason in inspection.refused.items():
+        console.print(f"{layer} cannot be pruned: {reason}")
+
+
+def _network(
+    reference: str, settings: list[str] | None, images: str | None, classes: int | None
+) -> tuple[Any, str, tuple[int, ...]]:
+    """The network, what it is called, and the shape of its images."""
+    from trueoracle.networks.registry import NETWORKS, build, defaults
+    from trueoracle.study.prepare import build_study
+    from trueoracle.study.spec import load_spec, parse_overrides, shipped_studies, split_arm
+
+    overrides = parse_overrides(settings or ())
+    is_study = reference.endswith(".toml") or split_arm(reference)[0] in shipped_studies()
+    if is_study and reference not in NETWORKS:
+        spec = load_spec(reference, overrides)
+        network, shape = build_study(spec)
+        return network, f"{spec.network.name} of {spec.name}", shape
+    shape, count = defaults(reference)
+    if images is not None:
+        shape = _shape(images)
+    count = classes or count
+    return build(reference, overrides, input_shape=shape, classes=count), reference, shape
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    from trueoracle.errors import InputError
+
+    parts = text.lower().replace(",", "x").split("x")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise InputError(f"--images takes a shape such as 3x224x224, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def _plain(name: str, shape: tuple[int, ...], inspection: Inspection) -> dict[str, Any]:
+    return {
+        "network": name,
+        "images": list(shape),
+        "parameters": inspection.cost.parameters,
+        "macs": inspection.cost.macs,
+        "groups": [one.as_dict() for one in inspection.groups],
+        "refused": inspection.refused,
+    }

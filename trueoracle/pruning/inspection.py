@@ -1,0 +1,78 @@
+"""What of a network can be pruned, and what each filter costs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trueoracle.pruning.cost import Cost, cost
+from trueoracle.pruning.groups import Group
+from trueoracle.pruning.surgery import prune
+from trueoracle.pruning.walk import find_groups
+
+__all__ = ["InspectedGroup", "Inspection", "inspect_network"]
+
+
+@dataclass(frozen=True)
+class InspectedGroup:
+    """A group, and what one of its filters costs: ``parameters``, and ``macs`` for one image.
+
+    What the first filter costs; all of a group cost the same. None where it has but one.
+    """
+
+    group: Group
+    parameters: int | None
+    macs: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        group = self.group
+        return {
+            "name": group.name,
+            "filters": group.filters,
+            "layers": [part.module for part in group.layers],
+            "norms": [part.module for part in group.norms],
+            "consumers": [part.module for part in group.consumers],
+            "parameters_a_filter": self.parameters,
+            "macs_a_filter": self.macs,
+        }
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The prunable groups of a network in forward order, and in words why other layers are none."""
+
+    cost: Cost
+    groups: tuple[InspectedGroup, ...]
+    refused: dict[str, str]
+
+
+def inspect_network(network: nn.Module, image_shape: Sequence[int]) -> Inspection:
+    """Find the groups of ``network``, which takes images ``[C, H, W]``, and count their cost.
+
+    Raises :class:`InputError` where the network does not take such images or cannot be followed.
+    """
+    example = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    found = find_groups(network, example)
+    whole = cost(network, image_shape)
+    # Sizes are all that counts here, and tensors without numbers are cut in no time.
+    plain = copy.deepcopy(network).to("meta")
+    inspected = []
+    for group in found.groups.values():
+        if group.filters == 1:
+            inspected.append(InspectedGroup(group, None, None))
+            continue
+        try:
+            left = cost(prune(plain, [group], {group.name: range(1, group.filters)}), image_shape)
+        except Exception:  # the user's forward, which may need numbers
+            pruned = prune(network, [group], {group.name: range(1, group.filters)})
+            left = cost(pruned, image_shape)
+        inspected.append(
+            InspectedGroup(group, whole.parameters - left.parameters, whole.macs - left.macs)
+        )
+    return Inspection(whole, tuple(inspected), found.refused)
