@@ -191,7 +191,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
         ) from error
     try:
         weights = models.get_weight(name)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         known = [str(w) for m in models.list_models(models) for w in models.get_model_weights(m)]
         plain = name.partition("_Weights")[0].lower().replace("_", "")
         near = [one for one in known if one.lower().replace("_", "").startswith(plain)]
