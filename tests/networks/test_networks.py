@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import pickle
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from trueoracle.errors import InputError, StoreError
+from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS, build, network
-from trueoracle.networks.weights import load_weights, read_metadata, save_weights, weights_sha256
+from trueoracle.pruning.groups import find_groups
 
 SHAPE = (1, 32, 32)
 
@@ -55,8 +54,47 @@ def test_mlp_takes_its_hidden_units() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("lenet5-mini", {}),
+        ("lenet5", {}),
+        ("mlp", {"hidden": [12, 7]}),
+        ("mlp", {"hidden": [12], "batch_norm": True}),
+    ],
+)
+def test_the_linear_variant_is_the_same_network_without_its_relus(
+    name: str, arguments: dict[str, object]
+) -> None:
+    made = []
+    for activation in ("relu", "identity"):
+        torch.manual_seed(0)
+        given = arguments | {"activation": activation}
+        made.append(build(name, given, input_shape=SHAPE, classes=10).eval())
+    plain, linear = made
+    weights, same = plain.state_dict(), linear.state_dict()
+    assert list(weights) == list(same)
+    assert all(torch.equal(weights[key], same[key]) for key in weights)
+    assert [n for n, _ in plain.named_modules()] == [n for n, _ in linear.named_modules()]
+    images = torch.randn(3, *SHAPE)
+    by_hand = images
+    for module in plain:  # type: ignore[attr-defined]
+        by_hand = by_hand if isinstance(module, nn.ReLU) else module(by_hand)
+    assert torch.equal(linear(images), by_hand)
+    assert not torch.equal(linear(images), plain(images))
+
+
+def test_a_linear_mlp_is_linear() -> None:
+    made = build("mlp", {"activation": "identity"}, input_shape=(1, 8, 8), classes=4)
+    one, other = torch.randn(2, 5, 1, 8, 8)
+    nothing = made(torch.zeros(5, 1, 8, 8))
+    torch.testing.assert_close(made(one + other) + nothing, made(one) + made(other))
+
+
+@pytest.mark.parametrize(
     ("name", "arguments", "shape", "message"),
     [
+        ("lenet5-mini", {"activation": "rleu"}, SHAPE, "activation 'rleu': did you mean 'relu'"),
+        ("mlp", {"activation": "tanh"}, SHAPE, "available: identity, relu"),
         ("lenet5-mni", {}, SHAPE, "did you mean 'lenet5-mini'"),
         ("lenet5-mini", {"widht": 20}, SHAPE, "did you mean 'width'"),
         ("lenet5-mini", {"depth": 4}, SHAPE, "depth must be 5 to 9, got 4"),
@@ -91,6 +129,68 @@ def test_a_users_factory_is_found_by_its_module(
     assert made(torch.zeros(1, *SHAPE)).shape == (1, 7)
 
 
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module ``factories`` whose networks say how many classes they were asked for."""
+    (tmp_path / "factories.py").write_text(
+        "from torch import nn\n"
+        "def names_it(num_classes=1000):\n"
+        "    return nn.Linear(1, num_classes)\n"
+        "def names_both(input_shape, classes, num_classes):\n"
+        "    return nn.Linear(input_shape[0] * classes, num_classes)\n"
+        "def takes_anything(**options):\n"
+        "    return nn.Linear(1, options.pop('num_classes', 1000), **options)\n"
+        "def of_torchvision(*, weights=None, **options):\n"
+        "    return takes_anything(**options)\n"
+        "of_torchvision.__module__ = 'torchvision.models.tiny'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "factories", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "expected"),
+    [
+        ("names_it", {}, (1, 7)),
+        ("names_it", {"num_classes": 9}, (1, 9)),
+        ("names_both", {}, (21, 7)),
+        ("takes_anything", {}, (1, 1000)),
+        ("takes_anything", {"num_classes": 9}, (1, 9)),
+        ("of_torchvision", {}, (1, 7)),
+        ("of_torchvision", {"bias": False}, (1, 7)),
+        ("of_torchvision", {"num_classes": 9}, (1, 9)),
+    ],
+)
+@pytest.mark.usefixtures("factories")
+def test_a_factory_is_told_the_number_of_classes(
+    factory: str, arguments: dict[str, object], expected: tuple[int, int]
+) -> None:
+    made = build(f"factories:{factory}", arguments, input_shape=(3, 32, 32), classes=7)
+    assert isinstance(made, nn.Linear)
+    assert (made.in_features, made.out_features) == expected
+    assert (made.bias is None) == ("bias" in arguments)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "vgg11_bn"])
+def test_torchvisions_factories_work_as_they_are(name: str) -> None:
+    pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        made = build(f"torchvision.models:{name}", input_shape=(3, 64, 64), classes=7)
+        assert made(torch.empty(2, 3, 64, 64)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit-b-16", "torchvision.models:resnet18"])
+def test_grey_images_for_a_network_of_colour_are_one_clear_line(name: str) -> None:
+    if ":" in name:
+        pytest.importorskip("torchvision")
+    network = build(name, input_shape=(3, 32, 32), classes=10)
+    with pytest.raises(
+        InputError, match=r"does not run on images of shape \[1, 32, 32\]"
+    ) as caught:
+        find_groups(network, torch.zeros(2, 1, 32, 32))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_network_is_registered_by_one_decorator() -> None:
     @network("only-for-this-test")
     def factory(classes: int) -> nn.Module:
@@ -100,75 +200,3 @@ def test_a_network_is_registered_by_one_decorator() -> None:
     with pytest.raises(InputError, match="named 'only-for-this-test' already"):
         network("only-for-this-test")(lambda: nn.Identity())
     assert "only-for-this-test" in NETWORKS
-
-
-def test_weights_survive_a_file(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    saved, loaded = lenet(), lenet()
-    save_weights(saved, tmp_path / "dense.safetensors", {"epochs": [{"loss": 0.5}]})
-    load_weights(loaded, tmp_path / "dense.safetensors")
-    assert weights_sha256(loaded) == weights_sha256(saved)
-    assert read_metadata(tmp_path / "dense.safetensors") == {"epochs": [{"loss": 0.5}]}
-    assert list(tmp_path.iterdir()) == [tmp_path / "dense.safetensors"]
-
-
-@pytest.mark.parametrize("wrapping", ["plain", "state_dict", "model", "module."])
-def test_common_checkpoints_are_understood(tmp_path: Path, wrapping: str) -> None:
-    saved, loaded, path = lenet(), lenet(), tmp_path / "checkpoint.pt"
-    tensors = saved.state_dict()
-    if wrapping == "module.":
-        content: object = {"state_dict": {f"module.{k}": v for k, v in tensors.items()}, "epoch": 3}
-    elif wrapping == "plain":
-        content = tensors
-    else:
-        content = {wrapping: tensors}
-    torch.save(content, path)
-    load_weights(loaded, path)
-    assert weights_sha256(loaded) == weights_sha256(saved)
-
-
-def test_a_checkpoint_that_does_not_fit_names_tensors_and_shapes(tmp_path: Path) -> None:
-    path = tmp_path / "wide.safetensors"
-    save_file(lenet(width=20).state_dict(), path)
-    with pytest.raises(InputError) as caught:
-        load_weights(lenet(), path)
-    message = str(caught.value)
-    assert "conv1.weight is [20, 1, 5, 5], expected [10, 1, 5, 5]" in message
-    save_file(lenet(depth=6).state_dict(), path)
-    with pytest.raises(InputError, match=r"fc3\.weight is not in the network"):
-        load_weights(lenet(), path)
-    with pytest.raises(InputError, match=r"fc4\.weight is missing"):
-        load_weights(lenet(depth=7), path)
-
-
-class Harmful:
-    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
-        return (Path.touch, (Path("harmed"),))  # type: ignore[return-value]
-
-
-def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with (tmp_path / "bad.pt").open("wb") as file:
-        pickle.dump({"weight": Harmful()}, file, protocol=2)
-    with pytest.raises(InputError, match="read safely"):
-        load_weights(lenet(), tmp_path / "bad.pt")
-    assert not (tmp_path / "harmed").exists()
-
-
-def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no weights file"):
-        load_weights(lenet(), tmp_path / "none.safetensors")
-    path = tmp_path / "cut.safetensors"
-    save_weights(lenet(), path, {})
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(InputError, match=r"cut\.safetensors is no safetensors file"):
-        load_weights(lenet(), path)
-    with pytest.raises(StoreError, match=r"cannot read .*cut\.safetensors"):
-        read_metadata(path)
-    for content in (b"", b"hello world"):
-        (tmp_path / "text.pt").write_bytes(content)
-        with pytest.raises(InputError, match="is no safetensors file or PyTorch checkpoint"):
-            load_weights(lenet(), tmp_path / "text.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(InputError, match="holds no state_dict"):
-        load_weights(lenet(), tmp_path / "list.pt")

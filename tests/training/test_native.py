@@ -80,6 +80,17 @@ def test_every_member_ends_as_in_the_loop(few_digits: Splits, options: dict[str,
             torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
 
 
+def test_a_linear_network_ends_as_in_the_loop(few_digits: Splits) -> None:
+    """The paper's variant without activations, some of it before a pooling."""
+    recipe = Recipe(epochs=1, batch_size=64, learning_rate=0.02)
+    torch.manual_seed(0)
+    networks = [lenet5_mini(width=4, activation="identity").double() for _ in range(2)]
+    singles = copy.deepcopy(networks)
+    together = train_population(networks, [COMMON] * 2, few_digits, recipe, engine="native")
+    for single, found in zip(singles, together, strict=True):
+        assert_same(found, train(Doubled(single), few_digits, recipe, seed=0), tolerance=1e-9)
+
+
 def test_in_single_precision_the_losses_agree_to_rounding(few_digits: Splits) -> None:
     recipe = Recipe(epochs=4, batch_size=64, learning_rate=0.02)
     networks = lenets(3)

@@ -17,6 +17,8 @@ NETWORKS: Registry[Factory] = Registry("network")
 
 # What the data set says rather than the user; a factory that names them is given them.
 _FROM_DATA = ("input_shape", "classes")
+# The same as ``classes`` in the words of torchvision and others; a user may say otherwise.
+_CLASSES = "num_classes"
 
 
 def network(name: str) -> Callable[[Factory], Factory]:
@@ -43,8 +45,10 @@ def build(
 ) -> nn.Module:
     """Build a network by registered name or ``module:factory``.
 
-    ``input_shape`` is one image's, ``(C, H, W)``. The initial weights come from torch's global
-    generator. Raises :class:`InputError` for an unknown name or argument, with the nearest ones.
+    ``input_shape`` is one image's, ``(C, H, W)``. A factory is given as many of ``input_shape``,
+    ``classes`` and ``num_classes`` as it names; those of ``torchvision.models`` take the last
+    without naming it. The initial weights come from torch's global generator. Raises
+    :class:`InputError` for an unknown name or argument, with the nearest ones.
     """
     factory = NETWORKS.find(name)
     given = dict(arguments or {})
@@ -59,6 +63,8 @@ def build(
             raise unknown(f"argument of network {name!r}", argument, own)
     from_data = {"input_shape": input_shape, "classes": classes}
     given |= {key: value for key, value in from_data.items() if key in parameters}
+    if _CLASSES in parameters or (takes_any and _is_torchvisions(factory)):
+        given.setdefault(_CLASSES, classes)
     try:
         built = factory(**given)
     except Exception as error:  # a user's factory runs: anything can come out
@@ -66,3 +72,7 @@ def build(
     if not isinstance(built, nn.Module):
         raise InputError(f"network {name!r} gave a {type(built).__name__}, not an nn.Module")
     return built
+
+
+def _is_torchvisions(factory: Factory) -> bool:
+    return f"{getattr(factory, '__module__', '')}.".startswith("torchvision.models.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,23 +16,38 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trueoracle.errors import InputError, StoreError, first_line
+from trueoracle.errors import InputError, StoreError, first_line, unknown
 from trueoracle.networks.tracing import trace
 
-__all__ = ["architecture_sha256", "load_weights", "read_metadata", "save_weights", "weights_sha256"]
+__all__ = [
+    "architecture_sha256",
+    "load_weights",
+    "read_metadata",
+    "read_weights",
+    "save_weights",
+    "weights_sha256",
+]
 
 _WRAPPINGS = ("state_dict", "model", "model_state_dict")
+_RENAMED = (
+    (r"\b_orig_mod\.", ""),  # torch.compile
+    (r"^module\.", ""),  # parallel training
+    # Files of torchvision's hub that are older than its code, of vision transformers and DenseNets.
+    (r"\bmlp\.linear_1\.", "mlp.0."),
+    (r"\bmlp\.linear_2\.", "mlp.3."),
+    (r"\b(norm|conv)\.([12])\.", r"\1\2."),
+)
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a checkpoint into ``network``, in place.
+def load_weights(network: nn.Module, source: Path | str) -> None:
+    """Load a file, or ``torchvision:NAME``, into ``network``, in place.
 
-    ``.safetensors`` files and PyTorch ones (``weights_only=True``: no code is run) are read; the
-    wrappings ``state_dict`` and ``model`` and a ``module.`` prefix are taken off. Raises
-    :class:`InputError` naming the tensors and shapes that do not fit.
+    What compiling and parallel training add to the names (``_orig_mod.``, ``module.``) is taken
+    off. Raises :class:`InputError` naming the tensors and shapes that do not fit, and what
+    :func:`read_weights` raises.
     """
-    tensors = _read_tensors(path)
     expected = network.state_dict()
+    tensors = {_renamed(name, expected): value for name, value in read_weights(source).items()}
     problems = [
         f"{name} is {list(tensors[name].shape)}, expected {list(value.shape)}"
         for name, value in expected.items()
@@ -43,8 +60,23 @@ def load_weights(network: nn.Module, path: Path) -> None:
     problems += [f"{name} is not in the network" for name in surplus]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise InputError(f"{path} does not fit the network: {'; '.join(problems[:4])}{more}")
+        raise InputError(f"{source} does not fit the network: {'; '.join(problems[:4])}{more}")
     network.load_state_dict(expected | tensors)
+
+
+def read_weights(source: Path | str) -> dict[str, Tensor]:
+    """The tensors of a file, or of ``torchvision:NAME``, by name.
+
+    ``.safetensors`` files and PyTorch ones (``weights_only=True``: no code is run) are read; the
+    wrappings ``state_dict``, ``model`` and ``model_state_dict`` are taken off. A name is one of
+    torchvision's, such as ``torchvision:ResNet18_Weights.IMAGENET1K_V1``: downloaded once, checked,
+    and kept where ``torch.hub`` keeps its files. Raises :class:`InputError` for what cannot be
+    found or read.
+    """
+    scheme, colon, name = str(source).partition(":")
+    if isinstance(source, str) and colon and scheme == "torchvision":
+        return _from_hub(name)
+    return _read_file(Path(source))
 
 
 def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, object]) -> None:
@@ -113,11 +145,13 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Training scripts like to save their arguments beside the weights: plain values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"no weights file {path}") from error
     except Exception as error:  # a damaged pickle can raise anything
@@ -127,9 +161,51 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} is no safetensors file or PyTorch checkpoint that can be read safely "
             f"(damaged, or holding more than tensors): {why[:160]}"
         ) from error
-    for wrapping in _WRAPPINGS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
-            content = content[wrapping]
+    while isinstance(content, Mapping):
+        wrapped = [content[w] for w in _WRAPPINGS if isinstance(content.get(w), Mapping)]
+        if not wrapped:
+            break
+        content = wrapped[0]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"{path} holds no state_dict (a mapping of names to tensors)")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    return {str(name): value for name, value in content.items()}
+
+
+def _renamed(name: str, expected: Container[str]) -> str:
+    """A tensor's name in the network: without what was put into it, where it is not known so."""
+    for pattern, replacement in _RENAMED:
+        while name not in expected and (other := re.sub(pattern, replacement, name)) != name:
+            name = other
+    return name
+
+
+def _from_hub(name: str) -> dict[str, Tensor]:
+    """The weights that torchvision offers by this name, from its hub or from where it was kept."""
+    reference = f"torchvision:{name}"
+    try:
+        from torchvision import models
+    except Exception as error:  # beside a torch of another release it fails in its own ways
+        raise InputError(
+            f"network.weights = {reference!r} is read through torchvision, which does not import "
+            f"({first_line(error)}): pip install 'trueoracle[vision]'"
+        ) from error
+    try:
+        weights = models.get_weight(name)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        known = [str(w) for m in models.list_models(models) for w in models.get_model_weights(m)]
+        plain = name.partition("_Weights")[0].lower().replace("_", "")
+        near = [one for one in known if one.lower().replace("_", "").startswith(plain)]
+        raise unknown("weights of torchvision", name, near or known) from error
+    by_hand = f"download {weights.url} by hand and give the file as network.weights"
+    try:
+        found = weights.get_state_dict(
+            progress=True, check_hash=True, map_location="cpu", weights_only=True
+        )
+    except OSError as error:  # no network, no such host, no space
+        raise InputError(f"cannot download {reference}: {first_line(error)}; {by_hand}") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(
+            f"{reference} came damaged or lies damaged in {torch.hub.get_dir()}/checkpoints: "
+            f"{first_line(error)}; remove it there, or {by_hand}"
+        ) from error
+    return {str(key): value for key, value in found.items()}

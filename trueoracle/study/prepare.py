@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -71,7 +70,7 @@ def prepare(
     candidates = _list(made, shape, classes, spec)
     _check_recipes(made, shape, spec)
     if spec.network.weights is not None:
-        load_weights(made, Path(spec.network.weights))
+        load_weights(made, spec.network.weights)
     check_parity(made, candidates, _example(shape))
     if data is None:  # last, because it may download
         data = datasets.load(

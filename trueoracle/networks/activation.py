@@ -1,0 +1,21 @@
+"""What stands between the layers of the small networks."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from trueoracle.errors import unknown
+
+__all__ = ["make_activation"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "identity": nn.Identity}
+
+
+def make_activation(name: str) -> nn.Module:
+    """``relu``, or ``identity`` for a network that is linear but for its pooling.
+
+    Raises :class:`InputError` for another name, with the nearest ones.
+    """
+    if name not in _ACTIVATIONS:
+        raise unknown("activation", name, _ACTIVATIONS)
+    return _ACTIVATIONS[name]()
