@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -218,9 +218,17 @@ def unmasked(network: nn.Module) -> nn.Module:
     """A copy of a pruned network with plain weights, some of them zero: to save, or to hand on."""
     plain = copy.deepcopy(network)
     for module in list(plain.modules()):
-        held = getattr(module, "parametrizations", {})
-        if "weight" in held and any(isinstance(one, _Masked) for one in held["weight"]):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        held = module.get_submodule("parametrizations.weight")
+        if not isinstance(held.get_submodule("0"), _Masked):
+            continue
+        trains = held.get_parameter("original").requires_grad
+        weight = nn.Parameter(cast(Tensor, module.weight).detach(), requires_grad=trains)
+        # Not by remove_parametrizations, which changes a class that copies share with the original.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module._modules["parametrizations"]
+        module.register_parameter("weight", weight)
     return plain
 
 
@@ -275,7 +283,7 @@ def _weighted_layers(network: nn.Module) -> tuple[dict[str, tuple[int, ...]], di
         if not isinstance(module, _LAYERS):
             continue
         weight = module._parameters.get("weight")
-        if weight is None:
+        if weight is None or parametrize.is_parametrized(module):
             refused[name] = "it computes its weights from others"
         elif owners[id(weight)] > 1:
             refused[name] = "it shares weights with another layer"

@@ -37,10 +37,10 @@ class Results:
     """The recorded tables of one study, read once, as far as it has come.
 
     ``candidates``: one row a candidate (``candidate``, ``position``, ``pruned``, ``parameters``,
-    ``macs`` for one image). ``scores``: one row a candidate, one column a criterion. ``outcomes``: one row a candidate, seed and epoch, with
-    the learning rate, losses (nats) and accuracies (fractions). ``retrainings``: one row a
-    candidate and seed (``diverged``, ``seconds``). ``dense``: the dense network's metrics,
-    parameters and MACs.
+    ``macs`` for one image). ``scores``: one row a candidate, one column a criterion. ``outcomes``:
+    one row a candidate, seed and epoch, with the learning rate, losses (nats) and accuracies
+    (fractions). ``retrainings``: one row a candidate and seed (``diverged``, ``seconds``).
+    ``dense``: the dense network's metrics, parameters and MACs.
     """
 
     def __init__(self, folder: Path) -> None:
