@@ -62,13 +62,13 @@ def test_a_study_of_single_weights_from_start_to_report(
         "pruning": {
             "kind": "unstructured", "scope": scope, "layers": {"conv*": 0.5}, "candidates": 4
         },
-        "criteria": ["oracle", "l1", "l2", "random"],
+        "criteria": ["oracle", "l1"],
     }  # fmt: skip
 
     class Stopper(Recorder):
         def advance(self, count: float = 1, note: str = "") -> None:
             super().advance(count)
-            if self.stages[-1][0] == "retrain" and self.advanced >= 1 + 16 + 1:
+            if self.stages[-1][0] == "retrain" and self.advanced >= 1 + 8 + 1:
                 raise KeyboardInterrupt
 
     study = Study(**fields, runs=tmp_path)
