@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trueoracle.analysis.numbers import finite_or_none, number, p_value, percent
+from trueoracle.analysis.numbers import finite_or_none, number, p_value, percent, quantity
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,19 @@ def test_percentages_have_one_digit() -> None:
 def test_json_knows_no_nan_and_no_infinity() -> None:
     values = {"a": math.nan, "b": math.inf, "c": 1.5, "d": "text", "e": None}
     assert finite_or_none(values) == {"a": None, "b": None, "c": 1.5, "d": "text", "e": None}
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((812.0,), "812"),
+        ((1924, 9210), "1,924 of 9,210"),
+        ((21_000,), "0.021 M"),
+        ((208_000, 333_456), "0.208 of 0.333 M"),
+        ((125_485_706,), "125 M"),
+        ((999_000, 1_814_073_344), "0.000999 of 1.81 G"),
+        ((2.5e12,), "2.5 T"),
+    ],
+)
+def test_large_numbers_share_a_unit(values: tuple[float, ...], text: str) -> None:
+    assert quantity(*values) == text

@@ -63,8 +63,14 @@ def test_run_records_and_says_the_verdict(study: Path, runs: Path) -> None:
     assert called.code == 0
     assert "retrain: 10/10 networks" in called.err
     assert "networks/h" in called.err
+    assert called.err.startswith("the study: 10 networks of 0.404 M MACs, 1 epoch of ")
+    assert "retraining (about " in called.err
     assert "Pruned train loss" in called.out
     assert "after retraining" in called.out
+    assert (
+        "each candidate: 5,224 of 5,500 parameters (compression 1.05x), 0.404 of 0.449 M MACs "
+        "(speed-up 1.11x)\n"
+    ) in called.out
     assert "oracle" in called.out
     assert str(runs / "mine-") in called.out
     again = call("run", study, "--runs", runs, "--json", "--quiet")

@@ -9,7 +9,7 @@ from torch import nn
 
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS, build, network
-from trueoracle.pruning.groups import find_groups
+from trueoracle.pruning.walk import find_groups
 
 SHAPE = (1, 32, 32)
 

@@ -7,7 +7,7 @@ import pytest
 
 from trueoracle.cli.console import BarProgress, shown_progress
 from trueoracle.study import progress as module
-from trueoracle.study.progress import PlainProgress, Rate, SilentProgress, duration
+from trueoracle.study.progress import PlainProgress, Rate, SilentProgress, about, duration
 
 
 class Clock:
@@ -86,3 +86,11 @@ def test_quiet_shows_nothing() -> None:
         shown.stage("retrain", 4, 1, "networks")
         shown.advance()
         shown.message("nothing")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 s"), (42, "42 s"), (94, "1 min 30 s"), (683, "11 min"), (8500, "2 h 20 min")],
+)
+def test_an_estimate_is_coarse(seconds: float, text: str) -> None:
+    assert about(seconds) == f"about {text}"

@@ -84,8 +84,17 @@ def test_a_study_from_beginning_to_end(study: Study) -> None:
         ("retrain", 20, 0),
     ]
     assert progress.advanced == 4 + 10 + 10 + 20
+    # One of ten filters is gone, and with it a tenth of what reads them.
+    macs = 9 * 25 * 784 + 9 * 250 * 100 + 2500 + 100 + 100
+    assert progress.messages[0] == (
+        "the study: 20 networks of 0.404 M MACs, 2 epochs of 300 images each: "
+        f"{3 * macs * 300 * 2 * 20:.1e} MACs of training (3 × forward)".replace("e+", "e")
+    )
+    assert results.candidates["macs"].tolist() == [macs] * 10
+    assert results.candidates["parameters"].tolist() == [5500 - 26 - 250] * 10
     assert results.dense is not None
     assert results.dense["origin"] == "trained"
+    assert (results.dense["parameters"], results.dense["macs"]) == (5500, 448_700)
     assert results.provenance[0]["ended"] is not None
     assert results.provenance[0]["torch"] == torch.__version__
     table = results.correlate()
@@ -181,9 +190,10 @@ def test_a_resumed_study_keeps_its_engine(study: Study) -> None:
         study.run(progress=Stopper(), engine="loop")
     progress = Recorder()
     results = study.run(progress=progress)
-    assert "retraining: engine loop, one network at a time: as in the sitting before" in (
-        progress.messages
-    )
+    chosen = "): engine loop, one network at a time: as in the sitting before"
+    assert progress.messages[-1].startswith("retraining (about ")
+    assert progress.messages[-1].endswith(chosen)
+    assert progress.messages[0].startswith("what is left: ")
     assert [sitting["engine"] for sitting in results.provenance] == ["loop", "loop"]
     assert 3 <= progress.stages[0][2] < 20
 
@@ -254,7 +264,7 @@ def test_more_seeds_and_criteria_take_over_what_is_recorded(
     assert second.folder != first.folder
     assert [stage[0] for stage in progress.stages] == ["score by l2", "retrain"]
     assert progress.stages[-1] == ("retrain", 30, 20)
-    assert "taken over from tiny-" in progress.messages[0]
+    assert "taken over from tiny-" in progress.messages[1]
     assert second.dense is not None
     assert second.dense["origin"] == "adopted"
     pd.testing.assert_frame_equal(

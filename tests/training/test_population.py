@@ -56,6 +56,21 @@ def test_wide_is_taken_only_where_it_is_faster(
     assert "native cannot: norm1 is a BatchNorm1d" in chosen.reason
     assert (chosen.group == 1) == (engine == "loop")
     assert chosen.groups == 1
+    # Two epochs of 300 images, and 500 to evaluate at a third of the price; trials are of 64.
+    images = 2 * (300 + 500 / 3)
+    assert chosen.seconds_a_network == pytest.approx(min(loop, 1.0) * images / 64)
+
+
+@needs_kernels
+def test_empty_lanes_are_counted_in_the_time_expected(
+    few_digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed_times(monkeypatch, native=1.0, loop=9.0)
+    few, many = (plan(lenet5_mini(), few_digits, RECIPE, members=n) for n in (1, 320))
+    assert few.seconds_a_network is not None
+    assert many.seconds_a_network is not None
+    at_once = few.group * torch.get_num_threads()
+    assert few.seconds_a_network == pytest.approx(at_once * many.seconds_a_network)
 
 
 def test_a_clear_order_decides_near_ties(

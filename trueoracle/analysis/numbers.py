@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["finite_or_none", "number", "p_value", "percent"]
+__all__ = ["finite_or_none", "number", "p_value", "percent", "quantity"]
 
 ABSENT = "–"
 
@@ -26,6 +26,18 @@ def p_value(value: float | None) -> str:
         return ABSENT
     shown = f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
     return shown.replace("-", "−")
+
+
+def quantity(*values: float) -> str:
+    """Large numbers to three digits, in the unit of the largest: ``"0.21 of 0.33 M"``."""
+    units = {1e12: " T", 1e9: " G", 1e4: " M"}
+    largest = max(values)
+    start = next((size for size in units if largest >= size), None)
+    if start is None:
+        return " of ".join(f"{value:,.0f}" for value in values)
+    scaled = [value / max(start, 1e6) for value in values]
+    shown = [f"{one:.0f}" if one >= 100 else f"{one:.3g}" for one in scaled]
+    return " of ".join(shown) + units[start]
 
 
 def finite_or_none(values: dict[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def run(
 
     - trueoracle run my-study.toml --quiet --json > summary.json
     """
-    from trueoracle.report.summary import summarise
+    from trueoracle.report.summary import cost_in_words, summarise
     from trueoracle.study.spec import load_spec, parse_overrides
     from trueoracle.study.study import Study
 
@@ -77,5 +77,7 @@ def run(
             console.print(relation["verdict"])
         if summary["diverged"]:
             console.print(f"{summary['diverged']} retrainings diverged and have no outcome.")
+        if summary["cost"]:
+            console.print(cost_in_words(summary["cost"]))
         console.print(f"\nrecorded in {results.folder}")
         console.print(f"the figures: trueoracle report {results.folder}")

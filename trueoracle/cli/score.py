@@ -90,8 +90,6 @@ def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
     """The status of the study and one ranking a criterion, as plain values."""
     import numpy as np
 
-    from trueoracle.study.results import score_name
-
     rankings = []
     for criterion in results.criteria:
         if not np.isfinite(results.scores[criterion]).any():
@@ -101,11 +99,11 @@ def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
         rankings.append(
             {
                 "criterion": criterion,
-                "score_name": score_name(criterion),
+                "score_name": results.score_name(criterion),
                 "oracle_candidate": chosen["candidate"],
                 "oracle_pruned": chosen["pruned"],
                 **ranking.as_dict(),
-                "verdict": ranking.sentence(score_name(criterion)),
+                "verdict": ranking.sentence(results.score_name(criterion)),
             }
         )
     spec = results.spec

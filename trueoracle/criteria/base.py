@@ -6,19 +6,21 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, first_line
-from trueoracle.pruning.candidates import Candidates
+from trueoracle.pruning.candidates import CandidateList
 from trueoracle.registry import Registry
 
 __all__ = ["CRITERIA", "Criterion", "criterion", "find_criterion"]
 
 Scores = np.ndarray | Tensor | list[float]
-ScoreFunction = Callable[[nn.Module, Candidates, Splits], Scores]
+ScoreFunction = Callable[[nn.Module, Any, Splits], Scores]
+"""Its candidates are a :class:`CandidateList`, or only the kind of them that it knows."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Criterion:
     function: ScoreFunction
     separable: bool = False
 
-    def __call__(self, dense: nn.Module, candidates: Candidates, data: Splits) -> np.ndarray:
+    def __call__(self, dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
         """Scores float64 ``[P]``, NaN where there is none.
 
         Raises :class:`InputError` where the function fails or its answer has another shape.
@@ -47,6 +49,8 @@ class Criterion:
                 values = scores.detach().cpu().double().numpy()
             else:
                 values = np.array([float(score) for score in scores], dtype=np.float64)
+        except InputError as error:  # it says itself what it needs
+            raise InputError(f"criterion {self.name!r}: {error}") from error
         except Exception as error:  # a user's function runs: anything can come out
             raise InputError(
                 f"criterion {self.name!r} failed: {type(error).__name__}: {first_line(error)}"

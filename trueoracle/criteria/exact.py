@@ -28,7 +28,7 @@ from torch.nn import functional
 from trueoracle.criteria.native import NativeTail
 from trueoracle.data.splits import Split
 from trueoracle.networks.tracing import trace
-from trueoracle.pruning.candidates import Candidates
+from trueoracle.pruning.candidates import CandidateList, Candidates
 from trueoracle.pruning.groups import Group, Part
 from trueoracle.pruning.surgery import l1_survivors, prune
 from trueoracle.training.evaluate import evaluate
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_each(
-    dense: nn.Module, candidates: Candidates, split: Split, indices: Iterable[int] | None = None
+    dense: nn.Module, candidates: CandidateList, split: Split, indices: Iterable[int] | None = None
 ) -> np.ndarray:
     """The mean cross-entropy (nats) ``[P]`` of each pruned network, one network at a time.
 
@@ -68,13 +68,14 @@ def evaluate_each(
     return np.array([evaluate(candidates.prune(dense, index), split).loss for index in wanted])
 
 
-def evaluate_all(dense: nn.Module, candidates: Candidates, split: Split) -> np.ndarray:
+def evaluate_all(dense: nn.Module, candidates: CandidateList, split: Split) -> np.ndarray:
     """The mean cross-entropy (nats) ``[P]`` of each pruned network, in evaluation mode.
 
     Networks whose candidates cannot share, and candidates whose loss is not finite (a pruned
     channel that overflows does not vanish when multiplied by zero), are evaluated one at a time.
     """
-    exact = _tried(dense, candidates, split)
+    # Masks of single weights leave nothing to share.
+    exact = _tried(dense, cast(Candidates, candidates), split) if candidates.groups else None
     if exact is None:
         return evaluate_each(dense, candidates, split)
     exact.use_native(split.images[:TRIED_IMAGES])

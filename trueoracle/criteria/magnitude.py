@@ -7,26 +7,44 @@ from torch import Tensor, nn
 
 from trueoracle.criteria.base import criterion
 from trueoracle.data.splits import Splits
-from trueoracle.pruning.candidates import Candidates
+from trueoracle.pruning.candidates import CandidateList
 from trueoracle.pruning.groups import filter_weights
 
 __all__ = ["l1", "l2"]
 
 
 @criterion("l1", source="Li et al. 2017 (arXiv 1608.08710), section 3.1", separable=True)
-def l1(dense: nn.Module, candidates: Candidates, data: Splits) -> np.ndarray:
-    """Sum of |w| over the weights of the pruned filters. Scores ``[P]``."""
+def l1(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Sum of |w| over the weights of the pruned filters, or over the pruned weights. ``[P]``.
+
+    Of single weights it is magnitude pruning's: Han et al. 2015 (arXiv 1506.02626), section 3.
+    """
+    if candidates.weights:
+        return candidates.sum_pruned(_magnitudes(dense, candidates, power=1))
     return candidates.sum_pruned(_norms(dense, candidates, order=1))
 
 
 @criterion("l2", source="He et al. 2018 (arXiv 1808.06866), section 3.2", separable=True)
-def l2(dense: nn.Module, candidates: Candidates, data: Splits) -> np.ndarray:
-    """Sum over the pruned filters of the Euclidean norm of each one's weights. Scores ``[P]``."""
+def l2(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Sum over the pruned filters of the Euclidean norm of each one's weights. Scores ``[P]``.
+
+    Of single weights, for which that would be ``l1`` again, it is the sum of w²: the squared
+    Euclidean distance from the dense weights.
+    """
+    if candidates.weights:
+        return candidates.sum_pruned(_magnitudes(dense, candidates, power=2))
     return candidates.sum_pruned(_norms(dense, candidates, order=2))
 
 
-def _norms(dense: nn.Module, candidates: Candidates, order: int) -> dict[str, Tensor]:
+def _norms(dense: nn.Module, candidates: CandidateList, order: int) -> dict[str, Tensor]:
     """The norm ``[filters]`` of every filter's weights, by group name."""
     return {
         group.name: filter_weights(dense, group).norm(p=order, dim=1) for group in candidates.groups
+    }
+
+
+def _magnitudes(dense: nn.Module, candidates: CandidateList, power: int) -> dict[str, Tensor]:
+    """|w| to a power for every weight of the pruned layers, by layer."""
+    return {
+        name: dense.get_parameter(f"{name}.weight").abs() ** power for name in candidates.weights
     }

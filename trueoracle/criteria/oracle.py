@@ -8,7 +8,7 @@ from torch import nn
 from trueoracle.criteria.base import criterion
 from trueoracle.criteria.exact import evaluate_all
 from trueoracle.data.splits import Splits
-from trueoracle.pruning.candidates import Candidates
+from trueoracle.pruning.candidates import CandidateList
 
 __all__ = ["oracle"]
 
@@ -18,7 +18,7 @@ __all__ = ["oracle"]
     source="Mozer & Smolensky 1988; Molchanov et al. 2017 (arXiv 1611.06440), section 2.1",
     separable=True,
 )
-def oracle(dense: nn.Module, candidates: Candidates, data: Splits) -> np.ndarray:
+def oracle(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Mean cross-entropy (nats) of each pruned network over the whole training split.
 
     In evaluation mode, on images that are not augmented, under the study's surgery. Scores ``[P]``.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
 
 from torch import nn
 
 from trueoracle.errors import InputError, first_line, unknown
 from trueoracle.registry import Registry
 
-__all__ = ["NETWORKS", "build", "is_shipped", "network"]
+__all__ = ["NETWORKS", "build", "defaults", "is_shipped", "network"]
 
 Factory = Callable[..., nn.Module]
 NETWORKS: Registry[Factory] = Registry("network")
@@ -72,6 +74,20 @@ def build(
     if not isinstance(built, nn.Module):
         raise InputError(f"network {name!r} gave a {type(built).__name__}, not an nn.Module")
     return built
+
+
+def defaults(name: str) -> tuple[tuple[int, ...], int]:
+    """The image shape ``(C, H, W)`` and number of classes that a network takes if not told.
+
+    What its factory's signature says; ImageNet's, where it says nothing.
+    """
+    found: dict[str, Any] = {"input_shape": (3, 224, 224), "classes": 1000}
+    with suppress(TypeError, ValueError):  # what cannot be called is refused by build
+        parameters = inspect.signature(NETWORKS.find(name)).parameters
+        for key in found:
+            if key in parameters and parameters[key].default is not inspect.Parameter.empty:
+                found[key] = parameters[key].default
+    return found["input_shape"], found["classes"]
 
 
 def _is_torchvisions(factory: Factory) -> bool:

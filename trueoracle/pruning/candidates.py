@@ -10,30 +10,96 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from trueoracle.errors import InputError, unknown
+from trueoracle.pruning.cost import Cost, cost
 from trueoracle.pruning.groups import Group, GroupMap
+from trueoracle.pruning.listing import Listing, read_listing
 from trueoracle.pruning.surgery import l1_survivors, prune
 
-__all__ = ["ENUMERATION_LIMIT", "Candidates", "Surgery", "Way", "list_candidates", "number_pruned"]
+__all__ = [
+    "ENUMERATION_LIMIT",
+    "CandidateList",
+    "Candidates",
+    "Importance",
+    "Surgery",
+    "Way",
+    "list_candidates",
+    "match_layers",
+    "number_pruned",
+]
 
 Surgery = Literal["exact", "as-released"]
 Way = tuple[tuple[int, ...], ...]
 """One way to prune: for each pruned group, the pruned filters, ascending."""
 
+Importance = Mapping[str, Tensor | np.ndarray | list[float]]
+"""What a criterion makes of each filter (by group) or weight (by layer)."""
+
 ENUMERATION_LIMIT = 1_000_000
 
 
-def number_pruned(ratio: float, filters: int) -> int:
+class CandidateList(Protocol):
+    """P ways to prune one network: what the stages of a study and criteria use of them.
+
+    Either whole filters are pruned, of ``groups``, or single weights, of the layers ``weights``;
+    the other one is empty.
+    """
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups whose filters are pruned."""
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The layers of whose ``weight`` single numbers are pruned."""
+
+    @property
+    def surgery(self) -> Surgery:
+        """How pruning is carried out."""
+
+    @property
+    def space(self) -> int | None:
+        """How many ways there are in all; None where their number is beyond writing."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """One stable id a candidate: 16 hex digits over all that tells it from others."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def take(self, indices: Sequence[int]) -> CandidateList:
+        """Some of the candidates."""
+
+    def pruned(self, index: int) -> Mapping[str, Any]:
+        """What one candidate prunes, in values that JSON knows."""
+
+    def prune(self, dense: nn.Module, index: int) -> nn.Module:
+        """The pruned network of one candidate: a copy."""
+
+    def sum_pruned(self, importance: Importance) -> np.ndarray:
+        """Scores ``[P]``: the importance of what is pruned, summed."""
+
+    def costs(self, dense: nn.Module, image_shape: Sequence[int]) -> list[Cost]:
+        """The cost of each pruned network, for one image ``[C, H, W]``."""
+
+    def listing(self) -> Listing:
+        """What :func:`trueoracle.pruning.listing.write_listing` writes."""
+
+
+def number_pruned(ratio: float, filters: int, units: str = "filters") -> int:
     """How many of ``filters`` a pruning ratio removes: the nearest whole number, halves up.
 
     The product is taken in decimal, as written: 0.7 of 10 is 7, 0.29 of 100 is 29. Raises
@@ -44,7 +110,7 @@ def number_pruned(ratio: float, filters: int) -> int:
     count = int((Decimal(str(ratio)) * filters).quantize(Decimal(1), rounding=ROUND_HALF_UP))
     if not 0 < count < filters:
         what = "nothing" if count == 0 else "everything"
-        raise InputError(f"a pruning ratio of {ratio} would remove {what} of {filters} filters")
+        raise InputError(f"a pruning ratio of {ratio} would remove {what} of {filters} {units}")
     return count
 
 
@@ -95,7 +161,7 @@ def sample(size: int, count: int, seed: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """P ways to prune one network, with the surgery that carries them out.
+    """P ways to remove filters of one network, with the surgery that carries them out.
 
     ``ways`` has one entry a candidate; ``groups`` are the pruned groups, in the order of each
     entry's parts. ``space`` is how many ways there are in all.
@@ -105,6 +171,11 @@ class Candidates:
     ways: tuple[Way, ...]
     surgery: Surgery
     space: int
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """None: no single weights are pruned here."""
+        return ()
 
     def __len__(self) -> int:
         return len(self.ways)
@@ -152,7 +223,16 @@ class Candidates:
         read = l1_survivors(dense, self.groups, kept) if self.surgery == "as-released" else None
         return prune(dense, self.groups, kept, read)
 
-    def sum_pruned(self, importance: Mapping[str, Tensor | np.ndarray | list[float]]) -> np.ndarray:
+    def costs(self, dense: nn.Module, image_shape: Sequence[int]) -> list[Cost]:
+        """The cost of each pruned network: the same for all, since all have equal shapes."""
+        return [cost(self.prune(dense, 0), image_shape)] * len(self)
+
+    def listing(self) -> Listing:
+        """The groups with their filters, and the pruned filters of each candidate."""
+        header = _header(self.groups)
+        return Listing(header, tuple(self.pruned(index) for index in range(len(self))))
+
+    def sum_pruned(self, importance: Importance) -> np.ndarray:
         """Scores ``[P]``: per-filter ``importance`` ``[filters]`` summed over what is pruned."""
         scores = np.zeros(len(self))
         for position, group in enumerate(self.groups):
@@ -167,18 +247,20 @@ def list_candidates(
     available: GroupMap,
     ratios: Mapping[str, float],
     *,
-    count: int | Literal["all"] = "all",
+    count: int | Literal["all"] | Path = "all",
     seed: int = 0,
     surgery: Surgery = "exact",
 ) -> Candidates:
     """List the candidates of a pruning.
 
-    ``ratios`` maps layer names or patterns (``conv*``) to pruning ratios. ``count`` is ``"all"``
-    for every way in lexicographic order, or how many distinct ones to sample with ``seed``. Raises
-    :class:`InputError` for a pattern without a prunable layer, a ratio that removes nothing or
-    everything, and a space too large to enumerate or too small for the sample.
+    ``ratios`` maps layer names or patterns (``conv*``) to pruning ratios; any layer of a group
+    stands for the group. ``count`` is ``"all"``
+    for every way in lexicographic order, how many distinct ones to sample with ``seed``, or the
+    file of a listing, whose candidates are taken in its order. Raises :class:`InputError` for a
+    pattern without a prunable layer, a ratio that removes nothing or everything, a space too large
+    to enumerate or too small for the sample, and a listing that does not fit.
     """
-    matched = _match(available, ratios)
+    matched = _match_groups(available, ratios)
     groups = tuple(group for name, group in available.groups.items() if name in matched)
     filters = [group.filters for group in groups]
     pruned = []
@@ -188,6 +270,10 @@ def list_candidates(
         except InputError as error:
             raise InputError(f"pruning.layers: {group.name}: {error}") from error
     space = space_size(filters, pruned)
+    if isinstance(count, Path):
+        entries = read_listing(count, _header(groups))
+        ways = _ways_of(entries, groups, pruned, count)
+        return Candidates(groups, ways, surgery, space)
     if count == "all":
         if space > ENUMERATION_LIMIT:
             raise InputError(
@@ -206,13 +292,75 @@ def list_candidates(
     return Candidates(groups, tuple(way(i, filters, pruned) for i in numbers), surgery, space)
 
 
-def _match(available: GroupMap, ratios: Mapping[str, float]) -> dict[str, float]:
-    """The ratio of every layer that a pattern names; each pattern must name at least one."""
+def _match_groups(available: GroupMap, ratios: Mapping[str, float]) -> dict[str, float]:
+    """The ratio of every group one of whose layers is named."""
+    group_of = {part.module: group for group in available.groups.values() for part in group.layers}
+    matched: dict[str, float] = {}
+    for name, ratio in match_layers(group_of, available.refused, ratios).items():
+        group = group_of[name].name
+        if matched.setdefault(group, ratio) != ratio:
+            raise InputError(
+                f"pruning.layers: {group!r} and {name!r} lose the same filters, and are given "
+                f"different ratios, {matched[group]} and {ratio}"
+            )
+    return matched
+
+
+def _header(groups: Sequence[Group]) -> dict[str, Any]:
+    return {"kind": "structured", "groups": {group.name: group.filters for group in groups}}
+
+
+def _ways_of(
+    entries: Sequence[Any], groups: Sequence[Group], pruned: Sequence[int], path: Path
+) -> tuple[Way, ...]:
+    """The ways that a listing's entries name, each of them checked."""
+    places: dict[Way, int] = {}
+    for place, entry in enumerate(entries, start=1):
+        where = f"{path}: candidate {place}"
+        if not isinstance(entry, dict) or set(entry) != {group.name for group in groups}:
+            raise InputError(
+                f"{where} names the pruned filters of {', '.join(g.name for g in groups)}, in an "
+                f"object of lists; got {entry!r}"
+            )
+        parts = []
+        for group, count in zip(groups, pruned, strict=True):
+            given = entry[group.name]
+            # A bool is an int to Python, and 1.0 equals 1.
+            if not isinstance(given, list) or any(type(filter_) is not int for filter_ in given):
+                raise InputError(f"{where}: {group.name} takes a list of filters, got {given!r}")
+            outside = [filter_ for filter_ in given if not 0 <= filter_ < group.filters]
+            if outside:
+                raise InputError(
+                    f"{where}: {group.name} has filters 0 to {group.filters - 1}, got {outside[0]}"
+                )
+            if len(set(given)) < len(given):
+                raise InputError(f"{where}: {group.name} names a filter twice: {given}")
+            if len(given) != count:
+                raise InputError(
+                    f"{where} prunes {len(given)} filters of {group.name}, and pruning.layers "
+                    f"{count} of {group.filters}"
+                )
+            parts.append(tuple(sorted(given)))
+        way_ = tuple(parts)
+        if way_ in places:
+            raise InputError(f"{where} is the same as candidate {places[way_]}")
+        places[way_] = place
+    return tuple(places)
+
+
+def match_layers(
+    available: Collection[str], refused: Mapping[str, str], ratios: Mapping[str, float]
+) -> dict[str, float]:
+    """The ratio of every layer that a pattern of ``ratios`` names; each must name at least one.
+
+    ``refused`` maps layers that cannot be pruned to the reason. Raises :class:`InputError` for a
+    pattern that names none, and for a layer that several patterns name.
+    """
     matched: dict[str, float] = {}
     for pattern, ratio in ratios.items():
-        hits = [name for name in available.groups if name == pattern or fnmatchcase(name, pattern)]
+        hits = [name for name in available if name == pattern or fnmatchcase(name, pattern)]
         if not hits:
-            raise _no_such_layer(available, pattern)
+            raise _no_such_layer(available, refused, pattern)
         for name in hits:
             if name in matched:
                 raise InputError(f"pruning.layers: {name!r} is named by more than one pattern")
@@ -220,18 +368,17 @@ def _match(available: GroupMap, ratios: Mapping[str, float]) -> dict[str, float]
     return matched
 
 
-def _no_such_layer(available: GroupMap, pattern: str) -> InputError:
-    refused = [f"{name!r} cannot be pruned: {why}" for name, why in available.refused.items()]
-    named = [
-        line
-        for line, name in zip(refused, available.refused, strict=True)
-        if fnmatchcase(name, pattern)
-    ]
+def _no_such_layer(
+    available: Collection[str], refused: Mapping[str, str], pattern: str
+) -> InputError:
+    reasons = {name: f"{name!r} cannot be pruned: {why}" for name, why in refused.items()}
+    named = [line for name, line in reasons.items() if fnmatchcase(name, pattern)]
     if named:
         return InputError(f"pruning.layers: {named[0]}")
-    if not available.groups:
-        return InputError(f"pruning.layers: no layer can be pruned: {'; '.join(refused) or 'none'}")
-    return unknown("layer in pruning.layers", pattern, available.groups)
+    if not available:
+        why = "; ".join(reasons.values()) or "none"
+        return InputError(f"pruning.layers: no layer can be pruned: {why}")
+    return unknown("layer in pruning.layers", pattern, available)
 
 
 def _readable(size: int) -> str:

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.errors import StoreError
 from trueoracle.figures.scatter import FORMATS, save_figure
-from trueoracle.report.summary import summarise
+from trueoracle.report.summary import cost_in_words, summarise
 from trueoracle.study.progress import duration
 from trueoracle.study.results import Results
 
@@ -81,13 +81,16 @@ def _environment() -> Environment:
         "p_value": p_value,
         "percent": percent,
         "duration": duration,
+        "cost": cost_in_words,
         "filters": pruned_in_words,
     }
     return environment
 
 
-def pruned_in_words(pruned: dict[str, list[int]]) -> str:
-    """Such as ``"conv1 2, 7; conv2 0, 3"``."""
+def pruned_in_words(pruned: dict[str, Any]) -> str:
+    """Such as ``"conv1 2, 7; conv2 0, 3"``; of single weights ``"mask 9f86d081884c7d65"``."""
+    if isinstance(pruned.get("mask"), str):
+        return f"mask {pruned['mask']}"
     return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())
 
 

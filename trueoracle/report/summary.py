@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from trueoracle.analysis.numbers import finite_or_none
+from trueoracle.analysis.numbers import finite_or_none, quantity
 from trueoracle.analysis.outcomes import outcome_name, rule_in_words
-from trueoracle.study.results import Results, score_name
+from trueoracle.study.results import Results
 
-__all__ = ["REPORTED_METRICS", "summarise"]
+__all__ = ["REPORTED_METRICS", "cost_in_words", "summarise"]
 
 REPORTED_METRICS = ("test_accuracy", "test_loss")
 """Both are looked at: where pruning regularises, loss and accuracy can tell different stories."""
@@ -19,13 +19,15 @@ def summarise(results: Results, rule: str = "last") -> dict[str, Any]:
 
     ``relations`` has one entry for each criterion and metric: the fields of
     :class:`trueoracle.analysis.relation.Relation` with the names of both, the ``verdict`` and the
-    pruned filters of the chosen candidate (``chosen_pruned``). NaN is given as None.
+    pruned filters of the chosen candidate (``chosen_pruned``). ``cost`` is what pruning saves; None
+    where an older record does not hold it. NaN is given as None.
     """
     spec = results.spec
     retrainings = results.retrainings
     return {
         **results.status(),
         "purpose": spec.purpose,
+        "kind": spec.pruning.kind,
         "surgery": spec.pruning.surgery,
         "layers": dict(spec.pruning.layers),
         "seeds": list(spec.retraining.seeds),
@@ -34,11 +36,41 @@ def summarise(results: Results, rule: str = "last") -> dict[str, Any]:
         "outcome": rule,
         "outcome_in_words": rule_in_words(rule),
         "dense": finite_or_none(results.dense or {}),
+        "cost": _cost(results),
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
         "relations": _relations(results, rule) if len(results.outcomes) else [],
         "spec": spec.model_dump(mode="json"),
         "provenance": results.provenance,
     }
+
+
+def _cost(results: Results) -> dict[str, Any] | None:
+    """Parameters and MACs before and after pruning, medians where candidates differ."""
+    costs = results.candidates[["parameters", "macs"]]
+    dense = results.dense
+    if dense is None or dense["macs"] is None or costs.empty or costs.isna().any(axis=None):
+        return None
+    parameters, macs = (int(costs[name].median()) for name in ("parameters", "macs"))
+    return {
+        "dense_parameters": dense["parameters"],
+        "dense_macs": dense["macs"],
+        "parameters": parameters,
+        "macs": macs,
+        "equal": bool((costs.nunique() == 1).all()),
+        "compression_ratio": dense["parameters"] / parameters,
+        "theoretical_speedup": dense["macs"] / macs if macs else None,
+    }
+
+
+def cost_in_words(cost: dict[str, Any]) -> str:
+    """Such as ``"each candidate: 1,924 of 3,210 parameters (compression 1.67x), …"``."""
+    speedup = cost["theoretical_speedup"]
+    faster = f" (speed-up {speedup:.2f}x)" if speedup else ""
+    return (
+        f"{'each' if cost['equal'] else 'the median'} candidate: {cost['parameters']:,} of "
+        f"{cost['dense_parameters']:,} parameters (compression {cost['compression_ratio']:.2f}x), "
+        f"{quantity(cost['macs'], cost['dense_macs'])} MACs{faster}"
+    )
 
 
 def _relations(results: Results, rule: str) -> list[dict[str, Any]]:
@@ -55,9 +87,11 @@ def _relations(results: Results, rule: str) -> list[dict[str, Any]]:
                     "metric": metric,
                     **relation.as_dict(),
                     "chosen_pruned": points["pruned"].iloc[relation.chosen],
-                    "score_name": score_name(criterion),
+                    "score_name": results.score_name(criterion),
                     "outcome_name": outcome_name(metric, rule),
-                    "verdict": relation.sentence(score_name(criterion), outcome_name(metric, rule)),
+                    "verdict": relation.sentence(
+                        results.score_name(criterion), outcome_name(metric, rule)
+                    ),
                 }
             )
     return entries

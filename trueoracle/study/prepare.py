@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -15,13 +16,18 @@ from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.registry import build, is_shipped
 from trueoracle.networks.weights import architecture_sha256, load_weights, weights_sha256
-from trueoracle.pruning.candidates import Candidates, list_candidates
+from trueoracle.pruning.candidates import CandidateList, Candidates, list_candidates
 from trueoracle.pruning.parity import check_parity
+from trueoracle.pruning.unstructured import (
+    WeightCandidates,
+    check_masks,
+    list_weight_candidates,
+)
 from trueoracle.pruning.walk import find_groups
-from trueoracle.study.spec import StudySpec
+from trueoracle.study.spec import PruningSpec, StudySpec
 from trueoracle.training.loop import stream_seed
 
-__all__ = ["Prepared", "list_study", "prepare"]
+__all__ = ["Prepared", "build_study", "list_study", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +42,7 @@ class Prepared:
     data: Splits
     network: nn.Module
     architecture: str
-    candidates: Candidates
+    candidates: CandidateList
     criteria: tuple[Criterion, ...]
     device: torch.device
 
@@ -71,7 +77,7 @@ def prepare(
     _check_recipes(made, shape, spec)
     if spec.network.weights is not None:
         load_weights(made, spec.network.weights)
-    check_parity(made, candidates, _example(shape))
+    _check_pruning(made, candidates, _example(shape))
     if data is None:  # last, because it may download
         data = datasets.load(
             spec.data.name,
@@ -88,10 +94,16 @@ def prepare(
     return Prepared(spec, data.to(where), made.to(where), architecture, candidates, criteria, where)
 
 
-def list_study(spec: StudySpec) -> Candidates:
+def list_study(spec: StudySpec) -> CandidateList:
     """The candidates of a study of registered network and data, without loading the data."""
     info = datasets.dataset_info(spec.data.name)
     return _list(_build(spec, info.shape, info.classes), info.shape, info.classes, spec)
+
+
+def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
+    """The untrained network of a study of registered data, and the shape of its images."""
+    info = datasets.dataset_info(spec.data.name)
+    return _build(spec, info.shape, info.classes), info.shape
 
 
 def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -105,15 +117,47 @@ def _example(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def _list(network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudySpec) -> Candidates:
+def _list(
+    network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudySpec
+) -> CandidateList:
     """The candidates, once the network is known to take the images and to tell the classes."""
-    example = _example(shape)
-    available = find_groups(network, example)
+    pruning, example = spec.pruning, _example(shape)
+    # What finds the groups says best why a network does not run.
+    available = find_groups(network, example) if pruning.kind == "structured" else None
+    _check_answer(network, example, classes, spec)
+    count = _count(pruning)
+    if available is not None:
+        return list_candidates(
+            available, pruning.layers, count=count, seed=pruning.seed, surgery=pruning.surgery
+        )
+    if count == "all":
+        raise InputError("pruning.kind = 'unstructured' needs a number of candidates to sample")
+    return list_weight_candidates(
+        network, pruning.layers, count=count, seed=pruning.seed, scope=pruning.scope
+    )
+
+
+def _count(pruning: PruningSpec) -> int | Literal["all"] | Path:
+    """How many candidates, or the file that lists them."""
+    given = pruning.candidates
+    if isinstance(given, int):
+        return given
+    return "all" if given == "all" else Path(given)
+
+
+def _check_answer(network: nn.Module, example: torch.Tensor, classes: int, spec: StudySpec) -> None:
     was_training = network.training
     network.eval()
-    with torch.no_grad():
-        answer = network(example)
-    network.train(was_training)
+    try:
+        with torch.no_grad():
+            answer = network(example)
+    except Exception as error:  # the user's forward runs: anything can come out
+        raise InputError(
+            f"{type(network).__name__} does not run on images of shape "
+            f"{list(example.shape[1:])}: {first_line(error)}"
+        ) from error
+    finally:
+        network.train(was_training)
     is_tensor = isinstance(answer, torch.Tensor)
     if not is_tensor or answer.ndim != 2 or len(answer) != 3 or answer.shape[1] < classes:
         got = list(answer.shape) if is_tensor else type(answer).__name__
@@ -121,13 +165,14 @@ def _list(network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudyS
             f"network {spec.network.name!r} gives {got} for 3 images, expected [3, {classes}]: "
             "one logit for each class of the data"
         )
-    return list_candidates(
-        available,
-        spec.pruning.layers,
-        count=cast("int | Literal['all']", spec.pruning.candidates),
-        seed=spec.pruning.seed,
-        surgery=spec.pruning.surgery,
-    )
+
+
+def _check_pruning(network: nn.Module, candidates: CandidateList, example: torch.Tensor) -> None:
+    """Try the pruning itself, each kind in its own way."""
+    if candidates.weights:
+        check_masks(network, cast(WeightCandidates, candidates), example)
+    else:
+        check_parity(network, cast(Candidates, candidates), example)
 
 
 def _check_recipes(network: nn.Module, shape: tuple[int, ...], spec: StudySpec) -> None:
@@ -158,13 +203,16 @@ def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
 
 
 def _check_criteria(
-    network: nn.Module, candidates: Candidates, criteria: tuple[Criterion, ...], data: Splits
+    network: nn.Module, candidates: CandidateList, criteria: tuple[Criterion, ...], data: Splits
 ) -> None:
-    """Try a user's criteria on a few candidates and images, before anything rests on them."""
+    """Try criteria on a few candidates and images, before anything rests on them.
+
+    Those of a user's own; and all where single weights are pruned, which not every one can score.
+    """
     few = candidates.take(range(min(3, len(candidates))))
     some = replace(data, train=data.train.take(torch.arange(min(64, len(data.train)))))
     for criterion in criteria:
-        if not criterion.is_shipped:
+        if not criterion.is_shipped or candidates.weights:
             criterion(copy.deepcopy(network).eval(), few, some)
 
 

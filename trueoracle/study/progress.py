@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Protocol, TextIO
 
-__all__ = ["PlainProgress", "Progress", "Rate", "SilentProgress"]
+__all__ = ["PlainProgress", "Progress", "Rate", "SilentProgress", "about", "duration"]
 
 
 class Progress(Protocol):
@@ -101,3 +101,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def about(seconds: float) -> str:
+    """A time span that was estimated: ``"about 11 min"``, ``"about 2 h 20 min"``."""
+    coarse = next(
+        unit for span, unit in ((60, 1), (600, 10), (7200, 60), (1e99, 600)) if seconds < span
+    )
+    return f"about {duration(max(1, round(seconds / coarse) * coarse))}"

@@ -27,15 +27,20 @@ _SCORE_NAMES = {
     "l2": "L2 norm of the pruned filters",
     "random": "a random number",
 }
+_SCORES_OF_WEIGHTS = {
+    "l1": "L1 norm of the pruned weights",
+    "l2": "squared L2 norm of the pruned weights",
+}
 
 
 class Results:
     """The recorded tables of one study, read once, as far as it has come.
 
-    ``candidates``: one row a candidate (``candidate``, ``position``, ``pruned``). ``scores``: one
-    row a candidate, one column a criterion. ``outcomes``: one row a candidate, seed and epoch, with
-    the learning rate, losses (nats) and accuracies (fractions). ``retrainings``: one row a
-    candidate and seed (``diverged``, ``seconds``). ``dense``: the dense network's metrics.
+    ``candidates``: one row a candidate (``candidate``, ``position``, ``pruned``, ``parameters``,
+    ``macs`` for one image). ``scores``: one row a candidate, one column a criterion. ``outcomes``:
+    one row a candidate, seed and epoch, with the learning rate, losses (nats) and accuracies
+    (fractions). ``retrainings``: one row a candidate and seed (``diverged``, ``seconds``).
+    ``dense``: the dense network's metrics, parameters and MACs.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -142,11 +147,17 @@ class Results:
                 points["score"].to_numpy(),
                 points["outcome"].to_numpy(),
                 higher_is_better=higher_is_better(metric),
-                x_label=score_name(criterion),
+                x_label=self.score_name(criterion),
                 y_label=outcome_name(metric, rule),
                 title=self.spec.name,
             )
         )
+
+    def score_name(self, criterion: str) -> str:
+        """What a criterion's score is called in figures and sentences."""
+        if self.spec.pruning.kind == "unstructured" and criterion in _SCORES_OF_WEIGHTS:
+            return _SCORES_OF_WEIGHTS[criterion]
+        return score_name(criterion)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables by name, with values that CSV and Parquet hold alike."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trueoracle.analysis.numbers import quantity
 from trueoracle.errors import InputError, StoreError, TrainingError
 from trueoracle.networks.weights import (
     load_weights,
@@ -25,17 +26,21 @@ from trueoracle.networks.weights import (
     save_weights,
     weights_sha256,
 )
+from trueoracle.pruning.cost import cost
+from trueoracle.pruning.listing import write_listing
 from trueoracle.study.prepare import Prepared
-from trueoracle.study.progress import Progress
+from trueoracle.study.progress import Progress, about
 from trueoracle.study.spec import StudySpec
 from trueoracle.study.store import DATABASE, Retrained, Store, locked
 from trueoracle.training.loop import EpochRecord, measure, train
 from trueoracle.training.population import Plan, check_engine, plan, train_population
 from trueoracle.version import __version__
 
-__all__ = ["DENSE", "run"]
+__all__ = ["CANDIDATES", "DENSE", "run"]
 
 DENSE = "dense.safetensors"
+CANDIDATES = "candidates.json"
+"""The candidates of a run, which another study can take (``pruning.candidates``)."""
 SCORE_CHUNK = 32
 """Candidates scored before the first commit, where the criterion allows it; later chunks grow."""
 CHUNK_SECONDS = 4.0
@@ -63,27 +68,41 @@ def run(
         check_engine(engine, example, prepared.data, prepared.spec.retraining)
     with locked(folder, patience=1.0), Store(folder) as store:
         sitting = _begin(prepared, store)
+        _tell_cost(prepared, store, progress)
         plan = _plan(prepared, store, progress, engine, memory) if retrain else None
         dense = _dense_stage(prepared, folder, store, progress)
-        _list_stage(prepared, store, progress)
+        _list_stage(prepared, folder, store, progress)
         adopted = _adopt(prepared, folder, store, progress)
         if adopted:
             store.note(sitting, "adopted", adopted)
         _score_stage(prepared, dense, store, progress)
         if plan is not None and _left(prepared, store):  # a like study may have had them all
-            progress.message(f"retraining: {plan}")
+            seconds = plan.seconds_a_network
+            expected = f" ({about(seconds * _left(prepared, store))})" if seconds else ""
+            progress.message(f"retraining{expected}: {plan}")
             store.note(sitting, "engine", plan.engine)
             _retrain_stage(prepared, dense, plan, store, progress)
         store.end(sitting, _now())
 
 
 def _begin(prepared: Prepared, store: Store) -> int:
-    """Record the spec, versions and machine of this sitting; refuse another network's record."""
+    """Record the spec, versions and machine of this sitting.
+
+    Refuses the record of another network, and of other candidates.
+    """
     recorded = store.dense()
     if recorded is not None and recorded["architecture"] != prepared.architecture:
         raise InputError(
             f"the code of network {prepared.spec.network.name!r} has changed since this study "
             "began: give the study another name to start anew with it"
+        )
+    listed = store.candidate_ids()
+    if listed and listed != list(prepared.candidates.ids):
+        given = prepared.spec.pruning.candidates
+        what = given if str(given).endswith(".json") else "what pruning.layers names"
+        raise InputError(
+            f"{what} has changed since this study began: give the study another name to start "
+            "anew with it"
         )
     facts = {
         "trueoracle": __version__,
@@ -95,6 +114,27 @@ def _begin(prepared: Prepared, store: Store) -> int:
         "pid": os.getpid(),
     }
     return store.begin(_now(), prepared.spec.model_dump(mode="json"), facts)
+
+
+def _tell_cost(prepared: Prepared, store: Store, progress: Progress) -> None:
+    """Say what the retraining that is left costs, before anything long begins."""
+    left = _left(prepared, store)
+    if not left:
+        return
+    images, epochs = len(prepared.data.train), prepared.spec.retraining.epochs
+    # Masked weights are multiplied all the same, so this is no candidate's recorded cost.
+    macs = cost(prepared.candidates.prune(prepared.network, 0), _image_shape(prepared)).macs
+    training = f"{3 * macs * images * epochs * left:.1e}".replace("e+", "e")
+    what = "the study" if left == prepared.retrainings else "what is left"
+    progress.message(
+        f"{what}: {left:,} networks of {quantity(macs)} MACs, {epochs} "
+        f"epoch{'s' if epochs > 1 else ''} of {images:,} images each: {training} MACs of training "
+        "(3 × forward)"
+    )
+
+
+def _image_shape(prepared: Prepared) -> tuple[int, ...]:
+    return tuple(prepared.data.train.images.shape[1:])
 
 
 def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> nn.Module:
@@ -188,12 +228,24 @@ def _like_dense(prepared: Prepared, folder: Path) -> Path | None:
     return None
 
 
-def _list_stage(prepared: Prepared, store: Store, progress: Progress) -> None:
-    """Record the candidates and criteria; drop the scores of a criterion whose code changed."""
+def _list_stage(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> None:
+    """Record candidates, costs and criteria; drop the scores of a criterion whose code changed."""
     candidates = prepared.candidates
     if store.counts()["candidates"] != len(candidates):
         store.record_candidates(
             (name, candidates.pruned(index)) for index, name in enumerate(candidates.ids)
+        )
+    write_listing(candidates.listing(), folder / CANDIDATES)
+    if not store.has_costs():
+        shape = _image_shape(prepared)
+        dense = cost(prepared.network, shape)
+        costs = candidates.costs(prepared.network, shape)
+        store.record_costs(
+            (dense.parameters, dense.macs),
+            [
+                (name, one.parameters, one.macs)
+                for name, one in zip(candidates.ids, costs, strict=True)
+            ],
         )
     for name, criterion in zip(prepared.spec.criteria, prepared.criteria, strict=True):
         if not store.record_criterion(name, criterion.source, criterion.fingerprint):

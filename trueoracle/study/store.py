@@ -24,7 +24,7 @@ __all__ = ["DATABASE", "SCHEMA_VERSION", "Retrained", "Store", "is_locked", "loc
 
 DATABASE = "study.sqlite"
 LOCK = "study.lock"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _METRIC_COLUMNS = ", ".join(f"{name} REAL" for name in METRICS)
 _SCHEMA = f"""
@@ -32,13 +32,15 @@ CREATE TABLE provenance (
     id INTEGER PRIMARY KEY, started TEXT, ended TEXT, spec TEXT, facts TEXT
 );
 CREATE TABLE dense (
-    sha256 TEXT, architecture TEXT, origin TEXT, seconds REAL, {_METRIC_COLUMNS}
+    sha256 TEXT, architecture TEXT, origin TEXT, seconds REAL, {_METRIC_COLUMNS},
+    parameters INTEGER, macs INTEGER
 );
 CREATE TABLE dense_epochs (
     epoch INTEGER PRIMARY KEY, learning_rate REAL, {_METRIC_COLUMNS}
 );
 CREATE TABLE candidates (
-    position INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, pruned TEXT NOT NULL
+    position INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, pruned TEXT NOT NULL,
+    parameters INTEGER, macs INTEGER
 );
 CREATE TABLE criteria (
     name TEXT PRIMARY KEY, source TEXT, fingerprint TEXT
@@ -56,6 +58,16 @@ CREATE TABLE outcomes (
 ) WITHOUT ROWID;
 """
 """Losses are in nats, accuracies fractions, times seconds or ISO 8601; NULL stands for NaN."""
+
+_COST_COLUMNS = ("parameters", "macs")
+# Format 1 knew no costs: a record of it is read as one without, and completed when it is written.
+_UPDATES = {
+    1: tuple(
+        f"ALTER TABLE {table} ADD COLUMN {name} INTEGER"
+        for table in ("dense", "candidates")
+        for name in _COST_COLUMNS
+    )
+}
 
 _DENSE_COLUMNS = ("sha256", "architecture", "origin", "seconds", *METRICS)
 _EPOCH_COLUMNS = ("epoch", "learning_rate", *METRICS)
@@ -148,10 +160,15 @@ class Store:
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif version == 0:
             raise StoreError(f"nothing is recorded in {self.path.parent}")
-        elif version != SCHEMA_VERSION:
+        elif version != SCHEMA_VERSION and version not in _UPDATES:
             raise StoreError(
                 f"{self.path} has format {version}, and this trueoracle reads {SCHEMA_VERSION}"
             )
+        elif version != SCHEMA_VERSION and not read_only:
+            with self._transaction():
+                for statement in _UPDATES[version]:
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _had_content(self) -> bool:
         """Whether the folder holds anything that is written only after the database."""
@@ -254,7 +271,7 @@ class Store:
             self._db.execute("DELETE FROM dense")
             self._db.execute("DELETE FROM dense_epochs")
             self._db.execute(
-                f"INSERT INTO dense VALUES ({marks})",
+                f"INSERT INTO dense ({', '.join(_DENSE_COLUMNS)}) VALUES ({marks})",
                 (sha256, architecture, origin, seconds, *(metrics[name] for name in METRICS)),
             )
             self._db.executemany(
@@ -263,18 +280,45 @@ class Store:
             )
 
     def dense(self) -> dict[str, Any] | None:
-        """The dense network's hashes, origin, seconds and metrics; None before it is there."""
+        """The dense network's hashes, origin, seconds, metrics and cost; None before it is there.
+
+        ``parameters`` and ``macs`` are None where the record is older than they are.
+        """
         rows = self._rows("SELECT * FROM dense")
-        return dict(zip(_DENSE_COLUMNS, rows[0], strict=True)) if rows else None
+        columns = (*_DENSE_COLUMNS, *_COST_COLUMNS)
+        return dict.fromkeys(columns) | dict(zip(columns, rows[0], strict=False)) if rows else None
 
     # Candidates and scores
 
-    def record_candidates(self, rows: Iterable[tuple[str, Mapping[str, Sequence[int]]]]) -> None:
-        """Record (id, pruned filters by group) in order; what is there already stays."""
+    def record_candidates(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Record (id, what is pruned) in order; what is there already stays."""
         with self._transaction():
             self._db.executemany(
-                "INSERT OR IGNORE INTO candidates VALUES (?, ?, ?)",
+                "INSERT OR IGNORE INTO candidates (position, id, pruned) VALUES (?, ?, ?)",
                 [(i, name, json.dumps(pruned)) for i, (name, pruned) in enumerate(rows)],
+            )
+
+    def candidate_ids(self) -> list[str]:
+        """The ids of the recorded candidates, in order."""
+        return [name for (name,) in self._rows("SELECT id FROM candidates ORDER BY position")]
+
+    def has_costs(self) -> bool:
+        """Whether every candidate's cost is recorded, and the dense network's."""
+        (left,) = self._rows(
+            "SELECT (SELECT count(*) FROM candidates WHERE macs IS NULL) + "
+            "(SELECT count(*) FROM dense WHERE macs IS NULL)"
+        )[0]
+        return bool(left == 0)
+
+    def record_costs(
+        self, dense: tuple[int, int], candidates: Iterable[tuple[str, int, int]]
+    ) -> None:
+        """Record parameters and MACs: of the dense network, and by candidate id."""
+        with self._transaction():
+            self._db.execute("UPDATE dense SET parameters = ?, macs = ?", dense)
+            self._db.executemany(
+                "UPDATE candidates SET parameters = ?, macs = ? WHERE id = ?",
+                [(parameters, macs, name) for name, parameters, macs in candidates],
             )
 
     def record_criterion(self, name: str, source: str, fingerprint: str) -> bool:
@@ -392,6 +436,9 @@ class Store:
             else:
                 query = f"SELECT * FROM {table} ORDER BY 1"
             frame = pd.read_sql_query(query, self._db)
+        if table == "candidates":  # whole numbers, also where an older record has none
+            frame = frame.reindex(columns=["position", "id", "pruned", *_COST_COLUMNS])
+            frame = frame.astype(dict.fromkeys(_COST_COLUMNS, "Int64"))
         # A column of nothing but NULL would else be one of objects.
         numbers = {"score", "seconds", "learning_rate", *METRICS} & set(frame.columns)
         return frame.astype(dict.fromkeys(numbers, "float64"))

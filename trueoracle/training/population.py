@@ -48,13 +48,15 @@ class Plan:
     """How a study's networks are retrained.
 
     ``group`` members are computed as one, ``groups`` of them are trained in one call; ``reason``
-    says in one line why this engine.
+    says in one line why this engine. ``seconds_a_network`` is what the trial lets expect of a whole
+    retraining, evaluation included, with all threads at work; None without a trial.
     """
 
     engine: Engine
     reason: str
     group: int = 1
     groups: int = 1
+    seconds_a_network: float | None = None
 
     def __str__(self) -> str:
         many = f"{self.group} networks as one" if self.group > 1 else "one network at a time"
@@ -299,14 +301,19 @@ def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: in
     images = _pilot_images(data, recipe)
     # Evaluation costs about a third of a training step an image.
     seen = recipe.epochs * (len(data.train) + sum(len(s) for _, s in data.named()) / 3)
-    in_time = max(1, int(CHUNK_SECONDS / (trial.seconds * seen / images)))
+    expected = trial.seconds * seen / images
+    in_time = max(1, int(CHUNK_SECONDS / expected))
     if trial.engine == "loop":
-        return Plan("loop", reason)
+        return Plan("loop", reason, seconds_a_network=expected)
     if trial.engine == "wide":
         on_cpu = data.train.images.device.type == "cpu"
         most = min(trial.most, _MOST_WIDE) if on_cpu else trial.most
-        return Plan("wide", reason, group=min(most, members, max(in_time, _PILOT_MEMBERS)))
+        group = min(most, members, max(in_time, _PILOT_MEMBERS))
+        return Plan("wide", reason, group, seconds_a_network=expected)
     threads = torch.get_num_threads()
     # A group each for the threads, however long that takes, and whole rounds of them.
     groups = max(threads, in_time // trial.group // threads * threads)
-    return Plan("native", reason, trial.group, min(groups, trial.most // trial.group))
+    groups = min(groups, trial.most // trial.group)
+    at_once = trial.group * threads
+    expected *= math.ceil(members / at_once) * at_once / members  # empty lanes take as long
+    return Plan("native", reason, trial.group, groups, expected)

@@ -1,0 +1,150 @@
+"""Studies that share their candidates, and studies of single weights, from start to report."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from tests.study.test_runner import Recorder
+from trueoracle.errors import InputError
+from trueoracle.report.page import write_report
+from trueoracle.report.summary import cost_in_words, summarise
+from trueoracle.study import runner
+from trueoracle.study.results import Results
+from trueoracle.study.store import DATABASE
+from trueoracle.study.study import Study
+
+
+@pytest.fixture
+def quick(tiny_fields: dict[str, Any]) -> dict[str, Any]:
+    """Two networks' training, so that a test can afford several studies."""
+    return tiny_fields | {
+        "dense": {"epochs": 1, "batch_size": 32, "learning_rate": 0.05},
+        "retraining": {"epochs": 1, "batch_size": 64, "seeds": [0]},
+    }
+
+
+def test_two_studies_share_their_candidates(quick: dict[str, Any], tmp_path: Path) -> None:
+    sampled = quick | {"pruning": {"layers": {"conv1": 0.2}, "candidates": 4, "seed": 3}}
+    first = Study(**sampled, runs=tmp_path).run(progress=False)
+    path = first.folder / runner.CANDIDATES
+    shared = quick | {
+        "name": "released",
+        "pruning": {
+            "layers": {"conv1": 0.2}, "candidates": str(path), "surgery": "as-released"
+        },
+    }  # fmt: skip
+    second = Study(**shared, runs=tmp_path).run(progress=False)
+    assert second.finished
+    assert second.candidates["candidate"].tolist() == first.candidates["candidate"].tolist()
+    assert (second.folder / runner.CANDIDATES).read_text() == path.read_text()
+    progress = Recorder()
+    Study(**shared, runs=tmp_path).run(progress=progress)
+    assert progress.stages == []
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:5], lines[6], lines[5], *lines[7:]]))
+    with pytest.raises(InputError, match=r"candidates\.json has changed since this study began"):
+        Study(**shared, runs=tmp_path).run(progress=False)
+    # Its own study puts its list right again.
+    Study(**sampled, runs=tmp_path).run(progress=False)
+    assert path.read_text() == "".join(lines)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_study_of_single_weights_from_start_to_report(
+    quick: dict[str, Any], tmp_path: Path, scope: str
+) -> None:
+    fields = quick | {
+        "pruning": {
+            "kind": "unstructured", "scope": scope, "layers": {"conv*": 0.5}, "candidates": 4
+        },
+        "criteria": ["oracle", "l1"],
+    }  # fmt: skip
+
+    class Stopper(Recorder):
+        def advance(self, count: float = 1, note: str = "") -> None:
+            super().advance(count)
+            if self.stages[-1][0] == "retrain" and self.advanced >= 1 + 8 + 1:
+                raise KeyboardInterrupt
+
+    study = Study(**fields, runs=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(progress=Stopper(), engine="loop")
+    progress = Recorder()
+    results = study.run(progress=progress)
+    assert [stage[0] for stage in progress.stages] == ["retrain"]
+    assert results.finished
+    alone = Study(**fields, runs=tmp_path / "alone").run(progress=False, engine="loop")
+    pd.testing.assert_frame_equal(results.outcomes, alone.outcomes)
+    pd.testing.assert_frame_equal(results.scores, alone.scores)
+    summary = summarise(results)
+    weights = 250 + 2500 + 2500
+    assert summary["cost"]["parameters"] == 5500 - weights // 2
+    assert summary["cost"]["equal"] == (scope == "layer")
+    half = (196_000 + 250_000 + 2500) // 2
+    if scope == "layer":
+        assert summary["cost"]["macs"] == half + 200
+        assert cost_in_words(summary["cost"]) == (
+            "each candidate: 2,875 of 5,500 parameters (compression 1.91x), 0.224 of 0.449 M MACs "
+            "(speed-up 2.00x)"
+        )
+    else:
+        assert summary["cost"]["macs"] == pytest.approx(half, rel=0.3)
+        assert cost_in_words(summary["cost"]).startswith("the median candidate: 2,875 of 5,500")
+    written = write_report(results, [], tmp_path / "report")
+    page = written.page.read_text()
+    assert f"prunes mask {summary['relations'][0]['chosen_pruned']['mask']};" in page
+    assert cost_in_words(summary["cost"]) in page
+    assert "L1 norm of the pruned weights" in page
+    # Its candidates can be shared, too.
+    shared = fields | {"pruning": fields["pruning"] | {"candidates": str(
+        results.folder / runner.CANDIDATES
+    )}}  # fmt: skip
+    again = Study(**shared, runs=tmp_path).prepare()
+    assert list(again.candidates.ids) == results.candidates["candidate"].tolist()
+
+
+def test_a_criterion_that_cannot_score_single_weights_is_refused_first(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "of_filters.py").write_text(
+        "def first(dense, candidates, data):\n    return candidates.sum_pruned({})\n"
+    )
+    fields = quick | {
+        "pruning": {"kind": "unstructured", "layers": {"conv1": 0.5}, "candidates": 4},
+        "criteria": ["of_filters:first"],
+    }
+    with pytest.raises(InputError, match="needs the importance of each weight of conv1"):
+        Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_record_from_before_costs_is_read_and_completed(
+    quick: dict[str, Any], tmp_path: Path
+) -> None:
+    study = Study(**quick, runs=tmp_path)
+    whole = study.run(progress=False)
+    with sqlite3.connect(whole.folder / DATABASE) as database:
+        for table in ("dense", "candidates"):
+            for column in ("parameters", "macs"):
+                database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    old = Results(whole.folder)
+    assert old.candidates["macs"].isna().all()
+    assert old.candidates["candidate"].tolist() == whole.candidates["candidate"].tolist()
+    assert old.dense is not None
+    assert old.dense["macs"] is None
+    assert summarise(old)["cost"] is None
+    assert write_report(old, [], tmp_path / "report").page.is_file()
+    progress = Recorder()
+    completed = study.run(progress=progress)
+    assert progress.stages == []
+    pd.testing.assert_frame_equal(completed.candidates, whole.candidates)
+    assert completed.dense == whole.dense
