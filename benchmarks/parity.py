@@ -42,7 +42,7 @@ def main() -> None:
     for name, arguments, shape in FAMILIES:
         torch.manual_seed(0)
         network = build(name, arguments, input_shape=shape, classes=10).double()
-        shuffle_norms(network)
+        shuffle(network)
         images = torch.randn(4, *shape, dtype=torch.float64)
         found = find_groups(network, images)
         candidates = list_candidates(found, {"*": 0.5}, count=count)
@@ -71,7 +71,7 @@ def largest_difference(network: nn.Module, candidates, index: int, images) -> fl
         return float((pruned(images) - expected).abs().max() / expected.abs().max())
 
 
-def shuffle_norms(network: nn.Module) -> None:
+def shuffle(network: nn.Module) -> None:
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm):
@@ -80,6 +80,8 @@ def shuffle_norms(network: nn.Module) -> None:
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
+        for parameter in network.parameters():  # a vision transformer's head begins at zero
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
 
 
 if __name__ == "__main__":
