@@ -176,11 +176,11 @@ def _idx_damage(path: Path) -> str | None:
         start = file.read(4)
         if len(start) < 4 or start[:3] != b"\x00\x00\x08":
             return "it does not begin as an IDX file"
-        sizes = np.frombuffer(file.read(4 * start[3]), dtype=">u4").tolist()
-    expected = 4 + 4 * start[3] + prod(sizes)
-    if len(sizes) == start[3] and path.stat().st_size == expected:
-        return None
-    return f"its header says {expected:,}"
+        header = file.read(4 * start[3])
+    if len(header) < 4 * start[3]:
+        return "it ends within its header"
+    expected = 4 + len(header) + prod(np.frombuffer(header, dtype=">u4").tolist())
+    return None if path.stat().st_size == expected else f"its header says {expected:,}"
 
 
 _IDX_FILES = (
