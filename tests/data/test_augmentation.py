@@ -88,7 +88,7 @@ def mixed(
 
 def unique_images() -> tuple[Tensor, Tensor]:
     """Image i is i everywhere, and the only one of its class."""
-    return torch.arange(16.0).view(16, 1, 1, 1).repeat(1, 2, 96, 96), torch.arange(16)
+    return torch.arange(16.0).view(16, 1, 1, 1).repeat(1, 1, 64, 64), torch.arange(16)
 
 
 def test_without_mixing_batches_stay_as_they_are() -> None:
@@ -119,7 +119,7 @@ def test_labels_are_mixed_in_the_measure_of_the_images(kind: str) -> None:
     # Beta(1, 1) is uniform. A square of side s around a uniform place covers s - s²/4 of each axis.
     expected = 0.5 if kind == "mixup" else 1 - (1 / 2 - 1 / 5 + 1 / 48)
     assert float(spread.mean()) == pytest.approx(expected, abs=0.07)
-    assert float(spread.std()) > 0.2
+    assert float(spread.std()) > 0.15
 
 
 def test_a_small_alpha_mixes_little() -> None:

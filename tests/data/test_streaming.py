@@ -15,7 +15,7 @@ from torch import nn
 from tests.data.formats import colours, real_files, write_folder
 from trueoracle.criteria.exact import evaluate_all, evaluate_each
 from trueoracle.data import datasets
-from trueoracle.data.splits import Split, Splits
+from trueoracle.data.splits import Split, Splits, as_splits
 from trueoracle.data.streaming import StreamedSplit
 from trueoracle.errors import InputError
 from trueoracle.networks.mlp import mlp
@@ -215,6 +215,12 @@ def test_imagenet_has_a_thousand_classes(folder: Path, tmp_path: Path) -> None:
 def test_all_images_at_once_are_refused_with_what_to_use(data: Splits) -> None:
     with pytest.raises(InputError, match=r"30 images in .* are streamed.*take\(index\)"):
         _ = data.train.images
+
+
+def test_streamed_splits_can_be_given_to_a_study(data: Splits) -> None:
+    given = as_splits((data.train, data.test))
+    assert given.train is data.train
+    assert given.classes == 3
 
 
 def test_a_fingerprint_sees_names_sizes_and_labels(folder: Path) -> None:

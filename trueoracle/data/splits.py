@@ -239,13 +239,13 @@ class Splits:
         return digest.hexdigest()
 
 
-def as_split(data: Split | tuple[Tensor, Tensor] | Dataset[Any]) -> Split:
+def as_split(data: AnySplit | tuple[Tensor, Tensor] | Dataset[Any]) -> AnySplit:
     """A split from a ``(images, labels)`` tuple of tensors or from a map-style ``Dataset``.
 
     A ``Dataset`` is read through once, so its transforms are applied once: leave random ones out.
     Raises :class:`InputError` where items are not ``(image tensor, label)``.
     """
-    if isinstance(data, Split):
+    if hasattr(data, "is_streamed"):  # a split already
         return data
     if isinstance(data, tuple | list):
         if len(data) != 2:
