@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import torch
@@ -246,7 +246,7 @@ def as_split(data: AnySplit | tuple[Tensor, Tensor] | Dataset[Any]) -> AnySplit:
     Raises :class:`InputError` where items are not ``(image tensor, label)``.
     """
     if hasattr(data, "is_streamed"):  # a split already
-        return data
+        return cast(AnySplit, data)
     if isinstance(data, tuple | list):
         if len(data) != 2:
             raise InputError(
