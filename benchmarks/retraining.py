@@ -38,7 +38,7 @@ from trueoracle.errors import first_line
 from trueoracle.native.library import kernels
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import list_candidates
-from trueoracle.pruning.groups import find_groups
+from trueoracle.pruning.walk import find_groups
 from trueoracle.study.study import Study
 from trueoracle.training import native, wide
 from trueoracle.training.evaluate import evaluate

@@ -24,7 +24,7 @@ from trueoracle.data.splits import Split
 from trueoracle.native.library import kernels
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import Candidates, list_candidates
-from trueoracle.pruning.groups import find_groups
+from trueoracle.pruning.walk import find_groups
 
 FEW = 6
 """Candidates evaluated one at a time."""

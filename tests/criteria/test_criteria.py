@@ -15,8 +15,8 @@ from trueoracle.criteria.base import CRITERIA, Criterion, find_criterion
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
 from trueoracle.pruning.candidates import Candidates, list_candidates
-from trueoracle.pruning.groups import find_groups
 from trueoracle.pruning.masks import masked
+from trueoracle.pruning.walk import find_groups
 
 SHIPPED = ("oracle", "l1", "l2", "random")
 

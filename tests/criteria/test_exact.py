@@ -16,8 +16,8 @@ from trueoracle.data.splits import Split, Splits
 from trueoracle.native.library import kernels
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import Candidates, Surgery, list_candidates
-from trueoracle.pruning.groups import find_groups
 from trueoracle.pruning.masks import masked
+from trueoracle.pruning.walk import find_groups
 
 SURGERIES = ("exact", "as-released")
 LENET_PRUNINGS: list[dict[str, float]] = [

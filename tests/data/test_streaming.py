@@ -20,7 +20,7 @@ from trueoracle.data.streaming import StreamedSplit
 from trueoracle.errors import InputError
 from trueoracle.networks.mlp import mlp
 from trueoracle.pruning.candidates import list_candidates
-from trueoracle.pruning.groups import find_groups
+from trueoracle.pruning.walk import find_groups
 from trueoracle.study.study import Study
 from trueoracle.training import native
 from trueoracle.training.evaluate import evaluate

@@ -17,11 +17,13 @@ from trueoracle.pruning.candidates import (
     space_size,
     way,
 )
-from trueoracle.pruning.groups import Group, GroupMap
+from trueoracle.pruning.groups import Group, GroupMap, Part
 
 
 def groups(**filters: int) -> GroupMap:
-    return GroupMap({name: Group(name, count) for name, count in filters.items()}, {"fc": "why"})
+    return GroupMap(
+        {name: Group(name, count, (Part(name),)) for name, count in filters.items()}, {"fc": "why"}
+    )
 
 
 @pytest.mark.parametrize(

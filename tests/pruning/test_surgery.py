@@ -12,8 +12,8 @@ from trueoracle.criteria.oracle import oracle
 from trueoracle.data.splits import Splits
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import Candidates, Surgery, list_candidates
-from trueoracle.pruning.groups import find_groups
 from trueoracle.pruning.masks import masked
+from trueoracle.pruning.walk import find_groups
 from trueoracle.training.evaluate import evaluate
 
 LAYERS = ("conv1", "conv2", "conv3")

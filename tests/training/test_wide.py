@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from trueoracle.data.splits import Split, Splits
 from trueoracle.networks.registry import build
-from trueoracle.pruning.groups import find_groups
 from trueoracle.pruning.surgery import prune
+from trueoracle.pruning.walk import find_groups
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import EpochRecord, train
 from trueoracle.training.recipe import Recipe, Retraining

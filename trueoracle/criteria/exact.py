@@ -29,7 +29,7 @@ from trueoracle.criteria.native import NativeTail
 from trueoracle.data.splits import AnySplit
 from trueoracle.networks.tracing import trace
 from trueoracle.pruning.candidates import Candidates
-from trueoracle.pruning.groups import Group, Reader
+from trueoracle.pruning.groups import Group, Part
 from trueoracle.pruning.surgery import l1_survivors, prune
 from trueoracle.training.evaluate import evaluate, evaluate_together
 
@@ -169,6 +169,7 @@ class Exact:
         the network raise.
         """
         self._dense, self._candidates = dense, candidates
+        _check_plain(dense, candidates)
         network = prune(dense, (), {}).eval()
         graph = trace(network)
         wanted = _summable(graph, candidates, example[:1])
@@ -480,6 +481,22 @@ class CannotShareError(Exception):
     """Why a network's candidates are evaluated one at a time."""
 
 
+def _check_plain(dense: nn.Module, candidates: Candidates) -> None:
+    """Refuse groups that share a reader with other channels, and readers that mix channels."""
+    for group in candidates.groups:
+        if len(group.layers) > 1 and candidates.surgery == "as-released":
+            raise CannotShareError(f"{group.name} has several layers, each with its own L1 pass")
+        for part in group.consumers:
+            consumer = dense.get_submodule(part.module)
+            if not isinstance(consumer, nn.Conv2d | nn.Linear):
+                raise CannotShareError(f"{part.module} is a {type(consumer).__name__}")
+            if consumer.weight.shape[1] != group.filters * part.spread:
+                raise CannotShareError(f"{part.module} reads other channels besides")
+        modules = [dense.get_submodule(p.module) for p in group.norms if p.axis is None]
+        if any(isinstance(module, nn.LayerNorm) for module in modules):
+            raise CannotShareError(f"a layer norm mixes the channels of {group.name}")
+
+
 # What a candidate chooses
 
 
@@ -693,11 +710,11 @@ def _output_bytes(
     return sizes
 
 
-def _readers(groups: Iterable[Group]) -> list[Reader]:
+def _readers(groups: Iterable[Group]) -> list[Part]:
     return [reader for group in groups for reader in group.consumers]
 
 
-def _consumers(by_target: dict[str, fx.Node], groups: Iterable[Group]) -> dict[fx.Node, Reader]:
+def _consumers(by_target: dict[str, fx.Node], groups: Iterable[Group]) -> dict[fx.Node, Part]:
     return {by_target[r.module]: r for group in groups for r in group.consumers}
 
 

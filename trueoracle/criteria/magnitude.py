@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from trueoracle.criteria.base import criterion
 from trueoracle.data.splits import Splits
 from trueoracle.pruning.candidates import Candidates
+from trueoracle.pruning.groups import filter_weights
 
 __all__ = ["l1", "l2"]
 
@@ -27,6 +28,5 @@ def l2(dense: nn.Module, candidates: Candidates, data: Splits) -> np.ndarray:
 def _norms(dense: nn.Module, candidates: Candidates, order: int) -> dict[str, Tensor]:
     """The norm ``[filters]`` of every filter's weights, by group name."""
     return {
-        group.name: dense.get_parameter(f"{group.name}.weight").flatten(1).norm(p=order, dim=1)
-        for group in candidates.groups
+        group.name: filter_weights(dense, group).norm(p=order, dim=1) for group in candidates.groups
     }

@@ -17,8 +17,8 @@ from trueoracle.errors import InputError, first_line
 from trueoracle.networks.registry import build, is_shipped
 from trueoracle.networks.weights import architecture_sha256, load_weights, weights_sha256
 from trueoracle.pruning.candidates import Candidates, list_candidates
-from trueoracle.pruning.groups import find_groups
 from trueoracle.pruning.parity import check_parity
+from trueoracle.pruning.walk import find_groups
 from trueoracle.study.spec import DataSpec, StudySpec
 from trueoracle.training.loop import stream_seed
 
