@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trueoracle.data import datasets
-from trueoracle.data.splits import Split, Splits
+from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.networks.registry import build
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -66,7 +66,7 @@ def dense(few_digits: Splits) -> nn.Module:
 def tiny_dataset(few_digits: Splits, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a registered data set of 400 training and 100 test digits."""
 
-    def uint8(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    def uint8(split: AnySplit) -> tuple[np.ndarray, np.ndarray]:
         pixels = (split.images * 0.3081 + 0.1307) * 255
         return pixels[:, 0].round().to(torch.uint8).numpy(), split.labels.numpy()
 

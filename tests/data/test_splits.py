@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from trueoracle.data.augmentation import augment
-from trueoracle.data.splits import Split, Splits, as_split, as_splits, stratified
+from trueoracle.data.splits import Split, Splits, as_split, as_splits, capped, fraction, stratified
 from trueoracle.errors import InputError
 
 
@@ -98,6 +98,32 @@ def test_a_stratified_draw_takes_equal_shares() -> None:
     assert not torch.equal(drawn, stratified(labels, 31, seed=2))
     with pytest.raises(InputError, match="takes 20 of class 2, which has 20"):
         stratified(labels, 60, seed=1)
+
+
+def test_a_cap_takes_equal_shares_as_far_as_they_go() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 5)
+    drawn = capped(labels, 31, seed=1)
+    assert labels[drawn].bincount().tolist() == [11, 10, 5]
+    assert drawn.tolist() == sorted(set(drawn.tolist()))
+    assert not torch.equal(drawn, capped(labels, 31, seed=2))
+    assert capped(labels, 85, seed=1).tolist() == list(range(85))
+
+
+def test_a_fraction_takes_the_same_share_of_each_class() -> None:
+    labels = torch.tensor([0] * 50 + [2] * 30 + [1] * 4)
+    drawn = fraction(labels, 0.1, seed=1)
+    assert labels[drawn].bincount().tolist() == [5, 1, 3]
+    assert drawn.tolist() == sorted(set(drawn.tolist()))
+    assert not torch.equal(drawn, fraction(labels, 0.1, seed=2))
+    assert fraction(labels, 1.0, seed=1).tolist() == list(range(84))
+
+
+def test_what_is_measured_is_checked_and_moved_too() -> None:
+    with pytest.raises(InputError, match=r"measured images are \[1, 5, 5\] but train images are"):
+        Splits(split(), None, split(), 3, measured=split(shape=(1, 5, 5)))
+    data = Splits(split(), None, split(), 3, measured=split(2))
+    assert [(name, len(part)) for name, part in data.named()] == [("train", 2), ("test", 6)]
+    assert data.to(torch.device("cpu")).measured is not None
 
 
 def test_shifts_are_crops_after_padding() -> None:

@@ -100,6 +100,53 @@ def test_one_step_of_sgd_is_its_formula(network: nn.Module, few_digits: Splits) 
     assert torch.allclose(weights(network), weights(by_hand), atol=1e-6)
 
 
+def test_mixed_batches_train_on_class_probabilities(network: nn.Module, few_digits: Splits) -> None:
+    """Mixup and cutmix with label smoothing: one step of plain gradient descent, by hand."""
+    recipe = Recipe(
+        epochs=1, batch_size=300, learning_rate=0.1, momentum=0, weight_decay=0,
+        label_smoothing=0.1, mixup=0.4, cutmix=1.0, resized_crop=0.5,
+    )  # fmt: skip
+    plain = recipe.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
+    for seed in (0, 1, 2):
+        by_hand, trained = copy.deepcopy(network), copy.deepcopy(network)
+        ((images, soft),) = batches(few_digits, recipe, seed, epoch=0)
+        ((unmixed, labels),) = batches(few_digits, plain, seed, epoch=0)
+        assert images.shape == unmixed.shape
+        assert not torch.equal(images, unmixed)
+        assert soft.shape == (300, 10)
+        own = soft.gather(1, labels[:, None])
+        assert float(own.min()) > 0
+        logits = functional.log_softmax(by_hand(images), dim=1)
+        (-((soft * 0.9 + 0.01) * logits).sum(1).mean()).backward()
+        with torch.no_grad():
+            for p in by_hand.parameters():
+                assert p.grad is not None
+                p.sub_(0.1 * p.grad)
+        train(trained, few_digits, recipe, seed=seed)
+        assert torch.allclose(weights(trained), weights(by_hand), atol=1e-6)
+
+
+def test_train_loss_is_measured_on_its_part_and_trained_on_all(
+    network: nn.Module, few_digits: Splits
+) -> None:
+    recipe = Recipe(epochs=1, batch_size=64)
+    part = few_digits.measured_in_part(0.2, seed=0)
+    other = copy.deepcopy(network)
+    (whole,), (record,) = (
+        train(one, data, recipe, seed=0) for one, data in ((other, few_digits), (network, part))
+    )
+    assert torch.equal(weights(network), weights(other))
+    assert record.train_loss == evaluate(network, part.measured_train).loss != whole.train_loss
+    assert record.test_loss == whole.test_loss
+    assert len(part.measured_train) < 70
+
+
+def test_autocast_takes_class_probabilities(network: nn.Module, few_digits: Splits) -> None:
+    recipe = Recipe(epochs=1, batch_size=100, autocast=True, mixup=0.2)
+    (record,) = train(network, few_digits, recipe, seed=0)
+    assert record.train_loss < 2.4
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_adam_steps_by_the_learning_rate(
     network: nn.Module, few_digits: Splits, optimizer: str

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from trueoracle.data.splits import Split, Splits
+from trueoracle.data.splits import AnySplit, Split, Splits
 from trueoracle.native.library import kernels
 from trueoracle.networks.lenet import lenet5_mini
 from trueoracle.networks.mlp import mlp
@@ -164,7 +164,7 @@ def test_a_member_that_diverges_leaves_the_others_alone(few_digits: Splits) -> N
 
 
 def test_flat_images_and_linear_layers(few_digits: Splits) -> None:
-    def flat(split: Split | None) -> Split | None:
+    def flat(split: AnySplit | None) -> Split | None:
         return None if split is None else Split(split.images.flatten(1), split.labels)
 
     train_split, test_split = flat(few_digits.train), flat(few_digits.test)
@@ -184,7 +184,7 @@ def test_flat_images_and_linear_layers(few_digits: Splits) -> None:
 
 
 def test_images_with_channels_last_in_memory(few_digits: Splits) -> None:
-    def colour(split: Split) -> Split:
+    def colour(split: AnySplit) -> Split:
         """As pictures come from NumPy."""
         pixels = split.images.expand(-1, 3, -1, -1)[:, :, ::4, ::4].permute(0, 2, 3, 1).contiguous()
         return Split(pixels.permute(0, 3, 1, 2), split.labels)
@@ -229,6 +229,8 @@ def test_a_forward_that_does_more_than_its_layers_is_refused(few_digits: Splits)
 def test_what_the_kernels_cannot_train_is_said(few_digits: Splits) -> None:
     assert native.refusal(lenet5_mini(), few_digits, Recipe()) is None
     assert "bfloat16" in str(native.refusal(lenet5_mini(), few_digits, Recipe(autocast=True)))
+    for mixed in (Recipe(mixup=0.2), Recipe(cutmix=1.0)):
+        assert "no mixup, no cutmix" in str(native.refusal(lenet5_mini(), few_digits, mixed))
     norm = mlp((1, 32, 32), batch_norm=True)
     assert native.refusal(norm, few_digits, Recipe()) == "norm1 is a BatchNorm1d"
     assert (

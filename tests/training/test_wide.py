@@ -196,11 +196,17 @@ def test_members_train_alike_however_convolutions_are_computed(
         {"gradient_clip": 0.05},
         {"schedule": "cosine", "final_learning_rate": 0.001, "epochs": 3},
         {"milestones": (1,), "epochs": 3, "batch_size": 90},
+        {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "resized_crop": 0.4},
     ],
     ids=lambda fields: next(iter(fields)) + str(next(iter(fields.values()))),
 )
 def test_every_recipe_trains_as_the_loop(fields: dict[str, Any], data: Splits) -> None:
     check_against_loop(pruned_lenet, data, recipe_of(**fields))
+
+
+def test_members_of_different_streams_see_their_own_mixtures(data: Splits) -> None:
+    streams = [(0, ""), (0, "own"), (1, "")]
+    check_against_loop(pruned_lenet, data, recipe_of(mixup=1.0, flip=True), streams)
 
 
 def test_members_of_different_streams_see_their_own_batches(data: Splits) -> None:

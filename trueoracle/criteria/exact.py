@@ -26,12 +26,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from trueoracle.criteria.native import NativeTail
-from trueoracle.data.splits import Split
+from trueoracle.data.splits import AnySplit
 from trueoracle.networks.tracing import trace
 from trueoracle.pruning.candidates import CandidateList, Candidates
 from trueoracle.pruning.groups import Group, Part
 from trueoracle.pruning.surgery import l1_survivors, prune
-from trueoracle.training.evaluate import evaluate
+from trueoracle.training.evaluate import evaluate, evaluate_together
 
 __all__ = ["Exact", "Shared", "evaluate_all", "evaluate_each"]
 
@@ -50,6 +50,12 @@ BLOCK_CANDIDATES = 32
 NATIVE_BYTES = 128 * 2**20
 """Most that the weights of candidates take which the native kernels score together."""
 
+STREAMED_NETWORKS = 8
+"""Networks that see a streamed image each time that it is decoded, where they share nothing."""
+
+STREAMED_IMAGES = 256
+"""Streamed images whose losses are computed at a time."""
+
 TRIED_IMAGES = 16
 """Images on which the shared computation is tried against the pruned networks themselves."""
 
@@ -57,37 +63,51 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_each(
-    dense: nn.Module, candidates: CandidateList, split: Split, indices: Iterable[int] | None = None
+    dense: nn.Module,
+    candidates: CandidateList,
+    split: AnySplit,
+    indices: Iterable[int] | None = None,
 ) -> np.ndarray:
     """The mean cross-entropy (nats) ``[P]`` of each pruned network, one network at a time.
 
     ``indices`` are the candidates to evaluate, all where left out. The reference of
     :func:`evaluate_all`.
     """
-    wanted = range(len(candidates)) if indices is None else indices
-    return np.array([evaluate(candidates.prune(dense, index), split).loss for index in wanted])
+    wanted = list(range(len(candidates)) if indices is None else indices)
+    if not split.is_streamed:
+        return np.array([evaluate(candidates.prune(dense, index), split).loss for index in wanted])
+    losses: list[float] = []
+    for i in range(0, len(wanted), STREAMED_NETWORKS):
+        some = [candidates.prune(dense, index) for index in wanted[i : i + STREAMED_NETWORKS]]
+        losses += [metrics.loss for metrics in evaluate_together(some, split)]
+    return np.array(losses)
 
 
-def evaluate_all(dense: nn.Module, candidates: CandidateList, split: Split) -> np.ndarray:
+def evaluate_all(dense: nn.Module, candidates: CandidateList, split: AnySplit) -> np.ndarray:
     """The mean cross-entropy (nats) ``[P]`` of each pruned network, in evaluation mode.
 
     Networks whose candidates cannot share, and candidates whose loss is not finite (a pruned
     channel that overflows does not vanish when multiplied by zero), are evaluated one at a time.
     """
     # Masks of single weights leave nothing to share.
-    exact = _tried(dense, cast(Candidates, candidates), split) if candidates.groups else None
+    few = split.take(torch.arange(min(TRIED_IMAGES, len(split)))).images
+    exact = _tried(dense, cast(Candidates, candidates), few) if candidates.groups else None
     if exact is None:
         return evaluate_each(dense, candidates, split)
-    exact.use_native(split.images[:TRIED_IMAGES])
-    losses = exact.losses(split.images, split.labels)
+    exact.use_native(few)
+    if split.is_streamed:
+        losses = np.zeros(len(candidates))
+        for images, labels in split.batches(STREAMED_IMAGES):
+            losses += exact.losses(images, labels) * (len(labels) / len(split))
+    else:
+        losses = exact.losses(split.images, split.labels)
     odd = np.flatnonzero(~np.isfinite(losses))
     losses[odd] = evaluate_each(dense, candidates, split, odd)
     return losses
 
 
-def _tried(dense: nn.Module, candidates: Candidates, split: Split) -> Exact | None:
+def _tried(dense: nn.Module, candidates: Candidates, images: Tensor) -> Exact | None:
     """The shared computation, where it gives what the pruned networks give; else None."""
-    images = split.images[:TRIED_IMAGES]
     try:
         exact = Exact(dense, candidates, images)
         if exact.agrees(images):

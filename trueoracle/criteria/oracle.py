@@ -19,8 +19,9 @@ __all__ = ["oracle"]
     separable=True,
 )
 def oracle(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
-    """Mean cross-entropy (nats) of each pruned network over the whole training split.
+    """Mean cross-entropy (nats) of each pruned network over the training images.
 
-    In evaluation mode, on images that are not augmented, under the study's surgery. Scores ``[P]``.
+    All of them, or the part that train loss is measured on; in evaluation mode, not augmented,
+    under the study's surgery. Scores ``[P]``.
     """
-    return evaluate_all(dense, candidates, data.train)
+    return evaluate_all(dense, candidates, data.measured_train)

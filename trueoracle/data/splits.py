@@ -1,20 +1,80 @@
-"""Data sets as whole tensors: what every later stage reads."""
+"""Training, validation and test images: what every later stage reads."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from trueoracle.data.augmentation import crop_box, cut_out, draw_crops
 from trueoracle.errors import InputError, first_line
 
-__all__ = ["Split", "Splits", "as_split", "as_splits", "stratified"]
+__all__ = [
+    "AnySplit",
+    "Split",
+    "Splits",
+    "as_split",
+    "as_splits",
+    "capped",
+    "fraction",
+    "stratified",
+]
+
+
+class AnySplit(Protocol):
+    """Images and their classes, in memory (:class:`Split`) or streamed (``StreamedSplit``)."""
+
+    @property
+    def images(self) -> Tensor:
+        """All of them, float32 ``[N, C, H, W]``; :class:`InputError` where they are streamed."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Their classes, int64 ``[N]``, counted from 0."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image, ``(C, H, W)``."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where images and labels are handed out."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the images are read from files whenever they are needed."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same, handed out on another device."""
+
+    def select(self, index: Tensor) -> Self:
+        """Some of the images, streamed where these are."""
+
+    def take(self, index: Tensor) -> Split:
+        """Some of the images in memory."""
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images and labels in order, ``size`` at a time."""
+
+    def training_batches(
+        self, indices: Sequence[Tensor], resized_crop: float | None, seed: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images and labels of each of ``indices`` (int64 ``[N]``, on the CPU).
+
+        Where ``resized_crop`` is given, a random part of at least that area is cut out of each
+        image and resized; ``seed`` says which.
+        """
+
+    def add_to(self, digest: hashlib._Hash) -> None:
+        """Let a hash know of every image and label."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +107,48 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    @property
+    def is_streamed(self) -> bool:
+        return False
+
     def to(self, device: torch.device) -> Split:
         return Split(self.images.to(device), self.labels.to(device))
 
     def take(self, index: Tensor) -> Split:
         return Split(self.images[index], self.labels[index])
+
+    def select(self, index: Tensor) -> Split:
+        return self.take(index)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.images.split(size), self.labels.split(size), strict=True)
+
+    def training_batches(
+        self, indices: Sequence[Tensor], resized_crop: float | None, seed: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        for index in indices:
+            batch = self.take(index.to(self.device))
+            images = batch.images
+            if resized_crop is not None:
+                height, width = images.shape[2:]
+                numbers = draw_crops(len(images), generator)
+                images = cut_out(
+                    images, [crop_box(one, height, width, resized_crop) for one in numbers]
+                )
+            yield images, batch.labels
+
+    def add_to(self, digest: hashlib._Hash) -> None:
+        digest.update(self.images.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(self.labels.detach().cpu().contiguous().numpy().tobytes())
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,23 +156,25 @@ class Splits:
     """The training, validation and test splits of one data set.
 
     ``classes`` is the number of classes; ``fill`` (one value a channel) is what an image's
-    outside looks like after normalisation, for shifts. ``validation`` may be absent.
+    outside looks like after normalisation, for shifts. ``validation`` may be absent. ``measured``
+    is the part of the training images on which train loss is measured, where it is not all.
     """
 
-    train: Split
-    validation: Split | None
-    test: Split
+    train: AnySplit
+    validation: AnySplit | None
+    test: AnySplit
     classes: int
     fill: tuple[float, ...] = field(default=(0.0,))
+    measured: AnySplit | None = None
 
     def __post_init__(self) -> None:
-        shape = self.train.images.shape[1:]
+        shape = self.train.image_shape
         if len(self.fill) not in (1, shape[0]):
             raise InputError(f"fill has {len(self.fill)} values for {shape[0]} channels")
-        for name, split in self.named():
-            if split.images.shape[1:] != shape:
+        for name, split in self._distinct():
+            if split.image_shape != shape:
                 raise InputError(
-                    f"{name} images are {list(split.images.shape[1:])} but train images are "
+                    f"{name} images are {list(split.image_shape)} but train images are "
                     f"{list(shape)}: all splits need one shape"
                 )
             low, high = int(split.labels.min()), int(split.labels.max())
@@ -84,38 +183,70 @@ class Splits:
                     f"labels out of range in the {name} split: found {low}…{high}, "
                     f"expected 0…{self.classes - 1} for {self.classes} classes"
                 )
-            if not torch.isfinite(split.images).all():
+            if not split.is_streamed and not torch.isfinite(split.images).all():
                 raise InputError(f"the {name} images hold values that are not finite")
 
-    def named(self) -> list[tuple[str, Split]]:
-        """The splits that exist, as (name, split), in the order train, validation, test."""
-        found = [("train", self.train), ("validation", self.validation), ("test", self.test)]
+    @property
+    def measured_train(self) -> AnySplit:
+        """The training images on which train loss is measured, before and after retraining."""
+        return self.train if self.measured is None else self.measured
+
+    def named(self) -> list[tuple[str, AnySplit]]:
+        """What is evaluated, as (name, split), in the order train, validation, test.
+
+        The first is :attr:`measured_train`; those that do not exist are left out.
+        """
+        found = [
+            ("train", self.measured_train),
+            ("validation", self.validation),
+            ("test", self.test),
+        ]
         return [(name, split) for name, split in found if split is not None]
+
+    def _distinct(self) -> list[tuple[str, AnySplit]]:
+        """Every split there is, as (name, split)."""
+        also = [("measured", self.measured)] if self.measured is not None else []
+        return [("train", self.train), *self.named()[1:], *also]
+
+    def measured_in_part(self, share: float, seed: int) -> Splits:
+        """The same, with train loss measured on a share (0 … 1) of each class's images."""
+        if share == 1:
+            return self
+        return replace(
+            self, measured=self.train.select(fraction(self.train.labels.cpu(), share, seed))
+        )
 
     def to(self, device: torch.device) -> Splits:
         validation = None if self.validation is None else self.validation.to(device)
+        measured = None if self.measured is None else self.measured.to(device)
         return replace(
-            self, train=self.train.to(device), validation=validation, test=self.test.to(device)
+            self,
+            train=self.train.to(device),
+            validation=validation,
+            test=self.test.to(device),
+            measured=measured,
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over every image and label: the identity of data given in Python."""
+        """SHA-256 over every image and label: the identity of data given in Python.
+
+        Of streamed images, over the names and sizes of their files instead.
+        """
         digest = hashlib.sha256(f"{self.classes} {self.fill}".encode())
-        for name, split in self.named():
-            digest.update(f"{name} {tuple(split.images.shape)}".encode())
-            digest.update(split.images.detach().cpu().contiguous().numpy().tobytes())
-            digest.update(split.labels.detach().cpu().contiguous().numpy().tobytes())
+        for name, split in self._distinct():
+            digest.update(f"{name} {(len(split), *split.image_shape)}".encode())
+            split.add_to(digest)
         return digest.hexdigest()
 
 
-def as_split(data: Split | tuple[Tensor, Tensor] | Dataset[Any]) -> Split:
+def as_split(data: AnySplit | tuple[Tensor, Tensor] | Dataset[Any]) -> AnySplit:
     """A split from a ``(images, labels)`` tuple of tensors or from a map-style ``Dataset``.
 
     A ``Dataset`` is read through once, so its transforms are applied once: leave random ones out.
     Raises :class:`InputError` where items are not ``(image tensor, label)``.
     """
-    if isinstance(data, Split):
-        return data
+    if hasattr(data, "is_streamed"):  # a split already
+        return cast(AnySplit, data)
     if isinstance(data, tuple | list):
         if len(data) != 2:
             raise InputError(
@@ -161,21 +292,56 @@ def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     """Indices ``[count]`` of a random draw with equal shares of each class, ascending.
 
     ``count`` is spread as evenly as it goes over the classes present (the first ones get one more).
-    Raises :class:`InputError` where a class has too few images.
+    Raises :class:`InputError` where a class would have no image left.
     """
-    generator = np.random.Generator(np.random.PCG64(seed))
-    classes = labels.unique().tolist()
-    share, extra = divmod(count, len(classes))
-    drawn: list[int] = []
-    for position, label in enumerate(classes):
-        where = (labels == label).nonzero()[:, 0].numpy()
-        wanted = share + (position < extra)
+    places = _by_class(labels)
+    shares = _even_shares(count, len(places))
+    for (label, where), wanted in zip(places.items(), shares, strict=True):
         if wanted >= len(where):
             raise InputError(
                 f"data.validation_images = {count} takes {wanted} of class {label}, "
                 f"which has {len(where)} images"
             )
-        drawn.extend(generator.permutation(where)[:wanted].tolist())
+    return _draw(places, shares, seed)
+
+
+def capped(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Indices of a draw of at most ``count`` images with equal shares of each class, ascending.
+
+    A class that has fewer gives all that it has; the others do not give more for it.
+    """
+    places = _by_class(labels)
+    if count >= len(labels):
+        return torch.arange(len(labels))
+    shares = _even_shares(count, len(places))
+    most = [min(s, len(where)) for s, where in zip(shares, places.values(), strict=True)]
+    return _draw(places, most, seed)
+
+
+def fraction(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Indices of a draw of one ``share`` of every class's images, at least one, ascending."""
+    places = _by_class(labels)
+    return _draw(places, [max(1, round(share * len(where))) for where in places.values()], seed)
+
+
+def _by_class(labels: Tensor) -> dict[int, np.ndarray]:
+    """Where the images of each class are, ascending."""
+    order = labels.argsort(stable=True).numpy()
+    classes, counts = labels.unique(return_counts=True)
+    ends = counts.cumsum(0)[:-1].tolist()
+    return dict(zip(classes.tolist(), np.split(order, ends), strict=True))
+
+
+def _even_shares(count: int, classes: int) -> list[int]:
+    share, extra = divmod(count, classes)
+    return [share + (position < extra) for position in range(classes)]
+
+
+def _draw(places: dict[int, np.ndarray], counts: Sequence[int], seed: int) -> Tensor:
+    generator = np.random.Generator(np.random.PCG64(seed))
+    drawn: list[int] = []
+    for where, count in zip(places.values(), counts, strict=True):
+        drawn.extend(generator.permutation(where)[:count].tolist())
     return torch.tensor(sorted(drawn), dtype=torch.int64)
 
 

@@ -24,7 +24,7 @@ from trueoracle.pruning.unstructured import (
     list_weight_candidates,
 )
 from trueoracle.pruning.walk import find_groups
-from trueoracle.study.spec import PruningSpec, StudySpec
+from trueoracle.study.spec import DataSpec, PruningSpec, StudySpec
 from trueoracle.training.loop import stream_seed
 
 __all__ = ["Prepared", "build_study", "list_study", "prepare"]
@@ -67,14 +67,15 @@ def prepare(
     criteria = tuple(find_criterion(name) for name in spec.criteria)
     where = _device(device)
     if data is None:
-        info = datasets.dataset_info(spec.data.name)
+        info = _info(spec.data)
         shape: tuple[int, ...] = info.shape
         classes = info.classes
     else:
-        shape, classes = tuple(data.train.images.shape[1:]), data.classes
+        data = _given(data, spec.data)
+        shape, classes = data.train.image_shape, data.classes
     made = _build(spec, shape, classes) if network is None else copy.deepcopy(network).cpu()
     candidates = _list(made, shape, classes, spec)
-    _check_recipes(made, shape, spec)
+    _check_recipes(made, shape, classes, spec)
     if spec.network.weights is not None:
         load_weights(made, spec.network.weights)
     _check_pruning(made, candidates, _example(shape))
@@ -83,6 +84,11 @@ def prepare(
             spec.data.name,
             validation_images=spec.data.validation_images,
             split_seed=spec.data.split_seed,
+            path=spec.data.path,
+            image_size=spec.data.image_size,
+            train_images=spec.data.train_images,
+            test_images=spec.data.test_images,
+            measured_fraction=spec.data.measured_fraction,
         )
     _check_batches(made, data, spec)
     _check_criteria(made, candidates, criteria, data)
@@ -95,15 +101,32 @@ def prepare(
 
 
 def list_study(spec: StudySpec) -> CandidateList:
-    """The candidates of a study of registered network and data, without loading the data."""
-    info = datasets.dataset_info(spec.data.name)
+    """The candidates of a study of registered network and data, without loading the data.
+
+    Of ``folder`` the names of the classes are read.
+    """
+    info = _info(spec.data)
     return _list(_build(spec, info.shape, info.classes), info.shape, info.classes, spec)
 
 
 def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
-    """The untrained network of a study of registered data, and the shape of its images."""
-    info = datasets.dataset_info(spec.data.name)
+    """The untrained network of a study, and the shape of its images."""
+    info = _info(spec.data)
     return _build(spec, info.shape, info.classes), info.shape
+
+
+def _info(data: DataSpec) -> datasets.DatasetInfo:
+    return datasets.dataset_info(data.name, path=data.path, image_size=data.image_size)
+
+
+def _given(data: Splits, spec: DataSpec) -> Splits:
+    """Data given in Python, measured in the part that is asked for."""
+    for field in ("path", "image_size", "train_images", "test_images"):
+        if (value := getattr(spec, field)) is not None:
+            raise InputError(f"data.{field} = {value!r} does nothing for data given in Python")
+    if data.measured is not None:
+        return data
+    return data.measured_in_part(spec.measured_fraction, spec.split_seed)
 
 
 def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -175,14 +198,23 @@ def _check_pruning(network: nn.Module, candidates: CandidateList, example: torch
         check_parity(network, cast(Candidates, candidates), example)
 
 
-def _check_recipes(network: nn.Module, shape: tuple[int, ...], spec: StudySpec) -> None:
+def _check_recipes(
+    network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudySpec
+) -> None:
     if not any(p.requires_grad for p in network.parameters()):
         raise InputError("none of the network's parameters requires a gradient: nothing can train")
     for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
-        if (recipe.shift or recipe.flip) and len(shape) != 3:
-            raise InputError(
-                f"{stage}.shift and {stage}.flip need images [C, H, W], got {list(shape)}"
-            )
+        for field in ("shift", "flip", "resized_crop", "cutmix"):
+            if getattr(recipe, field) and len(shape) != 3:
+                raise InputError(f"{stage}.{field} needs images [C, H, W], got {list(shape)}")
+        if recipe.mixup or recipe.cutmix:
+            with torch.no_grad():
+                logits = copy.deepcopy(network).eval()(_example(shape)).shape[1]
+            if logits != classes:
+                raise InputError(
+                    f"{stage}.mixup and {stage}.cutmix need one logit for each of {classes} "
+                    f"classes: network {spec.network.name!r} gives {logits}"
+                )
 
 
 def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
@@ -194,7 +226,7 @@ def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
         if (len(data.train) % size or size) > 1:
             continue
         try:
-            copy.deepcopy(network).train()(data.train.images[:1])
+            copy.deepcopy(network).train()(data.train.take(torch.arange(1)).images)
         except Exception as error:  # the user's forward runs: anything can come out
             raise InputError(
                 f"{stage}.batch_size = {size} leaves a last batch of one image (of "
@@ -210,7 +242,8 @@ def _check_criteria(
     Those of a user's own; and all where single weights are pruned, which not every one can score.
     """
     few = candidates.take(range(min(3, len(candidates))))
-    some = replace(data, train=data.train.take(torch.arange(min(64, len(data.train)))))
+    few_images = data.train.take(torch.arange(min(64, len(data.train))))
+    some = replace(data, train=few_images, measured=None)
     for criterion in criteria:
         if not criterion.is_shipped or candidates.weights:
             criterion(copy.deepcopy(network).eval(), few, some)

@@ -134,7 +134,7 @@ def _tell_cost(prepared: Prepared, store: Store, progress: Progress) -> None:
 
 
 def _image_shape(prepared: Prepared) -> tuple[int, ...]:
-    return tuple(prepared.data.train.images.shape[1:])
+    return prepared.data.train.image_shape
 
 
 def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional
 
-from trueoracle.data.augmentation import augment
+from trueoracle.data.augmentation import augment, mix
 from trueoracle.data.splits import Splits
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.recipe import Recipe
@@ -102,16 +102,28 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of one epoch, shuffled and augmented; the last one may be smaller.
 
-    Random numbers are drawn on the CPU, so that every device sees the same batches.
+    Labels are classes ``[N]``, or class probabilities ``[N, classes]`` with mixup or cutmix. Random
+    numbers are drawn on the CPU, so that every device sees the same batches.
     """
     generator = torch.Generator().manual_seed(stream_seed(seed, epoch, "batches", stream))
     order = torch.randperm(len(data.train), generator=generator)
-    for index in order.split(recipe.batch_size):
-        batch = data.train.take(index.to(data.train.labels.device))
-        images = augment(
-            batch.images, shift=recipe.shift, flip=recipe.flip, fill=data.fill, generator=generator
+    drawn = data.train.training_batches(
+        order.split(recipe.batch_size),
+        recipe.resized_crop,
+        seed=stream_seed(seed, epoch, "crops", stream),
+    )
+    for images, labels in drawn:
+        moved = augment(
+            images, shift=recipe.shift, flip=recipe.flip, fill=data.fill, generator=generator
         )
-        yield images, batch.labels
+        yield mix(
+            moved,
+            labels,
+            classes=data.classes,
+            mixup=recipe.mixup,
+            cutmix=recipe.cutmix,
+            generator=generator,
+        )
 
 
 def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> optim.Optimizer:
@@ -141,5 +153,5 @@ def stream_seed(seed: int, epoch: int, *names: str) -> int:
 
 
 def _cuda_devices(data: Splits) -> list[int]:
-    device = data.train.images.device
+    device = data.train.device
     return [device.index or 0] if device.type == "cuda" else []

@@ -28,11 +28,14 @@ _STATES = {"sgd": 1, "adam": 2, "adamw": 2}
 
 def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     """Why the kernels cannot train this network on these images; None where they can."""
-    images = data.train.images
     if recipe.autocast:
         return "the native kernels know no bfloat16 (autocast)"
-    if images.device.type != "cpu":
-        return f"the native kernels run on the CPU, not on {images.device.type}"
+    if recipe.mixup or recipe.cutmix:
+        return "the native kernels take one class an image (no mixup, no cutmix)"
+    if data.train.is_streamed:
+        return "the native kernels need the images in memory, and these are streamed"
+    if data.train.device.type != "cpu":
+        return f"the native kernels run on the CPU, not on {data.train.device.type}"
     try:
         _program(network, data)
         return None if _agrees(network, data) else "it computes other things than its layers say"
@@ -186,7 +189,7 @@ def _program(network: nn.Module, data: Splits, kernel: Kernel | None = None) -> 
     kinds = {parameter.dtype for parameter in network.parameters()}
     if kinds not in ({torch.float32}, {torch.float64}):
         raise CannotLowerError(f"its weights are {', '.join(sorted(map(str, kinds)))}")
-    return Program(lower(network, data.train.images.shape[1:]), kinds.pop(), kernel)
+    return Program(lower(network, data.train.image_shape), kinds.pop(), kernel)
 
 
 def _groups(streams: Sequence[Stream], lanes: int) -> list[list[int]]:

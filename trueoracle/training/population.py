@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, unknown
 from trueoracle.training import native, wide
-from trueoracle.training.evaluate import evaluate
+from trueoracle.training.evaluate import evaluate_together
 from trueoracle.training.loop import EpochRecord, Stream, make_optimizer, train_epoch
 from trueoracle.training.memory import available_memory, readable_bytes
 from trueoracle.training.recipe import Recipe
@@ -95,7 +95,7 @@ class LoopPopulation:
     def measure(self) -> dict[str, tuple[Tensor, Tensor]]:
         measured = {}
         for name, split in self._data.named():
-            found = [evaluate(network, split) for network in self._networks]
+            found = evaluate_together(self._networks, split)
             values = torch.tensor([(m.loss, m.accuracy) for m in found], dtype=torch.float64)
             measured[name] = (values[:, 0], values[:, 1])
         return measured
@@ -175,7 +175,7 @@ def plan(
     engine asked for cannot, or the memory does not hold it.
     """
     check_engine(engine, network, data, recipe)
-    budget = memory or available_memory(data.train.images.device) // 2
+    budget = memory or available_memory(data.train.device) // 2
     refusals: dict[str, str] = {}
     wanted = [cast(Engine, engine)]
     if engine == "auto":
@@ -215,7 +215,8 @@ def _refusal(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> s
     if engine == "native":
         return native.refusal(network, data, recipe)
     if engine == "wide":
-        return wide.refusal(network, recipe, data.train.images[:2])
+        few = torch.arange(min(2, len(data.train)))
+        return wide.refusal(network, recipe, data.train.take(few).images)
     return None
 
 
@@ -279,15 +280,15 @@ def _seconds_a_step(
     engine: Engine, network: nn.Module, data: Splits, recipe: Recipe, members: int
 ) -> float:
     images = _pilot_images(data, recipe)
-    few = replace(data, train=data.train.take(torch.arange(images)), validation=None)
+    few = replace(data, train=data.train.take(torch.arange(images)), validation=None, measured=None)
     networks = [copy.deepcopy(network) for _ in range(members)]
     population = _POPULATIONS[engine](networks, [(0, "")] * members, few, recipe)
     seconds = math.inf
     for _ in range(3):  # the first warms up
         started = time.perf_counter()
         population.train_epoch(0)
-        if data.train.images.is_cuda:
-            torch.cuda.synchronize(data.train.images.device)
+        if data.train.device.type == "cuda":
+            torch.cuda.synchronize(data.train.device)
         seconds = min(seconds, time.perf_counter() - started)
     return seconds / members
 
@@ -306,7 +307,7 @@ def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: in
     if trial.engine == "loop":
         return Plan("loop", reason, seconds_a_network=expected)
     if trial.engine == "wide":
-        on_cpu = data.train.images.device.type == "cpu"
+        on_cpu = data.train.device.type == "cpu"
         most = min(trial.most, _MOST_WIDE) if on_cpu else trial.most
         group = min(most, members, max(in_time, _PILOT_MEMBERS))
         return Plan("wide", reason, group, seconds_a_network=expected)

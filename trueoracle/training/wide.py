@@ -20,16 +20,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trueoracle.data.splits import Split, Splits
+from trueoracle.data.splits import AnySplit, Split, Splits
 from trueoracle.errors import first_line
+from trueoracle.training.evaluate import evaluation_batch
 from trueoracle.training.loop import Stream, batches, make_optimizer, stream_seed
 from trueoracle.training.recipe import Recipe, Retraining
 from trueoracle.training.stacked import Convolution, Each, Input, Stacked, tensors, wait_for
 
 __all__ = ["WidePopulation", "measure_memory", "refusal"]
-
-# Images at once, as in evaluate(): a norm without running statistics depends on it.
-_EVALUATION_BATCH = 500
 
 
 class WidePopulation:
@@ -64,14 +62,14 @@ class WidePopulation:
         self._networks, self._data, self._recipe = list(networks), data, recipe
         self._streams = list(dict.fromkeys(streams))
         self._stream_of = [self._streams.index(stream) for stream in streams]
-        self._device = data.train.images.device
+        self._device = data.train.device
         common = len(self._streams) == 1
         self._stacked = Stacked(self._networks, self._device, convolution, common_draws=common)
         self._optimizer = make_optimizer(self._stacked.parameters(), recipe)
         if compiled:  # what was compiled for earlier populations counts against a limit
             torch.compiler.reset()
         self._compiled = torch.compile(self._loss, dynamic=False) if compiled else None
-        self._sizes_seen: set[int] = set()
+        self._shapes_seen: set[torch.Size] = set()
 
     def train_epoch(self, epoch: int) -> None:
         """One pass over the training split; ``epoch`` is counted from 0."""
@@ -99,7 +97,10 @@ class WidePopulation:
                     value.copy_(self._stacked.state[name][i])
 
     def _batches(self, epoch: int) -> Iterator[tuple[Input, Tensor]]:
-        """Images and labels ``[N]`` for all; where streams differ, of each: labels ``[P, N]``."""
+        """Images and labels ``[N]`` for all; where streams differ, of each: labels ``[P, N]``.
+
+        With mixup or cutmix, labels have one more dimension: the probability of each class.
+        """
         sources = [batches(self._data, self._recipe, s, epoch, name) for s, name in self._streams]
         for parts in zip(*sources, strict=True):
             if len(parts) == 1:
@@ -113,9 +114,9 @@ class WidePopulation:
         self._optimizer.zero_grad()
         loss_of: Callable[[Input, Tensor], Tensor] = self._loss
         # The first step of a size runs as it is: it may choose paths, with a stopwatch.
-        if self._compiled is not None and labels.shape[-1] in self._sizes_seen:
+        if self._compiled is not None and labels.shape in self._shapes_seen:
             loss_of = self._compiled
-        self._sizes_seen.add(labels.shape[-1])
+        self._shapes_seen.add(labels.shape)
         loss_of(images, labels).backward()
         if self._recipe.gradient_clip is not None:
             _clip_gradients(self._stacked.parameters(), self._recipe.gradient_clip)
@@ -127,11 +128,12 @@ class WidePopulation:
             logits = self._stacked(images)
             return _losses(logits, labels, self._recipe.label_smoothing).mean(1).sum()
 
-    def _evaluate(self, split: Split) -> tuple[Tensor, Tensor]:
-        count, size = len(self._networks), _EVALUATION_BATCH
+    def _evaluate(self, split: AnySplit) -> tuple[Tensor, Tensor]:
+        count = len(self._networks)
         losses = torch.zeros(count, dtype=torch.float64, device=self._device)
         right = torch.zeros(count, dtype=torch.int64, device=self._device)
-        for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
+        # As in evaluate(): a norm without running statistics depends on it.
+        for images, labels in split.batches(evaluation_batch(split.image_shape)):
             logits = self._stacked(images)
             losses += _losses(logits, labels).sum(1, dtype=torch.float64)
             right += (logits.argmax(2) == labels).sum(1)
@@ -166,8 +168,9 @@ def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[in
     with 2 and with 4 members. On CUDA it is what torch's allocator held; on a CPU the storages of
     all tensors alive, where what a kernel takes and gives back within itself is not seen.
     """
-    index = torch.arange(len(data.train), device=data.train.labels.device)
-    batch, many = (data.train.take(index[:n]) for n in (recipe.batch_size, _EVALUATION_BATCH))
+    index = torch.arange(len(data.train), device=data.train.device)
+    sizes = recipe.batch_size, evaluation_batch(data.train.image_shape)
+    batch, many = (data.train.take(index[:n]) for n in sizes)
     few = Splits(batch, None, many, data.classes, data.fill)
     common = not isinstance(recipe, Retraining) or recipe.common_random_numbers
 
@@ -184,11 +187,15 @@ def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[in
 
 
 def _losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy ``[P, N]`` of logits ``[P, N, K]``, for labels ``[N]`` or ``[P, N]``."""
+    """Cross-entropy ``[P, N]`` of logits ``[P, N, K]``, for labels ``[N]`` or ``[P, N]``.
+
+    Or for class probabilities, floating-point ``[N, K]`` or ``[P, N, K]``.
+    """
     members, images = logits.shape[:2]
+    of_all = labels.shape[-2:] if labels.is_floating_point() else labels.shape[-1:]
     flat = functional.cross_entropy(
         logits.flatten(0, 1),
-        labels.expand(members, images).flatten(),
+        labels.expand(members, *of_all).flatten(0, 1),
         reduction="none",
         label_smoothing=label_smoothing,
     )

@@ -1,0 +1,104 @@
+"""Data of a study: what is loaded, and what is refused before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trueoracle.data.splits import Splits
+from trueoracle.errors import InputError
+from trueoracle.study.prepare import list_study, prepare
+from trueoracle.study.spec import spec_from
+from trueoracle.study.study import Study
+
+
+def test_fields_of_the_data_are_followed(tiny_fields: dict[str, Any]) -> None:
+    changes = {"data.train_images": 300, "data.test_images": 50, "data.measured_fraction": 0.1}
+    spec = spec_from(tiny_fields, changes)
+    data = prepare(spec, device="cpu").data
+    assert {name: len(split) for name, split in data.named()} == {
+        "train": len(data.measured_train),
+        "validation": 100,
+        "test": len(data.test),
+    }
+    assert 40 <= len(data.test) <= 50
+    assert 15 <= len(data.measured_train) <= 25
+    assert 150 <= len(data.train) <= 200
+    other = prepare(spec_from(tiny_fields, changes | {"data.split_seed": 1}), device="cpu").data
+    assert not torch.equal(other.measured_train.images[:5], data.measured_train.images[:5])
+
+
+def test_images_of_another_size(tiny_fields: dict[str, Any]) -> None:
+    fields = tiny_fields | {"network": {"name": "mlp", "arguments": {"hidden": (6,)}}}
+    fields["pruning"] = {"layers": {"fc1": 0.5}}
+    spec = spec_from(fields, {"data.image_size": 12})
+    assert len(list_study(spec)) == 20
+    assert prepare(spec, device="cpu").data.train.image_shape == (1, 12, 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("imagenet", {"fc1": 0.5}), ("cifar100", {"fc1": 0.5})]
+)
+def test_a_study_is_listed_without_its_data(name: str, layers: dict[str, float]) -> None:
+    spec = spec_from(
+        {
+            "name": "listed",
+            "network": {"name": "mlp", "arguments": {"hidden": (4,)}},
+            "data": {"name": name, "image_size": 8},
+            "pruning": {"layers": layers},
+        }
+    )
+    assert len(list_study(spec)) == 6
+
+
+def test_fields_that_do_not_fit_the_data_are_refused(tiny_fields: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"data\.path = 'here' is for image folders"):
+        prepare(spec_from(tiny_fields, {"data.path": "here"}), device="cpu")
+    with pytest.raises(InputError, match=r"data set 'folder' needs data\.path"):
+        list_study(spec_from(tiny_fields, {"data.name": "folder"}))
+
+
+def given(few_digits: Splits, **changes: Any) -> Study:
+    network = nn.Sequential(nn.Conv2d(1, 4, 8, 4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 12))
+    return Study(
+        name="given",
+        network=network,
+        data=few_digits,
+        pruning={"layers": {"0": 0.5}},
+        overrides=changes,
+    )
+
+
+def test_data_given_in_python_can_be_measured_in_part(few_digits: Splits) -> None:
+    data = given(few_digits, **{"data.measured_fraction": 0.2}).prepare("cpu").data
+    assert 50 < len(data.measured_train) < 70
+    assert len(data.train) == 300
+    assert given(few_digits).prepare("cpu").data.measured is None
+    for field, value in (("train_images", 100), ("image_size", 8), ("path", "here")):
+        with pytest.raises(InputError, match=f"data.{field} = .* does nothing for data given"):
+            given(few_digits, **{f"data.{field}": value}).prepare("cpu")
+
+
+def test_mixing_needs_a_logit_for_each_class(few_digits: Splits) -> None:
+    for field in ("mixup", "cutmix"):
+        with pytest.raises(InputError, match=r"cutmix need one logit for each of 10 classes.* 12"):
+            given(few_digits, **{f"retraining.{field}": 0.2}).prepare("cpu")
+
+
+def test_crops_need_images(few_digits: Splits) -> None:
+    flat = tuple(
+        (split.images.flatten(1), split.labels) for split in (few_digits.train, few_digits.test)
+    )
+    for field, value in (("resized_crop", 0.5), ("cutmix", 1.0), ("shift", 1)):
+        study = Study(
+            name="flat",
+            network=nn.Sequential(nn.Linear(1024, 4), nn.ReLU(), nn.Linear(4, 10)),
+            data=flat,
+            pruning={"layers": {"0": 0.5}},
+            overrides={f"retraining.{field}": value},
+        )
+        with pytest.raises(InputError, match=rf"retraining\.{field} needs images \[C, H, W\]"):
+            study.prepare("cpu")
