@@ -25,6 +25,7 @@ __all__ = [
     "Quiet",
     "Runs",
     "Settings",
+    "err",
     "guarded",
     "out",
     "print_json",

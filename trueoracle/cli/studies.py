@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trueoracle.cli.console import Debug, Json, guarded, out, print_json, table
+
+if TYPE_CHECKING:
+    from trueoracle.study.spec import StudySpec
 
 
 @guarded
@@ -25,31 +28,63 @@ def studies(as_json: Json = False, debug: Debug = False) -> None:
         return
     made = table("study", "networks", "arms", "what it is for", right=("networks",))
     for row in rows:
-        made.add_row(row["name"], f"{row['networks']:,}", ", ".join(row["arms"]), row["purpose"])
+        networks = f"{row['networks']:,}"
+        made.add_row(row["name"], networks, ", ".join(row["arms"]), row["purpose"])
     out().print(made)
 
 
 def _rows() -> list[dict[str, Any]]:
-    from trueoracle.study.prepare import list_study
-    from trueoracle.study.spec import arms_of, load_spec, shipped_studies
+    from trueoracle.study.grid import expand
+    from trueoracle.study.spec import arms_of, load_spec, shipped_grids, shipped_studies
 
     rows = []
     for name in shipped_studies():
-        spec = load_spec(name)
-        candidates = list_study(spec)
-        rows.append(
-            {
-                "name": name,
-                "purpose": spec.purpose,
-                "network": spec.network.name,
-                "data": spec.data.name,
-                "layers": dict(spec.pruning.layers),
-                "candidates": len(candidates),
-                "space": candidates.space,
-                "seeds": list(spec.retraining.seeds),
-                "networks": len(candidates) * len(spec.retraining.seeds),
-                "epochs": spec.retraining.epochs,
-                "arms": arms_of(name),
-            }
-        )
+        rows.append(_row(name, [load_spec(name)], arms_of(name)) | {"grid": None, "points": []})
+    for name in shipped_grids():
+        points = expand(name)
+        values = {axis: [p.values[axis] for p in points] for axis in points[0].values}
+        grid = {axis: list(dict.fromkeys(varied)) for axis, varied in values.items()}
+        row = _row(name, [point.spec for point in points], arms_of(name))
+        rows.append(row | {"grid": grid, "points": [point.spec.name for point in points]})
     return rows
+
+
+def _row(name: str, specs: list[StudySpec], arms: list[str]) -> dict[str, Any]:
+    """One row for a study, or for a grid: the sums over its points, the rest of its first."""
+    spec = specs[0]
+    counts, spaces = zip(*map(_counts, specs), strict=True)
+    known = [count for count in counts if count is not None]
+    networks = [
+        count * len(one.retraining.seeds)
+        for count, one in zip(counts, specs, strict=True)
+        if count is not None
+    ]
+    return {
+        "name": name,
+        "purpose": spec.purpose,
+        "network": spec.network.name,
+        "data": spec.data.name,
+        "layers": dict(spec.pruning.layers),
+        "candidates": sum(known) if len(known) == len(specs) else None,
+        "space": spaces[0] if len(specs) == 1 else None,
+        "seeds": list(spec.retraining.seeds),
+        "networks": sum(networks) if len(networks) == len(specs) else None,
+        "epochs": spec.retraining.epochs,
+        "arms": arms,
+    }
+
+
+def _counts(spec: StudySpec) -> tuple[int | None, int | None]:
+    """How many candidates a study has, and out of how many ways.
+
+    The ways are not counted (None) where the images are large: that would build, for a list, every
+    network of ImageNet's.
+    """
+    from trueoracle.study.prepare import list_study
+    from trueoracle.study.spec import STREAMED
+
+    count = spec.pruning.candidates
+    if isinstance(count, int) and spec.data.name in STREAMED:
+        return count, None
+    candidates = list_study(spec)
+    return len(candidates), candidates.space

@@ -120,18 +120,20 @@ def _as_point(study: str) -> tuple[str, str] | None:
 
 
 def _axis(grid: str, key: str, values: object) -> list[_Step]:
-    """The steps of one axis: values of a dotted field, or tables of changes under a name."""
+    """The steps of one axis: values of a dotted field, or tables of changes under a name.
+
+    Such a table is known by its ``value``, or else by the first of its changes.
+    """
     if not isinstance(values, list) or not values:
         raise InputError(f"{grid}: grid.{key} takes a list of values, got {values!r}")
     if key.partition(".")[0] in StudySpec.model_fields:
         if key in ("name", "purpose"):
             raise InputError(f"{grid}: grid.{key} changes no number, and the points are named")
-        shown = key.split(".")
         # data.name is a data set, network.name a network; elsewhere the last word says more.
-        axis = shown[-2] if shown[-1] == "name" else shown[-1]
-        axis = axis.strip('"')
+        last = key.removesuffix(".name").rpartition(".")[2].strip('"')
+        axis = f"pruning ratio of {last}" if key.startswith("pruning.layers.") else last
         return [
-            _Step(axis, _plain(value), _label(axis, value), (key,), override({}, {key: value}))
+            _Step(axis, _plain(value), _label(last, value), (key,), override({}, {key: value}))
             for value in values
         ]
     steps = []
@@ -141,10 +143,11 @@ def _axis(grid: str, key: str, values: object) -> list[_Step]:
                 f"{grid}: grid.{key} is no field of a study, so that each of its points is a table "
                 f"of fields, such as {{ data.name = 'mnist' }}, got {value!r}"
             )
-        leaves = _leaves(value)
-        first = leaves[0][1]
+        changes = {field: change for field, change in value.items() if field != "value"}
+        leaves = _leaves(changes)
+        shown = value.get("value", leaves[0][1] if leaves else None)
         fields = tuple(".".join(path) for path, _ in leaves)
-        steps.append(_Step(key, _plain(first), _label(key, first), fields, value))
+        steps.append(_Step(key, _plain(shown), _label(key, shown), fields, changes))
     return steps
 
 
