@@ -84,6 +84,8 @@ def test_links_and_studies_that_documents_name_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (path.parent / link).exists(), link
-    for study in re.findall(r"trueoracle (?:run|report|export|score) ([a-z0-9.+-]+)(?=[\s@`])", text):
+    for study in re.findall(
+        r"trueoracle (?:run|report|export|score) ([a-z0-9.+-]+)(?=[\s@`])", text
+    ):
         shipped = shipped_studies() | shipped_grids()
         assert study.endswith(".toml") or study.partition("+width-")[0] in shipped, study

@@ -45,7 +45,8 @@ def test_named_points_change_several_fields(write_study: Writer) -> None:
 
 def test_arms_and_overrides_reach_every_point(write_study: Writer) -> None:
     path = write_study(
-        BASE + '[grid]\n"pruning.layers" = [{ conv1 = 0.2 }, { conv1 = 0.2, conv2 = 0.2 }]\n'
+        BASE
+        + '[grid]\n"pruning.layers" = [{ conv1 = 0.2 }, { conv1 = 0.2, conv2 = 0.2 }]\n'
         'pruning.candidates = ["all"]\n[arms.tiny]\ndense.epochs = 1\n'
         '[arms.tiny.grid]\n"pruning.layers" = [{ conv3 = 0.1 }]\n'.replace(
             "pruning.candidates =", '"pruning.candidates" ='
@@ -111,7 +112,7 @@ def test_a_grid_is_not_run_as_one_study_but_its_points_are() -> None:
     point = load_spec("lenet5-mini-width+width-20@small", {"dense.seed": 3})
     assert point.name == "lenet5-mini-width+width-20@small"
     assert (point.network.arguments, point.dense.seed) == ({"width": 20}, 3)
-    with pytest.raises(InputError, match="unknown point .*did you mean 'width-20'"):
+    with pytest.raises(InputError, match=r"unknown point .*did you mean 'width-20'"):
         load_spec("lenet5-mini-width+width-2")
     assert not is_grid("lenet5-mini-width+width-20")
 

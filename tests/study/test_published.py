@@ -78,5 +78,5 @@ def test_a_wrong_value_is_one_line(write_study: Writer, line: str, message: str)
 
 
 def test_an_unknown_setting_names_the_nearest() -> None:
-    with pytest.raises(InputError, match="did you mean .*'lenet5/conv105'"):
+    with pytest.raises(InputError, match=r"did you mean .*'lenet5/conv105'"):
         published_setting("lenet5/conv10.5")

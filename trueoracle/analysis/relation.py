@@ -102,8 +102,9 @@ def relate(
 ) -> Relation:
     """Relate scores ``x [P]`` (lower = prune this one) to outcomes ``y [P]``.
 
-    ``higher_score_is_better`` is for scores such as the accuracy after a short retraining. Rows where either is not finite are dropped and counted. Raises :class:`InputError` where the
-    lengths differ or no row is left.
+    ``higher_score_is_better`` is for scores such as the accuracy after a short retraining. Rows
+    where either is not finite are dropped and counted. Raises :class:`InputError` where the lengths
+    differ or no row is left.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1:

@@ -56,6 +56,7 @@ def out() -> Console:
 
 
 def err() -> Console:
+    """Standard error."""
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 

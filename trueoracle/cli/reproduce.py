@@ -27,6 +27,7 @@ from trueoracle.cli.console import (
 if TYPE_CHECKING:
     from trueoracle.study.comparison import Ours
     from trueoracle.study.published import Published
+    from trueoracle.study.results import Results
     from trueoracle.study.spec import StudySpec
 
 
@@ -236,7 +237,7 @@ def _run(
     references = [reference]
     if any(one.needs_short for one in wanted):
         references.append(f"{reference}@short")
-    found = []
+    found: list[Results] = []
     for one in references:
         made = Study(load_spec(one, overrides), runs=runs)
         with shown_progress(quiet=quiet) as progress:

@@ -15,9 +15,7 @@ REPORTED_METRICS = ("test_accuracy", "test_loss")
 """Both are looked at: where pruning regularises, loss and accuracy can tell different stories."""
 
 
-def summarise(
-    results: Results, rule: str = "last", short: Results | None = None
-) -> dict[str, Any]:
+def summarise(results: Results, rule: str = "last", short: Results | None = None) -> dict[str, Any]:
     """The summary of one recorded study, as far as it has come.
 
     ``short`` is its short retraining (:func:`trueoracle.study.results.find_short`), where there is

@@ -56,7 +56,7 @@ class Ours:
 def arm_reference(study: str, scale: Scale, surgery: str = "exact") -> str:
     """A study's name with the arms that make a scale and surgery of it, small before others."""
     base, arms = split_arm(study)
-    wanted = [SMALL] if scale == SMALL else []
+    wanted: list[str] = [SMALL] if scale == SMALL else []
     wanted += [arm for arm in arms.split("@") if arm and arm != SMALL]
     if surgery != "exact" and surgery not in wanted:
         wanted.append(surgery)

@@ -40,8 +40,8 @@ def scale_in_words(spec: StudySpec) -> str:
         (_size(spec.data.image_size), _size(full.data.image_size)),
         (_images(spec.data.train_images), _images(full.data.train_images)),
         (_candidates(spec), _candidates(full)),
-        (f"{spec.retraining.epochs} epochs", f"{full.retraining.epochs} epochs"),
-        (f"{len(spec.retraining.seeds)} seeds", f"{len(full.retraining.seeds)} seeds"),
+        (_many(spec.retraining.epochs, "epoch"), _many(full.retraining.epochs, "epoch")),
+        (_many(len(spec.retraining.seeds), "seed"), _many(len(full.retraining.seeds), "seed")),
     ]
     return "small scale: " + ", ".join(f"{ours} in place of {t}" for ours, t in told if ours != t)
 
@@ -49,6 +49,10 @@ def scale_in_words(spec: StudySpec) -> str:
 def _network(network: NetworkSpec) -> str:
     arguments = ", ".join(f"{key} {value}" for key, value in network.arguments.items())
     return f"{network.name} ({arguments})" if arguments else network.name
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
 
 
 def _size(pixels: int | None) -> str:
