@@ -44,6 +44,9 @@ def test_the_drawing_has_a_line_and_bars_for_each() -> None:
     assert [np.asarray(line.get_ydata()).tolist() for line in drawn] == [[-0.5, -0.3], [0.1]]
     bars = containers[0].lines[2][0].get_segments()
     assert np.allclose([s[:, 1] for s in bars], [[-0.6, -0.4], [-0.4, -0.2]])
+    x = [np.asarray(line.get_xdata()).tolist() for line in drawn]
+    assert x[0] == pytest.approx([10, 40], abs=1)
+    assert x[0][0] < 10 < x[1][0]  # aside, so that no bar hides another
     assert axes.get_xlabel() == "width"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["40", "10"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["oracle", "l1"]

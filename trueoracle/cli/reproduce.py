@@ -288,8 +288,6 @@ COLUMNS = ("n", "tau", "p", "anomalies")
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    from trueoracle.study.progress import duration
-
     ours = tuple(f"our {name}" for name in COLUMNS)
     right = (*COLUMNS, *ours, "networks", "time here")
     made = table("setting", "study", *COLUMNS, *ours, "scale", "networks", "time here", right=right)
@@ -301,13 +299,21 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
             *_published_cells(row["published"]),
             *_our_cells(row["ours"]),
             f"{row['networks']:,}",
-            number(None) if seconds is None else duration(seconds),
+            number(None) if seconds is None else _long(seconds),
         )
     out().print(made)
     out().print(
         "x is the pruned train loss; for direction/…, the accuracy after a tenth of the epochs. "
         "Times are of retraining alone."
     )
+
+
+def _long(seconds: float) -> str:
+    """Such as ``"3 h 5 min"``, and days from three on."""
+    from trueoracle.study.progress import duration
+
+    days = seconds / 86400
+    return f"{days:,.0f} days" if days >= 3 else duration(seconds)
 
 
 def _published_cells(values: dict[str, Any]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -69,17 +70,21 @@ def trend_data(
     return TrendData(tuple(trends), ticks, x_label, y_label, title)
 
 
-def draw_trend(data: TrendData, size: tuple[float, float] = (5.0, 3.4)) -> Figure:
+def draw_trend(data: TrendData, size: tuple[float, float] = (5.0, 3.8)) -> Figure:
     """Draw the lines with their intervals as bars; ``size`` is in inches."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.axhline(0, color="0.45", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    places = sorted(position for position, _ in data.ticks)
+    least = min((b - a for a, b in pairwise(places)), default=1.0)
     for i, trend in enumerate(data.trends):
+        # A little apart, so that no bar hides another.
+        aside = 0.06 * least * (i - (len(data.trends) - 1) / 2)
         # An interval by percentiles need not hold the coefficient itself.
         below, above = (np.maximum(d, 0) for d in (trend.y - trend.low, trend.high - trend.y))
         axes.errorbar(
-            trend.x, trend.y, yerr=np.nan_to_num(np.stack([below, above])),
+            trend.x + aside, trend.y, yerr=np.nan_to_num(np.stack([below, above])),
             color=_COLOURS[i % len(_COLOURS)], marker=_MARKS[i % len(_MARKS)], markersize=6,
             linewidth=1.4, elinewidth=1.2, capsize=3, label=plain(trend.name), zorder=2,
         )  # fmt: skip
