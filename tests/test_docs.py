@@ -12,7 +12,13 @@ from tests.study.test_spec import fields_of
 from trueoracle.analysis.relation import relate
 from trueoracle.criteria.base import find_criterion
 from trueoracle.study.results import Results
-from trueoracle.study.spec import StudySpec, load_spec, shipped_studies, spec_from
+from trueoracle.study.spec import (
+    StudySpec,
+    load_spec,
+    shipped_grids,
+    shipped_studies,
+    spec_from,
+)
 from trueoracle.study.study import Study
 from trueoracle.training.recipe import Recipe
 
@@ -68,7 +74,8 @@ def test_the_studies_in_the_documents_are_valid(path: Path) -> None:
     for text in fences(path, "toml"):
         fields = tomllib.loads(text)
         base = load_spec(fields.pop("extends")).model_dump(exclude_unset=True)
-        fields.pop("arms", None)
+        for of_the_file in ("arms", "grid", "published"):
+            fields.pop(of_the_file, None)
         spec_from(base | fields | {"name": "documented"})
 
 
@@ -77,5 +84,8 @@ def test_links_and_studies_that_documents_name_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (path.parent / link).exists(), link
-    for study in re.findall(r"trueoracle (?:run|report|export) ([a-z0-9.+-]+)(?=[\s@`])", text):
-        assert study.endswith(".toml") or study in shipped_studies(), study
+    for study in re.findall(
+        r"trueoracle (?:run|report|export|score) ([a-z0-9.+-]+)(?=[\s@`])", text
+    ):
+        shipped = shipped_studies() | shipped_grids()
+        assert study.endswith(".toml") or study.partition("+width-")[0] in shipped, study

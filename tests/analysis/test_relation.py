@@ -196,3 +196,16 @@ def test_published_tau_and_anomaly_ratio_reproduce(published: Path) -> None:
             assert abs(relation.anomalies - drawn) <= 1, name
             ratio = float(printed["anomaly_ratio_pct"]) / 100
             assert relation.anomaly_ratio == pytest.approx(ratio, abs=1.01 / relation.n), name
+
+
+def test_a_score_of_which_more_is_better_chooses_the_highest() -> None:
+    short, full = np.array([0.9, 0.8, 0.7, 0.95]), np.array([0.97, 0.96, 0.98, 0.97])
+    found = relate(short, full, higher_is_better=True, higher_score_is_better=True)
+    turned = relate(-short, full, higher_is_better=True)
+    assert (found.chosen, found.chosen_score) == (3, 0.95)
+    assert found.kendall.value == -turned.kendall.value
+    same = ("agreement", "anomalies", "discordant_ratio", "rank", "regret")
+    assert all(getattr(found, name) == getattr(turned, name) for name in same)
+    best = relate(full, full, higher_is_better=True, higher_score_is_better=True)
+    assert best.kendall.value == best.agreement == pytest.approx(1)
+    assert best.anomalies == 0

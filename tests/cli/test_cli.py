@@ -227,7 +227,12 @@ def test_studies_lists_what_is_shipped() -> None:
     rows = {row["name"]: row for row in json.loads(call("studies", "--json").out)}
     assert rows["digits-conv1-0.2"]["networks"] == 90
     assert rows["lenet5-mini-conv1+2-0.5"]["networks"] == 3000
-    assert rows["lenet5-mini-conv1-0.5"]["arms"] == ["short", "as-released"]
+    assert rows["lenet5-mini-conv1-0.5"]["arms"] == ["short", "as-released", "small"]
+    assert rows["lenet5-mini-conv1+2-0.5"]["space"] == 252**2
+    grid = rows["lenet5-mini-ratio"]
+    assert grid["networks"] == 3 * (2 * 45 + 2 * 120 + 2 * 210 + 252)
+    assert grid["grid"] == {"pruning ratio of conv1": [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]}
+    assert grid["points"][0] == "lenet5-mini-ratio+conv1-0.2"
     listed = call("studies").out
     assert all(name in listed and row["purpose"] in listed for name, row in rows.items())
 
@@ -379,7 +384,8 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_help_teaches_by_example() -> None:
-    for command in ("run", "score", "studies", "status", "report", "export", "analyse"):
+    commands = ("run", "score", "studies", "reproduce", "status", "report", "export", "analyse")
+    for command in commands:
         text = call(command, "--help").out
         assert "Examples" in text
         assert f"trueoracle {command}" in text

@@ -8,7 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from tests.conftest import Writer
+from trueoracle.data.datasets import DATASETS
 from trueoracle.errors import InputError
+from trueoracle.networks.registry import NETWORKS
 from trueoracle.study.prepare import list_study
 from trueoracle.study.spec import (
     StudySpec,
@@ -144,45 +146,140 @@ def test_stage_digests_change_with_what_the_stage_depends_on() -> None:
     assert released.outcome_digest != plain.outcome_digest
 
 
-@pytest.mark.parametrize("name", [*shipped_studies()])
-def test_every_shipped_study_resolves(name: str) -> None:
+SHIPPED_NAMES = [
+    "digits-conv1-0.2",
+    *(f"lenet5-mini-conv{layer}-0.{pruned}" for layer in (1, 2, 3) for pruned in range(2, 9)),
+    *(f"lenet5-mini-conv{layers}-0.5" for layers in ("1+2", "1+3", "2+3", "1+2+3")),
+    *(f"lenet5-mini-{data}-conv1-0.5" for data in ("fashion-mnist", "kmnist")),
+    *(f"lenet5-mini-w{width}-conv1-0.5" for width in (20, 30, 40)),
+    *(f"lenet5-mini-d{depth}-conv1-0.5" for depth in (6, 7, 8)),
+    "resnet56-cifar10-0.5",
+    "vgg19-cifar100-0.5",
+    "resnet18-imagenet-0.5",
+    "resnet18-imagenet-unstructured-0.5",
+    "resnet50-imagenet-0.43",
+    "vit-b-16-imagenet-heads-0.5",
+    "vit-b-16-imagenet-mlp-0.5",
+    "vit-b-16-imagenet-width-0.25",
+]
+
+
+# What the first study of that network has built at full size is not built again.
+SAME_LARGE_NETWORK = (
+    "resnet18-imagenet-unstructured-0.5",
+    "vit-b-16-imagenet-mlp-0.5",
+    "vit-b-16-imagenet-width-0.25",
+)
+
+
+def resolvable(name: str) -> bool:
+    """Whether the network and the data set of a study are registered."""
+    spec = load_spec(name)
+    return spec.network.name in NETWORKS and spec.data.name in DATASETS
+
+
+def test_these_studies_are_shipped() -> None:
+    assert sorted(shipped_studies()) == sorted(SHIPPED_NAMES)
+
+
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
+def test_every_shipped_study_and_arm_is_a_study_of_its_own(name: str) -> None:
     spec = load_spec(name)
     assert spec.name == name
     assert spec.purpose
-    assert len(list_study(spec)) > 0
+    digests = {spec.digest}
     for arm in arms_of(name):
         armed = load_spec(f"{name}@{arm}")
         assert armed.name == f"{name}@{arm}"
-        assert armed.digest != spec.digest
-        assert armed.dense_digest == spec.dense_digest
+        assert armed.digest not in digests
+        digests.add(armed.digest)
+        # The same dense network, but at small scale.
+        assert (armed.dense_digest == spec.dense_digest) == (arm != "small")
+    if "small" in arms_of(name):
+        small, short = load_spec(f"{name}@small"), load_spec(f"{name}@small@short")
+        assert short.dense_digest == small.dense_digest
+        assert short.retraining.epochs < small.retraining.epochs <= spec.retraining.epochs
+        assert small.network.weights is None
 
 
-def test_the_shipped_studies_are_the_papers() -> None:
-    counts = {}
-    for name in shipped_studies():
-        spec = load_spec(name)
-        counts[name] = len(list_study(spec))
-        if name.startswith("lenet5-mini"):
-            for recipe, rate in ((spec.dense, 0.01), (spec.retraining, 0.001)):
-                rates = [recipe.learning_rate_at(epoch) for epoch in range(recipe.epochs)]
-                assert rates == pytest.approx([rate] * 20 + [rate / 10] * 10)
-                assert (recipe.optimizer, recipe.momentum, recipe.weight_decay) == (
-                    "sgd",
-                    0.9,
-                    1e-4,
-                )
-                assert recipe.batch_size == 256
-            assert len(spec.retraining.seeds) == 3
-            short = load_spec(f"{name}@short").retraining
-            rates = [short.learning_rate_at(epoch) for epoch in range(short.epochs)]
-            assert rates == pytest.approx([0.001, 0.001, 0.0001])
+@pytest.mark.parametrize("name", [name for name in SHIPPED_NAMES if resolvable(name)])
+def test_every_shipped_study_resolves(name: str) -> None:
+    references = [f"{name}@small"] if "small" in arms_of(name) else []
+    if name not in SAME_LARGE_NETWORK:
+        references.append(name)
+    for reference in references:
+        spec = load_spec(reference)
+        candidates = list_study(spec)
+        wanted = spec.pruning.candidates
+        assert len(candidates) == (candidates.space if wanted == "all" else wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED_NAMES if name.startswith("lenet5-mini")])
+def test_the_lenet_studies_have_the_papers_recipe(name: str) -> None:
+    spec = load_spec(name)
+    for recipe, rate in ((spec.dense, 0.01), (spec.retraining, 0.001)):
+        rates = [recipe.learning_rate_at(epoch) for epoch in range(recipe.epochs)]
+        assert rates == pytest.approx([rate] * 20 + [rate / 10] * 10)
+        assert (recipe.optimizer, recipe.momentum, recipe.weight_decay) == ("sgd", 0.9, 1e-4)
+        assert recipe.batch_size == 256
+    assert len(spec.retraining.seeds) == 3
+    short = load_spec(f"{name}@short").retraining
+    rates = [short.learning_rate_at(epoch) for epoch in range(short.epochs)]
+    assert rates == pytest.approx([0.001, 0.001, 0.0001])
+
+
+def test_the_lenet_studies_list_as_many_candidates_as_the_paper() -> None:
+    counts = {name: len(list_study(load_spec(name))) for name in SHIPPED_NAMES[:26]}
     for layer in (1, 2, 3):
         singles = [counts[f"lenet5-mini-conv{layer}-0.{pruned}"] for pruned in range(2, 9)]
         assert singles == [45, 120, 210, 252, 210, 120, 45]
     for layers in ("1+2", "1+3", "2+3", "1+2+3"):
         assert counts[f"lenet5-mini-conv{layers}-0.5"] == 1000
     assert counts["digits-conv1-0.2"] == 45
-    assert len(counts) == 21 + 4 + 1
+
+
+def test_the_larger_studies_have_the_papers_recipes() -> None:
+    for name in ("resnet56-cifar10-0.5", "vgg19-cifar100-0.5"):
+        recipe = load_spec(name).retraining
+        rates = [recipe.learning_rate_at(epoch) for epoch in range(recipe.epochs)]
+        assert rates == pytest.approx([0.01] * 60 + [0.001] * 30 + [1e-4] * 30)
+        assert (recipe.weight_decay, recipe.shift, recipe.flip) == (5e-4, 4, True)
+        assert load_spec(f"{name}@short").retraining.epochs == 12
+        assert load_spec(name).pruning.candidates == 1000
+    for name in ("resnet18-imagenet-0.5", "resnet18-imagenet-unstructured-0.5"):
+        spec = load_spec(name)
+        rates = [spec.retraining.learning_rate_at(epoch) for epoch in range(30)]
+        assert rates == pytest.approx([0.01] * 10 + [0.001] * 10 + [1e-4] * 10)
+        assert (spec.retraining.epochs, spec.retraining.weight_decay) == (30, 1e-4)
+        assert (spec.pruning.candidates, spec.data.measured_fraction) == (160, 0.1)
+    resnet50 = load_spec("resnet50-imagenet-0.43")
+    assert (resnet50.retraining.epochs, resnet50.pruning.candidates) == (9, 20)
+    for part in ("heads-0.5", "mlp-0.5", "width-0.25"):
+        recipe = load_spec(f"vit-b-16-imagenet-{part}").retraining
+        assert (recipe.epochs, recipe.optimizer, recipe.schedule) == (300, "adamw", "cosine")
+        assert (recipe.learning_rate, recipe.weight_decay) == (1.5e-4, 0.3)
+        assert (recipe.label_smoothing, recipe.mixup, recipe.cutmix) == (0.11, 0.2, 1.0)
+
+
+def test_an_arm_may_change_the_arms_that_are_laid_on_it(write_study: Writer) -> None:
+    path = write_study(
+        'extends = "digits-conv1-0.2"\n[arms.less.retraining]\nepochs = 8\nmilestones = [4]\n'
+        "[arms.less.arms.short.retraining]\nepochs = 2\nmilestones = [1]\n"
+    )
+    assert load_spec(f"{path}@less").retraining.epochs == 8
+    assert load_spec(f"{path}@less@short").retraining.epochs == 2
+    assert load_spec(f"{path}@short").retraining.epochs == 3
+    assert load_spec(f"{path}@short@less").retraining.epochs == 8
+
+
+def test_an_arm_may_take_weights_away(write_study: Writer) -> None:
+    path = write_study(
+        'extends = "digits-conv1-0.2"\nnetwork.weights = "dense.pt"\n'
+        '[arms.small.network]\nweights = "none"\n'
+    )
+    assert load_spec(str(path)).network.arrives_trained
+    assert not load_spec(f"{path}@small").network.arrives_trained
+    assert load_spec(f"{path}@small").digest == load_spec("digits-conv1-0.2").digest
 
 
 def test_a_study_file_extends_another(write_study: Writer) -> None:
@@ -271,6 +368,8 @@ def test_what_is_no_study_file_is_one_clear_line(write_study: Writer, tmp_path: 
         'extends = "digits-conv1-02"': "unknown study to extend .*did you mean 'digits-conv1-0.2'",
         "extends = 3": "extends takes a shipped study or a .toml, got 3",
         "arms = 3": "arms are tables of fields",
+        "grid = 3": "is a table of fields, each with a list",
+        "published = 3": "each published value is a table",
         "[arms]\nshort = 3": "arms are tables of fields",
     }
     for text, message in files.items():

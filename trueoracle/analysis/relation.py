@@ -30,7 +30,8 @@ class Relation:
     criterion has tau -1. ``agreement`` is tau with the sign turned so that +1 is perfect.
     ``chosen`` is the row (in the columns given) of the lowest score, the first one among ties;
     an anomaly ends strictly better than it; ``rank`` is its place by outcome (1 = best) and
-    ``regret`` what the best outcome has over its own, never negative.
+    ``regret`` what the best outcome has over its own, never negative. Where the score is itself an
+    outcome of which more is better (``higher_score_is_better``), the highest one chooses.
     """
 
     n: int
@@ -48,10 +49,12 @@ class Relation:
     best_outcome: float
     rank: int
     regret: float
+    higher_score_is_better: bool = False
 
     @property
     def agreement(self) -> float:
-        return -self.kendall.value if self.higher_is_better else self.kendall.value
+        turned = self.higher_is_better != self.higher_score_is_better
+        return -self.kendall.value if turned else self.kendall.value
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: NaN becomes None."""
@@ -90,11 +93,18 @@ def _strength(agreement: float, p_value: float) -> str:
     return "says little about"
 
 
-def relate(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) -> Relation:
+def relate(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    higher_is_better: bool,
+    higher_score_is_better: bool = False,
+) -> Relation:
     """Relate scores ``x [P]`` (lower = prune this one) to outcomes ``y [P]``.
 
-    Rows where either is not finite are dropped and counted. Raises :class:`InputError` where the
-    lengths differ or no row is left.
+    ``higher_score_is_better`` is for scores such as the accuracy after a short retraining. Rows
+    where either is not finite are dropped and counted. Raises :class:`InputError` where the lengths
+    differ or no row is left.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1:
@@ -103,7 +113,8 @@ def relate(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) -> Relation:
     if len(finite) == 0:
         raise InputError("no candidate has both a finite score and a finite outcome")
     scores, outcomes = x[finite], y[finite]
-    chosen = int(np.argmin(scores))
+    lower_is_better = -scores if higher_score_is_better else scores
+    chosen = int(np.argmin(lower_is_better))
     better = outcomes > outcomes[chosen] if higher_is_better else outcomes < outcomes[chosen]
     best = outcomes.max() if higher_is_better else outcomes.min()
     anomalies = int(better.sum())
@@ -116,11 +127,14 @@ def relate(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) -> Relation:
         pearson=pearson(scores, outcomes),
         anomalies=anomalies,
         anomaly_ratio=anomalies / len(finite),
-        discordant_ratio=discordant_ratio(scores, outcomes, higher_is_better=higher_is_better),
+        discordant_ratio=discordant_ratio(
+            lower_is_better, outcomes, higher_is_better=higher_is_better
+        ),
         chosen=int(finite[chosen]),
         chosen_score=float(scores[chosen]),
         chosen_outcome=float(outcomes[chosen]),
         best_outcome=float(best),
         rank=anomalies + 1,
         regret=abs(float(best - outcomes[chosen])),
+        higher_score_is_better=higher_score_is_better,
     )

@@ -25,6 +25,7 @@ __all__ = [
     "Quiet",
     "Runs",
     "Settings",
+    "err",
     "guarded",
     "out",
     "print_json",
@@ -55,6 +56,7 @@ def out() -> Console:
 
 
 def err() -> Console:
+    """Standard error."""
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trueoracle.cli.console import Debug, Json, Runs, Settings, guarded, out, print_json
+
+if TYPE_CHECKING:
+    from trueoracle.study.grid import GridPoint
 
 
 @guarded
@@ -33,7 +36,7 @@ def report(
     """Write report.html, summary.json and the figures (PNG, SVG, PDF) of a recorded study.
 
     Recorded arms of the study are shown beside it. An unfinished study is reported as far as it
-    has come.
+    has come. Of a grid, one page with a panel of its points and tau against what they vary.
 
     Examples:
 
@@ -41,8 +44,11 @@ def report(
 
     - trueoracle report digits-conv1-0.2
 
+    - trueoracle report lenet5-mini-width@small
+
     - trueoracle report digits-conv1-0.2 --outcome best-on-test --out report-as-in-the-paper
     """
+    from trueoracle.cli.grids import grid_table, write_grid
     from trueoracle.cli.tables import relations_table
     from trueoracle.errors import InputError
     from trueoracle.report.page import write_report
@@ -52,6 +58,17 @@ def report(
     if settings and not study:
         raise InputError("--set says which run of a STUDY is meant: name the study too")
     overrides = parse_overrides(settings or ())
+    if study and (points := _points(study, overrides)):
+        grid, folder = write_grid(points, runs, to, outcome)
+        if as_json:
+            print_json(grid.summary)
+            return
+        console = out()
+        console.print(grid_table(grid.summary))
+        console.print(f"\nreport   {grid.page}")
+        console.print(f"summary  {grid.summary_path}")
+        console.print(f"figures  {folder / 'figures'} ({len(grid.figures)} files)")
+        return
     results = Results(find_run(study, runs, overrides) if study else last_run(runs))
     written = write_report(results, find_arms(results), to or results.folder / "report", outcome)
     if as_json:
@@ -62,10 +79,25 @@ def report(
         console.print(relations_table(written.summaries))
     else:
         console.print("No network has been retrained yet: 'trueoracle run' goes on.")
-    for relation in written.summaries[0]["relations"]:
+    short = written.summaries[0]["short_retraining"] or {"relations": []}
+    for relation in written.summaries[0]["relations"] + short["relations"]:
         console.print(relation["verdict"])
+    if written.summaries[0]["scale_in_words"]:
+        console.print(written.summaries[0]["scale_in_words"])
     console.print(f"\nreport   {written.page}")
     console.print(f"summary  {written.summary}")
     if written.figures:
         count = len(written.figures)
         console.print(f"figures  {written.figures[0].parent} ({count} files)")
+
+
+def _points(study: str, overrides: dict[str, Any]) -> list[GridPoint]:
+    """The points of a grid; none for anything else, a recorded run's folder or name included."""
+    from trueoracle.cli.grids import grid_points
+    from trueoracle.study.spec import shipped_grids, split_arm
+
+    reference, _ = split_arm(study)
+    known = reference in shipped_grids() or (
+        reference.endswith(".toml") and Path(reference).is_file()
+    )
+    return grid_points(study, overrides) if known else []

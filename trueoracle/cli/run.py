@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from trueoracle.cli.console import (
     shown_progress,
 )
 from trueoracle.cli.tables import relations_table
+
+if TYPE_CHECKING:
+    from trueoracle.study.grid import GridPoint
 
 
 @guarded
@@ -44,7 +47,7 @@ def run(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a study; run it again to resume.
+    """Run a study, or all studies of a grid; run it again to resume.
 
     Everything is recorded below --runs as it is found. A run that was stopped, in whatever way,
     goes on after the last network it finished.
@@ -57,13 +60,20 @@ def run(
 
     - trueoracle run lenet5-mini-conv1-0.5 --set data.name=mnist-5k --set retraining.epochs=3
 
+    - trueoracle run lenet5-mini-width@small
+
     - trueoracle run my-study.toml --quiet --json > summary.json
     """
+    from trueoracle.cli.grids import grid_points
     from trueoracle.report.summary import cost_in_words, summarise
     from trueoracle.study.spec import load_spec, parse_overrides
     from trueoracle.study.study import Study
 
-    made = Study(load_spec(study, parse_overrides(settings or ())), runs=runs)
+    overrides = parse_overrides(settings or ())
+    if points := grid_points(study, overrides):
+        _run_grid(study, points, runs, device, engine, memory, quiet=quiet, as_json=as_json)
+        return
+    made = Study(load_spec(study, overrides), runs=runs)
     with shown_progress(quiet=quiet) as progress:
         results = made.run(progress=progress, device=device, engine=engine, memory=memory)
     summary = summarise(results)
@@ -81,3 +91,31 @@ def run(
             console.print(cost_in_words(summary["cost"]))
         console.print(f"\nrecorded in {results.folder}")
         console.print(f"the figures: trueoracle report {results.folder}")
+
+
+def _run_grid(
+    study: str,
+    points: list[GridPoint],
+    runs: Path,
+    device: str,
+    engine: str,
+    memory: str | None,
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from trueoracle.cli.grids import grid_table, run_points
+    from trueoracle.report.grid import summarise_grid
+
+    found = run_points(points, runs, quiet=quiet, device=device, engine=engine, memory=memory)
+    if quiet and not as_json:
+        return
+    summary = summarise_grid(points, found)
+    if as_json:
+        print_json(summary)
+        return
+    console = out()
+    console.print()
+    console.print(grid_table(summary))
+    console.print(f"\nrecorded in {runs}: {len(points)} studies")
+    console.print(f"the figures: trueoracle report {study} --runs {runs}")

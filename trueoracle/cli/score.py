@@ -66,22 +66,29 @@ def score(
 
     - trueoracle score my-study.toml --quiet --json > ranking.json
     """
+    from trueoracle.cli.grids import grid_points, run_points
     from trueoracle.study.spec import load_spec, parse_overrides
     from trueoracle.study.study import Study
 
-    made = Study(load_spec(study, parse_overrides(settings or ())), runs=runs)
-    with shown_progress(quiet=quiet) as progress:
-        results = made.score(progress=progress, device=device)
-    summary = _summary(results, sample, seed)
+    overrides = parse_overrides(settings or ())
+    if points := grid_points(study, overrides):
+        found = run_points(points, runs, quiet=quiet, device=device, retrain=False)
+        scored = list(found.values())
+    else:
+        made = Study(load_spec(study, overrides), runs=runs)
+        with shown_progress(quiet=quiet) as progress:
+            scored = [made.score(progress=progress, device=device)]
+    summaries = [_summary(results, sample, seed) for results in scored]
     if as_json:
-        print_json(summary)
+        print_json(summaries if points else summaries[0])
     elif not quiet:
         console = out()
-        console.print()
-        console.print(_table(summary))
-        for ranking in summary["rankings"]:
-            console.print(ranking["verdict"])
-        console.print(f"\nrecorded in {results.folder}")
+        for results, summary in zip(scored, summaries, strict=True):
+            console.print()
+            console.print(_table(summary))
+            for ranking in summary["rankings"]:
+                console.print(ranking["verdict"])
+            console.print(f"\nrecorded in {results.folder}")
         changes = "".join(f" --set {one}" for one in settings or ())
         console.print(f"to retrain them: trueoracle run {study}{changes} --runs {runs}")
 
@@ -117,8 +124,10 @@ def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
 
 
 def _table(summary: dict[str, Any]) -> Table:
+    from trueoracle.study.scale import titled
+
     made = table("criterion", *NUMBERS, right=NUMBERS)
-    made.title = f"{summary['study']}, {summary['surgery']} surgery"
+    made.title = f"{titled(summary['study'])}, {summary['surgery']} surgery"
     made.title_justify = "left"
     for ranking in summary["rankings"]:
         made.add_row(ranking["criterion"], *_cells(ranking))

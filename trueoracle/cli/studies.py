@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from trueoracle.analysis.numbers import number
 from trueoracle.cli.console import Debug, Json, guarded, out, print_json, table
+
+if TYPE_CHECKING:
+    from trueoracle.study.spec import StudySpec
+
+Counts = tuple[int | None, int | None]
+"""Candidates, and the ways to prune."""
 
 
 @guarded
 def studies(as_json: Json = False, debug: Debug = False) -> None:
     """List the shipped studies: what each is for and how many networks it retrains.
 
-    Arms are variants of a study to compare it with; run one as STUDY@ARM.
+    Arms are variants of a study to compare it with; run one as STUDY@ARM. A grid is several
+    studies in one file, whose networks are added up.
 
     Examples:
 
@@ -25,31 +33,77 @@ def studies(as_json: Json = False, debug: Debug = False) -> None:
         return
     made = table("study", "networks", "arms", "what it is for", right=("networks",))
     for row in rows:
-        made.add_row(row["name"], f"{row['networks']:,}", ", ".join(row["arms"]), row["purpose"])
+        networks = number(None) if row["networks"] is None else f"{row['networks']:,}"
+        made.add_row(row["name"], networks, ", ".join(row["arms"]), row["purpose"])
     out().print(made)
 
 
 def _rows() -> list[dict[str, Any]]:
-    from trueoracle.study.prepare import list_study
-    from trueoracle.study.spec import arms_of, load_spec, shipped_studies
+    from trueoracle.study.grid import expand
+    from trueoracle.study.spec import arms_of, load_spec, shipped_grids, shipped_studies
 
     rows = []
+    known: dict[str, Counts] = {}
     for name in shipped_studies():
-        spec = load_spec(name)
-        candidates = list_study(spec)
-        rows.append(
-            {
-                "name": name,
-                "purpose": spec.purpose,
-                "network": spec.network.name,
-                "data": spec.data.name,
-                "layers": dict(spec.pruning.layers),
-                "candidates": len(candidates),
-                "space": candidates.space,
-                "seeds": list(spec.retraining.seeds),
-                "networks": len(candidates) * len(spec.retraining.seeds),
-                "epochs": spec.retraining.epochs,
-                "arms": arms_of(name),
-            }
-        )
+        row = _row(name, [load_spec(name)], arms_of(name), known)
+        rows.append(row | {"grid": None, "points": []})
+    for name in shipped_grids():
+        points = expand(name)
+        values = {axis: [p.values[axis] for p in points] for axis in points[0].values}
+        grid = {axis: list(dict.fromkeys(varied)) for axis, varied in values.items()}
+        row = _row(name, [point.spec for point in points], arms_of(name), known)
+        rows.append(row | {"grid": grid, "points": [point.spec.name for point in points]})
     return rows
+
+
+def _row(
+    name: str, specs: list[StudySpec], arms: list[str], known: dict[str, Counts]
+) -> dict[str, Any]:
+    """One row for a study, or for a grid: the sums over its points, the rest of its first.
+
+    ``known`` are the counts by digest: a grid's points are often shipped studies.
+    """
+    spec = specs[0]
+    for one in specs:
+        if one.digest not in known:
+            known[one.digest] = _counts(one)
+    counts, spaces = zip(*(known[one.digest] for one in specs), strict=True)
+    candidates = [count for count in counts if count is not None]
+    networks = [
+        count * len(one.retraining.seeds)
+        for count, one in zip(counts, specs, strict=True)
+        if count is not None
+    ]
+    return {
+        "name": name,
+        "purpose": spec.purpose,
+        "network": spec.network.name,
+        "data": spec.data.name,
+        "layers": dict(spec.pruning.layers),
+        "candidates": sum(candidates) if len(candidates) == len(specs) else None,
+        "space": spaces[0] if len(specs) == 1 else None,
+        "seeds": list(spec.retraining.seeds),
+        "networks": sum(networks) if len(networks) == len(specs) else None,
+        "epochs": spec.retraining.epochs,
+        "arms": arms,
+    }
+
+
+def _counts(spec: StudySpec) -> Counts:
+    """How many candidates a study has, and out of how many ways.
+
+    The ways are not counted (None) where the images are large: that would build, for a list, every
+    network of ImageNet's.
+    """
+    from trueoracle.errors import InputError
+    from trueoracle.study.prepare import list_study
+    from trueoracle.study.spec import STREAMED
+
+    count = spec.pruning.candidates
+    if isinstance(count, int) and spec.data.name in STREAMED:
+        return count, None
+    try:
+        candidates = list_study(spec)
+    except InputError:  # a network or data set that this installation lacks
+        return (count if isinstance(count, int) else None), None
+    return len(candidates), candidates.space

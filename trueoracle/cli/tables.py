@@ -18,16 +18,19 @@ NUMBERS = ("n", "tau", "p", "anomalies", "discord", "rank", "regret")
 
 def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
     """One row for each study, criterion and metric; a single study is named above the table."""
+    from trueoracle.study.scale import titled  # its pydantic is slow to import for --help
+
     several = len(summaries) > 1
     names = ("study",) if several else ()
     made = table(*names, "criterion", "outcome", *NUMBERS, right=NUMBERS)
     if not several:
-        made.title = f"{summaries[0]['study']}, {summaries[0]['surgery']} surgery"
+        made.title = f"{titled(summaries[0]['study'])}, {summaries[0]['surgery']} surgery"
         made.title_justify = "left"
     for summary in summaries:
-        for relation in summary["relations"]:
+        short = summary["short_retraining"] or {"relations": []}
+        for relation in summary["relations"] + short["relations"]:
             made.add_row(
-                *((summary["study"],) if several else ()),
+                *((titled(summary["study"]),) if several else ()),
                 relation["criterion"],
                 relation["outcome_name"].removeprefix("final "),
                 *relation_cells(relation),

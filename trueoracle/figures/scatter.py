@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -17,7 +18,15 @@ from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.errors import StoreError
 
-__all__ = ["FORMATS", "ScatterData", "draw_scatter", "save_figure", "scatter_data"]
+__all__ = [
+    "FORMATS",
+    "ScatterData",
+    "draw_points",
+    "draw_scatter",
+    "plain",
+    "save_figure",
+    "scatter_data",
+]
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -48,9 +57,15 @@ def scatter_data(
     x_label: str,
     y_label: str,
     title: str = "",
+    higher_score_is_better: bool = False,
 ) -> ScatterData:
     """The values of the scatter; candidates without a finite score and outcome are left out."""
-    relation = relate(scores, outcomes, higher_is_better=higher_is_better)
+    relation = relate(
+        scores,
+        outcomes,
+        higher_is_better=higher_is_better,
+        higher_score_is_better=higher_score_is_better,
+    )
     x, y = np.asarray(scores, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[finite], y[finite]
@@ -73,6 +88,24 @@ def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> F
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    draw_points(axes, data)
+    axes.set(xlabel=plain(data.x_label), ylabel=plain(data.y_label))
+    if data.title:
+        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
+    # Above the axes, where neither can hide a point.
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False,
+        fontsize="small", handletextpad=0.2, columnspacing=1.2,
+    )  # fmt: skip
+    axes.text(
+        1.0, 1.02, data.note, transform=axes.transAxes, ha="right", va="bottom", fontsize="small",
+        linespacing=1.35,
+    )  # fmt: skip
+    return figure
+
+
+def draw_points(axes: Axes, data: ScatterData) -> None:
+    """Draw the points, the star and its lines on axes of one's own, without any words."""
     faint = 0.8 if len(data.x) <= 300 else 0.5
     dot = 26 if len(data.x) <= 300 else 12
     usual = ~data.anomaly
@@ -94,30 +127,18 @@ def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> F
             data.x[data.anomaly], data.y[data.anomaly], s=dot * 1.1, c=ANOMALY, alpha=faint,
             marker="D", linewidths=0, zorder=3, label=f"anomaly ({int(data.anomaly.sum())})",
         )  # fmt: skip
+    best = "highest" if data.relation.higher_score_is_better else "lowest"
     axes.scatter(
         [x_chosen], [y_chosen], marker="*", s=190, c=CHOSEN, edgecolors="white", linewidths=0.9,
-        zorder=4, label="lowest score",
+        zorder=4, label=f"{best} score",
     )  # fmt: skip
-    axes.set(xlabel=_plain(data.x_label), ylabel=_plain(data.y_label))
-    if data.title:
-        figure.suptitle(_plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.margins(0.06)
-    # Above the axes, where neither can hide a point.
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False,
-        fontsize="small", handletextpad=0.2, columnspacing=1.2,
-    )  # fmt: skip
-    axes.text(
-        1.0, 1.02, data.note, transform=axes.transAxes, ha="right", va="bottom", fontsize="small",
-        linespacing=1.35,
-    )  # fmt: skip
-    return figure
 
 
-def _plain(label: str) -> str:
+def plain(label: str) -> str:
     """A label without mathematics: a name of the user's may hold dollar signs."""
     return label.replace("$", r"\$")
 

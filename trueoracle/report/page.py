@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from trueoracle.errors import StoreError
 from trueoracle.figures.scatter import FORMATS, save_figure
 from trueoracle.report.summary import cost_in_words, summarise
 from trueoracle.study.progress import duration
-from trueoracle.study.results import Results
+from trueoracle.study.results import Results, find_short
+from trueoracle.study.scale import titled
 
-__all__ = ["WrittenReport", "write_report"]
+__all__ = ["WrittenReport", "as_source", "render", "slug", "write_report", "write_text"]
 
 
 @dataclass(frozen=True)
@@ -41,26 +43,42 @@ def write_report(
     figures: list[Path] = []
     summaries, sections = [], []
     for one in (results, *arms):
-        summary = summarise(one, rule)
+        short = find_short(one, (results, *arms))
+        summary = summarise(one, rule, short)
         summaries.append(summary)
+        to_draw = [(r, one.plot(r["criterion"], r["metric"], rule)) for r in summary["relations"]]
+        if short is not None:
+            after = summary["short_retraining"]["relations"]
+            to_draw += [(r, one.plot_after(short, r["metric"], rule)) for r in after]
         drawn = []
-        for relation in summary["relations"]:
-            criterion, metric = relation["criterion"], relation["metric"]
-            stem = out / "figures" / f"{one.spec.name}-{_slug(criterion)}-{metric}"
-            written = save_figure(one.plot(criterion, metric, rule), stem, FORMATS)
+        for relation, figure in to_draw:
+            stem = f"{one.spec.name}-{slug(relation['criterion'])}-{relation['metric']}"
+            written = save_figure(figure, out / "figures" / stem, FORMATS)
             figures.extend(written)
-            svg = next(path for path in written if path.suffix == ".svg")
-            # As an image of its own, so that ids inside one figure cannot meet another's.
-            encoded = base64.b64encode(svg.read_bytes()).decode()
-            drawn.append({"relation": relation, "source": f"data:image/svg+xml;base64,{encoded}"})
+            drawn.append({"relation": relation, "source": as_source(written)})
         sections.append({"summary": summary, "figures": drawn})
     page, summary_path = out / "report.html", out / "summary.json"
-    _write(page, _environment().get_template("page.html").render(sections=sections))
-    _write(summary_path, json.dumps(summaries, indent=2, allow_nan=False) + "\n")
+    write_text(page, render("page.html", sections=sections))
+    write_text(summary_path, json.dumps(summaries, indent=2, allow_nan=False) + "\n")
     return WrittenReport(page, summary_path, tuple(figures), tuple(summaries))
 
 
-def _write(path: Path, text: str) -> None:
+def as_source(written: Iterable[Path]) -> str:
+    """A figure's SVG as the source of an image.
+
+    An image of its own, so that ids inside one figure cannot meet another's.
+    """
+    svg = next(path for path in written if path.suffix == ".svg")
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"
+
+
+def render(template: str, **values: Any) -> str:
+    """One of the templates with its values."""
+    return _environment().get_template(template).render(**values)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; raises :class:`StoreError` where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -83,6 +101,7 @@ def _environment() -> Environment:
         "duration": duration,
         "cost": cost_in_words,
         "filters": pruned_in_words,
+        "titled": titled,
     }
     return environment
 
@@ -94,5 +113,6 @@ def pruned_in_words(pruned: dict[str, Any]) -> str:
     return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())
 
 
-def _slug(criterion: str) -> str:
+def slug(criterion: str) -> str:
+    """A criterion's name for a file's."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in criterion)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,13 +14,22 @@ from trueoracle.analysis.outcomes import final_outcomes, higher_is_better, outco
 from trueoracle.analysis.ranking import Ranking, rank
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.errors import InputError, StoreError, unknown
+from trueoracle.study.scale import titled
 from trueoracle.study.spec import StudySpec, load_spec, shipped_studies, split_arm
 from trueoracle.study.store import DATABASE, Store, is_locked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Results", "find_arms", "find_run", "last_run", "read_status", "recorded_runs"]
+__all__ = [
+    "Results",
+    "find_arms",
+    "find_run",
+    "find_short",
+    "last_run",
+    "read_status",
+    "recorded_runs",
+]
 
 _SCORE_NAMES = {
     "oracle": "pruned train loss",
@@ -149,7 +159,61 @@ class Results:
                 higher_is_better=higher_is_better(metric),
                 x_label=self.score_name(criterion),
                 y_label=outcome_name(metric, rule),
-                title=self.spec.name,
+                title=titled(self.spec.name),
+            )
+        )
+
+    def points_after(
+        self, short: Results, metric: str = "test_accuracy", rule: str = "last"
+    ) -> pd.DataFrame:
+        """A short retraining's outcome as the ``score`` of this study's: a table as ``points``.
+
+        The candidates that both hold, of the same dense network. Raises :class:`InputError` where
+        the networks differ, no candidate is shared, or either has retrained nothing.
+        """
+        higher_is_better(metric)
+        ours, theirs = (one.dense or {} for one in (self, short))
+        if ours.get("sha256") != theirs.get("sha256"):
+            raise InputError(f"{short.spec.name} and {self.spec.name} prune different networks")
+        for one in (self, short):
+            if one.outcomes.empty:
+                raise InputError(f"{one.spec.name}: no network has been retrained yet")
+        table = self.candidates[["candidate", "pruned"]].merge(
+            final_outcomes(short.outcomes, metric, rule).rename("score"), on="candidate"
+        )
+        table = table.merge(final_outcomes(self.outcomes, metric, rule), on="candidate")
+        if table.empty:
+            raise InputError(f"{short.spec.name} and {self.spec.name} share no candidate")
+        return table
+
+    def relation_after(
+        self, short: Results, metric: str = "test_accuracy", rule: str = "last"
+    ) -> Relation:
+        """The statistics of a short retraining's outcome against this study's."""
+        points = self.points_after(short, metric, rule)
+        return relate(
+            points["score"].to_numpy(),
+            points["outcome"].to_numpy(),
+            higher_is_better=higher_is_better(metric),
+            higher_score_is_better=higher_is_better(metric),
+        )
+
+    def plot_after(
+        self, short: Results, metric: str = "test_accuracy", rule: str = "last"
+    ) -> Figure:
+        """The scatter of a short retraining's outcome against this study's."""
+        from trueoracle.figures.scatter import draw_scatter, scatter_data
+
+        points = self.points_after(short, metric, rule)
+        return draw_scatter(
+            scatter_data(
+                points["score"].to_numpy(),
+                points["outcome"].to_numpy(),
+                higher_is_better=higher_is_better(metric),
+                higher_score_is_better=higher_is_better(metric),
+                x_label=short_name(short, metric),
+                y_label=outcome_name(metric, rule),
+                title=titled(self.spec.name),
             )
         )
 
@@ -243,6 +307,27 @@ def _recorded_spec(store: Store, folder: Path) -> StudySpec:
 def score_name(criterion: str) -> str:
     """What a criterion's score is called in figures and sentences."""
     return _SCORE_NAMES.get(criterion, criterion)
+
+
+def short_name(short: Results, metric: str) -> str:
+    """What a short retraining's outcome is called."""
+    epochs = short.spec.retraining.epochs
+    many = "s" if epochs > 1 else ""
+    return f"{metric.replace('_', ' ')} after a short retraining ({epochs} epoch{many})"
+
+
+def find_short(results: Results, others: Iterable[Results]) -> Results | None:
+    """The arm ``short`` of a study among others: the same candidates, retrained for less."""
+    for other in others:
+        if (
+            other.spec.name == f"{results.spec.name}@short"
+            and (other.dense or {}).get("sha256") == (results.dense or {}).get("sha256")
+            and not results.outcomes.empty
+            and not other.outcomes.empty
+            and bool(results.candidates["candidate"].isin(other.candidates["candidate"]).any())
+        ):
+            return other
+    return None
 
 
 def recorded_runs(runs: Path) -> list[Path]:

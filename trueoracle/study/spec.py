@@ -19,9 +19,13 @@ __all__ = [
     "NetworkSpec",
     "PruningSpec",
     "StudySpec",
+    "arms_of",
+    "file_fields",
     "load_spec",
     "merged",
+    "override",
     "parse_overrides",
+    "shipped_grids",
     "shipped_studies",
     "spec_from",
     "split_arm",
@@ -35,6 +39,9 @@ STREAMED = ("imagenet", "folder")
 
 SHIPPED = Path(__file__).parent.parent / "studies"
 
+_OF_THE_FILE: dict[str, type] = {"arms": dict, "grid": dict, "published": list}
+"""What a study file says beside the study: no part of it, nor of its digest."""
+
 
 class NetworkSpec(Frozen):
     """The dense network: its architecture, and its weights where it arrives trained."""
@@ -46,11 +53,17 @@ class NetworkSpec(Frozen):
     weights: str | None = Field(
         None,
         description="trained weights: a .safetensors or PyTorch file, or torchvision:NAME for "
-        "those of its hub; none: train it",
+        "those of its hub; none, or the word 'none': train it",
     )
     fingerprint: str | None = Field(
         None, description="set by Study for a network given in Python: hashes of it"
     )
+
+    @field_validator("weights")
+    @classmethod
+    def _none_takes_weights_away(cls, weights: str | None) -> str | None:
+        # TOML has no null, and an arm may have to do without the weights of its study.
+        return None if weights == "none" else weights
 
     @property
     def arrives_trained(self) -> bool:
@@ -204,22 +217,47 @@ def shipped_studies() -> dict[str, Path]:
     return {p.stem: p for p in sorted(SHIPPED.glob("*.toml")) if not p.stem.startswith("_")}
 
 
+def shipped_grids() -> dict[str, Path]:
+    """The grids of studies that come with the package, by name."""
+    return {p.stem: p for p in sorted((SHIPPED / "grids").glob("*.toml"))}
+
+
 def load_spec(study: str, overrides: Mapping[str, Any] | None = None) -> StudySpec:
     """Read a study: a shipped name or the path of a ``.toml``, with ``@arm`` for one of its arms.
 
     Several arms are laid one on another: ``study@small@as-released``. ``overrides`` maps dotted
-    fields to values and has the last word. Raises :class:`InputError`, in one line, for a file that
-    is missing, is no TOML, or does not make a study.
+    fields to values and has the last word. A point of a shipped grid is ``grid+point``. Raises
+    :class:`InputError`, in one line, for a file that is missing, is no TOML, or does not make a
+    study.
+    """
+    from trueoracle.study.grid import find_point  # which reads its points' studies by this
+
+    if (point := find_point(study, overrides)) is not None:
+        return point.spec
+    fields = file_fields(study)
+    if fields["grid"]:
+        raise InputError(
+            f"{study!r} is a grid of studies, not one: 'trueoracle run' and 'trueoracle report' "
+            f"take it whole, and one of its points is {split_arm(study)[0]}+POINT"
+        )
+    return spec_from({k: v for k, v in fields.items() if k not in _OF_THE_FILE}, overrides)
+
+
+def file_fields(study: str) -> dict[str, Any]:
+    """What a study's file says, with its arms laid on, and all that it extends.
+
+    Beside the fields of the study: ``arms``, ``grid`` (dotted field to values) and ``published``
+    (a list of tables), empty where the file has none.
     """
     reference, wanted = split_arm(study)
     fields = _read(_locate(reference))
-    arms = fields.pop("arms")
     for arm in wanted.split("@") if wanted else ():
-        if arm not in arms:
-            raise unknown(f"arm of {reference!r}", arm, arms)
-        fields = merged(fields, arms[arm])
+        if arm not in fields["arms"]:
+            raise unknown(f"arm of {reference!r}", arm, fields["arms"])
+        # With arms of its own, an arm changes those that are laid on it.
+        fields = merged(fields, fields["arms"][arm])
         fields["name"] = f"{fields['name']}@{arm}"
-    return spec_from(fields, overrides)
+    return fields
 
 
 def arms_of(study: str) -> list[str]:
@@ -236,16 +274,21 @@ def split_arm(study: str) -> tuple[str, str]:
 
 def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> StudySpec:
     """A study from plain fields; raises :class:`InputError` in one line."""
+    try:
+        return StudySpec.model_validate(override(fields, overrides or {}))
+    except ValidationError as error:
+        raise InputError(_one_line(error)) from error
+
+
+def override(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` with dotted fields set to values."""
     plain = dict(fields)
-    for field, value in (overrides or {}).items():
+    for field, value in changes.items():
         nested: Any = value
         for key in reversed(_split_key(field)):
             nested = {key: nested}
         plain = merged(plain, nested)
-    try:
-        return StudySpec.model_validate(plain)
-    except ValidationError as error:
-        raise InputError(_one_line(error)) from error
+    return plain
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
@@ -265,9 +308,10 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
 def _locate(reference: str) -> Path:
     if reference.endswith(".toml"):
         return Path(reference)
-    if reference not in shipped_studies():
-        raise unknown("study", reference, shipped_studies())
-    return shipped_studies()[reference]
+    shipped = shipped_studies() | shipped_grids()
+    if reference not in shipped:
+        raise unknown("study", reference, shipped)
+    return shipped[reference]
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -284,9 +328,15 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"{path} is not TOML: {error}") from error
     base = fields.pop("extends", None)
     fields.setdefault("name", path.stem)
-    arms = fields.setdefault("arms", {})
+    for name, kind in _OF_THE_FILE.items():
+        fields.setdefault(name, kind())
+    arms, grid, published = (fields[name] for name in _OF_THE_FILE)
     if not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
         raise InputError(f"{path}: arms are tables of fields, such as [arms.short.retraining]")
+    if not isinstance(grid, dict):
+        raise InputError(f"{path}: [grid] is a table of fields, each with a list of values")
+    if not isinstance(published, list) or not all(isinstance(one, dict) for one in published):
+        raise InputError(f"{path}: each published value is a table [[published]]")
     if base is None:
         return fields
     if not isinstance(base, str):
@@ -296,7 +346,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise unknown("study to extend", base, bases)
     parent = path.parent / base if base.endswith(".toml") else bases[base]
     inherited = _read(parent, (*seen, path.resolve()))
-    inherited.pop("name")
+    for own in ("name", "grid", "published"):  # what a base is, the study is not
+        inherited.pop(own)
     return merged(inherited, fields)
 
 

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import TINY, call
+from tests.conftest import Writer
+from trueoracle.report.grid import write_grid_report
+from trueoracle.study.grid import expand
+from trueoracle.study.results import Results
+
+GRID = """
+[arms.small.dense]
+epochs = 1
+[grid]
+"pruning.layers.conv1" = [0.1, 0.9]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trueoracle.report.grid.RESAMPLES", 20)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def grid(write_study: Writer, tiny_dataset: str) -> Path:
+    return write_study(TINY + GRID, "grid.toml")
+
+
+def test_a_grid_is_scored_run_resumed_and_reported(grid: Path, runs: Path, tmp_path: Path) -> None:
+    scored = json.loads(call("score", grid, "--runs", runs, "--json", "-q").out)
+    assert [one["study"] for one in scored] == ["grid+conv1-0.1", "grid+conv1-0.9"]
+    called = call("run", grid, "--runs", runs)
+    assert called.code == 0
+    assert "1 of 2: grid+conv1-0.1" in called.err
+    assert "2 of 2: grid+conv1-0.9" in called.err
+    assert "grid+conv1-0.1" not in called.out
+    assert "conv1-0.9  oracle" in called.out
+    again = call("run", grid, "--runs", runs, "--json", "--quiet")
+    assert again.err == ""
+    summary = json.loads(again.out)
+    assert summary["axes"] == {"pruning ratio of conv1": [0.1, 0.9]}
+    assert [point["summary"]["retrained"] for point in summary["points"]] == [10, 10]
+    first = summary["points"][0]["summary"]["relations"][0]
+    assert first["kendall_low"] <= first["kendall_tau"] <= first["kendall_high"]
+    states = json.loads(call("status", "--runs", runs, "--json").out)
+    assert {row["study"]: row["state"] for row in states} == {
+        "grid+conv1-0.1": "finished",
+        "grid+conv1-0.9": "finished",
+    }
+
+    out = tmp_path / "out"
+    called = call("report", grid, "--runs", runs, "--out", out)
+    assert called.code == 0
+    assert str(out / "report.html") in called.out
+    assert json.loads((out / "summary.json").read_text()) == summary
+    names = {path.name for path in (out / "figures").iterdir()}
+    assert len(names) == 3 * (2 + 4)
+    assert {"grid-tau-test_loss.svg", "grid-l1-test_accuracy.png"} <= names
+    page = (out / "report.html").read_text()
+    assert "small scale" not in page.lower()
+    assert "bootstrap over candidates" in page
+    one = json.loads(call("report", "grid+conv1-0.9", "--runs", runs, "--json").out)
+    assert one[0]["layers"] == {"conv1": 0.9}
+
+
+def test_an_unfinished_grid_is_reported_and_small_scale_marked(
+    grid: Path, runs: Path, tmp_path: Path
+) -> None:
+    points = expand(f"{grid}@small", {"criteria": ["l1"]})
+    from trueoracle.study.study import Study
+
+    results = Study(points[0].spec, runs=runs).run(progress=False)
+    assert isinstance(results, Results)
+    written = write_grid_report(points, {points[0].label: results}, tmp_path / "out")
+    assert written.summary["scale"] == "small"
+    assert written.summary["points"][1]["summary"] is None
+    page = written.page.read_text()
+    assert "grid@small (small scale)" in page
+    assert "grid+conv1-0.9@small is not finished" in page
+    svg = (tmp_path / "out" / "figures" / "grid@small-l1-test_loss.svg").read_text()
+    assert "grid@small (small scale)" in svg
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "GRID"], "no point of grid is recorded in"),
+        (["run", "GRID", "--set", "pruning.layers.conv1=0.3"], "the grid 'grid' spans it"),
+        (["run", "lenet5-mini-width+width-2"], "unknown point of the grid"),
+        (["export", "lenet5-mini-width", "--out", "x"], "no study is recorded"),
+        (["reproduce", "lenet5-mini-width"], "is a grid of studies: 'trueoracle run"),
+    ],
+)
+def test_what_cannot_be_done_with_a_grid_is_one_line(
+    grid: Path, runs: Path, arguments: list[str], message: str
+) -> None:
+    called = call(*[str(grid) if one == "GRID" else one for one in arguments], "--runs", runs)
+    assert called.code == 2
+    assert message in called.err
+    assert called.err.count("\n") == 1

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import TINY, call
+from trueoracle.data import datasets
+from trueoracle.study.published import all_settings
+
+STUDY = """
+criteria = ["oracle"]
+[arms.short.retraining]
+epochs = 1
+milestones = []
+[arms.small]
+data = { name = "absent" }
+dense.epochs = 1
+[[published]]
+setting = "paper/conv1"
+n = 10
+kendall_tau = -0.5
+p_value = 0.0
+anomaly_ratio = 0.1
+[[published]]
+setting = "direction/conv1"
+x = "short retraining"
+n = 10
+kendall_tau = 0.7
+p_value = 1e-9
+"""
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_dataset: str) -> str:
+    """A shipped study of two settings, whose data set is at hand only at full scale."""
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    (folder / "tiny-study.toml").write_text(
+        STUDY.partition("\n[arms")[0] + TINY.replace("epochs = 1\nseeds", "epochs = 2\nseeds")
+        + "\n[arms" + STUDY.partition("\n[arms")[2]
+    )  # fmt: skip
+    monkeypatch.setattr("trueoracle.study.spec.SHIPPED", folder)
+    monkeypatch.setitem(datasets.DATASETS, "absent", datasets.DATASETS["kmnist"])
+    monkeypatch.setattr(datasets, "at_hand", lambda name: name != "absent", raising=False)
+    monkeypatch.setattr("trueoracle.study.comparison.STAND_IN", tiny_dataset)
+    return "tiny-study"
+
+
+def test_all_published_settings_are_listed(runs: Path) -> None:
+    called = call("reproduce", "--no-times", "--runs", runs)
+    assert (called.code, called.err) == (0, "")
+    assert all(one.setting in called.out for one in all_settings())
+    rows = json.loads(call("reproduce", "--no-times", "--runs", runs, "--json").out)
+    assert len(rows) == 45
+    by_setting = {row["setting"]: row for row in rows}
+    assert by_setting["lenet5/conv105"] == {
+        "setting": "lenet5/conv105",
+        "study": "lenet5-mini-conv1-0.5",
+        "x": "pruned train loss",
+        "y": "test accuracy",
+        "source": all_settings()[0].source.replace("diff/d6_conv105", "lenet5/conv105"),
+        "published": {"n": 252, "kendall_tau": -0.51, "p_value": 0.0, "anomaly_ratio": 0.0437},
+        "ours": None,
+        "scale": "full",
+        "networks": 756,
+        "seconds": None,
+        "engine": None,
+    }
+    assert by_setting["direction/conv105"]["networks"] == 2 * 756
+    assert by_setting["direction/conv105"]["published"]["anomaly_ratio"] is None
+    small = json.loads(
+        call("reproduce", "--no-times", "--runs", runs, "--json", "--scale", "small").out
+    )
+    assert sum(row["networks"] for row in small) < sum(row["networks"] for row in rows) / 2
+    assert call("reproduce", "--no-times", "--quiet", "--runs", runs).out == ""
+
+
+def test_a_setting_is_run_and_ours_put_beside_it(shipped: str, runs: Path) -> None:
+    called = call("reproduce", "paper/conv1", "--runs", runs)
+    assert called.code == 0
+    assert "retrain: 10/10 networks" in called.err
+    shown = " ".join(called.out.split())
+    assert "paper/conv1 published pruned train loss 10 −0.50 <5e−06 10.0%" in shown
+    assert "paper/conv1 ours, exact pruned train loss 10 " in shown
+    assert "small" not in called.out
+    direction = json.loads(call("reproduce", "direction/conv1", "--runs", runs, "--json").out)
+    (one,) = direction["comparisons"]
+    assert one["published"]["kendall_tau"] == 0.7
+    assert one["ours"]["study"] == shipped
+    assert (one["ours"]["retrained"], one["ours"]["to_retrain"]) == (20, 20)
+    short = direction["summary"]["short_retraining"]
+    assert one["ours"]["kendall_tau"] == short["relations"][0]["kendall_tau"]
+
+    rows = json.loads(call("reproduce", "--runs", runs, "--json", "-q").out)
+    assert [row["setting"] for row in rows] == ["direction/conv1", "paper/conv1"]
+    assert rows[0]["ours"] == one["ours"]
+    assert (rows[1]["ours"]["scale"], rows[1]["ours"]["outcome"]) == ("full", "last")
+    assert (rows[1]["networks"], rows[1]["seconds"]) == (10, None)  # of no known size
+    best = call("reproduce", "--runs", runs, "--json", "--no-times", "--outcome", "best-on-test")
+    assert json.loads(best.out)[1]["ours"]["outcome"] == "best-on-test"
+    other = call("reproduce", "--runs", runs, "--json", "--no-times", "--surgery", "as-released")
+    assert [row["ours"] for row in json.loads(other.out)] == [None, None]
+    assert [row["ours"] for row in _small(runs)] == [None, None]
+
+
+def _small(runs: Path) -> list[dict[str, object]]:
+    called = call("reproduce", "--runs", runs, "--json", "--no-times", "--scale", "small")
+    rows: list[dict[str, object]] = json.loads(called.out)
+    return rows
+
+
+def test_small_scale_takes_what_is_at_hand_and_says_so(shipped: str, runs: Path) -> None:
+    called = call("reproduce", shipped, "--scale", "small", "--runs", runs)
+    assert called.code == 0
+    assert "data set absent is not at hand: tiny stands in for it" in called.err
+    assert "tiny-study@small (small scale)" in called.out
+    assert "not to be read as the paper's experiment" in called.out
+    again = call("reproduce", "paper/conv1", "--scale", "small", "--runs", runs, "--json", "-q")
+    results = json.loads(again.out)
+    assert again.err == ""
+    assert (results["scale"], results["replaced_data"]) == ("small", "absent")
+    assert results["summary"]["scale"] == "small"
+    assert results["summary"]["data"] == "tiny"
+    row = next(row for row in _small(runs) if row["setting"] == "paper/conv1")
+    assert row["ours"] == results["comparisons"][0]["ours"]
+    listed = json.loads(call("reproduce", "--runs", runs, "--json", "--no-times").out)
+    assert listed[1]["ours"]["scale"] == "small"
+    assert "small" in call("reproduce", "--runs", runs, "--no-times").out
+
+
+def test_the_released_wiring_is_an_arm(shipped: str, runs: Path) -> None:
+    arguments = ("--runs", runs, "--json", "-q", "--set", "retraining.epochs=1")
+    for name in (["paper/conv1", "--surgery", "as-released"], [f"{shipped}@as-released"]):
+        results = json.loads(call("reproduce", *name, *arguments).out)
+        assert results["summary"]["study"] == "tiny-study@as-released"
+        assert results["comparisons"][0]["ours"]["surgery"] == "as-released"
+    assert len(list(runs.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lenet5/conv10.5"], "unknown published setting or study 'lenet5/conv10.5': did you mean"),
+        (["digits-conv1-0.2", "--scale", "small"], "unknown arm of 'digits-conv1-0.2' 'small'"),
+        (["--outcome", "lst"], "unknown outcome rule 'lst'"),
+        (["--set", "dense.epochs=1"], "--set changes the study that is run"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str, runs: Path) -> None:
+    called = call("reproduce", *arguments, "--runs", runs)
+    assert called.code == 2
+    assert message in called.err
+    assert called.err.count("\n") == 1

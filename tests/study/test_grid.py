@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import Writer
+from trueoracle.errors import InputError
+from trueoracle.study.grid import expand, grid_digest, is_grid
+from trueoracle.study.prepare import list_study
+from trueoracle.study.spec import arms_of, load_spec, shipped_grids, shipped_studies
+
+BASE = 'extends = "digits-conv1-0.2"\n'
+
+
+def test_a_grid_is_the_product_of_its_fields(write_study: Writer) -> None:
+    path = write_study(
+        BASE + '[grid]\n"network.arguments.width" = [10, 20]\n"retraining.epochs" = [1, 2, 3]\n'
+    )
+    points = expand(str(path))
+    assert [point.label for point in points] == [
+        f"width-{width}+epochs-{epochs}" for width in (10, 20) for epochs in (1, 2, 3)
+    ]
+    last = points[-1]
+    assert last.values == {"width": 20, "epochs": 3}
+    assert last.spec.name == "mine+width-20+epochs-3"
+    assert last.spec.network.arguments == {"width": 20}
+    assert last.spec.retraining.epochs == 3
+    assert last.spec.dense == load_spec("digits-conv1-0.2").dense
+    assert is_grid(str(path))
+    assert not is_grid("digits-conv1-0.2")
+
+
+def test_named_points_change_several_fields(write_study: Writer) -> None:
+    path = write_study(
+        BASE + "[grid]\nratio = [{ pruning.layers.conv1 = 0.3, pruning.candidates = 9 },"
+        ' { pruning.layers = { conv2 = 0.5 }, dense.epochs = 2 }]\n"data.name" = ["mnist-5k"]\n'
+    )
+    first, second = (point.spec for point in expand(str(path)))
+    assert (dict(first.pruning.layers), first.pruning.candidates) == ({"conv1": 0.3}, 9)
+    assert (dict(second.pruning.layers), second.dense.epochs) == ({"conv2": 0.5}, 2)
+    assert first.name == "mine+ratio-0.3+data-mnist-5k"
+    assert expand(str(path))[1].values == {"ratio": 0.5, "data": "mnist-5k"}
+
+
+def test_arms_and_overrides_reach_every_point(write_study: Writer) -> None:
+    path = write_study(
+        BASE
+        + '[grid]\n"pruning.layers" = [{ conv1 = 0.2 }, { conv1 = 0.2, conv2 = 0.2 }]\n'
+        'pruning.candidates = ["all"]\n[arms.tiny]\ndense.epochs = 1\n'
+        '[arms.tiny.grid]\n"pruning.layers" = [{ conv3 = 0.1 }]\n'.replace(
+            "pruning.candidates =", '"pruning.candidates" ='
+        )
+    )
+    (point,) = expand(f"{path}@tiny@short", {"retraining.seeds": [7]})
+    assert point.spec.name == "mine+layers-conv3-0.1+candidates-all@tiny@short"
+    assert (point.spec.dense.epochs, point.spec.retraining.seeds) == (1, (7,))
+    assert point.spec.retraining.epochs == 3
+    assert point.grid == "mine@tiny@short"
+    assert len(expand(str(path))) == 2
+    assert grid_digest(expand(str(path))) != grid_digest([point])
+
+
+def test_a_named_point_may_change_nothing(write_study: Writer) -> None:
+    path = write_study(
+        f"{BASE}[grid]\ndepth = [{{ value = 5 }}, {{ value = 6, network.arguments.depth = 6 }}]\n"
+    )
+    plain, deeper = expand(str(path))
+    assert plain.spec.digest == load_spec("digits-conv1-0.2").digest
+    assert (plain.label, plain.values, deeper.label) == ("depth-5", {"depth": 5}, "depth-6")
+
+
+@pytest.mark.parametrize(
+    ("grid", "overrides", "message"),
+    [
+        ("", {}, "is no grid"),
+        ('"retraining.epochs" = 3', {}, "grid.retraining.epochs takes a list of values, got 3"),
+        ('"retraining.epochs" = []', {}, "takes a list of values"),
+        ('"retraining.epochs" = [1, 1]', {}, "two points of the grid are called 'epochs-1'"),
+        ('"retraining.epochs" = [0]', {}, "retraining.epochs: input should be"),
+        ('"retraining.epoch" = [1]', {}, "did you mean 'epochs'"),
+        ('"name" = ["a", "b"]', {}, "grid.name changes no number"),
+        ("width = [10, 20]", {}, "grid.width is no field of a study"),
+        ('"retraining.epochs" = [1, 2]', {"retraining.epochs": 3}, "spans it by 'epochs'"),
+        ('"retraining.epochs" = [1, 2]', {"retraining": {}}, "spans it by 'epochs'"),
+        (
+            "w = [{ dense.epochs = 1, dense.seed = 1 }, { dense.seed = 1, dense.epochs = 1 }]",
+            {"dense.seed": 4},
+            "spans it by 'w'",
+        ),
+        (
+            "w = [{ dense.epochs = 1, dense.seed = 2 }, { dense.seed = 2, dense.epochs = 1 }]",
+            {},
+            "the points 'w-1' and 'w-2' are the same study",
+        ),
+        (f'"dense.seed" = {list(range(201))}', {}, "has 201 points"),
+    ],
+)
+def test_what_is_no_grid_is_one_clear_line(
+    write_study: Writer, grid: str, overrides: dict[str, object], message: str
+) -> None:
+    path = write_study(f"{BASE}[grid]\n{grid}\n")
+    with pytest.raises(InputError) as caught:
+        expand(str(path), overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_grid_is_not_run_as_one_study_but_its_points_are() -> None:
+    with pytest.raises(InputError, match="'lenet5-mini-width' is a grid of studies"):
+        load_spec("lenet5-mini-width")
+    point = load_spec("lenet5-mini-width+width-20@small", {"dense.seed": 3})
+    assert point.name == "lenet5-mini-width+width-20@small"
+    assert (point.network.arguments, point.dense.seed) == ({"width": 20}, 3)
+    with pytest.raises(InputError, match=r"unknown point .*did you mean 'width-20'"):
+        load_spec("lenet5-mini-width+width-2")
+    assert not is_grid("lenet5-mini-width+width-20")
+
+
+def test_the_shipped_grids_hold_the_shipped_studies() -> None:
+    assert sorted(shipped_grids()) == [
+        f"lenet5-mini-{varied}" for varied in ("dataset", "depth", "ratio", "width")
+    ]
+    digests = {load_spec(name).digest for name in shipped_studies()}
+    for name in shipped_grids():
+        assert "small" in arms_of(name)
+        for point in expand(name):
+            # So that what one has retrained, the other takes over.
+            assert point.spec.digest in digests, point.label
+        for point in expand(f"{name}@small"):
+            assert 0 < len(list_study(point.spec)) <= 60
+
+
+@given(st.lists(st.integers(1, 99), min_size=1, max_size=5, unique=True))
+def test_every_value_is_a_point(values: list[int]) -> None:
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mine.toml"
+        path.write_text(f'{BASE}[grid]\n"retraining.epochs" = {values}\n')
+        points = expand(str(path))
+    assert [point.spec.retraining.epochs for point in points] == values
+    assert len({point.spec.folder_name for point in points}) == len(values)

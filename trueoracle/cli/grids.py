@@ -1,0 +1,101 @@
+"""What the commands do with a grid: all of its points, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from trueoracle.analysis.numbers import number
+from trueoracle.cli.console import shown_progress, table
+from trueoracle.cli.tables import NUMBERS, relation_cells
+
+if TYPE_CHECKING:
+    from trueoracle.report.grid import WrittenGrid
+    from trueoracle.study.grid import GridPoint
+    from trueoracle.study.results import Results
+
+__all__ = ["grid_points", "grid_table", "recorded_points", "run_points", "write_grid"]
+
+
+def grid_points(study: str, overrides: Mapping[str, Any]) -> list[GridPoint]:
+    """The points of a grid; none where the study is none. Raises :class:`InputError`."""
+    from trueoracle.study.grid import expand, is_grid
+
+    return expand(study, overrides) if is_grid(study) else []
+
+
+def run_points(
+    points: list[GridPoint],
+    runs: Path,
+    *,
+    quiet: bool,
+    device: str,
+    retrain: bool = True,
+    engine: str = "auto",
+    memory: str | None = None,
+) -> dict[str, Results]:
+    """Run (or only score) every point; each goes on where it stopped. Results by label."""
+    from trueoracle.study.study import Study
+
+    found = {}
+    for place, point in enumerate(points, start=1):
+        made = Study(point.spec, runs=runs)
+        with shown_progress(quiet=quiet) as progress:
+            progress.message(f"{place} of {len(points)}: {point.spec.name}")
+            found[point.label] = (
+                made.run(progress=progress, device=device, engine=engine, memory=memory)
+                if retrain
+                else made.score(progress=progress, device=device)
+            )
+    return found
+
+
+def recorded_points(points: list[GridPoint], runs: Path) -> dict[str, Results]:
+    """What is recorded of a grid, by label; raises :class:`InputError` where nothing is."""
+    from trueoracle.errors import InputError
+    from trueoracle.study.results import Results
+    from trueoracle.study.store import DATABASE
+
+    folders = {point.label: runs / point.spec.folder_name for point in points}
+    found = {k: Results(v) for k, v in folders.items() if (v / DATABASE).is_file()}
+    if not found:
+        raise InputError(
+            f"no point of {points[0].grid} is recorded in {runs} with these settings: "
+            f"'trueoracle run {points[0].grid}' records them"
+        )
+    return found
+
+
+def write_grid(
+    points: list[GridPoint], runs: Path, to: Path | None, outcome: str
+) -> tuple[WrittenGrid, Path]:
+    """The report of what is recorded of a grid, and where it lies."""
+    from trueoracle.report.grid import write_grid_report
+    from trueoracle.study.grid import grid_digest
+
+    out = to or runs / f"{points[0].grid}-{grid_digest(points)}" / "report"
+    return write_grid_report(points, recorded_points(points, runs), out, outcome), out
+
+
+def grid_table(summary: dict[str, Any]) -> Table:
+    """One row for each point, criterion and metric, with the interval of tau."""
+    from trueoracle.study.scale import titled
+
+    names = (NUMBERS[0], NUMBERS[1], "95%", *NUMBERS[2:])
+    made = table("point", "criterion", "outcome", *names, right=names)
+    made.title = titled(summary["grid"])
+    made.title_justify = "left"
+    for entry in summary["points"]:
+        for relation in (entry["summary"] or {"relations": []})["relations"]:
+            n, tau, *rest = relation_cells(relation)
+            low, high = (number(relation[f"kendall_{end}"], 2) for end in ("low", "high"))
+            made.add_row(
+                entry["label"],
+                relation["criterion"],
+                relation["outcome_name"].removeprefix("final "),
+                *(n, tau, f"{low} … {high}", *rest),
+            )
+    return made

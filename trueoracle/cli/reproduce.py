@@ -1,0 +1,353 @@
+"""``trueoracle reproduce``: the published settings, ours beside them, and running one."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from trueoracle.analysis.numbers import number, p_value, percent
+from trueoracle.cli.console import (
+    Debug,
+    Json,
+    Quiet,
+    Runs,
+    Settings,
+    err,
+    guarded,
+    out,
+    print_json,
+    shown_progress,
+    table,
+)
+
+if TYPE_CHECKING:
+    from trueoracle.study.comparison import Ours
+    from trueoracle.study.published import Published
+    from trueoracle.study.results import Results
+    from trueoracle.study.spec import StudySpec
+
+
+class Scale(StrEnum):
+    """How much of a study is run."""
+
+    full = "full"
+    small = "small"
+
+
+class Surgery(StrEnum):
+    """How filters are removed."""
+
+    exact = "exact"
+    as_released = "as-released"
+
+
+@guarded
+def reproduce(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A published setting or a study; left out: list the settings."),
+    ] = None,
+    scale: Annotated[
+        Scale | None,
+        typer.Option(
+            help="small: cut to what a laptop holds, and marked so [default: full; the list shows "
+            "full scale where it is recorded, else small]."
+        ),
+    ] = None,
+    surgery: Annotated[
+        Surgery, typer.Option(help="as-released: the wiring of the paper's released code.")
+    ] = Surgery.exact,
+    outcome: Annotated[
+        str, typer.Option(help="Epochs that count; best-on-test is the paper's choice.")
+    ] = "last",
+    times: Annotated[
+        bool, typer.Option("--times/--no-times", help="List: estimate how long each takes here.")
+    ] = True,
+    settings: Settings = None,
+    runs: Runs = Path("runs"),
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, …; auto takes CUDA where it is.")
+    ] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="How networks are retrained: auto, native, wide or loop.")
+    ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Most memory for retraining at once, such as 4GB [default: half]."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the paper's 45 published settings with ours beside them, or run one.
+
+    The list says of each setting its study, the published Kendall's tau, p-value and anomaly ratio,
+    ours where they are recorded below --runs, and the networks to retrain with an estimate of the
+    time that takes here.
+
+    With a NAME, its study is run as by **run** (run it again to resume), a direction setting's
+    with its short retraining, and the published values are shown beside ours. With --scale small,
+    the embedded digits stand in for a data set that is not at hand.
+
+    Examples:
+
+    - trueoracle reproduce --no-times
+
+    - trueoracle reproduce lenet5/conv105
+
+    - trueoracle reproduce direction/conv105 --scale small
+
+    - trueoracle reproduce resnet56-cifar10-0.5 --scale small --surgery as-released
+    """
+    from trueoracle.analysis.outcomes import rule_in_words
+    from trueoracle.errors import InputError
+
+    rule_in_words(outcome)
+    chosen = scale.value if scale else None
+    if name is None:
+        if settings:
+            raise InputError("--set changes the study that is run: name a setting or a study")
+        rows = _rows(runs, chosen, surgery.value, outcome, device, times=times, quiet=quiet)
+        if as_json:
+            print_json(rows)
+        elif not quiet:
+            _print_rows(rows)
+        return
+    results = _run(name, chosen or "full", surgery.value, outcome, settings or [], runs, device,
+                   engine, memory, quiet=quiet)  # fmt: skip
+    if as_json:
+        print_json(results)
+    elif not quiet:
+        _print_comparison(results)
+
+
+def _rows(
+    runs: Path,
+    scale: str | None,
+    surgery: str,
+    rule: str,
+    device: str,
+    *,
+    times: bool,
+    quiet: bool,
+) -> list[dict[str, Any]]:
+    from trueoracle.study.comparison import arm_reference, recorded_ours
+    from trueoracle.study.published import all_settings
+    from trueoracle.study.spec import load_spec
+
+    rows = []
+    for one in all_settings():
+        ours = recorded_ours(one, runs, scale=_scale(scale), surgery=surgery, rule=rule)
+        reference = arm_reference(one.study, _scale(scale) or "full", surgery)
+        specs = [load_spec(reference)]
+        if one.needs_short:
+            specs.append(load_spec(f"{reference}@short"))
+        rows.append(
+            {
+                **_entry(one, ours),
+                "scale": scale or "full",
+                "networks": sum(_networks(spec, one) for spec in specs),
+                "seconds": None,
+                "engine": None,
+                "specs": specs,
+            }
+        )
+    if times:
+        _add_times(rows, device, quiet=quiet)
+    for row in rows:
+        del row["specs"]
+    return rows
+
+
+def _scale(scale: str | None) -> Any:
+    return scale
+
+
+def _entry(one: Published, ours: Ours | None) -> dict[str, Any]:
+    fields = ("n", "kendall_tau", "p_value", "anomaly_ratio")
+    return {
+        "setting": one.setting,
+        "study": one.study,
+        "x": one.x,
+        "y": one.y,
+        "source": one.source,
+        "published": {field: getattr(one, field) for field in fields},
+        "ours": None if ours is None else ours.as_dict(),
+    }
+
+
+def _networks(spec: StudySpec, one: Published) -> int:
+    """Networks to retrain; where every way is listed, they are as many as were published."""
+    count = spec.pruning.candidates
+    return (count if isinstance(count, int) else one.n) * len(spec.retraining.seeds)
+
+
+def _add_times(rows: list[dict[str, Any]], device: str, *, quiet: bool) -> None:
+    from trueoracle.errors import InputError
+    from trueoracle.study.estimate import Estimator
+
+    estimator = Estimator(device)
+    with shown_progress(quiet=quiet) as progress:
+        progress.stage("time a few networks", len(rows), 0, "settings")
+        for row in rows:
+            try:
+                estimates = [estimator.estimate(spec) for spec in row["specs"]]
+            except InputError as error:  # a network or data set that this installation lacks
+                progress.message(f"{row['setting']}: no estimate: {error}")
+                estimates = [None]
+            if all(estimates):
+                row["seconds"] = sum(one.seconds for one in estimates if one is not None)
+                row["engine"] = estimates[0].engine if estimates[0] else None
+            progress.advance()
+
+
+def _run(
+    name: str,
+    scale: str,
+    surgery: str,
+    rule: str,
+    settings: list[str],
+    runs: Path,
+    device: str,
+    engine: str,
+    memory: str | None,
+    *,
+    quiet: bool,
+) -> dict[str, Any]:
+    from trueoracle.data.datasets import at_hand
+    from trueoracle.report.summary import summarise
+    from trueoracle.study.comparison import STAND_IN, arm_reference, ours_of
+    from trueoracle.study.published import published
+    from trueoracle.study.spec import load_spec, parse_overrides, split_arm
+    from trueoracle.study.study import Study
+
+    study, wanted = _find(name)
+    reference = arm_reference(study, _scale(scale), surgery)
+    overrides = parse_overrides(settings)
+    spec = load_spec(reference, overrides)
+    replaced = None
+    if scale == "small" and spec.data.path is None and not at_hand(spec.data.name):
+        replaced = spec.data.name
+        overrides["data.name"] = STAND_IN
+        if not quiet:
+            err().print(f"data set {replaced} is not at hand: {STAND_IN} stands in for it")
+    references = [reference]
+    if any(one.needs_short for one in wanted):
+        references.append(f"{reference}@short")
+    found: list[Results] = []
+    for one in references:
+        made = Study(load_spec(one, overrides), runs=runs)
+        with shown_progress(quiet=quiet) as progress:
+            if len(references) > 1:
+                progress.message(f"{len(found) + 1} of {len(references)}: {made.spec.name}")
+            found.append(made.run(progress=progress, device=device, engine=engine, memory=memory))
+    short = found[1] if len(found) > 1 else None
+    shown = wanted or [one for one in published(split_arm(study)[0]) if not one.needs_short]
+    return {
+        "study": study,
+        "scale": scale,
+        "replaced_data": replaced,
+        "comparisons": [
+            _entry(one, ours_of(one, found[0], short if one.needs_short else None, rule))
+            for one in shown
+        ],
+        "summary": summarise(found[0], rule, short),
+    }
+
+
+def _find(name: str) -> tuple[str, list[Published]]:
+    """The study that a name means, and the setting where it names one."""
+    from trueoracle.errors import InputError, unknown
+    from trueoracle.study.grid import is_grid
+    from trueoracle.study.published import all_settings
+    from trueoracle.study.spec import shipped_grids, shipped_studies, split_arm
+
+    settings = {one.setting: one for one in all_settings()}
+    if name in settings:
+        return settings[name].study, [settings[name]]
+    reference = split_arm(name)[0]
+    if reference not in shipped_studies() | shipped_grids():
+        raise unknown("published setting or study", name, {*settings, *shipped_studies()})
+    if is_grid(name):
+        raise InputError(f"{name!r} is a grid of studies: 'trueoracle run {name}' runs them")
+    return name, []
+
+
+COLUMNS = ("n", "tau", "p", "anomalies")
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    ours = tuple(f"our {name}" for name in COLUMNS)
+    right = (*COLUMNS, *ours, "networks", "time here")
+    made = table("setting", "study", *COLUMNS, *ours, "scale", "networks", "time here", right=right)
+    for row in rows:
+        seconds = row["seconds"]
+        made.add_row(
+            row["setting"],
+            row["study"],
+            *_published_cells(row["published"]),
+            *_our_cells(row["ours"]),
+            f"{row['networks']:,}",
+            number(None) if seconds is None else _long(seconds),
+        )
+    out().print(made)
+    out().print(
+        "x is the pruned train loss; for direction/…, the accuracy after a tenth of the epochs. "
+        "Times are of retraining alone."
+    )
+
+
+def _long(seconds: float) -> str:
+    """Such as ``"3 h 5 min"``, and days from three on."""
+    from trueoracle.study.progress import duration
+
+    days = seconds / 86400
+    return f"{days:,.0f} days" if days >= 3 else duration(seconds)
+
+
+def _published_cells(values: dict[str, Any]) -> tuple[str, ...]:
+    # Printed with five digits: 0.00000 is less than half of the last.
+    p = "<5e-06" if values["p_value"] == 0 else p_value(values["p_value"])
+    tau, anomalies = number(values["kendall_tau"], 2), percent(values["anomaly_ratio"])
+    return f"{values['n']:,}", tau, p.replace("-", "−"), anomalies
+
+
+def _our_cells(ours: dict[str, Any] | None) -> tuple[str, ...]:
+    """The four numbers and the scale; how much of it is recorded, where it is not all."""
+    if ours is None:
+        return (*(number(None) for _ in COLUMNS), "")
+    part = f", {ours['retrained']}/{ours['to_retrain']}"
+    scale = ours["scale"] + (part if ours["retrained"] < ours["to_retrain"] else "")
+    tau, p = number(ours["kendall_tau"], 2), p_value(ours["kendall_p_value"])
+    return f"{ours['n']:,}", tau, p, percent(ours["anomaly_ratio"]), scale
+
+
+def _print_comparison(results: dict[str, Any]) -> None:
+    from trueoracle.cli.tables import relations_table
+
+    console = out()
+    console.print()
+    summary = results["summary"]
+    console.print(relations_table([summary]))
+    console.print()
+    if results["comparisons"]:
+        console.print(_comparison_table(results["comparisons"]))
+    else:
+        console.print("no value of this study is published that we know of")
+    if summary["scale_in_words"]:
+        console.print(f"{summary['scale_in_words']}: not to be read as the paper's experiment")
+    console.print(f"\nrecorded in {summary['folder']}")
+    console.print(f"the figures: trueoracle report {summary['folder']}")
+
+
+def _comparison_table(comparisons: list[dict[str, Any]]) -> Table:
+    made = table("setting", "whose", "x", *COLUMNS, "scale", right=COLUMNS)
+    for one in comparisons:
+        made.add_row(one["setting"], "published", one["x"], *_published_cells(one["published"]), "")
+        surgery = f"ours, {one['ours']['surgery']}" if one["ours"] else "ours"
+        made.add_row(one["setting"], surgery, one["x"], *_our_cells(one["ours"]))
+    return made

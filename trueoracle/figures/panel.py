@@ -1,0 +1,83 @@
+"""Scatters side by side, one a study, all in one style."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from trueoracle.errors import InputError
+from trueoracle.figures.scatter import ScatterData, draw_points, plain, scatter_data
+
+__all__ = ["PanelData", "draw_panel", "panel_data"]
+
+_MOST_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class PanelData:
+    """What the panel shows: one scatter a study, in order, and the words that all share."""
+
+    scatters: tuple[ScatterData, ...]
+    x_label: str
+    y_label: str
+    title: str
+
+    @property
+    def columns(self) -> int:
+        """Panels in a row: rows of about equal length, at most four wide."""
+        rows = math.ceil(len(self.scatters) / _MOST_COLUMNS)
+        return math.ceil(len(self.scatters) / rows)
+
+
+def panel_data(
+    points: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    *,
+    higher_is_better: bool,
+    x_label: str,
+    y_label: str,
+    title: str = "",
+) -> PanelData:
+    """The values of the panel, from (title, scores ``[P]``, outcomes ``[P]``) of each study.
+
+    Raises :class:`InputError` where there is no study, or one without a finite score and outcome.
+    """
+    if not points:
+        raise InputError("a panel needs at least one study")
+    scatters = tuple(
+        replace(
+            scatter_data(
+                scores, outcomes, higher_is_better=higher_is_better, x_label="", y_label=""
+            ),
+            title=name,
+        )
+        for name, scores, outcomes in points
+    )
+    return PanelData(scatters, x_label, y_label, title)
+
+
+def draw_panel(data: PanelData, size: tuple[float, float] = (3.3, 2.9)) -> Figure:
+    """Draw the panel; ``size`` is that of one scatter, in inches. Each has axes of its own."""
+    columns = data.columns
+    rows = math.ceil(len(data.scatters) / columns)
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(data.scatters):
+            axes.set_visible(False)
+            continue
+        one = data.scatters[place]
+        draw_points(axes, one)
+        axes.tick_params(labelsize="small")
+        axes.set_title(plain(one.title), fontsize="small", fontweight="bold", loc="left")
+        axes.set_title(one.note, fontsize="x-small", loc="right", linespacing=1.3)
+    figure.supxlabel(plain(data.x_label), fontsize="medium")
+    figure.supylabel(plain(data.y_label), fontsize="medium")
+    if data.title:
+        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.01, ha="left")
+    return figure

@@ -1,0 +1,171 @@
+"""The report of a grid: a panel of scatters, tau against what is varied, and one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trueoracle.analysis.interval import kendall_interval
+from trueoracle.analysis.numbers import finite_or_none
+from trueoracle.analysis.outcomes import higher_is_better, outcome_name, rule_in_words
+from trueoracle.errors import InputError
+from trueoracle.figures.panel import draw_panel, panel_data
+from trueoracle.figures.scatter import FORMATS, save_figure
+from trueoracle.figures.trend import draw_trend, trend_data
+from trueoracle.report.page import as_source, render, slug, write_text
+from trueoracle.report.summary import REPORTED_METRICS, summarise
+from trueoracle.study.grid import GridPoint
+from trueoracle.study.results import Results, score_name
+from trueoracle.study.scale import scale_of, titled
+
+__all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
+
+CONFIDENCE = 0.95
+RESAMPLES = 500
+
+
+@dataclass(frozen=True)
+class WrittenGrid:
+    """What was written where, and the summary of the whole grid."""
+
+    page: Path
+    summary_path: Path
+    figures: tuple[Path, ...]
+    summary: dict[str, Any]
+
+
+def summarise_grid(
+    points: Sequence[GridPoint], recorded: Mapping[str, Results], rule: str = "last"
+) -> dict[str, Any]:
+    """The summary of a grid, as far as it has come, as plain values.
+
+    ``recorded`` holds the results of points by label. Each entry of ``points`` has the point's
+    ``label``, ``values`` and ``summary`` (None where nothing is recorded), whose ``relations`` have
+    ``kendall_low`` and ``kendall_high`` as well: a bootstrap interval over candidates.
+    """
+    entries = []
+    for point in points:
+        results = recorded.get(point.label)
+        summary = None if results is None else summarise(results, rule)
+        if results is not None and summary is not None:
+            for relation in summary["relations"]:
+                table = results.points(relation["criterion"], relation["metric"], rule)
+                low, high = kendall_interval(
+                    table["score"].to_numpy(),
+                    table["outcome"].to_numpy(),
+                    confidence=CONFIDENCE,
+                    resamples=RESAMPLES,
+                )
+                relation |= finite_or_none({"kendall_low": low, "kendall_high": high})
+        entries.append(
+            {
+                "label": point.label,
+                "values": dict(point.values),
+                "study": point.spec.name,
+                "summary": summary,
+            }
+        )
+    first = points[0]
+    axes = {axis: list(dict.fromkeys(p.values[axis] for p in points)) for axis in first.values}
+    return {
+        "grid": first.grid,
+        "purpose": first.spec.purpose,
+        "scale": scale_of(first.grid),
+        "scale_in_words": "small scale" if scale_of(first.grid) == "small" else "",
+        "axes": axes,
+        "outcome": rule,
+        "outcome_in_words": rule_in_words(rule),
+        "interval": f"{CONFIDENCE:.0%} bootstrap over candidates, {RESAMPLES} resamples",
+        "points": entries,
+    }
+
+
+def write_grid_report(
+    points: Sequence[GridPoint], recorded: Mapping[str, Results], out: Path, rule: str = "last"
+) -> WrittenGrid:
+    """Write ``report.html``, ``summary.json`` and ``figures/`` of a grid below ``out``.
+
+    Raises :class:`InputError` where none of its points has retrained a network, and
+    :class:`StoreError` where the disk does not take it.
+    """
+    summary = summarise_grid(points, recorded, rule)
+    found = [
+        (entry, relation)
+        for entry in summary["points"]
+        for relation in (entry["summary"] or {"relations": []})["relations"]
+    ]
+    if not found:
+        raise InputError(f"{summary['grid']}: no point of the grid has retrained a network yet")
+    figures: list[Path] = []
+    drawn = []
+
+    def add(figure: Any, stem: str, caption: str) -> None:
+        written = save_figure(figure, out / "figures" / stem, FORMATS)
+        figures.extend(written)
+        drawn.append({"source": as_source(written), "caption": caption})
+
+    name = summary["grid"]
+    for metric in REPORTED_METRICS:
+        rows = [
+            (_line(entry, relation), *_place(entry), *_tau(relation))
+            for entry, relation in found
+            if relation["metric"] == metric
+        ]
+        if rows:
+            axis = next(iter(summary["axes"]))
+            trend = trend_data(
+                rows,
+                x_label=axis,
+                y_label=f"Kendall's τ with {outcome_name(metric, rule)}",
+                title=titled(name),
+            )
+            caption = f"Kendall's τ against {axis}; bars: {summary['interval']}."
+            add(draw_trend(trend), f"{name}-tau-{metric}", caption)
+    criteria = list(dict.fromkeys(relation["criterion"] for _, relation in found))
+    for criterion in criteria:
+        for metric in REPORTED_METRICS:
+            scatters = []
+            for entry, relation in found:
+                if (relation["criterion"], relation["metric"]) != (criterion, metric):
+                    continue
+                table = recorded[entry["label"]].points(criterion, metric, rule)
+                columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
+                scatters.append((entry["label"], *columns))
+            if scatters:
+                panel = panel_data(
+                    scatters,
+                    higher_is_better=higher_is_better(metric),
+                    x_label=score_name(criterion),
+                    y_label=outcome_name(metric, rule),
+                    title=titled(name),
+                )
+                caption = f"{score_name(criterion)} against {outcome_name(metric, rule)}"
+                add(
+                    draw_panel(panel),
+                    f"{name}-{slug(criterion)}-{metric}",
+                    f"{caption[0].upper()}{caption[1:]}; the star has the lowest score.",
+                )
+    page, summary_path = out / "report.html", out / "summary.json"
+    write_text(page, render("grid.html", summary=summary, figures=drawn))
+    write_text(summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return WrittenGrid(page, summary_path, tuple(figures), summary)
+
+
+def _line(entry: Mapping[str, Any], relation: Mapping[str, Any]) -> str:
+    """The line that a value belongs to: a criterion, and the values of all axes but the first."""
+    others = [f"{axis} {value}" for axis, value in list(entry["values"].items())[1:]]
+    return ", ".join([score_name(relation["criterion"]), *others])
+
+
+def _place(entry: Mapping[str, Any]) -> tuple[Any]:
+    return (next(iter(entry["values"].values())),)
+
+
+def _tau(relation: Mapping[str, Any]) -> tuple[float, float, float]:
+    nan = float("nan")
+    names = ("kendall_tau", "kendall_low", "kendall_high")
+    tau, low, high = (nan if relation[n] is None else float(relation[n]) for n in names)
+    return tau, low, high
