@@ -682,7 +682,7 @@ def test_networks_and_images_that_do_not_go_together_are_refused(
     rows = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     table = (torch.rand(9, 4), torch.arange(9) % 2)
     shifted = OWN | {"retraining": {"shift": 1}}
-    with pytest.raises(InputError, match=r"retraining\.shift and .* need images \[C, H, W\]"):
+    with pytest.raises(InputError, match=r"retraining\.shift needs images \[C, H, W\]"):
         Study(**shifted, network=rows, data=(table, table), runs=tmp_path).run(progress=False)
     three_channels = nn.Sequential(nn.Conv2d(3, 4, 32), nn.Flatten(), nn.Linear(4, 10))
     with pytest.raises(InputError, match=r"does not run on images of shape \[1, 32, 32\]"):
