@@ -15,11 +15,12 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term
 
-# The data sets that torchvision reads; it needs a torch of its own release, of several GB.
+# What torchvision is needed for, or compared with; it needs a torch of its own release, of several GB.
 test-torchvision:
-	$(MAKE) VENV=.venv-torchvision TORCH=torchvision EXTRAS=dev,vision test-data
-test-data: $(READY)
-	$(BIN)/python -m pytest tests/data tests/study/test_spec.py
+	$(MAKE) VENV=.venv-torchvision TORCH=torchvision EXTRAS=dev,vision,images test-vision
+test-vision: $(READY)
+	$(BIN)/python -m pytest tests/data tests/networks tests/pruning/test_dependencies.py \
+		tests/study/test_spec.py tests/study/test_prepare.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

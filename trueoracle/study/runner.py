@@ -32,6 +32,7 @@ from trueoracle.study.prepare import Prepared
 from trueoracle.study.progress import Progress, about
 from trueoracle.study.spec import StudySpec
 from trueoracle.study.store import DATABASE, Retrained, Store, locked
+from trueoracle.training.checkpoint import Checkpoint
 from trueoracle.training.loop import EpochRecord, measure, train
 from trueoracle.training.population import Plan, check_engine, plan, train_population
 from trueoracle.version import __version__
@@ -39,6 +40,9 @@ from trueoracle.version import __version__
 __all__ = ["CANDIDATES", "DENSE", "run"]
 
 DENSE = "dense.safetensors"
+UNDER_WAY = "dense.partial.pt"
+"""The dense network's training, until it is done."""
+
 CANDIDATES = "candidates.json"
 """The candidates of a run, which another study can take (``pruning.candidates``)."""
 SCORE_CHUNK = 32
@@ -157,6 +161,7 @@ def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progr
             raise StoreError(f"{path} has changed since the study recorded it: put it back")
         return network
     epochs: list[dict[str, Any]] = []
+    checkpoint = Checkpoint(folder / UNDER_WAY, f"{spec.dense_digest}-{prepared.architecture}")
     seconds = 0.0
     if spec.network.arrives_trained:
         origin = "given"
@@ -168,7 +173,7 @@ def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progr
     else:
         origin = "trained"
         started = time.perf_counter()
-        epochs = _train_dense(network, prepared, progress)
+        epochs = _train_dense(network, prepared, checkpoint, progress)
         seconds = time.perf_counter() - started
     final = asdict(measure(network, prepared.data, 0, 0.0))
     if not math.isfinite(final["train_loss"]):
@@ -185,11 +190,12 @@ def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progr
     store.record_dense(
         weights_sha256(network), prepared.architecture, origin, seconds, final, epochs
     )
+    checkpoint.remove()
     return network
 
 
 def _train_dense(
-    network: nn.Module, prepared: Prepared, progress: Progress
+    network: nn.Module, prepared: Prepared, checkpoint: Checkpoint, progress: Progress
 ) -> list[dict[str, Any]]:
     recipe = prepared.spec.dense
     progress.stage("dense network", recipe.epochs, 0, "epochs")
@@ -197,7 +203,9 @@ def _train_dense(
     def show(record: EpochRecord) -> None:
         progress.advance(note=f"train loss {record.train_loss:.4f}")
 
-    records = train(network, prepared.data, recipe, seed=recipe.seed, on_epoch=show)
+    records = train(
+        network, prepared.data, recipe, seed=recipe.seed, on_epoch=show, checkpoint=checkpoint
+    )
     return [asdict(record) for record in records]
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from trueoracle.data.augmentation import augment, mix
 from trueoracle.data.splits import Splits
+from trueoracle.training.checkpoint import Checkpoint
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.recipe import Recipe
 
@@ -51,16 +52,23 @@ def train(
     seed: int,
     stream: str = "",
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[EpochRecord]:
     """Train ``network`` in place and return one record an epoch.
 
     All random numbers (batch order, augmentation, dropout) come from ``seed``, the epoch and
     ``stream``: two networks with the same three see the same batches. A network whose training
-    loss is no longer finite is stopped; its last record says so (``diverged``).
+    loss is no longer finite is stopped; its last record says so (``diverged``). With a
+    ``checkpoint``, training goes on from what it keeps; ``on_epoch`` is told of those epochs too.
     """
     optimizer = make_optimizer(network.parameters(), recipe)
     records: list[EpochRecord] = []
-    for epoch in range(recipe.epochs):
+    if checkpoint is not None:
+        records = [EpochRecord(**fields) for fields in checkpoint.load(network, optimizer)]
+    for record in records:
+        if on_epoch is not None:
+            on_epoch(record)
+    for epoch in range(len(records), recipe.epochs):
         train_epoch(network, optimizer, data, recipe, epoch, (seed, stream))
         record = measure(network, data, epoch, recipe.learning_rate_at(epoch))
         records.append(record)
@@ -68,6 +76,8 @@ def train(
             on_epoch(record)
         if record.diverged:
             break
+        if checkpoint is not None:
+            checkpoint.save(network, optimizer, records)
     return records
 
 
