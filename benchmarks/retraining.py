@@ -18,7 +18,6 @@ the training step's share of a 2048 x 2048 matrix product measured in the same r
 from __future__ import annotations
 
 import argparse
-import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -51,47 +50,6 @@ RECIPE = Recipe(epochs=EPOCHS, batch_size=256, learning_rate=0.001, momentum=0.9
 VARIANTS = ("loop", "compiled", "wide", "native")
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut without weights (He et al. 2016, option A)."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.stride = outputs // inputs
-        self.extra = outputs - inputs
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, self.stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        if self.extra:
-            before = self.extra // 2
-            x = functional.pad(
-                x[:, :, :: self.stride, :: self.stride],
-                (0, 0, 0, 0, before, self.extra - before),
-            )
-        return functional.relu(out + x)
-
-
-class ResNet20(nn.Module):
-    """ResNet-20 for 32x32 images in colour."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
-        widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-        self.blocks = nn.Sequential(*(BasicBlock(a, b) for a, b in itertools.pairwise(widths)))
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.blocks(functional.relu(self.bn(self.conv(x))))
-        out: Tensor = self.fc(torch.flatten(self.pool(x), 1))
-        return out
-
-
 @dataclass(frozen=True)
 class Setting:
     """A network, how it is pruned, and how many images and members are measured."""
@@ -106,9 +64,8 @@ class Setting:
 
     def make(self) -> nn.Module:
         torch.manual_seed(0)
-        if self.network == "resnet20":
-            return ResNet20()
-        return build(self.network, self.arguments, input_shape=(1, 32, 32), classes=10)
+        channels = 3 if self.network == "resnet20" else 1
+        return build(self.network, self.arguments, input_shape=(channels, 32, 32), classes=10)
 
     def data(self) -> Splits:
         """Real digits; for networks in colour noise, whose speed is the same."""
@@ -140,7 +97,7 @@ SETTINGS = {
     "lenet5-mini": Setting("lenet5-mini", {}, {"conv1": 0.5}, **LENET),
     "width 40": Setting("lenet5-mini", {"width": 40}, {"conv1": 0.5}, **LENET),
     "depth 8": Setting("lenet5-mini", {"depth": 8}, {"conv1": 0.5}, **LENET),
-    "resnet20": Setting("resnet20", {}, {"blocks.*.conv1": 0.5}, 512, 256, wide_members=4),
+    "resnet20": Setting("resnet20", {}, {"layer*.conv1": 0.5}, 512, 256, wide_members=4),
 }
 
 
