@@ -90,7 +90,8 @@ def _network(
     from trueoracle.study.spec import load_spec, parse_overrides, shipped_studies, split_arm
 
     overrides = parse_overrides(settings or ())
-    is_study = reference.endswith(".toml") or split_arm(reference)[0] in shipped_studies()
+    study = split_arm(reference)[0]
+    is_study = study.endswith(".toml") or study in shipped_studies()
     if is_study and reference not in NETWORKS:
         spec = load_spec(reference, overrides)
         network, shape = build_study(spec)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.conftest import Writer
+from trueoracle.cli.main import app
+
+runner = CliRunner()
+
+
+def test_the_groups_of_a_network_are_shown() -> None:
+    shown = runner.invoke(app, ["inspect", "resnet20", "--set", "width=4", "--set", "shortcut=B"])
+    assert shown.exit_code == 0
+    assert "resnet20 on images 3x32x32" in shown.output
+    assert "layer2.0.conv1" in shown.output
+    assert "fc cannot be pruned: its output is the network's output" in shown.output
+
+
+def test_inspection_as_json_names_all_that_goes_with_a_filter() -> None:
+    shown = runner.invoke(
+        app, ["inspect", "resnet20", "--set", "shortcut=B", "--images", "1x32x32", "--json"]
+    )
+    found = json.loads(shown.output)
+    assert found["images"] == [1, 32, 32]
+    stem = found["groups"][0]
+    assert stem["name"] == "conv1"
+    assert stem["filters"] == 16
+    assert stem["layers"] == ["conv1", *(f"layer1.{i}.conv2" for i in range(3))]
+    assert {"layer1.0.conv1", "layer2.0.conv1"} < set(stem["consumers"])
+    assert not {"fc"} & set(stem["consumers"])
+
+
+def test_a_study_and_its_arm_name_their_network(write_study: Writer) -> None:
+    path = write_study(
+        'extends = "digits-conv1-0.2"\n[arms.wide.network]\narguments = { width = 12 }\n'
+    )
+    shown = runner.invoke(app, ["inspect", f"{path}@wide", "--json"])
+    assert json.loads(shown.output)["groups"][0]["filters"] == 12
+
+
+def test_a_network_of_ones_own_is_inspected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("their_network.py").write_text(
+        "from torch import nn\n"
+        "def make(classes=4):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.GroupNorm(2, 6), nn.Conv2d(6, 5, 3),\n"
+        "                         nn.Flatten(), nn.Linear(5 * 16, classes))\n"
+    )
+    shown = runner.invoke(app, ["inspect", "their_network:make", "--images", "1x8x8"])
+    assert shown.exit_code == 0
+    assert "0 cannot be pruned: its output meets GroupNorm (1)" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lenet6"], "unknown network 'lenet6': did you mean 'lenet5'"),
+        (["lenet5-mini", "--images", "big"], "--images takes a shape such as 3x224x224, got 'big'"),
+        (["lenet5-mini", "--images", "1x8x8"], "images must be at least 32x32"),
+        (["lenet5-mini", "--set", "wide=3"], "unknown argument of network 'lenet5-mini' 'wide'"),
+        (["lenet5-mini", "--weights", "none.safetensors"], "no weights file none.safetensors"),
+    ],
+)
+def test_what_cannot_be_inspected_is_one_line(arguments: list[str], message: str) -> None:
+    shown = runner.invoke(app, ["inspect", *arguments])
+    assert shown.exit_code == 2
+    assert message in shown.output
+    assert shown.output.count("\n") == 1

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trueoracle.networks.registry import build
+from trueoracle.pruning.inspection import inspect_network
+
+
+def test_what_a_filter_costs_is_counted_by_hand() -> None:
+    network = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+    found = inspect_network(network, (1, 32, 32))
+    conv1 = found.groups[0]
+    # 25 weights and a bias; 25 inputs of each of conv2's 10 filters; on 28x28 and 10x10 positions.
+    assert conv1.group.name == "conv1"
+    assert conv1.parameters == 26 + 250
+    assert conv1.macs == 25 * 28 * 28 + 250 * 10 * 10
+    assert found.cost.parameters == sum(p.numel() for p in network.parameters())
+    assert [one.group.name for one in found.groups] == ["conv1", "conv2", "conv3", "fc1"]
+    assert found.refused == {"fc2": "its output is the network's output"}
+    assert conv1.as_dict() == {
+        "name": "conv1",
+        "filters": 10,
+        "layers": ["conv1"],
+        "norms": [],
+        "consumers": ["conv2"],
+        "parameters_a_filter": 276,
+        "macs_a_filter": 44_600,
+    }
+
+
+class Branches(nn.Module):
+    """Needs numbers to run, so that no meta device will do; and has a layer of one filter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 1, 3)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if x.sum() > 1e9:
+            x = -x
+        return self.out(self.one(x).flatten(1))  # type: ignore[no-any-return]
+
+
+def test_a_network_that_branches_on_values_is_inspected_too() -> None:
+    torch.manual_seed(0)
+    found = inspect_network(Branches(), (1, 8, 8))
+    costs = {one.group.name: (one.parameters, one.macs) for one in found.groups}
+    assert costs == {"first": (10 + 9, 9 * 36 + 9 * 16), "one": (None, None)}
