@@ -72,3 +72,13 @@ def test_what_cannot_be_inspected_is_one_line(arguments: list[str], message: str
     assert shown.exit_code == 2
     assert message in shown.output
     assert shown.output.count("\n") == 1
+
+
+def test_weights_are_a_setting_of_the_study(tmp_path: Path) -> None:
+    for command in ("run", "score"):
+        shown = runner.invoke(
+            app,
+            [command, "digits-conv1-0.2", "--weights", "my weights.pt", "--runs", str(tmp_path)],
+        )
+        assert shown.exit_code == 2
+        assert "no weights file my weights.pt" in shown.output

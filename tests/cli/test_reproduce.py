@@ -150,7 +150,7 @@ def test_the_released_wiring_is_an_arm(shipped: str, runs: Path) -> None:
         (["lenet5/conv10.5"], "unknown published setting or study 'lenet5/conv10.5': did you mean"),
         (["digits-conv1-0.2", "--scale", "small"], "unknown arm of 'digits-conv1-0.2' 'small'"),
         (["--outcome", "lst"], "unknown outcome rule 'lst'"),
-        (["--set", "dense.epochs=1"], "--set changes the study that is run"),
+        (["--set", "dense.epochs=1"], "--set and --weights change the study that is run"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str, runs: Path) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "out",
     "print_json",
     "shown_progress",
+    "with_weights",
 ]
 
 P = ParamSpec("P")
@@ -47,7 +48,22 @@ Settings = Annotated[
     typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; may be repeated."),
 ]
 
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Trained weights of the dense network (.safetensors, a PyTorch file, or "
+        "torchvision:NAME): short for --set network.weights=FILE.",
+    ),
+]
+
 INTERRUPTED = 130
+
+
+def with_weights(settings: list[str] | None, weights: str | None) -> list[str]:
+    """The settings, and the weights as one of them."""
+    given = [] if weights is None else [f"network.weights={json.dumps(weights)}"]
+    return [*(settings or ()), *given]
 
 
 def out() -> Console:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trueoracle.cli.console import Debug, Json, Settings, guarded, out, print_json, table
+from trueoracle.cli.console import Debug, Json, Settings, Weights, guarded, out, print_json, table
 
 if TYPE_CHECKING:
     from trueoracle.pruning.inspection import Inspection
@@ -26,9 +26,7 @@ def inspect(
     classes: Annotated[
         int | None, typer.Option(min=1, help="Number of classes [default: the network's own].")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Trained weights, to see whether they fit the network.")
-    ] = None,
+    weights: Weights = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -16,12 +16,14 @@ from trueoracle.cli.console import (
     Quiet,
     Runs,
     Settings,
+    Weights,
     err,
     guarded,
     out,
     print_json,
     shown_progress,
     table,
+    with_weights,
 )
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def reproduce(
         bool, typer.Option("--times/--no-times", help="List: estimate how long each takes here.")
     ] = True,
     settings: Settings = None,
+    weights: Weights = None,
     runs: Runs = Path("runs"),
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, …; auto takes CUDA where it is.")
@@ -107,17 +110,20 @@ def reproduce(
     from trueoracle.errors import InputError
 
     rule_in_words(outcome)
+    settings = with_weights(settings, weights)
     chosen = scale.value if scale else None
     if name is None:
         if settings:
-            raise InputError("--set changes the study that is run: name a setting or a study")
+            raise InputError(
+                "--set and --weights change the study that is run: name a setting or a study"
+            )
         rows = _rows(runs, chosen, surgery.value, outcome, device, times=times, quiet=quiet)
         if as_json:
             print_json(rows)
         elif not quiet:
             _print_rows(rows)
         return
-    results = _run(name, chosen or "full", surgery.value, outcome, settings or [], runs, device,
+    results = _run(name, chosen or "full", surgery.value, outcome, settings, runs, device,
                    engine, memory, quiet=quiet)  # fmt: skip
     if as_json:
         print_json(results)

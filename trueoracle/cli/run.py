@@ -13,10 +13,12 @@ from trueoracle.cli.console import (
     Quiet,
     Runs,
     Settings,
+    Weights,
     guarded,
     out,
     print_json,
     shown_progress,
+    with_weights,
 )
 from trueoracle.cli.tables import relations_table
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 def run(
     study: Annotated[str, typer.Argument(help="A shipped study, or the path of a .toml; @arm.")],
     settings: Settings = None,
+    weights: Weights = None,
     runs: Runs = Path("runs"),
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1, …; auto takes CUDA where it is.")
@@ -69,7 +72,8 @@ def run(
     from trueoracle.study.spec import load_spec, parse_overrides
     from trueoracle.study.study import Study
 
-    overrides = parse_overrides(settings or ())
+    settings = with_weights(settings, weights)
+    overrides = parse_overrides(settings)
     if points := grid_points(study, overrides):
         _run_grid(study, points, runs, device, engine, memory, quiet=quiet, as_json=as_json)
         return

@@ -20,11 +20,13 @@ from trueoracle.cli.console import (
     Quiet,
     Runs,
     Settings,
+    Weights,
     guarded,
     out,
     print_json,
     shown_progress,
     table,
+    with_weights,
 )
 
 NUMBERS = ("n", "lowest", "runner-up", "margin", "median", "mean rank", "90%", "own rank")
@@ -34,6 +36,7 @@ NUMBERS = ("n", "lowest", "runner-up", "margin", "median", "mean rank", "90%", "
 def score(
     study: Annotated[str, typer.Argument(help="A shipped study, or the path of a .toml; @arm.")],
     settings: Settings = None,
+    weights: Weights = None,
     runs: Runs = Path("runs"),
     sample: Annotated[
         int, typer.Option(min=1, help="Size of the samples that are compared with all ways.")
@@ -70,7 +73,8 @@ def score(
     from trueoracle.study.spec import load_spec, parse_overrides
     from trueoracle.study.study import Study
 
-    overrides = parse_overrides(settings or ())
+    settings = with_weights(settings, weights)
+    overrides = parse_overrides(settings)
     if points := grid_points(study, overrides):
         found = run_points(points, runs, quiet=quiet, device=device, retrain=False)
         scored = list(found.values())
