@@ -21,7 +21,10 @@ from trueoracle.study.progress import PlainProgress, Progress, Rate, SilentProgr
 
 __all__ = [
     "Debug",
+    "Device",
+    "Engine",
     "Json",
+    "Memory",
     "Quiet",
     "Runs",
     "Settings",
@@ -37,7 +40,24 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …; auto takes CUDA where it is.")
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="How networks are retrained: auto (the fastest that can), native, wide or loop. "
+        "It changes the speed; results agree to rounding.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory", help="Most memory for retraining at once, such as 4GB [default: half]."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")]
 Runs = Annotated[
     Path,

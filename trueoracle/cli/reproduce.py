@@ -12,7 +12,10 @@ from rich.table import Table
 from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.cli.console import (
     Debug,
+    Device,
+    Engine,
     Json,
+    Memory,
     Quiet,
     Runs,
     Settings,
@@ -72,16 +75,9 @@ def reproduce(
     settings: Settings = None,
     weights: Weights = None,
     runs: Runs = Path("runs"),
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, …; auto takes CUDA where it is.")
-    ] = "auto",
-    engine: Annotated[
-        str, typer.Option(help="How networks are retrained: auto, native, wide or loop.")
-    ] = "auto",
-    memory: Annotated[
-        str | None,
-        typer.Option(help="Most memory for retraining at once, such as 4GB [default: half]."),
-    ] = None,
+    device: Device = "auto",
+    engine: Engine = "auto",
+    memory: Memory = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,

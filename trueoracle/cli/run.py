@@ -9,7 +9,10 @@ import typer
 
 from trueoracle.cli.console import (
     Debug,
+    Device,
+    Engine,
     Json,
+    Memory,
     Quiet,
     Runs,
     Settings,
@@ -32,20 +35,9 @@ def run(
     settings: Settings = None,
     weights: Weights = None,
     runs: Runs = Path("runs"),
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, …; auto takes CUDA where it is.")
-    ] = "auto",
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="How networks are retrained: auto (the fastest that can), native, wide or loop. "
-            "It changes the speed; results agree to rounding."
-        ),
-    ] = "auto",
-    memory: Annotated[
-        str | None,
-        typer.Option(help="Most memory for retraining at once, such as 4GB [default: half]."),
-    ] = None,
+    device: Device = "auto",
+    engine: Engine = "auto",
+    memory: Memory = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,

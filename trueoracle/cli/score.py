@@ -16,6 +16,7 @@ from trueoracle.analysis.numbers import number
 from trueoracle.analysis.ranking import small_percent
 from trueoracle.cli.console import (
     Debug,
+    Device,
     Json,
     Quiet,
     Runs,
@@ -44,9 +45,7 @@ def score(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of the one sample drawn, as pruning.seed.")
     ] = 0,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1, …; auto takes CUDA where it is.")
-    ] = "auto",
+    device: Device = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
