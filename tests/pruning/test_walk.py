@@ -477,7 +477,7 @@ class OfOthers(nn.Module):
         ("padded", "its output meets 'add' of other channels"),
         ("images", "its output meets 'add' of something that keeps its size"),
         ("buffer", "its output meets 'mul' of something that keeps its size"),
-        ("spatial", "its output meets 'mul' of other channels"),
+        ("spatial", ""),
         ("part", "its output meets 'getitem'"),
         ("border", ""),
     ],
@@ -485,6 +485,8 @@ class OfOthers(nn.Module):
 def test_channels_that_meet_others_are_refused(kind: str, words: str) -> None:
     found = find_groups(OfOthers(kind), IMAGES)
     assert found.refused.get("first", "") == words
+    if kind == "spatial":  # a gate of positions is of no filter
+        assert found.refused["one"] == "its output meets 'mul' of many channels"
 
 
 class DataDependent(nn.Module):

@@ -488,8 +488,6 @@ class CannotShareError(Exception):
 def _check_plain(dense: nn.Module, candidates: Candidates) -> None:
     """Refuse groups that share a reader with other channels, and readers that mix channels."""
     for group in candidates.groups:
-        if len(group.layers) > 1 and candidates.surgery == "as-released":
-            raise CannotShareError(f"{group.name} has several layers, each with its own L1 pass")
         for part in group.consumers:
             consumer = dense.get_submodule(part.module)
             if not isinstance(consumer, nn.Conv2d | nn.Linear):

@@ -318,7 +318,11 @@ def load(
         train, test = _open(name, info, path, folder or data_folder())
     else:
         parts = info.read(folder or data_folder())
-        train, test = (_as_tensors(*arrays, info) for arrays in parts)
+        # Cut first, since resized images in floating point can be a hundred times as large.
+        train, test = (
+            _as_tensors(*_cut(arrays, most, split_seed), info)
+            for arrays, most in zip(parts, (train_images, test_images), strict=True)
+        )
     if train_images is not None and train_images < len(train):
         train = train.select(capped(train.labels, train_images, split_seed))
     if test_images is not None and test_images < len(test):
@@ -360,6 +364,14 @@ def _open(
             f"{where} has {found} classes, and ImageNet-1K 1000: data.name = 'folder' takes any"
         )
     return open_folder(where, info.shape[1], info.mean, info.std)
+
+
+def _cut(arrays: Arrays, most: int | None, seed: int) -> Arrays:
+    pixels, labels = arrays
+    if most is None or most >= len(labels):
+        return arrays
+    drawn = capped(torch.from_numpy(labels.astype(np.int64)), most, seed).numpy()
+    return pixels[drawn], labels[drawn]
 
 
 def _as_tensors(pixels: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> Split:

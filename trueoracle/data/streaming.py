@@ -174,7 +174,7 @@ def _read(path: Path, size: int, crop: Sequence[float] | None, least_area: float
     """One image, cut and resized: uint8 ``[size, size, 3]``; an error names the file."""
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB")
+            image = _in_colour(opened)
         if crop is None:
             return np.asarray(_middle(image, size))
         top, left, height, width = crop_box(crop, image.height, image.width, least_area)
@@ -184,6 +184,15 @@ def _read(path: Path, size: int, crop: Sequence[float] | None, least_area: float
         raise InputError(
             f"{path} cannot be read as an image ({first_line(error)}): replace or remove it"
         ) from error
+
+
+def _in_colour(image: Image.Image) -> Image.Image:
+    """Red, green and blue of 8 bits; Pillow itself would turn 16 bits of grey to white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(
+            (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        )
+    return image.convert("RGB")
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
@@ -267,7 +276,9 @@ def _list(part: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], list[int
 
 def _images(part: Path, folder: str) -> Iterator[str]:
     """The images in a folder below ``part``, and in folders within it."""
-    with os.scandir(part / folder) as entries:
+    try:
+        with os.scandir(part / folder) as found:
+            entries = list(found)
         for entry in entries:
             name = f"{folder}/{entry.name}"
             if entry.name.startswith("."):  # such as macOS's own notes on files
@@ -278,3 +289,5 @@ def _images(part: Path, folder: str) -> Iterator[str]:
                 if entry.stat().st_size == 0:
                     raise InputError(f"{entry.path} is empty: replace or remove it")
                 yield name
+    except OSError as error:  # a link to nothing, a folder that may not be read
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error

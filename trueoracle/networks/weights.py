@@ -127,10 +127,19 @@ def architecture_sha256(network: nn.Module) -> str:
         if not kind.__module__.startswith("torch."):
             with suppress(OSError, TypeError):  # typed at a prompt: the operations must do
                 digest.update(inspect.getsource(kind).encode())
+            for key, value in sorted(vars(module).items()):
+                if isinstance(value, Tensor):
+                    digest.update(key.encode() + _bytes(value))
+                elif key != "training" and _is_plain(value):
+                    digest.update(f"{key}={value!r}".encode())
     modes = [(module, module.training) for module in network.modules()]
     for mode in (True, False):
         with suppress(Exception):  # find_groups says in its own words what cannot be traced
-            digest.update(trace(network.train(mode)).code.encode())
+            traced = trace(network.train(mode))
+            digest.update(traced.code.encode())
+            for name, constant in traced.named_buffers():
+                if name.startswith("_tensor_constant"):  # which the code only names
+                    digest.update(name.encode() + _bytes(constant))
     for module, training in modes:
         module.training = training
     for name, buffer in network.named_buffers():
@@ -139,6 +148,13 @@ def architecture_sha256(network: nn.Module) -> str:
     trains = [name for name, p in network.named_parameters() if p.requires_grad]
     digest.update(" ".join(trains).encode())
     return digest.hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value's text says all about it."""
+    if isinstance(value, tuple):
+        return all(_is_plain(one) for one in value)
+    return isinstance(value, int | float | str | None)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -262,6 +262,8 @@ def list_candidates(
     """
     matched = _match_groups(available, ratios)
     groups = tuple(group for name, group in available.groups.items() if name in matched)
+    if surgery == "as-released":
+        _check_alone(groups)
     filters = [group.filters for group in groups]
     pruned = []
     for group in groups:
@@ -304,6 +306,20 @@ def _match_groups(available: GroupMap, ratios: Mapping[str, float]) -> dict[str,
                 f"different ratios, {matched[group]} and {ratio}"
             )
     return matched
+
+
+def _check_alone(groups: Sequence[Group]) -> None:
+    """The released code cuts what follows one layer; it says nothing of layers that are coupled."""
+    for group in groups:
+        odd = len(group.layers) > 1 or any(
+            part.offset or part.axis is not None for part in (*group.norms, *group.consumers)
+        )
+        if odd:
+            others = [name for name in group.members if name != group.name]
+            raise InputError(
+                f"pruning.surgery = 'as-released' is of layers by themselves, and {group.name} "
+                f"goes with {', '.join(others[:3])}: leave it out, or take surgery 'exact'"
+            )
 
 
 def _header(groups: Sequence[Group]) -> dict[str, Any]:

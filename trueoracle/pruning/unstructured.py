@@ -293,14 +293,16 @@ def _weighted_layers(network: nn.Module) -> tuple[dict[str, tuple[int, ...]], di
 
 
 def _check_room(sizes: Mapping[str, int], counts: Mapping[str, int], wanted: int) -> None:
-    """Refuse more candidates than there are masks, as far as those can be counted."""
+    """Refuse samples in which a mask would come twice, but for a chance of one in 100."""
     digits = sum(
         math.lgamma(n + 1) - math.lgamma(counts[name] + 1) - math.lgamma(n - counts[name] + 1)
         for name, n in sizes.items()
     )
-    if digits < math.log(wanted) - 1e-6:
+    pairs = wanted * (wanted - 1) / 2
+    if pairs and digits < math.log(100 * pairs):
         raise InputError(
-            f"pruning.candidates = {wanted:,}, but there are about {math.exp(digits):,.0f} masks"
+            f"pruning.candidates = {wanted:,}, but there are about {math.exp(digits):,.0f} masks: "
+            "too few to sample without repeats"
         )
 
 

@@ -36,6 +36,7 @@ _CHANNELWISE_MODULES = (
     *(nn.Sigmoid, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Identity),
     *(nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d),
     *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample),
+    *(nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ConstantPad2d),
 )
 _CHANNELWISE_CALLS = {
     *(torch.relu, torch.sigmoid, torch.tanh, torch.max_pool2d, torch.clamp),
@@ -45,7 +46,9 @@ _CHANNELWISE_CALLS = {
     *(functional.dropout, functional.dropout2d, functional.interpolate),
     *(functional.max_pool2d, functional.avg_pool2d),
     *(functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d),
-    *("relu", "relu_", "sigmoid", "tanh", "contiguous", "clamp", "expand"),
+    *(operator.neg, operator.pow, torch.pow, torch.abs, torch.exp, torch.sqrt, torch.square),
+    *("relu", "relu_", "sigmoid", "tanh", "contiguous", "clamp", "clamp_", "expand", "pow"),
+    *("abs", "exp", "sqrt", "square", "clone", "float", "neg"),
 }
 _CHANNELWISE_NAMES = {"stochastic_depth"}  # of torchvision, which need not be installed
 _ELEMENTWISE = {
@@ -54,6 +57,8 @@ _ELEMENTWISE = {
     *(operator.mul, operator.imul, torch.mul, "mul", "mul_"),
     *(operator.truediv, operator.itruediv, torch.div, "div", "div_"),
 }
+_REDUCTIONS = {"mean", torch.mean, "sum", torch.sum, "amax", torch.amax, "amin", torch.amin}
+_ASKS = {"device", "dtype", "ndim", "requires_grad", "dim", "ndimension", "is_floating_point"}
 _NAMES = {operator.iadd: "add", operator.isub: "sub", operator.imul: "mul"}
 _RESHAPES = {torch.flatten, torch.reshape, "flatten", "view", "reshape"}
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d)
@@ -79,6 +84,9 @@ def find_groups(network: nn.Module, example: Tensor) -> GroupMap:
         _restore(modes)
     try:
         traced = [trace(network.train(mode)) for mode in (True, False)]
+        # In evaluation mode, in which batch norms stay as they are.
+        with torch.no_grad():
+            _Shapes(traced[1]).run(example)
     except Exception as error:  # likewise
         return _untraced(network, example, error)
     finally:
@@ -89,8 +97,6 @@ def find_groups(network: nn.Module, example: Tensor) -> GroupMap:
             f"{type(network).__name__} does other things in training than in evaluation mode: "
             "it cannot be pruned as one network"
         )
-    with torch.no_grad():
-        _Shapes(traced[1]).run(example)
     return _Walk(network, traced[1].graph).groups()
 
 
@@ -204,6 +210,7 @@ class _Walk:
             self._visit(node)
         result = GroupMap()
         roots = [source for i, source in enumerate(self._sources) if self._joined[i] == i]
+        known = {part.module for s in roots for part in (*s.layers, *s.norms, *s.consumers)}
         for source in roots:
             names = [part.module for part in source.layers]
             reason = source.reason or self._unfit(source)
@@ -221,6 +228,13 @@ class _Walk:
                 others = [other for other in names if other != name]
                 shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
                 result.refused[name] = f"with {shown}: {reason}" if others else reason
+        for name, module in self.modules.items():
+            if name not in known | self._owners_read and _has_filters(module):
+                result.refused[name] = (
+                    "it is not called by itself"
+                    if isinstance(module, _WEIGHTED)
+                    else f"a {type(module).__name__} is not known"
+                )
         return result
 
     def _unfit(self, source: _Source) -> str:
@@ -266,7 +280,13 @@ class _Walk:
     def _visit(self, node: fx.Node) -> None:
         given = [self._layouts[n] for n in node.all_input_nodes if n in self._layouts]
         try:
-            after = self._after(node)
+            try:
+                after = self._after(node)
+            except (TypeError, ValueError, KeyError, IndexError) as error:
+                # Arguments that come out of other operations, or in a form that no rule expects.
+                raise _CannotPruneError(
+                    f"its output meets {_name(node)!r}, in a form that cannot be followed"
+                ) from error
             if after is not None:
                 shape = _shape(node)
                 if len(shape) <= after.axis or shape[after.axis] != after.channels:
@@ -313,7 +333,7 @@ class _Walk:
             after = rule(node, before, layout)
             if after is not None:
                 return after
-        if _reads_batch_size(node):
+        if _reads_no_channels(node, layout.axis, len(_shape(before))):
             return None
         raise _CannotPruneError(f"its output meets {_name(node)!r}")
 
@@ -440,6 +460,7 @@ class _Walk:
         if len(axes) > 1:
             raise _CannotPruneError(f"its output meets {name!r} of others along another axis")
         (axis,) = axes
+        with_filters = self._without_gates(with_filters, name)
         first = self._layouts[with_filters[0]]
         for other in (self._layouts[n] for n in with_filters[1:]):
             if [(b.filters, b.spread) for b in other.blocks] != [
@@ -456,6 +477,15 @@ class _Walk:
             if isinstance(operand, fx.Node) and operand not in self._layouts:
                 self._adopt(operand, axis, first, name)
         return _Layout(len(_shape(node)) + axis, first.blocks)
+
+    def _without_gates(self, tensors: list[Any], name: str) -> list[Any]:
+        """Leave out, and refuse, single channels that are spread over many: gates of positions."""
+        channels = [self._layouts[n].channels for n in tensors]
+        if max(channels) == 1:
+            return tensors
+        for gate in (n for n, count in zip(tensors, channels, strict=True) if count == 1):
+            self._refuse(self._layouts[gate], f"its output meets {name!r} of many channels")
+        return [n for n, count in zip(tensors, channels, strict=True) if count > 1]
 
     def _adopt(self, other: fx.Node, axis: int, layout: _Layout, name: str) -> None:
         """What meets a tensor's channels and is no layer's: a parameter of theirs, or a scale."""
@@ -533,7 +563,7 @@ def _flattened(node: fx.Node, before: fx.Node, layout: _Layout, start: int, end:
 def _reduced(node: fx.Node, before: fx.Node, layout: _Layout) -> _Layout | None:
     """Means over other axes (global average pooling, by another name), and dropped ones."""
     axes = len(_shape(before))
-    if node.target in ("mean", torch.mean):
+    if node.target in _REDUCTIONS:
         given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         listed = given if isinstance(given, tuple | list) else (given,)
         gone = {d % axes for d in listed if isinstance(d, int)}
@@ -545,7 +575,8 @@ def _reduced(node: fx.Node, before: fx.Node, layout: _Layout) -> _Layout | None:
     elif node.target in ("squeeze", torch.squeeze):
         given = node.args[1:] or ((node.kwargs["dim"],) if "dim" in node.kwargs else ())
         shape = _shape(before)
-        named = {cast(int, d) % axes for d in given} if given else set(range(1, axes))
+        listed = given[0] if given and isinstance(given[0], tuple | list) else given
+        named = {cast(int, d) % axes for d in listed} if given else set(range(1, axes))
         gone = {d for d in named if shape[d] == 1}
         if layout.axis in gone or (not given and shape[0] == 1):
             return None
@@ -626,23 +657,43 @@ def _is_parameter(network: nn.Module, path: str) -> bool:
     return name in network.get_submodule(owner)._parameters
 
 
+def _has_filters(module: nn.Module) -> bool:
+    """Whether a module has weights of its own of more than one axis: not norms and scales."""
+    return any(p is not None and p.ndim > 1 for p in module._parameters.values()) and (
+        len(list(module.parameters())) == len(list(module.parameters(recurse=False)))
+        or isinstance(module, nn.MultiheadAttention)
+    )
+
+
 def _is_one_prelu(module: nn.Module) -> bool:
     return isinstance(module, nn.PReLU) and module.num_parameters == 1
 
 
-def _reads_batch_size(node: fx.Node) -> bool:
-    """Whether a node asks for the number of images only, as in ``x.view(x.size(0), -1)``."""
-    if node.op == "call_method" and node.target == "size":
-        if node.args[1:] == (0,) or node.kwargs.get("dim") == 0:
-            return True
-        asks_for_all = node.args[1:] == () and not node.kwargs
-    else:
-        asks_for_all = node.target is getattr and node.args[1] == "shape"
-    # A size that is unpacked and not used is no use.
-    used = [user for user in node.users if user.target is not operator.getitem or user.users]
-    return asks_for_all and all(
-        user.target is operator.getitem and user.args[1] == 0 for user in used
+def _reads_no_channels(node: fx.Node, axis: int, axes: int) -> bool:
+    """Whether a node asks a tensor for other things than the number of its channels.
+
+    Such as ``x.view(x.size(0), -1)``, ``x.shape[-2:]``, ``x.device``.
+    """
+    asked = node.args[1] if node.target is getattr else node.target
+    if asked in _ASKS:
+        return True
+    if asked == "size" and (node.args[1:] or node.kwargs):
+        given = node.args[1] if node.args[1:] else node.kwargs.get("dim")
+        return isinstance(given, int) and given % axes != axis
+    # Sizes that are unpacked and not used are no use.
+    return asked in ("size", "shape") and all(
+        user.target is operator.getitem and not _covers(user.args[1], axis, axes)
+        for user in node.users
+        if user.target is not operator.getitem or user.users
     )
+
+
+def _covers(index: Any, axis: int, axes: int) -> bool:
+    """Whether an index into sizes takes that of an axis."""
+    if isinstance(index, slice) and not _is_plain(index):
+        return True
+    taken = range(axes)[index]
+    return axis in taken if isinstance(taken, range) else taken == axis
 
 
 def _shape(node: fx.Node) -> list[int]:

@@ -35,7 +35,8 @@ class Prepared:
     """A study whose every part has been found and checked; no long work is done yet.
 
     ``network`` has its initial weights, or its trained ones where the study brings them.
-    ``architecture`` tells networks of a user's own apart, whose name does not say all.
+    ``architecture`` tells networks of a user's own apart, whose name does not say all, and folders
+    of images.
     """
 
     spec: StudySpec
@@ -90,6 +91,11 @@ def prepare(
             test_images=spec.data.test_images,
             measured_fraction=spec.data.measured_fraction,
         )
+    if network is not None or not is_shipped(spec.network.name):
+        # Noise does not bring out all that a forward may do with values.
+        few = torch.arange(min(8, len(data.train)))
+        if len(few) > 1:
+            _check_pruning(made, candidates, data.train.take(few).images.cpu())
     _check_batches(made, data, spec)
     _check_criteria(made, candidates, criteria, data)
     shipped = network is None and is_shipped(spec.network.name)
@@ -97,6 +103,9 @@ def prepare(
     if not shipped and not spec.network.arrives_trained:
         # A factory of a user's own may begin with other weights than it did.
         architecture += f"-{weights_sha256(made)}"
+    if data.train.is_streamed and spec.data.fingerprint is None:
+        # A folder's name does not say what is in it.
+        architecture += f"-images-{data.fingerprint()}"
     return Prepared(spec, data.to(where), made.to(where), architecture, candidates, criteria, where)
 
 
@@ -124,7 +133,17 @@ def _given(data: Splits, spec: DataSpec) -> Splits:
     for field in ("path", "image_size", "train_images", "test_images"):
         if (value := getattr(spec, field)) is not None:
             raise InputError(f"data.{field} = {value!r} does nothing for data given in Python")
+    if spec.validation_images != len(data.validation or ()):
+        raise InputError(
+            f"data.validation_images = {spec.validation_images} does nothing for data given in "
+            f"Python, which has {len(data.validation or ())}"
+        )
     if data.measured is not None:
+        if spec.measured_fraction != 1:
+            raise InputError(
+                f"data.measured_fraction = {spec.measured_fraction} does nothing for data that "
+                "says itself what train loss is measured on"
+            )
         return data
     return data.measured_in_part(spec.measured_fraction, spec.split_seed)
 

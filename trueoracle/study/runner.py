@@ -97,7 +97,7 @@ def _begin(prepared: Prepared, store: Store) -> int:
     recorded = store.dense()
     if recorded is not None and recorded["architecture"] != prepared.architecture:
         raise InputError(
-            f"the code of network {prepared.spec.network.name!r} has changed since this study "
+            f"{_what_changed(prepared, recorded['architecture'])} has changed since this study "
             "began: give the study another name to start anew with it"
         )
     listed = store.candidate_ids()
@@ -139,6 +139,13 @@ def _tell_cost(prepared: Prepared, store: Store, progress: Progress) -> None:
 
 def _image_shape(prepared: Prepared) -> tuple[int, ...]:
     return prepared.data.train.image_shape
+
+
+def _what_changed(prepared: Prepared, before: str) -> str:
+    """In words, where the architecture of a record is not the one prepared."""
+    if prepared.architecture.partition("-images-")[0] == before.partition("-images-")[0]:
+        return f"what is in the folder of data set {prepared.spec.data.name!r}"
+    return f"the code of network {prepared.spec.network.name!r}"
 
 
 def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> nn.Module:

@@ -98,12 +98,12 @@ class DataSpec(Frozen):
         None, description="set by Study for data given in Python: SHA-256 of images and labels"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _large_sets_are_measured_in_part(cls, fields: Any) -> Any:
-        if isinstance(fields, Mapping) and fields.get("name") in STREAMED:
-            return {"measured_fraction": 0.1, **fields}
-        return fields
+    @model_validator(mode="after")
+    def _large_sets_are_measured_in_part(self) -> DataSpec:
+        if self.name in STREAMED and "measured_fraction" not in self.model_fields_set:
+            # A default, not a field that was set: what extends this has its own.
+            self.__dict__["measured_fraction"] = 0.1
+        return self
 
 
 class PruningSpec(Frozen):

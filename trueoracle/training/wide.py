@@ -147,6 +147,8 @@ def refusal(network: nn.Module, recipe: Recipe, example: Tensor) -> str | None:
     for ``example`` ``[N, C, H, W]``, together and alone, on the CPU. The network and the global
     random numbers are left as they were.
     """
+    if isinstance(recipe, Retraining) and not recipe.common_random_numbers and _drops(network):
+        return "dropout draws from one stream for all members, and each is to have its own"
     members = [_without_dropout(copy.deepcopy(network).cpu()) for _ in range(2)]
     with torch.random.fork_rng(devices=[]), _attention_that_maps(torch.device("cpu")):
         try:
@@ -159,6 +161,10 @@ def refusal(network: nn.Module, recipe: Recipe, example: Tensor) -> str | None:
     if difference is None:
         return None
     return f"members trained together differ from the same trained alone in {difference}"
+
+
+def _drops(network: nn.Module) -> bool:
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p for m in network.modules())
 
 
 def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[int, int]:
