@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.data.formats import colours, real_files, write_folder
 from trueoracle.criteria.exact import evaluate_all, evaluate_each
-from trueoracle.data import datasets
+from trueoracle.data import datasets, streaming
 from trueoracle.data.splits import Split, Splits, as_splits
 from trueoracle.data.streaming import StreamedSplit
 from trueoracle.errors import InputError
@@ -321,3 +321,49 @@ def test_batches_are_common_within_a_seed(data: Splits) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
     assert isinstance(data.train.take(torch.tensor([0])), Split)
+
+
+def test_what_is_in_a_folder_is_part_of_the_study(folder: Path, tmp_path: Path) -> None:
+    def study(name: str) -> Study:
+        return Study(
+            name=name,
+            runs=tmp_path / "runs",
+            network={"name": "mlp", "arguments": {"hidden": (4,)}},
+            data={
+                "name": "folder",
+                "path": str(folder),
+                "image_size": SIZE,
+                "validation_images": 0,
+            },
+            dense={"epochs": 1, "batch_size": 16},
+            pruning={"layers": {"fc1": 0.5}},
+            retraining={"epochs": 1, "batch_size": 16, "seeds": [0]},
+        )
+
+    before = study("mine").run(progress=False, device="cpu")
+    victim = next((folder / "train" / "class 1").iterdir())
+    victim.rename(victim.with_name("another.jpeg"))
+    with pytest.raises(InputError, match="what is in the folder of data set 'folder' has changed"):
+        study("mine").run(progress=False, device="cpu")
+    beside = study("beside").run(progress=False, device="cpu")
+    assert before.dense is not None
+    assert beside.dense is not None
+    assert beside.dense["origin"] == "trained"
+    victim.with_name("another.jpeg").rename(victim)
+    assert study("mine").run(progress=False, device="cpu").finished
+
+
+def test_sixteen_bits_of_grey_keep_their_shades(folder: Path) -> None:
+    ramp = np.linspace(0, 65535, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
+    path = folder / "train" / "class 1" / "deep.png"
+    Image.fromarray(ramp).save(path)
+    read = streaming._read(path, SIZE, None, 1.0)
+    assert read.min() < 40
+    assert read.max() > 215
+    assert 110 < read.mean() < 145
+
+
+def test_a_link_to_nothing_is_named(folder: Path) -> None:
+    (folder / "train" / "class 1" / "gone.jpeg").symlink_to(folder / "nowhere.jpeg")
+    with pytest.raises(InputError, match=r"cannot read .*gone\.jpeg: No such file"):
+        load(folder)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trueoracle.errors import InputError, StoreError
 from trueoracle.networks.registry import build
 from trueoracle.networks.weights import (
+    architecture_sha256,
     load_weights,
     read_metadata,
     read_weights,
@@ -238,3 +239,29 @@ def test_weights_of_the_hub_fit_our_networks(hub: Path) -> None:
     with pytest.raises(InputError, match="damaged") as caught:
         read_weights("torchvision:ResNet18_Weights.IMAGENET1K_V1")
     assert str(hub) in str(caught.value)
+
+
+class Scaled(nn.Module):
+    """Numbers that are neither parameters nor buffers."""
+
+    def __init__(self, kind: str, number: float) -> None:
+        super().__init__()
+        self.kind, self.linear = kind, nn.Linear(4, 2)
+        self.plain = number if kind in ("plain", "branching") else 0.0
+        self.tensor = torch.tensor(number)
+        self.hidden = [torch.tensor(number)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "branching" and x.sum() > 0:
+            return self.linear(x * self.plain)  # type: ignore[no-any-return]
+        if self.kind == "tensor":
+            return self.linear(x * self.tensor)  # type: ignore[no-any-return]
+        if self.kind == "hidden":
+            return self.linear(x * self.hidden[0])  # type: ignore[no-any-return]
+        return self.linear(x * self.plain)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["plain", "tensor", "hidden", "branching"])
+def test_an_architecture_is_its_numbers_too(kind: str) -> None:
+    assert architecture_sha256(Scaled(kind, 1.0)) == architecture_sha256(Scaled(kind, 1.0))
+    assert architecture_sha256(Scaled(kind, 1.0)) != architecture_sha256(Scaled(kind, 3.0))

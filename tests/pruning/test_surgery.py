@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trueoracle.criteria.oracle import oracle
 from trueoracle.data.splits import Splits
+from trueoracle.errors import InputError
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import Candidates, Surgery, list_candidates
 from trueoracle.pruning.masks import masked
@@ -192,3 +193,29 @@ def test_losses_equal_those_of_independent_code(
     found = oracle(crosscheck_dense, candidates, digits)
     expected = np.array([float(row[column]) for row in rows])
     assert np.abs(found - expected).max() < 1e-4
+
+
+class Coupled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.out((x + self.second(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_the_released_wiring_is_of_layers_by_themselves() -> None:
+    available = find_groups(Coupled(), torch.zeros(2, 1, 8, 8))
+    assert len(list_candidates(available, {"second": 0.5})) == 6
+    with pytest.raises(InputError, match="and first goes with second, second, out: leave it out"):
+        list_candidates(available, {"first": 0.5}, surgery="as-released")
+
+
+def test_a_layer_that_is_coupled_takes_one_ratio() -> None:
+    available = find_groups(Coupled(), torch.zeros(2, 1, 8, 8))
+    with pytest.raises(
+        InputError, match=r"'first' and 'second' lose the same filters.*0.5 and 0.2"
+    ):
+        list_candidates(available, {"first": 0.5, "second": 0.25})

@@ -545,3 +545,64 @@ def test_images_of_the_wrong_shape_are_refused() -> None:
     network = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
     with pytest.raises(InputError, match=r"images of shape \[3, 32, 32\]"):
         find_groups(network, torch.zeros(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_network_stays_as_it_is(training: bool) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(3600, 3)
+    ).train(training)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    images, random = torch.rand(3, 1, 32, 32), torch.get_rng_state()
+    find_groups(network, images)
+    assert network[1].training is training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
+
+
+class Odd(nn.Module):
+    """Ways to write the same that rules have to read."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.second = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 4, 3)
+        self.up = nn.ConvTranspose2d(6, 6, 1)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.kind == "asks":
+            torch._assert(h.dim() == 4, "images")
+            ones = torch.ones(h.shape[-2:], device=h.device, dtype=h.dtype)
+            h = functional.interpolate(-h * ones, size=h.shape[2:]) ** 2
+        if self.kind == "unpacked":
+            _n, channels, height, width = h.shape
+            h = h.reshape(-1, channels, height * width).unflatten(2, (height, width))
+        if self.kind == "upsampled":
+            h = self.up(h)
+        if self.kind == "chunked":
+            h = torch.cat(h.chunk(2, 1), 1)
+        if self.kind == "computed axis":
+            h = h.transpose(1, h.dim() - 2).transpose(1, 2)
+        h = functional.adaptive_avg_pool2d(self.second(h), 1)
+        h = h.amax((2, 3)) if self.kind == "asks" else h.squeeze((-2, -1))
+        return self.out(h)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("asks", ""),
+        ("squeezed", ""),
+        ("unpacked", "its output meets 'getattr'"),
+        ("upsampled", "its output meets ConvTranspose2d (up)"),
+        ("chunked", "its output meets 'chunk'"),
+        ("computed axis", "its output meets 'transpose', in a form that cannot be followed"),
+    ],
+)
+def test_odd_ways_are_followed_or_refused_in_words(kind: str, words: str) -> None:
+    found = find_groups(Odd(kind), IMAGES)
+    assert found.refused.get("first", "") == words
+    assert found.groups["second"].consumers == (Part("out"),)
+    assert found.refused["up"] == "a ConvTranspose2d is not known"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
@@ -77,7 +77,12 @@ def test_data_given_in_python_can_be_measured_in_part(few_digits: Splits) -> Non
     assert 50 < len(data.measured_train) < 70
     assert len(data.train) == 300
     assert given(few_digits).prepare("cpu").data.measured is None
-    for field, value in (("train_images", 100), ("image_size", 8), ("path", "here")):
+    for field, value in (
+        ("train_images", 100),
+        ("image_size", 8),
+        ("path", "here"),
+        ("validation_images", 20),
+    ):
         with pytest.raises(InputError, match=f"data.{field} = .* does nothing for data given"):
             given(few_digits, **{f"data.{field}": value}).prepare("cpu")
 
@@ -102,3 +107,40 @@ def test_crops_need_images(few_digits: Splits) -> None:
         )
         with pytest.raises(InputError, match=rf"retraining\.{field} needs images \[C, H, W\]"):
             study.prepare("cpu")
+
+
+def test_a_default_of_large_sets_is_no_field_that_was_set(few_digits: Splits) -> None:
+    streamed = {"name": "s", "data": {"name": "imagenet"}, "network": {"name": "resnet18"},
+                "pruning": {"layers": {"layer1.0.conv1": 0.5}, "candidates": 2}}  # fmt: skip
+    spec = spec_from(streamed)
+    assert spec.data.measured_fraction == 0.1
+    again = spec_from(spec.model_dump(mode="json"))
+    assert again.digest == spec.digest
+    moved = Study(spec, overrides={"data.name": "cifar10"}).spec
+    assert moved.digest == spec_from(streamed, {"data.name": "cifar10"}).digest
+    assert moved.data.measured_fraction == 1.0
+
+
+class OnNegatives(nn.Module):
+    """What noise from 0 to 1 does not bring out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Conv2d(1, 4, 32), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).flatten(1)
+        if x.min() < 0:
+            h = h / h.mean(1, keepdim=True)
+        return self.out(h)  # type: ignore[no-any-return]
+
+
+def test_surgery_is_tried_on_real_images_too(few_digits: Splits) -> None:
+    study = Study(
+        name="negatives",
+        network=OnNegatives(),
+        data=few_digits,
+        pruning={"layers": {"first": 0.5}},
+    )
+    with pytest.raises(InputError, match="is not the same as zeroing them"):
+        study.prepare("cpu")

@@ -507,3 +507,13 @@ def test_memory_of_many_members_is_foretold_by_few(factory: Factory, data: Split
     with held:
         train_wide(networks, data, recipe)
     assert held.peak == pytest.approx(fixed + 12 * each, rel=0.1)
+
+
+def test_dropout_of_ones_own_is_refused(data: Splits) -> None:
+    # One stream of random numbers cannot give each member what it would draw alone.
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(1024, 10))
+    images = data.train.images[:4]
+    assert refusal(network, Retraining(), images) is None
+    reason = refusal(network, Retraining(common_random_numbers=False), images)
+    assert reason is not None
+    assert reason.startswith("dropout draws from one stream")
