@@ -54,7 +54,10 @@ class Surgery(StrEnum):
 def reproduce(
     name: Annotated[
         str | None,
-        typer.Argument(help="A published setting or a study; left out: list the settings."),
+        typer.Argument(
+            help="A published setting, a study (its name or .toml) or a grid's point, GRID+POINT; "
+            "left out: list the settings."
+        ),
     ] = None,
     scale: Annotated[
         Scale | None,
@@ -263,20 +266,23 @@ def _run(
 
 def _find(name: str) -> tuple[str, list[Published]]:
     """The study that a name means, and the setting where it names one."""
-    from trueoracle.errors import InputError, unknown
-    from trueoracle.study.grid import is_grid
-    from trueoracle.study.published import all_settings
+    from trueoracle.errors import unknown
+    from trueoracle.study.grid import find_point, refuse_grid
+    from trueoracle.study.published import all_settings, published
     from trueoracle.study.spec import shipped_grids, shipped_studies, split_arm
 
     settings = {one.setting: one for one in all_settings()}
     if name in settings:
         return settings[name].study, [settings[name]]
     reference = split_arm(name)[0]
-    if reference not in shipped_studies() | shipped_grids():
+    if find_point(name) is not None:
+        return name, []
+    is_file = reference.endswith(".toml")
+    if not is_file and reference not in shipped_studies() | shipped_grids():
         raise unknown("published setting or study", name, {*settings, *shipped_studies()})
-    if is_grid(name):
-        raise InputError(f"{name!r} is a grid of studies: 'trueoracle run {name}' runs them")
-    return name, []
+    refuse_grid(name)
+    # A file of one's own has no settings by name: all of its values are meant.
+    return name, published(reference) if is_file else []
 
 
 COLUMNS = ("n", "tau", "p", "anomalies")
