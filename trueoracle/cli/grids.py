@@ -86,8 +86,8 @@ def recorded_points(points: list[GridPoint], runs: Path, command: str) -> dict[s
     found = {k: Results(v) for k, v in folders.items() if (v / DATABASE).is_file()}
     if not found:
         raise InputError(
-            f"no point of {points[0].grid} is recorded in {runs} with these settings, as "
-            f"{command} does"
+            f"no point of {points[0].grid} is recorded in {runs} with these settings; this "
+            f"records them: {command}"
         )
     return found
 

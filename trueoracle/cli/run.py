@@ -88,7 +88,8 @@ def run(
         if summary["cost"]:
             console.print(cost_in_words(summary["cost"]))
         console.print(f"\nrecorded in {results.folder}")
-        console.print(f"the figures: {command_line('report', results.folder)}")
+        report = command_line("report", results.folder)
+        console.print(f"the figures: {report}", soft_wrap=True)
 
 
 def _run_grid(
@@ -116,4 +117,4 @@ def _run_grid(
     console.print()
     console.print(grid_table(summary))
     console.print(f"\nrecorded in {runs}: {len(points)} studies")
-    console.print(f"the figures: {report}")
+    console.print(f"the figures: {report}", soft_wrap=True)

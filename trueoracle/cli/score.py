@@ -94,7 +94,7 @@ def score(
                 console.print(ranking["verdict"])
             console.print(f"\nrecorded in {results.folder}")
         again = command_line("run", study, "--runs", runs, settings=settings)
-        console.print(f"to retrain them: {again}")
+        console.print(f"to retrain them: {again}", soft_wrap=True)
 
 
 def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:

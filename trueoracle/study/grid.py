@@ -164,8 +164,9 @@ def _axis(grid: str, key: str, values: object, words: Mapping[str, int]) -> list
             raise InputError(f"{grid}: grid.{key} changes no number, and the points are named")
         # Where two fields have one in common, such as learning_rate, only the whole tells.
         word = _word(key) if words[_word(key)] == 1 else key.replace('"', "")
-        layer = word.removeprefix("pruning.layers.")
-        axis = f"pruning ratio of {layer}" if key.startswith("pruning.layers.") else word
+        axis = word = word.removeprefix("pruning.layers.")
+        if key.startswith("pruning.layers."):
+            axis = f"pruning ratio of {word}"
         return [
             _Step(axis, _plain(value), _label(word, value), (key,), override({}, {key: value}))
             for value in values

@@ -269,7 +269,7 @@ def _check_criteria(
 
 
 def find_device(name: str) -> torch.device:
-    """A device by its torch name, or ``auto``; raises :class:`InputError` where it does not work."""
+    """A device by its torch name, or ``auto``; raises :class:`InputError` where none works."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
