@@ -98,7 +98,7 @@ def test_a_point_that_cannot_work_ends_it_before_the_first_runs(
     write_study: Writer, tiny_dataset: str, runs: Path, command: str
 ) -> None:
     grid = write_study(f'{TINY}[grid]\n"network.arguments.width" = [10, 0]\n', "grid.toml")
-    called = call(command, grid, "--runs", runs)
+    called = call(command, grid, "--runs", runs, "--quiet")
     assert called.code == 2
     assert called.err.startswith("error: grid+width-0: ")
     assert called.err.count("\n") == 1

@@ -39,7 +39,6 @@ def test_fields_with_one_last_word_stay_two_axes(write_study: Writer) -> None:
     path = write_study(
         BASE + '[grid]\n"dense.learning_rate" = [0.1, 0.2]\n"retraining.learning_rate" = [0.3]\n'
         'epochs = [{ dense.epochs = 2 }]\n"retraining.epochs" = [3]\n'
-        '"pruning.layers.\\"a.conv\\"" = [0.4]\n"pruning.layers.\\"b.conv\\"" = [0.5]\n'
     )
     first, second = expand(str(path))
     assert first.values == {
@@ -47,13 +46,16 @@ def test_fields_with_one_last_word_stay_two_axes(write_study: Writer) -> None:
         "retraining.learning_rate": 0.3,
         "epochs": 2,
         "retraining.epochs": 3,
-        "pruning ratio of a.conv": 0.4,
-        "pruning ratio of b.conv": 0.5,
     }
     assert second.label == (
         "dense.learning_rate-0.2+retraining.learning_rate-0.3+epochs-2+retraining.epochs-3"
-        "+a.conv-0.4+b.conv-0.5"
     )
+    path = write_study(
+        f"{BASE}[grid]\n'pruning.layers.\"a.conv\"' = [0.1]\n'pruning.layers.\"b.conv\"' = [0.2]\n"
+    )
+    (point,) = expand(str(path))
+    assert point.values == {"pruning ratio of a.conv": 0.1, "pruning ratio of b.conv": 0.2}
+    assert point.label == "a.conv-0.1+b.conv-0.2"
 
 
 def test_named_points_change_several_fields(write_study: Writer) -> None:

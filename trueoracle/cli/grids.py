@@ -44,8 +44,11 @@ def run_points(
     """
     from trueoracle.study.study import Study
 
-    for point in points:
-        _check_point(point, runs, device, engine if retrain else None)
+    with shown_progress(quiet=quiet) as progress:
+        progress.stage("check", len(points), 0, "studies")
+        for point in points:
+            _check_point(point, runs, device, engine if retrain else None)
+            progress.advance()
     found = {}
     for place, point in enumerate(points, start=1):
         made = Study(point.spec, runs=runs)

@@ -274,7 +274,7 @@ def _find(name: str) -> tuple[str, list[Published]]:
     settings = {one.setting: one for one in all_settings()}
     if name in settings:
         return settings[name].study, [settings[name]]
-    reference = split_arm(name)[0]
+    reference, arms = split_arm(name)
     if find_point(name) is not None:
         return name, []
     is_file = reference.endswith(".toml")
@@ -282,7 +282,8 @@ def _find(name: str) -> tuple[str, list[Published]]:
         raise unknown("published setting or study", name, {*settings, *shipped_studies()})
     refuse_grid(name)
     # A file of one's own has no settings by name: all of its values are meant.
-    return name, published(reference) if is_file else []
+    comparable = not arms or set(arms.split("@")) <= {"small", "as-released"}
+    return name, published(reference) if is_file and comparable else []
 
 
 COLUMNS = ("n", "tau", "p", "anomalies")
