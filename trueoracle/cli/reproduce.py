@@ -20,6 +20,7 @@ from trueoracle.cli.console import (
     Runs,
     Settings,
     Weights,
+    command_line,
     err,
     guarded,
     out,
@@ -350,7 +351,8 @@ def _print_comparison(results: dict[str, Any]) -> None:
     if summary["scale_in_words"]:
         console.print(f"{summary['scale_in_words']}: not to be read as the paper's experiment")
     console.print(f"\nrecorded in {summary['folder']}")
-    console.print(f"the figures: trueoracle report {summary['folder']}")
+    figures = command_line("report", summary["folder"])
+    console.print(f"the figures: {figures}", soft_wrap=True)
 
 
 def _comparison_table(comparisons: list[dict[str, Any]]) -> Table:
