@@ -42,7 +42,7 @@ def test_a_grid_is_scored_run_resumed_and_reported(grid: Path, runs: Path, tmp_p
     called = call("run", grid, "--runs", runs, *changes)
     assert called.code == 0
     again = shlex.split(called.out.partition("the figures: ")[2])
-    assert again == ["trueoracle", "report", str(grid), "--runs", str(runs), *changes]
+    assert again == ["trueoracle", "report", str(grid), *changes, "--runs", str(runs)]
     assert "1 of 2: grid+conv1-0.1" in called.err
     assert "2 of 2: grid+conv1-0.9" in called.err
     assert "grid+conv1-0.1" not in called.out

@@ -89,10 +89,13 @@ def with_weights(settings: list[str] | None, weights: str | None) -> list[str]:
     return [*(settings or ()), *given]
 
 
-def command_line(*words: object, settings: list[str] | None = None) -> str:
-    """A command to be typed again, its words and settings quoted for the shell."""
+def command_line(
+    command: str, study: object, settings: list[str] | None = None, runs: Path | None = None
+) -> str:
+    """A command to be typed again, quoted for the shell."""
     changes = [word for setting in settings or () for word in ("--set", setting)]
-    return shlex.join(["trueoracle", *map(str, words), *changes])
+    where = [] if runs is None else ["--runs", str(runs)]
+    return shlex.join(["trueoracle", command, str(study), *changes, *where])
 
 
 def out() -> Console:

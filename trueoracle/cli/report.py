@@ -68,7 +68,7 @@ def report(
         raise InputError("--set says which run of a STUDY is meant: name the study too")
     overrides = parse_overrides(settings or ())
     if study and (points := _points(study, overrides)):
-        command = command_line("run", study, "--runs", runs, settings=settings)
+        command = command_line("run", study, settings, runs)
         grid, folder = write_grid(points, runs, to, outcome, command)
         if as_json:
             print_json(grid.summary)

@@ -68,7 +68,7 @@ def run(
     settings = with_weights(settings, weights)
     overrides = parse_overrides(settings)
     if points := grid_points(study, overrides):
-        report = command_line("report", study, "--runs", runs, settings=settings)
+        report = command_line("report", study, settings, runs)
         _run_grid(report, points, runs, device, engine, memory, quiet=quiet, as_json=as_json)
         return
     made = Study(load_spec(study, overrides), runs=runs)

@@ -93,7 +93,7 @@ def score(
             for ranking in summary["rankings"]:
                 console.print(ranking["verdict"])
             console.print(f"\nrecorded in {results.folder}")
-        again = command_line("run", study, "--runs", runs, settings=settings)
+        again = command_line("run", study, settings, runs)
         console.print(f"to retrain them: {again}", soft_wrap=True)
 
 
