@@ -36,9 +36,19 @@ def test_more_candidates_narrow_it() -> None:
 def test_what_is_undefined_has_none() -> None:
     for x, y in ((np.zeros(4), np.arange(4.0)), (np.array([1.0]), np.array([2.0]))):
         assert all(map(math.isnan, kendall_interval(x, y)))
-    x = np.array([1.0, 2.0, math.nan, 3.0])
-    y = np.array([1.0, 3.0, 2.0, math.inf])
-    assert kendall_interval(x, y) == (1.0, 1.0)
+    x = np.array([1.0, 2.0, math.nan, 3.0, *range(4, 9)])
+    y = np.array([1.0, 3.0, 2.0, math.inf, *range(4, 9)])
+    assert np.allclose(kendall_interval(x, y), (1, 1))
+
+
+def test_there_is_none_where_too_many_samples_have_no_tau() -> None:
+    x = np.arange(20.0)
+    # A sample without the one that is not 0 has no tau: about a third of them.
+    one = np.eye(20)[7]
+    assert all(map(math.isnan, kendall_interval(x, one, resamples=200)))
+    few = (x >= 14).astype(float)  # six in twenty: one sample in a thousand
+    low, high = kendall_interval(x, few, resamples=200)
+    assert low <= kendall(x, few).value <= high
 
 
 @settings(max_examples=20)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,15 +38,18 @@ def grid(write_study: Writer, tiny_dataset: str) -> Path:
 def test_a_grid_is_scored_run_resumed_and_reported(grid: Path, runs: Path, tmp_path: Path) -> None:
     scored = json.loads(call("score", grid, "--runs", runs, "--json", "-q").out)
     assert [one["study"] for one in scored] == ["grid+conv1-0.1", "grid+conv1-0.9"]
-    called = call("run", grid, "--runs", runs)
+    changes = ("--set", "purpose=two words")
+    called = call("run", grid, "--runs", runs, *changes)
     assert called.code == 0
+    again = shlex.split(called.out.partition("the figures: ")[2])
+    assert again == ["trueoracle", "report", str(grid), *changes, "--runs", str(runs)]
     assert "1 of 2: grid+conv1-0.1" in called.err
     assert "2 of 2: grid+conv1-0.9" in called.err
     assert "grid+conv1-0.1" not in called.out
     assert "conv1-0.9  oracle" in called.out
-    again = call("run", grid, "--runs", runs, "--json", "--quiet")
-    assert again.err == ""
-    summary = json.loads(again.out)
+    resumed = call("run", grid, "--runs", runs, "--json", "--quiet")
+    assert resumed.err == ""
+    summary = json.loads(resumed.out)
     assert summary["axes"] == {"pruning ratio of conv1": [0.1, 0.9]}
     assert [point["summary"]["retrained"] for point in summary["points"]] == [10, 10]
     first = summary["points"][0]["summary"]["relations"][0]
@@ -89,13 +93,25 @@ def test_an_unfinished_grid_is_reported_and_small_scale_marked(
     assert "grid@small (small scale)" in svg
 
 
+@pytest.mark.parametrize("command", ["run", "score"])
+def test_a_point_that_cannot_work_ends_it_before_the_first_runs(
+    write_study: Writer, tiny_dataset: str, runs: Path, command: str
+) -> None:
+    grid = write_study(f'{TINY}[grid]\n"network.arguments.width" = [10, 0]\n', "grid.toml")
+    called = call(command, grid, "--runs", runs, "--quiet")
+    assert called.code == 2
+    assert called.err.startswith("error: grid+width-0: ")
+    assert called.err.count("\n") == 1
+    assert not runs.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["report", "GRID"], "no point of grid is recorded in"),
         (["run", "GRID", "--set", "pruning.layers.conv1=0.3"], "the grid 'grid' spans it"),
         (["run", "lenet5-mini-width+width-2"], "unknown point of the grid"),
-        (["export", "lenet5-mini-width", "--out", "x"], "no study is recorded"),
+        (["export", "lenet5-mini-width", "--out", "x"], "its points is meant here"),
         (["reproduce", "lenet5-mini-width"], "is a grid of studies: 'trueoracle run"),
     ],
 )

@@ -42,6 +42,11 @@ def test_a_study_and_its_arm_name_their_network(write_study: Writer) -> None:
     assert json.loads(shown.output)["groups"][0]["filters"] == 12
 
 
+def test_a_point_of_a_grid_names_its_network() -> None:
+    shown = runner.invoke(app, ["inspect", "lenet5-mini-width+width-20", "--json"])
+    assert json.loads(shown.output)["groups"][0]["filters"] == 20
+
+
 def test_a_network_of_ones_own_is_inspected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +69,10 @@ def test_a_network_of_ones_own_is_inspected(
         (["lenet5-mini", "--images", "big"], "--images takes a shape such as 3x224x224, got 'big'"),
         (["lenet5-mini", "--images", "1x8x8"], "images must be at least 32x32"),
         (["lenet5-mini", "--set", "wide=3"], "unknown argument of network 'lenet5-mini' 'wide'"),
+        (["digits-conv1-0.2", "--images", "1x8x8"], "--images and --classes are of a network"),
+        (["digits-conv1-0.2", "--classes", "3"], "'digits-conv1-0.2' is a study"),
+        (["lenet5-mini-width"], "points is meant here: lenet5-mini-width+width-10, "),
+        (["lenet5-mini-width+width-2"], "did you mean 'width-20'"),
         (["lenet5-mini", "--weights", "none.safetensors"], "no weights file none.safetensors"),
     ],
 )

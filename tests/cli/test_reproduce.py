@@ -144,11 +144,40 @@ def test_the_released_wiring_is_an_arm(shipped: str, runs: Path) -> None:
     assert len(list(runs.iterdir())) == 1
 
 
+def test_a_study_of_ones_own_and_a_point_are_put_beside_what_was_published(
+    shipped: str, runs: Path, tmp_path: Path
+) -> None:
+    arguments = ("--runs", runs, "--json", "-q")
+    studies = tmp_path / "studies"
+    (studies / "grids").mkdir()
+    (studies / "grids" / "tiny-grid.toml").write_text(
+        f'extends = "{shipped}"\n[grid]\n"retraining.epochs" = [1, 2]\n'
+    )
+    point = json.loads(call("reproduce", "tiny-grid+epochs-2", *arguments).out)
+    assert point["summary"]["study"] == "tiny-grid+epochs-2"
+    (one,) = point["comparisons"]
+    assert (one["setting"], one["ours"]["retrained"]) == ("paper/conv1", 10)
+    other = json.loads(call("reproduce", "tiny-grid+epochs-1", *arguments).out)
+    assert other["comparisons"] == []
+
+    own = tmp_path / "own.toml"
+    values = "n = 10\nkendall_tau = 0.5\np_value = 0.1\n"
+    own.write_text(
+        f'extends = "{shipped}"\n[[published]]\nsetting = "a"\n{values}'
+        f'[[published]]\nsetting = "b"\nx = "short retraining"\n{values}'
+    )
+    found = json.loads(call("reproduce", own, *arguments).out)
+    assert [one["setting"] for one in found["comparisons"]] == ["a", "b"]
+    assert [one["ours"]["to_retrain"] for one in found["comparisons"]] == [10, 20]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["lenet5/conv10.5"], "unknown published setting or study 'lenet5/conv10.5': did you mean"),
         (["digits-conv1-0.2", "--scale", "small"], "unknown arm of 'digits-conv1-0.2' 'small'"),
+        (["--device", "foo"], "device 'foo' cannot be used"),
+        (["lenet5-mini-width@small"], "here: lenet5-mini-width+width-10@small"),
         (["--outcome", "lst"], "unknown outcome rule 'lst'"),
         (["--set", "dense.epochs=1"], "--set and --weights change the study that is run"),
     ],

@@ -17,12 +17,13 @@ NUMBERS = [
 ]
 
 
-def test_numbers_lie_where_they_are_and_the_undefined_is_left_out() -> None:
+def test_numbers_lie_where_they_are_and_the_undefined_is_a_gap() -> None:
     data = trend_data(NUMBERS, x_label="width", y_label="tau")
     oracle, l1 = data.trends
     assert (oracle.name, oracle.x.tolist(), oracle.y.tolist()) == ("oracle", [10, 40], [-0.5, -0.3])
     assert (oracle.low.tolist(), oracle.high.tolist()) == ([-0.6, -0.4], [-0.4, -0.2])
-    assert l1.x.tolist() == [10]
+    assert l1.x.tolist() == [10, 40]
+    assert np.array_equal(l1.y, [0.1, math.nan], equal_nan=True)
     assert data.ticks == ((40.0, "40"), (10.0, "10"))
 
 
@@ -41,7 +42,10 @@ def test_the_drawing_has_a_line_and_bars_for_each() -> None:
     axes = figure.axes[0]
     containers: list[Any] = list(axes.containers)
     drawn = [bars.lines[0] for bars in containers]
-    assert [np.asarray(line.get_ydata()).tolist() for line in drawn] == [[-0.5, -0.3], [0.1]]
+    y = [np.asarray(line.get_ydata()) for line in drawn]
+    assert y[0].tolist() == [-0.5, -0.3]
+    # A point that is drawn as NaN breaks the line.
+    assert np.array_equal(y[1], [0.1, math.nan], equal_nan=True)
     bars = containers[0].lines[2][0].get_segments()
     assert np.allclose([s[:, 1] for s in bars], [[-0.6, -0.4], [-0.4, -0.2]])
     x = [np.asarray(line.get_xdata()).tolist() for line in drawn]

@@ -42,3 +42,5 @@ def test_what_is_not_known_has_no_estimate(tiny_dataset: str) -> None:
     assert Estimator("cpu").estimate(study) is None
     with pytest.raises(InputError, match="unknown network"):
         Estimator("cpu").estimate(load_spec("digits-conv1-0.2", {"network.name": "lenet6"}))
+    with pytest.raises(InputError, match="device 'foo' cannot be used"):
+        Estimator("foo")

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Writer
 from trueoracle.errors import InputError
-from trueoracle.study.grid import expand, grid_digest, is_grid
+from trueoracle.study.grid import expand, grid_digest, is_grid, refuse_grid
 from trueoracle.study.prepare import list_study
+from trueoracle.study.results import find_run
 from trueoracle.study.spec import arms_of, load_spec, shipped_grids, shipped_studies
+from trueoracle.study.store import DATABASE
 
 BASE = 'extends = "digits-conv1-0.2"\n'
 
@@ -29,6 +33,29 @@ def test_a_grid_is_the_product_of_its_fields(write_study: Writer) -> None:
     assert last.spec.dense == load_spec("digits-conv1-0.2").dense
     assert is_grid(str(path))
     assert not is_grid("digits-conv1-0.2")
+
+
+def test_fields_with_one_last_word_stay_two_axes(write_study: Writer) -> None:
+    path = write_study(
+        BASE + '[grid]\n"dense.learning_rate" = [0.1, 0.2]\n"retraining.learning_rate" = [0.3]\n'
+        'epochs = [{ dense.epochs = 2 }]\n"retraining.epochs" = [3]\n'
+    )
+    first, second = expand(str(path))
+    assert first.values == {
+        "dense.learning_rate": 0.1,
+        "retraining.learning_rate": 0.3,
+        "epochs": 2,
+        "retraining.epochs": 3,
+    }
+    assert second.label == (
+        "dense.learning_rate-0.2+retraining.learning_rate-0.3+epochs-2+retraining.epochs-3"
+    )
+    path = write_study(
+        f"{BASE}[grid]\n'pruning.layers.\"a.conv\"' = [0.1]\n'pruning.layers.\"b.conv\"' = [0.2]\n"
+    )
+    (point,) = expand(str(path))
+    assert point.values == {"pruning ratio of a.conv": 0.1, "pruning ratio of b.conv": 0.2}
+    assert point.label == "a.conv-0.1+b.conv-0.2"
 
 
 def test_named_points_change_several_fields(write_study: Writer) -> None:
@@ -117,6 +144,33 @@ def test_a_grid_is_not_run_as_one_study_but_its_points_are() -> None:
     assert not is_grid("lenet5-mini-width+width-20")
 
 
+def test_the_run_of_a_point_is_found_by_its_name_and_settings(
+    write_study: Writer, tmp_path: Path
+) -> None:
+    own = write_study(f'{BASE}[grid]\n"network.arguments.width" = [10, 20]\n')
+    runs = tmp_path / "runs"
+    for name in ("lenet5-mini-width+width-20@small", f"{own}+width-20"):
+        changes = {"dense.seed": 3}
+        folder = runs / load_spec(name, changes).folder_name
+        folder.mkdir(parents=True)
+        (folder / DATABASE).touch()
+        assert find_run(name, runs, changes) == folder
+        with pytest.raises(InputError, match="is not recorded with these settings; there is"):
+            find_run(name, runs)
+    with pytest.raises(InputError, match=r"did you mean 'width-20'"):
+        find_run(f"{own}+width-2", runs)
+
+
+def test_where_one_study_is_meant_a_grid_names_its_points(write_study: Writer) -> None:
+    own = write_study(f'{BASE}[grid]\n"retraining.epochs" = {list(range(1, 15))}\n')
+    with pytest.raises(InputError, match=r"mine.toml\+epochs-12, …$"):
+        refuse_grid(str(own))
+    with pytest.raises(InputError, match=r"here: lenet5-mini-width\+width-10@small, "):
+        refuse_grid("lenet5-mini-width@small")
+    refuse_grid(f"{own}+epochs-3")
+    refuse_grid("digits-conv1-0.2")
+
+
 def test_the_shipped_grids_hold_the_shipped_studies() -> None:
     assert sorted(shipped_grids()) == [
         f"lenet5-mini-{varied}" for varied in ("dataset", "depth", "ratio", "width")
@@ -134,7 +188,6 @@ def test_the_shipped_grids_hold_the_shipped_studies() -> None:
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=5, unique=True))
 def test_every_value_is_a_point(values: list[int]) -> None:
     import tempfile
-    from pathlib import Path
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.toml"

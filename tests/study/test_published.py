@@ -51,6 +51,12 @@ def test_a_study_knows_its_own() -> None:
     assert published_of("digits-conv1-0.2") == []
 
 
+def test_a_point_of_a_grid_has_those_of_the_study_that_it_is() -> None:
+    width_20 = published_of("lenet5-mini-w20-conv1-0.5")
+    assert published_of("lenet5-mini-width+width-20") == width_20 != []
+    assert published_of("lenet5-mini-width+width-20@small") == []
+
+
 def test_they_are_no_part_of_the_study(write_study: Writer) -> None:
     path = write_study(
         'extends = "lenet5-mini-conv1-0.5"\n[[published]]\nsetting = "a"\nn = 9\nkendall_tau = 0\n'
@@ -73,8 +79,9 @@ def test_a_wrong_value_is_one_line(write_study: Writer, line: str, message: str)
         f'extends = "digits-conv1-0.2"\n[[published]]\nsetting = "a"\nn = 9\np_value = 1\n{line}\n'
         + ("" if "kendall" in line else "kendall_tau = 0\n")
     )
-    with pytest.raises(InputError, match=message):
-        published_of(str(path))
+    for read in (published_of, load_spec):
+        with pytest.raises(InputError, match=message):
+            read(str(path))
 
 
 def test_an_unknown_setting_names_the_nearest() -> None:

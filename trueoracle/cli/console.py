@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ __all__ = [
     "Quiet",
     "Runs",
     "Settings",
+    "Weights",
+    "command_line",
     "err",
     "guarded",
     "out",
@@ -84,6 +87,15 @@ def with_weights(settings: list[str] | None, weights: str | None) -> list[str]:
     """The settings, and the weights as one of them."""
     given = [] if weights is None else [f"network.weights={json.dumps(weights)}"]
     return [*(settings or ()), *given]
+
+
+def command_line(
+    command: str, study: object, settings: list[str] | None = None, runs: Path | None = None
+) -> str:
+    """A command to be typed again, quoted for the shell."""
+    changes = [word for setting in settings or () for word in ("--set", setting)]
+    where = [] if runs is None else ["--runs", str(runs)]
+    return shlex.join(["trueoracle", command, str(study), *changes, *where])
 
 
 def out() -> Console:

@@ -37,9 +37,18 @@ def run_points(
     engine: str = "auto",
     memory: str | None = None,
 ) -> dict[str, Results]:
-    """Run (or only score) every point; each goes on where it stopped. Results by label."""
+    """Run (or only score) every point; each goes on where it stopped. Results by label.
+
+    Every point is tried before the first one runs. Raises :class:`InputError`, which names the
+    point, where one cannot work.
+    """
     from trueoracle.study.study import Study
 
+    with shown_progress(quiet=quiet) as progress:
+        progress.stage("check", len(points), 0, "studies")
+        for point in points:
+            _check_point(point, runs, device, engine if retrain else None)
+            progress.advance()
     found = {}
     for place, point in enumerate(points, start=1):
         made = Study(point.spec, runs=runs)
@@ -53,8 +62,25 @@ def run_points(
     return found
 
 
-def recorded_points(points: list[GridPoint], runs: Path) -> dict[str, Results]:
-    """What is recorded of a grid, by label; raises :class:`InputError` where nothing is."""
+def _check_point(point: GridPoint, runs: Path, device: str, engine: str | None) -> None:
+    from trueoracle.errors import InputError
+    from trueoracle.study.study import Study
+    from trueoracle.training.population import check_engine
+
+    try:
+        prepared = Study(point.spec, runs=runs).prepare(device)
+        if engine is not None:
+            example = prepared.candidates.prune(prepared.network, 0)
+            check_engine(engine, example, prepared.data, point.spec.retraining)
+    except InputError as error:
+        raise InputError(f"{point.spec.name}: {error}") from error
+
+
+def recorded_points(points: list[GridPoint], runs: Path, command: str) -> dict[str, Results]:
+    """What is recorded of a grid, by label; raises :class:`InputError` where nothing is.
+
+    ``command`` is the one that records it.
+    """
     from trueoracle.errors import InputError
     from trueoracle.study.results import Results
     from trueoracle.study.store import DATABASE
@@ -63,21 +89,24 @@ def recorded_points(points: list[GridPoint], runs: Path) -> dict[str, Results]:
     found = {k: Results(v) for k, v in folders.items() if (v / DATABASE).is_file()}
     if not found:
         raise InputError(
-            f"no point of {points[0].grid} is recorded in {runs} with these settings: "
-            f"'trueoracle run {points[0].grid}' records them"
+            f"no point of {points[0].grid} is recorded in {runs} with these settings; this "
+            f"records them: {command}"
         )
     return found
 
 
 def write_grid(
-    points: list[GridPoint], runs: Path, to: Path | None, outcome: str
+    points: list[GridPoint], runs: Path, to: Path | None, outcome: str, command: str
 ) -> tuple[WrittenGrid, Path]:
-    """The report of what is recorded of a grid, and where it lies."""
+    """The report of what is recorded of a grid, and where it lies.
+
+    ``command`` is the one that records it.
+    """
     from trueoracle.report.grid import write_grid_report
     from trueoracle.study.grid import grid_digest
 
     out = to or runs / f"{points[0].grid}-{grid_digest(points)}" / "report"
-    return write_grid_report(points, recorded_points(points, runs), out, outcome), out
+    return write_grid_report(points, recorded_points(points, runs, command), out, outcome), out
 
 
 def grid_table(summary: dict[str, Any]) -> Table:

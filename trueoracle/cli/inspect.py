@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def inspect(
     network: Annotated[
         str,
-        typer.Argument(help="A network's name, module:factory, or a study (its name or .toml)."),
+        typer.Argument(
+            help="A network's name, module:factory, a study (its name or .toml) or GRID+POINT."
+        ),
     ],
     settings: Settings = None,
     images: Annotated[
@@ -83,14 +85,29 @@ def _network(
     reference: str, settings: list[str] | None, images: str | None, classes: int | None
 ) -> tuple[Any, str, tuple[int, ...]]:
     """The network, what it is called, and the shape of its images."""
+    from trueoracle.errors import InputError
     from trueoracle.networks.registry import NETWORKS, build, defaults
+    from trueoracle.study.grid import find_point, refuse_grid
     from trueoracle.study.prepare import build_study
-    from trueoracle.study.spec import load_spec, parse_overrides, shipped_studies, split_arm
+    from trueoracle.study.spec import (
+        load_spec,
+        parse_overrides,
+        shipped_grids,
+        shipped_studies,
+        split_arm,
+    )
 
     overrides = parse_overrides(settings or ())
     study = split_arm(reference)[0]
-    is_study = study.endswith(".toml") or study in shipped_studies()
+    known = study.endswith(".toml") or study in shipped_studies() | shipped_grids()
+    is_study = known or find_point(reference) is not None
     if is_study and reference not in NETWORKS:
+        if images is not None or classes is not None:
+            raise InputError(
+                f"--images and --classes are of a network: {reference!r} is a study, whose data "
+                "say both (--set data.image_size=…)"
+            )
+        refuse_grid(reference)
         spec = load_spec(reference, overrides)
         network, shape = build_study(spec)
         return network, f"{spec.network.name} of {spec.name}", shape

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trueoracle.cli.console import Debug, Json, Runs, Settings, guarded, out, print_json
+from trueoracle.cli.console import (
+    Debug,
+    Json,
+    Runs,
+    Settings,
+    command_line,
+    guarded,
+    out,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from trueoracle.study.grid import GridPoint
@@ -59,7 +68,8 @@ def report(
         raise InputError("--set says which run of a STUDY is meant: name the study too")
     overrides = parse_overrides(settings or ())
     if study and (points := _points(study, overrides)):
-        grid, folder = write_grid(points, runs, to, outcome)
+        command = command_line("run", study, settings, runs)
+        grid, folder = write_grid(points, runs, to, outcome, command)
         if as_json:
             print_json(grid.summary)
             return

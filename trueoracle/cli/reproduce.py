@@ -20,6 +20,7 @@ from trueoracle.cli.console import (
     Runs,
     Settings,
     Weights,
+    command_line,
     err,
     guarded,
     out,
@@ -54,7 +55,10 @@ class Surgery(StrEnum):
 def reproduce(
     name: Annotated[
         str | None,
-        typer.Argument(help="A published setting or a study; left out: list the settings."),
+        typer.Argument(
+            help="A published setting, a study (its name or .toml) or a grid's point, GRID+POINT; "
+            "left out: list the settings."
+        ),
     ] = None,
     scale: Annotated[
         Scale | None,
@@ -263,20 +267,24 @@ def _run(
 
 def _find(name: str) -> tuple[str, list[Published]]:
     """The study that a name means, and the setting where it names one."""
-    from trueoracle.errors import InputError, unknown
-    from trueoracle.study.grid import is_grid
-    from trueoracle.study.published import all_settings
+    from trueoracle.errors import unknown
+    from trueoracle.study.grid import find_point, refuse_grid
+    from trueoracle.study.published import all_settings, published
     from trueoracle.study.spec import shipped_grids, shipped_studies, split_arm
 
     settings = {one.setting: one for one in all_settings()}
     if name in settings:
         return settings[name].study, [settings[name]]
-    reference = split_arm(name)[0]
-    if reference not in shipped_studies() | shipped_grids():
+    reference, arms = split_arm(name)
+    if find_point(name) is not None:
+        return name, []
+    is_file = reference.endswith(".toml")
+    if not is_file and reference not in shipped_studies() | shipped_grids():
         raise unknown("published setting or study", name, {*settings, *shipped_studies()})
-    if is_grid(name):
-        raise InputError(f"{name!r} is a grid of studies: 'trueoracle run {name}' runs them")
-    return name, []
+    refuse_grid(name)
+    # A file of one's own has no settings by name: all of its values are meant.
+    comparable = not arms or set(arms.split("@")) <= {"small", "as-released"}
+    return name, published(reference) if is_file and comparable else []
 
 
 COLUMNS = ("n", "tau", "p", "anomalies")
@@ -343,7 +351,8 @@ def _print_comparison(results: dict[str, Any]) -> None:
     if summary["scale_in_words"]:
         console.print(f"{summary['scale_in_words']}: not to be read as the paper's experiment")
     console.print(f"\nrecorded in {summary['folder']}")
-    console.print(f"the figures: trueoracle report {summary['folder']}")
+    figures = command_line("report", summary["folder"])
+    console.print(f"the figures: {figures}", soft_wrap=True)
 
 
 def _comparison_table(comparisons: list[dict[str, Any]]) -> Table:

@@ -17,6 +17,7 @@ from trueoracle.cli.console import (
     Runs,
     Settings,
     Weights,
+    command_line,
     guarded,
     out,
     print_json,
@@ -67,7 +68,8 @@ def run(
     settings = with_weights(settings, weights)
     overrides = parse_overrides(settings)
     if points := grid_points(study, overrides):
-        _run_grid(study, points, runs, device, engine, memory, quiet=quiet, as_json=as_json)
+        report = command_line("report", study, settings, runs)
+        _run_grid(report, points, runs, device, engine, memory, quiet=quiet, as_json=as_json)
         return
     made = Study(load_spec(study, overrides), runs=runs)
     with shown_progress(quiet=quiet) as progress:
@@ -86,11 +88,12 @@ def run(
         if summary["cost"]:
             console.print(cost_in_words(summary["cost"]))
         console.print(f"\nrecorded in {results.folder}")
-        console.print(f"the figures: trueoracle report {results.folder}")
+        report = command_line("report", results.folder)
+        console.print(f"the figures: {report}", soft_wrap=True)
 
 
 def _run_grid(
-    study: str,
+    report: str,
     points: list[GridPoint],
     runs: Path,
     device: str,
@@ -114,4 +117,4 @@ def _run_grid(
     console.print()
     console.print(grid_table(summary))
     console.print(f"\nrecorded in {runs}: {len(points)} studies")
-    console.print(f"the figures: trueoracle report {study} --runs {runs}")
+    console.print(f"the figures: {report}", soft_wrap=True)

@@ -22,6 +22,7 @@ from trueoracle.cli.console import (
     Runs,
     Settings,
     Weights,
+    command_line,
     guarded,
     out,
     print_json,
@@ -92,8 +93,8 @@ def score(
             for ranking in summary["rankings"]:
                 console.print(ranking["verdict"])
             console.print(f"\nrecorded in {results.folder}")
-        changes = "".join(f" --set {one}" for one in settings or ())
-        console.print(f"to retrain them: trueoracle run {study}{changes} --runs {runs}")
+        again = command_line("run", study, settings, runs)
+        console.print(f"to retrain them: {again}", soft_wrap=True)
 
 
 def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:

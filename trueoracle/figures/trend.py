@@ -51,8 +51,8 @@ def trend_data(
 ) -> TrendData:
     """The values of the figure, from rows (line, value varied, coefficient, low, high).
 
-    Numbers lie where they are, words at equal distances in the order given. Rows whose coefficient
-    is not finite are left out. Raises :class:`InputError` where there is no row.
+    Numbers lie where they are, words at equal distances in the order given. A coefficient
+    that is undefined (NaN) is a gap in its line. Raises :class:`InputError` where there is no row.
     """
     if not rows:
         raise InputError("a trend needs at least one row")
@@ -61,7 +61,7 @@ def trend_data(
     place = {value: float(value) if numeric else float(i) for i, value in enumerate(values)}
     trends = []
     for name in dict.fromkeys(row[0] for row in rows):
-        own = [row for row in rows if row[0] == name and np.isfinite(row[2])]
+        own = [row for row in rows if row[0] == name]
         own.sort(key=lambda row: place[row[1]])
         x = np.array([place[row[1]] for row in own])
         y, low, high = (np.array([float(row[i]) for row in own]) for i in (2, 3, 4))

@@ -14,7 +14,7 @@ from trueoracle.data import datasets
 from trueoracle.data.splits import Split, Splits
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import CandidateList
-from trueoracle.study.prepare import list_study
+from trueoracle.study.prepare import find_device, list_study
 from trueoracle.study.spec import StudySpec
 from trueoracle.training.population import Plan, plan, train_population
 
@@ -53,11 +53,13 @@ class Estimate:
 
 
 class Estimator:
-    """Estimates studies, each distinct network by one trial, for as long as it lives."""
+    """Estimates studies, each distinct network by one trial, for as long as it lives.
+
+    Raises :class:`InputError` for a device that cannot be used.
+    """
 
     def __init__(self, device: str = "auto") -> None:
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-        self._device = torch.device(wanted if device == "auto" else device)
+        self._device = find_device(device)
         self._measured: dict[str, tuple[float, str]] = {}
 
     def estimate(self, spec: StudySpec) -> Estimate | None:

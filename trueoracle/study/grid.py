@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,11 @@ from trueoracle.study.spec import (
     split_arm,
 )
 
-__all__ = ["GridPoint", "expand", "find_point", "grid_digest", "is_grid"]
+__all__ = ["GridPoint", "expand", "find_point", "grid_digest", "is_grid", "refuse_grid"]
 
 _MOST_POINTS = 200
+_MOST_SHOWN = 12
+_FILE = ".toml"
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def expand(study: str, overrides: Mapping[str, Any] | None = None) -> list[GridP
     if not grid:
         raise InputError(f"{study!r} is no grid: its file has no table [grid]")
     plain = {k: v for k, v in fields.items() if k not in ("arms", "grid", "published")}
-    axes = [_axis(name, key, values) for key, values in grid.items()]
+    words = Counter(map(_word, grid))
+    axes = [_axis(name, key, values, words) for key, values in grid.items()]
     count = 1
     for axis in axes:
         count *= len(axis)
@@ -91,7 +95,7 @@ def expand(study: str, overrides: Mapping[str, Any] | None = None) -> list[GridP
 
 
 def find_point(study: str, overrides: Mapping[str, Any] | None = None) -> GridPoint | None:
-    """The point that ``GRID+POINT`` names, of a shipped grid; None where it names no grid.
+    """The point that ``GRID+POINT`` names, GRID being shipped or a ``.toml``; None where none is.
 
     Arms follow: ``GRID+POINT@small``. Raises :class:`InputError` for an unknown point.
     """
@@ -105,6 +109,20 @@ def find_point(study: str, overrides: Mapping[str, Any] | None = None) -> GridPo
     return points[label]
 
 
+def refuse_grid(study: str) -> None:
+    """Raise :class:`InputError`, which names the points, where one study is needed, not a grid."""
+    if not is_grid(study):
+        return
+    reference, arms = split_arm(study)
+    behind = f"@{arms}" if arms else ""
+    names = [f"{reference}+{point.label}{behind}" for point in expand(study)]
+    shown = ", ".join(names[:_MOST_SHOWN]) + (", …" if len(names) > _MOST_SHOWN else "")
+    raise InputError(
+        f"{study!r} is a grid of studies: 'trueoracle run {study}' runs them all; one of its "
+        f"points is meant here: {shown}"
+    )
+
+
 def grid_digest(points: Sequence[GridPoint]) -> str:
     """12 hex digits over the digests of all points."""
     return hashlib.sha256(" ".join(p.spec.digest for p in points).encode()).hexdigest()[:12]
@@ -113,27 +131,44 @@ def grid_digest(points: Sequence[GridPoint]) -> str:
 def _as_point(study: str) -> tuple[str, str] | None:
     """The grid (with arms) and label of a point's name."""
     reference, arms = split_arm(study)
-    grid, plus, label = reference.partition("+")
-    if not plus or grid not in shipped_grids():
-        return None
+    file, own, label = reference.partition(f"{_FILE}+")
+    if own and not reference.endswith(_FILE):
+        grid = file + _FILE
+    else:
+        grid, _, label = reference.partition("+")
+        if not label or grid not in shipped_grids():
+            return None
     return (f"{grid}@{arms}" if arms else grid), label
 
 
-def _axis(grid: str, key: str, values: object) -> list[_Step]:
+def _word(key: str) -> str:
+    """What a field is called in short: its last word, or that before, which says more.
+
+    data.name is a data set, network.name a network.
+    """
+    if key.partition(".")[0] not in StudySpec.model_fields:
+        return key
+    return key.removesuffix(".name").rpartition(".")[2].strip('"')
+
+
+def _axis(grid: str, key: str, values: object, words: Mapping[str, int]) -> list[_Step]:
     """The steps of one axis: values of a dotted field, or tables of changes under a name.
 
-    Such a table is known by its ``value``, or else by the first of its changes.
+    Such a table is known by its ``value``, or else by the first of its changes. ``words`` counts
+    the fields of the grid that have a short name in common.
     """
     if not isinstance(values, list) or not values:
         raise InputError(f"{grid}: grid.{key} takes a list of values, got {values!r}")
     if key.partition(".")[0] in StudySpec.model_fields:
         if key in ("name", "purpose"):
             raise InputError(f"{grid}: grid.{key} changes no number, and the points are named")
-        # data.name is a data set, network.name a network; elsewhere the last word says more.
-        last = key.removesuffix(".name").rpartition(".")[2].strip('"')
-        axis = f"pruning ratio of {last}" if key.startswith("pruning.layers.") else last
+        # Where two fields have one in common, such as learning_rate, only the whole tells.
+        word = _word(key) if words[_word(key)] == 1 else key.replace('"', "")
+        axis = word = word.removeprefix("pruning.layers.")
+        if key.startswith("pruning.layers."):
+            axis = f"pruning ratio of {word}"
         return [
-            _Step(axis, _plain(value), _label(last, value), (key,), override({}, {key: value}))
+            _Step(axis, _plain(value), _label(word, value), (key,), override({}, {key: value}))
             for value in values
         ]
     steps = []

@@ -27,7 +27,7 @@ from trueoracle.pruning.walk import find_groups
 from trueoracle.study.spec import DataSpec, PruningSpec, StudySpec
 from trueoracle.training.loop import stream_seed
 
-__all__ = ["Prepared", "build_study", "list_study", "prepare"]
+__all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ def prepare(
     :class:`InputError`, in one line, before any long work.
     """
     criteria = tuple(find_criterion(name) for name in spec.criteria)
-    where = _device(device)
+    where = find_device(device)
     if data is None:
         info = _info(spec.data)
         shape: tuple[int, ...] = info.shape
@@ -268,7 +268,8 @@ def _check_criteria(
             criterion(copy.deepcopy(network).eval(), few, some)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """A device by its torch name, or ``auto``; raises :class:`InputError` where none works."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from trueoracle.errors import InputError, unknown
-from trueoracle.study.spec import file_fields, shipped_studies
+from trueoracle.study.grid import find_point
+from trueoracle.study.spec import file_fields, load_spec, shipped_studies
 from trueoracle.training.recipe import Frozen
 
-__all__ = ["PAPER", "Published", "all_settings", "published", "published_setting"]
+__all__ = [
+    "PAPER",
+    "Published",
+    "all_settings",
+    "published",
+    "published_setting",
+    "read_published",
+]
 
 PAPER = "Is Oracle Pruning the True Oracle? (arXiv 2412.00143)"
 
@@ -45,8 +54,18 @@ class Published(Frozen):
 
 
 def published(study: str) -> list[Published]:
-    """The published values that a study's file names; raises :class:`InputError` in one line."""
-    fields = file_fields(study)
+    """The published values that a study's file names; raises :class:`InputError` in one line.
+
+    Those of a grid's point are the ones of the shipped study that it is, if it is one.
+    """
+    if (point := find_point(study)) is not None:
+        like = (one for one in shipped_studies() if load_spec(one).digest == point.spec.digest)
+        study = next(like, "")
+    return read_published(study, file_fields(study)) if study else []
+
+
+def read_published(study: str, fields: Mapping[str, Any]) -> list[Published]:
+    """The published values among the fields of a study's file."""
     found = []
     for one in fields["published"]:
         try:

@@ -14,8 +14,9 @@ from trueoracle.analysis.outcomes import final_outcomes, higher_is_better, outco
 from trueoracle.analysis.ranking import Ranking, rank
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.errors import InputError, StoreError, unknown
+from trueoracle.study.grid import refuse_grid
 from trueoracle.study.scale import titled
-from trueoracle.study.spec import StudySpec, load_spec, shipped_studies, split_arm
+from trueoracle.study.spec import StudySpec, load_spec, shipped_grids, shipped_studies, split_arm
 from trueoracle.study.store import DATABASE, Store, is_locked
 
 if TYPE_CHECKING:
@@ -360,16 +361,21 @@ def _some_runs(runs: Path) -> list[Path]:
 def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None) -> Path:
     """The folder of a recorded study.
 
-    ``reference`` is a run's folder (or its name below ``runs``), a shipped name or a ``.toml``,
-    whose run with exactly its settings is meant, or another recorded name, whose last changed run
-    is meant. Raises :class:`InputError` where there is none.
+    ``reference`` is a run's folder (or its name below ``runs``), a shipped name, a ``.toml`` or a
+    grid's point, whose run with exactly its settings is meant, or another recorded name, whose last
+    changed run is meant. Raises :class:`InputError` where there is none.
     """
     for folder in (Path(reference), runs / reference):
         if (folder / DATABASE).is_file():
             return folder
+    base = split_arm(reference)[0]
+    shipped = base in shipped_studies() or base.partition("+")[0] in shipped_grids()
+    exactly = shipped or ".toml" in reference
+    if exactly:
+        refuse_grid(reference)
     recorded = _some_runs(runs)
     name = reference
-    if split_arm(reference)[0] in shipped_studies() or ".toml" in reference:
+    if exactly:
         spec = load_spec(reference, overrides)
         if (runs / spec.folder_name / DATABASE).is_file():
             return runs / spec.folder_name
@@ -377,7 +383,7 @@ def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None
     named = [run for run in recorded if _name(run) == name]
     if not named:
         raise unknown("recorded study", name, {_name(run) for run in recorded})
-    if name != reference or overrides or name.partition("@")[0] in shipped_studies():
+    if exactly or overrides:
         others = " or ".join(map(str, named[:3]))
         raise InputError(f"{name!r} is not recorded with these settings; there is {others}")
     return named[0]

@@ -249,6 +249,8 @@ def file_fields(study: str) -> dict[str, Any]:
     Beside the fields of the study: ``arms``, ``grid`` (dotted field to values) and ``published``
     (a list of tables), empty where the file has none.
     """
+    from trueoracle.study.published import read_published  # which reads its studies by this
+
     reference, wanted = split_arm(study)
     fields = _read(_locate(reference))
     for arm in wanted.split("@") if wanted else ():
@@ -257,6 +259,7 @@ def file_fields(study: str) -> dict[str, Any]:
         # With arms of its own, an arm changes those that are laid on it.
         fields = merged(fields, fields["arms"][arm])
         fields["name"] = f"{fields['name']}@{arm}"
+    read_published(study, fields)  # a wrong value is told by whatever reads the file
     return fields
 
 
