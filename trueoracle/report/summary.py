@@ -7,7 +7,7 @@ from typing import Any
 from trueoracle.analysis.numbers import finite_or_none, quantity
 from trueoracle.analysis.outcomes import outcome_name, rule_in_words
 from trueoracle.study.results import Results, short_name
-from trueoracle.study.scale import scale_in_words, scale_of
+from trueoracle.study.scale import changes_from_file, scale_in_words, scale_of
 
 __all__ = ["REPORTED_METRICS", "cost_in_words", "summarise"]
 
@@ -23,14 +23,17 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
 
     ``relations`` has one entry for each criterion and metric: the fields of
     :class:`trueoracle.analysis.relation.Relation` with the names of both, the ``verdict`` and the
-    pruned filters of the chosen candidate (``chosen_pruned``). ``cost`` is what pruning saves; None
-    where an older record does not hold it. NaN is given as None.
+    pruned filters of the chosen candidate (``chosen_pruned``). ``changed`` has the fields, dotted,
+    that are not those of the shipped study: its ``purpose`` is not quite its own.
+    ``cost`` is what pruning saves; None where an older record does not hold it. NaN is given as
+    None.
     """
     spec = results.spec
     retrainings = results.retrainings
     return {
         **results.status(),
         "purpose": spec.purpose,
+        "changed": changes_from_file(spec),
         "kind": spec.pruning.kind,
         "scale": scale_of(spec.name),
         "scale_in_words": scale_in_words(spec),
