@@ -101,6 +101,25 @@ def test_arms_are_shown_beside_the_study(
     )
 
 
+def test_one_epoch_and_changes_are_said_plainly(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields = tiny_fields | {
+        "name": "digits-conv1-0.2",
+        "purpose": "all 45 ways",
+        "criteria": ["l1"],
+    }
+    fields["retraining"] = {"epochs": 1, "seeds": [0]}
+    results = Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    written = write_report(results, [], tmp_path / "out")
+    text = " ".join(" ".join(read(written.page).text).split())
+    assert "networks retrained, 1 seed, 1 epoch " in text
+    assert "1 epoch, seed 0" in text
+    assert "Changed: data.name tiny" in text
+    assert "retraining.epochs 1, " in text
+    assert written.summaries[0]["changed"]["pruning.layers"] == {"conv1": 0.1}
+
+
 def test_names_are_escaped(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
     fields = tiny_fields | {"purpose": "<script>alert(1)</script> & so on"}
     results = Study(**fields, runs=tmp_path / "runs").run(progress=False)

@@ -66,9 +66,7 @@ def test_changes_are_those_from_the_file() -> None:
 
 
 def test_a_file_of_ones_own_is_not_compared(write_study: Writer) -> None:
-    path = write_study('extends = "digits-conv1-0.2"
-retraining.epochs = 11
-')
+    path = write_study('extends = "digits-conv1-0.2"\nretraining.epochs = 11\n')
     assert changes_from_file(load_spec(str(path))) == {}
 
 
