@@ -120,6 +120,27 @@ def test_one_epoch_and_changes_are_said_plainly(
     assert written.summaries[0]["changed"]["pruning.layers"] == {"conv1": 0.1}
 
 
+def test_a_dense_network_at_chance_is_warned_of(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields = tiny_fields | {"criteria": ["l1"], "dense": {"epochs": 1, "learning_rate": 1e-7}}
+    fields["retraining"] = {"epochs": 1, "seeds": [0]}
+    told: list[str] = []
+
+    class Listener:
+        def stage(self, name: str, total: int, done: int, unit: str) -> None: ...
+
+        def advance(self, count: float = 1, note: str = "") -> None: ...
+
+        def message(self, text: str) -> None:
+            told.append(text)
+
+    results = Study(**fields, runs=tmp_path / "runs").run(progress=Listener())
+    warning = "the dense network is hardly better than chance: test accuracy "
+    assert any(text.startswith(f"warning: {warning}") for text in told)
+    assert warning in write_report(results, [], tmp_path / "out").page.read_text()
+
+
 def test_names_are_escaped(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
     fields = tiny_fields | {"purpose": "<script>alert(1)</script> & so on"}
     results = Study(**fields, runs=tmp_path / "runs").run(progress=False)
