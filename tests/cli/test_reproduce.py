@@ -19,6 +19,7 @@ milestones = []
 [arms.small]
 data = { name = "absent" }
 dense.epochs = 1
+pruning.candidates = 5
 [[published]]
 setting = "paper/conv1"
 n = 10
@@ -155,6 +156,7 @@ def test_the_list_follows_the_scale_that_is_finished(shipped: str, runs: Path) -
                          "FROM retrainings)")  # fmt: skip
     row = json.loads(call("reproduce", "--runs", runs, "--json", "--no-times").out)[1]
     assert (row["setting"], row["scale"], row["ours"]["scale"]) == (name, "small", "small")
+    assert row["networks"] == row["ours"]["to_retrain"] == 5
     shown = json.loads(
         call("reproduce", "--runs", runs, "--json", "--no-times", "--scale", "full").out
     )[1]

@@ -9,8 +9,10 @@ import pytest
 
 from trueoracle.analysis.numbers import number
 from trueoracle.errors import StoreError
+from trueoracle.report.grid import summarise_grid
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import summarise
+from trueoracle.study.grid import expand
 from trueoracle.study.results import Results, find_arms
 from trueoracle.study.study import Study
 
@@ -139,6 +141,13 @@ def test_a_dense_network_at_chance_is_warned_of(
     warning = "the dense network is hardly better than chance: test accuracy "
     assert any(text.startswith(f"warning: {warning}") for text in told)
     assert warning in write_report(results, [], tmp_path / "out").page.read_text()
+
+
+def test_a_small_grid_says_what_stands_in_place_of_what() -> None:
+    told = summarise_grid(expand("lenet5-mini-width@small"), {})["scale_in_words"]
+    assert told.startswith("small scale: mnist-5k in place of mnist, 60 candidates in place of ")
+    assert "60 candidates in place of 1,000 candidates" in told
+    assert summarise_grid(expand("lenet5-mini-width"), {})["scale_in_words"] == ""
 
 
 def test_names_are_escaped(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
