@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trueoracle.analysis.numbers import finite_or_none, number, p_value, percent, quantity
+from trueoracle.analysis.numbers import finite_or_none, many, number, p_value, percent, quantity
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,11 @@ def test_no_p_value_is_shown_as_zero(value: float | None, text: str) -> None:
 def test_percentages_have_one_digit() -> None:
     assert percent(0.0444) == "4.4%"
     assert percent(None) == "–"
+
+
+def test_one_is_no_plural() -> None:
+    counts = [many(count, "epoch") for count in (0, 1, 1000)]
+    assert counts == ["0 epochs", "1 epoch", "1,000 epochs"]
 
 
 def test_json_knows_no_nan_and_no_infinity() -> None:

@@ -5,7 +5,12 @@ import math
 import pandas as pd
 import pytest
 
-from trueoracle.analysis.outcomes import final_outcomes, higher_is_better, seed_outcomes
+from trueoracle.analysis.outcomes import (
+    chance_in_words,
+    final_outcomes,
+    higher_is_better,
+    seed_outcomes,
+)
 from trueoracle.errors import InputError
 
 
@@ -21,6 +26,15 @@ def epochs(test_accuracy: list[float], candidate: str = "a", seed: int = 0) -> p
             "test_accuracy": test_accuracy,
         }
     )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "classes", "warns"),
+    [(0.15, 10, True), (0.16, 10, False), (0.016, 100, False), (0.1, None, False),
+     (math.nan, 10, False)],
+)  # fmt: skip
+def test_chance_is_warned_of(accuracy: float, classes: int | None, warns: bool) -> None:
+    assert bool(chance_in_words(accuracy, classes)) == warns
 
 
 RISING_THEN_FALLING = [0.1, 0.2, 0.9, 0.8, 0.7, 0.6, 0.5]

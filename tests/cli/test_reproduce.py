@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.cli.test_cli import TINY, call
 from trueoracle.data import datasets
 from trueoracle.study.published import all_settings
+from trueoracle.study.store import DATABASE
 
 STUDY = """
 criteria = ["oracle"]
@@ -17,6 +19,7 @@ milestones = []
 [arms.small]
 data = { name = "absent" }
 dense.epochs = 1
+pruning.candidates = 5
 [[published]]
 setting = "paper/conv1"
 n = 10
@@ -133,6 +136,73 @@ def test_small_scale_takes_what_is_at_hand_and_says_so(shipped: str, runs: Path)
     listed = json.loads(call("reproduce", "--runs", runs, "--json", "--no-times").out)
     assert listed[1]["ours"]["scale"] == "small"
     assert "small" in call("reproduce", "--runs", runs, "--no-times").out
+
+
+def test_the_name_says_the_scale(shipped: str, runs: Path) -> None:
+    results = json.loads(call("reproduce", f"{shipped}@small", "--runs", runs, "--json", "-q").out)
+    assert (results["scale"], results["summary"]["study"]) == ("small", f"{shipped}@small")
+    refused = call("reproduce", f"{shipped}@small", "--scale", "full", "--runs", runs)
+    assert refused.code == 2
+    assert f"'{shipped}@small' is at small scale, so that it takes no --scale full" in refused.err
+
+
+def test_the_list_follows_the_scale_that_is_finished(shipped: str, runs: Path) -> None:
+    name = "paper/conv1"
+    call("reproduce", name, "--runs", runs, "-q")
+    full = next(runs.iterdir())
+    call("reproduce", name, "--scale", "small", "--runs", runs, "-q")
+    with sqlite3.connect(full / DATABASE) as database:  # a run that was stopped
+        database.execute("DELETE FROM retrainings WHERE candidate <> (SELECT min(candidate) "
+                         "FROM retrainings)")  # fmt: skip
+    row = json.loads(call("reproduce", "--runs", runs, "--json", "--no-times").out)[1]
+    assert (row["setting"], row["scale"], row["ours"]["scale"]) == (name, "small", "small")
+    assert row["networks"] == row["ours"]["to_retrain"] == 5
+    shown = json.loads(
+        call("reproduce", "--runs", runs, "--json", "--no-times", "--scale", "full").out
+    )[1]
+    assert (shown["ours"]["retrained"], shown["ours"]["to_retrain"]) == (1, 10)
+
+
+def test_what_was_changed_is_said(shipped: str, runs: Path) -> None:
+    arguments = (
+        "reproduce",
+        "paper/conv1",
+        "--runs",
+        runs,
+        "--set",
+        "retraining.learning_rate=0.1",
+    )
+    called = call(*arguments)
+    assert "full, changed" in called.out
+    assert "changed: retraining.learning_rate 0.1: not the study as its file has it" in called.out
+    results = json.loads(call(*arguments, "--json").out)
+    assert results["comparisons"][0]["ours"]["changed"] == {"retraining.learning_rate": 0.1}
+
+
+def test_a_short_retraining_has_no_published_values(shipped: str, runs: Path) -> None:
+    called = call("reproduce", f"{shipped}@short", "--runs", runs)
+    assert called.code == 0
+    assert "no value of this study is published" in called.out
+    assert "paper/conv1" not in called.out
+
+
+@pytest.mark.parametrize(
+    "setting", ["retraining.epochs=6", "retraining.milestones=[1]", "retraining={epochs=2}"]
+)
+def test_a_direction_takes_no_epochs(shipped: str, runs: Path, setting: str) -> None:
+    called = call("reproduce", "direction/conv1", "--runs", runs, "--set", setting)
+    assert called.code == 2
+    assert called.err.count("\n") == 1
+    assert f"{shipped} is compared with its short retraining" in called.err
+    assert not runs.exists()
+
+
+def test_a_short_arm_has_to_be_shorter(shipped: str, runs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "studies" / f"{shipped}.toml"
+    path.write_text(path.read_text().replace("epochs = 1\nmilestones", "epochs = 2\nmilestones"))
+    called = call("reproduce", "direction/conv1", "--runs", runs)
+    assert called.code == 2
+    assert f"{shipped}@short retrains for 2 epochs, no fewer than {shipped} with 2" in called.err
 
 
 def test_the_released_wiring_is_an_arm(shipped: str, runs: Path) -> None:

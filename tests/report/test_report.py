@@ -9,8 +9,10 @@ import pytest
 
 from trueoracle.analysis.numbers import number
 from trueoracle.errors import StoreError
+from trueoracle.report.grid import summarise_grid
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import summarise
+from trueoracle.study.grid import expand
 from trueoracle.study.results import Results, find_arms
 from trueoracle.study.study import Study
 
@@ -99,6 +101,53 @@ def test_arms_are_shown_beside_the_study(
     assert "as-released surgery, 2 epochs, seeds 0, 1" in " ".join(
         " ".join(read(written.page).text).split()
     )
+
+
+def test_one_epoch_and_changes_are_said_plainly(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields = tiny_fields | {
+        "name": "digits-conv1-0.2",
+        "purpose": "all 45 ways",
+        "criteria": ["l1"],
+    }
+    fields["retraining"] = {"epochs": 1, "seeds": [0]}
+    results = Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    written = write_report(results, [], tmp_path / "out")
+    text = " ".join(" ".join(read(written.page).text).split())
+    assert "networks retrained, 1 seed, 1 epoch " in text
+    assert "1 epoch, seed 0" in text
+    assert "Changed: data.name tiny" in text
+    assert "retraining.epochs 1, " in text
+    assert written.summaries[0]["changed"]["pruning.layers"] == {"conv1": 0.1}
+
+
+def test_a_dense_network_at_chance_is_warned_of(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields = tiny_fields | {"criteria": ["l1"], "dense": {"epochs": 1, "learning_rate": 1e-7}}
+    fields["retraining"] = {"epochs": 1, "seeds": [0]}
+    told: list[str] = []
+
+    class Listener:
+        def stage(self, name: str, total: int, done: int, unit: str) -> None: ...
+
+        def advance(self, count: float = 1, note: str = "") -> None: ...
+
+        def message(self, text: str) -> None:
+            told.append(text)
+
+    results = Study(**fields, runs=tmp_path / "runs").run(progress=Listener())
+    warning = "the dense network is hardly better than chance: test accuracy "
+    assert any(text.startswith(f"warning: {warning}") for text in told)
+    assert warning in write_report(results, [], tmp_path / "out").page.read_text()
+
+
+def test_a_small_grid_says_what_stands_in_place_of_what() -> None:
+    told = summarise_grid(expand("lenet5-mini-width@small"), {})["scale_in_words"]
+    assert told.startswith("small scale: mnist-5k in place of mnist, 60 candidates in place of ")
+    assert "60 candidates in place of 1,000 candidates" in told
+    assert summarise_grid(expand("lenet5-mini-width"), {})["scale_in_words"] == ""
 
 
 def test_names_are_escaped(tiny_fields: dict[str, Any], tmp_path: Path) -> None:

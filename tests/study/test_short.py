@@ -59,6 +59,25 @@ def test_the_short_retraining_is_a_score_of_the_full_one(run: Any, tmp_path: Pat
     assert "Highest test accuracy after a short retraining" in page
 
 
+def test_other_experiments_are_no_short_retraining(run: Any) -> None:
+    full = run("tiny", retraining={"epochs": 2})
+    for changes in (
+        {"retraining": {"epochs": 2, "seeds": [1]}},
+        {"pruning": {"layers": {"conv1": 0.1}, "surgery": "as-released"}},
+    ):
+        assert find_short(full, [run("tiny@short", **changes)]) is None
+
+
+def test_the_short_retraining_that_fits_best_is_taken(run: Any) -> None:
+    full = run("tiny", retraining={"epochs": 3})
+    fitting = run("tiny@short")
+    other = run("tiny@short", retraining={"learning_rate": 0.05})  # the last changed one
+    for runs in ([other, fitting], [fitting, other]):
+        assert find_short(full, runs) is fitting
+    (found,) = find_arms(full)
+    assert found.spec == fitting.spec
+
+
 def test_other_networks_and_candidates_are_not_compared(run: Any) -> None:
     full = run("tiny", retraining={"epochs": 2})
     other = run("tiny@short", dense={"epochs": 1})

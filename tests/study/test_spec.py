@@ -12,6 +12,7 @@ from trueoracle.data.datasets import DATASETS
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS
 from trueoracle.study.prepare import list_study
+from trueoracle.study.published import all_settings
 from trueoracle.study.spec import (
     StudySpec,
     arms_of,
@@ -280,6 +281,32 @@ def test_an_arm_may_take_weights_away(write_study: Writer) -> None:
     assert load_spec(str(path)).network.arrives_trained
     assert not load_spec(f"{path}@small").network.arrives_trained
     assert load_spec(f"{path}@small").digest == load_spec("digits-conv1-0.2").digest
+
+
+def test_small_is_laid_before_short() -> None:
+    with pytest.raises(InputError) as caught:
+        load_spec("lenet5-mini-conv1-0.5@short@small")
+    assert "lay small first: 'lenet5-mini-conv1-0.5@small@short'" in str(caught.value)
+
+
+def test_a_purpose_is_of_its_own_file(write_study: Writer) -> None:
+    path = write_study('extends = "digits-conv1-0.2"\npruning.candidates = 5\n')
+    assert load_spec("digits-conv1-0.2").purpose
+    assert load_spec(str(path)).purpose == ""
+
+
+@pytest.mark.parametrize("arms", ["", "@small"])
+def test_short_is_the_fraction_that_the_list_states(arms: str) -> None:
+    for one in (one for one in all_settings() if one.needs_short):
+        full, short = (load_spec(f"{one.study}{arms}{end}") for end in ("", "@short"))
+        times = 5 if arms else 10
+        assert full.retraining.epochs == times * short.retraining.epochs
+
+
+def test_what_is_ours_is_not_said_to_be_the_papers() -> None:
+    published = {one.study for one in all_settings()}
+    for name in shipped_studies():
+        assert load_spec(name).purpose.startswith("Paper, ") == (name in published)
 
 
 def test_a_study_file_extends_another(write_study: Writer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["finite_or_none", "number", "p_value", "percent", "quantity"]
+__all__ = ["finite_or_none", "many", "number", "p_value", "percent", "quantity"]
 
 ABSENT = "–"
 
@@ -26,6 +26,11 @@ def p_value(value: float | None) -> str:
         return ABSENT
     shown = f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
     return shown.replace("-", "−")
+
+
+def many(count: int, what: str) -> str:
+    """A count with its noun: ``"1 epoch"``, ``"1,000 candidates"``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def quantity(*values: float) -> str:

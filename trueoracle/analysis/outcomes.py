@@ -10,6 +10,7 @@ from trueoracle.errors import InputError, unknown
 __all__ = [
     "METRICS",
     "RULES",
+    "chance_in_words",
     "final_outcomes",
     "higher_is_better",
     "outcome_name",
@@ -35,6 +36,19 @@ RULES = {
 
 
 _BEST = {"best-on-validation": ("validation_loss", True), "best-on-test": ("test_accuracy", False)}
+
+
+def chance_in_words(accuracy: float | None, classes: int | None) -> str:
+    """A warning of a dense network that is hardly better than chance; empty for any other.
+
+    Up to 1.5 times the accuracy of guessing counts as chance. Empty where ``classes`` is not known.
+    """
+    if accuracy is None or classes is None or not accuracy <= 1.5 / classes:
+        return ""
+    return (
+        f"the dense network is hardly better than chance: test accuracy {accuracy:.1%} of "
+        f"{classes} classes; what follows says little about pruning"
+    )
 
 
 def higher_is_better(metric: str) -> bool:

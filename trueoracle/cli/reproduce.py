@@ -63,8 +63,8 @@ def reproduce(
     scale: Annotated[
         Scale | None,
         typer.Option(
-            help="small: cut to what a laptop holds, and marked so [default: full; the list shows "
-            "full scale where it is recorded, else small]."
+            help="small: cut to what a laptop holds, and marked so [default: that of NAME, full "
+            "without @small; the list shows full scale where it is finished, else small]."
         ),
     ] = None,
     surgery: Annotated[
@@ -123,7 +123,7 @@ def reproduce(
         elif not quiet:
             _print_rows(rows)
         return
-    results = _run(name, chosen or "full", surgery.value, outcome, settings, runs, device,
+    results = _run(name, chosen, surgery.value, outcome, settings, runs, device,
                    engine, memory, quiet=quiet)  # fmt: skip
     if as_json:
         print_json(results)
@@ -148,14 +148,16 @@ def _rows(
     rows = []
     for one in all_settings():
         ours = recorded_ours(one, runs, scale=_scale(scale), surgery=surgery, rule=rule)
-        reference = arm_reference(one.study, _scale(scale) or "full", surgery)
-        specs = [load_spec(reference)]
+        shown = scale or (ours.scale if ours else "full")
+        reference = arm_reference(one.study, _scale(shown), surgery)
+        data = {"data.name": ours.data} if ours else {}  # a stand-in, maybe
+        specs = [load_spec(reference, data)]
         if one.needs_short:
-            specs.append(load_spec(f"{reference}@short"))
+            specs.append(load_spec(f"{reference}@short", data))
         rows.append(
             {
                 **_entry(one, ours),
-                "scale": scale or "full",
+                "scale": shown,
                 "networks": sum(_networks(spec, one) for spec in specs),
                 "seconds": None,
                 "engine": None,
@@ -213,7 +215,7 @@ def _add_times(rows: list[dict[str, Any]], device: str, *, quiet: bool) -> None:
 
 def _run(
     name: str,
-    scale: str,
+    scale: str | None,
     surgery: str,
     rule: str,
     settings: list[str],
@@ -226,8 +228,15 @@ def _run(
 ) -> dict[str, Any]:
     from trueoracle.data.datasets import at_hand
     from trueoracle.report.summary import summarise
-    from trueoracle.study.comparison import STAND_IN, arm_reference, ours_of
+    from trueoracle.study.comparison import (
+        STAND_IN,
+        arm_reference,
+        check_direction,
+        has_published_values,
+        ours_of,
+    )
     from trueoracle.study.published import published
+    from trueoracle.study.scale import scale_of
     from trueoracle.study.spec import load_spec, parse_overrides, split_arm
     from trueoracle.study.study import Study
 
@@ -235,6 +244,10 @@ def _run(
     reference = arm_reference(study, _scale(scale), surgery)
     overrides = parse_overrides(settings)
     spec = load_spec(reference, overrides)
+    scale = scale_of(spec.name)
+    direction = any(one.needs_short for one in wanted)
+    if direction:
+        check_direction(reference, overrides)
     replaced = None
     if scale == "small" and spec.data.path is None and not at_hand(spec.data.name):
         replaced = spec.data.name
@@ -242,7 +255,7 @@ def _run(
         if not quiet:
             err().print(f"data set {replaced} is not at hand: {STAND_IN} stands in for it")
     references = [reference]
-    if any(one.needs_short for one in wanted):
+    if direction:
         references.append(f"{reference}@short")
     found: list[Results] = []
     for one in references:
@@ -252,7 +265,9 @@ def _run(
                 progress.message(f"{len(found) + 1} of {len(references)}: {made.spec.name}")
             found.append(made.run(progress=progress, device=device, engine=engine, memory=memory))
     short = found[1] if len(found) > 1 else None
-    shown = wanted or [one for one in published(split_arm(study)[0]) if not one.needs_short]
+    shown = wanted
+    if not wanted and has_published_values(study):
+        shown = [one for one in published(split_arm(study)[0]) if not one.needs_short]
     return {
         "study": study,
         "scale": scale,
@@ -300,14 +315,15 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
             row["setting"],
             row["study"],
             *_published_cells(row["published"]),
-            *_our_cells(row["ours"]),
+            *_our_cells(row["ours"], row["scale"]),
             f"{row['networks']:,}",
             number(None) if seconds is None else _long(seconds),
         )
     out().print(made)
     out().print(
-        "x is the pruned train loss; for direction/…, the accuracy after a tenth of the epochs. "
-        "Times are of retraining alone."
+        "x is the pruned train loss; for direction/…, the accuracy after a tenth of the epochs (at "
+        "small scale a fifth). Networks and times are those of the scale; times are of retraining "
+        "alone."
     )
 
 
@@ -326,18 +342,21 @@ def _published_cells(values: dict[str, Any]) -> tuple[str, ...]:
     return f"{values['n']:,}", tau, p.replace("-", "−"), anomalies
 
 
-def _our_cells(ours: dict[str, Any] | None) -> tuple[str, ...]:
+def _our_cells(ours: dict[str, Any] | None, scale: str) -> tuple[str, ...]:
     """The four numbers and the scale; how much of it is recorded, where it is not all."""
     if ours is None:
-        return (*(number(None) for _ in COLUMNS), "")
-    part = f", {ours['retrained']}/{ours['to_retrain']}"
-    scale = ours["scale"] + (part if ours["retrained"] < ours["to_retrain"] else "")
+        return (*(number(None) for _ in COLUMNS), scale)
+    if ours["changed"]:
+        scale += ", changed"
+    if ours["retrained"] < ours["to_retrain"]:
+        scale += f", {ours['retrained']}/{ours['to_retrain']}"
     tau, p = number(ours["kendall_tau"], 2), p_value(ours["kendall_p_value"])
     return f"{ours['n']:,}", tau, p, percent(ours["anomaly_ratio"]), scale
 
 
 def _print_comparison(results: dict[str, Any]) -> None:
     from trueoracle.cli.tables import relations_table
+    from trueoracle.study.scale import changes_in_words
 
     console = out()
     console.print()
@@ -345,20 +364,23 @@ def _print_comparison(results: dict[str, Any]) -> None:
     console.print(relations_table([summary]))
     console.print()
     if results["comparisons"]:
-        console.print(_comparison_table(results["comparisons"]))
+        console.print(_comparison_table(results["comparisons"], results["scale"]))
     else:
         console.print("no value of this study is published that we know of")
     if summary["scale_in_words"]:
         console.print(f"{summary['scale_in_words']}: not to be read as the paper's experiment")
+    if summary["changed"]:
+        changed = changes_in_words(summary["changed"])
+        console.print(f"{changed}: not the study as its file has it")
     console.print(f"\nrecorded in {summary['folder']}")
     figures = command_line("report", summary["folder"])
     console.print(f"the figures: {figures}", soft_wrap=True)
 
 
-def _comparison_table(comparisons: list[dict[str, Any]]) -> Table:
+def _comparison_table(comparisons: list[dict[str, Any]], scale: str) -> Table:
     made = table("setting", "whose", "x", *COLUMNS, "scale", right=COLUMNS)
     for one in comparisons:
         made.add_row(one["setting"], "published", one["x"], *_published_cells(one["published"]), "")
         surgery = f"ours, {one['ours']['surgery']}" if one["ours"] else "ours"
-        made.add_row(one["setting"], surgery, one["x"], *_our_cells(one["ours"]))
+        made.add_row(one["setting"], surgery, one["x"], *_our_cells(one["ours"], scale))
     return made

@@ -19,7 +19,7 @@ from trueoracle.report.page import as_source, render, slug, write_text
 from trueoracle.report.summary import REPORTED_METRICS, summarise
 from trueoracle.study.grid import GridPoint
 from trueoracle.study.results import Results, score_name
-from trueoracle.study.scale import scale_of, titled
+from trueoracle.study.scale import scale_in_words, scale_of, titled
 
 __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
 
@@ -74,7 +74,7 @@ def summarise_grid(
         "grid": first.grid,
         "purpose": first.spec.purpose,
         "scale": scale_of(first.grid),
-        "scale_in_words": "small scale" if scale_of(first.grid) == "small" else "",
+        "scale_in_words": scale_in_words(*(point.spec for point in points)),
         "axes": axes,
         "outcome": rule,
         "outcome_in_words": rule_in_words(rule),

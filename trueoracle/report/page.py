@@ -11,13 +11,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from trueoracle.analysis.numbers import number, p_value, percent
+from trueoracle.analysis.numbers import many, number, p_value, percent
 from trueoracle.errors import StoreError
 from trueoracle.figures.scatter import FORMATS, save_figure
 from trueoracle.report.summary import cost_in_words, summarise
 from trueoracle.study.progress import duration
 from trueoracle.study.results import Results, find_short
-from trueoracle.study.scale import titled
+from trueoracle.study.scale import changes_in_words, titled
 
 __all__ = ["WrittenReport", "as_source", "render", "slug", "write_report", "write_text"]
 
@@ -95,6 +95,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "changes": changes_in_words,
+        "many": many,
         "number": number,
         "p_value": p_value,
         "percent": percent,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from trueoracle.analysis.numbers import finite_or_none, quantity
-from trueoracle.analysis.outcomes import outcome_name, rule_in_words
+from trueoracle.analysis.outcomes import chance_in_words, outcome_name, rule_in_words
 from trueoracle.study.results import Results, short_name
-from trueoracle.study.scale import scale_in_words, scale_of
+from trueoracle.study.scale import changes_from_file, scale_in_words, scale_of
 
 __all__ = ["REPORTED_METRICS", "cost_in_words", "summarise"]
 
@@ -23,14 +23,17 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
 
     ``relations`` has one entry for each criterion and metric: the fields of
     :class:`trueoracle.analysis.relation.Relation` with the names of both, the ``verdict`` and the
-    pruned filters of the chosen candidate (``chosen_pruned``). ``cost`` is what pruning saves; None
-    where an older record does not hold it. NaN is given as None.
+    pruned filters of the chosen candidate (``chosen_pruned``). ``warning`` says that the dense
+    network is hardly better than chance, where it is. ``changed`` has the dotted fields whose
+    values are not those of the shipped study of this name, which ``purpose`` tells of. ``cost`` is
+    what pruning saves; None where an older record does not hold it. NaN is given as None.
     """
     spec = results.spec
     retrainings = results.retrainings
     return {
         **results.status(),
         "purpose": spec.purpose,
+        "changed": changes_from_file(spec),
         "kind": spec.pruning.kind,
         "scale": scale_of(spec.name),
         "scale_in_words": scale_in_words(spec),
@@ -44,6 +47,7 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
         "outcome": rule,
         "outcome_in_words": rule_in_words(rule),
         "dense": finite_or_none(results.dense or {}),
+        "warning": _warning(results),
         "cost": _cost(results),
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
         "relations": _relations(results, rule) if len(results.outcomes) else [],
@@ -51,6 +55,12 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
         "spec": spec.model_dump(mode="json"),
         "provenance": results.provenance,
     }
+
+
+def _warning(results: Results) -> str:
+    classes = [sitting["classes"] for sitting in results.provenance if "classes" in sitting]
+    accuracy = finite_or_none(results.dense or {}).get("test_accuracy")
+    return chance_in_words(accuracy, classes[-1] if classes else None)
 
 
 def _cost(results: Results) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from trueoracle.analysis.numbers import many
 from trueoracle.analysis.outcomes import final_outcomes, higher_is_better, outcome_name
 from trueoracle.analysis.ranking import Ranking, rank
 from trueoracle.analysis.relation import Relation, relate
@@ -312,23 +313,39 @@ def score_name(criterion: str) -> str:
 
 def short_name(short: Results, metric: str) -> str:
     """What a short retraining's outcome is called."""
-    epochs = short.spec.retraining.epochs
-    many = "s" if epochs > 1 else ""
-    return f"{metric.replace('_', ' ')} after a short retraining ({epochs} epoch{many})"
+    epochs = many(short.spec.retraining.epochs, "epoch")
+    return f"{metric.replace('_', ' ')} after a short retraining ({epochs})"
 
 
 def find_short(results: Results, others: Iterable[Results]) -> Results | None:
-    """The arm ``short`` of a study among others: the same candidates, retrained for less."""
-    for other in others:
-        if (
-            other.spec.name == f"{results.spec.name}@short"
-            and (other.dense or {}).get("sha256") == (results.dense or {}).get("sha256")
-            and not results.outcomes.empty
-            and not other.outcomes.empty
-            and bool(results.candidates["candidate"].isin(other.candidates["candidate"]).any())
-        ):
-            return other
-    return None
+    """The arm ``short`` of a study among others: the same pruning, retrained for fewer epochs.
+
+    Of several, the one whose recipe and candidates are most like the study's.
+    """
+    fitting = [other for other in others if _is_short(results, other)]
+    return max(fitting, key=lambda other: _likeness(results, other), default=None)
+
+
+def _is_short(results: Results, other: Results) -> bool:
+    ours, theirs = results.spec, other.spec
+    return (
+        theirs.name == f"{ours.name}@short"
+        and (other.dense or {}).get("sha256") == (results.dense or {}).get("sha256")
+        and theirs.data == ours.data
+        and theirs.pruning.kind == ours.pruning.kind
+        and theirs.pruning.surgery == ours.pruning.surgery
+        and theirs.retraining.epochs < ours.retraining.epochs
+        and not results.outcomes.empty
+        and not other.outcomes.empty
+        and bool(results.candidates["candidate"].isin(other.candidates["candidate"]).any())
+    )
+
+
+def _likeness(results: Results, short: Results) -> tuple[int, int]:
+    """How many fields of the recipe, and then how many candidates, two retrainings share."""
+    ours, theirs = (dict(one.spec.retraining) for one in (results, short))
+    shared = results.candidates["candidate"].isin(short.candidates["candidate"])
+    return sum(ours[field] == theirs[field] for field in ours), int(shared.sum())
 
 
 def recorded_runs(runs: Path) -> list[Path]:
@@ -390,20 +407,25 @@ def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None
 
 
 def find_arms(results: Results) -> list[Results]:
-    """The recorded arms of a study, or the study and other arms of an arm, one run a name."""
-    base = results.spec.name.partition("@")[0]
-    arms: dict[str, Results] = {}
+    """The recorded arms of a study, or the study and other arms of an arm, one run a name.
+
+    The last changed run of each; of the study's short retraining the one that fits it best.
+    """
+    base, short = results.spec.name.partition("@")[0], f"{results.spec.name}@short"
+    arms: dict[str, list[Results]] = {}
     for run in recorded_runs(results.folder.parent):
         name = _name(run)
-        if name.partition("@")[0] != base or name == results.spec.name or name in arms:
+        if name.partition("@")[0] != base or name == results.spec.name:
+            continue
+        if name in arms and name != short:
             continue
         try:
             other = Results(run)
         except StoreError:  # a damaged neighbour is reported where it is asked for
             continue
         if other.spec.dense_digest == results.spec.dense_digest and not other.outcomes.empty:
-            arms[name] = other
-    return list(arms.values())
+            arms.setdefault(name, []).append(other)
+    return [find_short(results, found) or found[0] for found in arms.values()]
 
 
 def _name(folder: Path) -> str:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from trueoracle.analysis.numbers import quantity
+from trueoracle.analysis.outcomes import chance_in_words
 from trueoracle.errors import InputError, StoreError, TrainingError
 from trueoracle.networks.weights import (
     load_weights,
@@ -75,6 +76,7 @@ def run(
         _tell_cost(prepared, store, progress)
         plan = _plan(prepared, store, progress, engine, memory) if retrain else None
         dense = _dense_stage(prepared, folder, store, progress)
+        _tell_chance(prepared, sitting, store, progress)
         _list_stage(prepared, folder, store, progress)
         adopted = _adopt(prepared, folder, store, progress)
         if adopted:
@@ -199,6 +201,14 @@ def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progr
     )
     checkpoint.remove()
     return network
+
+
+def _tell_chance(prepared: Prepared, sitting: int, store: Store, progress: Progress) -> None:
+    """Note the classes, which a report needs as well, and warn of a network that learnt nothing."""
+    store.note(sitting, "classes", prepared.data.classes)
+    warning = chance_in_words((store.dense() or {}).get("test_accuracy"), prepared.data.classes)
+    if warning:
+        progress.message(f"warning: {warning}")
 
 
 def _train_dense(

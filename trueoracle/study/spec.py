@@ -253,7 +253,12 @@ def file_fields(study: str) -> dict[str, Any]:
 
     reference, wanted = split_arm(study)
     fields = _read(_locate(reference))
-    for arm in wanted.split("@") if wanted else ():
+    arms = wanted.split("@") if wanted else []
+    if "short" in arms and "small" in arms[arms.index("short") :]:
+        # What is laid last has the last word, and small says for how many epochs, too.
+        in_order = "@".join(["small", *(arm for arm in arms if arm != "small")])
+        raise InputError(f"{study!r} would not be short: lay small first: '{reference}@{in_order}'")
+    for arm in arms:
         if arm not in fields["arms"]:
             raise unknown(f"arm of {reference!r}", arm, fields["arms"])
         # With arms of its own, an arm changes those that are laid on it.
@@ -349,8 +354,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise unknown("study to extend", base, bases)
     parent = path.parent / base if base.endswith(".toml") else bases[base]
     inherited = _read(parent, (*seen, path.resolve()))
-    for own in ("name", "grid", "published"):  # what a base is, the study is not
-        inherited.pop(own)
+    for own in ("name", "purpose", "grid", "published"):  # what a base is, the study is not
+        inherited.pop(own, None)
     return merged(inherited, fields)
 
 
