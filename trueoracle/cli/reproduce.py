@@ -283,6 +283,7 @@ def _run(
 def _find(name: str) -> tuple[str, list[Published]]:
     """The study that a name means, and the setting where it names one."""
     from trueoracle.errors import unknown
+    from trueoracle.study.comparison import has_published_values
     from trueoracle.study.grid import find_point, refuse_grid
     from trueoracle.study.published import all_settings, published
     from trueoracle.study.spec import shipped_grids, shipped_studies, split_arm
@@ -290,7 +291,7 @@ def _find(name: str) -> tuple[str, list[Published]]:
     settings = {one.setting: one for one in all_settings()}
     if name in settings:
         return settings[name].study, [settings[name]]
-    reference, arms = split_arm(name)
+    reference, _ = split_arm(name)
     if find_point(name) is not None:
         return name, []
     is_file = reference.endswith(".toml")
@@ -298,8 +299,7 @@ def _find(name: str) -> tuple[str, list[Published]]:
         raise unknown("published setting or study", name, {*settings, *shipped_studies()})
     refuse_grid(name)
     # A file of one's own has no settings by name: all of its values are meant.
-    comparable = not arms or set(arms.split("@")) <= {"small", "as-released"}
-    return name, published(reference) if is_file and comparable else []
+    return name, published(reference) if is_file and has_published_values(name) else []
 
 
 COLUMNS = ("n", "tau", "p", "anomalies")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from trueoracle.errors import InputError, unknown
+from trueoracle.errors import InputError
 from trueoracle.study.grid import find_point
 from trueoracle.study.spec import file_fields, load_spec, shipped_studies
 from trueoracle.training.recipe import Frozen
@@ -17,7 +17,6 @@ __all__ = [
     "Published",
     "all_settings",
     "published",
-    "published_setting",
     "read_published",
 ]
 
@@ -81,11 +80,3 @@ def all_settings() -> list[Published]:
     """Every published setting of the shipped studies, in the order of their names."""
     found = [one for study in shipped_studies() for one in published(study)]
     return sorted(found, key=lambda one: one.setting)
-
-
-def published_setting(setting: str) -> Published:
-    """The published setting of that name; raises :class:`InputError` with the nearest ones."""
-    settings = {one.setting: one for one in all_settings()}
-    if setting not in settings:
-        raise unknown("published setting", setting, settings)
-    return settings[setting]
