@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import list_candidates
@@ -57,3 +57,23 @@ def test_networks_of_torchvision_are_followed(name: str) -> None:
     assert plain(found) == plain(groups_by_dependency(network.eval(), images))
     candidates = list_candidates(found, {"*": 0.5}, count=2)
     check_parity(network, candidates, images)
+
+
+class Instance(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 6, 3), nn.InstanceNorm2d(6, affine=True)
+        self.second, self.out = nn.Conv2d(6, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.second(self.norm(self.first(x)).relu())
+        return self.out(h.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_instance_norms_are_followed_by_both() -> None:
+    torch.manual_seed(0)
+    network, images = Instance(), torch.rand(3, 1, 12, 12)
+    found = find_groups(network, images)
+    assert plain(found) == plain(groups_by_dependency(network, images))
+    assert [part.module for part in found.groups["first"].norms] == ["norm"]
+    check_parity(network, list_candidates(found, {"first": 0.5}), images)

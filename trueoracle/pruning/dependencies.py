@@ -24,10 +24,13 @@ TIMEOUT_SECONDS = 60.0
 """On some networks (grouped-query attention, for one) its search does not end."""
 
 _LAYERS = {"ConvPruner", "LinearPruner"}
-_NORMS = {"BatchnormPruner", "LayernormPruner", "DepthwiseConvPruner", "PReLUPruner"}
+_NORMS = {
+    *("BatchnormPruner", "InstanceNormPruner", "LayernormPruner"),
+    *("DepthwiseConvPruner", "PReLUPruner"),
+}
 _NOTHING_TO_CUT = {
     *("ElementWisePruner", "ReshapePruner", "ConcatPruner", "SplitPruner", "DummyPruner"),
-    *("ExpandPruner", "SlicePruner", "UnbindPruner", "TransposePruner"),
+    *("ExpandPruner", "SlicePruner", "UnbindPruner"),
 }
 
 
