@@ -32,6 +32,7 @@ from trueoracle.cli.console import (
 
 if TYPE_CHECKING:
     from trueoracle.study.comparison import Ours
+    from trueoracle.study.comparison import Scale as OurScale
     from trueoracle.study.published import Published
     from trueoracle.study.results import Results
     from trueoracle.study.spec import StudySpec
@@ -111,7 +112,7 @@ def reproduce(
 
     rule_in_words(outcome)
     settings = with_weights(settings, weights)
-    chosen = scale.value if scale else None
+    chosen: OurScale | None = scale.value if scale else None
     if name is None:
         if settings:
             raise InputError(
@@ -133,7 +134,7 @@ def reproduce(
 
 def _rows(
     runs: Path,
-    scale: str | None,
+    scale: OurScale | None,
     surgery: str,
     rule: str,
     device: str,
@@ -147,9 +148,9 @@ def _rows(
 
     rows = []
     for one in all_settings():
-        ours = recorded_ours(one, runs, scale=_scale(scale), surgery=surgery, rule=rule)
+        ours = recorded_ours(one, runs, scale=scale, surgery=surgery, rule=rule)
         shown = scale or (ours.scale if ours else "full")
-        reference = arm_reference(one.study, _scale(shown), surgery)
+        reference = arm_reference(one.study, shown, surgery)
         data = {"data.name": ours.data} if ours else {}  # a stand-in, maybe
         specs = [load_spec(reference, data)]
         if one.needs_short:
@@ -169,10 +170,6 @@ def _rows(
     for row in rows:
         del row["specs"]
     return rows
-
-
-def _scale(scale: str | None) -> Any:
-    return scale
 
 
 def _entry(one: Published, ours: Ours | None) -> dict[str, Any]:
@@ -215,7 +212,7 @@ def _add_times(rows: list[dict[str, Any]], device: str, *, quiet: bool) -> None:
 
 def _run(
     name: str,
-    scale: str | None,
+    scale: OurScale | None,
     surgery: str,
     rule: str,
     settings: list[str],
@@ -241,7 +238,7 @@ def _run(
     from trueoracle.study.study import Study
 
     study, wanted = _find(name)
-    reference = arm_reference(study, _scale(scale), surgery)
+    reference = arm_reference(study, scale, surgery)
     overrides = parse_overrides(settings)
     spec = load_spec(reference, overrides)
     scale = scale_of(spec.name)
