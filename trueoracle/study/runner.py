@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trueoracle.analysis.numbers import quantity
+from trueoracle.analysis.numbers import many, quantity
 from trueoracle.analysis.outcomes import chance_in_words
 from trueoracle.errors import InputError, StoreError, TrainingError
 from trueoracle.networks.weights import (
@@ -129,18 +129,15 @@ def _tell_cost(prepared: Prepared, store: Store, progress: Progress) -> None:
         return
     images, epochs = len(prepared.data.train), prepared.spec.retraining.epochs
     # Masked weights are multiplied all the same, so this is no candidate's recorded cost.
-    macs = cost(prepared.candidates.prune(prepared.network, 0), _image_shape(prepared)).macs
+    macs = cost(
+        prepared.candidates.prune(prepared.network, 0), prepared.data.train.image_shape
+    ).macs
     training = f"{3 * macs * images * epochs * left:.1e}".replace("e+", "e")
     what = "the study" if left == prepared.retrainings else "what is left"
     progress.message(
-        f"{what}: {left:,} networks of {quantity(macs)} MACs, {epochs} "
-        f"epoch{'s' if epochs > 1 else ''} of {images:,} images each: {training} MACs of training "
-        "(3 × forward)"
+        f"{what}: {left:,} networks of {quantity(macs)} MACs, {many(epochs, 'epoch')} of "
+        f"{images:,} images each: {training} MACs of training (3 × forward)"
     )
-
-
-def _image_shape(prepared: Prepared) -> tuple[int, ...]:
-    return prepared.data.train.image_shape
 
 
 def _what_changed(prepared: Prepared, before: str) -> str:
@@ -262,7 +259,7 @@ def _list_stage(prepared: Prepared, folder: Path, store: Store, progress: Progre
         )
     write_listing(candidates.listing(), folder / CANDIDATES)
     if not store.has_costs():
-        shape = _image_shape(prepared)
+        shape = prepared.data.train.image_shape
         dense = cost(prepared.network, shape)
         costs = candidates.costs(prepared.network, shape)
         store.record_costs(
