@@ -24,7 +24,7 @@ def interval(low: float | None, high: float | None, digits: int = 2) -> str:
 
 def percent(value: float | None) -> str:
     """One digit after the point: ``"4.4%"``."""
-    return ABSENT if value is None else f"{value:.1%}"
+    return ABSENT if value is None else f"{value:z.1%}".replace("-", "−")
 
 
 def p_value(value: float | None) -> str:

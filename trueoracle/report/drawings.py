@@ -78,7 +78,7 @@ def _source(svg: Path, png: Path) -> str:
     if len(slim) <= _MOST_SVG:
         return f"data:image/svg+xml;base64,{base64.b64encode(slim).decode()}"
     with Image.open(png) as picture:
-        half = picture.convert("RGB").reduce(2).quantize(64)
+        half = picture.convert("RGB").reduce(2).quantize(32)
     held = io.BytesIO()
     half.save(held, "png", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"

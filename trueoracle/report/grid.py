@@ -15,9 +15,8 @@ from trueoracle.errors import InputError
 from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.trend import draw_trend, trend_data
 from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
-from trueoracle.report.page import render, write_text
+from trueoracle.report.page import render, tables_of, write_text
 from trueoracle.report.summary import REPORTED_METRICS, summarise
-from trueoracle.report.table import further_table, relations_table
 from trueoracle.report.words import FEW, grid_verdicts, meta_sentence
 from trueoracle.study.grid import GridPoint
 from trueoracle.study.results import Results, score_name
@@ -120,8 +119,7 @@ def write_grid_report(
         more_forests=[drawn for criterion, drawn in forests if criterion not in shown],
         panels=[drawn for criterion, drawn in panels if criterion in shown],
         more_panels=[drawn for criterion, drawn in panels if criterion not in shown],
-        numbers=relations_table(rows),
-        further=further_table(rows),
+        tables=tables_of(rows),
     )
     write_text(page, text)
     write_text(summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")

@@ -40,7 +40,7 @@ from trueoracle.study.progress import duration
 from trueoracle.study.results import Results, find_short
 from trueoracle.study.scale import changes_in_words, titled
 
-__all__ = ["WrittenReport", "render", "write_report", "write_text"]
+__all__ = ["WrittenReport", "render", "tables_of", "write_report", "write_text"]
 
 FEW = 4
 """Up to so many criteria each has a scatter of its own; of more, the best and the oracle have."""
@@ -104,13 +104,26 @@ def write_report(
         summaries=summaries,
         sections=sections,
         verdicts=verdicts(summaries[0]),
-        numbers=relations_table(entries) if entries else None,
-        further=further_table(entries) if entries else None,
+        tables=tables_of(entries),
         intervals=_intervals([relation for _, relation in entries]),
     )
     write_text(page, text)
     write_text(summary_path, json.dumps(summaries, indent=2, allow_nan=False) + "\n")
     return WrittenReport(page, summary_path, tuple(folder.written), tuple(summaries))
+
+
+def tables_of(
+    entries: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]],
+) -> list[tuple[str, Table, Table]]:
+    """The tables of each outcome: its name, the numbers that matter, and the others.
+
+    Entries are (words by heading, relation), one a row.
+    """
+    found = []
+    for outcome in dict.fromkeys(relation["outcome_name"] for _, relation in entries):
+        own = [entry for entry in entries if entry[1]["outcome_name"] == outcome]
+        found.append((outcome, relations_table(own), further_table(own)))
+    return found
 
 
 def _section(
@@ -164,9 +177,7 @@ def _place(section: Section, sections: Sequence[Section]) -> dict[str, str]:
     """Which study a row of the table is of, where there are several."""
     if len(sections) == 1:
         return {}
-    summary = section.summary
-    surgery = summary["surgery"] if summary["kind"] == "structured" else "single weights"
-    return {"study": titled(summary["study"]), "surgery": surgery}
+    return {"study": titled(section.summary["study"])}
 
 
 def _intervals(relations: Sequence[Mapping[str, Any]]) -> str:

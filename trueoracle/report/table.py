@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trueoracle.analysis.numbers import ABSENT, interval, number, p_value, percent
@@ -63,16 +63,12 @@ def _percentile(entry: Entry) -> str:
     return ABSENT if value is None else f"{value:.0f}"
 
 
-def _over_k(name: str, show: Callable[[Any], str]) -> Callable[[Entry], str]:
-    def cell(entry: Entry) -> str:
-        value = entry.get(name)
-        return ABSENT if value is None else f"{show(value)} (k = {entry.get('k')})"
-
-    return cell
+def _share(entry: Entry) -> str:
+    value = entry.get("share_of_ceiling")
+    return ABSENT if value is None else f"{value:z.0%}".replace("-", "−")
 
 
 _CRITERION = _Column("criterion", "what scores candidates", lambda r: str(r["criterion"]))
-_OUTCOME = _Column("outcome", "what it is held against", lambda r: str(r["outcome_name"]))
 _TAU = _Column("Kendall's τ", "rank correlation", _number("kendall_tau", 2))
 
 _MAIN = (
@@ -81,12 +77,11 @@ _MAIN = (
     _Column("p", "filter labels permuted", _p_value("permutation_p_value")),
     _Column("p (Holm)", "adjusted for all rows of the table", _p_value("adjusted_p_value")),
     _Column("ceiling", "what a perfect criterion would reach", _number("ceiling", 2)),
-    _Column("of ceiling", "agreement as a share of it", _percent("share_of_ceiling")),
+    _Column("of ceiling", "agreement as a share of it", _share),
     _Column("anomalies", "share that ends better than the lowest score", _percent("anomaly_ratio")),
-    _Column("over k", "mean anomaly ratio of the k lowest", _over_k("anomaly_ratio_k", percent)),
+    _Column("over {k} lowest", "mean anomaly ratio of these", _percent("anomaly_ratio_k")),
     _Column("percentile", "of the chosen candidate, 100 is the best", _percentile),
     _Column("regret", "what the best has over the chosen", _with_interval("regret", 4)),
-    _Column("beats random", "share of random choices that it beats", _percent("beats_random")),
 )
 _FURTHER = (
     _Column("n", "candidates", lambda r: f"{r['n']:,}"),
@@ -96,11 +91,9 @@ _FURTHER = (
     _Column("p (textbook)", "as if candidates were independent", _p_value("kendall_p_value")),
     _Column("discordant", "share of pairs in opposite order", _percent("discordant_ratio")),
     _Column("rank", "of the chosen candidate, 1 is the best", _with_interval("rank", 0)),
-    _Column("precision at k", "of the k lowest", _over_k("precision_at_k", percent)),
-    _Column(
-        "regret at k", "of the best of the k lowest",
-        _over_k("regret_at_k", lambda value: number(value, 4)),
-    ),
+    _Column("beats random", "share of random choices that it beats", _percent("beats_random")),
+    _Column("precision at {k}", "of the lowest scores", _percent("precision_at_k")),
+    _Column("regret at {k}", "of the best of the lowest scores", _number("regret_at_k", 4)),
 )  # fmt: skip
 
 
@@ -109,21 +102,24 @@ def relations_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> Table
 
     Columns of which nothing is known are left out.
     """
-    return _with_words(entries, _MAIN, strong="Kendall's τ")
+    return _of_relations(entries, _MAIN, strong="Kendall's τ")
 
 
 def further_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> Table:
     """The other numbers of the same rows."""
-    return _with_words(entries, _FURTHER, strong="")
+    return _of_relations(entries, _FURTHER, strong="")
 
 
-def _with_words(
+def _of_relations(
     entries: Sequence[tuple[Mapping[str, str], Entry]], columns: Sequence[_Column], strong: str
 ) -> Table:
+    relations = [relation for _, relation in entries]
+    known = {k for relation in relations if (k := relation.get("k")) is not None}
+    k = str(known.pop()) if len(known) == 1 else "k"
+    columns = [replace(one, heading=one.heading.format(k=k)) for one in columns]
     words = list(dict.fromkeys(heading for own, _ in entries for heading in own))
     named = [(heading, heading, [own.get(heading, "") for own, _ in entries]) for heading in words]
-    relations = [relation for _, relation in entries]
-    return _table(named, (_CRITERION, _OUTCOME), columns, relations, strong)
+    return _table(named, (_CRITERION,), columns, relations, strong)
 
 
 def differences_table(differences: Sequence[Entry]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trueoracle.analysis.numbers import interval, many, number, p_value, percent
+from trueoracle.analysis.numbers import interval, many, number, p_value
 
 __all__ = [
     "best_first",
@@ -43,10 +43,7 @@ def verdicts(summary: Mapping[str, Any]) -> list[str]:
     for metric in dict.fromkeys(relation["metric"] for relation in ordered):
         own = [relation for relation in ordered if relation["metric"] == metric]
         said.append(_of_many(own))
-        telling = [
-            relation for place, relation in enumerate(own) if place == 0 or _is_oracle(relation)
-        ]
-        said += [relation["verdict"] for relation in telling]
+        said += [relation["verdict"] for relation in own if _is_oracle(relation)]
     return said
 
 
@@ -58,7 +55,7 @@ def _of_many(own: Sequence[Mapping[str, Any]]) -> str:
     best = own[0]
     text = (
         f"Of {many(len(own), 'criterion').replace('criterions', 'criteria')}, {best['criterion']} "
-        f"tells the {best['outcome_name']} best ({_tau(best)})"
+        f"tells {best['outcome_name']} best ({_tau(best)})"
     )
     place = next((i for i, one in enumerate(own, start=1) if _is_oracle(one)), 1)
     if place > 1:
@@ -76,7 +73,7 @@ def _tau(relation: Mapping[str, Any]) -> str:
     if low is not None and high is not None:
         text += f" {interval(low, high)}"
     if relation.get("share_of_ceiling") is not None:
-        text += f", {percent(relation['share_of_ceiling'])} of the ceiling"
+        text += f", {relation['share_of_ceiling']:.0%} of the ceiling"
     return text
 
 
@@ -87,18 +84,12 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
     for metric, known in (summary.get("ceilings") or {}).items():
         if metric not in names or known is None or known.get("ceiling") is None:
             continue
-        text = ""
-        if known.get("split_half") is not None:
-            text = (
-                f"By {names[metric]}, two halves of the retrainings order the candidates alike to "
-                f"τ = {number(known['split_half'], 2)}: "
-            )
-        else:
-            text = f"By {names[metric]}, "
+        ceiling = number(known["ceiling"], 2)
+        alike = known.get("split_half")
         said.append(
-            f"{text}no criterion can be expected to agree to more than "
-            f"{number(known['ceiling'], 2)} with their mean over "
-            f"{many(known['seeds'], 'retraining seed')}."
+            f"Retrained with other seeds, candidates come in another order by {names[metric]}"
+            + ("" if alike is None else f" (τ = {number(alike, 2)} between halves of the seeds)")
+            + f": no criterion can be expected to agree with it by more than {ceiling}."
         )
     return said
 
