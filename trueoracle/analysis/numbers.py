@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["finite_or_none", "many", "number", "p_value", "percent", "quantity"]
+__all__ = ["finite_or_none", "interval", "many", "number", "p_value", "percent", "quantity"]
 
 ABSENT = "–"
 
@@ -13,6 +13,13 @@ ABSENT = "–"
 def number(value: float | None, digits: int = 3) -> str:
     """Fixed digits with a true minus; a dash for what is not there."""
     return ABSENT if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def interval(low: float | None, high: float | None, digits: int = 2) -> str:
+    """Both ends: ``"−0.30 … 0.10"``."""
+    if low is None or high is None:
+        return ABSENT
+    return f"{number(low, digits)} … {number(high, digits)}"
 
 
 def percent(value: float | None) -> str:
