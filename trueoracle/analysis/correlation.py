@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-__all__ = ["Correlation", "discordant_ratio", "kendall", "pearson", "spearman"]
+__all__ = ["Correlation", "discordant_ratio", "kendall", "pearson", "spearman", "top_weighted"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,19 @@ def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
         return UNDEFINED
     result = _stats().pearsonr(x, y)
     return Correlation(float(result.statistic), float(result.pvalue))
+
+
+def top_weighted(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) -> float:
+    """Kendall's tau that weighs the top: of a score x (lower first) and an outcome y ``[n]``.
+
+    A pair weighs as the inverses of its ranks together, by score and by outcome in turn (Vigna
+    2015, arXiv 1404.3325). +1 is a perfect criterion, whichever way the outcome counts; NaN where
+    undefined.
+    """
+    if not _defined(x, y):
+        return math.nan
+    result = _stats().weightedtau(-x, y if higher_is_better else -y)
+    return float(result.statistic)
 
 
 def discordant_ratio(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) -> float:

@@ -16,6 +16,7 @@ __all__ = [
     "outcome_name",
     "rule_in_words",
     "seed_outcomes",
+    "shared_outcomes",
 ]
 
 METRICS = (
@@ -111,10 +112,17 @@ def final_outcomes(
     between them: the seeds with which every one of them has been retrained or, where there is none
     yet, the one with the most retrainings. NaN where a candidate lacks one or diverged in it.
     """
+    outcomes: pd.Series = shared_outcomes(epochs, metric, rule).mean(axis=1, skipna=False)
+    return outcomes.rename("outcome")
+
+
+def shared_outcomes(
+    epochs: pd.DataFrame, metric: str = "test_accuracy", rule: str = "last"
+) -> pd.DataFrame:
+    """Those columns of :func:`seed_outcomes` that :func:`final_outcomes` is the mean of."""
     table = seed_outcomes(epochs, metric, rule)
     recorded = epochs.groupby(["candidate", "seed"]).size().unstack().reindex_like(table)
     counts = recorded.notna().sum()
     most = counts[counts == counts.max()].index
-    seeds = most if counts.max() == len(table) else most[:1]
-    outcomes: pd.Series = table[seeds].mean(axis=1, skipna=False)
-    return outcomes.rename("outcome")
+    shared: pd.DataFrame = table[most if counts.max() == len(table) else most[:1]]
+    return shared

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,32 +64,6 @@ class Relation:
             fields[label] = coefficient["value"]
             fields[f"{name}_p_value"] = coefficient["p_value"]
         return finite_or_none(fields)
-
-    def sentence(self, score: str = "the score", outcome: str = "the outcome") -> str:
-        """The verdict in words."""
-        if math.isnan(self.kendall.value):
-            return f"Nothing can be said: {score} or {outcome} is the same for all {self.n}."
-        strength = _strength(self.agreement, self.kendall.p_value)
-        share = f"{self.anomalies} of {self.n} candidates ({self.anomaly_ratio:.1%})"
-        end = "ends" if self.anomalies == 1 else "end"
-        choice = (
-            "the candidate it would choose is the best one"
-            if self.anomalies == 0
-            else f"{share} {end} better than the one it would choose"
-        )
-        return f"{score[0].upper()}{score[1:]} {strength} {outcome} after retraining; {choice}."
-
-
-def _strength(agreement: float, p_value: float) -> str:
-    """Words for an agreement; the borders are habit, not theory."""
-    if p_value >= 0.05:
-        return "says nothing certain about"
-    if agreement < 0:
-        return "is misleading about"
-    for border, words in ((0.7, "predicts"), (0.4, "largely predicts"), (0.2, "hints at")):
-        if agreement >= border:
-            return words
-    return "says little about"
 
 
 def relate(

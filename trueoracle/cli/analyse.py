@@ -1,23 +1,35 @@
-"""``trueoracle analyse``: the same statistics for anybody's own table."""
+"""``trueoracle analyse``: the same statistics for anybody's own tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    import numpy as np
-
 from trueoracle.cli.console import Debug, Json, guarded, out, print_json, table
+from trueoracle.cli.tables import NUMBERS, relation_cells
+
+if TYPE_CHECKING:
+    from trueoracle.analysis.assessment import Assessment
+    from trueoracle.analysis.table import CandidateTable
 
 
 @guarded
 def analyse(
-    points: Annotated[Path, typer.Argument(help="A CSV file with a header, one row a candidate.")],
-    x: Annotated[str, typer.Option("--x", help="Column of scores before retraining; low = prune.")],
-    y: Annotated[str, typer.Option("--y", help="Column of outcomes after retraining.")],
+    points: Annotated[
+        list[Path], typer.Argument(help="CSV files with a header; several: one a setting.")
+    ],
+    x: Annotated[
+        list[str],
+        typer.Option("--x", help="Column of scores before retraining; low = prune. Repeatable."),
+    ],
+    y: Annotated[
+        list[str],
+        typer.Option(
+            "--y", help="Column of outcomes after retraining; repeated: one column a seed."
+        ),
+    ],
     higher_is_better: Annotated[
         bool,
         typer.Option(
@@ -25,13 +37,35 @@ def analyse(
             help="Whether a higher outcome is better (an accuracy) or a lower one (a loss).",
         ),
     ] = True,
+    exhaustive: Annotated[
+        bool,
+        typer.Option(
+            "--exhaustive", help="The rows are all ways to prune, not a sample of candidates."
+        ),
+    ] = False,
+    candidate: Annotated[
+        str | None, typer.Option(help="Column naming candidates, where there is a row a seed.")
+    ] = None,
+    seed: Annotated[
+        str | None, typer.Option(help="Column of retraining seeds, where there is a row a seed.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="Column telling dense networks apart.")
+    ] = None,
+    pruned: Annotated[
+        str | None,
+        typer.Option(help="Column of pruned filters ('0 3 7'): permute labels (--exhaustive)."),
+    ] = None,
     figure: Annotated[
-        Path | None, typer.Option(help="Also draw the scatter, to a .png, .svg or .pdf.")
+        Path | None,
+        typer.Option(
+            help="Also draw, to a .png, .svg or .pdf: a scatter, of several settings a forest."
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Apply the statistics of a study to a table of your own.
+    """Apply the statistics of a study to tables of your own.
 
     Rows whose x or y is missing are left out and counted.
 
@@ -39,57 +73,211 @@ def analyse(
 
     - trueoracle analyse points.csv --x pruned_loss --y accuracy
 
-    - trueoracle analyse points.csv --x l1 --y test_loss --lower-is-better --json
+    - trueoracle analyse points.csv --x l1 --x taylor --y seed0 --y seed1 --y seed2
+
+    - trueoracle analyse points.csv --x l1 --y accuracy --candidate id --seed seed
+
+    - trueoracle analyse points.csv --x l1 --y accuracy --exhaustive --pruned filters
+
+    - trueoracle analyse conv1.csv conv2.csv conv3.csv --x x --y y --figure forest.png
     """
-    from trueoracle.analysis.relation import relate
-    from trueoracle.cli.tables import NUMBERS, relation_cells
+    from trueoracle.analysis.own import read_tables
     from trueoracle.errors import InputError
-    from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
+    from trueoracle.figures.scatter import FORMATS
 
     if figure is not None and figure.suffix[1:] not in FORMATS:
         raise InputError(f"--figure takes a .png, .svg or .pdf, got {figure}")
-    scores, outcomes = _columns(points, x, y)
-    relation = relate(scores, outcomes, higher_is_better=higher_is_better)
-    if figure is not None:
-        data = scatter_data(
-            scores, outcomes, higher_is_better=higher_is_better, x_label=x, y_label=y
+    settings: dict[str, CandidateTable] = {}
+    for path in points:
+        read = read_tables(
+            path,
+            x,
+            y,
+            higher_is_better=higher_is_better,
+            exhaustive=exhaustive,
+            candidate=candidate,
+            seed=seed,
+            network=network,
+            pruned=pruned,
         )
-        save_figure(draw_scatter(data), figure.with_suffix(""), [figure.suffix[1:]])
-    fields = relation.as_dict()
-    verdict = relation.sentence(f"the score {x}", f"the outcome {y}")
+        for label, one in read.items():
+            settings[" ".join(filter(None, (path.stem if len(points) > 1 else "", label)))] = one
+    outcome = y[0] if len(y) == 1 else f"{y[0]} … {y[-1]}"
+    found = {
+        label: _assess(one, label or str(points[0]), outcome) for label, one in settings.items()
+    }
+    pooled = _pooled(list(settings.values())) if network is not None and len(points) == 1 else []
+    meta = [] if pooled else _meta(found)
+    if figure is not None:
+        _draw(figure, settings, found, meta, x, outcome)
     if as_json:
-        print_json({"x": x, "y": y, **fields, "verdict": verdict})
+        entries = [
+            {"setting": label, "x": one.criterion, "y": outcome, **one.as_dict()}
+            | {"verdict": _verdict(one, outcome)}
+            for label, assessments in found.items()
+            for one in assessments
+        ]
+        if len(entries) == 1:
+            print_json(entries[0])
+            return
+        print_json(
+            {
+                "settings": entries,
+                "comparison": {
+                    label: _compared(one) for label, one in settings.items() if len(x) > 1
+                },
+                "pooled": pooled,
+                "meta": meta,
+            }
+        )
         return
-    made = table(*NUMBERS, right=NUMBERS)
+    _print(settings, found, pooled, meta, outcome, higher_is_better=higher_is_better)
+
+
+def _assess(one: CandidateTable, where: str, outcome: str) -> list[Assessment]:
+    from trueoracle.analysis.assessment import assess
+    from trueoracle.errors import InputError
+
+    found = assess(one)
+    if not found:
+        raise InputError(f"{where}: no row has both a finite score and a finite {outcome}")
+    return found
+
+
+def _compared(one: CandidateTable) -> dict[str, Any]:
+    from trueoracle.analysis.comparison import compare
+
+    return compare(one)
+
+
+def _pooled(tables: list[CandidateTable]) -> list[dict[str, Any]]:
+    from trueoracle.analysis.assessment import pool
+
+    return [one.as_dict() for one in pool(tables)] if len(tables) > 1 else []
+
+
+def _meta(found: dict[str, list[Assessment]]) -> list[dict[str, Any]]:
+    """The random-effects mean of each criterion's tau over the settings."""
+    from trueoracle.analysis.meta import Effect, effect, meta_analysis
+
+    effects: dict[str, list[Effect]] = {}
+    for label, assessments in found.items():
+        for one in assessments:
+            relation = one.relation
+            made = effect(label, relation.kendall.value, one.standard_error, relation.n)
+            if made is not None:
+                effects.setdefault(one.criterion, []).append(made)
+    return [
+        {"criterion": criterion, **meta_analysis(several).as_dict()}
+        for criterion, several in effects.items()
+        if len(several) > 1
+    ]
+
+
+def _verdict(one: Assessment, outcome: str) -> str:
+    return one.sentence(f"the score {one.criterion}", f"the outcome {outcome}")
+
+
+def _draw(
+    figure: Path,
+    settings: dict[str, CandidateTable],
+    found: dict[str, list[Assessment]],
+    meta: list[dict[str, Any]],
+    x: list[str],
+    outcome: str,
+) -> None:
+    from trueoracle.figures.scatter import draw_scatter, save_figure, scatter_data
+
+    if meta:
+        from trueoracle.figures.forest import draw_forest, forest_data
+
+        made = draw_forest(forest_data(meta[0], title=f"{meta[0]['criterion']} against {outcome}"))
+    else:
+        one = next(iter(settings.values()))
+        made = draw_scatter(
+            scatter_data(
+                one.scores[x[0]],
+                one.outcome,
+                higher_is_better=one.higher_is_better,
+                x_label=x[0],
+                y_label=outcome,
+            )
+        )
+    save_figure(made, figure.with_suffix(""), [figure.suffix[1:]])
+
+
+def _print(
+    settings: dict[str, CandidateTable],
+    found: dict[str, list[Assessment]],
+    pooled: list[dict[str, Any]],
+    meta: list[dict[str, Any]],
+    outcome: str,
+    *,
+    higher_is_better: bool,
+) -> None:
+    from trueoracle.analysis.numbers import number, p_value, percent
+
     better = "higher" if higher_is_better else "lower"
-    out().print(f"{better} {y} is better; a perfect {x} has tau {-1 if higher_is_better else 1}\n")
-    made.add_row(*relation_cells(fields))
+    out().print(
+        f"{better} {outcome} is better; a perfect score has tau {-1 if higher_is_better else 1}\n"
+    )
+    several = len(found) > 1
+    names = ("setting", "score") if several else ("score",)
+    made = table(*names, *NUMBERS, right=NUMBERS)
+    for label, assessments in found.items():
+        for one in assessments:
+            cells = (label, one.criterion) if several else (one.criterion,)
+            made.add_row(*cells, *relation_cells(one.as_dict()))
     out().print(made)
-    if relation.dropped:
-        out().print(f"{relation.dropped} rows without a finite {x} and {y} are left out")
-    out().print(verdict)
+    first = next(iter(found.values()))[0]
+    if first.interval_over:
+        out().print(f"95%: over {first.interval_over}")
+    for label, assessments in found.items():
+        for one in assessments:
+            if one.relation.dropped:
+                where = f"{label}: " if label else ""
+                out().print(
+                    f"{where}{one.relation.dropped} rows without a finite {one.criterion} and "
+                    f"{outcome} are left out"
+                )
+    if not several:
+        for one in next(iter(found.values())):
+            out().print(_verdict(one, outcome))
+    for label, one_table in settings.items():
+        if len(one_table.scores) > 1:
+            _print_comparison(label, _compared(one_table))
+    for entry in pooled:
+        low, high = number(entry["kendall_low"], 2), number(entry["kendall_high"], 2)
+        out().print(
+            f"{entry['criterion']}: mean tau {number(entry['kendall_tau'], 2)} [{low}, {high}] "
+            f"over {entry['interval_over']}"
+        )
+    for entry in meta:
+        low, high = number(entry["low"], 2), number(entry["high"], 2)
+        text = (
+            f"{entry['criterion']}: tau {number(entry['tau'], 2)} [{low}, {high}] over "
+            f"{len(entry['studies'])} settings (random effects; I² {percent(entry['i2'])}, "
+            f"p of no difference {p_value(entry['p_value'])})"
+        )
+        if entry["prediction_low"] is not None:
+            ends = (number(entry[f"prediction_{end}"], 2) for end in ("low", "high"))
+            text += f"; one more like these: {' … '.join(ends)}"
+        out().print(text)
 
 
-def _columns(points: Path, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two numeric columns of a CSV file; raises :class:`InputError` in one line."""
-    import pandas as pd
+def _print_comparison(label: str, compared: dict[str, Any]) -> None:
+    from trueoracle.analysis.numbers import number, p_value
 
-    from trueoracle.errors import InputError, first_line, unknown
-
-    try:
-        frame = pd.read_csv(points)
-    except FileNotFoundError as error:
-        raise InputError(f"no file {points}") from error
-    except Exception as error:  # of the file system, a compression, an encoding, the parser
-        raise InputError(f"{points} is not a CSV table: {first_line(error)}") from error
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise InputError(f"{points} is not a CSV table: its rows have more fields than its header")
-    columns = []
-    for name in (x, y):
-        if name not in frame.columns:
-            raise unknown(f"column of {points}", name, map(str, frame.columns))
-        try:
-            columns.append(pd.to_numeric(frame[name]).to_numpy(dtype="float64"))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"column {name!r} of {points} is not numeric: {error}") from error
-    return columns[0], columns[1]
+    where = f"{label}: " if label else ""
+    for one in compared["differences"]:
+        text = f"{where}{one['first']} against {one['second']}: {number(one['difference'], 2)}"
+        if one["p_value"] is not None:
+            low, high = number(one["low"], 2), number(one["high"], 2)
+            text += f" [{low}, {high}], Holm's p {p_value(one['adjusted_p_value'])}"
+        out().print(f"{text} in agreement")
+    made = compared["combination"]
+    if made is not None:
+        out().print(
+            f"{where}all together, cross-validated: agreement {number(made['agreement'], 2)}, the "
+            f"best single one {number(made['single_agreement'], 2)}"
+        )

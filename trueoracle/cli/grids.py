@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from trueoracle.analysis.numbers import number
 from trueoracle.cli.console import shown_progress, table
 from trueoracle.cli.tables import NUMBERS, relation_cells
 
@@ -110,21 +109,18 @@ def write_grid(
 
 
 def grid_table(summary: dict[str, Any]) -> Table:
-    """One row for each point, criterion and metric, with the interval of tau."""
+    """One row for each point, criterion and metric, and numbers."""
     from trueoracle.study.scale import titled
 
-    names = (NUMBERS[0], NUMBERS[1], "95%", *NUMBERS[2:])
-    made = table("point", "criterion", "outcome", *names, right=names)
+    made = table("point", "criterion", "outcome", *NUMBERS, right=NUMBERS)
     made.title = titled(summary["grid"])
     made.title_justify = "left"
     for entry in summary["points"]:
         for relation in (entry["summary"] or {"relations": []})["relations"]:
-            n, tau, *rest = relation_cells(relation)
-            low, high = (number(relation[f"kendall_{end}"], 2) for end in ("low", "high"))
             made.add_row(
                 entry["label"],
                 relation["criterion"],
                 relation["outcome_name"].removeprefix("final "),
-                *(n, tau, f"{low} … {high}", *rest),
+                *relation_cells(relation),
             )
     return made

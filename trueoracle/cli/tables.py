@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
-from trueoracle.analysis.numbers import number, p_value, percent
+from trueoracle.analysis.numbers import interval, number, p_value, percent
 from trueoracle.cli.console import table
 
 __all__ = ["NUMBERS", "relation_cells", "relations_table"]
 
-NUMBERS = ("n", "tau", "p", "anomalies", "discord", "rank", "regret")
+NUMBERS = ("n", "tau", "95%", "p", "ceiling", "anomalies", "rank", "regret")
 """The columns of :func:`relation_cells`."""
 
 
@@ -39,13 +39,21 @@ def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
 
 
 def relation_cells(relation: dict[str, Any]) -> tuple[str, ...]:
-    """The numbers of one relation, in the order of ``NUMBERS``."""
+    """The numbers of one relation, in the order of ``NUMBERS``.
+
+    ``p`` permutes filter labels where that can be done, and is the textbook's elsewhere.
+    """
     return (
         str(relation["n"]),
         number(relation["kendall_tau"], 2),
-        p_value(relation["kendall_p_value"]),
+        interval(relation["kendall_low"], relation["kendall_high"]),
+        p_value(
+            relation["kendall_p_value"]
+            if relation["permutation_p_value"] is None
+            else relation["permutation_p_value"]
+        ),
+        number(relation["ceiling"], 2),
         percent(relation["anomaly_ratio"]),
-        percent(relation["discordant_ratio"]),
         str(relation["rank"]),
         number(relation["regret"], 4),
     )

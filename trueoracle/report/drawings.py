@@ -181,23 +181,8 @@ def panel_figure(
 
 def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: str) -> Figure:
     """One criterion's tau in every study of a grid, and over all of them."""
-
-    def value(entry: Mapping[str, Any], name: str) -> float:
-        return math.nan if entry.get(name) is None else float(entry[name])
-
     data = forest_data(
-        [
-            (one["label"], *(value(one, name) for name in ("tau", "low", "high", "weight")))
-            for one in meta["studies"]
-        ],
-        (value(meta, "tau"), value(meta, "low"), value(meta, "high")),
-        prediction=(value(meta, "prediction_low"), value(meta, "prediction_high")),
-        i2=value(meta, "i2"),
-        tau2=value(meta, "tau2"),
-        q=value(meta, "q"),
-        p=value(meta, "p_value"),
-        x_label=f"Kendall's τ with {outcome}",
-        title=f"{titled(title)}: {score}",
+        meta, x_label=f"Kendall's τ with {outcome}", title=f"{titled(title)}: {score}"
     )
     return draw_forest(data)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trueoracle.analysis.interval import kendall_interval
-from trueoracle.analysis.numbers import finite_or_none, number
+from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in
+from trueoracle.analysis.numbers import number
 from trueoracle.analysis.outcomes import higher_is_better, outcome_name, rule_in_words
 from trueoracle.errors import InputError
 from trueoracle.figures.panel import draw_panel, panel_data
@@ -23,9 +23,6 @@ from trueoracle.study.results import Results, score_name
 from trueoracle.study.scale import scale_in_words, scale_of, titled
 
 __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
-
-CONFIDENCE = 0.95
-RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -44,23 +41,16 @@ def summarise_grid(
     """The summary of a grid, as far as it has come, as plain values.
 
     ``recorded`` holds the results of points by label. Each entry of ``points`` has the point's
-    ``label``, ``values`` and ``summary`` (None where nothing is recorded), whose ``relations`` have
-    ``kendall_low`` and ``kendall_high`` as well: a bootstrap interval over candidates.
+    ``label``, ``values`` and ``summary`` (None where nothing is recorded). ``meta`` has one entry a
+    criterion and metric with two points or more: the fields of
+    :class:`trueoracle.analysis.meta.MetaAnalysis`, and ``slopes`` against what makes the points
+    harder, numbers on an axis and the dense network's test loss (``by``, and the fields of
+    :class:`trueoracle.analysis.meta.Slope`).
     """
     entries = []
     for point in points:
         results = recorded.get(point.label)
         summary = None if results is None else summarise(results, rule)
-        if results is not None and summary is not None:
-            for relation in summary["relations"]:
-                table = results.points(relation["criterion"], relation["metric"], rule)
-                low, high = kendall_interval(
-                    table["score"].to_numpy(),
-                    table["outcome"].to_numpy(),
-                    confidence=CONFIDENCE,
-                    resamples=RESAMPLES,
-                )
-                relation |= finite_or_none({"kendall_low": low, "kendall_high": high})
         entries.append(
             {
                 "label": point.label,
@@ -79,9 +69,62 @@ def summarise_grid(
         "axes": axes,
         "outcome": rule,
         "outcome_in_words": rule_in_words(rule),
-        "interval": f"{CONFIDENCE:.0%} bootstrap over candidates, {RESAMPLES} resamples",
+        "interval": _interval_in_words(entries),
         "points": entries,
+        "meta": _meta(entries),
     }
+
+
+def _relations_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (entry["summary"] or {"relations": []})["relations"]
+    return found
+
+
+def _interval_in_words(entries: Sequence[Mapping[str, Any]]) -> str:
+    """What the intervals of tau are drawn over, point by point; empty where there are none."""
+    over = dict.fromkeys(
+        relation["interval_over"]
+        for entry in entries
+        for relation in _relations_of(entry)
+        if relation["interval_over"]
+    )
+    return f"95% bootstrap over {' or '.join(over)}" if over else ""
+
+
+def _meta(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    rows: dict[tuple[str, str], list[tuple[Mapping[str, Any], Effect]]] = {}
+    for entry in entries:
+        for relation in _relations_of(entry):
+            tau, error = relation["kendall_tau"], relation["standard_error"]
+            if tau is None:
+                continue
+            if (found := effect(entry["label"], tau, error, relation["n"])) is not None:
+                key = (relation["criterion"], relation["metric"])
+                rows.setdefault(key, []).append((entry, found))
+    made = []
+    for (criterion, metric), several in rows.items():
+        if len(several) > 1:
+            analysed = meta_analysis([one for _, one in several]).as_dict()
+            made.append(
+                {"criterion": criterion, "metric": metric, **analysed, "slopes": _slopes(several)}
+            )
+    return made
+
+
+def _slopes(found: Sequence[tuple[Mapping[str, Any], Effect]]) -> list[dict[str, Any]]:
+    """Tau against every axis of numbers, and against how hard the task is for the dense network."""
+    effects = [one for _, one in found]
+    measures = {
+        axis: [entry["values"][axis] for entry, _ in found] for axis in found[0][0]["values"]
+    }
+    measures["dense test loss"] = [entry["summary"]["dense"].get("test_loss") for entry, _ in found]
+    slopes = []
+    for by, values in measures.items():
+        if not all(isinstance(value, int | float) for value in values):
+            continue
+        if (slope := slope_in(effects, values)) is not None:
+            slopes.append({"by": by, **slope.as_dict()})
+    return slopes
 
 
 def write_grid_report(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
+from trueoracle.analysis.assessment import Assessment
+from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.numbers import finite_or_none, quantity
 from trueoracle.analysis.outcomes import chance_in_words, outcome_name, rule_in_words
 from trueoracle.study.results import Results, short_name
@@ -22,14 +26,19 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
     one: ``short_retraining`` then relates the two.
 
     ``relations`` has one entry for each criterion and metric: the fields of
-    :class:`trueoracle.analysis.relation.Relation` with the names of both, the ``verdict`` and the
-    pruned filters of the chosen candidate (``chosen_pruned``). ``warning`` says that the dense
-    network is hardly better than chance, where it is. ``changed`` has the dotted fields whose
-    values are not those of the shipped study of this name, which ``purpose`` tells of. ``cost`` is
-    what pruning saves; None where an older record does not hold it. NaN is given as None.
+    :class:`trueoracle.analysis.assessment.Assessment` with the names of both, the ``verdict`` and
+    the pruned filters of the chosen candidate (``chosen_pruned``). ``ceilings`` has the reliability
+    of each metric's outcomes, ``comparison`` what
+    :func:`trueoracle.analysis.comparison.compare` says of several criteria. ``warning`` says that
+    the dense network is hardly better than chance, where it is. ``changed`` has the dotted fields
+    whose values are not those of the shipped study of this name, which ``purpose`` tells of.
+    ``cost`` is what pruning saves; None where an older record does not hold it. NaN is given as
+    None.
     """
     spec = results.spec
     retrainings = results.retrainings
+    recorded = REPORTED_METRICS if len(results.outcomes) else ()
+    found = {metric: results.assess(metric, rule) for metric in recorded}
     return {
         **results.status(),
         "purpose": spec.purpose,
@@ -50,7 +59,9 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
         "warning": _warning(results),
         "cost": _cost(results),
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
-        "relations": _relations(results, rule) if len(results.outcomes) else [],
+        "relations": _relations(results, found, rule),
+        "ceilings": _ceilings(found),
+        "comparison": _comparison(results, rule),
         "short_retraining": None if short is None else _short(results, short, rule),
         "spec": spec.model_dump(mode="json"),
         "provenance": results.provenance,
@@ -95,21 +106,12 @@ def cost_in_words(cost: dict[str, Any]) -> str:
 def _short(results: Results, short: Results, rule: str) -> dict[str, Any]:
     relations = []
     for metric in REPORTED_METRICS:
-        points = results.points_after(short, metric, rule)
-        if not (points["score"].notna() & points["outcome"].notna()).any():
+        found = results.assess_after(short, metric, rule)
+        if found is None:
             continue
-        relation = results.relation_after(short, metric, rule)
-        said, outcome = short_name(short, metric), outcome_name(metric, rule)
+        points = results.points_after(short, metric, rule)
         relations.append(
-            {
-                "criterion": "short retraining",
-                "metric": metric,
-                **relation.as_dict(),
-                "chosen_pruned": points["pruned"].iloc[relation.chosen],
-                "score_name": said,
-                "outcome_name": outcome,
-                "verdict": relation.sentence(said, outcome),
-            }
+            _entry(found, "short retraining", short_name(short, metric), metric, rule, points)
         )
     return {
         "study": short.spec.name,
@@ -119,25 +121,50 @@ def _short(results: Results, short: Results, rule: str) -> dict[str, Any]:
     }
 
 
-def _relations(results: Results, rule: str) -> list[dict[str, Any]]:
-    entries = []
-    for criterion in results.criteria:
-        for metric in REPORTED_METRICS:
-            points = results.points(criterion, metric, rule)
-            if not (points["score"].notna() & points["outcome"].notna()).any():
-                continue  # a criterion without a finite score, or nothing but divergence
-            relation = results.relation(criterion, metric, rule)
-            entries.append(
-                {
-                    "criterion": criterion,
-                    "metric": metric,
-                    **relation.as_dict(),
-                    "chosen_pruned": points["pruned"].iloc[relation.chosen],
-                    "score_name": results.score_name(criterion),
-                    "outcome_name": outcome_name(metric, rule),
-                    "verdict": relation.sentence(
-                        results.score_name(criterion), outcome_name(metric, rule)
-                    ),
-                }
-            )
-    return entries
+def _entry(
+    found: Assessment, criterion: str, score: str, metric: str, rule: str, points: pd.DataFrame
+) -> dict[str, Any]:
+    outcome = outcome_name(metric, rule)
+    return {
+        "criterion": criterion,
+        "metric": metric,
+        **found.as_dict(),
+        "chosen_pruned": points["pruned"].iloc[found.relation.chosen],
+        "score_name": score,
+        "outcome_name": outcome,
+        "verdict": found.sentence(score, outcome),
+    }
+
+
+def _relations(
+    results: Results, found: dict[str, list[Assessment]], rule: str
+) -> list[dict[str, Any]]:
+    """One entry a criterion and metric, criterion by criterion."""
+    entries = [
+        _entry(
+            one,
+            one.criterion,
+            results.score_name(one.criterion),
+            metric,
+            rule,
+            results.candidates,
+        )
+        for metric, assessments in found.items()
+        for one in assessments
+    ]
+    return sorted(entries, key=lambda entry: results.criteria.index(entry["criterion"]))
+
+
+def _ceilings(found: dict[str, list[Assessment]]) -> dict[str, Any]:
+    return {
+        metric: assessments[0].reliability.as_dict()
+        for metric, assessments in found.items()
+        if assessments
+    }
+
+
+def _comparison(results: Results, rule: str) -> dict[str, Any]:
+    """The criteria among each other, by metric; empty where there is only one."""
+    if len(results.criteria) < 2 or results.outcomes.empty:
+        return {}
+    return {metric: compare(results.table(metric, rule)) for metric in REPORTED_METRICS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trueoracle.analysis.numbers import interval, many, number, p_value
+from trueoracle.analysis.numbers import bracketed, many, number, p_value
 
 __all__ = [
     "best_first",
@@ -71,7 +71,7 @@ def _tau(relation: Mapping[str, Any]) -> str:
     text = f"τ = {number(relation['kendall_tau'], 2)}"
     low, high = relation.get("kendall_low"), relation.get("kendall_high")
     if low is not None and high is not None:
-        text += f" {interval(low, high)}"
+        text += f" {bracketed(low, high)}"
     if relation.get("share_of_ceiling") is not None:
         text += f", {relation['share_of_ceiling']:.0%} of the ceiling"
     return text
@@ -97,12 +97,12 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
 def combination_sentence(combination: Mapping[str, Any], outcome: str) -> str:
     """How much a fitted combination of the criteria gains over the best of them."""
     gain = combination["gain"]
-    word = "a gain of" if gain is None or gain >= 0 else "a loss of"
+    gained = "a loss" if gain is not None and gain < 0 else "a gain"
     return (
         f"All criteria together, weighted to fit some candidates and tried on the others "
-        f"({many(combination['folds'], 'fold')}), agree with the {outcome} to "
-        f"{number(combination['tau'], 2)}; the best single one, {combination['best_single']}, to "
-        f"{number(combination['best_single_tau'], 2)}: {word} "
+        f"({many(combination['folds'], 'fold')}), agree with {outcome} to "
+        f"{number(combination['agreement'], 2)}; the best single one, {combination['single']}, to "
+        f"{number(combination['single_agreement'], 2)}: {gained} of "
         f"{number(None if gain is None else abs(gain), 2)}."
     )
 
@@ -112,14 +112,14 @@ def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str) -> str:
     count = len(meta["studies"])
     text = (
         f"Over {many(count, 'study').replace('studys', 'studies')}, {score} has "
-        f"τ = {number(meta['tau'], 2)} {interval(meta['low'], meta['high'])} with {outcome}"
+        f"τ = {number(meta['tau'], 2)} {bracketed(meta['low'], meta['high'])} with {outcome}"
     )
     if meta.get("i2") is not None:
         text += f"; {meta['i2']:.0%} of its variation is between the studies"
         if meta.get("p_value") is not None:
             text += f" (p = {p_value(meta['p_value'])})".replace("= <", "< ")
     if meta.get("prediction_low") is not None and meta.get("prediction_high") is not None:
-        expected = interval(meta["prediction_low"], meta["prediction_high"])
+        expected = bracketed(meta["prediction_low"], meta["prediction_high"])
         text += f", and in another one of their kind {expected} is to be expected"
     return f"{text[0].upper()}{text[1:]}."
 

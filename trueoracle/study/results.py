@@ -8,12 +8,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 
+from trueoracle.analysis.assessment import Assessment, assess
 from trueoracle.analysis.numbers import many
-from trueoracle.analysis.outcomes import final_outcomes, higher_is_better, outcome_name
+from trueoracle.analysis.outcomes import (
+    final_outcomes,
+    higher_is_better,
+    outcome_name,
+    shared_outcomes,
+)
 from trueoracle.analysis.ranking import Ranking, rank
 from trueoracle.analysis.relation import Relation, relate
+from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.study.grid import refuse_grid
 from trueoracle.study.scale import titled
@@ -117,6 +125,49 @@ class Results:
             higher_is_better=higher_is_better(metric),
         )
 
+    def table(self, metric: str = "test_accuracy", rule: str = "last") -> CandidateTable:
+        """All scores beside the outcome of every seed: what the statistics read.
+
+        Its rows are those of ``candidates``, and its seeds those that all of them have. Raises
+        :class:`InputError` for unknown names, and where nothing has been retrained yet.
+        """
+        higher_is_better(metric)
+        if self.outcomes.empty:
+            raise InputError(f"{self.spec.name}: no network has been retrained yet")
+        outcomes = shared_outcomes(self.outcomes, metric, rule)
+        pruned, groups = self._pruned_filters()
+        return CandidateTable(
+            outcomes=outcomes.reindex(self.candidates["candidate"]).to_numpy(dtype=np.float64),
+            scores={name: self.scores[name].to_numpy(dtype=np.float64) for name in self.criteria},
+            higher_is_better=higher_is_better(metric),
+            sampled=self.spec.pruning.candidates != "all",
+            pruned=pruned,
+            groups=groups,
+        )
+
+    def assess(self, metric: str = "test_accuracy", rule: str = "last") -> list[Assessment]:
+        """Every criterion against one outcome, with intervals, permutation tests and ceiling."""
+        return assess(self.table(metric, rule))
+
+    def _pruned_filters(self) -> tuple[np.ndarray | None, tuple[int, ...]]:
+        """Which filters ``[P, F]`` each candidate prunes, and the filters of each group.
+
+        None where single weights are pruned, or the candidates are not all ways to prune: in these
+        every filter is pruned by some candidate, so that the list tells how many there are.
+        """
+        if self.spec.pruning.kind != "structured" or self.spec.pruning.candidates != "all":
+            return None, ()
+        ways: list[Any] = self.candidates["pruned"].tolist()
+        names = list(map(str, ways[0]))
+        groups = {name: 1 + max(max(way[name]) for way in ways) for name in names}
+        pruned = np.zeros((len(ways), sum(groups.values())), dtype=bool)
+        for row, way in enumerate(ways):
+            start = 0
+            for name, filters in groups.items():
+                pruned[row, start + np.array(way[name])] = True
+                start += filters
+        return pruned, tuple(groups.values())
+
     def ranking(self, criterion: str = "oracle", sampled: int = 1000, seed: int = 0) -> Ranking:
         """What one criterion's scores say by themselves: the best, its margin, a sample's luck.
 
@@ -138,12 +189,14 @@ class Results:
     def correlate(
         self, metrics: tuple[str, ...] = ("test_accuracy", "test_loss"), rule: str = "last"
     ) -> pd.DataFrame:
-        """One row a criterion and metric, with all that :class:`Relation` holds."""
+        """One row a criterion and metric, with all that :class:`Assessment` holds."""
+        found = {metric: self.assess(metric, rule) for metric in metrics}
         rows = [
-            {"criterion": criterion, "metric": metric}
-            | self.relation(criterion, metric, rule).as_dict()
-            for criterion in self.criteria
-            for metric in metrics
+            {"criterion": name, "metric": metric} | one.as_dict()
+            for name in self.criteria
+            for metric, assessments in found.items()
+            for one in assessments
+            if one.criterion == name
         ]
         return pd.DataFrame(rows)
 
@@ -199,6 +252,27 @@ class Results:
             higher_is_better=higher_is_better(metric),
             higher_score_is_better=higher_is_better(metric),
         )
+
+    def assess_after(
+        self, short: Results, metric: str = "test_accuracy", rule: str = "last"
+    ) -> Assessment | None:
+        """A short retraining's outcome against this study's; None where no candidate has both."""
+        points = self.points_after(short, metric, rule)
+        name = short_name(short, metric)
+        outcomes = shared_outcomes(self.outcomes, metric, rule).reindex(points["candidate"])
+        pruned, groups = self._pruned_filters()
+        if len(points) < len(self.candidates):
+            pruned, groups = None, ()
+        table = CandidateTable(
+            outcomes=outcomes.to_numpy(dtype=np.float64),
+            scores={name: points["score"].to_numpy(dtype=np.float64)},
+            higher_is_better=higher_is_better(metric),
+            sampled=self.spec.pruning.candidates != "all",
+            pruned=pruned,
+            groups=groups,
+            higher_is_chosen=frozenset([name] if higher_is_better(metric) else []),
+        )
+        return next(iter(assess(table)), None)
 
     def plot_after(
         self, short: Results, metric: str = "test_accuracy", rule: str = "last"

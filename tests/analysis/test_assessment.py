@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from trueoracle.analysis.assessment import assess, pool
+from trueoracle.analysis.correlation import kendall
+from trueoracle.analysis.table import CandidateTable
+from trueoracle.errors import InputError
+
+
+def table(
+    outcomes: np.ndarray,
+    *,
+    higher_is_better: bool = True,
+    sampled: bool = False,
+    pruned: np.ndarray | None = None,
+    **scores: np.ndarray,
+) -> CandidateTable:
+    columns = outcomes if outcomes.ndim == 2 else outcomes[:, None]
+    groups = () if pruned is None else (pruned.shape[1],)
+    return CandidateTable(columns, scores, higher_is_better, sampled, pruned, groups)
+
+
+def every_way(filters: int, count: int) -> np.ndarray:
+    """bool ``[P, filters]``: all ways to prune ``count`` of them."""
+    ways = list(itertools.combinations(range(filters), count))
+    pruned = np.zeros((len(ways), filters), dtype=bool)
+    for row, way in enumerate(ways):
+        pruned[row, list(way)] = True
+    return pruned
+
+
+def test_the_verdict_says_what_the_numbers_say() -> None:
+    x = np.arange(40.0)
+    (good,) = assess(table(-x, loss=x))
+    assert good.sentence("the loss", "accuracy") == (
+        "The loss predicts accuracy after retraining (τ −1.00); "
+        "the candidate it would choose is the best one."
+    )
+    (bad,) = assess(table(x, loss=x))
+    assert "is misleading about" in bad.sentence()
+    assert "39 of 40 candidates (97.5%) end better" in bad.sentence()
+    (flat,) = assess(table(np.zeros(40), loss=x))
+    assert "Nothing can be said" in flat.sentence()
+    (noise,) = assess(table(np.array([2.0, 1, 3]), loss=np.array([1.0, 2, 3])))
+    assert "says nothing certain" in noise.sentence()
+
+
+def test_the_verdict_goes_by_permuted_labels_where_it_can() -> None:
+    # Two filters make all of the score, and one of them the outcome: 252 candidates, yet hardly
+    # two that are independent, so that the textbook finds certain what labels do by chance.
+    pruned = every_way(10, 5)
+    generator = np.random.default_rng(1)
+    weights = generator.normal(size=10)
+    outcome = pruned @ weights
+    score = pruned @ (0.45 * weights + generator.normal(size=10))
+    (found,) = assess(table(outcome, higher_is_better=False, pruned=pruned, score=score))
+    assert found.relation.kendall.p_value < 1e-4
+    assert found.permutation_p_value > 0.05
+    assert "says nothing certain" in found.sentence()
+
+
+def test_the_share_of_the_ceiling_is_of_what_retraining_noise_leaves() -> None:
+    generator = np.random.default_rng(0)
+    true = generator.normal(size=300)
+    outcomes = true[:, None] + generator.normal(size=(300, 4))
+    (found,) = assess(table(outcomes, higher_is_better=False, expected=true))
+    ceiling = found.reliability.ceiling
+    assert 0.5 < ceiling < 0.85
+    assert found.relation.kendall.value == pytest.approx(ceiling, abs=0.05)
+    assert found.share_of_ceiling == found.relation.kendall.value / ceiling
+    assert f"of {ceiling:.2f} that retraining noise allows" in found.sentence()
+    assert found.sentence().startswith("The score predicts")
+    assert found.interval_over == "4 retraining seeds"
+    assert found.interval.low < found.relation.kendall.value < found.interval.high
+
+
+def test_an_accuracy_turns_the_sign_of_the_ceiling_too() -> None:
+    generator = np.random.default_rng(0)
+    true = generator.normal(size=100)
+    outcomes = true[:, None] + generator.normal(size=(100, 2))
+    (found,) = assess(table(outcomes, expected=-true))
+    assert found.relation.kendall.value < 0 < found.share_of_ceiling
+    assert f"of −{found.reliability.ceiling:.2f} that" in found.sentence()
+
+
+def test_holm_is_over_all_criteria_of_the_table() -> None:
+    pruned = every_way(6, 3)
+    generator = np.random.default_rng(3)
+    weights = generator.normal(size=6)
+    scores = {f"c{i}": pruned @ generator.normal(size=6) for i in range(4)}
+    scores["good"] = pruned @ weights
+    found = assess(CandidateTable((pruned @ weights)[:, None], scores, False, False, pruned, (6,)))
+    by_name = {one.criterion: one for one in found}
+    assert list(by_name) == list(scores)
+    good = by_name["good"]
+    assert good.permutation_p_value < 0.01
+    assert good.adjusted_p_value == pytest.approx(min(1, 5 * good.permutation_p_value))
+
+
+def test_what_has_no_value_is_left_out() -> None:
+    x = np.arange(12.0)
+    nan = np.full(12, math.nan)
+    found = assess(table(x, none=nan, some=np.where(x < 3, math.nan, x)))
+    assert [one.criterion for one in found] == ["some"]
+    assert (found[0].relation.n, found[0].relation.dropped) == (9, 3)
+    assert assess(table(nan, some=x)) == []
+    alone = assess(table(np.array([0.5]), some=np.array([1.0])))[0]
+    text = json.dumps(alone.as_dict(), allow_nan=False)
+    assert json.loads(text)["ceiling"] is None
+    assert alone.selection.percentile == 100
+
+
+def test_columns_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputError, match="one a candidate"):
+        table(np.zeros(3), c=np.zeros(2))
+    with pytest.raises(InputError, match="candidates × seeds"):
+        CandidateTable(np.zeros((0, 2)), {}, higher_is_better=True)
+    with pytest.raises(InputError, match="filters of all groups"):
+        CandidateTable(np.zeros((2, 1)), {}, True, pruned=np.zeros((2, 3), bool), groups=(2,))
+
+
+def test_dense_networks_are_pooled() -> None:
+    generator = np.random.default_rng(5)
+    tables = []
+    for shift in (0.2, 0.5, 1.0):
+        x = generator.normal(size=60)
+        y = shift * x + generator.normal(size=60)
+        tables.append(table(y[:, None] + 0.1 * generator.normal(size=(60, 2)), c=x))
+    (pooled,) = pool(tables)
+    each = [kendall(one.scores["c"], one.outcome).value for one in tables]
+    assert pooled.tau == pytest.approx(np.mean(each))
+    assert pooled.interval_over == "3 dense networks and 2 retraining seeds"
+    assert pooled.interval.low < min(each)
+    assert pooled.interval.high > max(each)
+    assert pooled.as_dict()["kendall_tau"] == pooled.tau

@@ -1,0 +1,214 @@
+"""All that is known of one criterion against one outcome: the relation, and how sure it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trueoracle.analysis.bootstrap import Interval, bootstrap, levels_in_words
+from trueoracle.analysis.comparison import adjusted_p_values
+from trueoracle.analysis.correlation import kendall, top_weighted
+from trueoracle.analysis.numbers import finite_or_none, number
+from trueoracle.analysis.permutation import label_permutation_p_values
+from trueoracle.analysis.relation import Relation, relate
+from trueoracle.analysis.reliability import Reliability, noise_ceiling
+from trueoracle.analysis.selection import Selection, select
+from trueoracle.analysis.table import CandidateTable
+
+__all__ = ["Assessment", "Pooled", "assess", "pool"]
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """One criterion against one outcome.
+
+    ``interval`` is the 95 % interval of tau and ``interval_over`` what was drawn anew for it in
+    words; ``standard_error`` that of tau. ``permutation_p_value`` permutes filter labels, and
+    ``adjusted_p_value`` is Holm's over all criteria of the table; both NaN where that cannot be
+    done. ``weighted_tau`` is the top-weighted one, +1 being perfect. ``reliability`` has the noise
+    ceiling, ``selection`` what choosing by the score is worth.
+    """
+
+    criterion: str
+    relation: Relation
+    interval: Interval
+    interval_over: str
+    standard_error: float
+    permutation_p_value: float
+    adjusted_p_value: float
+    weighted_tau: float
+    reliability: Reliability
+    selection: Selection
+
+    @property
+    def share_of_ceiling(self) -> float:
+        """The agreement as a share of what any criterion could reach."""
+        return self.reliability.share(self.relation.agreement)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: those of the relation and of the selection among them."""
+        return {
+            **self.relation.as_dict(),
+            **finite_or_none(
+                {
+                    "kendall_low": self.interval.low,
+                    "kendall_high": self.interval.high,
+                    "interval_over": self.interval_over,
+                    "standard_error": self.standard_error,
+                    "permutation_p_value": self.permutation_p_value,
+                    "adjusted_p_value": self.adjusted_p_value,
+                    "weighted_tau": self.weighted_tau,
+                    "ceiling": self.reliability.ceiling,
+                    "share_of_ceiling": self.share_of_ceiling,
+                }
+            ),
+            **self.selection.as_dict(),
+        }
+
+    def sentence(self, score: str = "the score", outcome: str = "the outcome") -> str:
+        """The verdict in words."""
+        relation, ceiling = self.relation, self.reliability.ceiling
+        if math.isnan(relation.kendall.value):
+            return f"Nothing can be said: {score} or {outcome} is the same for all {relation.n}."
+        tau = f"τ {number(relation.kendall.value, 2)}"
+        if not math.isnan(ceiling):
+            sign = -1 if relation.agreement != relation.kendall.value else 1
+            tau += f" of {number(sign * ceiling, 2)} that retraining noise allows"
+        share = f"{relation.anomalies} of {relation.n} candidates ({relation.anomaly_ratio:.1%})"
+        end = "ends" if relation.anomalies == 1 else "end"
+        choice = (
+            "the candidate it would choose is the best one"
+            if relation.anomalies == 0
+            else f"{share} {end} better than the one it would choose"
+        )
+        return (
+            f"{score[0].upper()}{score[1:]} {self._strength()} {outcome} after retraining "
+            f"({tau}); {choice}."
+        )
+
+    def _strength(self) -> str:
+        """Words for an agreement as a share of the ceiling; the borders are habit, not theory."""
+        agreement = self.relation.agreement
+        # Labels permuted where that can be done: candidates overlap, which the textbook does not
+        # know of.
+        p_value = self.permutation_p_value
+        if math.isnan(p_value):
+            p_value = self.relation.kendall.p_value
+        if p_value >= SIGNIFICANT:
+            return "says nothing certain about"
+        if agreement < 0:
+            return "is misleading about"
+        share = self.share_of_ceiling
+        share = agreement if math.isnan(share) else share
+        for border, words in ((0.7, "predicts"), (0.4, "largely predicts"), (0.2, "hints at")):
+            if share >= border:
+                return words
+        return "says little about"
+
+
+def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> list[Assessment]:
+    """Every criterion of a table against its outcome, the mean over seeds.
+
+    ``k`` is that of :func:`trueoracle.analysis.selection.select`. Criteria without any finite score
+    are left out, as is everything where no outcome is finite.
+    """
+    outcome = table.outcome
+    known = np.isfinite(outcome)
+    names = [name for name, column in table.scores.items() if (np.isfinite(column) & known).any()]
+    if not names:
+        return []
+    reliability = noise_ceiling(table.outcomes, seed=seed)
+    permuted = label_permutation_p_values(table, seed=seed)
+    adjusted = dict(zip(names, adjusted_p_values([permuted[n] for n in names]), strict=True))
+
+    def taus(one: CandidateTable, rows: np.ndarray, drawn: np.ndarray) -> Sequence[float]:
+        return [_tau(one.scores[name][rows], drawn) for name in names]
+
+    resampled = bootstrap([table], taus, seed=seed)
+    over = levels_in_words([table])
+    made = []
+    for place, name in enumerate(names):
+        scores = table.scores[name]
+        chosen_high = name in table.higher_is_chosen
+        finite = np.isfinite(scores) & known
+        made.append(
+            Assessment(
+                criterion=name,
+                relation=relate(
+                    scores,
+                    outcome,
+                    higher_is_better=table.higher_is_better,
+                    higher_score_is_better=chosen_high,
+                ),
+                interval=resampled.interval(place, bounds=(-1, 1)),
+                interval_over=over,
+                standard_error=resampled.standard_error(place),
+                permutation_p_value=permuted[name],
+                adjusted_p_value=adjusted[name],
+                weighted_tau=top_weighted(
+                    (-scores if chosen_high else scores)[finite],
+                    outcome[finite],
+                    higher_is_better=table.higher_is_better,
+                ),
+                reliability=reliability,
+                selection=select([table], name, k=k),
+            )
+        )
+    return made
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The mean of tau over dense networks, with the interval that draws networks and seeds anew."""
+
+    criterion: str
+    tau: float
+    interval: Interval
+    interval_over: str
+    standard_error: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: NaN becomes None."""
+        return finite_or_none(
+            {
+                "criterion": self.criterion,
+                "kendall_tau": self.tau,
+                "kendall_low": self.interval.low,
+                "kendall_high": self.interval.high,
+                "interval_over": self.interval_over,
+                "standard_error": self.standard_error,
+            }
+        )
+
+
+def pool(tables: Sequence[CandidateTable], *, seed: int = 0) -> list[Pooled]:
+    """Every criterion that all tables have, over the dense networks that they come from."""
+    names = [name for name in tables[0].scores if all(name in table.scores for table in tables)]
+    if not names:
+        return []
+
+    def taus(one: CandidateTable, rows: np.ndarray, drawn: np.ndarray) -> Sequence[float]:
+        return [_tau(one.scores[name][rows], drawn) for name in names]
+
+    resampled = bootstrap(tables, taus, seed=seed)
+    return [
+        Pooled(
+            criterion=name,
+            tau=float(resampled.estimate[place]),
+            interval=resampled.interval(place, bounds=(-1, 1)),
+            interval_over=levels_in_words(tables),
+            standard_error=resampled.standard_error(place),
+        )
+        for place, name in enumerate(names)
+    ]
+
+
+def _tau(scores: np.ndarray, outcome: np.ndarray) -> float:
+    finite = np.isfinite(scores) & np.isfinite(outcome)
+    return kendall(scores[finite], outcome[finite]).value

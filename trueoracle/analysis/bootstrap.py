@@ -1,0 +1,240 @@
+"""How far a statistic could be off: seeds, dense networks and candidates drawn anew."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trueoracle.analysis.numbers import many
+from trueoracle.analysis.table import CandidateTable
+
+__all__ = ["Bootstrap", "Interval", "Statistic", "bootstrap", "levels_in_words"]
+
+RESAMPLES = 1000
+MOST_UNDEFINED = 0.05
+"""Share of the resamples without a value up to which the others make an interval."""
+
+Statistic = Callable[[CandidateTable, np.ndarray, np.ndarray], Sequence[float]]
+"""Of a table, some rows ``[n]`` of it (repeated, maybe) and the mean outcome ``[n]`` of those."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """From ``low`` to ``high``; both NaN where there is none."""
+
+    low: float
+    high: float
+
+
+NO_INTERVAL = Interval(math.nan, math.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Bootstrap:
+    """K statistics: ``estimate [K]`` as found, and ``drawn [R, K]`` with ``weights [R]``.
+
+    ``freedom [K]`` are the degrees of freedom of their spread: two seeds have one.
+    """
+
+    estimate: np.ndarray
+    drawn: np.ndarray
+    weights: np.ndarray
+    freedom: np.ndarray
+
+    def interval(
+        self,
+        place: int = 0,
+        *,
+        confidence: float = 0.95,
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+    ) -> Interval:
+        """The estimate and Student's t of its standard error to both sides, within ``bounds``.
+
+        Not the quantiles of the resamples: they have fewer seeds than the estimate, so that their
+        outcomes are noisier and their tau nearer to zero, and two or three seeds have hardly any
+        quantiles. Student's t has the degrees of freedom that so few leave. NaN where nothing is
+        drawn.
+        """
+        from scipy import stats
+
+        estimate = float(self.estimate[place])
+        quantile = float(stats.t.ppf((1 + confidence) / 2, self.freedom[place]))
+        reach = self.standard_error(place) * quantile
+        if math.isnan(reach):
+            return NO_INTERVAL
+        return Interval(max(bounds[0], estimate - reach), min(bounds[1], estimate + reach))
+
+    def percentiles(self, place: int = 0, *, confidence: float = 0.95) -> Interval:
+        """The plain percentiles of the resamples: of ranks and regrets, which have a best value."""
+        values, weights = self._found(place)
+        if not len(values):
+            return NO_INTERVAL
+        return Interval(
+            _quantile(values, weights, (1 - confidence) / 2),
+            _quantile(values, weights, (1 + confidence) / 2),
+        )
+
+    def standard_error(self, place: int = 0) -> float:
+        """The standard deviation of the resamples; NaN where nothing is drawn."""
+        values, weights = self._found(place)
+        return math.sqrt(_variance(values, weights)) if len(values) else math.nan
+
+    def p_value(self, place: int = 0) -> float:
+        """Two-sided, of the statistic being zero, by Student's t; NaN where nothing is drawn."""
+        from scipy import stats
+
+        error, estimate = self.standard_error(place), float(self.estimate[place])
+        if math.isnan(error):
+            return error
+        if error == 0:
+            return 1.0 if estimate == 0 else 0.0
+        return float(2 * stats.t.sf(abs(estimate) / error, self.freedom[place]))
+
+    def _found(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """The resamples with a value; none where too many have none."""
+        nothing = np.empty(0)
+        if not len(self.drawn) or math.isnan(self.estimate[place]):
+            return nothing, nothing
+        values = self.drawn[:, place]
+        finite = np.isfinite(values)
+        if self.weights[finite].sum() < 1 - MOST_UNDEFINED:
+            return nothing, nothing
+        return values[finite], self.weights[finite]
+
+
+def bootstrap(
+    tables: Sequence[CandidateTable],
+    statistic: Statistic,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Bootstrap:
+    """Draw dense networks, within each of them seeds, and candidates where they are a sample.
+
+    ``tables`` has one table a dense network; the statistic is its mean over them. Networks and
+    seeds, of which there are few, are drawn n-1 at a time with repeats, so that their scatter is
+    not underestimated (Rao & Wu 1988); candidates as many as there are. An exhaustive list of
+    candidates is a whole population and stays as it is. Where only seeds are drawn and the ways to
+    do so are few, all are enumerated with their chances. Raises nothing: where there is nothing to
+    draw, nothing is drawn.
+    """
+    whole = [(table, np.arange(len(table)), np.arange(table.seeds)) for table in tables]
+    estimate = _mean(statistic, whole)
+    draws = list(_draws(tables, resamples, seed))
+    drawn = np.array([_mean(statistic, draw) for _, draw in draws]).reshape(-1, len(estimate))
+    weights = np.array([weight for weight, _ in draws])
+    freedom = _freedom(tables, statistic, drawn, weights)
+    return Bootstrap(estimate, drawn, weights, freedom)
+
+
+def levels_in_words(tables: Sequence[CandidateTable]) -> str:
+    """What :func:`bootstrap` draws anew, such as ``"3 retraining seeds"``; empty: nothing."""
+    words = []
+    if len(tables) > 1:
+        words.append(many(len(tables), "dense network"))
+    seeds = min(table.seeds for table in tables)
+    if seeds > 1:
+        words.append(many(seeds, "retraining seed"))
+    if any(table.sampled for table in tables):
+        words.append(f"{min(map(len, tables)):,} sampled candidates")
+    return " and ".join(words)
+
+
+_Draw = list[tuple[CandidateTable, np.ndarray, np.ndarray]]
+
+
+def _draws(
+    tables: Sequence[CandidateTable], resamples: int, seed: int, *, candidates: bool = True
+) -> Iterator[tuple[float, _Draw]]:
+    """Chances and draws; without ``candidates`` only of networks and seeds."""
+    sampled = candidates and any(table.sampled for table in tables)
+    if len(tables) == 1 and not sampled:
+        (table,) = tables
+        if table.seeds == 1:
+            return
+        at_once = table.seeds - 1
+        if math.comb(table.seeds + at_once - 1, at_once) <= resamples:
+            rows = np.arange(len(table))
+            for seeds in itertools.combinations_with_replacement(range(table.seeds), at_once):
+                yield _chance(seeds, table.seeds), [(table, rows, np.array(seeds))]
+            return
+    generator = np.random.Generator(np.random.PCG64(seed))
+    several = max(1, len(tables) - 1)
+    for _ in range(resamples):
+        draw = []
+        for place in generator.integers(len(tables), size=several):
+            table = tables[place]
+            rows = np.arange(len(table))
+            if sampled and table.sampled:
+                rows = generator.integers(len(table), size=len(table))
+            seeds = generator.integers(table.seeds, size=max(1, table.seeds - 1))
+            draw.append((table, rows, seeds))
+        yield 1 / resamples, draw
+
+
+def _freedom(
+    tables: Sequence[CandidateTable],
+    statistic: Statistic,
+    drawn: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
+    """Degrees of freedom: of networks, or else of seeds and sampled candidates together.
+
+    The latter by Satterthwaite's rule: what the seeds by themselves scatter has few of them, the
+    rest as many as there are candidates.
+    """
+    count = drawn.shape[1]
+    if len(tables) > 1:
+        return np.full(count, len(tables) - 1.0)
+    (table,) = tables
+    if not table.sampled:
+        return np.full(count, max(1.0, table.seeds - 1.0))
+    freedom = np.full(count, max(1.0, len(table) - 1.0))
+    if table.seeds == 1 or not len(drawn):
+        return freedom
+    alone = list(_draws(tables, RESAMPLES, 0, candidates=False))
+    by_seeds = np.array([_mean(statistic, draw) for _, draw in alone])
+    chances = np.array([weight for weight, _ in alone])
+    for place in range(count):
+        total = _variance(drawn[:, place], weights)
+        few = min(_variance(by_seeds[:, place], chances), total)
+        if math.isfinite(total) and total > 0:
+            parts = few**2 / (table.seeds - 1) + (total - few) ** 2 / freedom[place]
+            freedom[place] = total**2 / parts
+    return freedom
+
+
+def _variance(values: np.ndarray, weights: np.ndarray) -> float:
+    finite = np.isfinite(values)
+    values, weights = values[finite], weights[finite]
+    if not len(values):
+        return math.nan
+    return float(np.average((values - np.average(values, weights=weights)) ** 2, weights=weights))
+
+
+def _chance(drawn: tuple[int, ...], of: int) -> float:
+    """The chance that drawing as many out of ``of`` with repeats gives these, in any order."""
+    ways = math.factorial(len(drawn))
+    for one in set(drawn):
+        ways //= math.factorial(drawn.count(one))
+    return float(ways / of ** len(drawn))
+
+
+def _mean(statistic: Statistic, draw: _Draw) -> np.ndarray:
+    values = [
+        statistic(table, rows, table.mean_outcome(seeds)[rows]) for table, rows, seeds in draw
+    ]
+    mean: np.ndarray = np.array(values, dtype=np.float64).mean(axis=0)
+    return mean
+
+
+def _quantile(values: np.ndarray, weights: np.ndarray, q: float) -> float:
+    """The smallest value up to which ``q`` of the weight lies."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    place = int(np.searchsorted(reached, q - 1e-12))
+    return float(values[order][min(place, len(values) - 1)])

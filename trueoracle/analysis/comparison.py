@@ -1,0 +1,273 @@
+"""Several criteria on the same candidates: which is better, which say the same, what they add."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from trueoracle.analysis.bootstrap import bootstrap
+from trueoracle.analysis.correlation import kendall
+from trueoracle.analysis.numbers import finite_or_none
+from trueoracle.analysis.table import CandidateTable
+from trueoracle.errors import InputError
+
+__all__ = [
+    "Agreement",
+    "Combination",
+    "Difference",
+    "adjusted_p_values",
+    "combine",
+    "compare",
+    "differences",
+    "partial_kendall",
+    "rank_agreement",
+]
+
+
+def compare(table: CandidateTable, reference: str | None = None) -> dict[str, Any]:
+    """All that can be said of the criteria of one table among each other, as plain values.
+
+    ``reference`` is the criterion that the others are compared with, and given which their partial
+    tau is; by default the first.
+    """
+    first = reference or next(iter(table.scores))
+    return {
+        "differences": [one.as_dict() for one in differences([table], first)],
+        "partial": [
+            finite_or_none({"criterion": name, "given": first, "tau": _partial(table, name, first)})
+            for name in table.scores
+            if name != first
+        ],
+        "agreement": rank_agreement(table.scores).as_dict(),
+        "combination": None if (made := combine(table)) is None else made.as_dict(),
+    }
+
+
+def _partial(table: CandidateTable, name: str, given: str) -> float:
+    columns = table.scores[name], table.outcome, table.scores[given]
+    finite = np.all([np.isfinite(column) for column in columns], axis=0)
+    return partial_kendall(*(column[finite] for column in columns))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one criterion agrees with the outcome than another.
+
+    ``difference`` is that of the agreements (tau with its sign turned so that +1 is perfect), first
+    minus second, with its 95 % interval and p-value by the bootstrap that draws both together;
+    ``adjusted_p_value`` allows for all comparisons of the table.
+    """
+
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    adjusted_p_value: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: NaN becomes None."""
+        return finite_or_none(asdict(self))
+
+
+def differences(
+    tables: Sequence[CandidateTable],
+    reference: str,
+    *,
+    method: Literal["holm", "fdr_bh"] = "holm",
+) -> list[Difference]:
+    """Every criterion against the ``reference``, paired: on the same draws."""
+    others = [name for name in tables[0].scores if name != reference]
+
+    def gains(table: CandidateTable, rows: np.ndarray, outcome: np.ndarray) -> Sequence[float]:
+        base = _agreement(table, reference, rows, outcome)
+        return [_agreement(table, name, rows, outcome) - base for name in others]
+
+    if not others:
+        return []
+    resampled = bootstrap(tables, gains)
+    p_values = [resampled.p_value(place) for place in range(len(others))]
+    made = []
+    for place, (name, adjusted) in enumerate(
+        zip(others, adjusted_p_values(p_values, method), strict=True)
+    ):
+        interval = resampled.interval(place, bounds=(-2, 2))
+        made.append(
+            Difference(
+                first=name,
+                second=reference,
+                difference=float(resampled.estimate[place]),
+                low=interval.low,
+                high=interval.high,
+                p_value=p_values[place],
+                adjusted_p_value=adjusted,
+            )
+        )
+    return made
+
+
+def adjusted_p_values(
+    p_values: Sequence[float], method: Literal["holm", "fdr_bh"] = "holm"
+) -> list[float]:
+    """P-values that allow for their number; NaN stay NaN and are not counted.
+
+    ``holm`` bounds the chance of any false finding (Holm 1979), ``fdr_bh`` the share of false ones
+    among the findings (Benjamini & Hochberg 1995).
+    """
+    given = np.asarray(p_values, dtype=np.float64)
+    finite = np.isfinite(given)
+    result = np.full(len(given), math.nan)
+    if finite.any():
+        from statsmodels.stats.multitest import multipletests
+
+        result[finite] = multipletests(given[finite], method=method)[1]
+    return [float(value) for value in result]
+
+
+def partial_kendall(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
+    """Kendall's partial tau of x and y given a third column (Kendall 1942); rows ``[n]``.
+
+    NaN where one of the taus is undefined, or x or y is ordered as the third.
+    """
+    xy, xz, yz = kendall(x, y).value, kendall(x, given).value, kendall(y, given).value
+    left = (1 - xz**2) * (1 - yz**2)
+    return (xy - xz * yz) / math.sqrt(left) if left > 1e-12 else math.nan
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Tau among criteria ``[C, C]``, and the order in which alike ones stand together.
+
+    ``linkage`` ``[C-1, 4]`` is SciPy's, of average distances 1 - tau; empty for a single criterion.
+    """
+
+    criteria: tuple[str, ...]
+    tau: tuple[tuple[float, ...], ...]
+    order: tuple[int, ...]
+    linkage: tuple[tuple[float, ...], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: NaN becomes None."""
+        return {
+            "criteria": list(self.criteria),
+            "tau": [[None if math.isnan(v) else v for v in row] for row in self.tau],
+            "order": [self.criteria[place] for place in self.order],
+            "linkage": [list(row) for row in self.linkage],
+        }
+
+
+def rank_agreement(scores: Mapping[str, np.ndarray]) -> Agreement:
+    """How far criteria order the candidates alike. Undefined taus count as 0 in the clustering."""
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+    from scipy.spatial.distance import squareform
+
+    names = list(scores)
+    size = len(names)
+    tau = np.ones((size, size))
+    for i in range(size):
+        for j in range(i):
+            x, y = scores[names[i]], scores[names[j]]
+            finite = np.isfinite(x) & np.isfinite(y)
+            tau[i, j] = tau[j, i] = kendall(x[finite], y[finite]).value
+    shown = tuple(tuple(map(float, row)) for row in tau)
+    if size < 2:
+        return Agreement(tuple(names), shown, tuple(range(size)), ())
+    distance = squareform(1 - np.nan_to_num(tau), checks=False)
+    tree = optimal_leaf_ordering(linkage(distance, method="average"), distance)
+    order = tuple(map(int, leaves_list(tree)))
+    return Agreement(tuple(names), shown, order, tuple(tuple(map(float, row)) for row in tree))
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What criteria predict together, on candidates that the fit has not seen.
+
+    ``agreement`` (+1 is perfect) is that of ridge regression of the outcome's ranks on the
+    criteria's, ``single_agreement`` that of the criterion which agrees best on the candidates of
+    the fit; both are predicted fold by fold. ``weights`` are those of a fit to all candidates, on
+    ranks scaled to unit variance, positive where a low score is good.
+    """
+
+    agreement: float
+    single: str
+    single_agreement: float
+    gain: float
+    folds: int
+    weights: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: NaN becomes None."""
+        return finite_or_none(asdict(self))
+
+
+def combine(table: CandidateTable, *, folds: int = 5, seed: int = 0) -> Combination | None:
+    """How much a fitted combination of all criteria gains over the best single one.
+
+    Cross-validated over candidates; those of a fold overlap with those fitted to, as all candidates
+    do, so that the gain is that within this list. Criteria without a finite score for some
+    candidate are left out. None where fewer than two are left, or fewer than four candidates a
+    fold.
+    """
+    if folds < 2:
+        raise InputError(f"cross-validation needs at least 2 folds, got {folds}")
+    rows = np.isfinite(table.outcome)
+    names = [
+        name
+        for name, column in table.scores.items()
+        if np.isfinite(column[rows]).all() and np.ptp(column[rows]) > 0
+    ]
+    if len(names) < 2 or rows.sum() < 4 * folds or np.ptp(table.outcome[rows]) == 0:
+        return None
+    from scipy.stats import rankdata
+    from sklearn.linear_model import RidgeCV
+
+    # Turned so that low is good on both sides: predictions and outcomes then agree positively.
+    signs = np.array([-1 if name in table.higher_is_chosen else 1 for name in names])
+    ranks = np.column_stack(
+        [rankdata(sign * table.scores[n][rows]) for sign, n in zip(signs, names, strict=True)]
+    )
+    ranks = (ranks - ranks.mean(axis=0)) / ranks.std(axis=0)
+    outcome = rankdata((-1 if table.higher_is_better else 1) * table.outcome[rows])
+    outcome = (outcome - outcome.mean()) / outcome.std()
+    penalties = np.logspace(-2, 4, 13)
+    fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(outcome)) % folds
+    fitted, single = np.empty(len(outcome)), np.empty(len(outcome))
+    for one in range(folds):
+        seen, held = fold != one, fold == one
+        model = RidgeCV(alphas=penalties).fit(ranks[seen], outcome[seen])
+        fitted[held] = model.predict(ranks[held])
+        best = _best(ranks[seen], outcome[seen])
+        single[held] = ranks[held, best]
+    whole = RidgeCV(alphas=penalties).fit(ranks, outcome)
+    # Fold by fold: predictions of different fits are not on one scale.
+    agreements = [
+        np.nanmean(
+            [kendall(column[fold == one], outcome[fold == one]).value for one in range(folds)]
+        )
+        for column in (fitted, single)
+    ]
+    return Combination(
+        agreement=float(agreements[0]),
+        single=names[_best(ranks, outcome)],
+        single_agreement=float(agreements[1]),
+        gain=float(agreements[0] - agreements[1]),
+        folds=folds,
+        weights=dict(zip(names, map(float, whole.coef_), strict=True)),
+    )
+
+
+def _best(ranks: np.ndarray, outcome: np.ndarray) -> int:
+    """The column that agrees best."""
+    taus = [kendall(column, outcome).value for column in ranks.T]
+    return int(np.argmax(np.nan_to_num(taus, nan=-2)))
+
+
+def _agreement(table: CandidateTable, name: str, rows: np.ndarray, outcome: np.ndarray) -> float:
+    scores = table.scores[name][rows]
+    finite = np.isfinite(scores) & np.isfinite(outcome)
+    return table.sign(name) * kendall(scores[finite], outcome[finite]).value

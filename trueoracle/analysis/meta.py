@@ -1,0 +1,175 @@
+"""Several settings together: random-effects meta-analysis of tau."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from trueoracle.analysis.numbers import finite_or_none
+from trueoracle.errors import InputError
+
+__all__ = ["Effect", "MetaAnalysis", "Slope", "effect", "meta_analysis", "slope_in"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Tau in one setting, and its standard error."""
+
+    label: str
+    tau: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class MetaAnalysis:
+    """The mean of tau over settings that differ.
+
+    ``low`` and ``high`` bound the mean, ``prediction_low`` and ``prediction_high`` the tau of one
+    more setting like these (95 % both). ``tau2`` is the variance between settings, ``i2`` the share
+    of all variance that it makes up, ``q`` Cochran's statistic and ``p_value`` its: of no
+    difference between settings. ``weights`` of the settings sum to 1. Where there is a single one,
+    all but the tau and its own interval are NaN.
+    """
+
+    effects: tuple[Effect, ...]
+    weights: tuple[float, ...]
+    tau: float
+    low: float
+    high: float
+    prediction_low: float
+    prediction_high: float
+    tau2: float
+    i2: float
+    q: float
+    p_value: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, a study an entry of ``studies``: NaN becomes None."""
+        plain = finite_or_none(asdict(self))
+        del plain["effects"], plain["weights"]
+        plain["studies"] = [
+            finite_or_none(
+                {
+                    "label": effect.label,
+                    "tau": effect.tau,
+                    "low": max(-1.0, effect.tau - _Z * effect.standard_error),
+                    "high": min(1.0, effect.tau + _Z * effect.standard_error),
+                    "weight": weight,
+                }
+            )
+            for effect, weight in zip(self.effects, self.weights, strict=True)
+        ]
+        return plain
+
+
+_Z = 1.959963984540054
+_LEAST_ERROR = 1e-3
+"""No tau of a few hundred candidates is known better; without a bound one setting could be all."""
+
+
+def textbook_error(tau: float, n: int) -> float:
+    """The standard error of tau over n independent candidates (Fieller, Hartley & Pearson 1957).
+
+    Theirs is of atanh(tau), 0.437/(n-4) squared; NaN below five candidates. Candidates overlap, so
+    that it is too small; for tables that hold no more than scores and outcomes.
+    """
+    if n < 5 or not math.isfinite(tau):
+        return math.nan
+    return math.sqrt(0.437 / (n - 4)) * (1 - tau**2)
+
+
+def effect(label: str, tau: float, standard_error: float | None, n: int) -> Effect | None:
+    """An effect, by the textbook's error where none is known; None where that has none either."""
+    error = math.nan if standard_error is None else standard_error
+    if math.isnan(error):
+        error = textbook_error(tau, n)
+    return Effect(label, tau, error) if math.isfinite(tau) and math.isfinite(error) else None
+
+
+def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
+    """The random-effects mean of tau, its variance between settings by Paule and Mandel (1982).
+
+    Its interval is that of Hartung, Knapp, Sidik and Jonkman (Hartung & Knapp 2001), which holds
+    for few settings; the prediction interval is that of Higgins, Thompson and Spiegelhalter (2009).
+    Raises :class:`InputError` where there is no setting.
+    """
+    effects = tuple(effects)
+    if not effects:
+        raise InputError("a meta-analysis needs at least one setting with a tau")
+    taus = np.array([effect.tau for effect in effects])
+    errors = np.maximum([effect.standard_error for effect in effects], _LEAST_ERROR)
+    if len(effects) == 1:
+        reach = _Z * float(errors[0])
+        nan = math.nan
+        low, high = max(-1.0, taus[0] - reach), min(1.0, taus[0] + reach)
+        return MetaAnalysis(effects, (1.0,), float(taus[0]), low, high, *(nan,) * 6)
+    from scipy import stats
+    from statsmodels.stats.meta_analysis import combine_effects
+
+    fitted = combine_effects(taus, errors**2, method_re="iterated", use_t=True)
+    between = max(0.0, float(fitted.tau2))
+    weights = 1 / (errors**2 + between)
+    weights /= weights.sum()
+    mean = float(weights @ taus)
+    count = len(taus)
+    # Hartung and Knapp: the scatter that is seen, not the one that the errors promise.
+    spread = math.sqrt(float(weights @ (taus - mean) ** 2) / (count - 1))
+    reach = float(stats.t.ppf(0.975, count - 1)) * spread
+    nan = math.nan
+    predicted = (nan, nan)
+    if count > 2:
+        wide = float(stats.t.ppf(0.975, count - 2)) * math.sqrt(between + spread**2)
+        predicted = (max(-1.0, mean - wide), min(1.0, mean + wide))
+    fixed = 1 / errors**2
+    centre = (fixed @ taus) / fixed.sum()
+    q = float(fixed @ (taus - centre) ** 2)
+    return MetaAnalysis(
+        effects=effects,
+        weights=tuple(map(float, weights)),
+        tau=mean,
+        low=max(-1.0, mean - reach),
+        high=min(1.0, mean + reach),
+        prediction_low=predicted[0],
+        prediction_high=predicted[1],
+        tau2=between,
+        i2=max(0.0, (q - (count - 1)) / q) if q > 0 else 0.0,
+        q=q,
+        p_value=float(stats.chi2.sf(q, count - 1)),
+    )
+
+
+@dataclass(frozen=True)
+class Slope:
+    """How tau changes with what makes a setting harder: per unit of it, with its 95 % interval."""
+
+    slope: float
+    low: float
+    high: float
+    p_value: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: NaN becomes None."""
+        return finite_or_none(asdict(self))
+
+
+def slope_in(effects: Sequence[Effect], complexity: Sequence[float]) -> Slope | None:
+    """Meta-regression of tau on one number a setting, such as width or the dense network's error.
+
+    Weighted least squares with the random-effects weights of :func:`meta_analysis`, its errors from
+    the scatter seen. None for fewer than three settings, or where the number is the same for all.
+    """
+    both = zip(effects, complexity, strict=True)
+    kept = [(one, float(x)) for one, x in both if math.isfinite(x)]
+    if len(kept) < 3 or len({x for _, x in kept}) < 2:
+        return None
+    import statsmodels.api as sm
+
+    weights = meta_analysis([one for one, _ in kept]).weights
+    x = sm.add_constant(np.array([x for _, x in kept]), has_constant="add")
+    fitted = sm.WLS([one.tau for one, _ in kept], x, weights=weights).fit()
+    low, high = fitted.conf_int()[1]
+    return Slope(float(fitted.params[1]), float(low), float(high), float(fitted.pvalues[1]))
