@@ -80,14 +80,16 @@ def hrank(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarr
     """
 
     def ranks(maps: Tensor) -> Tensor:
-        return torch.linalg.matrix_rank(maps.float()).double().mean(0)
+        found: Tensor = torch.linalg.matrix_rank(maps.float())
+        return found.double().mean(0)
 
     split = sample(data.measured_train, SAMPLE_IMAGES)
     return _score(dense, candidates, split, ranks, as_maps=True)
 
 
 def _mean_size(maps: Tensor) -> Tensor:
-    return maps.abs().mean((0, 2), dtype=torch.float64)
+    mean: Tensor = maps.abs().mean((0, 2), dtype=torch.float64)
+    return mean
 
 
 def _score(
@@ -109,9 +111,6 @@ def _score(
             for maps in readings:
                 if as_maps and (maps.ndim != 4 or min(maps.shape[2:]) < 2):
                     raise NotApplicableError(f"{name} puts out no feature maps [H, W]")
-                flat = maps if as_maps else maps.flatten(2)
-                if flat.ndim == 2:
-                    flat = flat[:, :, None]
-                share = len(maps) / len(split)
-                totals[name] = totals.get(name, 0) + statistic(flat) * share
+                given = maps if as_maps else maps.flatten(2)
+                totals[name] = totals.get(name, 0) + statistic(given) * (len(maps) / len(split))
     return candidates.sum_pruned(totals)

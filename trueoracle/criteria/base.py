@@ -68,9 +68,7 @@ class Criterion:
         Raises :class:`NotApplicableError` where it does not apply, and :class:`InputError` where
         the function fails or its answer has another shape.
         """
-        pruned: Units = "weights" if candidates.weights else "filters"
-        if pruned not in self.applies_to:
-            raise NotApplicableError(f"criterion {self.name!r}: {_ELSE[pruned]}")
+        self.check(candidates)
         also = (recipe or Retraining(),) if self.uses_recipe else ()
         try:
             scores = self.function(dense, candidates, data, *also)
@@ -92,6 +90,12 @@ class Criterion:
                 f"expected [{len(candidates)}]: one a candidate"
             )
         return values
+
+    def check(self, candidates: CandidateList) -> None:
+        """Raise :class:`NotApplicableError` where it cannot score this kind of pruning."""
+        pruned: Units = "weights" if candidates.weights else "filters"
+        if pruned not in self.applies_to:
+            raise NotApplicableError(f"criterion {self.name!r}: {_ELSE[pruned]}")
 
     @property
     def documentation(self) -> str:

@@ -113,12 +113,10 @@ def gate_gradients(dense: nn.Module, groups: Sequence[Group], split: AnySplit) -
 
 
 @contextmanager
-def _derivable(
-    dense: nn.Module, names: Sequence[str]
-) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
+def _derivable(dense: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Module, list[Tensor]]]:
     """A copy in evaluation mode of which only the named weights train, and these."""
     network = copy.deepcopy(dense).eval().requires_grad_(False)
-    weights = [network.get_parameter(name).requires_grad_() for name in names]
+    weights: list[Tensor] = [network.get_parameter(name).requires_grad_() for name in names]
     # The fused kinds of attention have no second derivative, and take no part in vmap.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         yield network, weights

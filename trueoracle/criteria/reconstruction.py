@@ -90,10 +90,11 @@ def _parts(module: nn.Module, given: Tensor, group: Group, part: Part) -> Tensor
             around = module._reversed_padding_repeated_twice
             mine, padding = functional.pad(mine, around, mode=module.padding_mode), 0
         kernels = weight.transpose(0, 1).reshape(-1, 1, *module.kernel_size)
-        maps = functional.conv2d(
+        maps: Tensor = functional.conv2d(
             mine, kernels, None, module.stride, padding, module.dilation, group.filters
         )
-        return maps.unflatten(1, (group.filters, -1)).transpose(0, 1).flatten(1)
+        each: Tensor = maps.unflatten(1, (group.filters, -1))
+        return each.transpose(0, 1).flatten(1)
     if isinstance(module, nn.Linear | Attention):
         weight = module.in_proj_weight if isinstance(module, Attention) else module.weight
         rows = weight[:, part.offset : end].unflatten(1, (group.filters, part.spread))

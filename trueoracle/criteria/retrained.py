@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 import torch
@@ -130,4 +129,4 @@ def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:
     # Validation and test images are no business of a criterion; a split of them there must be.
     one = data.measured_train.take(torch.arange(1))
     few = Splits(part, None, one, data.classes, data.fill, data.measured_train)
-    return cast(Retraining, short), few
+    return short, few

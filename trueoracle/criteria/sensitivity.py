@@ -77,10 +77,10 @@ def grasp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarr
     """Gradient flow lost with what is pruned: the sum of w · (Hg) over the pruned weights. ``[P]``.
 
     g and H are gradient and Hessian of the mean cross-entropy over the training images, by all
-    weights that train, in evaluation mode. To first order, removing weights changes ‖g‖² by -2 w·Hg.
-    The paper's score S = -w·Hg is that change, and the weights of highest S are removed, which
-    keeps (or raises) the gradient's norm: so the importance is -S, and the lowest sum is pruned.
-    Its temperature is 1 here (the released code divides logits by 200).
+    weights that train, in evaluation mode. The paper's score S = -w · (Hg) is, but for a factor 2,
+    the first-order change of ‖g‖² when w goes, and it removes the weights of highest S, which keeps
+    or raises the gradient's norm: so the importance is -S, and the lowest sum is pruned. The
+    temperature is 1 (the released code divides logits by 200).
     """
     split, names = data.measured_train, trainable(dense)
     g = weight_gradients(dense, names, split)

@@ -170,13 +170,15 @@ def _flow(network: nn.Module, split: Split, time: float) -> float:
 
     def slope(_: float, flat: np.ndarray) -> np.ndarray:
         residual = softmax(flat.reshape(images, classes), 1) - truth
-        return -kernel @ residual.ravel() / images
+        falling: np.ndarray = -kernel @ residual.ravel() / images
+        return falling
 
     def jacobian(_: float, flat: np.ndarray) -> np.ndarray:
         p = softmax(flat.reshape(images, classes), 1)
         each = kernel.reshape(-1, images, classes)
         mixed = each * p - (each * p).sum(2, keepdims=True) * p
-        return -mixed.reshape(kernel.shape) / images
+        matrix: np.ndarray = -mixed.reshape(kernel.shape) / images
+        return matrix
 
     if not (np.isfinite(outputs).all() and np.isfinite(kernel).all()):
         return math.nan

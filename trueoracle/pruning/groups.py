@@ -86,6 +86,6 @@ def layer_weights(network: nn.Module, group: Group) -> dict[str, tuple[nn.Module
 def by_filter(layer: nn.Module, values: Tensor) -> Tensor:
     """Numbers shaped like a layer's weights, as ``[filters, n]``."""
     if isinstance(layer, Attention):
-        of_heads = values.unflatten(0, (3, layer.heads, layer.head_dim))
+        of_heads: Tensor = values.unflatten(0, (3, layer.heads, layer.head_dim))
         return of_heads.transpose(0, 1).flatten(1)
     return values.flatten(1)
