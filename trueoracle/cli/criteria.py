@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,7 +33,6 @@ def criteria(
 
     - trueoracle criteria --json | jq '.[].name'
     """
-    import trueoracle.criteria  # noqa: F401  # registers those that are shipped
     from trueoracle.criteria.base import CRITERIA, find_criterion
 
     if name is not None:
@@ -42,7 +42,7 @@ def criteria(
         else:
             out().print(f"{one.name}\n\n{one.documentation}\n\nsource: {one.source}")
         return
-    rows = [_row(one) for one in CRITERIA.values()]
+    rows = [_row(one) for _, one in sorted(CRITERIA.items())]
     if as_json:
         print_json(rows)
         return
@@ -54,10 +54,10 @@ def criteria(
 
 def _row(criterion: Criterion) -> dict[str, Any]:
     """One criterion as plain values."""
-    what, _, _ = criterion.documentation.partition("\n")
+    first, _, _ = criterion.documentation.partition("\n")
     return {
         "name": criterion.name,
-        "what": what.removesuffix(" ``[P]``.").removesuffix(" Scores ``[P]``.").strip(),
+        "what": re.sub(r" (Scores )?``\[P\]``(, nats²)?\.$", "", first),
         "source": criterion.source,
         "applies_to": list(criterion.applies_to),
         "conditional": criterion.conditional,

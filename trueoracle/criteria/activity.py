@@ -22,6 +22,7 @@ __all__ = ["activation_mean", "apoz", "hrank"]
     "activation-mean",
     source="Molchanov et al. 2017 (arXiv 1611.06440), section 2.2",
     separable=True,
+    at_once=True,
     applies_to=("filters",),
     conditional=True,
 )
@@ -39,6 +40,7 @@ def activation_mean(dense: nn.Module, candidates: CandidateList, data: Splits) -
     "apoz",
     source="Hu et al. 2016 (Network Trimming, arXiv 1607.03250), section 3.1",
     separable=True,
+    at_once=True,
     applies_to=("filters",),
     conditional=True,
 )
@@ -68,6 +70,7 @@ def apoz(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
     "hrank",
     source="Lin et al. 2020 (HRank, arXiv 2002.10179), section 3.2",
     separable=True,
+    at_once=True,
     applies_to=("filters",),
     conditional=True,
 )

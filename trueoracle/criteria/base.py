@@ -38,7 +38,8 @@ class Criterion:
     ``name`` is what studies call it, ``source`` the paper it comes from. ``function`` takes the
     dense network (which it leaves as it is), P candidates and the data, and gives scores ``[P]``.
     ``separable`` says that a candidate's score does not depend on which others are scored with it,
-    so that scoring can go piece by piece and resume.
+    so that scoring can go piece by piece and resume; ``at_once`` that this would do most of the
+    work over again for each piece, as where it goes into the importance of every filter.
 
     ``applies_to`` is what it can score the pruning of, whole filters or single weights;
     ``conditional`` says that it may refuse other things too, by :class:`NotApplicableError`.
@@ -50,6 +51,7 @@ class Criterion:
     source: str
     function: ScoreFunction
     separable: bool = False
+    at_once: bool = False
     applies_to: tuple[Units, ...] = BOTH
     conditional: bool = False
     uses_data: bool = True
@@ -139,6 +141,7 @@ def criterion(
     *,
     source: str = "",
     separable: bool = False,
+    at_once: bool = False,
     applies_to: tuple[Units, ...] = BOTH,
     conditional: bool = False,
     uses_data: bool = True,
@@ -159,6 +162,7 @@ def criterion(
             source or inspect.getdoc(function) or "",
             function,
             separable=separable,
+            at_once=at_once,
             applies_to=applies_to,
             conditional=conditional,
             uses_data=uses_data,

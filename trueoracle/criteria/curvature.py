@@ -28,6 +28,7 @@ PRODUCTS_AT_ONCE = 16
     "obd",
     source="LeCun et al. 1989 (Optimal Brain Damage), equation 3 and after",
     separable=True,
+    at_once=True,
 )
 def obd(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Optimal brain damage: h w²/2 summed over the pruned weights (of filters). ``[P]``.
@@ -50,7 +51,12 @@ def obd(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray
     return candidates.sum_pruned(sum_by_filter(dense, candidates, saliencies))
 
 
-@criterion("fisher", source="Theis et al. 2018 (arXiv 1801.05787), section 2.1", separable=True)
+@criterion(
+    "fisher",
+    source="Theis et al. 2018 (arXiv 1801.05787), section 2.1",
+    separable=True,
+    at_once=True,
+)
 def fisher(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Fisher pruning: half the mean of squared per-image gradients by each pruned filter. ``[P]``.
 

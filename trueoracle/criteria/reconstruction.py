@@ -29,6 +29,7 @@ PARTS_BYTES = 64 * 2**20
     "thinet",
     source="Luo et al. 2017 (ThiNet, arXiv 1707.06342), section 3.2",
     separable=True,
+    at_once=True,
     applies_to=("filters",),
     conditional=True,
 )

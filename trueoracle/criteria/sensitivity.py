@@ -26,6 +26,7 @@ __all__ = ["gradient", "grasp", "snip", "synflow", "taylor"]
     "taylor",
     source="Molchanov et al. 2019 (arXiv 1906.10771), section 3",
     separable=True,
+    at_once=True,
 )
 def taylor(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """The squared first-order change of the train loss by each pruned filter, summed. ``[P]``.
@@ -45,7 +46,12 @@ def taylor(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
     )
 
 
-@criterion("gradient", source="the size of the gradient alone, a usual baseline", separable=True)
+@criterion(
+    "gradient",
+    source="the size of the gradient alone, a usual baseline",
+    separable=True,
+    at_once=True,
+)
 def gradient(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Sum of |∂L/∂w| over the weights of the pruned filters, or over the pruned weights. ``[P]``.
 
@@ -59,7 +65,12 @@ def gradient(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.nd
     return candidates.sum_pruned(sum_by_filter(dense, candidates, sizes))
 
 
-@criterion("snip", source="Lee et al. 2019 (SNIP, arXiv 1810.02340), section 4.1", separable=True)
+@criterion(
+    "snip",
+    source="Lee et al. 2019 (SNIP, arXiv 1810.02340), section 4.1",
+    separable=True,
+    at_once=True,
+)
 def snip(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Connection sensitivity: |w · ∂L/∂w| summed over the pruned weights (of filters). ``[P]``.
 
@@ -72,7 +83,12 @@ def snip(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
     return candidates.sum_pruned(sum_by_filter(dense, candidates, sizes))
 
 
-@criterion("grasp", source="Wang et al. 2020 (GraSP, arXiv 2002.07376), section 4", separable=True)
+@criterion(
+    "grasp",
+    source="Wang et al. 2020 (GraSP, arXiv 2002.07376), section 4",
+    separable=True,
+    at_once=True,
+)
 def grasp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Gradient flow lost with what is pruned: the sum of w · (Hg) over the pruned weights. ``[P]``.
 
@@ -94,6 +110,7 @@ def grasp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarr
     "synflow",
     source="Tanaka et al. 2020 (SynFlow, arXiv 2006.05467), section 5",
     separable=True,
+    at_once=True,
     uses_data=False,
 )
 def synflow(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -47,7 +47,7 @@ class Prepared:
     candidates: CandidateList
     criteria: tuple[Criterion, ...]
     device: torch.device
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str]
 
     @property
     def retrainings(self) -> int:

@@ -341,6 +341,8 @@ def _score_stage(
         )
         # Scores of a criterion that is not separable belong to the list they were scored in.
         size, rest = SCORE_CHUNK, todo
+        if criterion.at_once:
+            size = len(todo)
         if not criterion.separable:
             size, rest = len(candidates), list(range(len(candidates)))
         while rest:
