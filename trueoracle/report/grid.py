@@ -17,7 +17,8 @@ from trueoracle.figures.trend import draw_trend, trend_data
 from trueoracle.report.page import as_source, render, slug, write_text
 from trueoracle.report.summary import REPORTED_METRICS, summarise
 from trueoracle.study.grid import GridPoint
-from trueoracle.study.results import Results, score_name
+from trueoracle.study.names import score_name
+from trueoracle.study.results import Results
 from trueoracle.study.scale import scale_in_words, scale_of, titled
 
 __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
