@@ -4,11 +4,20 @@ import math
 
 import pytest
 
-from trueoracle.analysis.numbers import finite_or_none, many, number, p_value, percent, quantity
+from trueoracle.analysis.numbers import (
+    finite_or_none,
+    interval,
+    many,
+    number,
+    p_value,
+    percent,
+    quantity,
+)
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "–"), (-0.5, "−0.500"), (1.23456, "1.235"), (0.0, "0.000")]
+    ("value", "text"),
+    [(None, "–"), (-0.5, "−0.500"), (1.23456, "1.235"), (0.0, "0.000"), (-1e-4, "0.000")],
 )
 def test_numbers_are_readable(value: float | None, text: str) -> None:
     assert number(value) == text
@@ -25,6 +34,12 @@ def test_no_p_value_is_shown_as_zero(value: float | None, text: str) -> None:
 def test_percentages_have_one_digit() -> None:
     assert percent(0.0444) == "4.4%"
     assert percent(None) == "–"
+    assert percent(-0.0312) == "−3.1%"
+
+
+def test_an_interval_has_both_ends_or_none() -> None:
+    assert interval(-0.3, 0.104) == "[−0.30, 0.10]"
+    assert interval(None, 0.1) == interval(0.1, None) == "–"
 
 
 def test_one_is_no_plural() -> None:

@@ -29,6 +29,17 @@ def test_the_values_of_the_panel() -> None:
         panel_data([], higher_is_better=True, x_label="x", y_label="y")
 
 
+def test_intervals_are_by_title() -> None:
+    x, y = np.array([0.3, 0.1, 0.5]), np.array([0.9, 0.8, 0.6])
+    data = panel_data(
+        [("one", x, y), ("two", x, y)], higher_is_better=True, x_label="x", y_label="y",
+        tau_intervals={"two": (-0.5, 0.2)},
+    )  # fmt: skip
+    first, second = (scatter.note.splitlines()[0] for scatter in data.scatters)
+    assert first == "Kendall's τ = −0.33, p = 1"
+    assert second == "Kendall's τ = −0.33 [−0.50, 0.20]"
+
+
 @pytest.mark.parametrize(
     ("count", "columns"), [(1, 1), (3, 3), (4, 4), (5, 3), (7, 4), (8, 4), (9, 3)]
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,21 @@ def test_the_values_of_the_scatter(data: ScatterData) -> None:
     assert data.anomaly.tolist() == [True, False, False, False]
     assert data.chosen == (0.1, 0.8)
     assert data.note == "Kendall's τ = −0.18, p = 0.72\nanomaly ratio 25.0% of 4"
+
+
+def test_an_interval_takes_the_place_of_the_p_value_and_the_ceiling_is_said() -> None:
+    def note(**known: Any) -> str:
+        x, y = np.array([0.3, 0.1, 0.5, 0.2]), np.array([0.9, 0.8, 0.7, 0.8])
+        data = scatter_data(x, y, higher_is_better=True, x_label="x", y_label="y", **known)
+        return data.note.splitlines()[0]
+
+    assert note(tau_interval=(-0.4, 0.1)) == "Kendall's τ = −0.18 [−0.40, 0.10]"
+    assert note(tau_interval=(-0.4, 0.1), ceiling=0.631) == (
+        "Kendall's τ = −0.18 [−0.40, 0.10], ceiling 0.63"
+    )
+    assert note(tau_interval=(None, 0.1), ceiling=0.5) == (
+        "Kendall's τ = −0.18, p = 0.72, ceiling 0.50"
+    )
 
 
 def test_a_constant_outcome_has_no_tau() -> None:

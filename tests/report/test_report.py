@@ -76,9 +76,9 @@ def test_the_page_says_what_the_summary_says_and_needs_nothing_else(
     for relation in written.summaries[0]["relations"]:
         assert relation["verdict"] in text
         assert number(relation["kendall_tau"], 2) in text
-    assert len(page.links) == 4
+    assert len(page.links) == 5  # the ladder, and a scatter of each criterion and outcome
     assert all(link.startswith("data:image/svg+xml;base64,") for link in page.links)
-    assert len(written.figures) == 4 * 3
+    assert len(written.figures) == 5 * 3
     assert all(path.stat().st_size > 1000 for path in written.figures)
     assert json.loads(written.summary.read_text())[0]["study"] == "tiny"
 

@@ -11,20 +11,20 @@ ABSENT = "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Fixed digits with a true minus; a dash for what is not there."""
-    return ABSENT if value is None else f"{value:.{digits}f}".replace("-", "−")
+    """Fixed digits with a true minus, never before a zero; a dash for what is not there."""
+    return ABSENT if value is None else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def interval(low: float | None, high: float | None, digits: int = 2) -> str:
-    """Both ends: ``"−0.30 … 0.10"``."""
+    """Such as ``"[−0.30, −0.10]"``; a dash where an end is not there."""
     if low is None or high is None:
         return ABSENT
-    return f"{number(low, digits)} … {number(high, digits)}"
+    return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
 def percent(value: float | None) -> str:
     """One digit after the point: ``"4.4%"``."""
-    return ABSENT if value is None else f"{value:.1%}"
+    return ABSENT if value is None else f"{value:z.1%}".replace("-", "−")
 
 
 def p_value(value: float | None) -> str:

@@ -62,8 +62,8 @@ def noise_ceiling(
     normal variables (Kruskal 1958, section 5); Spearman and Brown's formula (1910) takes it from
     half of the seeds to all, and its square root, the correlation of a measurement with what it
     measures, becomes a tau again. A negative correlation counts as none. Rows that are not finite
-    in every seed are left out; with no ``resamples`` there is no interval. Halves are all ways to take two disjoint ⌊S/2⌋ of the seeds, or 100
-    of them at random.
+    in every seed are left out; with no ``resamples`` there is no interval. Halves are all ways to
+    take two disjoint ⌊S/2⌋ of the seeds, or 100 of them at random.
     """
     rows = outcomes[np.isfinite(outcomes).all(axis=1)]
     seeds = outcomes.shape[1]

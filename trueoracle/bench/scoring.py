@@ -11,6 +11,7 @@ import torch
 from trueoracle.bench.table import Bench, Setting, dense_file, ways_of
 from trueoracle.criteria.base import Criterion
 from trueoracle.data import datasets
+from trueoracle.data.splits import Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.networks.weights import load_weights
 from trueoracle.pruning.candidates import Candidates, space_size
@@ -53,7 +54,7 @@ def score_bench(
 
 def _prepared(
     bench: Bench, settings: Sequence[Setting]
-) -> Iterator[tuple[Setting, StudySpec, Candidates, torch.nn.Module, datasets.Splits]]:
+) -> Iterator[tuple[Setting, StudySpec, Candidates, torch.nn.Module, Splits]]:
     """Each setting with its study, candidates, dense network and data."""
     data = None
     networks = {}

@@ -79,12 +79,20 @@ class Bench:
         """By network, layer and number of pruned filters."""
         counts = self.keys["pruned"].map(int.bit_count)
         filters = self.keys.groupby("layer")["pruned"].max().map(int.bit_length)
+        places = self.keys.assign(count=counts, row=np.arange(len(self.keys)))
         made = []
-        for (network, layer, count), rows in self.keys.groupby(
-            ["network", "layer", counts.rename("count")], sort=True
-        ).indices.items():  # type: ignore[misc]
-            size = int(filters[layer])
-            made.append(Setting(int(network), str(layer), int(count) / size, size, np.sort(rows)))
+        for _, some in places.groupby(["network", "layer", "count"], sort=True):
+            first = some.iloc[0]
+            size = int(filters[first["layer"]])
+            made.append(
+                Setting(
+                    network=int(first["network"]),
+                    layer=str(first["layer"]),
+                    ratio=int(first["count"]) / size,
+                    filters=size,
+                    rows=some["row"].to_numpy(),
+                )
+            )
         return made
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,17 +41,24 @@ def panel_data(
     x_label: str,
     y_label: str,
     title: str = "",
+    tau_intervals: Mapping[str, tuple[float | None, float | None]] | None = None,
 ) -> PanelData:
     """The values of the panel, from (title, scores ``[P]``, outcomes ``[P]``) of each study.
 
-    Raises :class:`InputError` where there is no study, or one without a finite score and outcome.
+    ``tau_intervals`` are by title, and take the place of p-values where they are known. Raises
+    :class:`InputError` where there is no study, or one without a finite score and outcome.
     """
     if not points:
         raise InputError("a panel needs at least one study")
     scatters = tuple(
         replace(
             scatter_data(
-                scores, outcomes, higher_is_better=higher_is_better, x_label="", y_label=""
+                scores,
+                outcomes,
+                higher_is_better=higher_is_better,
+                x_label="",
+                y_label="",
+                tau_interval=(tau_intervals or {}).get(name, (None, None)),
             ),
             title=name,
         )

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from trueoracle.analysis.numbers import number, p_value, percent
+from trueoracle.analysis.numbers import interval, number, p_value, percent
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.errors import StoreError
 
@@ -58,8 +58,14 @@ def scatter_data(
     y_label: str,
     title: str = "",
     higher_score_is_better: bool = False,
+    tau_interval: tuple[float | None, float | None] = (None, None),
+    ceiling: float | None = None,
 ) -> ScatterData:
-    """The values of the scatter; candidates without a finite score and outcome are left out."""
+    """The values of the scatter; candidates without a finite score and outcome are left out.
+
+    The note has the textbook p-value of tau or, where it is known, its interval. ``ceiling`` is the
+    tau, without its sign, that a perfect criterion would reach.
+    """
     relation = relate(
         scores,
         outcomes,
@@ -74,9 +80,13 @@ def scatter_data(
     tau = relation.kendall
     if math.isnan(tau.value):
         said = "Kendall's τ undefined"
-    else:
+    elif None in tau_interval:
         said = f"Kendall's τ = {number(tau.value, 2)}, p = {p_value(tau.p_value)}"
         said = said.replace("= <", "< ")
+    else:
+        said = f"Kendall's τ = {number(tau.value, 2)} {interval(*tau_interval)}"
+    if ceiling is not None:
+        said += f", ceiling {number(ceiling, 2)}"
     note = f"{said}\nanomaly ratio {percent(relation.anomaly_ratio)} of {relation.n}"
     return ScatterData(
         x, y, anomaly, (relation.chosen_score, chosen), x_label, y_label, title, note, relation

@@ -18,6 +18,7 @@ __all__ = ["Trend", "TrendData", "draw_trend", "trend_data"]
 # Okabe and Ito's palette; the lines differ in their marks as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = "oDs^vPX"
+_CEILING = "#8C8C8C"
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,17 @@ class Trend:
 
 @dataclass(frozen=True)
 class TrendData:
-    """What the figure shows: its lines, and the ticks ``(position, label)`` of what was varied."""
+    """What the figure shows: its lines, and the ticks ``(position, label)`` of what was varied.
+
+    ``ceilings`` are ``(position, coefficient)`` that a perfect criterion would reach.
+    """
 
     trends: tuple[Trend, ...]
     ticks: tuple[tuple[float, str], ...]
     x_label: str
     y_label: str
     title: str
+    ceilings: tuple[tuple[float, float], ...] = ()
 
 
 def trend_data(
@@ -48,11 +53,14 @@ def trend_data(
     x_label: str,
     y_label: str,
     title: str = "",
+    ceilings: Sequence[tuple[float | str, float]] = (),
 ) -> TrendData:
     """The values of the figure, from rows (line, value varied, coefficient, low, high).
 
     Numbers lie where they are, words at equal distances in the order given. A coefficient
-    that is undefined (NaN) is a gap in its line. Raises :class:`InputError` where there is no row.
+    that is undefined (NaN) is a gap in its line. ``ceilings`` are (value varied, coefficient that
+    a perfect criterion would reach), of values that have a row. Raises :class:`InputError` where
+    there is no row.
     """
     if not rows:
         raise InputError("a trend needs at least one row")
@@ -67,7 +75,8 @@ def trend_data(
         y, low, high = (np.array([float(row[i]) for row in own]) for i in (2, 3, 4))
         trends.append(Trend(name, x, y, low, high))
     ticks = tuple((position, str(value)) for value, position in place.items())
-    return TrendData(tuple(trends), ticks, x_label, y_label, title)
+    above = tuple((place[value], ceiling) for value, ceiling in dict.fromkeys(ceilings))
+    return TrendData(tuple(trends), ticks, x_label, y_label, title, above)
 
 
 def draw_trend(data: TrendData, size: tuple[float, float] = (5.0, 3.8)) -> Figure:
@@ -78,6 +87,13 @@ def draw_trend(data: TrendData, size: tuple[float, float] = (5.0, 3.8)) -> Figur
     axes.axhline(0, color="0.45", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     places = sorted(position for position, _ in data.ticks)
     least = min((b - a for a, b in pairwise(places)), default=1.0)
+    if data.ceilings:
+        reach = 0.3 * least
+        at, ceilings = np.array(sorted(data.ceilings)).T
+        axes.hlines(
+            ceilings, at - reach, at + reach, color=_CEILING, linewidth=2.2, label="ceiling",
+            zorder=1.5,
+        )  # fmt: skip
     for i, trend in enumerate(data.trends):
         # A little apart, so that no bar hides another.
         aside = 0.06 * least * (i - (len(data.trends) - 1) / 2)
@@ -92,7 +108,7 @@ def draw_trend(data: TrendData, size: tuple[float, float] = (5.0, 3.8)) -> Figur
     axes.set(xlabel=plain(data.x_label), ylabel=plain(data.y_label))
     if data.title:
         figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
-    if len(data.trends) > 1:
+    if len(data.trends) > 1 or data.ceilings:
         figure.legend(
             *axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False,
             fontsize="small",

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in
+from trueoracle.analysis.numbers import number
 from trueoracle.analysis.outcomes import higher_is_better, outcome_name, rule_in_words
 from trueoracle.errors import InputError
 from trueoracle.figures.panel import draw_panel, panel_data
-from trueoracle.figures.scatter import FORMATS, save_figure
 from trueoracle.figures.trend import draw_trend, trend_data
-from trueoracle.report.page import as_source, render, slug, write_text
+from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
+from trueoracle.report.page import render, tables_of, write_text
 from trueoracle.report.summary import REPORTED_METRICS, summarise
+from trueoracle.report.words import FEW, grid_verdicts, meta_sentence
 from trueoracle.study.grid import GridPoint
 from trueoracle.study.names import score_name
 from trueoracle.study.results import Results
@@ -142,59 +144,126 @@ def write_grid_report(
     ]
     if not found:
         raise InputError(f"{summary['grid']}: no point of the grid has retrained a network yet")
-    figures: list[Path] = []
+    folder = Folder(out / "figures")
+    names = {(r["criterion"], r["metric"]): (r["score_name"], r["outcome_name"]) for _, r in found}
+    criteria = list(dict.fromkeys(criterion for criterion, _ in names))
+    shown = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
+    forests, panels = _forests(summary, names, folder), _panels(found, recorded, summary, folder)
+    rows = [
+        ({axis: str(value) for axis, value in entry["values"].items()}, relation)
+        for entry, relation in found
+    ]
+    page, summary_path = out / "report.html", out / "summary.json"
+    text = render(
+        "grid.html",
+        summary=summary,
+        verdicts=grid_verdicts(summary),
+        trends=_trends(found, summary, folder),
+        forests=[drawn for criterion, drawn in forests if criterion in shown],
+        more_forests=[drawn for criterion, drawn in forests if criterion not in shown],
+        panels=[drawn for criterion, drawn in panels if criterion in shown],
+        more_panels=[drawn for criterion, drawn in panels if criterion not in shown],
+        tables=tables_of(rows),
+    )
+    write_text(page, text)
+    write_text(summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return WrittenGrid(page, summary_path, tuple(folder.written), summary)
+
+
+Found = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+"""Entries of points, each with one of its relations."""
+
+
+def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Drawn]:
+    """Tau against the first of the axes, one figure an outcome."""
     drawn = []
-
-    def add(figure: Any, stem: str, caption: str) -> None:
-        written = save_figure(figure, out / "figures" / stem, FORMATS)
-        figures.extend(written)
-        drawn.append({"source": as_source(written), "caption": caption})
-
-    name = summary["grid"]
+    axis = next(iter(summary["axes"]))
     for metric in REPORTED_METRICS:
-        rows = [
-            (_line(entry, relation), *_place(entry), *_tau(relation))
-            for entry, relation in found
-            if relation["metric"] == metric
+        own = [(entry, relation) for entry, relation in found if relation["metric"] == metric]
+        if not own:
+            continue
+        outcome = own[0][1]["outcome_name"]
+        sign = -1 if higher_is_better(metric) else 1
+        ceilings = [
+            (_place(entry)[0], sign * relation["ceiling"])
+            for entry, relation in own
+            if relation.get("ceiling") is not None
         ]
-        if rows:
-            axis = next(iter(summary["axes"]))
-            trend = trend_data(
-                rows,
-                x_label=axis,
-                y_label=f"Kendall's τ with {outcome_name(metric, rule)}",
-                title=titled(name),
+        trend = trend_data(
+            [(_line(entry, relation), *_place(entry), *_tau(relation)) for entry, relation in own],
+            x_label=axis,
+            y_label=f"Kendall's τ with {outcome}",
+            title=titled(summary["grid"]),
+            ceilings=ceilings,
+        )
+        told = ", ".join(
+            f"{_line(entry, relation)} at {_place(entry)[0]} {number(relation['kendall_tau'], 2)}"
+            for entry, relation in own
+        )
+        drawn.append(
+            folder.draw(
+                draw_trend(trend),
+                f"{summary['grid']}-tau-{metric}",
+                alt=f"Kendall's τ with {outcome} against {axis}: {told}.",
+                caption=f"Kendall's τ against {axis}; bars: {summary['interval']}."
+                + (" The grey line is what a perfect criterion would reach." if ceilings else ""),
             )
-            caption = f"Kendall's τ against {axis}; bars: {summary['interval']}."
-            add(draw_trend(trend), f"{name}-tau-{metric}", caption)
-    criteria = list(dict.fromkeys(relation["criterion"] for _, relation in found))
-    for criterion in criteria:
+        )
+    return drawn
+
+
+def _forests(
+    summary: Mapping[str, Any], names: Mapping[tuple[str, str], tuple[str, str]], folder: Folder
+) -> list[tuple[str, Drawn]]:
+    """One forest a criterion and outcome, with the criterion."""
+    drawn = []
+    for meta in summary.get("meta") or []:
+        criterion, metric = meta["criterion"], meta["metric"]
+        score, outcome = names[criterion, metric]
+        figure = forest_figure(meta, score=score, outcome=outcome, title=summary["grid"])
+        stem = f"{summary['grid']}-{slug(criterion)}-{metric}-forest"
+        told = ", ".join(f"{one['label']} {number(one['tau'], 2)}" for one in meta["studies"])
+        alt = f"Forest plot of {score} and {outcome}: {told}. {meta_sentence(meta, score, outcome)}"
+        drawn.append((criterion, folder.draw(figure, stem, alt=alt)))
+    return drawn
+
+
+def _panels(
+    found: Found, recorded: Mapping[str, Results], summary: Mapping[str, Any], folder: Folder
+) -> list[tuple[str, Drawn]]:
+    """One panel of scatters a criterion and outcome, with the criterion."""
+    drawn = []
+    rule = summary["outcome"]
+    for criterion in dict.fromkeys(relation["criterion"] for _, relation in found):
         for metric in REPORTED_METRICS:
-            scatters = []
+            scatters, intervals = [], {}
             for entry, relation in found:
                 if (relation["criterion"], relation["metric"]) != (criterion, metric):
                     continue
                 table = recorded[entry["label"]].points(criterion, metric, rule)
                 columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
                 scatters.append((entry["label"], *columns))
-            if scatters:
-                panel = panel_data(
-                    scatters,
-                    higher_is_better=higher_is_better(metric),
-                    x_label=score_name(criterion),
-                    y_label=outcome_name(metric, rule),
-                    title=titled(name),
-                )
-                caption = f"{score_name(criterion)} against {outcome_name(metric, rule)}"
-                add(
-                    draw_panel(panel),
-                    f"{name}-{slug(criterion)}-{metric}",
-                    f"{caption[0].upper()}{caption[1:]}; the star has the lowest score.",
-                )
-    page, summary_path = out / "report.html", out / "summary.json"
-    write_text(page, render("grid.html", summary=summary, figures=drawn))
-    write_text(summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    return WrittenGrid(page, summary_path, tuple(figures), summary)
+                intervals[entry["label"]] = (relation["kendall_low"], relation["kendall_high"])
+            if not scatters:
+                continue
+            panel = panel_data(
+                scatters,
+                higher_is_better=higher_is_better(metric),
+                x_label=score_name(criterion),
+                y_label=outcome_name(metric, rule),
+                title=titled(summary["grid"]),
+                tau_intervals=intervals,
+            )
+            words = f"{score_name(criterion)} against {outcome_name(metric, rule)}"
+            words = f"{words[0].upper()}{words[1:]}"
+            one = folder.draw(
+                draw_panel(panel),
+                f"{summary['grid']}-{slug(criterion)}-{metric}",
+                alt=f"{words}, one scatter a study: {', '.join(intervals)}.",
+                caption=f"{words}; the star has the lowest score.",
+            )
+            drawn.append((criterion, one))
+    return drawn
 
 
 def _line(entry: Mapping[str, Any], relation: Mapping[str, Any]) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,38 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from trueoracle.analysis.numbers import many, number, p_value, percent
 from trueoracle.errors import StoreError
-from trueoracle.figures.scatter import FORMATS, save_figure
+from trueoracle.report.drawings import (
+    Drawn,
+    Folder,
+    agreement_figure,
+    ladder_figure,
+    ladder_in_words,
+    panel_figure,
+    scatter_figure,
+    slug,
+)
 from trueoracle.report.summary import cost_in_words, summarise
+from trueoracle.report.table import (
+    Table,
+    differences_table,
+    further_table,
+    partial_table,
+    relations_table,
+)
+from trueoracle.report.words import (
+    best_first,
+    ceiling_sentences,
+    combination_sentence,
+    verdicts,
+)
 from trueoracle.study.progress import duration
 from trueoracle.study.results import Results, find_short
 from trueoracle.study.scale import changes_in_words, titled
 
-__all__ = ["WrittenReport", "as_source", "render", "slug", "write_report", "write_text"]
+__all__ = ["WrittenReport", "render", "tables_of", "write_report", "write_text"]
+
+FEW = 4
+"""Up to so many criteria each has a scatter of its own; of more, the best and the oracle have."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +56,31 @@ class WrittenReport:
     summaries: tuple[dict[str, Any], ...]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What a page says of one outcome's criteria beside each other; None and empty: nothing."""
+
+    outcome: str
+    combination: str
+    weights: tuple[tuple[str, float], ...]
+    differences: Table | None
+    partial: Table | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A study or an arm as the page shows it: its summary, sentences, tables and figures."""
+
+    summary: dict[str, Any]
+    relations: tuple[dict[str, Any], ...]
+    ladder: Drawn | None
+    agreement: Drawn | None
+    ceilings: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    scatters: tuple[Drawn, ...]
+    panels: tuple[Drawn, ...]
+
+
 def write_report(
     results: Results, arms: list[Results], out: Path, rule: str = "last"
 ) -> WrittenReport:
@@ -40,36 +89,164 @@ def write_report(
     ``arms`` are other recorded variants of the study, shown beside it. Raises
     :class:`StoreError` where the disk does not take it.
     """
-    figures: list[Path] = []
+    folder = Folder(out / "figures")
     summaries, sections = [], []
     for one in (results, *arms):
         short = find_short(one, (results, *arms))
         summary = summarise(one, rule, short)
         summaries.append(summary)
-        to_draw = [(r, one.plot(r["criterion"], r["metric"], rule)) for r in summary["relations"]]
-        if short is not None:
-            after = summary["short_retraining"]["relations"]
-            to_draw += [(r, one.plot_after(short, r["metric"], rule)) for r in after]
-        drawn = []
-        for relation, figure in to_draw:
-            stem = f"{one.spec.name}-{slug(relation['criterion'])}-{relation['metric']}"
-            written = save_figure(figure, out / "figures" / stem, FORMATS)
-            figures.extend(written)
-            drawn.append({"relation": relation, "source": as_source(written)})
-        sections.append({"summary": summary, "figures": drawn})
+        sections.append(_section(one, summary, short, rule, folder))
+    entries = [(_place(section, sections), r) for section in sections for r in section.relations]
     page, summary_path = out / "report.html", out / "summary.json"
-    write_text(page, render("page.html", sections=sections))
+    text = render(
+        "page.html",
+        main=summaries[0],
+        summaries=summaries,
+        sections=sections,
+        verdicts=verdicts(summaries[0]),
+        tables=tables_of(entries),
+        intervals=_intervals([relation for _, relation in entries]),
+    )
+    write_text(page, text)
     write_text(summary_path, json.dumps(summaries, indent=2, allow_nan=False) + "\n")
-    return WrittenReport(page, summary_path, tuple(figures), tuple(summaries))
+    return WrittenReport(page, summary_path, tuple(folder.written), tuple(summaries))
 
 
-def as_source(written: Iterable[Path]) -> str:
-    """A figure's SVG as the source of an image.
+def tables_of(
+    entries: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]],
+) -> list[tuple[str, Table, Table]]:
+    """The tables of each outcome: its name, the numbers that matter, and the others.
 
-    An image of its own, so that ids inside one figure cannot meet another's.
+    Entries are (words by heading, relation), one a row.
     """
-    svg = next(path for path in written if path.suffix == ".svg")
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode()}"
+    found = []
+    for outcome in dict.fromkeys(relation["outcome_name"] for _, relation in entries):
+        own = [entry for entry in entries if entry[1]["outcome_name"] == outcome]
+        found.append((outcome, relations_table(own), further_table(own)))
+    return found
+
+
+def _section(
+    results: Results, summary: dict[str, Any], short: Results | None, rule: str, folder: Folder
+) -> Section:
+    name = summary["study"]
+    after = (summary["short_retraining"] or {"relations": []})["relations"]
+    relations = best_first([*summary["relations"], *after])
+    ladder = agreement = None
+    if relations:
+        ladder = folder.draw(
+            ladder_figure(summary, relations),
+            f"{name}-criteria",
+            alt=ladder_in_words(relations),
+            caption="Agreement is τ with its sign turned so that +1 is perfect.",
+        )
+    compared = {m: c for m, c in (summary.get("comparison") or {}).items() if c}
+    alike = next((c["agreement"] for c in compared.values() if c.get("agreement")), None)
+    if alike is not None and len(alike["criteria"]) > 2:
+        agreement = folder.draw(
+            agreement_figure(alike, titled(name)),
+            f"{name}-agreement",
+            alt=_alike_in_words(alike),
+            caption="Blue: two criteria order the candidates alike; orange: against each other. "
+            "The tree joins those that are most alike first.",
+        )
+    scatters = []
+    for relation in relations:
+        if relation in after:
+            figure = scatter_figure(results, relation, rule, short)
+        elif _has_scatter(relation, relations):
+            figure = scatter_figure(results, relation, rule)
+        else:
+            continue
+        stem = f"{name}-{slug(relation['criterion'])}-{relation['metric']}"
+        words = f"{relation['criterion']} against {relation['outcome_name']}: {relation['verdict']}"
+        scatters.append(folder.draw(figure, stem, alt=words, caption=_caption(relation)))
+    return Section(
+        summary=summary,
+        relations=tuple(relations),
+        ladder=ladder,
+        agreement=agreement,
+        ceilings=tuple(ceiling_sentences(summary)),
+        comparisons=tuple(_comparison(summary, m, c) for m, c in compared.items()),
+        scatters=tuple(scatters),
+        panels=tuple(_panels(results, summary, rule, folder)),
+    )
+
+
+def _place(section: Section, sections: Sequence[Section]) -> dict[str, str]:
+    """Which study a row of the table is of, where there are several."""
+    if len(sections) == 1:
+        return {}
+    return {"study": titled(section.summary["study"])}
+
+
+def _intervals(relations: Sequence[Mapping[str, Any]]) -> str:
+    """What the intervals are taken over."""
+    return "; ".join(dict.fromkeys(over for r in relations if (over := r.get("interval_over"))))
+
+
+def _has_scatter(relation: Mapping[str, Any], relations: Sequence[Mapping[str, Any]]) -> bool:
+    own = [r for r in relations if r["metric"] == relation["metric"]]
+    return len(own) <= FEW or relation["criterion"] == "oracle" or relation is own[0]
+
+
+def _panels(results: Results, summary: Mapping[str, Any], rule: str, folder: Folder) -> list[Drawn]:
+    """One figure an outcome with every criterion, where not each has a scatter of its own."""
+    drawn = []
+    for metric in dict.fromkeys(r["metric"] for r in summary["relations"]):
+        own = best_first([r for r in summary["relations"] if r["metric"] == metric])
+        if len(own) > FEW:
+            words = f"Every criterion against {own[0]['outcome_name']}, the best first"
+            drawn.append(
+                folder.draw(
+                    panel_figure(results, own, metric, rule),
+                    f"{summary['study']}-every-criterion-{metric}",
+                    alt=f"{words}: {', '.join(r['criterion'] for r in own)}.",
+                    caption=f"{words}; the star has the lowest score.",
+                )
+            )
+    return drawn
+
+
+def _comparison(summary: Mapping[str, Any], metric: str, found: Mapping[str, Any]) -> Comparison:
+    outcome = next(r["outcome_name"] for r in summary["relations"] if r["metric"] == metric)
+    combination = found.get("combination")
+    weights = (combination or {}).get("weights") or {}
+    return Comparison(
+        outcome=outcome,
+        combination=combination_sentence(combination, outcome) if combination else "",
+        weights=tuple(sorted(weights.items(), key=lambda item: -abs(item[1] or 0))),
+        differences=differences_table(found["differences"]) if found.get("differences") else None,
+        partial=partial_table(found["partial"]) if found.get("partial") else None,
+    )
+
+
+def _alike_in_words(agreement: Mapping[str, Any]) -> str:
+    """The two criteria that order candidates most alike, and the two that do least."""
+    criteria, tau = agreement["criteria"], agreement["tau"]
+    pairs = [
+        (tau[i][j], f"{criteria[i]} and {criteria[j]}")
+        for i in range(len(criteria))
+        for j in range(i)
+        if tau[i][j] is not None
+    ]
+    text = f"Rank agreement among {len(criteria)} criteria"
+    if not pairs:
+        return f"{text}."
+    (least, apart), (most, alike) = min(pairs), max(pairs)
+    return f"{text}: most alike {alike} ({number(most, 2)}), least {apart} ({number(least, 2)})."
+
+
+def _caption(relation: Mapping[str, Any]) -> str:
+    end = "Highest" if relation["higher_score_is_better"] else "Lowest"
+    text = (
+        f"{end} {relation['score_name']}: prunes {pruned_in_words(relation['chosen_pruned'])}; "
+        f"ends as number {relation['rank']:,} of {relation['n']:,}."
+    )
+    if dropped := relation["dropped"]:
+        text += f" {many(dropped, 'candidate')} without a finite value "
+        text += "are left out." if dropped > 1 else "is left out."
+    return text
 
 
 def render(template: str, **values: Any) -> str:
@@ -102,7 +279,6 @@ def _environment() -> Environment:
         "percent": percent,
         "duration": duration,
         "cost": cost_in_words,
-        "filters": pruned_in_words,
         "titled": titled,
     }
     return environment
@@ -113,8 +289,3 @@ def pruned_in_words(pruned: dict[str, Any]) -> str:
     if isinstance(pruned.get("mask"), str):
         return f"mask {pruned['mask']}"
     return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())
-
-
-def slug(criterion: str) -> str:
-    """A criterion's name for a file's."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in criterion)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from typing import Any
+
+from trueoracle.report.table import (
+    differences_table,
+    further_table,
+    partial_table,
+    relations_table,
+)
+
+
+def relation(criterion: str, **known: Any) -> dict[str, Any]:
+    return {
+        "criterion": criterion,
+        "n": 1000,
+        "kendall_tau": -0.2,
+        "kendall_p_value": 0.03,
+        "spearman_r": -0.3,
+        "pearson_r": None,
+        "anomaly_ratio": 0.25,
+        "discordant_ratio": 0.4,
+        "rank": 12,
+        "regret": 0.0012,
+    } | known
+
+
+KNOWN = {
+    "kendall_low": -0.3, "kendall_high": -0.1, "permutation_p_value": 0.04,
+    "adjusted_p_value": 0.08, "ceiling": 0.6, "share_of_ceiling": -0.031, "percentile": 98.9,
+    "regret_low": 0.001, "regret_high": 0.002, "rank_low": 3, "rank_high": 40, "k": 10,
+    "anomaly_ratio_k": 0.301, "precision_at_k": 0.2, "regret_at_k": 0.0, "beats_random": 0.75,
+    "weighted_tau": 0.24,
+}  # fmt: skip
+
+
+def test_all_that_is_known_has_a_column() -> None:
+    table = relations_table([({}, relation("l1", **KNOWN))])
+    assert dict(zip(table.headings, table.rows[0], strict=True)) == {
+        "criterion": "l1",
+        "Kendall's τ": "−0.20",
+        "95% interval": "[−0.30, −0.10]",
+        "p": "0.04",
+        "p (Holm)": "0.08",
+        "ceiling": "0.60",
+        "of ceiling": "−3%",
+        "anomalies": "25.0%",
+        "over 10 lowest": "30.1%",
+        "percentile": "99",
+        "regret": "0.0012 [0.0010, 0.0020]",
+    }
+    assert table.headings[table.strong] == "Kendall's τ"
+    assert table.texts == 1
+    further = further_table([({}, relation("l1", **KNOWN))])
+    assert dict(zip(further.headings, further.rows[0], strict=True)) == {
+        "criterion": "l1",
+        "n": "1,000",
+        "top-weighted τ": "0.24",
+        "Spearman": "−0.30",
+        "p (textbook)": "0.03",
+        "discordant": "40.0%",
+        "rank": "12 [3, 40]",
+        "beats random": "75.0%",
+        "precision at 10": "20.0%",
+        "regret at 10": "0.0000",
+    }
+
+
+def test_what_is_nowhere_known_has_no_column_and_a_gap_has_a_dash() -> None:
+    table = relations_table([({}, relation("l1"))])
+    assert table.headings == ("criterion", "Kendall's τ", "anomalies", "regret")
+    rows: list[tuple[dict[str, str], dict[str, Any]]] = [
+        ({}, relation("l1", k=5, anomaly_ratio_k=0.1)),
+        ({}, relation("l2", k=7)),
+    ]
+    mixed = relations_table(rows)
+    assert mixed.headings[3] == "over k lowest"
+    assert mixed.rows[1][3] == "–"
+
+
+def test_words_of_the_rows_come_first() -> None:
+    table = relations_table([({"width": "10"}, relation("l1")), ({"width": "20"}, relation("l1"))])
+    assert table.headings[:2] == ("width", "criterion")
+    assert [row[:2] for row in table.rows] == [("10", "l1"), ("20", "l1")]
+    assert table.texts == 2
+    assert len(table.titles) == len(table.headings)
+
+
+def test_the_surest_difference_comes_first() -> None:
+    def difference(first: str, p: float | None) -> dict[str, Any]:
+        return {
+            "first": first, "second": "l1", "difference": 0.1, "low": 0.0, "high": 0.2,
+            "p_value": p, "adjusted_p_value": p,
+        }  # fmt: skip
+
+    table = differences_table([difference("a", 0.5), difference("b", None), difference("c", 0.01)])
+    assert [row[0] for row in table.rows] == ["c", "a", "b"]
+    assert table.rows[0] == ("c", "l1", "0.10", "[0.00, 0.20]", "0.01", "0.01")
+
+
+def test_partial_correlations_name_what_is_given() -> None:
+    table = partial_table([{"criterion": "l1", "given": "oracle", "tau": 0.1}])
+    assert table.headings == ("criterion", "given", "partial τ")
+    assert table.rows == (("l1", "oracle", "0.10"),)

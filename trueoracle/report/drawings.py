@@ -1,0 +1,207 @@
+"""The figures of a report, from its summary and the recorded tables."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from trueoracle.analysis.numbers import number
+from trueoracle.analysis.outcomes import higher_is_better, outcome_name
+from trueoracle.figures.agreement import agreement_data, draw_agreement
+from trueoracle.figures.forest import draw_forest, forest_data
+from trueoracle.figures.ladder import draw_ladder, ladder_data
+from trueoracle.figures.panel import draw_panel, panel_data
+from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
+from trueoracle.report.words import best_first
+from trueoracle.study.results import Results
+from trueoracle.study.scale import titled
+
+__all__ = [
+    "Drawn",
+    "Folder",
+    "agreement_figure",
+    "forest_figure",
+    "ladder_figure",
+    "ladder_in_words",
+    "panel_figure",
+    "scatter_figure",
+    "slug",
+]
+
+_MOST_SVG = 150_000
+"""Bytes up to which a page holds a figure as SVG; of more points, a picture is smaller."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure in a page: the source of its image, what it shows in words, and its caption."""
+
+    source: str
+    alt: str
+    caption: str
+
+
+class Folder:
+    """Where a report's figures are written, and which are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.written: list[Path] = []
+
+    def draw(self, figure: Figure, stem: str, *, alt: str, caption: str = "") -> Drawn:
+        """Write a figure in all formats; raises :class:`StoreError` where it cannot."""
+        written = save_figure(figure, self.folder / stem, FORMATS)
+        self.written += written
+        by_form = {path.suffix[1:]: path for path in written}
+        return Drawn(_source(by_form["svg"], by_form["png"]), alt, caption)
+
+
+def _source(svg: Path, png: Path) -> str:
+    """A figure as the source of an image.
+
+    An image of its own, so that ids inside one figure cannot meet another's.
+    """
+    # Each text names all fonts of a long list; the two that matter are a third of the bytes.
+    slim = re.sub(
+        r"font-family: 'DejaVu Sans'[^;\"]*", "font-family: 'DejaVu Sans', Verdana, sans-serif",
+        svg.read_text(encoding="utf-8"),
+    ).encode()  # fmt: skip
+    if len(slim) <= _MOST_SVG:
+        return f"data:image/svg+xml;base64,{base64.b64encode(slim).decode()}"
+    with Image.open(png) as picture:
+        half = picture.convert("RGB").reduce(2).quantize(32)
+    held = io.BytesIO()
+    half.save(held, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+
+
+def ladder_figure(summary: Mapping[str, Any], relations: Sequence[Mapping[str, Any]]) -> Figure:
+    """The criteria of one study in order of their agreement, one column an outcome."""
+    ceilings = {r["outcome_name"]: r["ceiling"] for r in relations if r.get("ceiling") is not None}
+    data = ladder_data(
+        [(r["outcome_name"], r["criterion"], *_agreement(r)) for r in relations],
+        ceilings=ceilings,
+        marked=["oracle"],
+        title=titled(summary["study"]),
+    )
+    return draw_ladder(data)
+
+
+def ladder_in_words(relations: Sequence[Mapping[str, Any]]) -> str:
+    """What the ladder shows, for those who do not see it."""
+    said = []
+    for outcome in dict.fromkeys(r["outcome_name"] for r in relations):
+        own = best_first([r for r in relations if r["outcome_name"] == outcome])
+        rungs = ", ".join(f"{r['criterion']} {number(r['agreement'], 2)}" for r in own)
+        ceilings = [r["ceiling"] for r in own if r.get("ceiling") is not None]
+        above = f"; ceiling {number(ceilings[0], 2)}" if ceilings else ""
+        said.append(f"Agreement with {outcome}: {rungs}{above}.")
+    return " ".join(said)
+
+
+def _agreement(relation: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Agreement with its interval: tau's, with the sign turned where agreement's is."""
+    nan = math.nan
+    names = ("kendall_low", "kendall_high")
+    low, high = (nan if (v := relation.get(n)) is None else float(v) for n in names)
+    agreement = relation["agreement"]
+    if agreement is None:
+        return nan, nan, nan
+    turned = relation["higher_is_better"] != relation["higher_score_is_better"]
+    return (agreement, -high, -low) if turned else (agreement, low, high)
+
+
+def agreement_figure(agreement: Mapping[str, Any], title: str) -> Figure:
+    """Which criteria order the candidates alike."""
+    criteria = list(agreement["criteria"])
+    order = [
+        criteria.index(one) if isinstance(one, str) else int(one)
+        for one in agreement.get("order") or criteria
+    ]
+    data = agreement_data(
+        criteria, agreement["tau"], order=order, linkage=agreement.get("linkage"), title=title
+    )
+    return draw_agreement(data)
+
+
+def scatter_figure(
+    results: Results, relation: Mapping[str, Any], rule: str, short: Results | None = None
+) -> Figure:
+    """One criterion, or with ``short`` the short retraining, against one outcome."""
+    metric = relation["metric"]
+    if short is None:
+        points = results.points(relation["criterion"], metric, rule)
+    else:
+        points = results.points_after(short, metric, rule)
+    return draw_scatter(
+        scatter_data(
+            points["score"].to_numpy(),
+            points["outcome"].to_numpy(),
+            higher_is_better=higher_is_better(metric),
+            higher_score_is_better=relation["higher_score_is_better"],
+            x_label=relation["score_name"],
+            y_label=relation["outcome_name"],
+            title=titled(results.spec.name),
+            tau_interval=(relation.get("kendall_low"), relation.get("kendall_high")),
+            ceiling=relation.get("ceiling"),
+        )
+    )
+
+
+def panel_figure(
+    results: Results, relations: Sequence[Mapping[str, Any]], metric: str, rule: str
+) -> Figure:
+    """Every criterion against one outcome, in the order given."""
+    points = []
+    for relation in relations:
+        table = results.points(relation["criterion"], metric, rule)
+        columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
+        points.append((relation["criterion"], *columns))
+    data = panel_data(
+        points,
+        higher_is_better=higher_is_better(metric),
+        x_label="score before retraining",
+        y_label=outcome_name(metric, rule),
+        title=titled(results.spec.name),
+        tau_intervals={
+            r["criterion"]: (r.get("kendall_low"), r.get("kendall_high")) for r in relations
+        },
+    )
+    return draw_panel(data)
+
+
+def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: str) -> Figure:
+    """One criterion's tau in every study of a grid, and over all of them."""
+
+    def value(entry: Mapping[str, Any], name: str) -> float:
+        return math.nan if entry.get(name) is None else float(entry[name])
+
+    data = forest_data(
+        [
+            (one["label"], *(value(one, name) for name in ("tau", "low", "high", "weight")))
+            for one in meta["studies"]
+        ],
+        (value(meta, "tau"), value(meta, "low"), value(meta, "high")),
+        prediction=(value(meta, "prediction_low"), value(meta, "prediction_high")),
+        i2=value(meta, "i2"),
+        tau2=value(meta, "tau2"),
+        q=value(meta, "q"),
+        p=value(meta, "p_value"),
+        x_label=f"Kendall's τ with {outcome}",
+        title=f"{titled(title)}: {score}",
+    )
+    return draw_forest(data)
+
+
+def slug(criterion: str) -> str:
+    """A criterion's name for a file's."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in criterion)
