@@ -8,6 +8,7 @@ from difflib import get_close_matches
 __all__ = [
     "BusyError",
     "InputError",
+    "NotApplicableError",
     "StoreError",
     "TrainingError",
     "TrueOracleError",
@@ -26,6 +27,14 @@ class InputError(TrueOracleError, ValueError):
     """A study, name, file or value that cannot be used; raised before long work starts."""
 
     exit_code = 2
+
+
+class NotApplicableError(InputError):
+    """What a criterion raises that has nothing to say of a network, of its data or its pruning.
+
+    The message is the reason, in a few words: "the network has no batch norm". A study goes on
+    without that criterion.
+    """
 
 
 class BusyError(TrueOracleError):

@@ -39,7 +39,7 @@ def test_all_that_is_known_has_a_column() -> None:
     assert dict(zip(table.headings, table.rows[0], strict=True)) == {
         "criterion": "l1",
         "Kendall's τ": "−0.20",
-        "95% interval": "−0.30 … −0.10",
+        "95% interval": "[−0.30, −0.10]",
         "p": "0.04",
         "p (Holm)": "0.08",
         "ceiling": "0.60",
@@ -95,7 +95,7 @@ def test_the_surest_difference_comes_first() -> None:
 
     table = differences_table([difference("a", 0.5), difference("b", None), difference("c", 0.01)])
     assert [row[0] for row in table.rows] == ["c", "a", "b"]
-    assert table.rows[0] == ("c", "l1", "0.10", "0.00 … 0.20", "0.01", "0.01")
+    assert table.rows[0] == ("c", "l1", "0.10", "[0.00, 0.20]", "0.01", "0.01")
 
 
 def test_partial_correlations_name_what_is_given() -> None:

@@ -122,12 +122,12 @@ def bootstrap(
     do so are few, all are enumerated with their chances. Raises nothing: where there is nothing to
     draw, nothing is drawn.
     """
-    whole = [(table, np.arange(len(table)), np.arange(table.seeds)) for table in tables]
-    estimate = _mean(statistic, whole)
+    values = _Values(statistic)
+    estimate = values.mean([(table, None, np.arange(table.seeds)) for table in tables])
     draws = list(_draws(tables, resamples, seed))
-    drawn = np.array([_mean(statistic, draw) for _, draw in draws]).reshape(-1, len(estimate))
+    drawn = np.array([values.mean(draw) for _, draw in draws]).reshape(-1, len(estimate))
     weights = np.array([weight for weight, _ in draws])
-    freedom = _freedom(tables, statistic, drawn, weights)
+    freedom = _freedom(tables, values, drawn, weights)
     return Bootstrap(estimate, drawn, weights, freedom)
 
 
@@ -144,7 +144,33 @@ def levels_in_words(tables: Sequence[CandidateTable]) -> str:
     return " and ".join(words)
 
 
-_Draw = list[tuple[CandidateTable, np.ndarray, np.ndarray]]
+_Draw = list[tuple[CandidateTable, np.ndarray | None, np.ndarray]]
+"""Tables with their rows (None: each of them once) and seeds."""
+
+
+class _Values:
+    """A statistic's values, each set of seeds of whole tables computed once."""
+
+    def __init__(self, statistic: Statistic) -> None:
+        self._statistic = statistic
+        self._known: dict[tuple[int, tuple[int, ...]], Sequence[float]] = {}
+
+    def mean(self, draw: _Draw) -> np.ndarray:
+        """The mean ``[K]`` over the tables of a draw."""
+        values = [self._of(table, rows, seeds) for table, rows, seeds in draw]
+        mean: np.ndarray = np.array(values, dtype=np.float64).mean(axis=0)
+        return mean
+
+    def _of(
+        self, table: CandidateTable, rows: np.ndarray | None, seeds: np.ndarray
+    ) -> Sequence[float]:
+        if rows is not None:
+            return self._statistic(table, rows, table.mean_outcome(seeds)[rows])
+        key = id(table), tuple(sorted(map(int, seeds)))
+        if key not in self._known:
+            every = np.arange(len(table))
+            self._known[key] = self._statistic(table, every, table.mean_outcome(seeds))
+        return self._known[key]
 
 
 def _draws(
@@ -158,17 +184,16 @@ def _draws(
             return
         at_once = table.seeds - 1
         if math.comb(table.seeds + at_once - 1, at_once) <= resamples:
-            rows = np.arange(len(table))
             for seeds in itertools.combinations_with_replacement(range(table.seeds), at_once):
-                yield _chance(seeds, table.seeds), [(table, rows, np.array(seeds))]
+                yield _chance(seeds, table.seeds), [(table, None, np.array(seeds))]
             return
     generator = np.random.Generator(np.random.PCG64(seed))
     several = max(1, len(tables) - 1)
     for _ in range(resamples):
-        draw = []
+        draw: _Draw = []
         for place in generator.integers(len(tables), size=several):
             table = tables[place]
-            rows = np.arange(len(table))
+            rows = None
             if sampled and table.sampled:
                 rows = generator.integers(len(table), size=len(table))
             seeds = generator.integers(table.seeds, size=max(1, table.seeds - 1))
@@ -178,7 +203,7 @@ def _draws(
 
 def _freedom(
     tables: Sequence[CandidateTable],
-    statistic: Statistic,
+    values: _Values,
     drawn: np.ndarray,
     weights: np.ndarray,
 ) -> np.ndarray:
@@ -197,7 +222,7 @@ def _freedom(
     if table.seeds == 1 or not len(drawn):
         return freedom
     alone = list(_draws(tables, RESAMPLES, 0, candidates=False))
-    by_seeds = np.array([_mean(statistic, draw) for _, draw in alone])
+    by_seeds = np.array([values.mean(draw) for _, draw in alone])
     chances = np.array([weight for weight, _ in alone])
     for place in range(count):
         total = _variance(drawn[:, place], weights)
@@ -222,14 +247,6 @@ def _chance(drawn: tuple[int, ...], of: int) -> float:
     for one in set(drawn):
         ways //= math.factorial(drawn.count(one))
     return float(ways / of ** len(drawn))
-
-
-def _mean(statistic: Statistic, draw: _Draw) -> np.ndarray:
-    values = [
-        statistic(table, rows, table.mean_outcome(seeds)[rows]) for table, rows, seeds in draw
-    ]
-    mean: np.ndarray = np.array(values, dtype=np.float64).mean(axis=0)
-    return mean
 
 
 def _quantile(values: np.ndarray, weights: np.ndarray, q: float) -> float:

@@ -5,16 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = [
-    "bracketed",
-    "finite_or_none",
-    "interval",
-    "many",
-    "number",
-    "p_value",
-    "percent",
-    "quantity",
-]
+__all__ = ["finite_or_none", "interval", "many", "number", "p_value", "percent", "quantity"]
 
 ABSENT = "–"
 
@@ -25,14 +16,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int = 2) -> str:
-    """Both ends: ``"−0.30 … 0.10"``."""
-    if low is None or high is None:
-        return ABSENT
-    return f"{number(low, digits)} … {number(high, digits)}"
-
-
-def bracketed(low: float | None, high: float | None, digits: int = 2) -> str:
-    """Both ends, behind the value that they belong to: ``"[−0.30, 0.10]"``."""
+    """Such as ``"[−0.30, −0.10]"``; a dash where an end is not there."""
     if low is None or high is None:
         return ABSENT
     return f"[{number(low, digits)}, {number(high, digits)}]"

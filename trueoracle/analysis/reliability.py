@@ -53,15 +53,17 @@ class Reliability:
         )
 
 
-def noise_ceiling(outcomes: np.ndarray, *, seed: int = 0) -> Reliability:
+def noise_ceiling(
+    outcomes: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Reliability:
     """The reliability of outcomes ``[P, S]``, candidates × retraining seeds.
 
     Tau between halves becomes a correlation by Greiner's relation r = sin(πτ/2), which holds for
     normal variables (Kruskal 1958, section 5); Spearman and Brown's formula (1910) takes it from
     half of the seeds to all, and its square root, the correlation of a measurement with what it
     measures, becomes a tau again. A negative correlation counts as none. Rows that are not finite
-    in every seed are left out. Halves are all ways to take two disjoint ⌊S/2⌋ of the seeds, or 100
-    of them at random.
+    in every seed are left out; with no ``resamples`` there is no interval. Halves are all ways to
+    take two disjoint ⌊S/2⌋ of the seeds, or 100 of them at random.
     """
     rows = outcomes[np.isfinite(outcomes).all(axis=1)]
     seeds = outcomes.shape[1]
@@ -71,13 +73,13 @@ def noise_ceiling(outcomes: np.ndarray, *, seed: int = 0) -> Reliability:
     halves = _halves(seeds, generator)
     split_half, reliability, ceiling = _ceiling(rows, halves)
     interval = NO_INTERVAL
-    if not math.isnan(ceiling):
+    if resamples and not math.isnan(ceiling):
         drawn = [
             _ceiling(rows[generator.integers(len(rows), size=len(rows))], halves)[2]
-            for _ in range(RESAMPLES)
+            for _ in range(resamples)
         ]
         found = np.array(drawn)[np.isfinite(drawn)]
-        if len(found) >= 0.95 * RESAMPLES:
+        if len(found) >= 0.95 * resamples:
             interval = Interval(*map(float, np.quantile(found, [0.025, 0.975])))
     return Reliability(seeds, split_half, reliability, ceiling, interval)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trueoracle.analysis.numbers import many, number, p_value, percent
 from trueoracle.cli.console import Debug, Json, guarded, out, print_json, table
 from trueoracle.cli.tables import NUMBERS, relation_cells
 
@@ -189,9 +190,11 @@ def _draw(
     from trueoracle.figures.scatter import draw_scatter, save_figure, scatter_data
 
     if meta:
-        from trueoracle.figures.forest import draw_forest, forest_data
+        from trueoracle.report.drawings import forest_figure
 
-        made = draw_forest(forest_data(meta[0], title=f"{meta[0]['criterion']} against {outcome}"))
+        first = meta[0]
+        what = many(len(first["studies"]), "setting")
+        made = forest_figure(first, score=first["criterion"], outcome=outcome, title=what)
     else:
         one = next(iter(settings.values()))
         made = draw_scatter(
@@ -215,8 +218,6 @@ def _print(
     *,
     higher_is_better: bool,
 ) -> None:
-    from trueoracle.analysis.numbers import number, p_value, percent
-
     better = "higher" if higher_is_better else "lower"
     out().print(
         f"{better} {outcome} is better; a perfect score has tau {-1 if higher_is_better else 1}\n"
@@ -266,8 +267,6 @@ def _print(
 
 
 def _print_comparison(label: str, compared: dict[str, Any]) -> None:
-    from trueoracle.analysis.numbers import number, p_value
-
     where = f"{label}: " if label else ""
     for one in compared["differences"]:
         text = f"{where}{one['first']} against {one['second']}: {number(one['difference'], 2)}"

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from trueoracle.cli import analyse, export, inspect, report, reproduce, run, score, status, studies
+from trueoracle.cli import (
+    analyse,
+    criteria,
+    export,
+    inspect,
+    report,
+    reproduce,
+    run,
+    score,
+    status,
+    studies,
+)
 from trueoracle.version import __version__
 
 __all__ = ["app", "main"]
@@ -50,6 +61,7 @@ app.command("run")(run.run)
 app.command("score")(score.score)
 app.command("inspect")(inspect.inspect)
 app.command("studies")(studies.studies)
+app.command("criteria")(criteria.criteria)
 app.command("reproduce")(reproduce.reproduce)
 app.command("status")(status.status)
 app.command("report")(report.report)

@@ -1,5 +1,25 @@
 """Scores before retraining; importing the room registers the shipped criteria."""
 
-from trueoracle.criteria import baseline, magnitude, oracle
+from trueoracle.criteria import (
+    activity,
+    baseline,
+    curvature,
+    magnitude,
+    oracle,
+    reconstruction,
+    retrained,
+    sensitivity,
+    trainability,
+)
 
-__all__ = ["baseline", "magnitude", "oracle"]
+__all__ = [
+    "activity",
+    "baseline",
+    "curvature",
+    "magnitude",
+    "oracle",
+    "reconstruction",
+    "retrained",
+    "sensitivity",
+    "trainability",
+]

@@ -6,21 +6,29 @@ import hashlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from torch import Tensor, nn
 
 from trueoracle.data.splits import Splits
-from trueoracle.errors import InputError, first_line
+from trueoracle.errors import InputError, NotApplicableError, first_line
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.registry import Registry
+from trueoracle.training.recipe import Retraining
 
 __all__ = ["CRITERIA", "Criterion", "criterion", "find_criterion"]
 
 Scores = np.ndarray | Tensor | list[float]
-ScoreFunction = Callable[[nn.Module, Any, Splits], Scores]
-"""Its candidates are a :class:`CandidateList`, or only the kind of them that it knows."""
+ScoreFunction = Callable[..., Scores]
+"""Of the dense network, the candidates, the data, and where it ``uses_recipe`` the retraining."""
+
+Units = Literal["filters", "weights"]
+BOTH: tuple[Units, ...] = ("filters", "weights")
+_ELSE = {
+    "filters": "it is of single weights, and whole filters are pruned",
+    "weights": "it is of whole filters, and single weights are pruned",
+}
 
 
 @dataclass(frozen=True)
@@ -30,25 +38,48 @@ class Criterion:
     ``name`` is what studies call it, ``source`` the paper it comes from. ``function`` takes the
     dense network (which it leaves as it is), P candidates and the data, and gives scores ``[P]``.
     ``separable`` says that a candidate's score does not depend on which others are scored with it,
-    so that scoring can go piece by piece and resume.
+    so that scoring can go piece by piece and resume; ``at_once`` that this would do most of the
+    work over again for each piece, as where it goes into the importance of every filter.
+
+    ``applies_to`` is what it can score the pruning of, whole filters or single weights;
+    ``conditional`` says that it may refuse other things too, by :class:`NotApplicableError`.
+    ``uses_data`` says that the scores depend on images; ``uses_recipe`` that they depend on how the
+    candidates are retrained: ``function`` is then given that :class:`Retraining` as well.
     """
 
     name: str
     source: str
     function: ScoreFunction
     separable: bool = False
+    at_once: bool = False
+    applies_to: tuple[Units, ...] = BOTH
+    conditional: bool = False
+    uses_data: bool = True
+    uses_recipe: bool = False
 
-    def __call__(self, dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    def __call__(
+        self,
+        dense: nn.Module,
+        candidates: CandidateList,
+        data: Splits,
+        recipe: Retraining | None = None,
+    ) -> np.ndarray:
         """Scores float64 ``[P]``, NaN where there is none.
 
-        Raises :class:`InputError` where the function fails or its answer has another shape.
+        ``recipe`` is how the candidates are retrained; left out, :class:`Retraining`'s defaults.
+        Raises :class:`NotApplicableError` where it does not apply, and :class:`InputError` where
+        the function fails or its answer has another shape.
         """
+        self.check(candidates)
+        also = (recipe or Retraining(),) if self.uses_recipe else ()
         try:
-            scores = self.function(dense, candidates, data)
+            scores = self.function(dense, candidates, data, *also)
             if isinstance(scores, Tensor):
                 values = scores.detach().cpu().double().numpy()
             else:
                 values = np.array([float(score) for score in scores], dtype=np.float64)
+        except NotApplicableError as error:
+            raise NotApplicableError(f"criterion {self.name!r}: {error}") from error
         except InputError as error:  # it says itself what it needs
             raise InputError(f"criterion {self.name!r}: {error}") from error
         except Exception as error:  # a user's function runs: anything can come out
@@ -61,6 +92,17 @@ class Criterion:
                 f"expected [{len(candidates)}]: one a candidate"
             )
         return values
+
+    def check(self, candidates: CandidateList) -> None:
+        """Raise :class:`NotApplicableError` where it cannot score this kind of pruning."""
+        pruned: Units = "weights" if candidates.weights else "filters"
+        if pruned not in self.applies_to:
+            raise NotApplicableError(f"criterion {self.name!r}: {_ELSE[pruned]}")
+
+    @property
+    def documentation(self) -> str:
+        """What its function says of itself: one line, then all that is to be known."""
+        return inspect.getdoc(self.function) or ""
 
     @property
     def is_shipped(self) -> bool:
@@ -95,9 +137,19 @@ CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
 def criterion(
-    name: str, *, source: str = "", separable: bool = False
+    name: str,
+    *,
+    source: str = "",
+    separable: bool = False,
+    at_once: bool = False,
+    applies_to: tuple[Units, ...] = BOTH,
+    conditional: bool = False,
+    uses_data: bool = True,
+    uses_recipe: bool = False,
 ) -> Callable[[ScoreFunction], Criterion]:
     """Decorator: register ``function(dense, candidates, data) -> [P]`` as a criterion.
+
+    The options are :class:`Criterion`'s fields.
 
     >>> @criterion("fewest-first", source="an example")
     ... def fewest_first(dense, candidates, data):
@@ -105,7 +157,17 @@ def criterion(
     """
 
     def register(function: ScoreFunction) -> Criterion:
-        made = _from_function(name, function, source, separable)
+        made = Criterion(
+            name,
+            source or inspect.getdoc(function) or "",
+            function,
+            separable=separable,
+            at_once=at_once,
+            applies_to=applies_to,
+            conditional=conditional,
+            uses_data=uses_data,
+            uses_recipe=uses_recipe,
+        )
         CRITERIA.add(name, made, function)
         return made
 
@@ -118,11 +180,5 @@ def find_criterion(name: str) -> Criterion:
     if isinstance(found, Criterion):
         return found
     if callable(found):
-        return _from_function(name, found)
+        return Criterion(name, inspect.getdoc(found) or "", found)
     raise InputError(f"criterion {name!r} is a {type(found).__name__}, which cannot be called")
-
-
-def _from_function(
-    name: str, function: ScoreFunction, source: str = "", separable: bool = False
-) -> Criterion:
-    return Criterion(name, source or inspect.getdoc(function) or "", function, separable)

@@ -1,30 +1,51 @@
-"""Magnitude criteria: what is pruned should be small."""
+"""Criteria of the weights alone: what is pruned should be small, or much like what stays."""
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from trueoracle.criteria.base import criterion
+from trueoracle.criteria.importance import (
+    channel_values,
+    pruned_weights,
+    sum_by_filter,
+    sum_layers,
+)
 from trueoracle.data.splits import Splits
+from trueoracle.errors import NotApplicableError
 from trueoracle.pruning.candidates import CandidateList
-from trueoracle.pruning.groups import filter_weights
+from trueoracle.pruning.groups import Group, by_filter, filter_weights, layer_weights
 
-__all__ = ["l1", "l2"]
+__all__ = ["bn_scale", "fpgm", "l1", "l2", "lamp"]
 
 
-@criterion("l1", source="Li et al. 2017 (arXiv 1608.08710), section 3.1", separable=True)
+@criterion(
+    "l1",
+    source="Li et al. 2017 (arXiv 1608.08710), section 3.1",
+    separable=True,
+    uses_data=False,
+)
 def l1(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Sum of |w| over the weights of the pruned filters, or over the pruned weights. ``[P]``.
 
     Of single weights it is magnitude pruning's: Han et al. 2015 (arXiv 1506.02626), section 3.
     """
-    if candidates.weights:
-        return candidates.sum_pruned(_magnitudes(dense, candidates, power=1))
-    return candidates.sum_pruned(_norms(dense, candidates, order=1))
+    weights = pruned_weights(dense, candidates)
+    return candidates.sum_pruned(
+        sum_by_filter(dense, candidates, {name: w.detach().abs() for name, w in weights.items()})
+    )
 
 
-@criterion("l2", source="He et al. 2018 (arXiv 1808.06866), section 3.2", separable=True)
+@criterion(
+    "l2",
+    source="He et al. 2018 (arXiv 1808.06866), section 3.2",
+    separable=True,
+    uses_data=False,
+)
 def l2(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Sum over the pruned filters of the Euclidean norm of each one's weights. Scores ``[P]``.
 
@@ -32,19 +53,105 @@ def l2(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     Euclidean distance from the dense weights.
     """
     if candidates.weights:
-        return candidates.sum_pruned(_magnitudes(dense, candidates, power=2))
-    return candidates.sum_pruned(_norms(dense, candidates, order=2))
+        weights = pruned_weights(dense, candidates)
+        squares = {name: weight.detach() ** 2 for name, weight in weights.items()}
+        return candidates.sum_pruned(sum_by_filter(dense, candidates, squares))
+    return candidates.sum_pruned(
+        {g.name: filter_weights(dense, g).detach().norm(dim=1) for g in candidates.groups}
+    )
 
 
-def _norms(dense: nn.Module, candidates: CandidateList, order: int) -> dict[str, Tensor]:
-    """The norm ``[filters]`` of every filter's weights, by group name."""
-    return {
-        group.name: filter_weights(dense, group).norm(p=order, dim=1) for group in candidates.groups
-    }
+@criterion(
+    "lamp",
+    source="Lee et al. 2021 (arXiv 2010.07611), section 3.1",
+    separable=True,
+    uses_data=False,
+)
+def lamp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Layer-adaptive magnitude: the square of each weight over the squares that are no smaller.
+
+    The paper's score of a weight is w² divided by the sum of the squares, in the same layer, of
+    itself and all larger ones; large ones are kept, and the score ``[P]`` is the sum over what is
+    pruned. A filter counts as one weight, whose square is the squared Euclidean norm of its
+    weights; in a group of several layers each has its own scores, which are added up.
+    """
+    if candidates.weights:
+        weights = pruned_weights(dense, candidates)
+        scores = {name: _lamp(weight.detach() ** 2) for name, weight in weights.items()}
+        return candidates.sum_pruned(sum_by_filter(dense, candidates, scores))
+    return candidates.sum_pruned(
+        {
+            group.name: sum_layers(_lamp(w.square().sum(1)) for w in _layers(dense, group))
+            for group in candidates.groups
+        }
+    )
 
 
-def _magnitudes(dense: nn.Module, candidates: CandidateList, power: int) -> dict[str, Tensor]:
-    """|w| to a power for every weight of the pruned layers, by layer."""
-    return {
-        name: dense.get_parameter(f"{name}.weight").abs() ** power for name in candidates.weights
-    }
+@criterion(
+    "fpgm",
+    source="He et al. 2019 (arXiv 1811.00250), section 3.3",
+    separable=True,
+    applies_to=("filters",),
+    uses_data=False,
+)
+def fpgm(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Filter pruning via the geometric median: each pruned filter's distances to all others.
+
+    A filter's importance is the sum of its Euclidean distances to the filters of its layer; the
+    least one is nearest to their geometric median, and can best be replaced by the others. The
+    score ``[P]`` is the sum over the pruned filters, and over the layers of a group.
+    """
+    return candidates.sum_pruned(
+        {
+            group.name: sum_layers(_distances(w).sum(1) for w in _layers(dense, group))
+            for group in candidates.groups
+        }
+    )
+
+
+@criterion(
+    "bn-scale",
+    source="Liu et al. 2017 (Network Slimming, arXiv 1708.06519), section 3",
+    separable=True,
+    applies_to=("filters",),
+    conditional=True,
+    uses_data=False,
+)
+def bn_scale(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Sum of |γ|, the scale of the batch norm behind them, over the pruned filters. ``[P]``.
+
+    Where several batch norms follow a group, their scales are added up. The paper trains the dense
+    network with an L1 penalty on γ; a study takes the dense network as it is. Not applicable to a
+    filter without a batch norm.
+    """
+    importance = {}
+    for group in candidates.groups:
+        scales = []
+        for part in group.norms:
+            norm = dict(dense.named_modules()).get(part.module)
+            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.affine:
+                gamma = cast(Tensor, norm.weight).detach().abs().double()
+                scales.append(channel_values(gamma, group, part).sum(1))
+        if not scales:
+            raise NotApplicableError(f"no batch norm with a scale follows {group.name}")
+        importance[group.name] = sum_layers(scales)
+    return candidates.sum_pruned(importance)
+
+
+def _layers(dense: nn.Module, group: Group) -> list[Tensor]:
+    """The weights ``[filters, n]`` of each layer of a group, in double precision."""
+    found = layer_weights(dense, group).values()
+    return [by_filter(layer, weight.detach().double()) for layer, weight in found]
+
+
+def _lamp(squares: Tensor) -> Tensor:
+    """Each square over the sum of itself and all larger ones, in the same shape."""
+    flat, order = squares.double().flatten().sort(descending=True, stable=True)
+    # A layer of nothing but zeros has nothing to share out.
+    scores = flat / flat.cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.empty_like(scores).scatter_(0, order, scores).view(squares.shape)
+
+
+def _distances(filters: Tensor) -> Tensor:
+    """Euclidean distances ``[filters, filters]``; not by a matrix product, which loses digits."""
+    return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist")

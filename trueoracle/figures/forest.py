@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from trueoracle.analysis.numbers import bracketed, number, p_value, percent
+from trueoracle.analysis.numbers import interval, number, p_value, percent
 from trueoracle.errors import InputError
 from trueoracle.figures.scatter import plain
 
@@ -107,7 +107,7 @@ def draw_forest(data: ForestData, size: tuple[float, float] | None = None) -> Fi
         axes.scatter(
             [value], [place], s=70 * share * count, marker="s", color=_STUDY, linewidths=0, zorder=3
         )
-        _say(axes, place, f"{number(value, 2)} {bracketed(low, high)}", percent(share))
+        _say(axes, place, f"{number(value, 2)} {interval(low, high)}", percent(share))
     tau, low, high = data.pooled
     bottom = count + 0.4
     axes.axhline(count - 0.35, color="0.8", linewidth=0.8)
@@ -119,7 +119,7 @@ def draw_forest(data: ForestData, size: tuple[float, float] | None = None) -> Fi
             [low, tau, high, tau], [bottom, bottom - 0.3, bottom, bottom + 0.3], color=_POOLED,
             linewidth=0, zorder=3,
         )  # fmt: skip
-    _say(axes, bottom, f"{number(tau, 2)} {bracketed(low, high)}", "", fontweight="bold")
+    _say(axes, bottom, f"{number(tau, 2)} {interval(low, high)}", "", fontweight="bold")
     if all(map(math.isfinite, data.prediction)):
         bottom += 1
         axes.errorbar(
@@ -128,7 +128,7 @@ def draw_forest(data: ForestData, size: tuple[float, float] | None = None) -> Fi
         )  # fmt: skip
         names.append("another study (95%)")
         places.append(bottom)
-        _say(axes, bottom, bracketed(*data.prediction), "")
+        _say(axes, bottom, interval(*data.prediction), "")
     axes.set_yticks(places, [plain(name) for name in names])
     axes.get_yticklabels()[count].set_fontweight("bold")
     axes.set_ylim(bottom + 0.6, -0.7)

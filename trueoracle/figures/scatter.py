@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from trueoracle.analysis.numbers import bracketed, number, p_value, percent
+from trueoracle.analysis.numbers import interval, number, p_value, percent
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.errors import StoreError
 
@@ -84,7 +84,7 @@ def scatter_data(
         said = f"Kendall's τ = {number(tau.value, 2)}, p = {p_value(tau.p_value)}"
         said = said.replace("= <", "< ")
     else:
-        said = f"Kendall's τ = {number(tau.value, 2)} {bracketed(*tau_interval)}"
+        said = f"Kendall's τ = {number(tau.value, 2)} {interval(*tau_interval)}"
     if ceiling is not None:
         said += f", ceiling {number(ceiling, 2)}"
     note = f"{said}\nanomaly ratio {percent(relation.anomaly_ratio)} of {relation.n}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trueoracle.networks.attention import Attention
 
-__all__ = ["Group", "GroupMap", "Part", "filter_weights"]
+__all__ = ["Group", "GroupMap", "Part", "by_filter", "filter_weights", "layer_weights"]
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,23 @@ def filter_weights(network: nn.Module, group: Group) -> Tensor:
 
     Of attention, a head's rows of the input projection.
     """
-    parts = []
+    parts = [by_filter(layer, weight) for layer, weight in layer_weights(network, group).values()]
+    return torch.cat(parts, dim=1)
+
+
+def layer_weights(network: nn.Module, group: Group) -> dict[str, tuple[nn.Module, Tensor]]:
+    """The layers of a group and the weights that make up its filters, by the weights' names."""
+    found = {}
     for part in group.layers:
         layer = network.get_submodule(part.module)
-        if isinstance(layer, Attention):
-            of_heads = layer.in_proj_weight.unflatten(0, (3, layer.heads, layer.head_dim))
-            parts.append(of_heads.transpose(0, 1).flatten(1))
-        else:
-            weight = cast(Tensor, layer.weight)
-            parts.append(weight.flatten(1))
-    return torch.cat(parts, dim=1)
+        name = "in_proj_weight" if isinstance(layer, Attention) else "weight"
+        found[f"{part.module}.{name}"] = (layer, cast(Tensor, getattr(layer, name)))
+    return found
+
+
+def by_filter(layer: nn.Module, values: Tensor) -> Tensor:
+    """Numbers shaped like a layer's weights, as ``[filters, n]``."""
+    if isinstance(layer, Attention):
+        of_heads: Tensor = values.unflatten(0, (3, layer.heads, layer.head_dim))
+        return of_heads.transpose(0, 1).flatten(1)
+    return values.flatten(1)

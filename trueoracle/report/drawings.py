@@ -108,16 +108,15 @@ def ladder_in_words(relations: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(said)
 
 
-def _agreement(relation: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Agreement with its interval: tau's, with the sign turned where agreement's is."""
-    nan = math.nan
-    names = ("kendall_low", "kendall_high")
-    low, high = (nan if (v := relation.get(n)) is None else float(v) for n in names)
-    agreement = relation["agreement"]
-    if agreement is None:
-        return nan, nan, nan
-    turned = relation["higher_is_better"] != relation["higher_score_is_better"]
-    return (agreement, -high, -low) if turned else (agreement, low, high)
+def _agreement(relation: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Agreement with its interval, tau's with the sign turned where agreement's is, and p."""
+    names = ("agreement", "kendall_low", "kendall_high", "permutation_p_value")
+    agreement, low, high, p = (
+        math.nan if relation.get(name) is None else float(relation[name]) for name in names
+    )
+    if relation["higher_is_better"] != relation["higher_score_is_better"]:
+        low, high = -high, -low
+    return agreement, low, high, p
 
 
 def agreement_figure(agreement: Mapping[str, Any], title: str) -> Figure:

@@ -19,7 +19,8 @@ from trueoracle.report.page import render, tables_of, write_text
 from trueoracle.report.summary import REPORTED_METRICS, summarise
 from trueoracle.report.words import FEW, grid_verdicts, meta_sentence
 from trueoracle.study.grid import GridPoint
-from trueoracle.study.results import Results, score_name
+from trueoracle.study.names import score_name
+from trueoracle.study.results import Results
 from trueoracle.study.scale import scale_in_words, scale_of, titled
 
 __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]

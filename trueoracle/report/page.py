@@ -45,6 +45,11 @@ __all__ = ["WrittenReport", "render", "tables_of", "write_report", "write_text"]
 FEW = 4
 """Up to so many criteria each has a scatter of its own; of more, the best and the oracle have."""
 
+_LADDER = (
+    "Agreement is τ with its sign turned so that +1 is perfect; a filled dot is surely not zero "
+    "(95% interval, and p < 0.05)."
+)
+
 
 @dataclass(frozen=True)
 class WrittenReport:
@@ -75,7 +80,6 @@ class Section:
     relations: tuple[dict[str, Any], ...]
     ladder: Drawn | None
     agreement: Drawn | None
-    ceilings: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
     scatters: tuple[Drawn, ...]
     panels: tuple[Drawn, ...]
@@ -138,7 +142,7 @@ def _section(
             ladder_figure(summary, relations),
             f"{name}-criteria",
             alt=ladder_in_words(relations),
-            caption="Agreement is τ with its sign turned so that +1 is perfect.",
+            caption=" ".join([_LADDER, *ceiling_sentences(summary)]),
         )
     compared = {m: c for m, c in (summary.get("comparison") or {}).items() if c}
     alike = next((c["agreement"] for c in compared.values() if c.get("agreement")), None)
@@ -166,7 +170,6 @@ def _section(
         relations=tuple(relations),
         ladder=ladder,
         agreement=agreement,
-        ceilings=tuple(ceiling_sentences(summary)),
         comparisons=tuple(_comparison(summary, m, c) for m, c in compared.items()),
         scatters=tuple(scatters),
         panels=tuple(_panels(results, summary, rule, folder)),
@@ -174,10 +177,11 @@ def _section(
 
 
 def _place(section: Section, sections: Sequence[Section]) -> dict[str, str]:
-    """Which study a row of the table is of, where there are several."""
+    """Which study a row of the table is of, where there are several: an arm by what is laid on."""
     if len(sections) == 1:
         return {}
-    return {"study": titled(section.summary["study"])}
+    main, own = sections[0].summary["study"], section.summary["study"]
+    return {"study": titled(own) if own == main else own.removeprefix(main)}
 
 
 def _intervals(relations: Sequence[Mapping[str, Any]]) -> str:
@@ -210,14 +214,15 @@ def _panels(results: Results, summary: Mapping[str, Any], rule: str, folder: Fol
 
 def _comparison(summary: Mapping[str, Any], metric: str, found: Mapping[str, Any]) -> Comparison:
     outcome = next(r["outcome_name"] for r in summary["relations"] if r["metric"] == metric)
-    combination = found.get("combination")
+    several = len({r["criterion"] for r in summary["relations"]}) > 2
+    combination = found.get("combination") if several else None
     weights = (combination or {}).get("weights") or {}
     return Comparison(
         outcome=outcome,
         combination=combination_sentence(combination, outcome) if combination else "",
         weights=tuple(sorted(weights.items(), key=lambda item: -abs(item[1] or 0))),
         differences=differences_table(found["differences"]) if found.get("differences") else None,
-        partial=partial_table(found["partial"]) if found.get("partial") else None,
+        partial=partial_table(found["partial"]) if found.get("partial") and several else None,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trueoracle.analysis.numbers import ABSENT, bracketed, interval, number, p_value, percent
+from trueoracle.analysis.numbers import ABSENT, interval, number, p_value, percent
 
 __all__ = ["Table", "differences_table", "further_table", "partial_table", "relations_table"]
 
@@ -52,8 +52,7 @@ def _interval(name: str, digits: int) -> Callable[[Entry], str]:
 
 def _with_interval(name: str, digits: int) -> Callable[[Entry], str]:
     def cell(entry: Entry) -> str:
-        value = number(entry.get(name), digits)
-        around = bracketed(entry.get(f"{name}_low"), entry.get(f"{name}_high"), digits)
+        value, around = number(entry.get(name), digits), _interval(name, digits)(entry)
         return value if around == ABSENT else f"{value} {around}"
 
     return cell

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trueoracle.analysis.numbers import bracketed, many, number, p_value
+from trueoracle.analysis.numbers import interval, many, number, p_value
 
 __all__ = [
     "best_first",
@@ -71,7 +71,7 @@ def _tau(relation: Mapping[str, Any]) -> str:
     text = f"τ = {number(relation['kendall_tau'], 2)}"
     low, high = relation.get("kendall_low"), relation.get("kendall_high")
     if low is not None and high is not None:
-        text += f" {bracketed(low, high)}"
+        text += f" {interval(low, high)}"
     if relation.get("share_of_ceiling") is not None:
         text += f", {relation['share_of_ceiling']:.0%} of the ceiling"
     return text
@@ -112,14 +112,14 @@ def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str) -> str:
     count = len(meta["studies"])
     text = (
         f"Over {many(count, 'study').replace('studys', 'studies')}, {score} has "
-        f"τ = {number(meta['tau'], 2)} {bracketed(meta['low'], meta['high'])} with {outcome}"
+        f"τ = {number(meta['tau'], 2)} {interval(meta['low'], meta['high'])} with {outcome}"
     )
     if meta.get("i2") is not None:
         text += f"; {meta['i2']:.0%} of its variation is between the studies"
         if meta.get("p_value") is not None:
             text += f" (p = {p_value(meta['p_value'])})".replace("= <", "< ")
     if meta.get("prediction_low") is not None and meta.get("prediction_high") is not None:
-        expected = bracketed(meta["prediction_low"], meta["prediction_high"])
+        expected = interval(meta["prediction_low"], meta["prediction_high"])
         text += f", and in another one of their kind {expected} is to be expected"
     return f"{text[0].upper()}{text[1:]}."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -13,7 +14,7 @@ from torch import nn
 from trueoracle.criteria.base import Criterion, find_criterion
 from trueoracle.data import datasets
 from trueoracle.data.splits import Splits
-from trueoracle.errors import InputError, first_line
+from trueoracle.errors import InputError, NotApplicableError, first_line
 from trueoracle.networks.registry import build, is_shipped
 from trueoracle.networks.weights import architecture_sha256, load_weights, weights_sha256
 from trueoracle.pruning.candidates import CandidateList, Candidates, list_candidates
@@ -36,7 +37,7 @@ class Prepared:
 
     ``network`` has its initial weights, or its trained ones where the study brings them.
     ``architecture`` tells networks of a user's own apart, whose name does not say all, and folders
-    of images.
+    of images. ``skipped`` says of the criteria that do not apply why.
     """
 
     spec: StudySpec
@@ -46,6 +47,7 @@ class Prepared:
     candidates: CandidateList
     criteria: tuple[Criterion, ...]
     device: torch.device
+    skipped: Mapping[str, str]
 
     @property
     def retrainings(self) -> int:
@@ -97,7 +99,9 @@ def prepare(
         if len(few) > 1:
             _check_pruning(made, candidates, data.train.take(few).images.cpu())
     _check_batches(made, data, spec)
-    _check_criteria(made, candidates, criteria, data)
+    skipped = _check_criteria(
+        made, candidates, dict(zip(spec.criteria, criteria, strict=True)), data, spec
+    )
     shipped = network is None and is_shipped(spec.network.name)
     architecture = "" if shipped else architecture_sha256(made)
     if not shipped and not spec.network.arrives_trained:
@@ -106,7 +110,9 @@ def prepare(
     if data.train.is_streamed and spec.data.fingerprint is None:
         # A folder's name does not say what is in it.
         architecture += f"-images-{data.fingerprint()}"
-    return Prepared(spec, data.to(where), made.to(where), architecture, candidates, criteria, where)
+    return Prepared(
+        spec, data.to(where), made.to(where), architecture, candidates, criteria, where, skipped
+    )
 
 
 def list_study(spec: StudySpec) -> CandidateList:
@@ -254,18 +260,49 @@ def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
 
 
 def _check_criteria(
-    network: nn.Module, candidates: CandidateList, criteria: tuple[Criterion, ...], data: Splits
-) -> None:
+    network: nn.Module,
+    candidates: CandidateList,
+    criteria: Mapping[str, Criterion],
+    data: Splits,
+    spec: StudySpec,
+) -> dict[str, str]:
     """Try criteria on a few candidates and images, before anything rests on them.
 
-    Those of a user's own; and all where single weights are pruned, which not every one can score.
+    Those of a user's own; and those shipped that do not apply to everything. Returns why some do
+    not; raises :class:`InputError` where that is all of them.
     """
-    few = candidates.take(range(min(3, len(candidates))))
-    few_images = data.train.take(torch.arange(min(64, len(data.train))))
-    some = replace(data, train=few_images, measured=None)
-    for criterion in criteria:
-        if not criterion.is_shipped or candidates.weights:
-            criterion(copy.deepcopy(network).eval(), few, some)
+    skipped: dict[str, str] = {}
+    for name, criterion in criteria.items():
+        if criterion.is_shipped and not criterion.conditional:
+            try:
+                criterion.check(candidates)
+            except NotApplicableError as reason:
+                skipped[name] = str(reason)
+            continue
+        few, images = (1, 16) if criterion.is_shipped else (3, 64)
+        try:
+            criterion(
+                copy.deepcopy(network).eval(),
+                candidates.take(range(min(few, len(candidates)))),
+                _few_images(data, images),
+                spec.retraining,
+            )
+        except NotApplicableError as reason:
+            skipped[name] = str(reason)
+    if len(skipped) == len(criteria):
+        raise InputError(f"no criterion of the study applies: {'; '.join(skipped.values())}")
+    return skipped
+
+
+def _few_images(data: Splits, count: int) -> Splits:
+    """The first images of the training split, and of the others where they exist."""
+    train, test = (
+        split.take(torch.arange(min(count, len(split)))) for split in (data.train, data.test)
+    )
+    validation = data.validation
+    if validation is not None:
+        validation = validation.take(torch.arange(min(count, len(validation))))
+    return replace(data, train=train, validation=validation, test=test, measured=None)
 
 
 def find_device(name: str) -> torch.device:

@@ -24,6 +24,7 @@ from trueoracle.analysis.relation import Relation, relate
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.study.grid import refuse_grid
+from trueoracle.study.names import score_name
 from trueoracle.study.scale import titled
 from trueoracle.study.spec import StudySpec, load_spec, shipped_grids, shipped_studies, split_arm
 from trueoracle.study.store import DATABASE, Store, is_locked
@@ -40,17 +41,6 @@ __all__ = [
     "read_status",
     "recorded_runs",
 ]
-
-_SCORE_NAMES = {
-    "oracle": "pruned train loss",
-    "l1": "L1 norm of the pruned filters",
-    "l2": "L2 norm of the pruned filters",
-    "random": "a random number",
-}
-_SCORES_OF_WEIGHTS = {
-    "l1": "L1 norm of the pruned weights",
-    "l2": "squared L2 norm of the pruned weights",
-}
 
 
 class Results:
@@ -84,8 +74,16 @@ class Results:
         self.scores.columns.name = None
 
     @property
+    def skipped(self) -> dict[str, str]:
+        """The criteria that do not apply to the study, each with the reason."""
+        return _skipped(self.provenance)
+
+    @property
     def finished(self) -> bool:
-        """Whether every candidate is scored by every criterion and retrained with every seed."""
+        """Whether every candidate is scored and retrained: by each criterion, with each seed.
+
+        Criteria that do not apply (``skipped``) have nothing to do.
+        """
         return bool(self.status()["state"] == "finished")
 
     @cached_property
@@ -295,9 +293,7 @@ class Results:
 
     def score_name(self, criterion: str) -> str:
         """What a criterion's score is called in figures and sentences."""
-        if self.spec.pruning.kind == "unstructured" and criterion in _SCORES_OF_WEIGHTS:
-            return _SCORES_OF_WEIGHTS[criterion]
-        return score_name(criterion)
+        return score_name(criterion, self.spec.pruning.kind)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables by name, with values that CSV and Parquet hold alike."""
@@ -342,7 +338,8 @@ def read_status(folder: Path) -> dict[str, Any]:
 def _status(
     folder: Path, spec: StudySpec, counts: dict[str, int], provenance: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    to_score = counts["candidates"] * len(spec.criteria)
+    skipped = _skipped(provenance)
+    to_score = counts["candidates"] * (len(spec.criteria) - len(skipped))
     to_retrain = counts["candidates"] * len(spec.retraining.seeds)
     finished = (
         counts["candidates"] > 0
@@ -361,6 +358,7 @@ def _status(
         "candidates": counts["candidates"],
         "scored": counts["scores"],
         "to_score": to_score,
+        "skipped": skipped,
         "retrained": counts["retrainings"],
         "to_retrain": to_retrain,
         "diverged": counts["diverged"],
@@ -368,6 +366,12 @@ def _status(
         "last_started": provenance[-1]["started"],
         "ended": provenance[-1]["ended"],
     }
+
+
+def _skipped(provenance: list[dict[str, Any]]) -> dict[str, str]:
+    """What the latest sitting that said so skipped; a record of an earlier version skips none."""
+    said: list[dict[str, str]] = [one["skipped"] for one in provenance if "skipped" in one]
+    return said[-1] if said else {}
 
 
 def _recorded_spec(store: Store, folder: Path) -> StudySpec:
@@ -378,11 +382,6 @@ def _recorded_spec(store: Store, folder: Path) -> StudySpec:
         return StudySpec.model_validate(fields)
     except ValueError as error:
         raise StoreError(f"{folder} was recorded by another version of trueoracle") from error
-
-
-def score_name(criterion: str) -> str:
-    """What a criterion's score is called in figures and sentences."""
-    return _SCORE_NAMES.get(criterion, criterion)
 
 
 def short_name(short: Results, metric: str) -> str:

@@ -20,7 +20,8 @@ from torch import nn
 
 from trueoracle.analysis.numbers import many, quantity
 from trueoracle.analysis.outcomes import chance_in_words
-from trueoracle.errors import InputError, StoreError, TrainingError
+from trueoracle.criteria.base import Criterion
+from trueoracle.errors import InputError, NotApplicableError, StoreError, TrainingError
 from trueoracle.networks.weights import (
     load_weights,
     read_metadata,
@@ -78,10 +79,11 @@ def run(
         dense = _dense_stage(prepared, folder, store, progress)
         _tell_chance(prepared, sitting, store, progress)
         _list_stage(prepared, folder, store, progress)
+        _note_skipped(sitting, dict(prepared.skipped), store, progress)
         adopted = _adopt(prepared, folder, store, progress)
         if adopted:
             store.note(sitting, "adopted", adopted)
-        _score_stage(prepared, dense, store, progress)
+        _score_stage(prepared, dense, sitting, store, progress)
         if plan is not None and _left(prepared, store):  # a like study may have had them all
             seconds = plan.seconds_a_network
             expected = f" ({about(seconds * _left(prepared, store))})" if seconds else ""
@@ -269,7 +271,7 @@ def _list_stage(prepared: Prepared, folder: Path, store: Store, progress: Progre
                 for name, one in zip(candidates.ids, costs, strict=True)
             ],
         )
-    for name, criterion in zip(prepared.spec.criteria, prepared.criteria, strict=True):
+    for name, criterion in _applying(prepared):
         if not store.record_criterion(name, criterion.source, criterion.fingerprint):
             progress.message(f"criterion {name}: its code may have changed, so it is scored anew")
 
@@ -293,10 +295,11 @@ def _adopt(prepared: Prepared, folder: Path, store: Store, progress: Progress) -
         # Only separable criteria: another one's scores belong to the list they were scored in.
         criteria = {
             name: criterion.fingerprint
-            for name, criterion in zip(spec.criteria, prepared.criteria, strict=True)
+            for name, criterion in _applying(prepared)
             if criterion.separable
             and criterion.fingerprint
             and theirs.score_digest == spec.score_digest
+            and (not criterion.uses_recipe or theirs.outcome_digest == spec.outcome_digest)
         }
         seeds = spec.retraining.seeds if theirs.outcome_digest == spec.outcome_digest else ()
         if rows := store.adopt(other / DATABASE, criteria=criteria, seeds=seeds):
@@ -305,9 +308,30 @@ def _adopt(prepared: Prepared, folder: Path, store: Store, progress: Progress) -
     return taken
 
 
-def _score_stage(prepared: Prepared, dense: nn.Module, store: Store, progress: Progress) -> None:
+def _applying(prepared: Prepared) -> list[tuple[str, Criterion]]:
+    """The criteria that apply, by the names that the study gives them."""
+    named = zip(prepared.spec.criteria, prepared.criteria, strict=True)
+    return [(name, criterion) for name, criterion in named if name not in prepared.skipped]
+
+
+def _note_skipped(
+    sitting: int, skipped: Mapping[str, str], store: Store, progress: Progress
+) -> None:
+    """Record the criteria that do not apply, with their reasons, and say so of new ones."""
+    before = store.noted("skipped") or {}
+    for name, reason in skipped.items():
+        if before.get(name) != reason:
+            progress.message(f"skipped: {reason}")
+    if skipped != before:
+        store.note(sitting, "skipped", dict(skipped))
+
+
+def _score_stage(
+    prepared: Prepared, dense: nn.Module, sitting: int, store: Store, progress: Progress
+) -> None:
     candidates, data = prepared.candidates, prepared.data
-    for name, criterion in zip(prepared.spec.criteria, prepared.criteria, strict=True):
+    skipped = dict(prepared.skipped)
+    for name, criterion in _applying(prepared):
         scored = store.scored(name)
         todo = [i for i, identity in enumerate(candidates.ids) if identity not in scored]
         if not todo:
@@ -317,13 +341,23 @@ def _score_stage(prepared: Prepared, dense: nn.Module, store: Store, progress: P
         )
         # Scores of a criterion that is not separable belong to the list they were scored in.
         size, rest = SCORE_CHUNK, todo
+        if criterion.at_once:
+            size = len(todo)
         if not criterion.separable:
             size, rest = len(candidates), list(range(len(candidates)))
         while rest:
             chunk, rest = rest[:size], rest[size:]
             started = time.perf_counter()
             # A copy: whatever a user's criterion does to it, the dense network stays as it is.
-            values = criterion(copy.deepcopy(dense).eval(), candidates.take(chunk), data).tolist()
+            network = copy.deepcopy(dense).eval()
+            try:
+                values = criterion(
+                    network, candidates.take(chunk), data, prepared.spec.retraining
+                ).tolist()
+            except NotApplicableError as reason:  # a few images did not tell
+                skipped[name] = str(reason)
+                _note_skipped(sitting, skipped, store, progress)
+                break
             names = [candidates.ids[i] for i in chunk]
             store.record_scores(name, zip(names, values, strict=True))
             progress.advance(sum(one not in scored for one in names))

@@ -1,0 +1,93 @@
+"""Second-order criteria against whole Hessians and image by image."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.criteria.test_sensitivity import gated_loss, whole_hessian
+from tests.criteria.tiny import (
+    Residual,
+    chain,
+    every_way,
+    images,
+    masks,
+    residual,
+    score,
+    summed,
+    summed_weights,
+)
+from trueoracle.criteria import curvature
+from trueoracle.data.splits import Splits
+
+
+def test_obd_is_the_hessians_diagonal_where_it_is_small() -> None:
+    network = chain().eval()
+    _, hessian, places = whole_hessian(network)
+    weights = network.get_parameter("0.weight").detach()
+    saliency = hessian.diag()[places["0.weight"]].view(weights.shape) * weights**2 / 2
+    candidates = every_way(network, {"0": 0.5})
+    expected = summed({"0": saliency.flatten(1).sum(1).tolist()}, candidates)
+    assert score("obd", network, candidates) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+    single = masks(network, {"0": 0.5})
+    assert score("obd", network, single) == pytest.approx(
+        summed_weights({"0": saliency}, single), rel=1e-3, abs=1e-7
+    )
+
+
+def test_obd_of_more_weights_is_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate is off by a few of its own standard errors, which the Hessian tells."""
+    network = chain().eval()
+    candidates = every_way(network, {"3": 1 / 3})
+    exact = score("obd", network, candidates)
+    draws = 40
+    monkeypatch.setattr(curvature, "HESSIAN_DRAWS", draws)
+    estimate = score("obd", network, candidates)
+    _, hessian, places = whole_hessian(network)
+    own = hessian[places["3.weight"], places["3.weight"]]
+    squares = network.get_parameter("3.weight").detach().flatten() ** 2 / 2
+    for filter_ in range(3):
+        of_filter = torch.zeros(3, 16)
+        of_filter[filter_] = 1
+        form = (squares * of_filter.flatten())[:, None] * own
+        form = (form + form.T) / 2
+        form.fill_diagonal_(0)
+        standard_error = float((2 * form.square().sum() / draws).sqrt())
+        assert 0 < abs(estimate[filter_] - exact[filter_]) < 3 * standard_error
+    assert (score("obd", network, candidates) == estimate).all()
+
+
+@pytest.mark.parametrize(("which", "filters", "ratio"), [("stem", 4, 0.5), ("first", 5, 0.4)])
+def test_fisher_squares_the_slope_of_each_image(
+    which: str, filters: int, ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = cast(Residual, residual())
+    candidates = every_way(network, {which: ratio})
+    train = images().train
+    importance = torch.zeros(filters)
+    for index in range(len(train)):
+        one = train.take(torch.tensor([index]))
+        alone = Splits(one, None, one, 3)
+        monkeypatch.setattr("tests.criteria.test_sensitivity.images", lambda alone=alone: alone)
+        gates = torch.ones(filters, requires_grad=True)
+        (slopes,) = torch.autograd.grad(gated_loss(network, gates, which), gates)
+        importance += slopes.square() / (2 * len(train))
+    expected = summed({which: importance.tolist()}, candidates)
+    assert score("fisher", network, candidates) == pytest.approx(expected, rel=1e-4)
+
+
+def test_fisher_of_single_weights() -> None:
+    network = residual()
+    candidates = masks(network, {"first": 0.5})
+    train = images().train
+    weight = network.get_parameter("first.weight")
+    importance = torch.zeros(weight.shape)
+    for image, label in zip(train.images, train.labels, strict=True):
+        loss = functional.cross_entropy(network(image[None]), label[None])
+        (slopes,) = torch.autograd.grad(loss, weight)
+        importance += (weight.detach() * slopes) ** 2 / (2 * len(train))
+    expected = summed_weights({"first": importance}, candidates)
+    assert score("fisher", network, candidates) == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,83 @@
+"""A few steps of retraining, and batch norm's statistics, by plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tests.criteria.tiny import chain, every_way, images, residual, score
+from trueoracle.criteria import retrained
+from trueoracle.criteria.samples import sample
+from trueoracle.data.splits import Splits
+from trueoracle.training.evaluate import evaluate
+from trueoracle.training.loop import batches
+from trueoracle.training.recipe import Retraining
+
+
+@pytest.mark.parametrize(
+    ("batch", "passes", "used"),
+    [(8, 2, 16), (6, 1, 24), (100, 4, 24), (24, 4, 24)],
+)
+def test_the_loss_after_steps_is_that_of_so_many_steps(
+    batch: int, passes: int, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrained, "STEPS", 4)
+    network, data = chain(), images()
+    candidates = every_way(network, {"0": 0.5}).take([0, 5])
+    recipe = Retraining(
+        epochs=3, batch_size=batch, learning_rate=0.1, milestones=(1,), label_smoothing=0.1
+    )
+    found = score("loss-after-steps", network, candidates, data, recipe)
+    few = Splits(sample(data.train, used), None, data.test, 3)
+    one_batch = recipe.model_copy(update={"batch_size": min(batch, 24)})
+    for index in range(2):
+        pruned = candidates.prune(network, index).train()
+        optimizer = torch.optim.SGD(
+            pruned.parameters(), lr=0.1, momentum=0.9, weight_decay=recipe.weight_decay
+        )
+        steps = 0
+        for epoch in range(passes):
+            for pixels, labels in batches(few, one_batch, 0, epoch, "loss-after-steps"):
+                optimizer.zero_grad()
+                loss = functional.cross_entropy(pruned(pixels), labels, label_smoothing=0.1)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                steps += 1
+        assert steps == 4
+        assert found[index] == pytest.approx(evaluate(pruned, data.train).loss, rel=1e-4)
+
+
+def test_a_diverged_network_has_no_score() -> None:
+    network = chain()
+    candidates = every_way(network, {"0": 0.5}).take([0])
+    recipe = Retraining(batch_size=8, learning_rate=1e30)
+    assert math.isnan(score("loss-after-steps", network, candidates, images(), recipe)[0])
+
+
+def test_batch_norms_statistics_are_those_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, data = residual(), images(24)
+    candidates = every_way(network, {"stem": 0.5})
+    found = score("oracle-bn", network, candidates, data)
+    assert found != pytest.approx(score("oracle", network, candidates, data), rel=1e-3)
+    for index in range(len(candidates)):
+        pruned = candidates.prune(network, index)
+        # One batch of all images: normed by its own statistics, they are those estimated.
+        variances = []
+        for module in pruned.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                variances.append(module)
+                module.track_running_stats = True
+                module.momentum = 1.0
+                module.train()
+        with torch.no_grad():
+            pruned(data.train.images)
+        assert variances
+        assert found[index] == pytest.approx(evaluate(pruned, data.train).loss, rel=1e-5)
+    monkeypatch.setattr(retrained, "STATISTICS_BATCH", 8)
+    in_batches = score("oracle-bn", network, candidates, data)
+    assert in_batches == pytest.approx(found, rel=0.2)
+    assert not (in_batches == found).any()

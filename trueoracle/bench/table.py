@@ -1,0 +1,140 @@
+"""The shipped table: every proper subset of a layer's filters, pruned and retrained. No torch.
+
+As NAS-Bench-101 did for architectures (Ying et al. 2019, arXiv 1902.09635): retrain once, look up
+ever after.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from trueoracle.analysis.outcomes import higher_is_better, shared_outcomes
+from trueoracle.analysis.table import CandidateTable
+from trueoracle.errors import StoreError, first_line
+
+__all__ = ["DATA", "GRID", "Bench", "Setting", "dense_file", "read_bench", "ways_of"]
+
+GRID = "lenet5-mini-bench"
+"""The grid of studies that the table is made of."""
+
+DATA = Path(__file__).parent / "data"
+KEYS = ["network", "layer", "pruned"]
+
+
+def dense_file(network: int, folder: Path = DATA) -> Path:
+    """Where the weights of a dense network lie, by the seed that it was trained with."""
+    return folder / f"dense-seed-{network}.safetensors"
+
+
+def ways_of(pruned: np.ndarray) -> list[tuple[int, ...]]:
+    """Bit masks to pruned filters, ascending: bit i stands for filter i."""
+    return [
+        tuple(i for i in range(mask.bit_length()) if mask >> i & 1) for mask in map(int, pruned)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """All ways to prune one number of filters of one layer of one dense network.
+
+    ``rows`` are those of the table; ``ratio`` is the share of the ``filters`` that is pruned.
+    """
+
+    network: int
+    layer: str
+    ratio: float
+    filters: int
+    rows: np.ndarray
+
+    @property
+    def study(self) -> str:
+        """The study that recorded it."""
+        return f"{GRID}+seed-{self.network}+layers-{self.layer}-{self.ratio:g}"
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """R pruned networks and what became of them.
+
+    ``keys`` has one row each: ``network`` (the seed of the dense one), ``layer`` and ``pruned`` (a
+    bit mask). ``epochs`` has one row for each of them, retraining seed and epoch, with the metrics.
+    ``scores`` has the shipped criteria's, ``[R]`` each. ``card`` says how all of it was made.
+    """
+
+    keys: pd.DataFrame
+    epochs: pd.DataFrame
+    scores: Mapping[str, np.ndarray]
+    card: dict[str, Any]
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """By network, layer and number of pruned filters."""
+        counts = self.keys["pruned"].map(int.bit_count)
+        filters = self.keys.groupby("layer")["pruned"].max().map(int.bit_length)
+        places = self.keys.assign(count=counts, row=np.arange(len(self.keys)))
+        made = []
+        for _, some in places.groupby(["network", "layer", "count"], sort=True):
+            first = some.iloc[0]
+            size = int(filters[first["layer"]])
+            made.append(
+                Setting(
+                    network=int(first["network"]),
+                    layer=str(first["layer"]),
+                    ratio=int(first["count"]) / size,
+                    filters=size,
+                    rows=some["row"].to_numpy(),
+                )
+            )
+        return made
+
+    @property
+    def networks(self) -> list[int]:
+        """The dense networks, by seed."""
+        return sorted(map(int, self.keys["network"].unique()))
+
+    def outcomes(self, metric: str) -> np.ndarray:
+        """The last epoch's outcome ``[R, S]`` of every seed."""
+        wide = shared_outcomes(self.epochs, metric)
+        outcomes: np.ndarray = wide.reindex(range(len(self.keys))).to_numpy(dtype=np.float64)
+        return outcomes
+
+    def table(self, setting: Setting, metric: str) -> CandidateTable:
+        """One setting as the statistics read it, with all scores."""
+        rows = setting.rows
+        masks = self.keys["pruned"].to_numpy()[rows]
+        bits = masks[:, None] >> np.arange(setting.filters) & 1
+        return CandidateTable(
+            outcomes=self._outcomes[metric][rows],
+            scores={name: column[rows] for name, column in self.scores.items()},
+            higher_is_better=higher_is_better(metric),
+            pruned=bits.astype(bool),
+            groups=(setting.filters,),
+        )
+
+    @cached_property
+    def _outcomes(self) -> dict[str, np.ndarray]:
+        return {metric: self.outcomes(metric) for metric in ("test_loss", "test_accuracy")}
+
+
+def read_bench(folder: Path = DATA) -> Bench:
+    """Read the table; raises :class:`StoreError` where it cannot be read."""
+    try:
+        epochs = pd.read_parquet(folder / "outcomes.parquet")
+        scores = pd.read_parquet(folder / "scores.parquet")
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"the table of {GRID} cannot be read: {first_line(error)}") from error
+    keys = scores[KEYS].reset_index(drop=True)
+    names = [name for name in scores.columns if name not in KEYS]
+    numbered = keys.assign(candidate=np.arange(len(keys)))
+    epochs = epochs.merge(numbered, on=KEYS).drop(columns=KEYS)
+    columns = {name: scores[name].to_numpy(dtype=np.float64) for name in names}
+    return Bench(keys, epochs, columns, card)

@@ -1,0 +1,119 @@
+"""Criteria of what filters put out: little activity, or little in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trueoracle.criteria.activations import filter_activations
+from trueoracle.criteria.base import criterion
+from trueoracle.criteria.samples import SAMPLE_IMAGES, sample
+from trueoracle.data.splits import AnySplit, Splits
+from trueoracle.errors import NotApplicableError
+from trueoracle.pruning.candidates import CandidateList
+
+__all__ = ["activation_mean", "apoz", "hrank"]
+
+
+@criterion(
+    "activation-mean",
+    source="Molchanov et al. 2017 (arXiv 1611.06440), section 2.2",
+    separable=True,
+    at_once=True,
+    applies_to=("filters",),
+    conditional=True,
+)
+def activation_mean(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Mean size of a filter's activations, summed over the pruned filters. Scores ``[P]``.
+
+    Over all training images and positions, behind norm and activation function and before pooling,
+    in evaluation mode; of their absolute values, which behind a ReLU are the paper's. Small means
+    are pruned. Where a group is read in several places their means are added up.
+    """
+    return _score(dense, candidates, data.measured_train, _mean_size)
+
+
+@criterion(
+    "apoz",
+    source="Hu et al. 2016 (Network Trimming, arXiv 1607.03250), section 3.1",
+    separable=True,
+    at_once=True,
+    applies_to=("filters",),
+    conditional=True,
+)
+def apoz(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Average percentage of zeros: the share that are not zero, summed over the pruned. ``[P]``.
+
+    APoZ is the share of a filter's activations, over all training images and positions, that are
+    zero behind the activation function and before pooling, in evaluation mode. The paper prunes
+    where it is high, so that the importance is 1 - APoZ. Not applicable where nothing is ever
+    zero, as without a ReLU.
+    """
+    zeros = 0.0
+
+    def shares(maps: Tensor) -> Tensor:
+        nonlocal zeros
+        other = (maps != 0).mean((0, 2), dtype=torch.float64)
+        zeros += float((1 - other).sum())
+        return other
+
+    scores = _score(dense, candidates, data.measured_train, shares)
+    if not zeros:
+        raise NotApplicableError("no activation of the pruned filters is zero: no ReLU follows")
+    return scores
+
+
+@criterion(
+    "hrank",
+    source="Lin et al. 2020 (HRank, arXiv 2002.10179), section 3.2",
+    separable=True,
+    at_once=True,
+    applies_to=("filters",),
+    conditional=True,
+)
+def hrank(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Mean rank of a filter's feature maps, summed over the pruned filters. Scores ``[P]``.
+
+    Over a fixed 512 of the training images (the paper takes 500), behind norm and activation
+    function and before pooling, in evaluation mode; the rank is numerical, at single precision.
+    Low ranks are pruned. Not applicable where there are no maps of at least 2×2.
+    """
+
+    def ranks(maps: Tensor) -> Tensor:
+        found: Tensor = torch.linalg.matrix_rank(maps.float())
+        return found.double().mean(0)
+
+    split = sample(data.measured_train, SAMPLE_IMAGES)
+    return _score(dense, candidates, split, ranks, as_maps=True)
+
+
+def _mean_size(maps: Tensor) -> Tensor:
+    mean: Tensor = maps.abs().mean((0, 2), dtype=torch.float64)
+    return mean
+
+
+def _score(
+    dense: nn.Module,
+    candidates: CandidateList,
+    split: AnySplit,
+    statistic: Callable[[Tensor], Tensor],
+    *,
+    as_maps: bool = False,
+) -> np.ndarray:
+    """The mean over images of a statistic of activations, summed over the pruned filters.
+
+    ``statistic`` is given ``[N, filters, positions]`` (``as_maps``: ``[N, filters, H, W]``) and
+    gives its mean over the images, ``[filters]``.
+    """
+    totals: dict[str, Tensor] = {}
+    for found in filter_activations(dense, candidates.groups, split):
+        for name, readings in found.items():
+            for maps in readings:
+                if as_maps and (maps.ndim != 4 or min(maps.shape[2:]) < 2):
+                    raise NotApplicableError(f"{name} puts out no feature maps [H, W]")
+                given = maps if as_maps else maps.flatten(2)
+                totals[name] = totals.get(name, 0) + statistic(given) * (len(maps) / len(split))
+    return candidates.sum_pruned(totals)

@@ -1,0 +1,171 @@
+"""Derivatives of the loss over many images: by weights, and by gates on what filters put out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from trueoracle.data.splits import AnySplit
+from trueoracle.pruning.groups import Group, Part
+from trueoracle.training.evaluate import evaluation_batch
+
+__all__ = [
+    "gate_gradients",
+    "hessian_products",
+    "sample_squares",
+    "trainable",
+    "weight_gradients",
+]
+
+EACH_AT_ONCE = 32
+"""Images whose own gradients are held at a time: each takes as much as the weights."""
+
+
+def weight_gradients(dense: nn.Module, names: Sequence[str], split: AnySplit) -> dict[str, Tensor]:
+    """The gradient of the mean cross-entropy over all images, by the names of the weights."""
+    with _derivable(dense, names) as (network, weights):
+        totals = [torch.zeros_like(weight) for weight in weights]
+        for images, labels in _batches(split):
+            loss = functional.cross_entropy(network(images), labels, reduction="sum")
+            gradients = torch.autograd.grad(loss / len(split), weights, materialize_grads=True)
+            for total, gradient in zip(totals, gradients, strict=True):
+                total += gradient
+    return dict(zip(names, totals, strict=True))
+
+
+def trainable(network: nn.Module) -> list[str]:
+    """The names of all weights that train."""
+    return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+
+
+def hessian_products(
+    dense: nn.Module, split: AnySplit, vectors: Sequence[Mapping[str, Tensor]]
+) -> list[dict[str, Tensor]]:
+    """The Hessian of the mean cross-entropy over all images times each of some vectors.
+
+    A vector has numbers for some weights, by name, the same for all vectors; the Hessian is that
+    of these weights. The graph of the gradient is made once for all of them.
+    """
+    names = list(vectors[0])
+    totals = [{name: torch.zeros_like(v[name]) for name in names} for v in vectors]
+    with _derivable(dense, names) as (network, weights):
+        for images, labels in _batches(split):
+            loss = functional.cross_entropy(network(images), labels, reduction="sum")
+            gradients = torch.autograd.grad(loss / len(split), weights, create_graph=True)
+            for total, vector in zip(totals, vectors, strict=True):
+                given = [vector[name] for name in names]
+                products = torch.autograd.grad(
+                    gradients, weights, given, retain_graph=True, materialize_grads=True
+                )
+                for name, product in zip(names, products, strict=True):
+                    total[name] += product
+    return totals
+
+
+def sample_squares(dense: nn.Module, names: Sequence[str], split: AnySplit) -> dict[str, Tensor]:
+    """The mean over images of the square of each weight's own gradient, by name."""
+    network = copy.deepcopy(dense).eval()
+    rest = {name: value.detach() for name, value in network.state_dict(keep_vars=True).items()}
+    own = {name: rest.pop(name) for name in names}
+
+    def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(network, (weights, rest), (image[None],))
+        return functional.cross_entropy(logits, label[None])
+
+    each = vmap(grad(loss), (None, 0, 0))
+    totals = {name: torch.zeros_like(value) for name, value in own.items()}
+    with sdpa_kernel(SDPBackend.MATH):
+        for images, labels in split.batches(EACH_AT_ONCE):
+            for name, gradients in each(own, images, labels).items():
+                totals[name] += gradients.square().sum(0) / len(split)
+    return totals
+
+
+def gate_gradients(dense: nn.Module, groups: Sequence[Group], split: AnySplit) -> dict[str, Tensor]:
+    """The derivative of each image's loss by a gate on each filter: ``[N, filters]`` by group.
+
+    A gate multiplies all that the group's consumers read of the filter, and is 1: closing it (0) is
+    pruning the filter. So the derivative is the sum of activation times gradient over positions and
+    consumers, and minus it the first-order change of the loss when the filter goes.
+    """
+    found: dict[str, list[Tensor]] = {group.name: [] for group in groups}
+    with _derivable(dense, ()) as (network, _):
+        for images, labels in _batches(split):
+            gates = {
+                group.name: torch.ones(
+                    len(images), group.filters, device=images.device, requires_grad=True
+                )
+                for group in groups
+            }
+            with _gated(network, groups, gates):
+                loss = functional.cross_entropy(network(images), labels, reduction="sum")
+            gradients = torch.autograd.grad(loss, list(gates.values()))
+            for name, gradient in zip(gates, gradients, strict=True):
+                found[name].append(gradient)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@contextmanager
+def _derivable(dense: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Module, list[Tensor]]]:
+    """A copy in evaluation mode of which only the named weights train, and these."""
+    network = copy.deepcopy(dense).eval().requires_grad_(False)
+    weights: list[Tensor] = [network.get_parameter(name).requires_grad_() for name in names]
+    # The fused kinds of attention have no second derivative, and take no part in vmap.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        yield network, weights
+
+
+def _batches(split: AnySplit) -> Iterator[tuple[Tensor, Tensor]]:
+    return split.batches(evaluation_batch(split.image_shape))
+
+
+@contextmanager
+def _gated(network: nn.Module, groups: Sequence[Group], gates: dict[str, Tensor]) -> Iterator[None]:
+    """Within the block, what consumers read is multiplied by gates ``[N, filters]`` by group."""
+    read: dict[str, list[tuple[Group, Part]]] = {}
+    for group in groups:
+        for part in group.consumers:
+            read.setdefault(part.module, []).append((group, part))
+    handles = [
+        network.get_submodule(name).register_forward_pre_hook(
+            _Gate([(part, gates[group.name]) for group, part in parts]), with_kwargs=True
+        )
+        for name, parts in read.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Gate:
+    """A forward pre-hook that multiplies some channels of a module's input."""
+
+    def __init__(self, gates: Sequence[tuple[Part, Tensor]]) -> None:
+        self.gates = gates
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        if args:
+            return (self._gated(module, args[0]), *args[1:]), kwargs
+        return args, kwargs | {"input": self._gated(module, kwargs["input"])}
+
+    def _gated(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        axis = 1 if isinstance(module, nn.Conv2d) else inputs.ndim - 1
+        channels = torch.ones(len(inputs), inputs.shape[axis], device=inputs.device)
+        for part, gate in self.gates:
+            end = part.offset + gate.shape[1] * part.spread
+            own = gate.repeat_interleave(part.spread, 1)
+            channels = torch.cat([channels[:, : part.offset], own, channels[:, end:]], 1)
+        shape = [1] * inputs.ndim
+        shape[0], shape[axis] = channels.shape
+        return inputs * channels.view(shape)

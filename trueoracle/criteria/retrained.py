@@ -1,0 +1,132 @@
+"""Criteria that retrain a little: a few steps, or batch norm's statistics alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from trueoracle.criteria.base import criterion
+from trueoracle.criteria.samples import SAMPLE_IMAGES, sample
+from trueoracle.data.splits import Splits
+from trueoracle.errors import InputError, NotApplicableError
+from trueoracle.pruning.candidates import CandidateList
+from trueoracle.training.evaluate import evaluate
+from trueoracle.training.population import Engine, check_engine, plan, train_population
+from trueoracle.training.recipe import Retraining
+
+__all__ = ["STEPS", "loss_after_steps", "oracle_bn"]
+
+STEPS = 20
+"""Steps of retraining before the loss is measured."""
+
+STATISTICS_BATCH = 128
+"""Images a batch where batch norm's statistics are estimated anew."""
+
+
+@criterion(
+    "loss-after-steps",
+    source="a retraining cut short, as successive halving does: Jamieson & Talwalkar 2016 "
+    "(arXiv 1502.07943)",
+    separable=True,
+    uses_recipe=True,
+)
+def loss_after_steps(
+    dense: nn.Module, candidates: CandidateList, data: Splits, recipe: Retraining
+) -> np.ndarray:
+    """Train loss (nats) after 20 steps of the study's retraining. Scores ``[P]``.
+
+    The recipe's optimiser, batch size, regularisation and augmentation, at its first learning rate
+    throughout. The steps are whole batches of a fixed part of the training images, the same for
+    all candidates, gone through more than once where 20 batches are more than there are images.
+    Then the mean cross-entropy over the training images, in evaluation mode; NaN where training
+    diverged.
+    """
+    short, few = _cut_short(recipe, data)
+    networks = len(candidates)
+    example = candidates.prune(dense, 0)
+    engine = _engine(example, few, short)
+    planned = plan(example, few, short, members=networks, engine=engine)
+    size = planned.group * planned.groups
+    losses: list[float] = []
+    for start in range(0, networks, size):
+        some = [candidates.prune(dense, i) for i in range(start, min(start + size, networks))]
+        # Of no seed of the study: its retrainings see other batches.
+        stream = (0, "loss-after-steps")
+        records = train_population(some, [stream] * len(some), few, short, engine=planned.engine)
+        losses += [own[-1].train_loss for own in records]
+    return np.array(losses)
+
+
+@criterion(
+    "oracle-bn",
+    source="Li et al. 2020 (EagleEye, arXiv 2007.02491), section 3.3",
+    separable=True,
+    conditional=True,
+)
+def oracle_bn(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Pruned train loss (nats) after estimating batch norm's statistics anew. Scores ``[P]``.
+
+    Means and variances of every batch norm are averaged over batches of 128 of a fixed 512 of the
+    training images, passed through the pruned network, all else in evaluation mode and no weight
+    changed; then the mean cross-entropy over the training images. Not applicable where no batch
+    norm keeps statistics.
+    """
+    if not any(_norms(dense)):
+        raise NotApplicableError("the network has no batch norm")
+    few = sample(data.train, SAMPLE_IMAGES)
+    losses = []
+    for index in range(len(candidates)):
+        network = candidates.prune(dense, index).eval()
+        for norm in _norms(network):
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over the batches
+            norm.train()
+        with torch.no_grad():
+            for images, _ in few.batches(STATISTICS_BATCH):
+                if len(images) > 1 or len(few) == 1:
+                    network(images)
+        losses.append(evaluate(network, data.measured_train).loss)
+    return np.array(losses)
+
+
+def _norms(network: nn.Module) -> Iterator[_BatchNorm]:
+    """The batch norms that keep statistics."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            yield module
+
+
+def _engine(network: nn.Module, data: Splits, recipe: Retraining) -> Engine:
+    """The first engine that can, always in one order: a stopwatch's choice would change scores."""
+    fast: tuple[Engine, Engine] = ("native", "wide")
+    for name in fast:
+        try:
+            check_engine(name, network, data, recipe)
+        except InputError:
+            continue
+        return name
+    return "loop"
+
+
+def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:
+    """The recipe and the images of as many steps, all of them whole batches where possible."""
+    batch = min(recipe.batch_size, len(data.train))
+    a_pass = len(data.train) // batch
+    passes = next(n for n in range(1, STEPS + 1) if STEPS % n == 0 and STEPS // n <= a_pass)
+    part = sample(data.train, STEPS // passes * batch)
+    short = recipe.model_copy(
+        update={
+            "epochs": passes,
+            "batch_size": batch,
+            "schedule": "constant",
+            "milestones": (),
+        }
+    )
+    # Validation and test images are no business of a criterion; a split of them there must be.
+    one = data.measured_train.take(torch.arange(1))
+    few = Splits(part, None, one, data.classes, data.fill, data.measured_train)
+    return short, few

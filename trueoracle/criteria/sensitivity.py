@@ -1,0 +1,144 @@
+"""First-order criteria, and those of the flow of gradients: what does the loss feel of it?"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trueoracle.criteria.base import criterion
+from trueoracle.criteria.gradients import (
+    gate_gradients,
+    hessian_products,
+    trainable,
+    weight_gradients,
+)
+from trueoracle.criteria.importance import pruned_weights, sum_by_filter
+from trueoracle.data.splits import Splits
+from trueoracle.pruning.candidates import CandidateList
+
+__all__ = ["gradient", "grasp", "snip", "synflow", "taylor"]
+
+
+@criterion(
+    "taylor",
+    source="Molchanov et al. 2019 (arXiv 1906.10771), section 3",
+    separable=True,
+    at_once=True,
+)
+def taylor(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """The squared first-order change of the train loss by each pruned filter, summed. ``[P]``.
+
+    The importance of a filter is (∂L/∂z)², where z = 1 is a gate on all that following layers read
+    of it (behind norm and activation, the paper's "gate"), and L the mean cross-entropy over the
+    training images: its definition, of which the paper's average over batches is an estimate. Of
+    single weights it is (w · ∂L/∂w)². Filters of large importance are kept. Evaluation mode.
+    """
+    if candidates.weights:
+        changes = _weight_changes(dense, candidates, data)
+        squares = {name: change**2 for name, change in changes.items()}
+        return candidates.sum_pruned(sum_by_filter(dense, candidates, squares))
+    gates = gate_gradients(dense, candidates.groups, data.measured_train)
+    return candidates.sum_pruned(
+        {name: each.double().mean(0).square() for name, each in gates.items()}
+    )
+
+
+@criterion(
+    "gradient",
+    source="the size of the gradient alone, a usual baseline",
+    separable=True,
+    at_once=True,
+)
+def gradient(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Sum of |∂L/∂w| over the weights of the pruned filters, or over the pruned weights. ``[P]``.
+
+    L is the mean cross-entropy over the training images, in evaluation mode. Weights with a large
+    gradient are kept: they are those that training would still change, as where RigL grows (Evci
+    et al. 2020, arXiv 1911.11134, section 3).
+    """
+    weights = pruned_weights(dense, candidates)
+    gradients = weight_gradients(dense, list(weights), data.measured_train)
+    sizes = {name: value.abs() for name, value in gradients.items()}
+    return candidates.sum_pruned(sum_by_filter(dense, candidates, sizes))
+
+
+@criterion(
+    "snip",
+    source="Lee et al. 2019 (SNIP, arXiv 1810.02340), section 4.1",
+    separable=True,
+    at_once=True,
+)
+def snip(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Connection sensitivity: |w · ∂L/∂w| summed over the pruned weights (of filters). ``[P]``.
+
+    Large sensitivities are kept. L is the mean cross-entropy over the training images, in
+    evaluation mode, where the paper takes one batch of an untrained network; its division by the
+    sum over the whole network is left out, since that is one number for all candidates.
+    """
+    changes = _weight_changes(dense, candidates, data)
+    sizes = {name: change.abs() for name, change in changes.items()}
+    return candidates.sum_pruned(sum_by_filter(dense, candidates, sizes))
+
+
+@criterion(
+    "grasp",
+    source="Wang et al. 2020 (GraSP, arXiv 2002.07376), section 4",
+    separable=True,
+    at_once=True,
+)
+def grasp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Gradient flow lost with what is pruned: the sum of w · (Hg) over the pruned weights. ``[P]``.
+
+    g and H are gradient and Hessian of the mean cross-entropy over the training images, by all
+    weights that train, in evaluation mode. The paper's score S = -w · (Hg) is, but for a factor 2,
+    the first-order change of ‖g‖² when w goes, and it removes the weights of highest S, which keeps
+    or raises the gradient's norm: so the importance is -S, and the lowest sum is pruned. The
+    temperature is 1 (the released code divides logits by 200).
+    """
+    split, names = data.measured_train, trainable(dense)
+    g = weight_gradients(dense, names, split)
+    (product,) = hessian_products(dense, split, [g])
+    weights = pruned_weights(dense, candidates)
+    flows = {name: weight.detach() * product[name] for name, weight in weights.items()}
+    return candidates.sum_pruned(sum_by_filter(dense, candidates, flows))
+
+
+@criterion(
+    "synflow",
+    source="Tanaka et al. 2020 (SynFlow, arXiv 2006.05467), section 5",
+    separable=True,
+    at_once=True,
+    uses_data=False,
+)
+def synflow(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Synaptic flow: |w · ∂R/∂w| summed over the pruned weights (of filters). ``[P]``.
+
+    R is the sum of the outputs for one image of ones, of the network with the absolute values of
+    all parameters and buffers, in evaluation mode and double precision. Large flows are kept. The
+    paper prunes in 100 rounds; here all is scored once.
+    """
+    network = copy.deepcopy(dense).eval().requires_grad_(False).double()
+    with torch.no_grad():
+        for value in (*network.parameters(), *network.buffers()):
+            value.abs_()
+    names = list(pruned_weights(network, candidates))
+    weights = [network.get_parameter(name).requires_grad_() for name in names]
+    shape = data.train.image_shape
+    with torch.enable_grad():
+        ones = torch.ones(1, *shape, dtype=torch.float64, device=data.train.device)
+        gradients = torch.autograd.grad(network(ones).sum(), weights, materialize_grads=True)
+    flows = {
+        name: (weight.detach() * value).abs()
+        for name, weight, value in zip(names, weights, gradients, strict=True)
+    }
+    return candidates.sum_pruned(sum_by_filter(dense, candidates, flows))
+
+
+def _weight_changes(dense: nn.Module, candidates: CandidateList, data: Splits) -> dict[str, Tensor]:
+    """w · ∂L/∂w of every weight that can be pruned, by name."""
+    weights = pruned_weights(dense, candidates)
+    gradients = weight_gradients(dense, list(weights), data.measured_train)
+    return {name: weight.detach() * gradients[name] for name, weight in weights.items()}
