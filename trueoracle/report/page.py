@@ -34,6 +34,7 @@ from trueoracle.report.words import (
     best_first,
     ceiling_sentences,
     combination_sentence,
+    pruned_in_words,
     verdicts,
 )
 from trueoracle.study.progress import duration
@@ -157,14 +158,16 @@ def _section(
     scatters = []
     for relation in relations:
         if relation in after:
-            figure = scatter_figure(results, relation, rule, short)
+            figure, spots = scatter_figure(results, relation, rule, short)
         elif _has_scatter(relation, relations):
-            figure = scatter_figure(results, relation, rule)
+            figure, spots = scatter_figure(results, relation, rule)
         else:
             continue
         stem = f"{name}-{slug(relation['criterion'])}-{relation['metric']}"
         words = f"{relation['criterion']} against {relation['outcome_name']}: {relation['verdict']}"
-        scatters.append(folder.draw(figure, stem, alt=words, caption=_caption(relation)))
+        scatters.append(
+            folder.draw(figure, stem, alt=words, caption=_caption(relation), spots=spots)
+        )
     return Section(
         summary=summary,
         relations=tuple(relations),
@@ -287,10 +290,3 @@ def _environment() -> Environment:
         "titled": titled,
     }
     return environment
-
-
-def pruned_in_words(pruned: dict[str, Any]) -> str:
-    """Such as ``"conv1 2, 7; conv2 0, 3"``; of single weights ``"mask 9f86d081884c7d65"``."""
-    if isinstance(pruned.get("mask"), str):
-        return f"mask {pruned['mask']}"
-    return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())

@@ -13,6 +13,7 @@ __all__ = [
     "combination_sentence",
     "grid_verdicts",
     "meta_sentence",
+    "pruned_in_words",
     "verdicts",
 ]
 
@@ -141,3 +142,10 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
         for meta in summary.get("meta") or []
         if meta["criterion"] in told and (meta["criterion"], meta["metric"]) in names
     ]
+
+
+def pruned_in_words(pruned: dict[str, Any]) -> str:
+    """Such as ``"conv1 2, 7; conv2 0, 3"``; of single weights ``"mask 9f86d081884c7d65"``."""
+    if isinstance(pruned.get("mask"), str):
+        return f"mask {pruned['mask']}"
+    return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())
