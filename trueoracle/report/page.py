@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from trueoracle.analysis.numbers import many, number, p_value, percent
+from trueoracle.analysis.numbers import ABSENT, many, number, p_value, percent
 from trueoracle.errors import StoreError
 from trueoracle.report.drawings import (
     Drawn,
@@ -64,11 +64,13 @@ class WrittenReport:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a page says of one outcome's criteria beside each other; None and empty: nothing."""
+    """What a page says of a study's criteria beside each other.
 
-    outcome: str
-    combination: str
-    weights: tuple[tuple[str, float], ...]
+    ``combinations`` are sentences with the weights that they tell of, the greatest first.
+    """
+
+    agreement: Drawn | None
+    combinations: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
     differences: Table | None
     partial: Table | None
 
@@ -80,8 +82,7 @@ class Section:
     summary: dict[str, Any]
     relations: tuple[dict[str, Any], ...]
     ladder: Drawn | None
-    agreement: Drawn | None
-    comparisons: tuple[Comparison, ...]
+    comparison: Comparison | None
     scatters: tuple[Drawn, ...]
     panels: tuple[Drawn, ...]
 
@@ -137,23 +138,13 @@ def _section(
     name = summary["study"]
     after = (summary["short_retraining"] or {"relations": []})["relations"]
     relations = best_first([*summary["relations"], *after])
-    ladder = agreement = None
+    ladder = None
     if relations:
         ladder = folder.draw(
             ladder_figure(summary, relations),
             f"{name}-criteria",
             alt=ladder_in_words(relations),
             caption=" ".join([_LADDER, *ceiling_sentences(summary)]),
-        )
-    compared = {m: c for m, c in (summary.get("comparison") or {}).items() if c}
-    alike = next((c["agreement"] for c in compared.values() if c.get("agreement")), None)
-    if alike is not None and len(alike["criteria"]) > 2:
-        agreement = folder.draw(
-            agreement_figure(alike, titled(name)),
-            f"{name}-agreement",
-            alt=_alike_in_words(alike),
-            caption="Blue: two criteria order the candidates alike; orange: against each other. "
-            "The tree joins those that are most alike first.",
         )
     scatters = []
     for relation in relations:
@@ -172,19 +163,18 @@ def _section(
         summary=summary,
         relations=tuple(relations),
         ladder=ladder,
-        agreement=agreement,
-        comparisons=tuple(_comparison(summary, m, c) for m, c in compared.items()),
+        comparison=_comparison(summary, folder),
         scatters=tuple(scatters),
         panels=tuple(_panels(results, summary, rule, folder)),
     )
 
 
 def _place(section: Section, sections: Sequence[Section]) -> dict[str, str]:
-    """Which study a row of the table is of, where there are several: an arm by what is laid on."""
+    """Which arm a row of the table is of, where there are several, by what is laid on the study."""
     if len(sections) == 1:
         return {}
     main, own = sections[0].summary["study"], section.summary["study"]
-    return {"study": titled(own) if own == main else own.removeprefix(main)}
+    return {"arm": ABSENT if own == main else own.removeprefix(main)}
 
 
 def _intervals(relations: Sequence[Mapping[str, Any]]) -> str:
@@ -215,18 +205,41 @@ def _panels(results: Results, summary: Mapping[str, Any], rule: str, folder: Fol
     return drawn
 
 
-def _comparison(summary: Mapping[str, Any], metric: str, found: Mapping[str, Any]) -> Comparison:
-    outcome = next(r["outcome_name"] for r in summary["relations"] if r["metric"] == metric)
-    several = len({r["criterion"] for r in summary["relations"]}) > 2
-    combination = found.get("combination") if several else None
-    weights = (combination or {}).get("weights") or {}
+def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None:
+    """None where there is one criterion; of two, only how they differ."""
+    found = {metric: one for metric, one in (summary.get("comparison") or {}).items() if one}
+    outcomes = {r["metric"]: r["outcome_name"] for r in summary["relations"]}
+    found = {outcomes[metric]: one for metric, one in found.items() if metric in outcomes}
+    if not found:
+        return None
+    name, agreement, combinations, partial = summary["study"], None, [], []
+    if len({r["criterion"] for r in summary["relations"]}) > 2:
+        # How criteria agree among each other is the same whatever the outcome.
+        alike = next(iter(found.values()))["agreement"]
+        agreement = folder.draw(
+            agreement_figure(alike, titled(name)),
+            f"{name}-agreement",
+            alt=_alike_in_words(alike),
+            caption="Blue: two criteria order the candidates alike; orange: against each other. "
+            "The tree joins those that are most alike first.",
+        )
+        partial = [(outcome, entry) for outcome, one in found.items() for entry in one["partial"]]
+        combinations = [
+            (combination_sentence(made, outcome), _by_size(made["weights"]))
+            for outcome, one in found.items()
+            if (made := one["combination"]) is not None
+        ]
+    pairs = [(outcome, entry) for outcome, one in found.items() for entry in one["differences"]]
     return Comparison(
-        outcome=outcome,
-        combination=combination_sentence(combination, outcome) if combination else "",
-        weights=tuple(sorted(weights.items(), key=lambda item: -abs(item[1] or 0))),
-        differences=differences_table(found["differences"]) if found.get("differences") else None,
-        partial=partial_table(found["partial"]) if found.get("partial") and several else None,
+        agreement=agreement,
+        combinations=tuple(combinations),
+        differences=differences_table(pairs) if pairs else None,
+        partial=partial_table(partial) if partial else None,
     )
+
+
+def _by_size(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(weights.items(), key=lambda item: -abs(item[1])))
 
 
 def _alike_in_words(agreement: Mapping[str, Any]) -> str:
