@@ -205,7 +205,7 @@ def test_analyse_a_table_of_ones_own(tmp_path: Path) -> None:
     figure = tmp_path / "figure.svg"
     called = call("analyse", points, "--x", "loss", "--y", "accuracy", "--figure", figure)
     assert called.code == 0
-    assert "higher accuracy is better; a perfect loss has tau -1" in called.out
+    assert "higher accuracy is better; a perfect score has tau -1" in called.out
     assert "1 rows without" in called.out
     assert "−0.67" in called.out
     assert "The score loss says nothing certain about the outcome accuracy" in called.out
@@ -215,6 +215,52 @@ def test_analyse_a_table_of_ones_own(tmp_path: Path) -> None:
     assert (fields["n"], fields["dropped"], fields["rank"]) == (4, 1, 2)
     lower = call("analyse", points, "--x", "loss", "--y", "accuracy", "--lower-is-better", "--json")
     assert json.loads(lower.out)["rank"] == 3
+
+
+def test_analyse_several_scores_and_seeds(tmp_path: Path) -> None:
+    points = tmp_path / "points.csv"
+    rows = [f"{i},{i % 3},{-i + i % 2},{-i + i % 5},{i}" for i in range(30)]
+    points.write_text("\n".join(["good,bad,s0,s1,pruned", *rows]) + "\n")
+    columns = ("--x", "good", "--x", "bad", "--y", "s0", "--y", "s1")
+    called = call("analyse", points, *columns)
+    assert called.code == 0
+    assert "95%: over 2 retraining seeds and 30 sampled candidates" in called.out
+    assert "bad against good: −" in called.out
+    assert "cross-validated" in called.out
+    fields = json.loads(call("analyse", points, *columns, "--json").out)
+    good, bad = fields["settings"]
+    assert good["kendall_tau"] < -0.9 < bad["kendall_tau"]
+    assert good["kendall_low"] < good["kendall_tau"] < good["kendall_high"]
+    assert 0.9 < good["ceiling"] <= 1
+    assert good["permutation_p_value"] is None
+    ((difference,),) = [one["differences"] for one in fields["comparison"].values()]
+    assert (difference["first"], difference["second"]) == ("bad", "good")
+    assert fields["meta"] == fields["pooled"] == []
+    whole = call("analyse", points, *columns, "--exhaustive", "--pruned", "pruned", "--json")
+    # Each row prunes another of 30 filters: any order of them is a relabelling.
+    assert json.loads(whole.out)["settings"][0]["permutation_p_value"] < 0.01
+
+
+def test_analyse_several_settings_and_networks(tmp_path: Path) -> None:
+    figure = tmp_path / "forest.svg"
+    paths = []
+    for setting, noise in enumerate((1, 4, 9)):
+        path = tmp_path / f"setting{setting}.csv"
+        rows = [f"{i},{i + (i * 7) % (1 + 5 * noise)},{i % 2}" for i in range(40)]
+        path.write_text("\n".join(["x,y,net", *rows]) + "\n")
+        paths.append(path)
+    columns = ("--x", "x", "--y", "y", "--lower-is-better")
+    called = call("analyse", *paths, *columns, "--figure", figure)
+    assert called.code == 0
+    assert "over 3 settings (random effects; I² " in called.out
+    assert "one more like these" in called.out
+    assert "<svg" in figure.read_text()
+    (meta,) = json.loads(call("analyse", *paths, *columns, "--json").out)["meta"]
+    assert [one["label"] for one in meta["studies"]] == ["setting0", "setting1", "setting2"]
+    assert meta["low"] < meta["tau"] < meta["high"]
+    pooled = call("analyse", paths[1], *columns, "--network", "net")
+    assert "mean tau" in pooled.out
+    assert "over 2 dense networks and 20 sampled candidates" in pooled.out
 
 
 def test_names_in_square_brackets_are_no_markup(tmp_path: Path) -> None:
@@ -278,7 +324,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     [
         ("a,b\n1,2\n", "aa", "unknown column of .*did you mean 'a'"),
         ("a,b\nred,2\n", "a", "column 'a' of .* is not numeric"),
-        ("a,b\n,2\n", "a", "no candidate has both"),
+        ("a,b\n,2\n", "a", "no row has both"),
         ("", "a", "is not a CSV table"),
         ('a,b\n"1,2\n', "a", "is not a CSV table"),
         ("a,b\n7,1,2\n", "a", "more fields than its header"),

@@ -110,7 +110,8 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
     from scipy import stats
     from statsmodels.stats.meta_analysis import combine_effects
 
-    fitted = combine_effects(taus, errors**2, method_re="iterated", use_t=True)
+    with np.errstate(divide="ignore", invalid="ignore"):  # its I², where all settings are equal
+        fitted = combine_effects(taus, errors**2, method_re="iterated", use_t=True)
     between = max(0.0, float(fitted.tau2))
     weights = 1 / (errors**2 + between)
     weights /= weights.sum()

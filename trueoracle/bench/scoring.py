@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from trueoracle.bench.table import Bench, Setting, dense_file, ways_of
+from trueoracle.bench.table import DATA, Bench, Setting, dense_file, ways_of
 from trueoracle.criteria.base import Criterion
 from trueoracle.data import datasets
 from trueoracle.data.splits import Splits
@@ -33,15 +34,17 @@ def score_bench(
     bench: Bench,
     progress: Progress,
     settings: Sequence[Setting] | None = None,
+    folder: Path = DATA,
 ) -> np.ndarray:
     """Scores ``[R]`` of a criterion; NaN outside of ``settings``, and where it does not apply.
 
-    Raises :class:`InputError` where it fails or its answer has another shape.
+    ``folder`` is where the dense weights lie. Raises :class:`InputError` where it fails or its
+    answer has another shape.
     """
     chosen = bench.settings if settings is None else list(settings)
     scores = np.full(len(bench.keys), np.nan)
     progress.stage(f"score by {criterion.name}", sum(len(s.rows) for s in chosen), 0, "candidates")
-    for setting, spec, candidates, dense, data in _prepared(bench, chosen):
+    for setting, spec, candidates, dense, data in _prepared(bench, chosen, folder):
         try:
             values = criterion(copy.deepcopy(dense).eval(), candidates, data, spec.retraining)
         except NotApplicableError as reason:
@@ -53,7 +56,7 @@ def score_bench(
 
 
 def _prepared(
-    bench: Bench, settings: Sequence[Setting]
+    bench: Bench, settings: Sequence[Setting], folder: Path
 ) -> Iterator[tuple[Setting, StudySpec, Candidates, torch.nn.Module, Splits]]:
     """Each setting with its study, candidates, dense network and data."""
     data = None
@@ -68,7 +71,7 @@ def _prepared(
             )
         if setting.network not in networks:
             dense, shape = build_study(spec)
-            load_weights(dense, dense_file(setting.network))
+            load_weights(dense, dense_file(setting.network, folder))
             example = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
             networks[setting.network] = dense, find_groups(dense, example)
         dense, groups = networks[setting.network]

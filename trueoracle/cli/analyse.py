@@ -230,9 +230,10 @@ def _print(
             cells = (label, one.criterion) if several else (one.criterion,)
             made.add_row(*cells, *relation_cells(one.as_dict()))
     out().print(made)
-    first = next(iter(found.values()))[0]
-    if first.interval_over:
-        out().print(f"95%: over {first.interval_over}")
+    over = {assessments[0].interval_over for assessments in found.values()}
+    if over != {""}:
+        words = over.pop() if len(over) == 1 else "what each setting has of seeds and candidates"
+        out().print(f"95%: over {words}")
     for label, assessments in found.items():
         for one in assessments:
             if one.relation.dropped:

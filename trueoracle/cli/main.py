@@ -8,6 +8,7 @@ import typer
 
 from trueoracle.cli import (
     analyse,
+    bench,
     criteria,
     export,
     inspect,
@@ -62,6 +63,7 @@ app.command("score")(score.score)
 app.command("inspect")(inspect.inspect)
 app.command("studies")(studies.studies)
 app.command("criteria")(criteria.criteria)
+app.command("bench")(bench.bench)
 app.command("reproduce")(reproduce.reproduce)
 app.command("status")(status.status)
 app.command("report")(report.report)

@@ -17,7 +17,7 @@ from trueoracle.pruning.candidates import CandidateList
 from trueoracle.registry import Registry
 from trueoracle.training.recipe import Retraining
 
-__all__ = ["CRITERIA", "Criterion", "criterion", "find_criterion"]
+__all__ = ["CRITERIA", "Criterion", "as_criterion", "criterion", "find_criterion"]
 
 Scores = np.ndarray | Tensor | list[float]
 ScoreFunction = Callable[..., Scores]
@@ -177,6 +177,11 @@ def criterion(
 def find_criterion(name: str) -> Criterion:
     """A criterion by registered name or ``module:attribute`` (a criterion or a plain function)."""
     found = CRITERIA.find(name)
+    return as_criterion(name, found)
+
+
+def as_criterion(name: str, found: object) -> Criterion:
+    """What a user's name stands for, as a criterion; a plain function is called by that name."""
     if isinstance(found, Criterion):
         return found
     if callable(found):

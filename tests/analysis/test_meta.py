@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in, textbook_error
+from trueoracle.errors import InputError
+
+
+def effects(*pairs: tuple[float, float]) -> list[Effect]:
+    return [Effect(f"s{i}", tau, error) for i, (tau, error) in enumerate(pairs)]
+
+
+def test_settings_that_agree_are_a_plain_weighted_mean() -> None:
+    found = meta_analysis(effects((0.30, 0.1), (0.31, 0.05), (0.29, 0.2)))
+    assert found.tau2 == 0
+    fixed = np.array([1 / 0.01, 1 / 0.0025, 1 / 0.04])
+    assert found.weights == pytest.approx(fixed / fixed.sum())
+    assert found.tau == pytest.approx(float(fixed @ [0.30, 0.31, 0.29] / fixed.sum()))
+    assert found.i2 == 0
+    assert found.p_value > 0.9
+
+
+def test_a_published_example() -> None:
+    # Colditz et al. 1994, the BCG trials, log risk ratios: in every textbook of meta-analysis.
+    # Paule and Mandel's tau2 0.3181, Cochran's Q 152.23, I2 92.1 % (metafor's documentation).
+    log_ratios = [-0.8893, -1.5854, -1.3481, -1.4416, -0.2175, -0.7861, -1.6209, 0.0120,
+                  -0.4694, -1.3713, -0.3394, 0.4459, -0.0173]  # fmt: skip
+    variances = [0.3256, 0.1946, 0.4154, 0.0200, 0.0512, 0.0069, 0.2230, 0.0040,
+                 0.0564, 0.0730, 0.0124, 0.5325, 0.0714]  # fmt: skip
+    found = meta_analysis(effects(*zip(log_ratios, np.sqrt(variances), strict=True)))
+    assert found.q == pytest.approx(152.23, abs=0.5)
+    assert found.i2 == pytest.approx(0.921, abs=0.002)
+    assert found.tau2 == pytest.approx(0.3181, abs=0.002)
+    assert found.tau == pytest.approx(-0.7150, abs=0.003)
+
+
+def test_settings_that_differ_share_the_weight() -> None:
+    found = meta_analysis(effects((0.6, 0.01), (-0.2, 0.05), (0.1, 0.02), (0.4, 0.03)))
+    assert found.i2 > 0.9
+    assert found.p_value < 1e-6
+    assert max(found.weights) < 0.27
+    assert found.prediction_low < found.low < found.tau < found.high < found.prediction_high
+
+
+def test_one_or_two_settings() -> None:
+    alone = meta_analysis(effects((0.5, 0.1)))
+    assert alone.tau == 0.5
+    assert (alone.low, alone.high) == pytest.approx((0.304, 0.696), abs=1e-3)
+    assert math.isnan(alone.tau2)
+    two = meta_analysis(effects((0.5, 0.1), (0.3, 0.1)))
+    assert math.isnan(two.prediction_low)
+    fields = json.loads(json.dumps(two.as_dict(), allow_nan=False))
+    assert fields["prediction_high"] is None
+    assert [one["label"] for one in fields["studies"]] == ["s0", "s1"]
+    with pytest.raises(InputError, match="at least one"):
+        meta_analysis([])
+
+
+def test_an_error_of_nothing_is_bounded() -> None:
+    found = meta_analysis(effects((0.5, 0.0), (0.1, 0.05), (0.2, 0.05)))
+    assert math.isfinite(found.tau)
+    assert found.weights[0] < 0.6
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(-0.9, 0.9), st.floats(0.01, 0.3)), min_size=2, max_size=8))
+def test_their_order_and_sign_change_nothing(pairs: list[tuple[float, float]]) -> None:
+    found = meta_analysis(effects(*pairs))
+    assert min(t for t, _ in pairs) - 1e-9 <= found.tau <= max(t for t, _ in pairs) + 1e-9
+    assert sum(found.weights) == pytest.approx(1)
+    assert 0 <= found.i2 <= 1
+    turned = meta_analysis(effects(*((-tau, error) for tau, error in reversed(pairs))))
+    assert turned.tau == pytest.approx(-found.tau, abs=1e-6)
+    assert turned.low == pytest.approx(-found.high, abs=1e-6)
+
+
+def test_where_no_error_is_known_it_is_the_textbooks() -> None:
+    assert effect("s", 0.3, None, 104) == Effect("s", 0.3, textbook_error(0.3, 104))
+    assert textbook_error(0.0, 104) == pytest.approx(math.sqrt(0.437 / 100))
+    assert effect("s", 0.3, 0.02, 104) == Effect("s", 0.3, 0.02)
+    assert effect("s", 0.3, None, 4) is None
+    assert effect("s", math.nan, 0.1, 100) is None
+
+
+def test_the_slope_in_complexity() -> None:
+    width = [10, 20, 30, 40, 50]
+    taus = [0.5, 0.41, 0.29, 0.2, 0.11]
+    found = slope_in(effects(*((tau, 0.05) for tau in taus)), width)
+    assert found is not None
+    assert found.slope == pytest.approx(-0.0099, abs=5e-4)
+    assert found.low < found.slope < found.high < 0
+    assert found.p_value < 0.01
+    assert found.as_dict()["slope"] == found.slope
+    assert slope_in(effects((0.1, 0.1), (0.2, 0.1)), [1, 2]) is None
+    assert slope_in(effects((0.1, 0.1), (0.2, 0.1), (0.3, 0.1)), [2, 2, 2]) is None

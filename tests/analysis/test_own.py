@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trueoracle.analysis.own import read_tables
+from trueoracle.errors import InputError
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> object:
+    def written(text: str) -> Path:
+        path = tmp_path / "points.csv"
+        path.write_text(text)
+        return path
+
+    return written
+
+
+def test_a_column_a_seed_and_a_row_a_seed_are_the_same(write: object) -> None:
+    wide = write("x,a,b\n1,0.5,0.6\n2,0.7,0.8\n")  # type: ignore[operator]
+    (one,) = read_tables(wide, ["x"], ["a", "b"], higher_is_better=True).values()
+    assert one.sampled
+    long = write("id,x,s,y\np,1,0,0.5\nq,2,0,0.7\nq,2,1,0.8\np,1,1,0.6\n")  # type: ignore[operator]
+    (other,) = read_tables(
+        long, ["x"], ["y"], higher_is_better=True, candidate="id", seed="s"
+    ).values()
+    assert np.array_equal(one.outcomes, other.outcomes)
+    assert np.array_equal(one.scores["x"], other.scores["x"])
+
+
+def test_networks_and_pruned_filters(write: object) -> None:
+    path = write(  # type: ignore[operator]
+        'net,x,y,pruned\na,1,0.5,"0 1"\na,2,0.4,"0 2"\na,3,0.1,"1,2"\nb,1,0.3,"[1, 2]"\n'
+    )
+    tables = read_tables(
+        path, ["x"], ["y"], higher_is_better=True, network="net", pruned="pruned", exhaustive=True
+    )
+    assert list(tables) == ["a", "b"]
+    assert tables["a"].pruned is not None
+    assert tables["a"].pruned.tolist() == [
+        [True, True, False],
+        [True, False, True],
+        [False, True, True],
+    ]
+    assert tables["a"].groups == (3,)
+    assert not tables["a"].sampled
+    named = write(
+        'x,y,p\n1,2,"{""conv1"": [0], ""conv2"": [1]}"\n2,1,"{""conv1"": [1], ""conv2"": [0]}"\n'
+    )  # type: ignore[operator]
+    (one,) = read_tables(named, ["x"], ["y"], higher_is_better=True, pruned="p").values()
+    assert one.groups == (2, 2)
+    assert one.pruned is not None
+    assert one.pruned.tolist() == [[True, False, False, True], [False, True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("x,y\n1,2\n", {"pruned": "p"}, "column of .* 'p'"),
+        ("x,y\n", {}, "no rows"),
+        ("x,y\na,2\n", {}, "column 'x' of .* is not numeric"),
+        ("x,y,s\n1,2,0\n", {"seed": "s"}, "go together"),
+        ("x,y,c,s\n1,2,0,0\n1,2,0,0\n", {"candidate": "c", "seed": "s"}, "two rows of candidate"),
+        ("x,y,c,s\n1,2,0,0\n3,2,0,1\n", {"candidate": "c", "seed": "s"}, "differs between its"),
+        ("x,y,p\n1,2,some\n", {"pruned": "p"}, "takes pruned filters such as"),
+        ("x,y,p\n1,2,-1\n", {"pruned": "p"}, "a filter below 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    write: object, text: str, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_tables(write(text), ["x"], ["y"], higher_is_better=True, **options)  # type: ignore[arg-type, operator]
