@@ -10,6 +10,7 @@ from trueoracle.report.words import (
     combination_sentence,
     grid_verdicts,
     meta_sentence,
+    slope_sentence,
     verdicts,
 )
 
@@ -116,6 +117,14 @@ def test_a_meta_analysis_is_one_sentence() -> None:
     plain = META | {"i2": None, "prediction_low": None}
     assert (
         meta_sentence(plain, "x", "y") == "Over 2 studies, x has τ = −0.12 [−0.22, −0.01] with y."
+    )
+
+
+def test_a_slope_says_by_what_and_how_sure() -> None:
+    slope = {"by": "width", "slope": 0.0123, "low": -0.001, "high": 0.02, "p_value": 0.07}
+    assert slope_sentence(slope, "pruned train loss", "final test loss") == (
+        "With each unit of width, τ of pruned train loss with final test loss changes by "
+        "0.012 [−0.001, 0.020] (p = 0.07)."
     )
 
 

@@ -17,7 +17,7 @@ from trueoracle.figures.trend import draw_trend, trend_data
 from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
 from trueoracle.report.page import render, tables_of, write_text
 from trueoracle.report.summary import REPORTED_METRICS, summarise
-from trueoracle.report.words import FEW, grid_verdicts, meta_sentence
+from trueoracle.report.words import FEW, grid_verdicts, meta_sentence, slope_sentence
 from trueoracle.study.grid import GridPoint
 from trueoracle.study.names import score_name
 from trueoracle.study.results import Results
@@ -160,6 +160,12 @@ def write_grid_report(
         verdicts=grid_verdicts(summary),
         trends=_trends(found, summary, folder),
         forests=[drawn for criterion, drawn in forests if criterion in shown],
+        slopes=[
+            slope_sentence(slope, *names[meta["criterion"], meta["metric"]])
+            for meta in summary["meta"]
+            if meta["criterion"] in shown
+            for slope in meta["slopes"]
+        ],
         more_forests=[drawn for criterion, drawn in forests if criterion not in shown],
         panels=[drawn for criterion, drawn in panels if criterion in shown],
         more_panels=[drawn for criterion, drawn in panels if criterion not in shown],
@@ -178,6 +184,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
     """Tau against the first of the axes, one figure an outcome."""
     drawn = []
     axis = next(iter(summary["axes"]))
+    bars = f"; bars: {summary['interval']}" if summary["interval"] else ""
     for metric in REPORTED_METRICS:
         own = [(entry, relation) for entry, relation in found if relation["metric"] == metric]
         if not own:
@@ -205,7 +212,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
                 draw_trend(trend),
                 f"{summary['grid']}-tau-{metric}",
                 alt=f"Kendall's τ with {outcome} against {axis}: {told}.",
-                caption=f"Kendall's τ against {axis}; bars: {summary['interval']}."
+                caption=f"Kendall's τ against {axis}{bars}."
                 + (" The grey line is what a perfect criterion would reach." if ceilings else ""),
             )
         )

@@ -14,6 +14,7 @@ __all__ = [
     "grid_verdicts",
     "meta_sentence",
     "pruned_in_words",
+    "slope_sentence",
     "verdicts",
 ]
 
@@ -123,6 +124,15 @@ def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str) -> str:
         expected = interval(meta["prediction_low"], meta["prediction_high"])
         text += f", and in another one of their kind {expected} is to be expected"
     return f"{text[0].upper()}{text[1:]}."
+
+
+def slope_sentence(slope: Mapping[str, Any], score: str, outcome: str) -> str:
+    """How tau changes with what makes the studies harder."""
+    said = f"p = {p_value(slope['p_value'])}".replace("= <", "< ")
+    return (
+        f"With each unit of {slope['by']}, τ of {score} with {outcome} changes by "
+        f"{number(slope['slope'], 3)} {interval(slope['low'], slope['high'], 3)} ({said})."
+    )
 
 
 def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
