@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trueoracle.analysis.numbers import interval, number, percent
+from trueoracle.analysis.numbers import interval, many, number, percent
 from trueoracle.cli.console import (
     Debug,
     Json,
@@ -154,7 +154,7 @@ def _print(
     console = out()
     networks = sum(len(one.rows) for one in settings) * int(whole.card["seeds"])
     console.print(
-        f"{len(settings)} settings, {networks:,} retrained networks of {whole.card['network']} "
+        f"{many(len(settings), 'setting')}, {networks:,} retrained networks of {whole.card['network']} "
         f"on {whole.card['data']}\n"
     )
     for metric, places in found.items():
