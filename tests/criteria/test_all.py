@@ -91,6 +91,24 @@ def test_scores_of_filters(name: str) -> None:
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in network.modules())
 
 
+@pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"random"}))
+def test_filters_in_another_order_have_scores_in_that_order(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curvature, "HESSIAN_DRAWS", 180)  # as many as weights: exact
+    network, moved = residual(), residual()
+    order = torch.tensor([3, 0, 4, 1, 2])
+    with torch.no_grad():
+        for tensor in (moved.first.weight, *moved.bn1.state_dict(keep_vars=True).values()):
+            if tensor.ndim:
+                tensor.copy_(tensor[order])
+        moved.last.weight.copy_(moved.last.weight[:, order])
+    candidates, data = every_way(network, {"first": 0.2}), images()
+    found = CRITERIA[name](moved, candidates, data, RECIPE)
+    expected = CRITERIA[name](network, candidates, data, RECIPE)[order]
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_scores_of_single_weights(name: str) -> None:
     network = chain()

@@ -50,6 +50,8 @@ def test_a_criterion_that_does_not_apply_is_skipped(
     ]
     assert progress.stages == ["dense network", "score by l1"]
     assert results.criteria == ["l1"]
+    with pytest.raises(InputError, match=f"tiny: {NO_NORM}"):
+        results.ranking("bn-scale")
     status = read_status(study.folder)
     assert status["skipped"] == reasons
     assert (status["scored"], status["to_score"], status["state"]) == (10, 10, "scored")
