@@ -13,12 +13,12 @@ from trueoracle.figures.scatter import save_figure
 
 NAN = math.nan
 ROWS = [
-    ("accuracy", "oracle", -0.2, -0.3, -0.1),
-    ("accuracy", "l1$", 0.1, -0.1, 0.2),
-    ("accuracy", "taylor", 0.4, 0.3, 0.5),
-    ("accuracy", "flat", NAN, NAN, NAN),
-    ("loss", "oracle", 0.9, 0.8, 0.95),
-    ("loss", "taylor", 0.3, NAN, NAN),
+    ("accuracy", "oracle", -0.2, -0.3, -0.1, 0.01),
+    ("accuracy", "l1$", 0.1, -0.1, 0.2, 0.01),
+    ("accuracy", "taylor", 0.4, 0.3, 0.5, NAN),
+    ("accuracy", "flat", NAN, NAN, NAN, NAN),
+    ("loss", "oracle", 0.9, 0.8, 0.95, 0.2),
+    ("loss", "taylor", 0.3, NAN, NAN, 0.01),
 ]
 
 
@@ -69,7 +69,7 @@ def test_the_drawing_has_a_dot_an_interval_and_a_number_for_each(data: LadderDat
     assert accuracy.get_xlim()[1] > 0.95
 
 
-def test_only_an_interval_without_zero_fills_the_dot(data: LadderData) -> None:
+def test_only_what_is_sure_fills_the_dot(data: LadderData) -> None:
     accuracy, loss = draw_ladder(data).axes
 
     def filled(place: int, axes: int = 0) -> bool:
@@ -80,12 +80,16 @@ def test_only_an_interval_without_zero_fills_the_dot(data: LadderData) -> None:
         return dot.get_markerfacecolor() != "white"
 
     assert [filled(0), filled(1), filled(2)] == [True, True, False]
+    assert not filled(0, axes=1)  # its p-value is not small
     assert not filled(1, axes=1)  # its interval is not known
 
 
 @pytest.mark.parametrize("count", [2, 25])
 def test_it_grows_with_its_rungs_and_hides_none(count: int, tmp_path: Path) -> None:
-    rows = [("loss", f"criterion-{i:02}", i / 30, i / 30 - 0.1, i / 30 + 0.1) for i in range(count)]
+    rows = [
+        ("loss", f"criterion-{i:02}", i / 30, i / 30 - 0.1, i / 30 + 0.1, 0.01)
+        for i in range(count)
+    ]
     figure = draw_ladder(ladder_data(rows, ceilings={"loss": 0.9}))
     save_figure(figure, tmp_path / "ladder", ["svg"])
     boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]

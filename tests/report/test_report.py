@@ -30,9 +30,11 @@ class Checker(HTMLParser):
         self.open: list[str] = []
         self.text: list[str] = []
         self.links: list[str] = []
+        self.alts: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.alts += [value or "" for name, value in attrs if name == "alt"]
         if tag not in ("meta", "img", "br"):
             self.open.append(tag)
 
@@ -81,6 +83,43 @@ def test_the_page_says_what_the_summary_says_and_needs_nothing_else(
     assert len(written.figures) == 5 * 3
     assert all(path.stat().st_size > 1000 for path in written.figures)
     assert json.loads(written.summary.read_text())[0]["study"] == "tiny"
+
+
+def test_many_criteria_have_a_ladder_a_heat_map_and_one_panel(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    criteria = ["l1", "oracle", "l2", "random", "lamp", "bn-scale"]
+    results = Study(**tiny_fields | {"criteria": criteria}, runs=tmp_path / "runs").run(
+        progress=False
+    )
+    written = write_report(results, [], tmp_path / "out")
+    names = {path.name for path in written.figures if path.suffix == ".svg"}
+    best = {
+        metric: max(
+            (r for r in written.summaries[0]["relations"] if r["metric"] == metric),
+            key=lambda r: -2 if r["agreement"] is None else r["agreement"],
+        )["criterion"]
+        for metric in ("test_accuracy", "test_loss")
+    }
+    scatters = {
+        f"tiny-{criterion}-{metric}.svg"
+        for metric in best
+        for criterion in ("oracle", best[metric])
+    }
+    panels = {f"tiny-every-criterion-{metric}.svg" for metric in best}
+    assert names == {"tiny-criteria.svg", "tiny-agreement.svg", *scatters, *panels}
+    page = read(written.page)
+    assert len(page.links) == len(names)
+    assert all(alt.strip() for alt in page.alts)
+    assert len(page.alts) == len(names)
+    text = " ".join(" ".join(page.text).split())
+    assert f"Of 5 criteria, {best['test_accuracy']} tells final test accuracy best" in text
+    assert "bn-scale does not apply and is skipped: " in text
+    assert "Differences of agreement" in text
+    assert "no criterion can be expected to agree with it by more than" in text
+    for criterion in criteria[1:-1]:  # each against the first
+        assert f"{criterion} l1" in text
+    assert written.page.stat().st_size < 1_000_000
 
 
 def test_arms_are_shown_beside_the_study(

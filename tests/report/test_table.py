@@ -86,19 +86,20 @@ def test_words_of_the_rows_come_first() -> None:
     assert len(table.titles) == len(table.headings)
 
 
-def test_the_surest_difference_comes_first() -> None:
+def test_the_surest_difference_comes_first_within_each_outcome() -> None:
     def difference(first: str, p: float | None) -> dict[str, Any]:
         return {
             "first": first, "second": "l1", "difference": 0.1, "low": 0.0, "high": 0.2,
             "p_value": p, "adjusted_p_value": p,
         }  # fmt: skip
 
-    table = differences_table([difference("a", 0.5), difference("b", None), difference("c", 0.01)])
-    assert [row[0] for row in table.rows] == ["c", "a", "b"]
-    assert table.rows[0] == ("c", "l1", "0.10", "[0.00, 0.20]", "0.01", "0.01")
+    pairs = [("y", difference("a", 0.5)), ("y", difference("b", None)), ("z", difference("d", 0.1))]
+    table = differences_table([*pairs, ("y", difference("c", 0.01))])
+    assert [row[1] for row in table.rows] == ["c", "a", "b", "d"]
+    assert table.rows[0] == ("y", "c", "l1", "0.10", "[0.00, 0.20]", "0.01", "0.01")
 
 
 def test_partial_correlations_name_what_is_given() -> None:
-    table = partial_table([{"criterion": "l1", "given": "oracle", "tau": 0.1}])
-    assert table.headings == ("criterion", "given", "partial τ")
-    assert table.rows == (("l1", "oracle", "0.10"),)
+    table = partial_table([("y", {"criterion": "l1", "given": "oracle", "tau": 0.1})])
+    assert table.headings == ("outcome", "criterion", "given", "partial τ")
+    assert table.rows == (("y", "l1", "oracle", "0.10"),)

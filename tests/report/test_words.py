@@ -93,10 +93,10 @@ def test_the_ceiling_is_told_where_it_is_known() -> None:
 )
 def test_a_combination_gains_or_loses(gain: float | None, words: str) -> None:
     combination = {
-        "tau": 0.55, "best_single": "taylor", "best_single_tau": 0.5, "gain": gain, "folds": 5,
+        "agreement": 0.55, "single": "taylor", "single_agreement": 0.5, "gain": gain, "folds": 5,
     }  # fmt: skip
     said = combination_sentence(combination, "final test loss")
-    assert "(5 folds), agree with the final test loss to 0.55; the best single one, taylor" in said
+    assert "(5 folds), agree with final test loss to 0.55; the best single one, taylor" in said
     assert words in said
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,27 +42,29 @@ class ForestData:
 
 
 def forest_data(
-    studies: Sequence[tuple[str, float, float, float, float]],
-    pooled: tuple[float, float, float],
-    *,
-    prediction: tuple[float, float] = (math.nan, math.nan),
-    i2: float = math.nan,
-    tau2: float = math.nan,
-    q: float = math.nan,
-    p: float = math.nan,
-    x_label: str = "Kendall's τ",
-    title: str = "",
+    meta: Mapping[str, Any], *, x_label: str = "Kendall's τ", title: str = ""
 ) -> ForestData:
-    """The values of the plot, from studies (label, tau, low, high, weight).
+    """The values of the plot, from the plain values of a meta-analysis.
 
-    ``pooled`` is (tau, low, high); ``i2`` is a fraction, ``tau2`` the variance between studies,
-    ``q`` and ``p`` the test of whether they differ at all. Raises :class:`InputError` where there
-    is no study, or no weight.
+    ``meta`` has those of :class:`trueoracle.analysis.meta.MetaAnalysis`, None being unknown:
+    ``studies`` (``label``, ``tau``, ``low``, ``high``, ``weight``), their ``tau``, ``low``,
+    ``high``, ``prediction_low`` and ``prediction_high``, and how they differ: ``i2`` (a fraction),
+    ``tau2`` (the variance between studies), ``q`` and ``p_value``. Raises :class:`InputError` where
+    there is no study, or no weight.
     """
-    weights = np.array([study[4] for study in studies], dtype=np.float64)
+
+    def value(name: str, entry: Mapping[str, Any] = meta) -> float:
+        found = entry.get(name)
+        return math.nan if found is None else float(found)
+
+    studies = meta["studies"]
+    weights = np.array([value("weight", study) for study in studies], dtype=np.float64)
     if not len(weights) or not np.nansum(weights) > 0:
         raise InputError("a forest needs at least one study with a weight")
-    tau, low, high = (np.array([float(study[i]) for study in studies]) for i in (1, 2, 3))
+    tau, low, high = (
+        np.array([value(name, study) for study in studies]) for name in ("tau", "low", "high")
+    )
+    i2, tau2, q, p = (value(name) for name in ("i2", "tau2", "q", "p_value"))
     said = []
     if math.isfinite(i2):
         said.append(f"{percent(i2).replace('.0%', '%')} of the variation is between studies (I²)")
@@ -72,13 +74,13 @@ def forest_data(
     if math.isfinite(q) and math.isfinite(p):
         said.append(f"Q = {number(q, 1)}, p = {p_value(p)}".replace("= <", "< "))
     return ForestData(
-        labels=tuple(study[0] for study in studies),
+        labels=tuple(str(study["label"]) for study in studies),
         tau=tau,
         low=low,
         high=high,
         share=weights / np.nansum(weights),
-        pooled=pooled,
-        prediction=prediction,
+        pooled=(value("tau"), value("low"), value("high")),
+        prediction=(value("prediction_low"), value("prediction_high")),
         x_label=x_label,
         title=title,
         note="; ".join(said),

@@ -21,11 +21,14 @@ __all__ = ["LadderColumn", "LadderData", "draw_ladder", "ladder_data"]
 _GOOD, _BAD, _UNSURE = "#0072B2", "#D55E00", "#6B6B6B"
 _CEILING, _BEYOND, _STRIPE = "#009E73", "0.9", "0.965"
 
+_SIGNIFICANT = 0.05
+
 
 @dataclass(frozen=True)
 class LadderColumn:
     """One outcome: ``agreement, low, high [n]`` in the order of the rungs, NaN where unknown.
 
+    ``sure [n]`` says which have an interval without zero and, where it is known, p < 0.05.
     ``ceiling`` is the agreement that a perfect criterion would reach, NaN where unknown.
     """
 
@@ -33,6 +36,7 @@ class LadderColumn:
     agreement: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    sure: np.ndarray
     ceiling: float
 
 
@@ -50,13 +54,13 @@ class LadderData:
 
 
 def ladder_data(
-    rows: Sequence[tuple[str, str, float, float, float]],
+    rows: Sequence[tuple[str, str, float, float, float, float]],
     *,
     ceilings: Mapping[str, float] | None = None,
     marked: Sequence[str] = (),
     title: str = "",
 ) -> LadderData:
-    """The values of the ladder, from rows (outcome, criterion, agreement, low, high).
+    """The values of the ladder, from rows (outcome, criterion, agreement, low, high, p).
 
     Agreement is tau with its sign turned so that +1 is perfect. Criteria lie in the order of their
     mean agreement over the outcomes, those without any last. ``ceilings`` has that of outcomes
@@ -75,17 +79,18 @@ def ladder_data(
     criteria = sorted(dict.fromkeys(row[1] for row in rows), key=mean, reverse=True)
     columns = []
     for outcome in outcomes:
-        cells = [values.get((outcome, criterion), (math.nan,) * 3) for criterion in criteria]
-        agreement, low, high = np.array(cells, dtype=np.float64).T
+        cells = [values.get((outcome, criterion), (math.nan,) * 4) for criterion in criteria]
+        agreement, low, high, p = np.array(cells, dtype=np.float64).T
+        sure = ((low > 0) | (high < 0)) & ~(p >= _SIGNIFICANT)
         ceiling = (ceilings or {}).get(outcome, math.nan)
-        columns.append(LadderColumn(outcome, agreement, low, high, ceiling))
+        columns.append(LadderColumn(outcome, agreement, low, high, sure, ceiling))
     return LadderData(tuple(criteria), tuple(columns), tuple(marked), title)
 
 
 def draw_ladder(data: LadderData, size: tuple[float, float] | None = None) -> Figure:
     """Draw the ladder; ``size`` is in inches, by default as high as its rungs need.
 
-    A filled dot has an interval that leaves zero out. What lies beyond the ceiling is shaded.
+    A filled dot is sure not to be zero. What lies beyond the ceiling is shaded.
     """
     if size is None:
         longest = max(len(name) for name in data.criteria)
@@ -131,13 +136,12 @@ def _draw_column(axes: Axes, column: LadderColumn, most: float) -> None:
         axes.set_title(
             f"ceiling {number(column.ceiling, 2)}", fontsize="small", color="#00664B", loc="right"
         )
-    for place, (value, low, high) in enumerate(
-        zip(column.agreement, column.low, column.high, strict=True)
+    for place, (value, low, high, sure) in enumerate(
+        zip(column.agreement, column.low, column.high, column.sure, strict=True)
     ):
         if not math.isfinite(value):
             axes.text(0.0, place, "  not defined", va="center", fontsize="x-small", color=_UNSURE)
             continue
-        sure = low > 0 or high < 0  # False where the interval is not known
         colour = _UNSURE if not sure else _GOOD if value > 0 else _BAD
         if math.isfinite(low) and math.isfinite(high):
             axes.plot(

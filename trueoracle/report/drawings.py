@@ -6,11 +6,13 @@ import base64
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -21,7 +23,7 @@ from trueoracle.figures.forest import draw_forest, forest_data
 from trueoracle.figures.ladder import draw_ladder, ladder_data
 from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
-from trueoracle.report.words import best_first
+from trueoracle.report.words import best_first, pruned_in_words
 from trueoracle.study.results import Results
 from trueoracle.study.scale import titled
 
@@ -40,14 +42,21 @@ __all__ = [
 _MOST_SVG = 150_000
 """Bytes up to which a page holds a figure as SVG; of more points, a picture is smaller."""
 
+_MOST_SPOTS = 500
+
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure in a page: the source of its image, what it shows in words, and its caption."""
+    """A figure in a page: the source of its image, what it shows in words, and its caption.
+
+    ``spots`` are points that say something under the pointer: thousandths of the width from the
+    left, of the height from the top, and the words.
+    """
 
     source: str
     alt: str
     caption: str
+    spots: tuple[tuple[int, int, str], ...] = ()
 
 
 class Folder:
@@ -57,12 +66,37 @@ class Folder:
         self.folder = folder
         self.written: list[Path] = []
 
-    def draw(self, figure: Figure, stem: str, *, alt: str, caption: str = "") -> Drawn:
-        """Write a figure in all formats; raises :class:`StoreError` where it cannot."""
+    def draw(
+        self,
+        figure: Figure,
+        stem: str,
+        *,
+        alt: str,
+        caption: str = "",
+        spots: Sequence[tuple[float, float, str]] = (),
+    ) -> Drawn:
+        """Write a figure in all formats; raises :class:`StoreError` where it cannot.
+
+        ``spots`` are (x, y, words) in the data of its first axes.
+        """
         written = save_figure(figure, self.folder / stem, FORMATS)
         self.written += written
         by_form = {path.suffix[1:]: path for path in written}
-        return Drawn(_source(by_form["svg"], by_form["png"]), alt, caption)
+        source = _source(by_form["svg"], by_form["png"])
+        return Drawn(source, alt, caption, _places(figure, spots))
+
+
+def _places(
+    figure: Figure, spots: Sequence[tuple[float, float, str]]
+) -> tuple[tuple[int, int, str], ...]:
+    if not 0 < len(spots) <= _MOST_SPOTS:
+        return ()
+    to_figure = figure.axes[0].transData + figure.transFigure.inverted()
+    places = to_figure.transform([spot[:2] for spot in spots])
+    return tuple(
+        (round(1000 * x), round(1000 * (1 - y)), words)
+        for (x, y), (_, _, words) in zip(places.tolist(), spots, strict=True)
+    )
 
 
 def _source(svg: Path, png: Path) -> str:
@@ -70,11 +104,7 @@ def _source(svg: Path, png: Path) -> str:
 
     An image of its own, so that ids inside one figure cannot meet another's.
     """
-    # Each text names all fonts of a long list; the two that matter are a third of the bytes.
-    slim = re.sub(
-        r"font-family: 'DejaVu Sans'[^;\"]*", "font-family: 'DejaVu Sans', Verdana, sans-serif",
-        svg.read_text(encoding="utf-8"),
-    ).encode()  # fmt: skip
+    slim = _slim(svg.read_text(encoding="utf-8")).encode()
     if len(slim) <= _MOST_SVG:
         return f"data:image/svg+xml;base64,{base64.b64encode(slim).decode()}"
     with Image.open(png) as picture:
@@ -82,6 +112,21 @@ def _source(svg: Path, png: Path) -> str:
     held = io.BytesIO()
     half.save(held, "png", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+
+
+def _slim(svg: str) -> str:
+    """The same picture in half the bytes: hundredths of a point, and repeated styles said once."""
+    # Each text names all fonts of a long list.
+    fonts = "font-family: 'DejaVu Sans', Verdana, sans-serif"
+    svg = re.sub(r"font-family: 'DejaVu Sans'[^;\"]*", fonts, svg)
+    # Of coordinates, never of the text between the tags.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
+    svg = re.sub(r"\n +", "\n", svg)
+    often = [style for style, n in Counter(re.findall(r' style="([^"]*)"', svg)).items() if n > 4]
+    for place, style in enumerate(often):
+        svg = svg.replace(f' style="{style}"', f' class="s{place}"')
+    rules = "".join(f".s{place}{{{style}}}" for place, style in enumerate(often))
+    return svg.replace("</style>", f"{rules}</style>", 1)
 
 
 def ladder_figure(summary: Mapping[str, Any], relations: Sequence[Mapping[str, Any]]) -> Figure:
@@ -108,16 +153,15 @@ def ladder_in_words(relations: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(said)
 
 
-def _agreement(relation: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Agreement with its interval: tau's, with the sign turned where agreement's is."""
-    nan = math.nan
-    names = ("kendall_low", "kendall_high")
-    low, high = (nan if (v := relation.get(n)) is None else float(v) for n in names)
-    agreement = relation["agreement"]
-    if agreement is None:
-        return nan, nan, nan
-    turned = relation["higher_is_better"] != relation["higher_score_is_better"]
-    return (agreement, -high, -low) if turned else (agreement, low, high)
+def _agreement(relation: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Agreement with its interval, tau's with the sign turned where agreement's is, and p."""
+    names = ("agreement", "kendall_low", "kendall_high", "permutation_p_value")
+    agreement, low, high, p = (
+        math.nan if relation.get(name) is None else float(relation[name]) for name in names
+    )
+    if relation["higher_is_better"] != relation["higher_score_is_better"]:
+        low, high = -high, -low
+    return agreement, low, high, p
 
 
 def agreement_figure(agreement: Mapping[str, Any], title: str) -> Figure:
@@ -135,26 +179,33 @@ def agreement_figure(agreement: Mapping[str, Any], title: str) -> Figure:
 
 def scatter_figure(
     results: Results, relation: Mapping[str, Any], rule: str, short: Results | None = None
-) -> Figure:
-    """One criterion, or with ``short`` the short retraining, against one outcome."""
+) -> tuple[Figure, list[tuple[float, float, str]]]:
+    """One criterion, or with ``short`` the short retraining, against one outcome.
+
+    With it what each of its points prunes: (score, outcome, words).
+    """
     metric = relation["metric"]
     if short is None:
         points = results.points(relation["criterion"], metric, rule)
     else:
         points = results.points_after(short, metric, rule)
-    return draw_scatter(
-        scatter_data(
-            points["score"].to_numpy(),
-            points["outcome"].to_numpy(),
-            higher_is_better=higher_is_better(metric),
-            higher_score_is_better=relation["higher_score_is_better"],
-            x_label=relation["score_name"],
-            y_label=relation["outcome_name"],
-            title=titled(results.spec.name),
-            tau_interval=(relation.get("kendall_low"), relation.get("kendall_high")),
-            ceiling=relation.get("ceiling"),
-        )
+    data = scatter_data(
+        points["score"].to_numpy(),
+        points["outcome"].to_numpy(),
+        higher_is_better=higher_is_better(metric),
+        higher_score_is_better=relation["higher_score_is_better"],
+        x_label=relation["score_name"],
+        y_label=relation["outcome_name"],
+        title=titled(results.spec.name),
+        tau_interval=(relation.get("kendall_low"), relation.get("kendall_high")),
+        ceiling=relation.get("ceiling"),
     )
+    finite = points[np.isfinite(points["score"]) & np.isfinite(points["outcome"])]
+    said = [
+        (float(x), float(y), pruned_in_words(pruned))
+        for x, y, pruned in zip(finite["score"], finite["outcome"], finite["pruned"], strict=True)
+    ]
+    return draw_scatter(data), said
 
 
 def panel_figure(
@@ -181,23 +232,8 @@ def panel_figure(
 
 def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: str) -> Figure:
     """One criterion's tau in every study of a grid, and over all of them."""
-
-    def value(entry: Mapping[str, Any], name: str) -> float:
-        return math.nan if entry.get(name) is None else float(entry[name])
-
     data = forest_data(
-        [
-            (one["label"], *(value(one, name) for name in ("tau", "low", "high", "weight")))
-            for one in meta["studies"]
-        ],
-        (value(meta, "tau"), value(meta, "low"), value(meta, "high")),
-        prediction=(value(meta, "prediction_low"), value(meta, "prediction_high")),
-        i2=value(meta, "i2"),
-        tau2=value(meta, "tau2"),
-        q=value(meta, "q"),
-        p=value(meta, "p_value"),
-        x_label=f"Kendall's τ with {outcome}",
-        title=f"{titled(title)}: {score}",
+        meta, x_label=f"Kendall's τ with {outcome}", title=f"{titled(title)}: {score}"
     )
     return draw_forest(data)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from trueoracle.analysis.numbers import many, number, p_value, percent
+from trueoracle.analysis.numbers import ABSENT, many, number, p_value, percent
 from trueoracle.errors import StoreError
 from trueoracle.report.drawings import (
     Drawn,
@@ -34,6 +34,7 @@ from trueoracle.report.words import (
     best_first,
     ceiling_sentences,
     combination_sentence,
+    pruned_in_words,
     verdicts,
 )
 from trueoracle.study.progress import duration
@@ -44,6 +45,11 @@ __all__ = ["WrittenReport", "render", "tables_of", "write_report", "write_text"]
 
 FEW = 4
 """Up to so many criteria each has a scatter of its own; of more, the best and the oracle have."""
+
+_LADDER = (
+    "Agreement is τ with its sign turned so that +1 is perfect; a filled dot is surely not zero "
+    "(95% interval, and p < 0.05)."
+)
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,13 @@ class WrittenReport:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a page says of one outcome's criteria beside each other; None and empty: nothing."""
+    """What a page says of a study's criteria beside each other.
 
-    outcome: str
-    combination: str
-    weights: tuple[tuple[str, float], ...]
+    ``combinations`` are sentences with the weights that they tell of, the greatest first.
+    """
+
+    agreement: Drawn | None
+    combinations: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
     differences: Table | None
     partial: Table | None
 
@@ -74,9 +82,7 @@ class Section:
     summary: dict[str, Any]
     relations: tuple[dict[str, Any], ...]
     ladder: Drawn | None
-    agreement: Drawn | None
-    ceilings: tuple[str, ...]
-    comparisons: tuple[Comparison, ...]
+    comparison: Comparison | None
     scatters: tuple[Drawn, ...]
     panels: tuple[Drawn, ...]
 
@@ -132,52 +138,43 @@ def _section(
     name = summary["study"]
     after = (summary["short_retraining"] or {"relations": []})["relations"]
     relations = best_first([*summary["relations"], *after])
-    ladder = agreement = None
+    ladder = None
     if relations:
         ladder = folder.draw(
             ladder_figure(summary, relations),
             f"{name}-criteria",
             alt=ladder_in_words(relations),
-            caption="Agreement is τ with its sign turned so that +1 is perfect.",
-        )
-    compared = {m: c for m, c in (summary.get("comparison") or {}).items() if c}
-    alike = next((c["agreement"] for c in compared.values() if c.get("agreement")), None)
-    if alike is not None and len(alike["criteria"]) > 2:
-        agreement = folder.draw(
-            agreement_figure(alike, titled(name)),
-            f"{name}-agreement",
-            alt=_alike_in_words(alike),
-            caption="Blue: two criteria order the candidates alike; orange: against each other. "
-            "The tree joins those that are most alike first.",
+            caption=" ".join([_LADDER, *ceiling_sentences(summary)]),
         )
     scatters = []
     for relation in relations:
         if relation in after:
-            figure = scatter_figure(results, relation, rule, short)
+            figure, spots = scatter_figure(results, relation, rule, short)
         elif _has_scatter(relation, relations):
-            figure = scatter_figure(results, relation, rule)
+            figure, spots = scatter_figure(results, relation, rule)
         else:
             continue
         stem = f"{name}-{slug(relation['criterion'])}-{relation['metric']}"
         words = f"{relation['criterion']} against {relation['outcome_name']}: {relation['verdict']}"
-        scatters.append(folder.draw(figure, stem, alt=words, caption=_caption(relation)))
+        scatters.append(
+            folder.draw(figure, stem, alt=words, caption=_caption(relation), spots=spots)
+        )
     return Section(
         summary=summary,
         relations=tuple(relations),
         ladder=ladder,
-        agreement=agreement,
-        ceilings=tuple(ceiling_sentences(summary)),
-        comparisons=tuple(_comparison(summary, m, c) for m, c in compared.items()),
+        comparison=_comparison(summary, folder),
         scatters=tuple(scatters),
         panels=tuple(_panels(results, summary, rule, folder)),
     )
 
 
 def _place(section: Section, sections: Sequence[Section]) -> dict[str, str]:
-    """Which study a row of the table is of, where there are several."""
+    """Which arm a row of the table is of, where there are several, by what is laid on the study."""
     if len(sections) == 1:
         return {}
-    return {"study": titled(section.summary["study"])}
+    main, own = sections[0].summary["study"], section.summary["study"]
+    return {"arm": ABSENT if own == main else own.removeprefix(main)}
 
 
 def _intervals(relations: Sequence[Mapping[str, Any]]) -> str:
@@ -208,17 +205,41 @@ def _panels(results: Results, summary: Mapping[str, Any], rule: str, folder: Fol
     return drawn
 
 
-def _comparison(summary: Mapping[str, Any], metric: str, found: Mapping[str, Any]) -> Comparison:
-    outcome = next(r["outcome_name"] for r in summary["relations"] if r["metric"] == metric)
-    combination = found.get("combination")
-    weights = (combination or {}).get("weights") or {}
+def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None:
+    """None where there is one criterion; of two, only how they differ."""
+    found = {metric: one for metric, one in (summary.get("comparison") or {}).items() if one}
+    outcomes = {r["metric"]: r["outcome_name"] for r in summary["relations"]}
+    found = {outcomes[metric]: one for metric, one in found.items() if metric in outcomes}
+    if not found:
+        return None
+    name, agreement, combinations, partial = summary["study"], None, [], []
+    if len({r["criterion"] for r in summary["relations"]}) > 2:
+        # How criteria agree among each other is the same whatever the outcome.
+        alike = next(iter(found.values()))["agreement"]
+        agreement = folder.draw(
+            agreement_figure(alike, titled(name)),
+            f"{name}-agreement",
+            alt=_alike_in_words(alike),
+            caption="Blue: two criteria order the candidates alike; orange: against each other. "
+            "The tree joins those that are most alike first.",
+        )
+        partial = [(outcome, entry) for outcome, one in found.items() for entry in one["partial"]]
+        combinations = [
+            (combination_sentence(made, outcome), _by_size(made["weights"]))
+            for outcome, one in found.items()
+            if (made := one["combination"]) is not None
+        ]
+    pairs = [(outcome, entry) for outcome, one in found.items() for entry in one["differences"]]
     return Comparison(
-        outcome=outcome,
-        combination=combination_sentence(combination, outcome) if combination else "",
-        weights=tuple(sorted(weights.items(), key=lambda item: -abs(item[1] or 0))),
-        differences=differences_table(found["differences"]) if found.get("differences") else None,
-        partial=partial_table(found["partial"]) if found.get("partial") else None,
+        agreement=agreement,
+        combinations=tuple(combinations),
+        differences=differences_table(pairs) if pairs else None,
+        partial=partial_table(partial) if partial else None,
     )
+
+
+def _by_size(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(weights.items(), key=lambda item: -abs(item[1])))
 
 
 def _alike_in_words(agreement: Mapping[str, Any]) -> str:
@@ -282,10 +303,3 @@ def _environment() -> Environment:
         "titled": titled,
     }
     return environment
-
-
-def pruned_in_words(pruned: dict[str, Any]) -> str:
-    """Such as ``"conv1 2, 7; conv2 0, 3"``; of single weights ``"mask 9f86d081884c7d65"``."""
-    if isinstance(pruned.get("mask"), str):
-        return f"mask {pruned['mask']}"
-    return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())

@@ -122,8 +122,11 @@ def _of_relations(
     return _table(named, (_CRITERION,), columns, relations, strong)
 
 
-def differences_table(differences: Sequence[Entry]) -> Table:
-    """Paired differences of agreement between criteria, the most certain first."""
+def differences_table(entries: Sequence[tuple[str, Entry]]) -> Table:
+    """Paired differences of agreement between criteria, from (outcome, difference).
+
+    By outcome, and the most certain first.
+    """
     columns = (
         _Column("difference", "of agreement, paired", _number("difference", 2)),
         _Column("95% interval", "of the difference", lambda d: interval(d["low"], d["high"])),
@@ -134,21 +137,33 @@ def differences_table(differences: Sequence[Entry]) -> Table:
         _Column("first", "its agreement", lambda d: str(d["first"])),
         _Column("second", "less this one's", lambda d: str(d["second"])),
     )
+    outcomes = list(dict.fromkeys(outcome for outcome, _ in entries))
 
-    def doubt(difference: Entry) -> float:
-        return 2.0 if difference["p_value"] is None else float(difference["p_value"])
+    def doubt(entry: tuple[str, Entry]) -> tuple[int, float]:
+        p = entry[1]["p_value"]
+        return outcomes.index(entry[0]), 2.0 if p is None else float(p)
 
-    return _table([], names, columns, sorted(differences, key=doubt), "difference")
+    return _of_outcomes(sorted(entries, key=doubt), names, columns, "difference")
 
 
-def partial_table(partial: Sequence[Entry]) -> Table:
-    """Partial correlations: what a criterion tells beyond another."""
+def partial_table(entries: Sequence[tuple[str, Entry]]) -> Table:
+    """Partial correlations, from (outcome, partial): what a criterion tells beyond another."""
     names = (
         _Column("criterion", "what scores candidates", lambda d: str(d["criterion"])),
         _Column("given", "what is known already", lambda d: str(d["given"])),
     )
     columns = (_Column("partial τ", "of the criterion with the outcome", _number("tau", 2)),)
-    return _table([], names, columns, partial, "partial τ")
+    return _of_outcomes(entries, names, columns, "partial τ")
+
+
+def _of_outcomes(
+    entries: Sequence[tuple[str, Entry]],
+    names: Sequence[_Column],
+    columns: Sequence[_Column],
+    strong: str,
+) -> Table:
+    words = [("outcome", "what criteria are held against", [outcome for outcome, _ in entries])]
+    return _table(words, names, columns, [entry for _, entry in entries], strong)
 
 
 def _table(

@@ -13,6 +13,7 @@ __all__ = [
     "combination_sentence",
     "grid_verdicts",
     "meta_sentence",
+    "pruned_in_words",
     "verdicts",
 ]
 
@@ -97,12 +98,12 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
 def combination_sentence(combination: Mapping[str, Any], outcome: str) -> str:
     """How much a fitted combination of the criteria gains over the best of them."""
     gain = combination["gain"]
-    word = "a gain of" if gain is None or gain >= 0 else "a loss of"
+    gained = "a loss" if gain is not None and gain < 0 else "a gain"
     return (
         f"All criteria together, weighted to fit some candidates and tried on the others "
-        f"({many(combination['folds'], 'fold')}), agree with the {outcome} to "
-        f"{number(combination['tau'], 2)}; the best single one, {combination['best_single']}, to "
-        f"{number(combination['best_single_tau'], 2)}: {word} "
+        f"({many(combination['folds'], 'fold')}), agree with {outcome} to "
+        f"{number(combination['agreement'], 2)}; the best single one, {combination['single']}, to "
+        f"{number(combination['single_agreement'], 2)}: {gained} of "
         f"{number(None if gain is None else abs(gain), 2)}."
     )
 
@@ -141,3 +142,10 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
         for meta in summary.get("meta") or []
         if meta["criterion"] in told and (meta["criterion"], meta["metric"]) in names
     ]
+
+
+def pruned_in_words(pruned: dict[str, Any]) -> str:
+    """Such as ``"conv1 2, 7; conv2 0, 3"``; of single weights ``"mask 9f86d081884c7d65"``."""
+    if isinstance(pruned.get("mask"), str):
+        return f"mask {pruned['mask']}"
+    return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())
