@@ -21,7 +21,7 @@ from trueoracle.study.grid import expand
 from trueoracle.study.prepare import build_study
 from trueoracle.study.progress import SilentProgress
 from trueoracle.study.spec import load_spec
-from trueoracle.training.population import train_population
+from trueoracle.training.population import plan, train_population
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +80,13 @@ def test_a_few_rows_are_retrained_to_the_same(shipped: Bench, layer: str) -> Non
         split_seed=spec.data.split_seed,
     )
     chosen = [3, 100, 251]
+    pruned = [candidates.prune(dense, i) for i in chosen]
     records = train_population(
-        [candidates.prune(dense, i) for i in chosen],
+        pruned,
         [(1, "")] * 3,
         data,
         spec.retraining,
-        engine="auto",
+        engine=plan(pruned[0], data, spec.retraining, members=3).engine,
     )
     masks = [sum(1 << f for f in candidates.ways[i][0]) for i in chosen]
     keys = shipped.keys
