@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.criteria.tiny import chain, every_way, images, masks
 from tests.study.test_spec import fields_of
 from trueoracle.analysis.relation import relate
-from trueoracle.criteria.base import find_criterion
+from trueoracle.criteria.base import CRITERIA, criterion, find_criterion
+from trueoracle.errors import NotApplicableError
 from trueoracle.study.results import Results
 from trueoracle.study.spec import (
     StudySpec,
@@ -67,6 +71,28 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     prepared = study.prepare()
     score = find_criterion("largest-weight")(prepared.network, prepared.candidates, prepared.data)
     assert score.shape == (20,)
+
+
+def test_the_criteria_are_documented() -> None:
+    path = ROOT / "docs" / "criteria.md"
+    text = path.read_text(encoding="utf-8")
+    table, options = text.split("## A criterion of your own")
+    rows = dict(re.findall(r"^\| `([^`]+)` \|.*\| ([a-z, ]+) \|.*\|$", table, re.M))
+    shipped = {name: one for name, one in CRITERIA.items() if one.is_shipped}
+    assert rows == {name: ", ".join(one.applies_to) for name, one in shipped.items()}
+    flags = set(re.findall(r"^\| `([^`]+)` \|", options, re.M))
+    assert flags == set(inspect.signature(criterion).parameters) - {"name"}
+
+
+def test_the_documented_criterion_runs() -> None:
+    (code,) = fences(ROOT / "docs" / "criteria.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(code, "criteria.md", "exec"), names)  # noqa: S102
+    network = chain()
+    scores = names["last_filters"](network, every_way(network, {"0": 0.5}), images())
+    assert scores.tolist() == [1, 2, 3, 3, 4, 5]
+    with pytest.raises(NotApplicableError, match="have no filters"):
+        names["last_filters"](network, masks(network, {"0": 0.5}), images())
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from trueoracle.version import __version__
 
 if TYPE_CHECKING:
+    from trueoracle.analysis.assessment import Assessment, assess
     from trueoracle.analysis.relation import Relation, relate
+    from trueoracle.analysis.table import CandidateTable
     from trueoracle.criteria.base import criterion
     from trueoracle.data.splits import Split, Splits
     from trueoracle.errors import TrueOracleError
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from trueoracle.study.study import Study
 
 __all__ = [
+    "Assessment",
+    "CandidateTable",
     "Relation",
     "Results",
     "Split",
@@ -26,6 +30,7 @@ __all__ = [
     "StudySpec",
     "TrueOracleError",
     "__version__",
+    "assess",
     "criterion",
     "network",
     "relate",
@@ -33,6 +38,8 @@ __all__ = [
 
 # Imported when first used: commands that read tables need no torch, whose import takes seconds.
 _HOMES = {
+    "Assessment": "analysis.assessment",
+    "CandidateTable": "analysis.table",
     "Relation": "analysis.relation",
     "Results": "study.results",
     "Split": "data.splits",
@@ -40,6 +47,7 @@ _HOMES = {
     "Study": "study.study",
     "StudySpec": "study.spec",
     "TrueOracleError": "errors",
+    "assess": "analysis.assessment",
     "criterion": "criteria.base",
     "network": "networks.registry",
     "relate": "analysis.relation",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.criteria.tiny import Residual, chain, every_way, images, residual, score, summed
+from tests.criteria.tiny import chain, every_way, images, residual, score, summed
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -25,7 +25,8 @@ def nonzero(maps: np.ndarray) -> np.ndarray:
 
 
 def ranks(maps: np.ndarray) -> np.ndarray:
-    return np.array([[np.linalg.matrix_rank(one) for one in of_image] for of_image in maps]).mean(0)
+    each = [[np.linalg.matrix_rank(one) for one in of_image] for of_image in maps]
+    return cast(np.ndarray, np.array(each).mean(0))
 
 
 CASES = [("activation-mean", mean), ("apoz", nonzero), ("hrank", ranks)]
@@ -46,7 +47,7 @@ def test_activations_are_taken_behind_the_relu_and_before_pooling(
 
 @pytest.mark.parametrize(("name", "statistic"), CASES)
 def test_a_residual_group_is_read_in_two_places(name: str, statistic: Statistic) -> None:
-    network = cast(Residual, residual())
+    network = residual()
     candidates = every_way(network, {"stem": 0.5})
     with torch.no_grad():
         x = functional.relu(network.bn(network.stem(images().train.images)))

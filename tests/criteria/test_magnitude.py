@@ -28,11 +28,13 @@ def torch_prunings(
     """The importance of each of a layer's filters, in Torch-Pruning's group of it."""
     graph = tp.DependencyGraph().build_dependency(network, torch.rand(2, 1, 8, 8))
     way = tp.prune_conv_out_channels
-    group = graph.get_pruning_group(layer, way, idxs=list(range(layer.weight.shape[0])))
+    group = graph.get_pruning_group(
+        layer, way, idxs=list(range(len(layer.get_parameter("weight"))))
+    )
     return importance(group).tolist()  # type: ignore[no-any-return]
 
 
-def positive_chain() -> nn.Module:
+def positive_chain() -> nn.Sequential:
     network = chain()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -85,11 +87,11 @@ def test_the_layers_of_a_group_are_added_up() -> None:
     candidates = every_way(network, {"stem": 0.5})
     layers = [network.get_parameter(f"{name}.weight").detach() for name in ("stem", "last")]
     rows = [weight.flatten(1).double().numpy() for weight in layers]
-    distances = sum(np.linalg.norm(r[:, None] - r[None], axis=2).sum(1) for r in rows)
+    distances = np.sum([np.linalg.norm(r[:, None] - r[None], axis=2).sum(1) for r in rows], 0)
     assert score("fpgm", network, candidates) == pytest.approx(
         summed({"stem": distances}, candidates)
     )
-    shares = sum(lamp_by_hand((r**2).sum(1)) for r in rows)
+    shares = np.sum([lamp_by_hand((r**2).sum(1)) for r in rows], 0)
     assert score("lamp", network, candidates) == pytest.approx(summed({"stem": shares}, candidates))
 
 
@@ -114,7 +116,8 @@ def test_the_order_of_filters_does_not_matter_and_lamp_knows_no_scale(
 ) -> None:
     network, moved = chain(), chain()
     with torch.no_grad():
-        moved[0].weight.copy_(network[0].weight[order] * scale)
+        weight = network.get_parameter("0.weight")
+        moved.get_parameter("0.weight").copy_(weight[order] * scale)
     candidates = every_way(network, {"0": 0.25})
     for name, power in (("l1", 1), ("l2", 1), ("lamp", 0), ("fpgm", 1), ("tpp", 4)):
         found, expected = score(name, moved, candidates), score(name, network, candidates)
@@ -123,5 +126,5 @@ def test_the_order_of_filters_does_not_matter_and_lamp_knows_no_scale(
 
 def test_a_layer_of_zeros_has_lamp_scores_of_zero() -> None:
     network = chain()
-    nn.init.zeros_(network[0].weight)
+    nn.init.zeros_(network.get_parameter("0.weight"))
     assert not score("lamp", network, every_way(network, {"0": 0.5})).any()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.criteria.tiny import Residual, chain, every_way, images, residual, score
+from tests.criteria.tiny import chain, every_way, images, residual, score
 from trueoracle.criteria import reconstruction
 
 
@@ -40,7 +38,7 @@ def test_it_is_the_error_of_the_next_layer_without_the_set(
 
 
 def test_the_readers_of_a_group_are_added_up() -> None:
-    network, train = cast(Residual, residual()), images().train
+    network, train = residual(), images().train
     candidates = every_way(network, {"stem": 0.5})
     with torch.no_grad():
         x = functional.relu(network.bn(network.stem(train.images)))

@@ -44,7 +44,7 @@ def test_the_loss_after_steps_is_that_of_so_many_steps(
             for pixels, labels in batches(few, one_batch, 0, epoch, "loss-after-steps"):
                 optimizer.zero_grad()
                 loss = functional.cross_entropy(pruned(pixels), labels, label_smoothing=0.1)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 steps += 1
         assert steps == 4

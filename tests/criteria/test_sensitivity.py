@@ -40,7 +40,7 @@ def test_taylor_is_torch_prunings_of_what_reads_the_filters() -> None:
     """Weight times gradient of the next layer is activation times gradient of the filter."""
     network = chain()
     candidates = every_way(network, {"0": 0.5})
-    mean_loss(network).backward()  # type: ignore[no-untyped-call]
+    mean_loss(network).backward()
     graph = tp.DependencyGraph().build_dependency(network, torch.rand(2, 1, 8, 8))
     group = graph.get_pruning_group(network[0], tp.prune_conv_out_channels, idxs=[0, 1, 2, 3])
     last = tp.importance.TaylorImportance("gate", normalizer=None, multivariable=True)
@@ -65,7 +65,7 @@ def gated_loss(network: Residual, gates: Tensor, which: str) -> Tensor:
 def test_taylor_of_a_group_closes_one_gate_wherever_it_is_read(
     which: str, filters: int, ratio: float
 ) -> None:
-    network = cast(Residual, residual())
+    network = residual()
     candidates = every_way(network, {which: ratio})
     gates = torch.ones(filters, requires_grad=True)
     (slopes,) = torch.autograd.grad(gated_loss(network, gates, which), gates)
@@ -78,7 +78,7 @@ def test_a_gates_slope_is_the_change_of_the_masked_networks_loss() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.Linear(5, 3))
     with torch.no_grad():
-        network[2].weight.mul_(1e-3)
+        network.get_parameter("2.weight").mul_(1e-3)
     candidates = every_way(network, {"1": 0.2})
     whole = float(mean_loss(network).detach())
     changes = []
@@ -160,7 +160,7 @@ def test_grasp_is_the_change_of_the_gradients_norm() -> None:
     def norm(scale: float, filter_: int) -> float:
         less = chain().eval()
         with torch.no_grad():
-            less[0].weight[filter_] *= scale
+            less.get_parameter("0.weight")[filter_] *= scale
         return sum(float(g.double().square().sum()) for g in gradients(less).values())
 
     for filter_ in range(4):
@@ -172,7 +172,9 @@ def test_synflow_of_a_linear_network_is_a_product_of_matrices() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 3))
     candidates = every_way(network, {"1": 0.4})
-    first, second = (network[i].weight.detach().double().abs().numpy() for i in (1, 3))
+    first, second = (
+        network.get_parameter(f"{i}.weight").detach().double().abs().numpy() for i in (1, 3)
+    )
     importance = first.sum(1) * second.sum(0)  # all paths through a unit, biases aside
     expected = summed({"1": importance}, candidates)
     assert score("synflow", network, candidates) == pytest.approx(expected)

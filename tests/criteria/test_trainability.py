@@ -33,9 +33,9 @@ def test_tpp_is_the_gram_matrix_without_the_kept_filters() -> None:
 
 def test_tpp_is_lowest_where_the_pruned_filter_is_unlike_all_others() -> None:
     network = chain()
-    nn.init.orthogonal_(network[0].weight)
+    weight = nn.init.orthogonal_(network.get_parameter("0.weight"))
     with torch.no_grad():
-        network[0].weight[1] = network[0].weight[2]
+        weight[1] = weight[2]
     assert score("tpp", network, every_way(network, {"0": 0.25})).argsort()[:2].tolist() == [0, 3]
 
 
@@ -69,7 +69,7 @@ def test_a_masked_networks_gradient_is_that_of_the_kept_weights() -> None:
         by_hand = chain().eval()
         kept = candidates.kept(index)["0"]
         with torch.no_grad():
-            by_hand[0].weight.mul_(kept)
+            by_hand.get_parameter("0.weight").mul_(kept)
         loss = functional.cross_entropy(by_hand(data.train.images), data.train.labels)
         first, *others = torch.autograd.grad(loss, list(by_hand.parameters()))
         total = sum(float(g.double().square().sum()) for g in ((first * kept), *others))

@@ -38,7 +38,7 @@ class Residual(nn.Module):
         return logits
 
 
-def chain() -> nn.Module:
+def chain() -> nn.Sequential:
     """Convolution, pooling, convolution, linear: 4, 3 and 3 filters."""
     torch.manual_seed(0)
     return nn.Sequential(
@@ -47,7 +47,7 @@ def chain() -> nn.Module:
     )
 
 
-def residual() -> nn.Module:
+def residual() -> Residual:
     """A :class:`Residual` whose batch norms have seen images and have scales of their own."""
     torch.manual_seed(1)
     network = Residual()

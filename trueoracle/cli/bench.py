@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trueoracle.analysis.numbers import interval, number, percent
+from trueoracle.analysis.numbers import interval, many, number, percent
 from trueoracle.cli.console import (
     Debug,
     Json,
@@ -154,8 +154,8 @@ def _print(
     console = out()
     networks = sum(len(one.rows) for one in settings) * int(whole.card["seeds"])
     console.print(
-        f"{len(settings)} settings, {networks:,} retrained networks of {whole.card['network']} "
-        f"on {whole.card['data']}\n"
+        f"{many(len(settings), 'setting')}, {networks:,} retrained networks of "
+        f"{whole.card['network']} on {whole.card['data']}\n"
     )
     for metric, places in found.items():
         names = ("rank", "tau", "95%", "of ceiling", *layers, "regret")

@@ -38,7 +38,7 @@ def activation_mean(dense: nn.Module, candidates: CandidateList, data: Splits) -
 
 @criterion(
     "apoz",
-    source="Hu et al. 2016 (Network Trimming, arXiv 1607.03250), section 3.1",
+    source="Hu et al. 2016 (Network Trimming, arXiv 1607.03250), section 3",
     separable=True,
     at_once=True,
     applies_to=("filters",),
@@ -68,7 +68,7 @@ def apoz(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
 
 @criterion(
     "hrank",
-    source="Lin et al. 2020 (HRank, arXiv 2002.10179), section 3.2",
+    source="Lin et al. 2020 (HRank, arXiv 2002.10179), section 3",
     separable=True,
     at_once=True,
     applies_to=("filters",),

@@ -26,7 +26,7 @@ PRODUCTS_AT_ONCE = 16
 
 @criterion(
     "obd",
-    source="LeCun et al. 1989 (Optimal Brain Damage), equation 3 and after",
+    source="LeCun et al. 1989 (Optimal Brain Damage)",
     separable=True,
     at_once=True,
 )
@@ -53,7 +53,7 @@ def obd(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray
 
 @criterion(
     "fisher",
-    source="Theis et al. 2018 (arXiv 1801.05787), section 2.1",
+    source="Theis et al. 2018 (arXiv 1801.05787), section 2",
     separable=True,
     at_once=True,
 )

@@ -63,7 +63,7 @@ def l2(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
 
 @criterion(
     "lamp",
-    source="Lee et al. 2021 (arXiv 2010.07611), section 3.1",
+    source="Lee et al. 2021 (LAMP, arXiv 2010.07611)",
     separable=True,
     uses_data=False,
 )
@@ -89,7 +89,7 @@ def lamp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
 
 @criterion(
     "fpgm",
-    source="He et al. 2019 (arXiv 1811.00250), section 3.3",
+    source="He et al. 2019 (FPGM, arXiv 1811.00250), section 3",
     separable=True,
     applies_to=("filters",),
     uses_data=False,
@@ -125,10 +125,11 @@ def bn_scale(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.nd
     filter without a batch norm.
     """
     importance = {}
+    modules = dict(dense.named_modules())
     for group in candidates.groups:
         scales = []
         for part in group.norms:
-            norm = dict(dense.named_modules()).get(part.module)
+            norm = modules.get(part.module)
             if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.affine:
                 gamma = cast(Tensor, norm.weight).detach().abs().double()
                 scales.append(channel_values(gamma, group, part).sum(1))

@@ -15,7 +15,7 @@ from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, NotApplicableError
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.training.evaluate import evaluate
-from trueoracle.training.population import Engine, check_engine, plan, train_population
+from trueoracle.training.population import Plan, plan, train_population
 from trueoracle.training.recipe import Retraining
 
 __all__ = ["STEPS", "loss_after_steps", "oracle_bn"]
@@ -48,8 +48,7 @@ def loss_after_steps(
     short, few = _cut_short(recipe, data)
     networks = len(candidates)
     example = candidates.prune(dense, 0)
-    engine = _engine(example, few, short)
-    planned = plan(example, few, short, members=networks, engine=engine)
+    planned = _plan(example, few, short, networks)
     size = planned.group * planned.groups
     losses: list[float] = []
     for start in range(0, networks, size):
@@ -63,7 +62,7 @@ def loss_after_steps(
 
 @criterion(
     "oracle-bn",
-    source="Li et al. 2020 (EagleEye, arXiv 2007.02491), section 3.3",
+    source="Li et al. 2020 (EagleEye, arXiv 2007.02491), section 3",
     separable=True,
     conditional=True,
 )
@@ -100,16 +99,14 @@ def _norms(network: nn.Module) -> Iterator[_BatchNorm]:
             yield module
 
 
-def _engine(network: nn.Module, data: Splits, recipe: Retraining) -> Engine:
-    """The first engine that can, always in one order: a stopwatch's choice would change scores."""
-    fast: tuple[Engine, Engine] = ("native", "wide")
-    for name in fast:
+def _plan(network: nn.Module, data: Splits, recipe: Retraining, members: int) -> Plan:
+    """By the first engine that can, in a fixed order: a stopwatch's choice would change scores."""
+    for name in ("native", "wide"):
         try:
-            check_engine(name, network, data, recipe)
-        except InputError:
+            return plan(network, data, recipe, members=members, engine=name)
+        except InputError:  # it does not know the network, or memory holds no population
             continue
-        return name
-    return "loop"
+    return plan(network, data, recipe, members=members, engine="loop")
 
 
 def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:

@@ -85,7 +85,7 @@ def snip(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
 
 @criterion(
     "grasp",
-    source="Wang et al. 2020 (GraSP, arXiv 2002.07376), section 4",
+    source="Wang et al. 2020 (GraSP, arXiv 2002.07376)",
     separable=True,
     at_once=True,
 )
@@ -108,7 +108,7 @@ def grasp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarr
 
 @criterion(
     "synflow",
-    source="Tanaka et al. 2020 (SynFlow, arXiv 2006.05467), section 5",
+    source="Tanaka et al. 2020 (SynFlow, arXiv 2006.05467)",
     separable=True,
     at_once=True,
     uses_data=False,

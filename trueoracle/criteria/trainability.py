@@ -40,7 +40,7 @@ NATIVE_GROUPS = 8
 
 @criterion(
     "tpp",
-    source="Wang & Fu 2023 (TPP, arXiv 2207.12534), section 3.2",
+    source="Wang & Fu 2023 (TPP, arXiv 2207.12534), section 3",
     separable=True,
     applies_to=("filters",),
     uses_data=False,
@@ -69,7 +69,7 @@ def tpp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray
 
 @criterion(
     "gradient-norm",
-    source="Wang et al. 2020 (GraSP, arXiv 2002.07376), section 3",
+    source="Wang et al. 2020 (GraSP, arXiv 2002.07376)",
     separable=True,
 )
 def gradient_norm(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
@@ -94,8 +94,7 @@ def gradient_norm(dense: nn.Module, candidates: CandidateList, data: Splits) -> 
 
 @criterion(
     "gradient-flow",
-    source="Jacot et al. 2018 (arXiv 1806.07572), section 4; Lee et al. 2019 (arXiv 1902.06720), "
-    "section 2.2",
+    source="Jacot et al. 2018 (arXiv 1806.07572); Lee et al. 2019 (arXiv 1902.06720), section 2",
     separable=True,
     conditional=True,
     uses_recipe=True,

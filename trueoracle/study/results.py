@@ -91,6 +91,13 @@ class Results:
         """The criteria that have scored candidates, in the study's order."""
         return [name for name in self.scores.columns if name != "candidate"]
 
+    def _check_criterion(self, criterion: str) -> None:
+        """Refuse one that was skipped, with the reason, and one that scored nothing."""
+        if criterion in self.skipped:
+            raise InputError(f"{self.spec.name}: {self.skipped[criterion]}")
+        if criterion not in self.criteria:
+            raise unknown("recorded criterion", criterion, self.criteria)
+
     def points(
         self, criterion: str = "oracle", metric: str = "test_accuracy", rule: str = "last"
     ) -> pd.DataFrame:
@@ -100,8 +107,7 @@ class Results:
         ``last-5``, ``best-on-validation``, ``best-on-test``). The outcome is the mean over seeds;
         NaN where there is none. Raises :class:`InputError` for unknown names.
         """
-        if criterion not in self.criteria:
-            raise unknown("recorded criterion", criterion, self.criteria)
+        self._check_criterion(criterion)
         higher_is_better(metric)
         if self.outcomes.empty:
             raise InputError(f"{self.spec.name}: no network has been retrained yet")
@@ -176,8 +182,7 @@ class Results:
         # Its room imports torch, which nothing else here needs.
         from trueoracle.pruning.candidates import sample
 
-        if criterion not in self.criteria:
-            raise unknown("recorded criterion", criterion, self.criteria)
+        self._check_criterion(criterion)
         if sampled < 1:
             raise InputError(f"a sample holds at least one candidate, got {sampled}")
         scores = self.scores[criterion].to_numpy()
