@@ -47,8 +47,8 @@ FEW = 4
 """Up to so many criteria each has a scatter of its own; of more, the best and the oracle have."""
 
 _LADDER = (
-    "Agreement is τ with its sign turned so that +1 is perfect; a filled dot is surely not zero "
-    "(95% interval, and p < 0.05)."
+    "Agreement is τ with its sign turned so that +1 is perfect. A dot is filled where the 95% "
+    "interval leaves zero out and p < 0.05."
 )
 
 
@@ -147,13 +147,13 @@ def _section(
             caption=" ".join([_LADDER, *ceiling_sentences(summary)]),
         )
     scatters = []
+    alone = _alone(summary["relations"])
     for relation in relations:
-        if relation in after:
-            figure, spots = scatter_figure(results, relation, rule, short)
-        elif _has_scatter(relation, relations):
-            figure, spots = scatter_figure(results, relation, rule)
-        else:
+        if relation not in after and (relation["criterion"], relation["metric"]) not in alone:
             continue
+        figure, spots = scatter_figure(
+            results, relation, rule, short if relation in after else None
+        )
         stem = f"{name}-{slug(relation['criterion'])}-{relation['metric']}"
         words = f"{relation['criterion']} against {relation['outcome_name']}: {relation['verdict']}"
         scatters.append(
@@ -182,9 +182,16 @@ def _intervals(relations: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(over for r in relations if (over := r.get("interval_over"))))
 
 
-def _has_scatter(relation: Mapping[str, Any], relations: Sequence[Mapping[str, Any]]) -> bool:
-    own = [r for r in relations if r["metric"] == relation["metric"]]
-    return len(own) <= FEW or relation["criterion"] == "oracle" or relation is own[0]
+def _alone(relations: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
+    """Which criteria have a scatter of their own, by (criterion, metric)."""
+    found = set()
+    for metric in dict.fromkeys(r["metric"] for r in relations):
+        own = best_first([r for r in relations if r["metric"] == metric])
+        names = [r["criterion"] for r in own]
+        found |= {
+            (name, metric) for name in names if len(names) <= FEW or name in ("oracle", names[0])
+        }
+    return found
 
 
 def _panels(results: Results, summary: Mapping[str, Any], rule: str, folder: Folder) -> list[Drawn]:
