@@ -61,6 +61,7 @@ def report(
     from trueoracle.cli.tables import relations_table
     from trueoracle.errors import InputError
     from trueoracle.report.page import write_report
+    from trueoracle.report.words import verdicts
     from trueoracle.study.results import Results, find_arms, find_run, last_run
     from trueoracle.study.spec import parse_overrides
 
@@ -90,7 +91,9 @@ def report(
     else:
         console.print("No network has been retrained yet: 'trueoracle run' goes on.")
     short = written.summaries[0]["short_retraining"] or {"relations": []}
-    for relation in written.summaries[0]["relations"] + short["relations"]:
+    for verdict in verdicts(written.summaries[0]):
+        console.print(verdict)
+    for relation in short["relations"]:
         console.print(relation["verdict"])
     if written.summaries[0]["scale_in_words"]:
         console.print(written.summaries[0]["scale_in_words"])

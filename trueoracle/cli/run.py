@@ -62,6 +62,7 @@ def run(
     """
     from trueoracle.cli.grids import grid_points
     from trueoracle.report.summary import cost_in_words, summarise
+    from trueoracle.report.words import verdicts
     from trueoracle.study.spec import load_spec, parse_overrides
     from trueoracle.study.study import Study
 
@@ -81,8 +82,8 @@ def run(
         console = out()
         console.print()
         console.print(relations_table([summary]))
-        for relation in summary["relations"]:
-            console.print(relation["verdict"])
+        for verdict in verdicts(summary):
+            console.print(verdict)
         if summary["diverged"]:
             console.print(f"{summary['diverged']} retrainings diverged and have no outcome.")
         if summary["cost"]:
