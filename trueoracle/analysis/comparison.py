@@ -216,12 +216,14 @@ def combine(table: CandidateTable, *, folds: int = 5, seed: int = 0) -> Combinat
     if folds < 2:
         raise InputError(f"cross-validation needs at least 2 folds, got {folds}")
     rows = np.isfinite(table.outcome)
+    if rows.sum() < 4 * folds:
+        return None
     names = [
         name
         for name, column in table.scores.items()
         if np.isfinite(column[rows]).all() and np.ptp(column[rows]) > 0
     ]
-    if len(names) < 2 or rows.sum() < 4 * folds or np.ptp(table.outcome[rows]) == 0:
+    if len(names) < 2 or np.ptp(table.outcome[rows]) == 0:
         return None
     from scipy.stats import rankdata
     from sklearn.linear_model import RidgeCV
