@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trueoracle.data.splits import Split, Splits
     from trueoracle.errors import TrueOracleError
     from trueoracle.networks.registry import network
+    from trueoracle.search.export import load
     from trueoracle.study.results import Results
     from trueoracle.study.spec import StudySpec
     from trueoracle.study.study import Study
@@ -27,6 +28,7 @@ __all__ = [
     "TrueOracleError",
     "__version__",
     "criterion",
+    "load",
     "network",
     "relate",
 ]
@@ -41,6 +43,7 @@ _HOMES = {
     "StudySpec": "study.spec",
     "TrueOracleError": "errors",
     "criterion": "criteria.base",
+    "load": "search.export",
     "network": "networks.registry",
     "relate": "analysis.relation",
 }

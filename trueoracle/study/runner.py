@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,12 +58,14 @@ def run(
     progress: Progress,
     *,
     retrain: bool = True,
+    criteria: Collection[str] | None = None,
     engine: str = "auto",
     memory: int | None = None,
 ) -> None:
     """Carry a study out in ``folder``, from wherever it stands to its end.
 
-    Without ``retrain``, it ends when every candidate is scored; another run goes on from there.
+    Without ``retrain``, it ends when every candidate is scored, by the ``criteria`` named if some
+    are; another run goes on from there.
     ``engine`` and ``memory`` (bytes) are those of :func:`trueoracle.training.population.plan`.
     Raises :class:`BusyError` where another process is at it, :class:`StoreError` where the record
     cannot be written. Whatever ends the run, the next one goes on after the last commit.
@@ -81,7 +83,7 @@ def run(
         adopted = _adopt(prepared, folder, store, progress)
         if adopted:
             store.note(sitting, "adopted", adopted)
-        _score_stage(prepared, dense, store, progress)
+        _score_stage(prepared, dense, store, progress, criteria)
         if plan is not None and _left(prepared, store):  # a like study may have had them all
             seconds = plan.seconds_a_network
             expected = f" ({about(seconds * _left(prepared, store))})" if seconds else ""
@@ -305,9 +307,17 @@ def _adopt(prepared: Prepared, folder: Path, store: Store, progress: Progress) -
     return taken
 
 
-def _score_stage(prepared: Prepared, dense: nn.Module, store: Store, progress: Progress) -> None:
+def _score_stage(
+    prepared: Prepared,
+    dense: nn.Module,
+    store: Store,
+    progress: Progress,
+    wanted: Collection[str] | None,
+) -> None:
     candidates, data = prepared.candidates, prepared.data
     for name, criterion in zip(prepared.spec.criteria, prepared.criteria, strict=True):
+        if wanted is not None and name not in wanted:
+            continue
         scored = store.scored(name)
         todo = [i for i, identity in enumerate(candidates.ids) if identity not in scored]
         if not todo:
