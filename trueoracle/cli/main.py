@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from trueoracle.cli import analyse, export, inspect, report, reproduce, run, score, status, studies
+from trueoracle.cli import (
+    analyse,
+    export,
+    inspect,
+    report,
+    reproduce,
+    run,
+    score,
+    search,
+    status,
+    studies,
+)
 from trueoracle.version import __version__
 
 __all__ = ["app", "main"]
@@ -48,6 +59,7 @@ def top(
 
 app.command("run")(run.run)
 app.command("score")(score.score)
+app.command("search")(search.search)
 app.command("inspect")(inspect.inspect)
 app.command("studies")(studies.studies)
 app.command("reproduce")(reproduce.reproduce)

@@ -1,13 +1,16 @@
 """The chosen network as a file: physically smaller, retrained, and built again from two lines.
 
-``.safetensors`` holds weights and what :func:`load` needs to build the network around them; ``.onnx``
-and ``.pt2`` (``torch.export``) hold the computation itself, for any number of images.
+``.safetensors`` holds weights and what :func:`load` needs to build the network around them;
+``.onnx`` and ``.pt2`` (``torch.export``) hold the computation itself, for any number of images.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -187,11 +190,28 @@ def _written(write: Callable[[Path], None], path: Path, what: str) -> None:
     # The ending is kept: the writers go by it.
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        write(temporary)
+        with _quiet():
+            write(temporary)
         temporary.replace(path)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error}") from error
     except Exception as error:  # the network's own forward is traced: anything can come out
-        raise InputError(f"the network cannot be exported to {what}: {first_line(error)}") from error
+        raise InputError(
+            f"the network cannot be exported to {what}: {first_line(error)}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch's exporters warn of: their own insides, which nobody here can mend."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,4 +1,4 @@
-"""A search among networks in training: rung by rung, kept in a folder, resumed after the last one."""
+"""A search among networks in training: rung by rung, kept in a folder, resumed after the last."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from trueoracle.errors import InputError, StoreError, TrainingError
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.search.schedule import Schedule
 from trueoracle.search.strategies import survivors
-from trueoracle.training.continuing import MemberState
 from trueoracle.training.loop import EpochRecord
 from trueoracle.training.memory import available_memory, readable_bytes
 from trueoracle.training.population import Plan, train_epochs
@@ -224,7 +223,7 @@ class Search:
         return [index for index in begin if index in members], members
 
     def _keep(self, rung: int, members: Mapping[int, _Member]) -> None:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for index, member in members.items():
             for kind, own in (("weights", member.weights), ("state", member.state)):
                 tensors |= {f"{self.candidates.ids[index]}/{kind}/{k}": v for k, v in own.items()}

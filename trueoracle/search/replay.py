@@ -1,8 +1,8 @@
 """Searches among networks that were all retrained: what a budget would have cost in quality.
 
-An engineer retrains once: each search sees the curves of one retraining seed. How good its choice is
-is read twice, from that seed's own network, which would be used, and from the mean over the other
-seeds, which no luck of the choosing has touched. Needs no torch.
+An engineer retrains once: each search sees the curves of one retraining seed. How good its choice
+is, is read twice: from that seed's own network, which would be used, and from the mean over the
+other seeds, which no luck of the choosing has touched. Needs no torch.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def replay(
     by: str | None = None,
     budgets: Iterable[float] = BUDGETS,
     strategies: Sequence[str] = tuple(STRATEGIES),
-    eta: int = ETA,
+    eta: float = ETA,
     draws: int = 100,
 ) -> pd.DataFrame:
     """Budget against regret, of searches on recorded curves.
@@ -69,7 +69,8 @@ def replay(
     a strategy, budget, ``outcome`` (the metric compared by, and those of ``OUTCOMES``) and
     ``network`` (``own``: of the seed that was searched; ``other seeds``: the mean of the rest):
 
-    - ``share``, ``budget``, ``spent``: of the full budget, and in epochs of one candidate;
+    - ``share``, ``budget``: what may be spent, of the full budget and in epochs of one candidate;
+      ``spent``, ``spent_share``: what is;
     - ``regret``: how much better the best candidate is, the mean over all searches, and ``low``,
       ``high``: the middle 95 % of searches (seeds × random orders; exact for ``random``);
     - ``rank``: the mean of the chosen candidate's (1 is the best; equal ones share the better);
@@ -91,8 +92,11 @@ def replay(
         for name in strategies:
             strategy = find_strategy(name)
             schedule = strategy.plan(count, epochs, budget, eta)
-            found = [_search(record, seed, strategy, priors, budget, eta, draws) for seed in record.seeds]
+            found = [
+                _search(record, seed, strategy, priors, budget, eta, draws) for seed in record.seeds
+            ]
             facts = {"strategy": name, "share": share, "budget": budget, "spent": schedule.cost}
+            facts["spent_share"] = schedule.cost / (count * epochs)
             rows += [facts | row for row in _judged(record, found)]
     if not rows:
         raise InputError(
@@ -103,8 +107,11 @@ def replay(
 
 @dataclass(frozen=True)
 class _Record:
-    """Recorded values as costs (lower is better): ``curves[seed]`` ``[P, epochs]``, what is compared
-    by; ``final[metric]`` ``[seeds, P]``."""
+    """Recorded values as costs, lower being better.
+
+    ``curves[seed]`` ``[P, epochs]`` are of the metric that is compared; ``final[metric]``
+    ``[seeds, P]``.
+    """
 
     seeds: tuple[int, ...]
     curves: Mapping[int, np.ndarray]
@@ -114,7 +121,7 @@ class _Record:
     def of(cls, outcomes: pd.DataFrame, ids: list[str], epochs: int, by: str) -> _Record:
         begun = outcomes[outcomes["epoch"] == 0]
         complete = begun[begun["candidate"].isin(ids)].groupby("seed")["candidate"].nunique()
-        seeds = tuple(int(seed) for seed, found in complete.items() if found == len(ids))
+        seeds = tuple(int(seed) for seed in complete.index[complete == len(ids)])
         if not seeds:
             raise InputError(
                 "a replay needs every candidate retrained with one seed at least: 'trueoracle run' "
@@ -157,7 +164,7 @@ def _search(
     strategy: Strategy,
     scores: np.ndarray,
     budget: int,
-    eta: int,
+    eta: float,
     draws: int,
 ) -> np.ndarray:
     """How probable it is that each candidate is chosen, ``[P]``."""
@@ -222,7 +229,5 @@ def _judged(record: _Record, found: Sequence[np.ndarray]) -> list[dict[str, obje
 def _quantiles(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     order = np.argsort(values, kind="stable")
     below = np.cumsum(weights[order])
-    first, last = (
-        int(np.searchsorted(below, share * below[-1] - 1e-12)) for share in _INTERVAL
-    )
+    first, last = (int(np.searchsorted(below, share * below[-1] - 1e-12)) for share in _INTERVAL)
     return float(values[order][first]), float(values[order][last])

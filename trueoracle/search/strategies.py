@@ -33,7 +33,7 @@ class Strategy:
     name: str
     words: str
     order: Literal["criterion", "random"]
-    plan: Callable[[int, int, int, int], Schedule]
+    plan: Callable[[int, int, int, float], Schedule]
     """``(candidates, epochs, budget, eta)`` to a schedule."""
 
     def ordered(self, scores: Sequence[float] | np.ndarray, seed: int = 0) -> list[int]:
@@ -48,16 +48,21 @@ class Strategy:
         return placed
 
 
-def _to_the_end(candidates: int, epochs: int, budget: int, eta: int) -> Schedule:
+def _halving_after_criterion(candidates: int, epochs: int, budget: int, eta: float) -> Schedule:
+    # Where the criterion already chose who begins, the very first epochs say little more.
+    return halving(candidates, epochs, budget, eta, first=-(-epochs // 8))
+
+
+def _to_the_end(candidates: int, epochs: int, budget: int, eta: float) -> Schedule:
     return to_the_end(candidates, epochs, budget)
 
 
-def _one(candidates: int, epochs: int, budget: int, eta: int) -> Schedule:
+def _one(candidates: int, epochs: int, budget: int, eta: float) -> Schedule:
     to_the_end(candidates, epochs, budget)  # which refuses a budget that is too small
     return to_the_end(candidates, epochs, epochs)
 
 
-def _all(candidates: int, epochs: int, budget: int, eta: int) -> Schedule:
+def _all(candidates: int, epochs: int, budget: int, eta: float) -> Schedule:
     return to_the_end(candidates, epochs, candidates * epochs)
 
 
@@ -68,12 +73,10 @@ STRATEGIES: dict[str, Strategy] = {
             "halving",
             "successive halving, those of the lowest scores first",
             "criterion",
-            halving,
+            _halving_after_criterion,
         ),
         Strategy("random-halving", "successive halving, in a random order", "random", halving),
-        Strategy(
-            "top", "the lowest scores, each retrained to the end", "criterion", _to_the_end
-        ),
+        Strategy("top", "the lowest scores, each retrained to the end", "criterion", _to_the_end),
         Strategy("random", "random candidates, each retrained to the end", "random", _to_the_end),
         Strategy("criterion", "the lowest score, retrained alone", "criterion", _one),
         Strategy("full", "every candidate, retrained to the end", "criterion", _all),
@@ -103,11 +106,11 @@ class Course:
 
 def choose(order: Sequence[int], schedule: Schedule, values: Values) -> Course:
     """Carry a schedule out: the first of ``order`` begin, the best of each rung go on."""
-    going, rungs, found = list(order), [], []
+    going = list(order)
+    rungs: list[tuple[int, ...]] = []
+    found: list[tuple[float, ...]] = []
     for rung in schedule.rungs:
-        going = (
-            survivors(going, found[-1], rung.candidates) if found else going[: rung.candidates]
-        )
+        going = survivors(going, found[-1], rung.candidates) if found else going[: rung.candidates]
         rungs.append(tuple(going))
         found.append(tuple(float(value) for value in values(going, rung.epochs)))
     return Course(tuple(rungs), tuple(found))
@@ -121,5 +124,3 @@ def survivors(candidates: Sequence[int], values: Sequence[float], count: int) ->
     comparable = [value if math.isfinite(value) else math.inf for value in values]
     best = sorted(range(len(candidates)), key=comparable.__getitem__)[:count]
     return [candidates[i] for i in sorted(best)]
-
-

@@ -68,7 +68,7 @@ class SearchResult:
         return self.schedule.cost
 
     def export(self, path: str | Path) -> Path:
-        """Write the network: ``.safetensors`` (``trueoracle.load`` reads it), ``.onnx`` or ``.pt2``.
+        """Write the network: ``.safetensors`` (for ``trueoracle.load``), ``.onnx`` or ``.pt2``.
 
         Raises :class:`InputError` for another ending, and where the network cannot be written so.
         """
@@ -123,7 +123,7 @@ def search(
     criterion: str | None = None,
     by: str | None = None,
     seed: int | None = None,
-    eta: int = ETA,
+    eta: float = ETA,
     engine: str = "auto",
     memory: int | None = None,
 ) -> SearchResult:
@@ -189,8 +189,8 @@ def search(
         progress.message("there is no validation split: the search compares train loss")
     steps = (f"{many(r.candidates, 'candidate')} until epoch {r.epochs}" for r in schedule.rungs)
     progress.message(
-        f"search ({strategy}): {schedule.cost:,} epochs of one candidate, {schedule.cost / full:.1%} "
-        f"of the {full:,} that retrain all: {', then '.join(steps)}"
+        f"search ({strategy}): {schedule.cost:,} of the {full:,} epochs that retrain all "
+        f"({schedule.cost / full:.1%}): {', then '.join(steps)}"
     )
     with locked(folder, patience=1.0):
         record, name, network = _carried_out(made, prepared, example, progress, engine, memory)

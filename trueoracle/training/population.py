@@ -78,7 +78,7 @@ class Population(Protocol):
         """The weights as they are now into the networks given."""
 
     def states(self) -> list[MemberState]:
-        """What the optimiser remembers of each member: with the weights, all that going on needs."""
+        """What the optimiser remembers of each member: all that going on needs, but weights."""
 
 
 class LoopPopulation:
@@ -96,7 +96,9 @@ class LoopPopulation:
         self._networks, self._streams = networks, streams
         self._data, self._recipe = data, recipe
         self._optimizers = [make_optimizer(n.parameters(), recipe) for n in networks]
-        for network, optimizer, state in zip(networks, self._optimizers, states or (), strict=False):
+        for network, optimizer, state in zip(
+            networks, self._optimizers, states or (), strict=False
+        ):
             restore(optimizer, dict(network.named_parameters()), [state], stacked=False)
 
     def train_epoch(self, epoch: int) -> None:
