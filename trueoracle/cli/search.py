@@ -158,18 +158,15 @@ def _show(found: SearchResult) -> None:
     from trueoracle.study.scale import titled
 
     console = out()
-    shown = table(
-        "rung", "candidates", "epochs", f"best {found.by}", right=("candidates", "epochs")
-    )
-    shown.title = f"{titled(found.study)}, {found.strategy}"
-    shown.title_justify = "left"
+    metric = found.by.replace("_", " ")
+    shown = table("rung", "candidates", "epochs", f"best {metric}", right=("candidates", "epochs"))
     for place, (rung, own) in enumerate(
         zip(found.schedule.rungs, found.history.groupby("rung"), strict=True), start=1
     ):
         last = own[1].groupby("candidate").last()[found.by]
         best = last.max() if found.by.endswith("accuracy") else last.min()
         shown.add_row(str(place), f"{rung.candidates:,}", str(rung.epochs), number(best, 4))
-    console.print()
+    console.print(f"\n{titled(found.study)}, {found.strategy}", soft_wrap=True)
     console.print(shown)
     pruned = "; ".join(
         f"{name} {', '.join(map(str, filters))}" for name, filters in found.origin.pruned.items()
@@ -177,7 +174,7 @@ def _show(found: SearchResult) -> None:
     console.print(f"\nchosen: candidate {found.chosen}" + (f", without {pruned}" if pruned else ""))
     console.print(
         f"test accuracy {found.outcome.test_accuracy:.2%}, test loss "
-        f"{number(found.outcome.test_loss, 4)}, {found.by.replace('_', ' ')} "
+        f"{number(found.outcome.test_loss, 4)}, {metric} "
         f"{number(getattr(found.outcome, found.by), 4)}"
     )
     console.print(
