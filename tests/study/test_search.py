@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import trueoracle
+from trueoracle.data.splits import Splits
 from trueoracle.errors import BusyError, InputError, StoreError, TrainingError
+from trueoracle.networks.weights import read_metadata
 from trueoracle.search import live
 from trueoracle.study.results import Results
 from trueoracle.study.search import SearchResult
@@ -29,7 +32,7 @@ def _one_thread(_two_threads: None) -> None:
 @pytest.fixture
 def fields(tiny_fields: dict[str, Any]) -> dict[str, Any]:
     dense = {**tiny_fields["dense"], "epochs": 1}
-    retraining = {**tiny_fields["retraining"], "epochs": 4}
+    retraining = {**tiny_fields["retraining"], "epochs": 4, "seeds": [0]}
     data = {**tiny_fields["data"], "train_images": 100, "validation_images": 40, "test_images": 50}
     return tiny_fields | {"dense": dense, "retraining": retraining, "data": data}
 
@@ -205,7 +208,32 @@ def test_the_chosen_network_is_loaded_by_two_lines(study: Study, tmp_path: Path)
     network = trueoracle.load(path)
     images = torch.randn(3, 1, 32, 32)
     assert torch.equal(network(images), found.network(images))
+    known = read_metadata(path)
+    assert known["normalised"] == {"mean": [0.1307], "std": [0.3081]}
+    assert known["candidate"] == found.chosen
     assert network.get_parameter("conv1.weight").shape[0] == 9
+
+
+def test_a_network_given_in_python(few_digits: Splits, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 10)
+    )
+    study = Study(
+        name="given",
+        network=network,
+        data=few_digits,
+        pruning={"layers": {"0": 0.5}},
+        retraining={"epochs": 2, "seeds": [3]},
+        runs=tmp_path,
+    )
+    found = searched(study, "50%")
+    assert found.seed == 3
+    path = found.export(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="given in Python"):
+        trueoracle.load(path)
+    images = torch.randn(3, 1, 32, 32)
+    assert torch.equal(trueoracle.load(path, network)(images), found.network(images))
 
 
 def test_a_search_without_a_validation_split_says_so(

@@ -195,6 +195,7 @@ def _replay(
     quiet: bool,
     as_json: bool,
 ) -> None:
+    from trueoracle.analysis.numbers import many
     from trueoracle.errors import StoreError
     from trueoracle.study.results import Results, find_run
     from trueoracle.study.scale import titled
@@ -207,7 +208,7 @@ def _replay(
 
         drawn = draw_budget(budget_data(found, title=titled(results.spec.name)))
         try:
-            drawn.savefig(figure, dpi=150)
+            drawn.savefig(figure, dpi=110)
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot write {figure}: {error}") from error
     if as_json:
@@ -215,8 +216,12 @@ def _replay(
     elif not quiet:
         console = out()
         shown = _replay_table(found)
-        shown.title = f"{titled(results.spec.name)}, candidates ordered by "
-        shown.title += f"{criterion or results.criteria[0]}, {_searches(found)}"
+        sampled = "" if results.spec.pruning.candidates == "all" else "a sample of "
+        seeds = many(int(found["searches"].iloc[0]), "retraining seed")
+        shown.title = (
+            f"{titled(results.spec.name)}: {sampled}{len(results.candidates):,} candidates ordered "
+            f"by {criterion or results.criteria[0]}, {seeds}"
+        )
         shown.title_justify = "left"
         console.print(shown)
         console.print(
@@ -226,12 +231,6 @@ def _replay(
         )
         if figure is not None:
             console.print(f"figure {figure}")
-
-
-def _searches(found: pd.DataFrame) -> str:
-    from trueoracle.analysis.numbers import many
-
-    return f"{many(int(found['searches'].iloc[0]), 'retraining seed')}"
 
 
 def _replay_table(found: pd.DataFrame) -> Table:

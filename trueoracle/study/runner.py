@@ -75,7 +75,8 @@ def run(
         check_engine(engine, example, prepared.data, prepared.spec.retraining)
     with locked(folder, patience=1.0), Store(folder) as store:
         sitting = _begin(prepared, store)
-        _tell_cost(prepared, store, progress)
+        if retrain or criteria is None:  # a search says its own
+            _tell_cost(prepared, store, progress)
         plan = _plan(prepared, store, progress, engine, memory) if retrain else None
         dense = _dense_stage(prepared, folder, store, progress)
         _tell_chance(prepared, sitting, store, progress)

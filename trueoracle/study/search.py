@@ -12,6 +12,7 @@ import pandas as pd
 from torch import nn
 
 from trueoracle.analysis.numbers import finite_or_none, many
+from trueoracle.data.datasets import dataset_info
 from trueoracle.errors import InputError, unknown
 from trueoracle.networks.weights import load_weights
 from trueoracle.search.export import Origin, export
@@ -23,6 +24,7 @@ from trueoracle.study import runner
 from trueoracle.study.prepare import Prepared
 from trueoracle.study.progress import Progress
 from trueoracle.study.results import Results
+from trueoracle.study.spec import DataSpec
 from trueoracle.study.store import locked
 from trueoracle.training.loop import EpochRecord
 from trueoracle.training.population import Plan, check_engine, plan
@@ -42,7 +44,8 @@ class SearchResult:
     epoch, of which the search compared ``by`` alone. ``history`` has one row a candidate and epoch:
     ``candidate``, ``rung`` (from 1), ``epoch`` (from 0), the learning rate and all metrics.
     ``budget``, ``spent`` and ``full_budget`` count epochs of one candidate; ``seconds`` is what
-    training took. ``folder`` keeps the search.
+    training took. ``folder`` keeps the search. ``normalised`` says by which mean and standard
+    deviation a channel the images were, where the data set has a name.
     """
 
     study: str
@@ -62,6 +65,7 @@ class SearchResult:
     engine: str
     folder: Path
     origin: Origin
+    normalised: Mapping[str, Any]
 
     @property
     def spent(self) -> int:
@@ -76,6 +80,7 @@ class SearchResult:
             "study": self.study,
             "candidate": self.chosen,
             "outcome": finite_or_none(asdict(self.outcome)),
+            "normalised": dict(self.normalised),
         }
         return export(self.network, Path(path), self.origin, facts)
 
@@ -213,6 +218,7 @@ def search(
         engine=record.engine,
         folder=below,
         origin=_origin(prepared, index),
+        normalised=_normalised(spec.data),
     )
 
 
@@ -267,6 +273,13 @@ def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:
                 for one in own or record.epochs[name][-1:]
             ]
     return pd.DataFrame(rows)
+
+
+def _normalised(data: DataSpec) -> dict[str, Any]:
+    if data.fingerprint:
+        return {}
+    info = dataset_info(data.name, path=data.path, image_size=data.image_size)
+    return {"mean": list(info.mean), "std": list(info.std)}
 
 
 def _origin(prepared: Prepared, index: int) -> Origin:
