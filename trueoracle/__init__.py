@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trueoracle.data.splits import Split, Splits
     from trueoracle.errors import TrueOracleError
     from trueoracle.networks.registry import network
+    from trueoracle.search.export import load
     from trueoracle.study.results import Results
     from trueoracle.study.spec import StudySpec
     from trueoracle.study.study import Study
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "assess",
     "criterion",
+    "load",
     "network",
     "relate",
 ]
@@ -49,6 +51,7 @@ _HOMES = {
     "TrueOracleError": "errors",
     "assess": "analysis.assessment",
     "criterion": "criteria.base",
+    "load": "search.export",
     "network": "networks.registry",
     "relate": "analysis.relation",
 }

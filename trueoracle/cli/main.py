@@ -16,6 +16,7 @@ from trueoracle.cli import (
     reproduce,
     run,
     score,
+    search,
     status,
     studies,
 )
@@ -60,6 +61,7 @@ def top(
 
 app.command("run")(run.run)
 app.command("score")(score.score)
+app.command("search")(search.search)
 app.command("inspect")(inspect.inspect)
 app.command("studies")(studies.studies)
 app.command("criteria")(criteria.criteria)

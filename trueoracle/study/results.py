@@ -189,6 +189,22 @@ class Results:
         drawn = sample(len(scores), sampled, seed) if sampled < len(scores) else []
         return rank(scores, every_way=self.spec.pruning.candidates == "all", drawn=drawn)
 
+    def replay(self, criterion: str | None = None, by: str | None = None) -> pd.DataFrame:
+        """What searches on a budget would have found here: :func:`trueoracle.search.replay.replay`.
+
+        ``criterion`` (the first, by default) orders the candidates, ``by`` is what is compared.
+        Raises :class:`InputError` where no seed has every candidate retrained.
+        """
+        from trueoracle.search.replay import replay
+
+        name = criterion or next(iter(self.criteria), "oracle")
+        if name not in self.criteria:
+            raise unknown("recorded criterion", name, self.criteria)
+        if self.outcomes.empty:
+            raise InputError(f"{self.spec.name}: no network has been retrained yet")
+        scores = self.scores.set_index("candidate")[name]
+        return replay(self.outcomes, scores, epochs=self.spec.retraining.epochs, by=by)
+
     def correlate(
         self, metrics: tuple[str, ...] = ("test_accuracy", "test_loss"), rule: str = "last"
     ) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,12 +59,14 @@ def run(
     progress: Progress,
     *,
     retrain: bool = True,
+    criteria: Collection[str] | None = None,
     engine: str = "auto",
     memory: int | None = None,
 ) -> None:
     """Carry a study out in ``folder``, from wherever it stands to its end.
 
-    Without ``retrain``, it ends when every candidate is scored; another run goes on from there.
+    Without ``retrain``, it ends when every candidate is scored, by the ``criteria`` named if some
+    are; another run goes on from there.
     ``engine`` and ``memory`` (bytes) are those of :func:`trueoracle.training.population.plan`.
     Raises :class:`BusyError` where another process is at it, :class:`StoreError` where the record
     cannot be written. Whatever ends the run, the next one goes on after the last commit.
@@ -74,7 +76,8 @@ def run(
         check_engine(engine, example, prepared.data, prepared.spec.retraining)
     with locked(folder, patience=1.0), Store(folder) as store:
         sitting = _begin(prepared, store)
-        _tell_cost(prepared, store, progress)
+        if retrain or criteria is None:  # a search says its own
+            _tell_cost(prepared, store, progress)
         plan = _plan(prepared, store, progress, engine, memory) if retrain else None
         dense = _dense_stage(prepared, folder, store, progress)
         _tell_chance(prepared, sitting, store, progress)
@@ -83,7 +86,7 @@ def run(
         adopted = _adopt(prepared, folder, store, progress)
         if adopted:
             store.note(sitting, "adopted", adopted)
-        _score_stage(prepared, dense, sitting, store, progress)
+        _score_stage(prepared, dense, sitting, store, progress, criteria)
         if plan is not None and _left(prepared, store):  # a like study may have had them all
             seconds = plan.seconds_a_network
             expected = f" ({about(seconds * _left(prepared, store))})" if seconds else ""
@@ -327,11 +330,18 @@ def _note_skipped(
 
 
 def _score_stage(
-    prepared: Prepared, dense: nn.Module, sitting: int, store: Store, progress: Progress
+    prepared: Prepared,
+    dense: nn.Module,
+    sitting: int,
+    store: Store,
+    progress: Progress,
+    wanted: Collection[str] | None,
 ) -> None:
     candidates, data = prepared.candidates, prepared.data
     skipped = dict(prepared.skipped)
     for name, criterion in _applying(prepared):
+        if wanted is not None and name not in wanted:
+            continue
         scored = store.scored(name)
         todo = [i for i, identity in enumerate(candidates.ids) if identity not in scored]
         if not todo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -18,6 +18,9 @@ from trueoracle.study.progress import PlainProgress, Progress, SilentProgress
 from trueoracle.study.results import Results
 from trueoracle.study.spec import StudySpec, load_spec, merged, spec_from
 from trueoracle.training.memory import parse_bytes
+
+if TYPE_CHECKING:
+    from trueoracle.study.search import SearchResult
 
 __all__ = ["Study"]
 
@@ -128,6 +131,43 @@ class Study:
         """
         runner.run(self.prepare(device), self.folder, _shown(progress), retrain=False)
         return self.results()
+
+    def search(
+        self,
+        budget: int | str | None = None,
+        *,
+        strategy: str = "halving",
+        criterion: str | None = None,
+        by: str | None = None,
+        seed: int | None = None,
+        progress: bool | Progress = True,
+        device: str = "auto",
+        engine: str = "auto",
+        memory: str | None = None,
+    ) -> SearchResult:
+        """Choose one candidate and retrain it, for a part of what retraining all would take.
+
+        ``budget`` is a number of epochs of one candidate, or a share (``"10%"``, the default) of
+        retraining them all; see :func:`trueoracle.study.search.search` for the other settings::
+
+            found = Study("digits-conv1-0.2").search("10%")
+            found.network, found.chosen, found.history
+            found.export("model.safetensors")
+        """
+        from trueoracle.study.search import search
+
+        return search(
+            self.prepare(device),
+            self.folder,
+            _shown(progress),
+            budget=budget,
+            strategy=strategy,
+            criterion=criterion,
+            by=by,
+            seed=seed,
+            engine=engine,
+            memory=None if memory is None else parse_bytes(memory),
+        )
 
     def results(self) -> Results:
         """What is recorded so far; raises :class:`StoreError` where nothing is."""

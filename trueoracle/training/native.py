@@ -14,6 +14,7 @@ from trueoracle.data.splits import Splits
 from trueoracle.native.library import Kernel, Optimizer
 from trueoracle.native.lowering import CannotLowerError, lower
 from trueoracle.native.program import Images, Program
+from trueoracle.training.continuing import STEP, MemberState
 from trueoracle.training.loop import Stream, batches
 from trueoracle.training.recipe import Recipe, Retraining
 
@@ -23,7 +24,10 @@ SEGMENT_BYTES = 64 * 2**20
 """Augmented images made ahead of the kernels; one epoch of most data sets that they are for."""
 
 _KINDS = ("sgd", "adam", "adamw")
-_STATES = {"sgd": 1, "adam": 2, "adamw": 2}
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_REMEMBERED = {"sgd": ("momentum_buffer",), "adam": _MOMENTS, "adamw": _MOMENTS}
+"""What the optimisers keep of each weight, in the kernels' order, by torch's names."""
+_STATES = {kind: len(names) for kind, names in _REMEMBERED.items()}
 
 
 def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
@@ -87,7 +91,8 @@ def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[in
 class NativePopulation:
     """P networks of one shape, trained as one; each ends as :func:`loop.train` would leave it.
 
-    ``streams`` has one entry a network: those that share one see the same batches. Raises
+    ``streams`` has one entry a network: those that share one see the same batches. ``states``, one
+    a network, are those of an earlier population: it goes on from there. Raises
     :class:`CannotLowerError` for a network that the kernels do not know.
     """
 
@@ -99,6 +104,7 @@ class NativePopulation:
         recipe: Recipe,
         *,
         kernel: Kernel | None = None,
+        states: Sequence[MemberState] | None = None,
     ) -> None:
         self._networks, self._streams = networks, streams
         self._data, self._recipe = data, recipe
@@ -108,6 +114,8 @@ class NativePopulation:
         size = (_STATES[recipe.optimizer], *self._weights[0].shape)
         self._state = [torch.zeros(size, dtype=self._program.dtype) for _ in self._groups]
         self._steps = 0
+        if states:
+            self._restore(states)
 
     def train_epoch(self, epoch: int) -> None:
         """One pass over the training images, shuffled and augmented as in the loop."""
@@ -151,6 +159,41 @@ class NativePopulation:
         """The trained weights into the networks given, in place."""
         for members, weights in zip(self._groups, self._weights, strict=True):
             self._program.unpack(weights, [self._networks[i] for i in members])
+
+    def states(self) -> list[MemberState]:
+        """What the optimiser remembers of each network, to go on from."""
+        found: list[MemberState] = [{}] * len(self._networks)
+        for members, state in zip(self._groups, self._state, strict=True):
+            for lane, member in enumerate(members):
+                own = {
+                    f"{kind}/{name}": state[row, at : at + size, lane].clone().view(shape)
+                    for row, kind in enumerate(_REMEMBERED[self._recipe.optimizer])
+                    for name, at, size, shape in self._places()
+                }
+                if self._recipe.optimizer != "sgd":
+                    steps = torch.tensor(float(self._steps))
+                    own |= {f"{STEP}/{name}": steps.clone() for name, *_ in self._places()}
+                found[member] = own
+        return found
+
+    def _restore(self, states: Sequence[MemberState]) -> None:
+        for members, state in zip(self._groups, self._state, strict=True):
+            for lane, member in enumerate(members):
+                for row, kind in enumerate(_REMEMBERED[self._recipe.optimizer]):
+                    for name, at, size, _ in self._places():
+                        # Without momentum, torch remembers nothing, and the kernels need nothing.
+                        if (value := states[member].get(f"{kind}/{name}")) is not None:
+                            state[row, at : at + size, lane] = value.flatten().to(state.dtype)
+        steps = (value for key, value in states[0].items() if key.startswith(f"{STEP}/"))
+        self._steps = int(next(steps, torch.tensor(0)))
+
+    def _places(self) -> Iterator[tuple[str, int, int, torch.Size]]:
+        """Where each parameter's numbers lie in a lane: name, offset, size, shape."""
+        at = 0
+        for name in self._program.lowered.parameters:
+            parameter = self._networks[0].get_parameter(name)
+            yield name, at, parameter.numel(), parameter.shape
+            at += parameter.numel()
 
     def _segments(self, epoch: int) -> Iterator[list[Images]]:
         """The batches of one epoch, several at a time: what each group sees."""

@@ -2,7 +2,8 @@
 
 Three engines give every member the result of :func:`loop.train`, to floating-point tolerance:
 ``native`` (vector lanes on the CPU), ``wide`` (PyTorch, stacked weights) and ``loop`` (one after
-the other). :func:`plan` chooses; :func:`train_population` trains.
+the other). :func:`plan` chooses; :func:`train_population` trains, and :func:`train_epochs` some
+epochs of it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, unknown
 from trueoracle.training import native, wide
+from trueoracle.training.continuing import MemberState, restore, state_of
 from trueoracle.training.evaluate import evaluate_together
 from trueoracle.training.loop import EpochRecord, Stream, make_optimizer, train_epoch
 from trueoracle.training.memory import available_memory, readable_bytes
 from trueoracle.training.recipe import Recipe
 
-__all__ = ["ENGINES", "Engine", "Plan", "check_engine", "plan", "train_population"]
+__all__ = ["ENGINES", "Engine", "Plan", "check_engine", "plan", "train_epochs", "train_population"]
 
 Engine = Literal["loop", "wide", "native"]
 ENGINES: tuple[str, ...] = ("auto", *get_args(Engine))
@@ -75,16 +77,29 @@ class Population(Protocol):
     def write_back(self) -> None:
         """The weights as they are now into the networks given."""
 
+    def states(self) -> list[MemberState]:
+        """What the optimiser remembers of each member: all that going on needs, but weights."""
+
 
 class LoopPopulation:
     """The reference as a population: each network is trained by itself."""
 
     def __init__(
-        self, networks: Sequence[nn.Module], streams: Sequence[Stream], data: Splits, recipe: Recipe
+        self,
+        networks: Sequence[nn.Module],
+        streams: Sequence[Stream],
+        data: Splits,
+        recipe: Recipe,
+        *,
+        states: Sequence[MemberState] | None = None,
     ) -> None:
         self._networks, self._streams = networks, streams
         self._data, self._recipe = data, recipe
         self._optimizers = [make_optimizer(n.parameters(), recipe) for n in networks]
+        for network, optimizer, state in zip(
+            networks, self._optimizers, states or (), strict=False
+        ):
+            restore(optimizer, dict(network.named_parameters()), [state], stacked=False)
 
     def train_epoch(self, epoch: int) -> None:
         for network, optimizer, stream in zip(
@@ -102,6 +117,12 @@ class LoopPopulation:
 
     def write_back(self) -> None:
         """They were trained in place."""
+
+    def states(self) -> list[MemberState]:
+        return [
+            state_of(optimizer, dict(network.named_parameters()))
+            for network, optimizer in zip(self._networks, self._optimizers, strict=True)
+        ]
 
 
 _POPULATIONS: dict[Engine, Callable[..., Population]] = {
@@ -126,9 +147,32 @@ def train_population(
     loss is no longer finite has no records after that epoch. ``on_epoch`` is told each time how
     many of the networks were trained for one more epoch.
     """
-    population = _POPULATIONS[engine](networks, streams, data, recipe)
+    records, _ = train_epochs(
+        networks, streams, data, recipe, range(recipe.epochs), engine=engine, on_epoch=on_epoch
+    )
+    return records
+
+
+def train_epochs(
+    networks: Sequence[nn.Module],
+    streams: Sequence[Stream],
+    data: Splits,
+    recipe: Recipe,
+    epochs: range,
+    *,
+    engine: Engine,
+    states: Sequence[MemberState] | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+) -> tuple[list[list[EpochRecord]], list[MemberState]]:
+    """Train some ``epochs`` of the recipe in place: the records, and the states to go on from.
+
+    ``states[i]`` is what an earlier call gave for network i, which still has that call's weights;
+    None at the recipe's beginning. Whoever goes on ends as without the break: members may be left
+    out, grouped otherwise, or trained on by another engine. Else as :func:`train_population`.
+    """
+    population = _POPULATIONS[engine](networks, streams, data, recipe, states=states)
     records: list[list[EpochRecord]] = [[] for _ in networks]
-    for epoch in range(recipe.epochs):
+    for epoch in epochs:
         population.train_epoch(epoch)
         for own, record in zip(records, _records(population, recipe, epoch), strict=True):
             if not (own and own[-1].diverged):
@@ -138,7 +182,7 @@ def train_population(
         if all(own[-1].diverged for own in records):
             break
     population.write_back()
-    return records
+    return records, population.states()
 
 
 def _records(population: Population, recipe: Recipe, epoch: int) -> list[EpochRecord]:

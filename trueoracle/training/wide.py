@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.data.splits import AnySplit, Split, Splits
 from trueoracle.errors import first_line
+from trueoracle.training.continuing import MemberState, restore, state_of
 from trueoracle.training.evaluate import evaluation_batch
 from trueoracle.training.loop import Stream, batches, make_optimizer, stream_seed
 from trueoracle.training.recipe import Recipe, Retraining
@@ -42,7 +43,8 @@ class WidePopulation:
     ``compiled`` puts the step through ``torch.compile``. ``convolution`` fixes how
     convolutions are computed: "members" one by one (the default on a CPU), "grouped" as one grouped
     convolution, "columns" as products of patches, or whichever is "measured" as the fastest (the
-    default on CUDA, where fixing it makes the rounding of two runs agree).
+    default on CUDA, where fixing it makes the rounding of two runs agree). ``states``, one a
+    member, are those of an earlier population: it goes on from there.
 
     Raises ``ValueError`` where the networks differ in more than values, and what tracing raises.
     """
@@ -56,6 +58,7 @@ class WidePopulation:
         *,
         compiled: bool = False,
         convolution: Convolution | None = None,
+        states: Sequence[MemberState] | None = None,
     ) -> None:
         if not networks or len(networks) != len(streams):
             raise ValueError(f"{len(networks)} networks need as many streams, got {len(streams)}")
@@ -66,6 +69,8 @@ class WidePopulation:
         common = len(self._streams) == 1
         self._stacked = Stacked(self._networks, self._device, convolution, common_draws=common)
         self._optimizer = make_optimizer(self._stacked.parameters(), recipe)
+        if states:
+            restore(self._optimizer, self._stacked.state, states, stacked=True)
         if compiled:  # what was compiled for earlier populations counts against a limit
             torch.compiler.reset()
         self._compiled = torch.compile(self._loss, dynamic=False) if compiled else None
@@ -95,6 +100,11 @@ class WidePopulation:
             for i, network in enumerate(self._networks):
                 for name, value in tensors(network).items():
                     value.copy_(self._stacked.state[name][i])
+
+    def states(self) -> list[MemberState]:
+        """What the optimiser remembers of each member, to go on from."""
+        named = self._stacked.state
+        return [state_of(self._optimizer, named, i) for i in range(len(self._networks))]
 
     def _batches(self, epoch: int) -> Iterator[tuple[Input, Tensor]]:
         """Images and labels ``[N]`` for all; where streams differ, of each: labels ``[P, N]``.

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import trueoracle
+from tests.conftest import Writer
+from trueoracle.cli.main import app
+
+TINY = """
+[network]
+name = "lenet5-mini"
+[data]
+name = "tiny"
+train_images = 100
+validation_images = 40
+test_images = 50
+[dense]
+epochs = 1
+batch_size = 32
+[pruning]
+layers = { conv1 = 0.1 }
+[retraining]
+epochs = 2
+batch_size = 32
+learning_rate = 0.01
+seeds = [0]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_two_threads: None) -> None:
+    """So little work is faster without sharing it; the shared fixture restores the number."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny(write_study: Writer, tiny_dataset: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = write_study(TINY)
+    monkeypatch.chdir(path.parent)
+    return path
+
+
+@dataclass(frozen=True)
+class Called:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def called(*words: object) -> Called:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Called(result.exit_code, result.stdout, result.stderr)
+
+
+def test_a_search_writes_its_network(tiny: Path) -> None:
+    result = called(
+        "search", tiny, "--budget", "8", "--engine", "loop", "--export", "m.safetensors"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "7 of the 20 epochs that retrain all (35.0%)" in result.stdout
+    assert 'network = trueoracle.load("m.safetensors")' in result.stdout
+    assert "chosen: candidate " in result.stdout
+    assert trueoracle.load("m.safetensors")(torch.rand(2, 1, 32, 32)).shape == (2, 10)
+    again = called("search", tiny, "--budget", "40%", "--engine", "loop", "--json", "--quiet")
+    assert again.exit_code == 0, again.stderr
+    found = json.loads(again.stdout)
+    assert found["chosen"] in result.stdout
+    assert found["export"] is None
+    assert found["spent"] == 7
+    assert again.stderr == ""
+
+
+def test_a_replay_prints_and_draws(tiny: Path) -> None:
+    refused = called("search", tiny, "--replay")
+    assert refused.exit_code == 2
+    assert "no study is recorded" in refused.stderr
+    assert called("run", tiny, "--engine", "loop", "--quiet").exit_code == 0
+    result = called("search", tiny, "--replay", "--figure", "budget.png")
+    assert result.exit_code == 0, result.stderr
+    assert "ordered by oracle, 1 retraining seed" in result.stdout
+    assert "random-halving" in result.stdout
+    assert Path("budget.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads(called("search", tiny, "--replay", "--criterion", "l1", "--json").stdout)
+    full = [row for row in rows if (row["strategy"], row["outcome"]) == ("full", "validation_loss")]
+    assert full
+    assert all(row["regret"] == 0 for row in full)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "1"], "error: a budget of 1 epoch finishes no network"),
+        (["--export", "model.bin"], "a network is exported as .safetensors, .onnx, .pt2"),
+        (["--figure", "a.png"], "--figure draws a replay: give --replay too"),
+        (["--replay", "--budget", "9"], "--budget does nothing with --replay"),
+        (["--strategy", "best"], "unknown strategy 'best'"),
+    ],
+)
+def test_errors_are_one_line(tiny: Path, options: list[str], message: str) -> None:
+    result = called("search", tiny, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not Path("runs").exists()

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from trueoracle.errors import InputError
+from trueoracle.search.replay import replay, selection_metric
+
+COUNT, EPOCHS, SEEDS = 20, 4, (0, 1, 2)
+
+
+def recorded(noise: float = 0.0) -> pd.DataFrame:
+    """Candidate i's losses go to i / 100, the better the lower; accuracies mirror them."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in SEEDS:
+        for i in range(COUNT):
+            for epoch in range(EPOCHS):
+                loss = i / 100 + (EPOCHS - 1 - epoch) + noise * rng.standard_normal()
+                rows.append(
+                    {"candidate": f"c{i}", "seed": seed, "epoch": epoch, "train_loss": loss,
+                     "validation_loss": loss, "validation_accuracy": -loss,
+                     "test_loss": loss, "test_accuracy": 1 - loss}
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def scores(values: list[float] | None = None) -> pd.Series:
+    given = values or [float(i) for i in range(COUNT)]
+    return pd.Series(given, index=[f"c{i}" for i in range(COUNT)])
+
+
+def row(table: pd.DataFrame, strategy: str, share: float, outcome: str, network: str) -> pd.Series:
+    found = table[
+        (table["strategy"] == strategy)
+        & (table["share"] == share)
+        & (table["outcome"] == outcome)
+        & (table["network"] == network)
+    ]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_a_perfect_criterion_has_no_regret_and_a_wrong_one_has() -> None:
+    right = replay(recorded(), scores(), epochs=EPOCHS)
+    wrong = replay(recorded(), scores([-float(i) for i in range(COUNT)]), epochs=EPOCHS)
+    for network in ("own", "other seeds"):
+        assert row(right, "criterion", 0.1, "test_loss", network)["regret"] == 0
+        found = row(wrong, "criterion", 0.1, "test_accuracy", network)
+        assert found["regret"] == pytest.approx(0.19)
+        assert found["rank"] == COUNT
+        assert found["in_top"] == 0
+        assert found["spent"] == EPOCHS
+    assert row(wrong, "full", 0.1, "test_loss", "own")["regret"] == 0
+    assert row(wrong, "full", 0.1, "test_loss", "own")["spent_share"] == 1
+    # It sees 6 of them for an epoch, the wrong ones first.
+    assert 0 < row(wrong, "halving", 0.1, "test_loss", "own")["regret"] < 0.19
+    assert row(wrong, "halving", 1.0, "test_loss", "own")["regret"] == 0
+
+
+def test_random_search_is_the_mean_over_all_draws() -> None:
+    table = replay(recorded(), scores(), epochs=EPOCHS, budgets=[0.15], strategies=["random"])
+    expected = np.mean([min(three) / 100 for three in combinations(range(COUNT), 3)])
+    found = row(table, "random", 0.15, "test_loss", "own")
+    assert found["regret"] == pytest.approx(expected)
+    assert found["in_top"] == pytest.approx(3 / COUNT)
+    assert found["spent"] == 3 * EPOCHS
+    assert found["low"] == 0
+    # 3 of 20: the best of them is beyond the thirteenth in fewer than 2.5 % of all draws.
+    assert found["high"] == pytest.approx(0.13)
+
+
+def test_a_search_sees_one_seed_and_is_judged_by_the_others() -> None:
+    outcomes = recorded()
+    metrics = ["train_loss", "validation_loss", "test_loss"]
+    lucky = (outcomes["seed"] == 0) & (outcomes["candidate"] == "c10")
+    outcomes.loc[lucky, metrics] -= 5
+    table = replay(outcomes, scores(), epochs=EPOCHS, budgets=[1.0], strategies=["full"])
+    assert row(table, "full", 1.0, "test_loss", "own")["regret"] == 0
+    # One search of three takes c10. The others' best is c0, whereas where seed 0 is among those
+    # that judge, c10 has the better mean, by 2.5 less a tenth.
+    found = row(table, "full", 1.0, "test_loss", "other seeds")
+    assert found["regret"] == pytest.approx((0.1 + 2 * (2.5 - 0.1)) / 3)
+    assert found["searches"] == 3
+
+
+def test_what_diverged_is_never_better() -> None:
+    outcomes = recorded()
+    gone = (outcomes["candidate"] == "c0") & (outcomes["epoch"] >= 1)
+    outcomes = outcomes[~(gone & (outcomes["epoch"] > 1))]
+    outcomes.loc[gone, ["train_loss", "validation_loss", "test_loss"]] = np.nan
+    table = replay(
+        outcomes, scores(), epochs=EPOCHS, budgets=[0.2], strategies=["halving", "criterion"]
+    )
+    assert row(table, "criterion", 0.2, "test_loss", "own")["regret"] == pytest.approx(0.18)
+    assert row(table, "halving", 0.2, "test_loss", "own")["regret"] == 0
+
+
+def test_without_a_validation_split_the_train_loss_is_compared() -> None:
+    outcomes = recorded()
+    outcomes[["validation_loss", "validation_accuracy"]] = np.nan
+    table = replay(outcomes, scores(), epochs=EPOCHS, budgets=[0.5], strategies=["top"])
+    assert set(table["outcome"]) == {"train_loss", "test_loss", "test_accuracy"}
+
+
+def test_accuracy_can_be_compared_too() -> None:
+    table = replay(
+        recorded(), scores(), epochs=EPOCHS, by="validation_accuracy", strategies=["full"]
+    )
+    assert (table["regret"] == 0).all()
+
+
+def test_what_is_never_compared() -> None:
+    with pytest.raises(InputError, match="does not choose by test_loss: take validation_loss, "):
+        selection_metric("test_loss", has_validation=True)
+    with pytest.raises(InputError, match="validation_accuracy needs a validation split"):
+        selection_metric("validation_accuracy", has_validation=False)
+    with pytest.raises(InputError, match="unknown metric 'loss'"):
+        selection_metric("loss", has_validation=True)
+
+
+def test_an_unfinished_record_is_refused() -> None:
+    outcomes = recorded()
+    with pytest.raises(InputError, match="every candidate retrained with one seed"):
+        replay(outcomes[outcomes["candidate"] != "c3"], scores(), epochs=EPOCHS)
+    with pytest.raises(InputError, match="none of the budgets finishes a network: 4 of 80"):
+        replay(outcomes, scores(), epochs=EPOCHS, budgets=[0.01])

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trueoracle.errors import InputError
+from trueoracle.search.schedule import Rung, Schedule
+from trueoracle.search.strategies import STRATEGIES, choose, find_strategy, survivors
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, 2.0, math.nan, math.inf]), min_size=1, max_size=12),
+    st.integers(1, 12),
+)
+def test_survivors_are_the_best_in_the_order_given(values: list[float], count: int) -> None:
+    names = list(range(100, 100 + len(values)))
+    kept = survivors(names, values, count)
+    assert kept == sorted(kept)
+    assert len(kept) == min(count, len(values))
+    dropped = [values[n - 100] for n in names if n not in kept]
+    worst = max((values[n - 100] for n in kept), key=lambda v: v if math.isfinite(v) else math.inf)
+    for value in dropped:
+        assert not math.isfinite(value) or value >= worst
+
+
+def test_of_equal_ones_the_first_goes_on() -> None:
+    assert survivors([7, 3, 5], [1.0, 0.5, 0.5], 1) == [3]
+    assert survivors([7, 3], [math.nan, math.inf], 1) == [7]
+
+
+def test_rungs_are_nested_and_the_best_is_chosen() -> None:
+    rng = np.random.default_rng(0)
+    curves = rng.random((30, 6))
+    asked: list[tuple[list[int], int]] = []
+
+    def values(candidates: Sequence[int], epochs: int) -> list[float]:
+        asked.append((list(candidates), epochs))
+        return [float(curves[c, epochs - 1]) for c in candidates]
+
+    schedule = Schedule((Rung(1, 20), Rung(3, 8), Rung(6, 3)))
+    course = choose(range(30), schedule, values)
+    assert [len(rung) for rung in course.candidates] == [20, 8, 3]
+    assert set(course.candidates[2]) < set(course.candidates[1]) < set(course.candidates[0])
+    assert [epochs for _, epochs in asked] == [1, 3, 6]
+    assert course.candidates[0] == tuple(range(20))
+    assert course.chosen == min(course.candidates[2], key=lambda c: curves[c, 5])
+    best = sorted(range(20), key=lambda c: curves[c, 0])[:8]
+    assert set(course.candidates[1]) == set(best)
+
+
+def test_what_each_strategy_spends() -> None:
+    spent = {name: one.plan(252, 15, 378, 2) for name, one in STRATEGIES.items()}
+    assert spent["criterion"].rungs == (Rung(15, 1),)
+    assert spent["full"].rungs == (Rung(15, 252),)
+    assert spent["top"].rungs == spent["random"].rungs == (Rung(15, 25),)
+    assert spent["random-halving"].rungs[0].epochs == 1
+    assert spent["halving"].rungs[0].epochs == 2
+
+
+def test_orders() -> None:
+    scores = [2.0, math.nan, 0.5, 1.0]
+    assert STRATEGIES["halving"].ordered(scores) == [2, 3, 0, 1]
+    drawn = STRATEGIES["random"].ordered([0.0] * 50, seed=3)
+    assert sorted(drawn) == list(range(50))
+    assert drawn == STRATEGIES["random"].ordered([1.0] * 50, seed=3)
+    assert drawn != STRATEGIES["random"].ordered([0.0] * 50, seed=4)
+
+
+def test_an_unknown_strategy_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'halving'"):
+        find_strategy("halfing")

@@ -1,0 +1,264 @@
+"""A search on networks in training: what it chooses, keeps, and goes on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import trueoracle
+from trueoracle.data.splits import Splits
+from trueoracle.errors import BusyError, InputError, StoreError, TrainingError
+from trueoracle.networks.weights import read_metadata
+from trueoracle.search import live
+from trueoracle.study.results import Results
+from trueoracle.study.search import SearchResult
+from trueoracle.study.store import locked
+from trueoracle.study.study import Study
+from trueoracle.training import population
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_two_threads: None) -> None:
+    """So little work is faster without sharing it; the shared fixture restores the number."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fields(tiny_fields: dict[str, Any]) -> dict[str, Any]:
+    dense = {**tiny_fields["dense"], "epochs": 1}
+    retraining = {**tiny_fields["retraining"], "epochs": 4, "seeds": [0]}
+    data = {**tiny_fields["data"], "train_images": 100, "validation_images": 40, "test_images": 50}
+    return tiny_fields | {"dense": dense, "retraining": retraining, "data": data}
+
+
+@pytest.fixture
+def study(fields: dict[str, Any], tmp_path: Path) -> Study:
+    return Study(**fields, runs=tmp_path / "runs")
+
+
+def searched(study: Study, budget: object = 22, **options: Any) -> SearchResult:
+    options = {"engine": "loop", "progress": False} | options
+    return study.search(budget, **options)  # type: ignore[arg-type]
+
+
+def test_the_search_finds_what_the_record_says(study: Study) -> None:
+    found = searched(study)
+    # 40 epochs would retrain all 10 candidates.
+    assert (found.full_budget, found.budget) == (40, 22)
+    assert found.spent == found.schedule.cost <= 22
+    assert len(found.schedule.rungs) > 2
+    results = study.run(progress=False, engine="loop")
+    outcomes = results.outcomes[results.outcomes["seed"] == 0].set_index(["candidate", "epoch"])
+    # Each survivor's curve is that of its uninterrupted retraining.
+    curves = found.history.set_index(["candidate", "epoch"])
+    expected = outcomes.loc[curves.index]
+    assert curves["validation_loss"].tolist() == pytest.approx(expected["validation_loss"].tolist())
+    assert curves["test_accuracy"].tolist() == expected["test_accuracy"].tolist()
+    scores = results.scores.set_index("candidate")["oracle"]
+    going = list(scores.sort_values(kind="stable").index)
+    for place, rung in enumerate(found.schedule.rungs):
+        losses = found.history[found.history["rung"] == place + 1]
+        assert set(losses["candidate"]) == set(going[: rung.candidates])
+        losses = losses[losses["epoch"] == rung.epochs - 1].set_index("candidate")
+        going = list(losses["validation_loss"].sort_values().index)
+    assert found.chosen == going[0]
+    assert found.outcome.test_accuracy == outcomes.loc[(found.chosen, 3), "test_accuracy"]
+    (place,) = results.candidates.index[results.candidates["candidate"] == found.chosen]
+    pruned: dict[str, list[int]] = results.candidates["pruned"].tolist()[place]
+    assert {name: list(filters) for name, filters in found.pruned.items()} == pruned
+
+
+def test_a_killed_search_goes_on_after_the_last_rung(
+    study: Study, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = searched(Study(**fields, runs=tmp_path / "whole"))
+    real = population.train_epochs
+    trained: list[range] = []
+
+    def dies_in_the_third_rung(*args: Any, **options: Any) -> Any:
+        epochs = args[4]
+        if epochs.start >= whole.schedule.rungs[1].epochs:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(live, "train_epochs", dies_in_the_third_rung)
+    with pytest.raises(KeyboardInterrupt):
+        searched(study)
+
+    def watched(*args: Any, **options: Any) -> Any:
+        trained.append(args[4])
+        return real(*args, **options)
+
+    monkeypatch.setattr(live, "train_epochs", watched)
+    found = searched(study)
+    assert min(epochs.start for epochs in trained) == whole.schedule.rungs[1].epochs
+    assert found.chosen == whole.chosen
+    assert found.history.equals(whole.history)
+    weights = whole.network.state_dict()
+    assert all(torch.equal(weights[n], v) for n, v in found.network.state_dict().items())
+    # What is done is not done again, and only the last rung's weights are kept.
+    trained.clear()
+    again = searched(study)
+    assert trained == []
+    assert again.chosen == whole.chosen
+    assert [p.name for p in again.folder.glob("*.safetensors")] == [
+        f"after-rung-{len(whole.schedule.rungs)}.safetensors"
+    ]
+
+
+def test_a_checkpoint_that_is_gone_is_said(study: Study) -> None:
+    found = searched(study, 4)
+    for path in found.folder.glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(StoreError, match=r"after-rung-\d.safetensors.*move its folder away"):
+        searched(study, 4)
+    (found.folder / live.RECORD).write_text("{", encoding="utf-8")
+    with pytest.raises(StoreError, match=r"search.json.*move its folder away"):
+        searched(study, 4)
+    shutil.rmtree(found.folder)
+    assert searched(study, 4).chosen == found.chosen
+
+
+def test_each_setting_is_a_search_of_its_own(study: Study) -> None:
+    found = searched(study, 8, strategy="top", criterion="l1")
+    other = searched(study, 8, strategy="random", by="train_loss", seed=1)
+    assert found.folder != other.folder
+    assert (found.spent, other.spent) == (8, 8)
+    results = Results(study.folder)
+    # Only what orders the candidates was scored, and nothing of the searches is in the tables.
+    assert results.criteria == ["l1"]
+    assert results.counts["retrainings"] == 0
+    assert other.criterion == ""
+    assert set(other.history["candidate"]) != set(found.history["candidate"])
+    lowest = results.scores.sort_values("l1", kind="stable")["candidate"].iloc[:2]
+    assert set(found.history["candidate"]) == set(lowest)
+
+
+def test_the_survivors_fit_the_chunks_whatever_they_are(
+    study: Study, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = searched(study, 12, engine="wide")
+    cut = population.plan
+
+    def in_pairs(*args: Any, **options: Any) -> Any:
+        from dataclasses import replace
+
+        return replace(cut(*args, **options), group=2, groups=1)
+
+    monkeypatch.setattr("trueoracle.study.search.plan", in_pairs)
+    found = searched(Study(**fields, runs=tmp_path / "pairs"), 12, engine="wide")
+    assert found.chosen == whole.chosen
+    assert found.outcome.test_loss == pytest.approx(whole.outcome.test_loss, rel=1e-4)
+
+
+def test_what_is_wrong_is_said_before_any_work(study: Study) -> None:
+    for options, message in (
+        ({"budget": 3}, "budget of 3 epochs finishes no network: one retraining takes 4"),
+        ({"budget": "lots"}, "got 'lots'"),
+        ({"strategy": "best"}, "unknown strategy 'best'"),
+        ({"criterion": "l2"}, "unknown criterion of this study 'l2'.*l1, oracle"),
+        ({"by": "test_loss"}, "does not choose by test_loss"),
+        ({"seed": -1}, "a seed is a whole number from 0"),
+        ({"engine": "fast"}, "unknown engine 'fast'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            searched(study, **options)
+    assert not study.folder.exists()
+
+
+def test_too_little_memory_for_the_survivors(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "available_memory", lambda _: 1000)
+    with pytest.raises(InputError, match=r"need .* at once, and 1 kB are free: lower --budget"):
+        searched(study)
+
+
+def test_one_search_at_a_time(study: Study) -> None:
+    searched(study, 4)
+    with locked(study.folder), pytest.raises(BusyError):
+        searched(study, 4)
+
+
+def test_networks_that_diverge(fields: dict[str, Any], tmp_path: Path) -> None:
+    fields["retraining"] |= {"learning_rate": 1e9}
+    with pytest.raises(TrainingError, match="every network of the search diverged"):
+        searched(Study(**fields, runs=tmp_path), 8)
+
+
+def test_the_result_as_plain_values(study: Study) -> None:
+    found = searched(study, 12)
+    plain = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert plain["chosen"] == found.chosen
+    assert plain["spent"] == found.spent
+    assert [len(rung["candidates"]) for rung in plain["rungs"]] == [
+        rung.candidates for rung in found.schedule.rungs
+    ]
+    last = {one["candidate"]: one["validation_loss"] for one in plain["rungs"][-1]["candidates"]}
+    assert min(last, key=last.__getitem__) == found.chosen
+
+
+def test_the_chosen_network_is_loaded_by_two_lines(study: Study, tmp_path: Path) -> None:
+    found = searched(study, 4)
+    path = found.export(tmp_path / "model.safetensors")
+    network = trueoracle.load(path)
+    images = torch.randn(3, 1, 32, 32)
+    assert torch.equal(network(images), found.network(images))
+    known = read_metadata(path)
+    assert known["normalised"] == {"mean": [0.1307], "std": [0.3081]}
+    assert known["candidate"] == found.chosen
+    assert network.get_parameter("conv1.weight").shape[0] == 9
+
+
+def test_a_network_given_in_python(few_digits: Splits, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 5, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 10)
+    )
+    study = Study(
+        name="given",
+        network=network,
+        data=few_digits,
+        pruning={"layers": {"0": 0.5}},
+        retraining={"epochs": 2, "seeds": [3]},
+        runs=tmp_path,
+    )
+    found = searched(study, "50%")
+    assert found.seed == 3
+    path = found.export(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="given in Python"):
+        trueoracle.load(path)
+    images = torch.randn(3, 1, 32, 32)
+    assert torch.equal(trueoracle.load(path, network)(images), found.network(images))
+
+
+def test_a_search_without_a_validation_split_says_so(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields["data"] |= {"validation_images": 0}
+    said: list[str] = []
+
+    class Heard:
+        def stage(self, *_: object) -> None: ...
+        def advance(self, count: float = 1, note: str = "") -> None: ...
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    found = searched(Study(**fields, runs=tmp_path), 4, progress=Heard())
+    assert found.by == "train_loss"
+    assert any("no validation split" in text for text in said)
+
+
+def test_single_weights_too(fields: dict[str, Any], tmp_path: Path) -> None:
+    fields["pruning"] = {"kind": "unstructured", "layers": {"conv1": 0.5}, "candidates": 4}
+    found = searched(Study(**fields, runs=tmp_path / "runs"), 9, criterion="l1")
+    path = found.export(tmp_path / "model.safetensors")
+    network = trueoracle.load(path)
+    images = torch.randn(3, 1, 32, 32)
+    torch.testing.assert_close(network(images), found.network(images))
+    weight = network.get_parameter("conv1.weight")
+    assert (weight == 0).float().mean().item() == pytest.approx(0.5, abs=0.01)

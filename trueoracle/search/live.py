@@ -1,0 +1,290 @@
+"""A search among networks in training: rung by rung, kept in a folder, resumed after the last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trueoracle.analysis.outcomes import higher_is_better
+from trueoracle.data.splits import Splits
+from trueoracle.errors import InputError, StoreError, TrainingError
+from trueoracle.pruning.candidates import CandidateList
+from trueoracle.search.schedule import Schedule
+from trueoracle.search.strategies import survivors
+from trueoracle.training.loop import EpochRecord
+from trueoracle.training.memory import available_memory, readable_bytes
+from trueoracle.training.population import Plan, train_epochs
+from trueoracle.training.recipe import Retraining
+
+__all__ = ["Search", "SearchRecord", "check_memory"]
+
+RECORD = "search.json"
+
+
+@dataclass
+class SearchRecord:
+    """What is kept of a search: each rung's candidates (ids) and epochs, and how it was trained.
+
+    ``epochs[id]`` are the records of one candidate, from the first epoch to its last.
+    """
+
+    settings: dict[str, Any]
+    rungs: list[list[str]] = field(default_factory=list)
+    epochs: dict[str, list[EpochRecord]] = field(default_factory=dict)
+    seconds: float = 0.0
+    engine: str = ""
+
+    def save(self, folder: Path) -> None:
+        """Write it, all or nothing; raises :class:`StoreError` where the disk does not take it."""
+        fields = asdict(self)
+        fields["epochs"] = {
+            name: [_plain(asdict(one)) for one in own] for name, own in self.epochs.items()
+        }
+        temporary = folder / f"{RECORD}.partial"
+        try:
+            temporary.write_text(json.dumps(fields, allow_nan=False), encoding="utf-8")
+            temporary.replace(folder / RECORD)
+        except OSError as error:
+            raise StoreError(f"cannot write {folder / RECORD}: {error}") from error
+
+    @classmethod
+    def load(cls, folder: Path, settings: dict[str, Any]) -> SearchRecord:
+        """The record in ``folder``, or an empty one; :class:`StoreError` where it is damaged."""
+        path = folder / RECORD
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            epochs = {
+                name: [EpochRecord(**_numbers(one)) for one in own]
+                for name, own in fields.pop("epochs").items()
+            }
+            return cls(**fields, epochs=epochs)
+        except FileNotFoundError:
+            return cls(settings)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise StoreError(
+                f"cannot read {path}: {error}; move its folder away to search anew"
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """All that a search needs, before it begins; :meth:`run` carries it out.
+
+    ``order`` are the candidates' numbers in the order in which they begin; ``by`` is the metric
+    compared, ``seed`` the retraining's. ``folder`` keeps the record, the survivors'
+    weights and optimisers after each rung, and nothing of whoever was dropped.
+    """
+
+    schedule: Schedule
+    order: Sequence[int]
+    candidates: CandidateList
+    dense: nn.Module
+    data: Splits
+    recipe: Retraining
+    by: str
+    seed: int
+    settings: Mapping[str, Any]
+    folder: Path
+
+    def run(
+        self,
+        plan: Callable[[int, str], Plan],
+        *,
+        on_rung: Callable[[int, int, str], None],
+        on_epoch: Callable[[float], None],
+    ) -> tuple[SearchRecord, str, nn.Module]:
+        """The record, the id of the chosen candidate, and its retrained network.
+
+        ``plan`` says how to train so many networks, given the engine of an earlier sitting (or
+        ``""``). ``on_rung`` is told of each rung before it begins (number, candidates, how they are
+        trained), ``on_epoch`` how many epochs of one candidate were done. Raises
+        :class:`TrainingError` where every network diverged.
+        """
+        record = SearchRecord.load(self.folder, dict(self.settings))
+        going, members = self._resumed(record)
+        for number in range(len(record.rungs), len(self.schedule.rungs)):
+            rung, start = self.schedule.rungs[number], self.schedule.starts[number]
+            chosen = plan(len(going), record.engine)
+            on_rung(number, len(going), str(chosen))
+            record.engine = chosen.engine
+            started = time.perf_counter()
+            last = number + 1 == len(self.schedule.rungs)
+            left = 1 if last else self.schedule.rungs[number + 1].candidates
+            epochs = range(start, rung.epochs)
+            going, members = self._rung(going, members, epochs, left, chosen, record, on_epoch)
+            record.seconds += time.perf_counter() - started
+            self._keep(number, members)
+            record.save(self.folder)
+            self._forget(number)
+        (name,) = (self.candidates.ids[index] for index in going)
+        if record.epochs[name][-1].diverged:
+            raise TrainingError(
+                "every network of the search diverged: lower retraining.learning_rate, or set "
+                "retraining.gradient_clip"
+            )
+        network = self._network(going[0])
+        network.load_state_dict(members[going[0]].weights)
+        return record, name, network.eval()
+
+    def _rung(
+        self,
+        going: Sequence[int],
+        members: Mapping[int, _Member],
+        epochs: range,
+        left: int,
+        chosen: Plan,
+        record: SearchRecord,
+        on_epoch: Callable[[float], None],
+    ) -> tuple[list[int], dict[int, _Member]]:
+        """Train all for some epochs; the ``left`` best, and all that they are."""
+        ids = self.candidates.ids
+        done: list[int] = []
+        kept: dict[int, _Member] = {}
+        fresh = {name: list(own) for name, own in record.epochs.items()}
+        for chunk in _chunks(going, chosen.group * chosen.groups):
+            networks, states = [], []
+            for index in chunk:
+                network = self._network(index)
+                if index in members:
+                    network.load_state_dict(members[index].weights)
+                    states.append(members[index].state)
+                networks.append(network)
+            records, after = train_epochs(
+                networks,
+                [self._stream(index) for index in chunk],
+                self.data,
+                self.recipe,
+                epochs,
+                engine=chosen.engine,
+                states=states or None,
+                on_epoch=on_epoch,
+            )
+            for index, network, own, state in zip(chunk, networks, records, after, strict=True):
+                fresh[ids[index]] = fresh.get(ids[index], []) + own
+                kept[index] = _Member(_weights(network), dict(state))
+            done += chunk
+            # What cannot survive any more need not be kept.
+            best = survivors(done, [self._value(fresh[ids[i]]) for i in done], left)
+            kept = {index: kept[index] for index in best}
+        record.epochs = fresh
+        record.rungs.append([ids[index] for index in going])
+        return list(kept), kept
+
+    def _value(self, own: Sequence[EpochRecord]) -> float:
+        if own[-1].diverged:
+            return math.nan
+        value = float(getattr(own[-1], self.by))
+        return -value if higher_is_better(self.by) else value
+
+    def _network(self, index: int) -> nn.Module:
+        return self.candidates.prune(self.dense, index)
+
+    def _stream(self, index: int) -> tuple[int, str]:
+        return self.seed, "" if self.recipe.common_random_numbers else self.candidates.ids[index]
+
+    # The folder
+
+    def _resumed(self, record: SearchRecord) -> tuple[list[int], dict[int, _Member]]:
+        """Who goes on, and all that they are; everybody of the first rung where none is done."""
+        begin = list(self.order[: self.schedule.rungs[0].candidates])
+        ids = self.candidates.ids
+        if record.rungs and set(record.rungs[0]) != {ids[index] for index in begin}:
+            raise InputError(
+                f"the candidates that begin are others than {self.folder / RECORD} says, since the "
+                "criterion's code changed: move its folder away to search anew"
+            )
+        if not record.rungs:
+            return begin, {}
+        number = {name: index for index, name in enumerate(ids)}
+        path = self._checkpoint(len(record.rungs) - 1)
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise StoreError(
+                f"cannot read {path}: {error}; move its folder away to search anew"
+            ) from error
+        members: dict[int, _Member] = {}
+        for key, value in tensors.items():
+            name, kind, rest = key.split("/", 2)
+            member = members.setdefault(number[name], _Member({}, {}))
+            (member.weights if kind == "weights" else member.state)[rest] = value
+        # In the order in which they began, which decides between equals.
+        return [index for index in begin if index in members], members
+
+    def _keep(self, rung: int, members: Mapping[int, _Member]) -> None:
+        tensors: dict[str, Tensor] = {}
+        for index, member in members.items():
+            for kind, own in (("weights", member.weights), ("state", member.state)):
+                tensors |= {f"{self.candidates.ids[index]}/{kind}/{k}": v for k, v in own.items()}
+        path = self._checkpoint(rung)
+        temporary = path.with_suffix(".partial")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary)
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise StoreError(f"cannot write {path}: {error}") from error
+
+    def _forget(self, rung: int) -> None:
+        """The checkpoints before this one: the record no longer leads to them."""
+        for earlier in range(rung):
+            self._checkpoint(earlier).unlink(missing_ok=True)
+
+    def _checkpoint(self, rung: int) -> Path:
+        return self.folder / f"after-rung-{rung + 1}.safetensors"
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A network in training, on the CPU: its tensors by name, and its optimiser's state."""
+
+    weights: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+
+def folder_name(settings: Mapping[str, Any]) -> str:
+    """The folder of a search below its run's: another setting is another search."""
+    text = json.dumps(settings, sort_keys=True)
+    return f"{settings['strategy']}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def check_memory(example: nn.Module, schedule: Schedule, device: torch.device) -> None:
+    """Refuse a search whose survivors memory cannot hold, by :class:`InputError`."""
+    most = max(rung.candidates for rung in schedule.rungs[1:]) if schedule.rungs[1:] else 1
+    # Weights, and up to two numbers a weight that the optimiser remembers.
+    each = 3 * sum(v.numel() * v.element_size() for v in example.state_dict().values())
+    free = available_memory(torch.device("cpu"))
+    if most * each > free:
+        raise InputError(
+            f"{most:,} networks in training need {readable_bytes(most * each)} at once, and "
+            f"{readable_bytes(free)} are free: lower --budget"
+        )
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    return {n: v.detach().cpu().contiguous().clone() for n, v in network.state_dict().items()}
+
+
+def _chunks(members: Sequence[int], size: int) -> Iterator[list[int]]:
+    for i in range(0, len(members), size):
+        yield list(members[i : i + size])
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    return {k: v if math.isfinite(v) else None for k, v in fields.items()}
+
+
+def _numbers(fields: dict[str, Any]) -> dict[str, Any]:
+    return {k: math.nan if v is None else v for k, v in fields.items()}

@@ -1,0 +1,299 @@
+"""A search within a study's folder: what it needs from the study, and what comes out of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from trueoracle.analysis.numbers import finite_or_none, many
+from trueoracle.data.datasets import dataset_info
+from trueoracle.errors import InputError, unknown
+from trueoracle.networks.weights import load_weights
+from trueoracle.search.export import Origin, export
+from trueoracle.search.live import Search, SearchRecord, check_memory, folder_name
+from trueoracle.search.replay import selection_metric
+from trueoracle.search.schedule import ETA, Schedule, parse_budget
+from trueoracle.search.strategies import find_strategy
+from trueoracle.study import runner
+from trueoracle.study.prepare import Prepared
+from trueoracle.study.progress import Progress
+from trueoracle.study.results import Results
+from trueoracle.study.spec import DataSpec
+from trueoracle.study.store import locked
+from trueoracle.training.loop import EpochRecord
+from trueoracle.training.population import Plan, check_engine, plan
+
+__all__ = ["SEARCHES", "SearchResult", "search"]
+
+SEARCHES = "search"
+"""The folder of a run's searches."""
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """One pruned network, and how it was chosen.
+
+    ``chosen`` is the candidate's id, ``pruned`` what it prunes, ``network`` its retrained network,
+    in evaluation mode. ``outcome`` are its losses (nats) and accuracies (fractions) after the last
+    epoch, of which the search compared ``by`` alone. ``history`` has one row a candidate and epoch:
+    ``candidate``, ``rung`` (from 1), ``epoch`` (from 0), the learning rate and all metrics.
+    ``budget``, ``spent`` and ``full_budget`` count epochs of one candidate; ``seconds`` is what
+    training took. ``folder`` keeps the search. ``normalised`` says by which mean and standard
+    deviation a channel the images were, where the data set has a name.
+    """
+
+    study: str
+    chosen: str
+    pruned: Mapping[str, Any]
+    network: nn.Module
+    outcome: EpochRecord
+    history: pd.DataFrame
+    schedule: Schedule
+    strategy: str
+    criterion: str
+    by: str
+    seed: int
+    budget: int
+    full_budget: int
+    seconds: float
+    engine: str
+    folder: Path
+    origin: Origin
+    normalised: Mapping[str, Any]
+
+    @property
+    def spent(self) -> int:
+        return self.schedule.cost
+
+    def export(self, path: str | Path) -> Path:
+        """Write the network: ``.safetensors`` (for ``trueoracle.load``), ``.onnx`` or ``.pt2``.
+
+        Raises :class:`InputError` for another ending, and where the network cannot be written so.
+        """
+        facts = {
+            "study": self.study,
+            "candidate": self.chosen,
+            "outcome": finite_or_none(asdict(self.outcome)),
+            "normalised": dict(self.normalised),
+        }
+        return export(self.network, Path(path), self.origin, facts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain values, with each rung's candidates and their values."""
+        last = self.history.groupby(["rung", "candidate"], sort=False).last().reset_index()
+        rungs = [
+            {
+                "epochs": rung.epochs,
+                "candidates": [
+                    {"candidate": name, self.by: value}
+                    for name, value in zip(own["candidate"], own[self.by], strict=True)
+                ],
+            }
+            for rung, (_, own) in zip(self.schedule.rungs, last.groupby("rung"), strict=True)
+        ]
+        for rung in rungs:
+            rung["candidates"] = [finite_or_none(one) for one in rung["candidates"]]  # type: ignore[attr-defined]
+        return {
+            "study": self.study,
+            "chosen": self.chosen,
+            "pruned": dict(self.pruned),
+            "outcome": finite_or_none(asdict(self.outcome)),
+            "strategy": self.strategy,
+            "criterion": self.criterion,
+            "by": self.by,
+            "seed": self.seed,
+            "budget": self.budget,
+            "spent": self.spent,
+            "full_budget": self.full_budget,
+            "rungs": rungs,
+            "seconds": self.seconds,
+            "engine": self.engine,
+            "folder": str(self.folder),
+        }
+
+
+def search(
+    prepared: Prepared,
+    folder: Path,
+    progress: Progress,
+    *,
+    budget: int | str | None = None,
+    strategy: str = "halving",
+    criterion: str | None = None,
+    by: str | None = None,
+    seed: int | None = None,
+    eta: float = ETA,
+    engine: str = "auto",
+    memory: int | None = None,
+) -> SearchResult:
+    """Choose one candidate of a study and retrain it, for at most ``budget``.
+
+    ``budget`` is in epochs of one candidate or a share of retraining every candidate (``"10%"``,
+    the default). ``criterion`` (the study's first) orders the candidates before anything is
+    retrained, ``by`` is what is compared afterwards (validation loss, or train loss where there is
+    no validation split), ``seed`` (the study's first) is the retraining's, and that of a random
+    order. ``engine`` and ``memory`` are those of :func:`trueoracle.training.population.plan`. The
+    dense network and scores are taken from the record in ``folder``, or made there; a search that
+    was stopped goes on after its last rung. Raises :class:`InputError` before any long work.
+    """
+    spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
+    way = find_strategy(strategy)
+    prior = criterion or spec.criteria[0]
+    if prior not in spec.criteria:
+        raise unknown("criterion of this study", prior, spec.criteria)
+    metric = selection_metric(by, has_validation=prepared.data.validation is not None)
+    start = recipe.seeds[0] if seed is None else seed
+    if not 0 <= start < 2**31:
+        raise InputError(f"a seed is a whole number from 0 to {2**31 - 1}, got {start}")
+    full = len(candidates) * recipe.epochs
+    epochs = parse_budget(budget, len(candidates), recipe.epochs)
+    schedule = way.plan(len(candidates), recipe.epochs, epochs, eta)
+    example = candidates.prune(prepared.network, 0)
+    check_engine(engine, example, prepared.data, recipe)
+    check_memory(example, schedule, prepared.device)
+
+    needed = (prior,) if way.order == "criterion" else ()
+    runner.run(prepared, folder, progress, retrain=False, criteria=needed)
+    dense = copy.deepcopy(prepared.network)
+    load_weights(dense, folder / runner.DENSE)
+    # The order of a random strategy takes their number only.
+    scores = [0.0] * len(candidates)
+    if needed:
+        recorded = Results(folder).scores
+        if prior not in recorded or recorded[prior].isna().all():
+            raise InputError(f"criterion {prior!r} gave no score to order the candidates by")
+        scores = recorded[prior].tolist()
+    settings = {
+        "strategy": strategy,
+        "criterion": prior if needed else None,
+        "by": metric,
+        "seed": start,
+        "rungs": [[rung.candidates, rung.epochs] for rung in schedule.rungs],
+        "outcome_digest": spec.outcome_digest,
+    }
+    below = folder / SEARCHES / folder_name(settings)
+    made = Search(
+        schedule,
+        way.ordered(scores, start),
+        candidates,
+        dense,
+        prepared.data,
+        recipe,
+        metric,
+        start,
+        settings,
+        below,
+    )
+    if metric == "train_loss" and by is None:
+        progress.message("there is no validation split: the search compares train loss")
+    steps = (f"{many(r.candidates, 'candidate')} until epoch {r.epochs}" for r in schedule.rungs)
+    progress.message(
+        f"search ({strategy}): {schedule.cost:,} of the {full:,} epochs that retrain all "
+        f"({schedule.cost / full:.1%}): {', then '.join(steps)}"
+    )
+    with locked(folder, patience=1.0):
+        record, name, network = _carried_out(made, prepared, example, progress, engine, memory)
+    index = candidates.ids.index(name)
+    return SearchResult(
+        study=spec.name,
+        chosen=name,
+        pruned=candidates.pruned(index),
+        network=network,
+        outcome=record.epochs[name][-1],
+        history=_history(record, schedule),
+        schedule=schedule,
+        strategy=strategy,
+        criterion=prior if needed else "",
+        by=metric,
+        seed=start,
+        budget=epochs,
+        full_budget=full,
+        seconds=record.seconds,
+        engine=record.engine,
+        folder=below,
+        origin=_origin(prepared, index),
+        normalised=_normalised(spec.data),
+    )
+
+
+def _carried_out(
+    made: Search,
+    prepared: Prepared,
+    example: nn.Module,
+    progress: Progress,
+    engine: str,
+    memory: int | None,
+) -> tuple[SearchRecord, str, nn.Module]:
+    schedule = made.schedule
+    known: dict[str, Plan] = {}
+    began = False
+
+    def planned(members: int, before: str) -> Plan:
+        wanted = before if engine == "auto" and before else engine
+        if wanted not in known:  # one trial of the engines is enough for all rungs
+            known[wanted] = plan(
+                example,
+                prepared.data,
+                made.recipe,
+                members=members,
+                engine=wanted,
+                memory=memory,
+            )
+            known[known[wanted].engine] = known[wanted]
+        return known[wanted]
+
+    def on_rung(number: int, members: int, how: str) -> None:
+        nonlocal began
+        if not began:
+            steps = zip(schedule.rungs, schedule.starts, strict=True)
+            costs = [rung.candidates * (rung.epochs - start) for rung, start in steps]
+            progress.message(how)
+            progress.stage("search", schedule.cost, sum(costs[:number]), "epochs")
+            began = True
+
+    return made.run(planned, on_rung=on_rung, on_epoch=progress.advance)
+
+
+def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:
+    rows = []
+    for number, (rung, start, names) in enumerate(
+        zip(schedule.rungs, schedule.starts, record.rungs, strict=True), start=1
+    ):
+        for name in names:
+            own = [one for one in record.epochs[name] if start <= one.epoch < rung.epochs]
+            # A network that diverged has no more records: its last one speaks for the later rungs.
+            rows += [
+                {"candidate": name, "rung": number, **asdict(one)}
+                for one in own or record.epochs[name][-1:]
+            ]
+    return pd.DataFrame(rows)
+
+
+def _normalised(data: DataSpec) -> dict[str, Any]:
+    if data.fingerprint:
+        return {}
+    info = dataset_info(data.name, path=data.path, image_size=data.image_size)
+    return {"mean": list(info.mean), "std": list(info.std)}
+
+
+def _origin(prepared: Prepared, index: int) -> Origin:
+    network = prepared.spec.network
+    pruned: dict[str, tuple[int, ...]] = {}
+    if not prepared.candidates.weights:
+        pruned = {
+            name: tuple(int(one) for one in filters)
+            for name, filters in prepared.candidates.pruned(index).items()
+        }
+    return Origin(
+        name=None if network.fingerprint else network.name,
+        arguments=dict(network.arguments),
+        input_shape=tuple(prepared.data.train.image_shape),
+        classes=prepared.data.classes,
+        pruned=pruned,
+    )

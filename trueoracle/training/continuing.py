@@ -1,0 +1,58 @@
+"""What an optimiser remembers, member by member: so that a training can stop, lose members, go on.
+
+A state maps ``kind/parameter`` (``momentum_buffer/conv1.weight``, as torch calls its kinds) to a
+tensor. All engines give and take the same ones, so that weights and state are all a member is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, optim
+
+__all__ = ["STEP", "MemberState", "restore", "state_of"]
+
+MemberState = Mapping[str, Tensor]
+"""One network's optimiser, by ``kind/parameter``; empty before the first step."""
+
+STEP = "step"
+"""The kind that counts steps: one number a parameter, the same for all members."""
+
+
+def state_of(
+    optimizer: optim.Optimizer, parameters: Mapping[str, Tensor], member: int | None = None
+) -> MemberState:
+    """A copy of what ``optimizer`` remembers of its ``parameters``, on the CPU.
+
+    ``member``: where they are stacked ``[P, ...]``, whose.
+    """
+    found = {}
+    for name, parameter in parameters.items():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                own = value if member is None or kind == STEP else value[member]
+                found[f"{kind}/{name}"] = own.detach().cpu().clone()
+    return found
+
+
+def restore(
+    optimizer: optim.Optimizer,
+    parameters: Mapping[str, Tensor],
+    states: Sequence[MemberState],
+    *,
+    stacked: bool,
+) -> None:
+    """Put an optimiser where :func:`state_of` found it: of one network, or of all, stacked."""
+    kinds = {key.partition("/")[0] for key in states[0]}
+    for name, parameter in parameters.items():
+        for kind in kinds:
+            values = [state[f"{kind}/{name}"] for state in states if f"{kind}/{name}" in state]
+            if not values:
+                continue
+            if kind == STEP:
+                value = values[0].clone()
+            else:
+                whole = torch.stack(values) if stacked else values[0].clone()
+                value = whole.to(parameter)
+            optimizer.state[parameter][kind] = value
