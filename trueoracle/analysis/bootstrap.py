@@ -68,16 +68,6 @@ class Bootstrap:
             return NO_INTERVAL
         return Interval(max(bounds[0], estimate - reach), min(bounds[1], estimate + reach))
 
-    def percentiles(self, place: int = 0, *, confidence: float = 0.95) -> Interval:
-        """The plain percentiles of the resamples: of ranks and regrets, which have a best value."""
-        values, weights = self._found(place)
-        if not len(values):
-            return NO_INTERVAL
-        return Interval(
-            _quantile(values, weights, (1 - confidence) / 2),
-            _quantile(values, weights, (1 + confidence) / 2),
-        )
-
     def standard_error(self, place: int = 0) -> float:
         """The standard deviation of the resamples; NaN where nothing is drawn."""
         values, weights = self._found(place)
@@ -247,11 +237,3 @@ def _chance(drawn: tuple[int, ...], of: int) -> float:
     for one in set(drawn):
         ways //= math.factorial(drawn.count(one))
     return float(ways / of ** len(drawn))
-
-
-def _quantile(values: np.ndarray, weights: np.ndarray, q: float) -> float:
-    """The smallest value up to which ``q`` of the weight lies."""
-    order = np.argsort(values)
-    reached = np.cumsum(weights[order]) / weights.sum()
-    place = int(np.searchsorted(reached, q - 1e-12))
-    return float(values[order][min(place, len(values) - 1)])

@@ -70,7 +70,8 @@ def select(tables: Sequence[CandidateTable], criterion: str, *, k: int | None = 
         return float((better > chosen).sum()) + 1, float(better.max() - chosen)
 
     resampled = bootstrap(tables, place_of_chosen)
-    rank, regret = resampled.percentiles(0), resampled.percentiles(1)
+    rank = resampled.interval(0, bounds=(1, max(map(len, tables))))
+    regret = resampled.interval(1, bounds=(0, math.inf))
     plain = np.mean([_of_table(table, criterion, few) for table in tables], axis=0)
     percentile, beats, anomalies, precision, regret_at_k = map(float, plain)
     return Selection(
