@@ -74,10 +74,33 @@ def test_the_share_of_the_ceiling_is_of_what_retraining_noise_leaves() -> None:
     assert 0.5 < ceiling < 0.85
     assert found.relation.kendall.value == pytest.approx(ceiling, abs=0.05)
     assert found.share_of_ceiling == found.relation.kendall.value / ceiling
-    assert f"of {ceiling:.2f} that retraining noise allows" in found.sentence()
+    assert f"{found.share_of_ceiling:.0%} of what retraining noise allows" in found.sentence()
     assert found.sentence().startswith("The score predicts")
     assert found.interval_over == "4 retraining seeds"
     assert found.interval.low < found.relation.kendall.value < found.interval.high
+
+
+def test_what_is_not_told_from_zero_both_ways_is_not_certain() -> None:
+    # Labels would call it certain, but with either seed it is another tau.
+    pruned = every_way(8, 4)
+    weights = np.random.default_rng(1).normal(size=8)
+    score = pruned @ weights
+    other = 0.3 * score + np.random.default_rng(2).normal(size=70) * score.std()
+    table_ = table(np.column_stack([score, other]), higher_is_better=False, pruned=pruned, c=score)
+    (found,) = assess(table_)
+    assert found.permutation_p_value < 0.05
+    assert found.interval.low < 0
+    assert not found.is_certain
+    assert "says nothing certain" in found.sentence()
+
+
+def test_retraining_that_does_not_repeat_itself_says_nothing() -> None:
+    x = np.arange(30.0)
+    (found,) = assess(table(np.column_stack([x, -x + 0.01 * x**2]), c=x))
+    assert found.reliability.ceiling == 0
+    assert found.sentence("the loss", "accuracy").startswith("Nothing can be said: accuracy comes")
+    (single,) = assess(table(np.array([0.5]), c=np.array([1.0])))
+    assert single.sentence() == "Nothing can be said of a single candidate."
 
 
 def test_an_accuracy_turns_the_sign_of_the_ceiling_too() -> None:
@@ -86,7 +109,7 @@ def test_an_accuracy_turns_the_sign_of_the_ceiling_too() -> None:
     outcomes = true[:, None] + generator.normal(size=(100, 2))
     (found,) = assess(table(outcomes, expected=-true))
     assert found.relation.kendall.value < 0 < found.share_of_ceiling
-    assert f"of −{found.reliability.ceiling:.2f} that" in found.sentence()
+    assert f"(τ −{found.relation.agreement:.2f}, " in found.sentence()
 
 
 def test_holm_is_over_all_criteria_of_the_table() -> None:
@@ -135,7 +158,7 @@ def test_dense_networks_are_pooled() -> None:
     (pooled,) = pool(tables)
     each = [kendall(one.scores["c"], one.outcome).value for one in tables]
     assert pooled.tau == pytest.approx(np.mean(each))
-    assert pooled.interval_over == "3 dense networks and 2 retraining seeds"
+    assert pooled.interval_over == "3 dense networks"
     assert pooled.interval.low < min(each)
     assert pooled.interval.high > max(each)
     assert pooled.as_dict()["kendall_tau"] == pooled.tau

@@ -33,6 +33,8 @@ def test_the_error_of_a_mean_over_seeds_is_the_textbooks(values: list[float]) ->
     seeds = len(values)
     found = bootstrap([made(np.array([values]))], mean)
     error = np.std(values, ddof=1) / math.sqrt(seeds)
+    if error < 1e-9:
+        return  # seeds that do not scatter at all say nothing: another test
     assert found.standard_error() == pytest.approx(error, abs=1e-9)
     quantile = {2: 12.7062, 3: 4.30265, 4: 3.18245, 5: 2.77645}[seeds]
     interval = found.interval()
@@ -118,8 +120,20 @@ def test_too_many_resamples_without_a_value_make_no_interval() -> None:
     assert math.isnan(found.interval().low)
 
 
-def test_a_difference_of_nothing_is_no_finding() -> None:
+def test_what_does_not_scatter_has_no_interval_and_no_p_value() -> None:
     same = bootstrap([made(np.ones((4, 3)))], lambda *_: [0.0])
-    assert same.p_value() == 1
+    assert math.isnan(same.p_value())
+    assert math.isnan(same.interval().low)
     clear = bootstrap([made(np.array([[1.0, 1.1, 0.9]]))], mean)
     assert clear.p_value() < 0.01
+
+
+def test_networks_are_drawn_whole() -> None:
+    # Their scatter has that of their seeds in it: drawing these too would count it twice.
+    generator = np.random.default_rng(0)
+    tables = [made(generator.normal(size=(1, 4))) for _ in range(6)]
+    found = bootstrap(tables, mean)
+    means = [table.outcome.mean() for table in tables]
+    assert found.standard_error() == pytest.approx(np.std(means, ddof=1) / math.sqrt(6), rel=1e-6)
+    assert found.freedom[0] == 5
+    assert levels_in_words(tables) == "6 dense networks"

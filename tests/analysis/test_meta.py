@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trueoracle.analysis.bootstrap import Interval
 from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in, textbook_error
 from trueoracle.errors import InputError
 
 
 def effects(*pairs: tuple[float, float]) -> list[Effect]:
-    return [Effect(f"s{i}", tau, error) for i, (tau, error) in enumerate(pairs)]
+    made = [effect(f"s{i}", tau, 100, error) for i, (tau, error) in enumerate(pairs)]
+    assert all(made)
+    return [one for one in made if one is not None]
 
 
 def test_settings_that_agree_are_a_plain_weighted_mean() -> None:
@@ -81,11 +84,25 @@ def test_their_order_and_sign_change_nothing(pairs: list[tuple[float, float]]) -
 
 
 def test_where_no_error_is_known_it_is_the_textbooks() -> None:
-    assert effect("s", 0.3, None, 104) == Effect("s", 0.3, textbook_error(0.3, 104))
+    found = effect("s", 0.3, 104)
+    assert found is not None
+    assert found.standard_error == textbook_error(0.3, 104)
     assert textbook_error(0.0, 104) == pytest.approx(math.sqrt(0.437 / 100))
-    assert effect("s", 0.3, 0.02, 104) == Effect("s", 0.3, 0.02)
-    assert effect("s", 0.3, None, 4) is None
-    assert effect("s", math.nan, 0.1, 100) is None
+    known = effect("s", 0.3, 104, 0.02)
+    assert known is not None
+    assert (known.low, known.high) == pytest.approx(
+        (0.3 - 1.96 * 0.02, 0.3 + 1.96 * 0.02), abs=1e-5
+    )
+    assert effect("s", 0.3, 104, 0.02, Interval(0.1, 0.5)) == Effect("s", 0.3, 0.02, 0.1, 0.5)
+    assert effect("s", 0.3, 4) is None
+    assert effect("s", math.nan, 100, 0.1) is None
+
+
+def test_settings_that_agree_by_chance_are_not_taken_for_certain() -> None:
+    found = meta_analysis(effects((0.5, 0.2), (0.5, 0.2), (0.5, 0.2)))
+    # No scatter is seen; the errors alone make 0.2 / sqrt(3), and t has two degrees of freedom.
+    assert found.high - found.tau == pytest.approx(4.30265 * 0.2 / math.sqrt(3), abs=1e-4)
+    assert found.prediction_high - found.tau > found.high - found.tau
 
 
 def test_the_slope_in_complexity() -> None:

@@ -66,7 +66,10 @@ def test_networks_and_pruned_filters(write: object) -> None:
         ("x,y,c,s\n1,2,0,0\n1,2,0,0\n", {"candidate": "c", "seed": "s"}, "two rows of candidate"),
         ("x,y,c,s\n1,2,0,0\n3,2,0,1\n", {"candidate": "c", "seed": "s"}, "differs between its"),
         ("x,y,p\n1,2,some\n", {"pruned": "p"}, "takes pruned filters such as"),
-        ("x,y,p\n1,2,-1\n", {"pruned": "p"}, "a filter below 0"),
+        ("x,y,p\n1,2,[0.7]\n", {"pruned": "p"}, "takes pruned filters such as"),
+        ("x,y,p\n1,2,1000000000\n", {"pruned": "p"}, "not from 0 to 99,999"),
+        ("x,y,n\n1,2,a\n1,2,\n", {"network": "n"}, "column 'n' of .* is empty in line 3"),
+        ("x,y,p\n1,2,-1\n", {"pruned": "p"}, "a filter that is not from 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -17,7 +17,9 @@ def test_it_is_the_tau_of_the_expected_outcome(seeds: int, noise: float) -> None
     true = generator.normal(size=800)
     shift = 10 * generator.normal(size=seeds)  # what a seed does to all is no noise
     outcomes = true[:, None] + shift + noise * generator.normal(size=(800, seeds))
-    found = noise_ceiling(outcomes)
+    found = noise_ceiling(outcomes, sampled=True)
+    assert noise_ceiling(outcomes).ceiling == found.ceiling
+    assert math.isnan(noise_ceiling(outcomes).interval.low)  # all there are: nothing to draw
     best = kendall(true, outcomes.mean(axis=1)).value
     assert found.ceiling == pytest.approx(best, abs=0.04)
     assert found.reliability == pytest.approx(1 / (1 + noise**2 / seeds), abs=0.04)

@@ -126,8 +126,9 @@ def test_a_perfect_criterion_is_first_and_has_no_regret(shipped: Bench) -> None:
     assert by_name["perfect"].agreement == pytest.approx(1)
     assert by_name["perfect"].regret == pytest.approx(0)
     assert by_name["worst"].agreement == pytest.approx(-1)
-    assert by_name["worst"].rank == len(scores) - 1
+    assert by_name["worst"].rank == by_name["worst"].of == len(scores) - 1
     assert by_name["none"].rank is None
+    assert by_name["none"].coverage == 0
     assert by_name["none"].as_dict()["agreement"] is None
     assert 0.5 < by_name["perfect"].ceiling < 1
     assert by_name["worst"].regret > by_name["worst"].random_regret > 0
@@ -145,7 +146,7 @@ def test_a_place_is_the_mean_of_tau_over_settings(shipped: Bench) -> None:
         chosen = int(np.argmin(table.scores["l1"]))
         regrets.append(table.outcome.max() - table.outcome[chosen])
     assert place.agreement == pytest.approx(np.average(taus, weights=sizes))
-    assert place.regret == pytest.approx(np.mean(regrets))
+    assert place.regret == pytest.approx(np.average(regrets, weights=sizes))
     assert place.settings == 9
     assert place.interval_over == "3 retraining seeds"
     assert place.low < place.agreement < place.high

@@ -26,6 +26,11 @@ def test_a_criterion_of_ones_own_gets_its_place(tmp_path: Path) -> None:
     assert "1 setting, 135 retrained networks of LeNet5-Mini" in called.out
     assert "spread: number " in called.out
     assert "that retraining noise allows" in called.out
+    partly = tmp_path / "partly.py"
+    partly.write_text(OWN.replace("return candidates", "return float('nan') * candidates"))
+    called = call("bench", partly, *chosen)
+    assert called.code == 0, called.err
+    assert "spread has no place: it gives a finite score to 0.0% of the candidates" in called.out
     fields = json.loads(call("bench", path, *chosen, "--settings", "--json", "-q").out)
     assert fields["criterion"] == "spread"
     place = next(p for p in fields["places"]["test_loss"] if p["criterion"] == "spread")
@@ -56,6 +61,7 @@ def test_what_the_table_does_not_hold_is_refused(tmp_path: Path) -> None:
         (("--ratio", "0.25"), "unknown ratio of the table"),
         (("--network", "77"), "unknown dense network of the table"),
         (("l3",), "unknown criterion 'l3'"),
+        (("--settings",), "--settings tells of one criterion: name it"),
         ((tmp_path / "gone.py",), "no file"),
     ):
         called = call("bench", *options)

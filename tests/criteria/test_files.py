@@ -32,6 +32,12 @@ def test_what_the_decorator_made_goes_before_plain_functions(tmp_path: Path) -> 
     assert load_criterion(str(path)).source == "here"  # read once more: it replaces itself
 
 
+def test_what_a_file_imports_is_not_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("from trueoracle.criteria.magnitude import l1\n\n" + FUNCTION.format("mine"))
+    assert load_criterion(str(path)).name == "mine"
+
+
 def test_registered_names_go_on_working() -> None:
     assert load_criterion("l1") is CRITERIA["l1"]
 
@@ -45,6 +51,7 @@ def test_registered_names_go_on_working() -> None:
         ("x = 1\n", ":y", "has no 'y'"),
         ("1 / 0\n", "", "cannot be run: ZeroDivisionError"),
         ("def\n", "", "cannot be run: SyntaxError"),
+        ("import sys\nsys.exit(3)\n", "", "cannot be run: SystemExit"),
     ],
 )
 def test_files_without_one_criterion_are_refused(

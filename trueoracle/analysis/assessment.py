@@ -11,8 +11,8 @@ import numpy as np
 
 from trueoracle.analysis.bootstrap import Interval, bootstrap, levels_in_words
 from trueoracle.analysis.comparison import adjusted_p_values
-from trueoracle.analysis.correlation import kendall, top_weighted
-from trueoracle.analysis.numbers import finite_or_none, number
+from trueoracle.analysis.correlation import kendall_of_finite, top_weighted
+from trueoracle.analysis.numbers import finite_or_none, number, percent
 from trueoracle.analysis.permutation import label_permutation_p_values
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.analysis.reliability import Reliability, noise_ceiling
@@ -51,6 +51,18 @@ class Assessment:
         """The agreement as a share of what any criterion could reach."""
         return self.reliability.share(self.relation.agreement)
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether tau is told from zero: by permuted labels, and by its interval.
+
+        By whichever of them there is; where there is neither, by the textbook's p-value, which
+        takes overlapping candidates for independent.
+        """
+        told = [self.permutation_p_value < SIGNIFICANT] * (not math.isnan(self.permutation_p_value))
+        if not math.isnan(self.interval.low):
+            told.append(self.interval.low > 0 or self.interval.high < 0)
+        return all(told) if told else self.relation.kendall.p_value < SIGNIFICANT
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: those of the relation and of the selection among them."""
         return {
@@ -66,6 +78,7 @@ class Assessment:
                     "weighted_tau": self.weighted_tau,
                     "ceiling": self.reliability.ceiling,
                     "share_of_ceiling": self.share_of_ceiling,
+                    "certain": self.is_certain,
                 }
             ),
             **self.selection.as_dict(),
@@ -73,13 +86,19 @@ class Assessment:
 
     def sentence(self, score: str = "the score", outcome: str = "the outcome") -> str:
         """The verdict in words."""
-        relation, ceiling = self.relation, self.reliability.ceiling
+        relation = self.relation
+        if relation.n == 1:
+            return "Nothing can be said of a single candidate."
         if math.isnan(relation.kendall.value):
             return f"Nothing can be said: {score} or {outcome} is the same for all {relation.n}."
+        if self.reliability.ceiling == 0:
+            return (
+                f"Nothing can be said: {outcome} comes in another order each time that the "
+                "candidates are retrained."
+            )
         tau = f"τ {number(relation.kendall.value, 2)}"
-        if not math.isnan(ceiling):
-            sign = -1 if relation.agreement != relation.kendall.value else 1
-            tau += f" of {number(sign * ceiling, 2)} that retraining noise allows"
+        if not math.isnan(self.share_of_ceiling):
+            tau += f", {percent(self.share_of_ceiling, 0)} of what retraining noise allows"
         share = f"{relation.anomalies} of {relation.n} candidates ({relation.anomaly_ratio:.1%})"
         end = "ends" if relation.anomalies == 1 else "end"
         choice = (
@@ -95,12 +114,7 @@ class Assessment:
     def _strength(self) -> str:
         """Words for an agreement as a share of the ceiling; the borders are habit, not theory."""
         agreement = self.relation.agreement
-        # Labels permuted where that can be done: candidates overlap, which the textbook does not
-        # know of.
-        p_value = self.permutation_p_value
-        if math.isnan(p_value):
-            p_value = self.relation.kendall.p_value
-        if p_value >= SIGNIFICANT:
+        if not self.is_certain:
             return "says nothing certain about"
         if agreement < 0:
             return "is misleading about"
@@ -123,12 +137,12 @@ def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> lis
     names = [name for name, column in table.scores.items() if (np.isfinite(column) & known).any()]
     if not names:
         return []
-    reliability = noise_ceiling(table.outcomes, seed=seed)
+    reliability = noise_ceiling(table.outcomes, sampled=table.sampled, seed=seed)
     permuted = label_permutation_p_values(table, seed=seed)
     adjusted = dict(zip(names, adjusted_p_values([permuted[n] for n in names]), strict=True))
 
     def taus(one: CandidateTable, rows: np.ndarray, drawn: np.ndarray) -> Sequence[float]:
-        return [_tau(one.scores[name][rows], drawn) for name in names]
+        return [kendall_of_finite(one.scores[name][rows], drawn) for name in names]
 
     resampled = bootstrap([table], taus, seed=seed)
     over = levels_in_words([table])
@@ -194,7 +208,7 @@ def pool(tables: Sequence[CandidateTable], *, seed: int = 0) -> list[Pooled]:
         return []
 
     def taus(one: CandidateTable, rows: np.ndarray, drawn: np.ndarray) -> Sequence[float]:
-        return [_tau(one.scores[name][rows], drawn) for name in names]
+        return [kendall_of_finite(one.scores[name][rows], drawn) for name in names]
 
     resampled = bootstrap(tables, taus, seed=seed)
     return [
@@ -207,8 +221,3 @@ def pool(tables: Sequence[CandidateTable], *, seed: int = 0) -> list[Pooled]:
         )
         for place, name in enumerate(names)
     ]
-
-
-def _tau(scores: np.ndarray, outcome: np.ndarray) -> float:
-    finite = np.isfinite(scores) & np.isfinite(outcome)
-    return kendall(scores[finite], outcome[finite]).value

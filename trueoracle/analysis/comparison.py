@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trueoracle.analysis.bootstrap import bootstrap
-from trueoracle.analysis.correlation import kendall
+from trueoracle.analysis.correlation import kendall, kendall_of_finite
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError
@@ -171,9 +171,7 @@ def rank_agreement(scores: Mapping[str, np.ndarray]) -> Agreement:
     tau = np.ones((size, size))
     for i in range(size):
         for j in range(i):
-            x, y = scores[names[i]], scores[names[j]]
-            finite = np.isfinite(x) & np.isfinite(y)
-            tau[i, j] = tau[j, i] = kendall(x[finite], y[finite]).value
+            tau[i, j] = tau[j, i] = kendall_of_finite(scores[names[i]], scores[names[j]])
     shown = tuple(tuple(map(float, row)) for row in tau)
     if size < 2:
         return Agreement(tuple(names), shown, tuple(range(size)), ())
@@ -270,6 +268,4 @@ def _best(ranks: np.ndarray, outcome: np.ndarray) -> int:
 
 
 def _agreement(table: CandidateTable, name: str, rows: np.ndarray, outcome: np.ndarray) -> float:
-    scores = table.scores[name][rows]
-    finite = np.isfinite(scores) & np.isfinite(outcome)
-    return table.sign(name) * kendall(scores[finite], outcome[finite]).value
+    return table.sign(name) * kendall_of_finite(table.scores[name][rows], outcome)

@@ -8,7 +8,15 @@ from types import ModuleType
 
 import numpy as np
 
-__all__ = ["Correlation", "discordant_ratio", "kendall", "pearson", "spearman", "top_weighted"]
+__all__ = [
+    "Correlation",
+    "discordant_ratio",
+    "kendall",
+    "kendall_of_finite",
+    "pearson",
+    "spearman",
+    "top_weighted",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,12 @@ def kendall(x: np.ndarray, y: np.ndarray) -> Correlation:
         return UNDEFINED
     result = _stats().kendalltau(x, y, variant="b")
     return Correlation(float(result.statistic), float(result.pvalue))
+
+
+def kendall_of_finite(x: np.ndarray, y: np.ndarray) -> float:
+    """Kendall's tau-b of the rows ``[n]`` where both are finite; NaN where undefined."""
+    finite = np.isfinite(x) & np.isfinite(y)
+    return kendall(x[finite], y[finite]).value
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:

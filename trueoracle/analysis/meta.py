@@ -9,19 +9,26 @@ from typing import Any
 
 import numpy as np
 
+from trueoracle.analysis.bootstrap import NO_INTERVAL, Interval
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.errors import InputError
 
 __all__ = ["Effect", "MetaAnalysis", "Slope", "effect", "meta_analysis", "slope_in"]
 
 
+_Z = 1.959963984540054
+"""The normal distribution's 97.5 % quantile."""
+
+
 @dataclass(frozen=True)
 class Effect:
-    """Tau in one setting, and its standard error."""
+    """Tau in one setting, its standard error and 95 % interval."""
 
     label: str
     tau: float
     standard_error: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,8 @@ class MetaAnalysis:
                 {
                     "label": effect.label,
                     "tau": effect.tau,
-                    "low": max(-1.0, effect.tau - _Z * effect.standard_error),
-                    "high": min(1.0, effect.tau + _Z * effect.standard_error),
+                    "low": effect.low,
+                    "high": effect.high,
                     "weight": weight,
                 }
             )
@@ -66,7 +73,6 @@ class MetaAnalysis:
         return plain
 
 
-_Z = 1.959963984540054
 _LEAST_ERROR = 1e-3
 """No tau of a few hundred candidates is known better; without a bound one setting could be all."""
 
@@ -82,19 +88,30 @@ def textbook_error(tau: float, n: int) -> float:
     return math.sqrt(0.437 / (n - 4)) * (1 - tau**2)
 
 
-def effect(label: str, tau: float, standard_error: float | None, n: int) -> Effect | None:
+def effect(
+    label: str,
+    tau: float,
+    n: int,
+    standard_error: float | None = None,
+    interval: Interval = NO_INTERVAL,
+) -> Effect | None:
     """An effect, by the textbook's error where none is known; None where that has none either."""
     error = math.nan if standard_error is None else standard_error
     if math.isnan(error):
         error = textbook_error(tau, n)
-    return Effect(label, tau, error) if math.isfinite(tau) and math.isfinite(error) else None
+    if not (math.isfinite(tau) and math.isfinite(error)):
+        return None
+    if math.isnan(interval.low):
+        interval = Interval(max(-1.0, tau - _Z * error), min(1.0, tau + _Z * error))
+    return Effect(label, tau, error, interval.low, interval.high)
 
 
 def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
     """The random-effects mean of tau, its variance between settings by Paule and Mandel (1982).
 
-    Its interval is that of Hartung, Knapp, Sidik and Jonkman (Hartung & Knapp 2001), which holds
-    for few settings; the prediction interval is that of Higgins, Thompson and Spiegelhalter (2009).
+    Its interval is that of Hartung and Knapp (2001), which holds for few settings, in the form that
+    is never narrower than the errors by themselves would make it (Röver, Knapp & Friede 2015); the
+    prediction interval is that of Higgins, Thompson and Spiegelhalter (2009).
     Raises :class:`InputError` where there is no setting.
     """
     effects = tuple(effects)
@@ -103,10 +120,8 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
     taus = np.array([effect.tau for effect in effects])
     errors = np.maximum([effect.standard_error for effect in effects], _LEAST_ERROR)
     if len(effects) == 1:
-        reach = _Z * float(errors[0])
-        nan = math.nan
-        low, high = max(-1.0, taus[0] - reach), min(1.0, taus[0] + reach)
-        return MetaAnalysis(effects, (1.0,), float(taus[0]), low, high, *(nan,) * 6)
+        (one,) = effects
+        return MetaAnalysis(effects, (1.0,), one.tau, one.low, one.high, *(math.nan,) * 6)
     from scipy import stats
     from statsmodels.stats.meta_analysis import combine_effects
 
@@ -117,8 +132,10 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
     weights /= weights.sum()
     mean = float(weights @ taus)
     count = len(taus)
-    # Hartung and Knapp: the scatter that is seen, not the one that the errors promise.
-    spread = math.sqrt(float(weights @ (taus - mean) ** 2) / (count - 1))
+    # Hartung and Knapp: the scatter that is seen; but a few settings can agree by chance, and then
+    # it is no less than what their errors promise.
+    promised = 1 / float((1 / (errors**2 + between)).sum())
+    spread = math.sqrt(max(float(weights @ (taus - mean) ** 2) / (count - 1), promised))
     reach = float(stats.t.ppf(0.975, count - 1)) * spread
     nan = math.nan
     predicted = (nan, nan)
@@ -160,8 +177,9 @@ class Slope:
 def slope_in(effects: Sequence[Effect], complexity: Sequence[float]) -> Slope | None:
     """Meta-regression of tau on one number a setting, such as width or the dense network's error.
 
-    Weighted least squares with the random-effects weights of :func:`meta_analysis`, its errors from
-    the scatter seen. None for fewer than three settings, or where the number is the same for all.
+    Weighted least squares, the variance that the slope leaves between settings by Paule and
+    Mandel's equation; errors from the scatter seen. None for fewer than three settings, or where
+    the number is the same for all.
     """
     both = zip(effects, complexity, strict=True)
     kept = [(one, float(x)) for one, x in both if math.isfinite(x)]
@@ -169,8 +187,20 @@ def slope_in(effects: Sequence[Effect], complexity: Sequence[float]) -> Slope | 
         return None
     import statsmodels.api as sm
 
-    weights = meta_analysis([one for one, _ in kept]).weights
+    taus = np.array([one.tau for one, _ in kept])
+    errors = np.maximum([one.standard_error for one, _ in kept], _LEAST_ERROR)
     x = sm.add_constant(np.array([x for _, x in kept]), has_constant="add")
-    fitted = sm.WLS([one.tau for one, _ in kept], x, weights=weights).fit()
+
+    def excess(between: float) -> float:
+        """What weighted squares of the residuals have over their expectation."""
+        left = sm.WLS(taus, x, weights=1 / (errors**2 + between)).fit().wresid
+        return float((left**2).sum() - (len(taus) - 2))
+
+    between, most = 0.0, 4.0  # no variance of numbers in [-1, 1] is larger
+    if excess(0.0) > 0:
+        from scipy import optimize
+
+        between = float(optimize.brentq(excess, 0.0, most))
+    fitted = sm.WLS(taus, x, weights=1 / (errors**2 + between)).fit()
     low, high = fitted.conf_int()[1]
     return Slope(float(fitted.params[1]), float(low), float(high), float(fitted.pvalues[1]))

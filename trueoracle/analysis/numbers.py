@@ -22,9 +22,9 @@ def interval(low: float | None, high: float | None, digits: int = 2) -> str:
     return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | None, digits: int = 1) -> str:
     """One digit after the point: ``"4.4%"``."""
-    return ABSENT if value is None else f"{value:z.1%}".replace("-", "−")
+    return ABSENT if value is None else f"{value:z.{digits}%}".replace("-", "−")
 
 
 def p_value(value: float | None) -> str:

@@ -16,6 +16,9 @@ from trueoracle.errors import InputError, first_line, unknown
 
 __all__ = ["read_tables"]
 
+MOST_FILTERS = 100_000
+"""Of a group: no layer has more."""
+
 
 def read_tables(
     path: Path,
@@ -48,6 +51,10 @@ def read_tables(
         raise InputError(f"with --seed there is one --y, got {len(y)}")
     for name in dict.fromkeys([*x, *y]):
         frame[name] = _numeric(frame, name, path)
+    for told in (candidate, seed, network, pruned):
+        if told is not None and frame[told].isna().any():
+            row = int(np.flatnonzero(frame[told].isna())[0]) + 2  # the header is line 1
+            raise InputError(f"column {told!r} of {path} is empty in line {row}")
     parts = {"": frame} if network is None else dict(tuple(frame.groupby(network, sort=False)))
     made = {}
     for label, part in parts.items():
@@ -130,12 +137,23 @@ def _way(cell: object, path: Path, column: str) -> dict[str, list[int]]:
     try:
         read = json.loads(text) if text[:1] in "{[" else re.split(r"[,;\s]+", text)
         groups = read if isinstance(read, dict) else {"": read}
-        way = {str(name): [int(filter_) for filter_ in which] for name, which in groups.items()}
-    except (ValueError, TypeError) as error:
+        way = {str(name): [_filter(one) for one in which] for name, which in groups.items()}
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"column {column!r} of {path} takes pruned filters such as '0 3 7' or "
             f'{{"conv1": [0, 3]}}, got {text!r}'
         ) from error
-    if any(filter_ < 0 for which in way.values() for filter_ in which):
-        raise InputError(f"column {column!r} of {path} has a filter below 0: {text!r}")
+    if any(not 0 <= one < MOST_FILTERS for which in way.values() for one in which):
+        raise InputError(
+            f"column {column!r} of {path} has a filter that is not from 0 to {MOST_FILTERS - 1:,}: "
+            f"{text!r}"
+        )
     return way
+
+
+def _filter(given: object) -> int:
+    """A filter's number; raises ValueError for what is no whole number."""
+    number = int(str(given))
+    if isinstance(given, bool):
+        raise ValueError(given)
+    return number

@@ -8,15 +8,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from trueoracle.analysis.correlation import kendall_of_finite
 from trueoracle.analysis.table import CandidateTable
 
-__all__ = ["label_permutation_p_values", "permuted_rows"]
+__all__ = ["label_permutation_p_values", "permuted_rows", "why_not_permuted"]
 
 PERMUTATIONS = 2000
+PERMUTATIONS_OF_MANY = 500
+MANY = 500
+"""Candidates above which their pairs are not held in memory, but counted for each relabelling."""
 
 
 def label_permutation_p_values(
-    table: CandidateTable, *, permutations: int = PERMUTATIONS, seed: int = 0
+    table: CandidateTable, *, permutations: int | None = None, seed: int = 0
 ) -> dict[str, float]:
     """Two-sided p-values of tau by criterion, when filter labels are permuted.
 
@@ -26,16 +30,20 @@ def label_permutation_p_values(
     keeps those likenesses, as the quadratic assignment procedure does for matrices (Hubert &
     Schultz 1976; Dekker, Krackhardt & Snijders 2007). The p-value is the share of relabellings, the
     given labels among them, with a tau at least as far from zero; all of them are enumerated where
-    there are no more than ``permutations``.
+    there are no more than ``permutations`` (by default 2,000, or 500 of more than 500 candidates).
 
     A relabelling must carry the candidates to themselves: NaN where they are not all ways to prune,
     and where the table does not say what they prune; for a criterion whose scores or outcomes are
     all equal as well. Pairs with a candidate that has no finite value count for neither side.
     """
+    if permutations is None:
+        permutations = PERMUTATIONS if len(table) <= MANY else PERMUTATIONS_OF_MANY
     rows = permuted_rows(table, permutations, seed)
     result = dict.fromkeys(table.scores, math.nan)
     if rows is None:
         return result
+    if len(table) > MANY:
+        return result | _counted(table, rows)
     outcome = _orders(table.outcome)
     orders = {name: _orders(column) for name, column in table.scores.items()}
     orders = {name: order for name, order in orders.items() if order.any()}
@@ -55,6 +63,21 @@ def label_permutation_p_values(
     return result
 
 
+def _counted(table: CandidateTable, rows: Iterator[np.ndarray]) -> dict[str, float]:
+    """The same by Kendall's tau of the permuted columns: slower, in little memory."""
+    outcome = table.outcome
+    taus = {name: kendall_of_finite(x, outcome) for name, x in table.scores.items()}
+    taus = {name: tau for name, tau in taus.items() if math.isfinite(tau)}
+    hits = dict.fromkeys(taus, 0)
+    count = 0
+    for moved in rows:
+        count += 1
+        for name, tau in taus.items():
+            other = kendall_of_finite(table.scores[name], outcome[moved])
+            hits[name] += abs(other) >= abs(tau) - 1e-12
+    return {name: number / count for name, number in hits.items()}
+
+
 def permuted_rows(
     table: CandidateTable, permutations: int, seed: int
 ) -> Iterator[np.ndarray] | None:
@@ -62,9 +85,20 @@ def permuted_rows(
 
     None where relabelling does not carry the candidates to themselves.
     """
-    if table.pruned is None or table.sampled or not _is_closed(table.pruned, table.groups):
+    if table.pruned is None or why_not_permuted(table):
         return None
     return _moves(table.pruned, table.groups, permutations, seed)
+
+
+def why_not_permuted(table: CandidateTable) -> str:
+    """The reason in words; empty where labels can be permuted."""
+    if table.pruned is None:
+        return "the table does not say what candidates prune"
+    if table.sampled:
+        return "the candidates are a sample, which relabelling does not carry to itself"
+    if not _is_closed(table.pruned, table.groups):
+        return "the candidates are not all ways to prune so many filters, each once"
+    return ""
 
 
 def _moves(

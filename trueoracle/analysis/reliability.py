@@ -25,8 +25,8 @@ class Reliability:
     ``split_half`` is the mean tau between the outcomes of two halves of the seeds. ``reliability``
     is the correlation to be expected between the means over all seeds and over as many others, in
     [0, 1]. ``ceiling`` is the tau that the expected outcome of every candidate, the best criterion
-    there can be, would have with the means over all seeds; ``interval`` is its 95 % interval, over
-    candidates. All are NaN for a single seed.
+    there can be, would have with the means over all seeds; ``interval`` is its 95 % interval where
+    candidates are a sample. All are NaN for a single seed.
     """
 
     seeds: int
@@ -53,17 +53,15 @@ class Reliability:
         )
 
 
-def noise_ceiling(
-    outcomes: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Reliability:
+def noise_ceiling(outcomes: np.ndarray, *, sampled: bool = False, seed: int = 0) -> Reliability:
     """The reliability of outcomes ``[P, S]``, candidates × retraining seeds.
 
     Tau between halves becomes a correlation by Greiner's relation r = sin(πτ/2), which holds for
     normal variables (Kruskal 1958, section 5); Spearman and Brown's formula (1910) takes it from
     half of the seeds to all, and its square root, the correlation of a measurement with what it
     measures, becomes a tau again. A negative correlation counts as none. Rows that are not finite
-    in every seed are left out; with no ``resamples`` there is no interval. Halves are all ways to
-    take two disjoint ⌊S/2⌋ of the seeds, or 100 of them at random.
+    in every seed are left out. Halves are all ways to take two disjoint ⌊S/2⌋ of the seeds, or 100
+    of them at random.
     """
     rows = outcomes[np.isfinite(outcomes).all(axis=1)]
     seeds = outcomes.shape[1]
@@ -73,13 +71,13 @@ def noise_ceiling(
     halves = _halves(seeds, generator)
     split_half, reliability, ceiling = _ceiling(rows, halves)
     interval = NO_INTERVAL
-    if resamples and not math.isnan(ceiling):
+    if sampled and not math.isnan(ceiling):
         drawn = [
             _ceiling(rows[generator.integers(len(rows), size=len(rows))], halves)[2]
-            for _ in range(resamples)
+            for _ in range(RESAMPLES)
         ]
         found = np.array(drawn)[np.isfinite(drawn)]
-        if len(found) >= 0.95 * resamples:
+        if len(found) >= 0.95 * RESAMPLES:
             interval = Interval(*map(float, np.quantile(found, [0.025, 0.975])))
     return Reliability(seeds, split_half, reliability, ceiling, interval)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,6 +89,12 @@ def analyse(
 
     if figure is not None and figure.suffix[1:] not in FORMATS:
         raise InputError(f"--figure takes a .png, .svg or .pdf, got {figure}")
+    if len(set(points)) < len(points):
+        raise InputError("a file is named twice")
+    stems = [path.stem for path in points]
+    names = {p: p.stem if stems.count(p.stem) == 1 else str(p) for p in points}
+    if len(points) == 1:
+        names = {points[0]: ""}
     settings: dict[str, CandidateTable] = {}
     for path in points:
         read = read_tables(
@@ -102,13 +109,13 @@ def analyse(
             pruned=pruned,
         )
         for label, one in read.items():
-            settings[" ".join(filter(None, (path.stem if len(points) > 1 else "", label)))] = one
+            settings[" ".join(filter(None, (names[path], label)))] = one
     outcome = y[0] if len(y) == 1 else f"{y[0]} … {y[-1]}"
     found = {
         label: _assess(one, label or str(points[0]), outcome) for label, one in settings.items()
     }
     pooled = _pooled(list(settings.values())) if network is not None and len(points) == 1 else []
-    meta = [] if pooled else _meta(found)
+    meta = _meta(found)
     if figure is not None:
         _draw(figure, settings, found, meta, x, outcome)
     if as_json:
@@ -132,7 +139,15 @@ def analyse(
             }
         )
         return
-    _print(settings, found, pooled, meta, outcome, higher_is_better=higher_is_better)
+    _print(
+        settings,
+        found,
+        pooled,
+        meta,
+        outcome,
+        higher_is_better=higher_is_better,
+        wants_permutation=pruned is not None,
+    )
 
 
 def _assess(one: CandidateTable, where: str, outcome: str) -> list[Assessment]:
@@ -165,7 +180,9 @@ def _meta(found: dict[str, list[Assessment]]) -> list[dict[str, Any]]:
     for label, assessments in found.items():
         for one in assessments:
             relation = one.relation
-            made = effect(label, relation.kendall.value, one.standard_error, relation.n)
+            made = effect(
+                label, relation.kendall.value, relation.n, one.standard_error, one.interval
+            )
             if made is not None:
                 effects.setdefault(one.criterion, []).append(made)
     return [
@@ -217,6 +234,7 @@ def _print(
     outcome: str,
     *,
     higher_is_better: bool,
+    wants_permutation: bool,
 ) -> None:
     better = "higher" if higher_is_better else "lower"
     out().print(
@@ -230,10 +248,18 @@ def _print(
             cells = (label, one.criterion) if several else (one.criterion,)
             made.add_row(*cells, *relation_cells(one.as_dict()))
     out().print(made)
+    from trueoracle.analysis.permutation import why_not_permuted
+
     over = {assessments[0].interval_over for assessments in found.values()}
     if over != {""}:
         words = over.pop() if len(over) == 1 else "what each setting has of seeds and candidates"
         out().print(f"95%: over {words}")
+    if any(math.isnan(one.permutation_p_value) for several in found.values() for one in several):
+        out().print("(p): the textbook's, too small where candidates overlap in what they prune")
+    if wants_permutation and any(one.pruned is not None for one in settings.values()):
+        for label, one_table in settings.items():
+            if reason := why_not_permuted(one_table):
+                out().print(f"{label + ': ' if label else ''}labels are not permuted: {reason}")
     for label, assessments in found.items():
         for one in assessments:
             if one.relation.dropped:

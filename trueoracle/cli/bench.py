@@ -66,7 +66,10 @@ def bench(
     """
     from trueoracle.bench.leaderboard import leaderboard
     from trueoracle.bench.table import read_bench
+    from trueoracle.errors import InputError
 
+    if settings and criterion is None:
+        raise InputError("--settings tells of one criterion: name it")
     shipped = read_bench()
     chosen = _chosen(shipped, layer, ratio, network)
     name, whole = None, shipped
@@ -187,7 +190,10 @@ def _print(
     for metric, places in found.items():
         place = next(one for one in places if one.criterion == name)
         if place.rank is None:
-            console.print(f"{name} does not apply here: no candidate has a finite score")
+            console.print(
+                f"{name} has no place: it gives a finite score to {percent(place.coverage)} of the "
+                "candidates, and a place is among criteria that score all of them"
+            )
             return
         console.print(
             f"{name}: number {place.rank} of {place.of} against {metric.replace('_', ' ')}, tau "

@@ -41,19 +41,23 @@ def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
 def relation_cells(relation: dict[str, Any]) -> tuple[str, ...]:
     """The numbers of one relation, in the order of ``NUMBERS``.
 
-    ``p`` permutes filter labels where that can be done, and is the textbook's elsewhere.
+    ``p`` permutes filter labels where that can be done; elsewhere it is the textbook's, in
+    brackets.
     """
     return (
         str(relation["n"]),
         number(relation["kendall_tau"], 2),
         interval(relation["kendall_low"], relation["kendall_high"]),
-        p_value(
-            relation["kendall_p_value"]
-            if relation["permutation_p_value"] is None
-            else relation["permutation_p_value"]
-        ),
+        _p_value(relation),
         number(relation["ceiling"], 2),
         percent(relation["anomaly_ratio"]),
         str(relation["rank"]),
         number(relation["regret"], 4),
     )
+
+
+def _p_value(relation: dict[str, Any]) -> str:
+    if relation["permutation_p_value"] is not None:
+        return p_value(relation["permutation_p_value"])
+    textbook = relation["kendall_p_value"]
+    return p_value(textbook) if textbook is None else f"({p_value(textbook)})"

@@ -30,7 +30,12 @@ def load_criterion(reference: str) -> Criterion:
         if not hasattr(module, attribute):
             raise InputError(f"{path} has no {attribute!r}")
         return as_criterion(attribute, getattr(module, attribute))
-    criteria = {n: v for n, v in vars(module).items() if isinstance(v, Criterion)}
+    criteria = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, Criterion)
+        and getattr(value.function, "__module__", None) == module.__name__
+    }
     functions = {
         name: value
         for name, value in vars(module).items()
@@ -61,7 +66,7 @@ def _run(path: Path) -> ModuleType:
     sys.modules[name] = module  # where inspect looks for the source
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's file runs: anything can come out
+    except (Exception, SystemExit) as error:  # the user's file runs: anything can come out
         del sys.modules[name]
         raise InputError(
             f"{path} cannot be run: {type(error).__name__}: {first_line(error)}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trueoracle.analysis.bootstrap import NO_INTERVAL, Interval
 from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in
 from trueoracle.analysis.numbers import number
 from trueoracle.analysis.outcomes import higher_is_better, outcome_name, rule_in_words
@@ -99,7 +100,9 @@ def _meta(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             tau, error = relation["kendall_tau"], relation["standard_error"]
             if tau is None:
                 continue
-            if (found := effect(entry["label"], tau, error, relation["n"])) is not None:
+            ends = (relation["kendall_low"], relation["kendall_high"])
+            around = NO_INTERVAL if None in ends else Interval(*ends)
+            if (found := effect(entry["label"], tau, relation["n"], error, around)) is not None:
                 key = (relation["criterion"], relation["metric"])
                 rows.setdefault(key, []).append((entry, found))
     made = []

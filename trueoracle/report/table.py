@@ -75,7 +75,9 @@ _MAIN = (
     _TAU,
     _Column("95% interval", "of τ", _interval("kendall", 2)),
     _Column("p", "filter labels permuted", _p_value("permutation_p_value")),
-    _Column("p (Holm)", "adjusted for all rows of the table", _p_value("adjusted_p_value")),
+    _Column(
+        "p (Holm)", "adjusted for all criteria of a study, by outcome", _p_value("adjusted_p_value")
+    ),
     _Column("ceiling", "what a perfect criterion would reach", _number("ceiling", 2)),
     _Column("of ceiling", "agreement as a share of it", _share),
     _Column("anomalies", "share that ends better than the lowest score", _percent("anomaly_ratio")),
@@ -131,7 +133,7 @@ def differences_table(entries: Sequence[tuple[str, Entry]]) -> Table:
         _Column("difference", "of agreement, paired", _number("difference", 2)),
         _Column("95% interval", "of the difference", lambda d: interval(d["low"], d["high"])),
         _Column("p", "two-sided", _p_value("p_value")),
-        _Column("p (Holm)", "adjusted for all pairs", _p_value("adjusted_p_value")),
+        _Column("p (Holm)", "adjusted for all rows", _p_value("adjusted_p_value")),
     )
     names = (
         _Column("first", "its agreement", lambda d: str(d["first"])),
