@@ -20,7 +20,7 @@ import pandas as pd
 from trueoracle.analysis.numbers import many
 from trueoracle.analysis.outcomes import METRICS
 from trueoracle.bench.scoring import score_bench
-from trueoracle.bench.table import DATA, GRID, KEYS, Bench, dense_file
+from trueoracle.bench.table import DATA, GRID, KEYS, Bench, dense_file, read_bench
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError
 from trueoracle.study.grid import GridPoint, expand
@@ -47,11 +47,14 @@ def build(
     out: Path,
     progress: Progress,
     criteria: Sequence[str] | None = None,
+    *,
+    scored: Bench | None = None,
 ) -> None:
     """Write the table's files to ``out``: outcomes, scores, dense weights and card.
 
     ``criteria`` are all registered ones by default; those that do not apply to the network are left
-    out. Raises :class:`InputError` where no point is finished.
+    out. What a smaller table has ``scored`` already is taken from it. Raises :class:`InputError`
+    where no point is finished.
     """
     if not points:
         raise InputError(f"no point of {GRID} is finished: trueoracle run {GRID} records them")
@@ -65,13 +68,28 @@ def build(
     scores, seconds = keys.copy(), {}
     for name in criteria or list(CRITERIA):
         started = time.perf_counter()
-        column = score_bench(CRITERIA[name], bench, progress, folder=out)
-        seconds[name] = round(time.perf_counter() - started, 1)
+        column = _known(bench, name, scored)
+        left = [one for one in bench.settings if np.isnan(column[one.rows]).any()]
+        if left:
+            fresh = score_bench(CRITERIA[name], bench, progress, left, folder=out)
+            column = np.where(np.isnan(column), fresh, column)
+        spent = 0.0 if scored is None else scored.card["seconds_to_score"].get(name, 0.0)
+        seconds[name] = round(spent + time.perf_counter() - started, 1)
         if np.isfinite(column).any():
             scores[name] = column
     scores.to_parquet(out / "scores.parquet", index=False, compression="zstd")
     card = _card(points, keys, seconds)
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def _known(bench: Bench, name: str, scored: Bench | None) -> np.ndarray:
+    """The scores ``[R]`` that another table has of the same networks; NaN elsewhere."""
+    if scored is None or name not in scored.scores:
+        return np.full(len(bench.keys), np.nan)
+    before = scored.keys.assign(score=scored.scores[name])
+    merged = bench.keys.merge(before, on=KEYS, how="left")
+    known: np.ndarray = merged["score"].to_numpy(dtype=np.float64)
+    return known
 
 
 def _epochs(point: GridPoint, results: Results) -> pd.DataFrame:
@@ -142,8 +160,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, default=DATA)
+    parser.add_argument(
+        "--scored", type=Path, help="folder of a smaller table, whose scores are taken over"
+    )
     given = parser.parse_args()
-    build(recorded(given.runs), given.out, PlainProgress())
+    scored = None if given.scored is None else read_bench(given.scored)
+    build(recorded(given.runs), given.out, PlainProgress(), scored=scored)
 
 
 if __name__ == "__main__":
