@@ -40,6 +40,11 @@ def test_recorded_runs_become_a_table(tmp_path: Path) -> None:
         dense_file(0, tmp_path / "out").read_bytes()
         == (results.folder / "dense.safetensors").read_bytes()
     )
+    taken = replace(bench, scores={"l1": bench.scores["l1"] + 1})
+    build([(point, results)], tmp_path / "again", SilentProgress(), ["l1", "l2"], scored=taken)
+    again = read_bench(tmp_path / "again")
+    assert np.array_equal(again.scores["l1"], taken.scores["l1"])  # not scored anew
+    assert np.isfinite(again.scores["l2"]).all()
     assert (
         replace(bench, scores={}).settings[0].study == "lenet5-mini-bench+seed-0+layers-conv2-0.1"
     )
