@@ -166,9 +166,20 @@ def test_what_is_wrong_is_said_before_any_work(study: Study) -> None:
         ({"by": "test_loss"}, "does not choose by test_loss"),
         ({"seed": -1}, "a seed is a whole number from 0"),
         ({"engine": "fast"}, "unknown engine 'fast'"),
+        ({"strategy": "full"}, "'full' takes all 40 epochs, and the budget is 22"),
+        *(
+            (
+                {"strategy": name, "criterion": "l1", "budget": None},
+                f"nothing with strategy '{name}'",
+            )
+            for name in ("random", "random-halving", "full")
+        ),
     ):
         with pytest.raises(InputError, match=message):
             searched(study, **options)
+    for name in ("random", "random-halving", "full"):
+        with pytest.raises(InputError, match=f"'l1' does nothing with strategy '{name}'"):
+            searched(study, strategy=name, criterion="l1")
     assert not study.folder.exists()
 
 
@@ -182,6 +193,38 @@ def test_one_search_at_a_time(study: Study) -> None:
     searched(study, 4)
     with locked(study.folder), pytest.raises(BusyError):
         searched(study, 4)
+
+
+class Heard:
+    """Progress that is written down."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stage(self, *_: object) -> None: ...
+    def advance(self, count: float = 1, note: str = "") -> None: ...
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_the_whole_budget_is_that_of_full(study: Study) -> None:
+    found = searched(study, None, strategy="full")
+    assert (found.budget, found.spent, found.criterion) == (40, 40, "")
+    # Every candidate begins: what would order them is not computed.
+    assert Results(study.folder).criteria == []
+
+
+def test_the_first_criterion_that_applies_orders_the_candidates(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    # The network has no batch norm.
+    study = Study(**fields | {"criteria": ["bn-scale", "l1"]}, runs=tmp_path / "runs")
+    with pytest.raises(InputError, match="'bn-scale': no batch norm with a scale follows conv1"):
+        searched(study, 4, criterion="bn-scale")
+    assert not study.folder.exists()
+    heard = Heard()
+    assert searched(study, 4, progress=heard).criterion == "l1"
+    assert any("ordered by l1, since criterion 'bn-scale'" in text for text in heard.said)
 
 
 def test_networks_that_diverge(fields: dict[str, Any], tmp_path: Path) -> None:
@@ -240,17 +283,10 @@ def test_a_search_without_a_validation_split_says_so(
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
     fields["data"] |= {"validation_images": 0}
-    said: list[str] = []
-
-    class Heard:
-        def stage(self, *_: object) -> None: ...
-        def advance(self, count: float = 1, note: str = "") -> None: ...
-        def message(self, text: str) -> None:
-            said.append(text)
-
-    found = searched(Study(**fields, runs=tmp_path), 4, progress=Heard())
+    heard = Heard()
+    found = searched(Study(**fields, runs=tmp_path), 4, progress=heard)
     assert found.by == "train_loss"
-    assert any("no validation split" in text for text in said)
+    assert any("no validation split" in text for text in heard.said)
 
 
 def test_single_weights_too(fields: dict[str, Any], tmp_path: Path) -> None:
