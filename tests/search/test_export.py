@@ -232,6 +232,13 @@ def test_files_are_refused_before_long_work(
         check_export(Path("model.bin"))
     with pytest.raises(InputError, match="no folder"):
         check_export(tmp_path / "absent" / "model.pt2")
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(InputError, match=r"folder\.pt2 is a folder"):
+        check_export(tmp_path / "folder.pt2")
+    with pytest.raises(InputError, match=r"cannot write .*long\.pt2: "):
+        check_export(tmp_path / f"{'long' * 100}.pt2")
+    check_export(tmp_path / "model.pt2")
+    assert [one.name for one in tmp_path.iterdir()] == ["folder.pt2"]
     real = builtins.__import__
 
     def without_onnx(name: str, *args: Any, **options: Any) -> Any:

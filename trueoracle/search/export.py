@@ -77,6 +77,14 @@ def check_export(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} to export to")
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, and an export is a file")
+        probe = path.with_name(f".{path.stem}.partial{path.suffix}")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error}") from error
     if path.suffix == ".onnx":
         try:
             import onnx  # noqa: F401
