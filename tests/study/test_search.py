@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import trueoracle
@@ -123,6 +124,39 @@ def test_a_checkpoint_that_is_gone_is_said(study: Study) -> None:
         searched(study, 4)
     shutil.rmtree(found.folder)
     assert searched(study, 4).chosen == found.chosen
+
+
+def test_a_damaged_record_is_said(study: Study) -> None:
+    found = searched(study, 22)
+    path = found.folder / live.RECORD
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    first = whole["rungs"][0][0]
+    for changes, message in (
+        ({"epochs": {}}, "lacks epochs of rung 1"),
+        ({"epochs": whole["epochs"] | {first: whole["epochs"][first][:0]}}, f"{first} lacks"),
+        ({"epochs": whole["epochs"] | {first: [{"epoch": 0}]}}, "Field required"),
+        ({"settings": whole["settings"] | {"seed": 5}}, "settings are those of another search"),
+        ({"rungs": [["x"], *whole["rungs"][1:]]}, "candidate 'x' of rung 1"),
+        ({"rungs": [whole["rungs"][0][1:], *whole["rungs"][1:]]}, "rung 1 has"),
+        ({"rungs": 3}, "rungs: "),
+        ({"rungs": whole["rungs"] * 2}, "rungs, expected"),
+    ):
+        path.write_text(json.dumps(whole | changes), encoding="utf-8")
+        with pytest.raises(StoreError, match=rf"search\.json: .*{message}.*move its folder away"):
+            searched(study, 22)
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    (checkpoint,) = found.folder.glob("*.safetensors")
+    tensors = load_file(checkpoint)
+    value = torch.zeros(3)
+    for damaged, message in (
+        (tensors | {"x/weights/y": value}, "'x/weights/y' is nothing of rung"),
+        (tensors | {"x": value}, "'x' is nothing of rung"),
+        ({}, "it holds 0 networks, expected 1"),
+        ({found.chosen + "/weights/y": value}, "do not fit"),
+    ):
+        save_file(damaged, checkpoint)
+        with pytest.raises(StoreError, match=f"{message}.*move its folder away"):
+            searched(study, 22)
 
 
 def test_each_setting_is_a_search_of_its_own(study: Study) -> None:
