@@ -101,6 +101,13 @@ def test_a_replay_prints_and_draws(tiny: Path) -> None:
         (["--export", "model.bin"], "a network is exported as .safetensors, .onnx, .pt2"),
         (["--figure", "a.png"], "--figure draws a replay: give --replay too"),
         (["--replay", "--budget", "9"], "--budget does nothing with --replay"),
+        (["--replay", "--strategy", "top"], "--strategy does nothing with --replay"),
+        (["--replay", "--seed", "0"], "--seed does nothing with --replay"),
+        (["--replay", "--engine", "loop"], "--engine does nothing with --replay"),
+        (["--replay", "--memory", "1GB"], "--memory does nothing with --replay"),
+        (["--replay", "--device", "cpu"], "--device does nothing with --replay"),
+        (["--strategy", "random", "--criterion", "l1"], "nothing with strategy 'random'"),
+        (["--strategy", "full", "--budget", "4"], "takes all 20 epochs, and the budget is 4"),
         (["--strategy", "best"], "unknown strategy 'best'"),
     ],
 )

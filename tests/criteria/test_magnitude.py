@@ -128,3 +128,15 @@ def test_a_layer_of_zeros_has_lamp_scores_of_zero() -> None:
     network = chain()
     nn.init.zeros_(network.get_parameter("0.weight"))
     assert not score("lamp", network, every_way(network, {"0": 0.5})).any()
+
+
+def test_filters_that_are_alike_have_one_lamp_score() -> None:
+    network = chain()
+    weight = network.get_parameter("0.weight")
+    with torch.no_grad():
+        weight[2] = weight[0]
+    one = every_way(network, {"0": 0.25})
+    found = dict(zip([way[0][0] for way in one], score("lamp", network, one), strict=True))
+    squares = weight.detach().double().square().flatten(1).sum(1).numpy()
+    assert found[0] == found[2]
+    assert [found[i] for i in range(4)] == pytest.approx(lamp_by_hand(squares).tolist())

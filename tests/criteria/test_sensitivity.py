@@ -197,3 +197,44 @@ def test_synflow_keeps_what_flows_into_a_layer_flowing_out() -> None:
         for layer, share, times in (("0", 0.25, 1), ("2", 1 / 3, 1))
     ]
     assert flows[0] == pytest.approx(flows[1])
+
+
+class Spare(nn.Sequential):
+    """A chain with a parameter that nothing reads, and buffers that have no sign."""
+
+    def __init__(self) -> None:
+        super().__init__(*chain())
+        self.unused = nn.Parameter(torch.ones(3))
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("seen", torch.tensor([-1]))
+
+
+def test_grasp_of_frozen_layers_and_unused_parameters() -> None:
+    network = Spare()
+    network.get_parameter("0.weight").requires_grad = False
+    train = images().train
+    own = {name: p.detach() for name, p in network.named_parameters()}
+    g = {name: gradients(chain())[name] for name in own if name not in ("0.weight", "unused")}
+
+    def squared(frozen: Tensor) -> Tensor:
+        """Half of the squared gradient norm of what trains, by the frozen layer."""
+
+        def loss(weights: dict[str, Tensor]) -> Tensor:
+            every = (own | weights | {"0.weight": frozen},)
+            return functional.cross_entropy(
+                functional_call(network, every, (train.images,)), train.labels
+            )
+
+        found = grad(loss)({name: own[name] for name in g})
+        return sum((value.square().sum() for value in found.values()), torch.zeros(())) / 2
+
+    change = own["0.weight"] * grad(squared)(own["0.weight"])
+    candidates = every_way(network, {"0": 0.5})
+    expected = summed({"0": change.double().flatten(1).sum(1).numpy()}, candidates)
+    assert score("grasp", network, candidates) == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+def test_synflow_leaves_masks_and_counters_alone() -> None:
+    network = Spare()
+    found = score("synflow", network, every_way(network, {"0": 0.5}))
+    assert found == pytest.approx(score("synflow", chain(), every_way(chain(), {"0": 0.5})))

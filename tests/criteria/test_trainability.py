@@ -126,6 +126,13 @@ def test_gradient_flow_is_of_sgd_and_of_few_classes() -> None:
     candidates = every_way(network, {"0": 0.5})
     with pytest.raises(NotApplicableError, match=r"retraining\.optimizer is 'adam'"):
         score("gradient-flow", network, candidates, data, Retraining(optimizer="adam"))
-    many = Splits(data.train, None, data.test, 50)
-    with pytest.raises(NotApplicableError, match="50 classes holds 8 images"):
+    many = Splits(data.train, None, data.test, 150)
+    with pytest.raises(NotApplicableError, match="3 logits holds 133 images, fewer than the 150"):
         score("gradient-flow", network, candidates, many)
+
+
+def test_the_kernel_of_many_logits_sees_few_images() -> None:
+    """A network may have more logits than the data has classes: each is an output."""
+    network = nn.Sequential(*list(chain())[:-1], nn.Linear(12, 150))
+    with pytest.raises(NotApplicableError, match="150 logits holds 2 images, fewer than the 3"):
+        score("gradient-flow", network, every_way(network, {"0": 0.5}))

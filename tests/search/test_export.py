@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import trueoracle
-from trueoracle.errors import InputError, StoreError
+from trueoracle.errors import InputError
 from trueoracle.networks.registry import build
 from trueoracle.networks.weights import read_metadata
 from trueoracle.pruning.surgery import prune
@@ -118,15 +119,110 @@ def test_a_network_given_in_python_is_loaded_around_it(
 def test_what_cannot_be_loaded_says_why(network: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no file"):
         trueoracle.load(tmp_path / "absent.safetensors")
-    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="not written by 'trueoracle search --export'"):
-        trueoracle.load(tmp_path / "other.safetensors")
-    (tmp_path / "torn.safetensors").write_bytes(b"torn")
-    with pytest.raises(StoreError, match=r"cannot read .*torn"):
-        trueoracle.load(tmp_path / "torn.safetensors")
+    for metadata in (None, {"format": "pt"}):
+        save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors", metadata)
+        with pytest.raises(InputError, match="not written by 'trueoracle search --export'"):
+            trueoracle.load(tmp_path / "other.safetensors")
+    for content in (b"torn", b"", b"\x08" + bytes(15)):
+        (tmp_path / "torn.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match=r"torn.safetensors is no safetensors file"):
+            trueoracle.load(tmp_path / "torn.safetensors")
     gone = export(network, tmp_path / "gone.safetensors", origin(name="no_such_module:factory"))
     with pytest.raises(InputError, match="cannot import the network 'no_such_module:factory'"):
-        trueoracle.load(gone)
+        trueoracle.load(gone, trust=True)
+
+
+WHOLE = {
+    "format": 1,
+    "name": "lenet5-mini",
+    "arguments": {},
+    "input_shape": [1, 32, 32],
+    "classes": 10,
+    "pruned": {"conv1": [0]},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x", "its origin is no JSON"),
+        ("null", "was not written by"),
+        ('{"format": 2}', "has format 2"),
+        ('{"format": 1}', "is damaged: origin, name"),
+        ({"name": "lenet6"}, "unknown network 'lenet6'"),
+        ({"name": "mlp", "arguments": {"hidden": "x"}}, "network 'mlp' cannot be built"),
+        ({"arguments": 3}, "origin, arguments"),
+        ({"input_shape": 5}, "origin, input_shape"),
+        ({"input_shape": []}, "origin, input_shape"),
+        ({"input_shape": [1, 10**9, 10**9]}, "'lenet5-mini' cannot be built"),
+        ({"input_shape": [3, 32, 32]}, "does not fit|cannot be built"),
+        ({"classes": "10"}, "origin, classes"),
+        ({"pruned": {"conv1": []}}, "origin, pruned.conv1"),
+        ({"pruned": {"conv1": ["a"]}}, "origin, pruned.conv1.0"),
+        ({"pruned": {"conv1": [-1]}}, "origin, pruned.conv1.0"),
+        ({"pruned": {"conv1": [10]}}, "no such filters of conv1"),
+        ({"pruned": {"conv9": [0]}}, "no such filters of conv9"),
+        ({"pruned": {"conv1": list(range(10))}}, "prunes every filter of conv1"),
+        ({"pruned": {"conv1": [1, 2]}}, "does not fit the network"),
+    ],
+)
+def test_a_damaged_origin_is_said_in_one_line(
+    network: nn.Module, tmp_path: Path, text: str | dict[str, Any], message: str
+) -> None:
+    origin = text if isinstance(text, str) else json.dumps(WHOLE | text)
+    path = tmp_path / "model.safetensors"
+    save_file(network.state_dict(), path, {"origin": origin})
+    with pytest.raises(InputError, match=message) as caught:
+        trueoracle.load(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_runs_no_code_of_its_choice(network: nn.Module, tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    for name, arguments in (
+        ("os:system", {"command": f"touch {written}"}),
+        ("torchvision.models:resnet.os.system", {"command": f"touch {written}"}),
+        ("torchvision.models:get_model.__globals__", {}),
+    ):
+        path = export(
+            network, tmp_path / "model.safetensors", origin(name=name, arguments=arguments)
+        )
+        with pytest.raises(InputError, match=r"would run .*network=…\) .*trust=True"):
+            trueoracle.load(path)
+        assert not written.exists()
+    other = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+    assert torch.equal(trueoracle.load(path, other)(IMAGES), network(IMAGES))
+
+
+def test_a_factory_of_ones_own_is_run_where_it_is_trusted(
+    network: nn.Module, tmp_path: Path
+) -> None:
+    path = export(
+        network,
+        tmp_path / "model.safetensors",
+        origin(name="trueoracle.networks.lenet:lenet5_mini"),
+    )
+    assert torch.equal(trueoracle.load(path, trust=True)(IMAGES), network(IMAGES))
+
+
+def test_builders_that_torchvision_lists_are_known(tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    made = models.mobilenet_v3_small(num_classes=3).eval()
+    fields: dict[str, Any] = {"input_shape": (3, 32, 32), "classes": 3, "pruned": {}}
+    path = export(
+        made,
+        tmp_path / "model.safetensors",
+        origin(name="torchvision.models:mobilenet_v3_small", **fields),
+    )
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(trueoracle.load(path)(images), made(images))
+    path = export(
+        made, tmp_path / "other.safetensors", origin(name="torchvision.models:get_weight", **fields)
+    )
+    with pytest.raises(InputError, match="would run"):
+        trueoracle.load(path)
 
 
 def test_files_are_refused_before_long_work(
@@ -136,6 +232,13 @@ def test_files_are_refused_before_long_work(
         check_export(Path("model.bin"))
     with pytest.raises(InputError, match="no folder"):
         check_export(tmp_path / "absent" / "model.pt2")
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(InputError, match=r"folder\.pt2 is a folder"):
+        check_export(tmp_path / "folder.pt2")
+    with pytest.raises(InputError, match=r"cannot write .*long\.pt2: "):
+        check_export(tmp_path / f"{'long' * 100}.pt2")
+    check_export(tmp_path / "model.pt2")
+    assert [one.name for one in tmp_path.iterdir()] == ["folder.pt2"]
     real = builtins.__import__
 
     def without_onnx(name: str, *args: Any, **options: Any) -> Any:

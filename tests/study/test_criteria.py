@@ -101,6 +101,11 @@ def test_a_reason_that_only_all_images_show_is_taken_too(
     results = Study(**fields, runs=tmp_path).run(progress=False)
     assert results.finished
     assert results.skipped == {"choosy": "criterion 'choosy': there are many images"}
+    # Where that leaves none, nothing is retrained.
+    alone = Study(**tiny_fields | {"criteria": ["choosy"]}, runs=tmp_path / "alone")
+    with pytest.raises(InputError, match="no criterion of the study applies: criterion 'choosy'"):
+        alone.run(progress=False)
+    assert alone.results().counts["retrainings"] == 0
 
 
 def test_a_criterion_is_told_how_candidates_are_retrained(

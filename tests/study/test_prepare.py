@@ -144,3 +144,30 @@ def test_surgery_is_tried_on_real_images_too(few_digits: Splits) -> None:
     )
     with pytest.raises(InputError, match="is not the same as zeroing them"):
         study.prepare("cpu")
+
+
+def test_shipped_criteria_are_tried_early_on_a_network_of_ones_own(few_digits: Splits) -> None:
+    class Noisy(nn.Module):
+        """What no criterion can differentiate image by image: it draws as it runs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.head = nn.Linear(1024, 4), nn.Linear(4, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.hidden(x.flatten(1)).relu()
+            logits: Tensor = self.head(x + 0 * torch.rand_like(x))
+            return logits
+
+    fields: dict[str, Any] = {
+        "name": "own",
+        "data": few_digits,
+        "pruning": {"kind": "unstructured", "layers": {"hidden": 0.5}, "candidates": 3},
+        "retraining": {"epochs": 1, "seeds": [0]},
+        "criteria": ["l1", "gradient", "fisher"],
+    }
+    with pytest.raises(InputError, match="criterion 'fisher' failed: RuntimeError: vmap"):
+        Study(**fields, network=Noisy()).prepare("cpu")
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(1024, 4), nn.ReLU(), nn.Linear(4, 10))
+    fields["pruning"]["layers"] = {"1": 0.5}
+    assert not Study(**fields, network=plain).prepare("cpu").skipped

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import trueoracle
@@ -125,6 +126,39 @@ def test_a_checkpoint_that_is_gone_is_said(study: Study) -> None:
     assert searched(study, 4).chosen == found.chosen
 
 
+def test_a_damaged_record_is_said(study: Study) -> None:
+    found = searched(study, 22)
+    path = found.folder / live.RECORD
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    first = whole["rungs"][0][0]
+    for changes, message in (
+        ({"epochs": {}}, "lacks epochs of rung 1"),
+        ({"epochs": whole["epochs"] | {first: whole["epochs"][first][:0]}}, f"{first} lacks"),
+        ({"epochs": whole["epochs"] | {first: [{"epoch": 0}]}}, "Field required"),
+        ({"settings": whole["settings"] | {"seed": 5}}, "settings are those of another search"),
+        ({"rungs": [["x"], *whole["rungs"][1:]]}, "candidate 'x' of rung 1"),
+        ({"rungs": [whole["rungs"][0][1:], *whole["rungs"][1:]]}, "rung 1 has"),
+        ({"rungs": 3}, "rungs: "),
+        ({"rungs": whole["rungs"] * 2}, "rungs, expected"),
+    ):
+        path.write_text(json.dumps(whole | changes), encoding="utf-8")
+        with pytest.raises(StoreError, match=rf"search\.json: .*{message}.*move its folder away"):
+            searched(study, 22)
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    (checkpoint,) = found.folder.glob("*.safetensors")
+    tensors = load_file(checkpoint)
+    value = torch.zeros(3)
+    for damaged, message in (
+        (tensors | {"x/weights/y": value}, "'x/weights/y' is nothing of rung"),
+        (tensors | {"x": value}, "'x' is nothing of rung"),
+        ({}, "it holds 0 networks, expected 1"),
+        ({found.chosen + "/weights/y": value}, "do not fit"),
+    ):
+        save_file(damaged, checkpoint)
+        with pytest.raises(StoreError, match=f"{message}.*move its folder away"):
+            searched(study, 22)
+
+
 def test_each_setting_is_a_search_of_its_own(study: Study) -> None:
     found = searched(study, 8, strategy="top", criterion="l1")
     other = searched(study, 8, strategy="random", by="train_loss", seed=1)
@@ -169,6 +203,11 @@ def test_what_is_wrong_is_said_before_any_work(study: Study) -> None:
     ):
         with pytest.raises(InputError, match=message):
             searched(study, **options)
+    with pytest.raises(InputError, match="'full' takes all 40 epochs, and the budget is 22"):
+        searched(study, strategy="full")
+    for name in ("random", "random-halving", "full"):
+        with pytest.raises(InputError, match=f"'l1' does nothing with strategy '{name}'"):
+            searched(study, strategy=name, criterion="l1")
     assert not study.folder.exists()
 
 
@@ -182,6 +221,38 @@ def test_one_search_at_a_time(study: Study) -> None:
     searched(study, 4)
     with locked(study.folder), pytest.raises(BusyError):
         searched(study, 4)
+
+
+class Heard:
+    """Progress that is written down."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stage(self, *_: object) -> None: ...
+    def advance(self, count: float = 1, note: str = "") -> None: ...
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_the_whole_budget_is_that_of_full(study: Study) -> None:
+    found = searched(study, None, strategy="full")
+    assert (found.budget, found.spent, found.criterion) == (40, 40, "")
+    # Every candidate begins: what would order them is not computed.
+    assert Results(study.folder).criteria == []
+
+
+def test_the_first_criterion_that_applies_orders_the_candidates(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    # The network has no batch norm.
+    study = Study(**fields | {"criteria": ["bn-scale", "l1"]}, runs=tmp_path / "runs")
+    with pytest.raises(InputError, match="'bn-scale': no batch norm with a scale follows conv1"):
+        searched(study, 4, criterion="bn-scale")
+    assert not study.folder.exists()
+    heard = Heard()
+    assert searched(study, 4, progress=heard).criterion == "l1"
+    assert any("ordered by l1, since criterion 'bn-scale'" in text for text in heard.said)
 
 
 def test_networks_that_diverge(fields: dict[str, Any], tmp_path: Path) -> None:
@@ -240,17 +311,10 @@ def test_a_search_without_a_validation_split_says_so(
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
     fields["data"] |= {"validation_images": 0}
-    said: list[str] = []
-
-    class Heard:
-        def stage(self, *_: object) -> None: ...
-        def advance(self, count: float = 1, note: str = "") -> None: ...
-        def message(self, text: str) -> None:
-            said.append(text)
-
-    found = searched(Study(**fields, runs=tmp_path), 4, progress=Heard())
+    heard = Heard()
+    found = searched(Study(**fields, runs=tmp_path), 4, progress=heard)
     assert found.by == "train_loss"
-    assert any("no validation split" in text for text in said)
+    assert any("no validation split" in text for text in heard.said)
 
 
 def test_single_weights_too(fields: dict[str, Any], tmp_path: Path) -> None:

@@ -44,12 +44,18 @@ def search(
         ),
     ] = None,
     strategy: Annotated[
-        str,
-        typer.Option(help="halving, random-halving, top, random, criterion or full (see below)."),
-    ] = "halving",
+        str | None,
+        typer.Option(
+            help="halving, random-halving, top, random, criterion or full (see below) [default: "
+            "halving]."
+        ),
+    ] = None,
     criterion: Annotated[
         str | None,
-        typer.Option(help="Orders the candidates before retraining [default: the study's first]."),
+        typer.Option(
+            help="Orders the candidates before retraining [default: the study's first that "
+            "applies]."
+        ),
     ] = None,
     by: Annotated[
         str | None,
@@ -114,12 +120,20 @@ def search(
     if figure is not None and not replay:
         raise InputError("--figure draws a replay: give --replay too")
     if replay:
-        for option, value in (("--budget", budget), ("--export", export)):
+        for option, value in (
+            *(("--budget", budget), ("--export", export), ("--strategy", strategy)),
+            *(("--seed", seed), ("--memory", memory)),
+            *(("--engine", None if engine == "auto" else engine),),
+            *(("--device", None if device == "auto" else device),),
+        ):
             if value is not None:
-                raise InputError(f"{option} does nothing with --replay, which trains no network")
+                raise InputError(
+                    f"{option} does nothing with --replay, which trains no network and tries every "
+                    "strategy, budget and seed"
+                )
         _replay(study, settings, runs, criterion, by, figure, quiet=quiet, as_json=as_json)
         return
-    from trueoracle.search.export import check_export
+    from trueoracle.search.export import check_export, is_known
     from trueoracle.study.spec import load_spec
     from trueoracle.study.study import Study
 
@@ -129,7 +143,7 @@ def search(
     with shown_progress(quiet=quiet) as progress:
         found = made.search(
             budget,
-            strategy=strategy,
+            strategy=strategy or "halving",
             criterion=criterion,
             by=by,
             seed=seed,
@@ -146,7 +160,10 @@ def search(
         if written is not None:
             out().print(f"exported to {written}")
             if written.suffix == ".safetensors":
-                out().print(f'    import trueoracle\n    network = trueoracle.load("{written}")')
+                name = found.origin.name
+                other = ", network=…" if name is None else "" if is_known(name) else ", trust=True"
+                call = f'trueoracle.load("{written}"{other})'
+                out().print(f"    import trueoracle\n    network = {call}", soft_wrap=True)
         else:
             again = command_line("search", study, settings, runs)
             out().print(f"to write the network: {again} --export model.safetensors", soft_wrap=True)

@@ -58,11 +58,20 @@ def hessian_products(
     with _derivable(dense, names) as (network, weights):
         for images, labels in _batches(split):
             loss = functional.cross_entropy(network(images), labels, reduction="sum")
-            gradients = torch.autograd.grad(loss / len(split), weights, create_graph=True)
+            gradients = torch.autograd.grad(
+                loss / len(split), weights, create_graph=True, materialize_grads=True
+            )
+            # One of a weight that the loss does not know is zero, and comes from nowhere.
+            known = [i for i, gradient in enumerate(gradients) if gradient.grad_fn is not None]
             for total, vector in zip(totals, vectors, strict=True):
-                given = [vector[name] for name in names]
+                if not known:
+                    continue
                 products = torch.autograd.grad(
-                    gradients, weights, given, retain_graph=True, materialize_grads=True
+                    [gradients[i] for i in known],
+                    weights,
+                    [vector[names[i]] for i in known],
+                    retain_graph=True,
+                    materialize_grads=True,
                 )
                 for name, product in zip(names, products, strict=True):
                     total[name] += product

@@ -71,9 +71,11 @@ def lamp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
     """Layer-adaptive magnitude: the square of each weight over the squares that are no smaller.
 
     The paper's score of a weight is w² divided by the sum of the squares, in the same layer, of
-    itself and all larger ones; large ones are kept, and the score ``[P]`` is the sum over what is
-    pruned. A filter counts as one weight, whose square is the squared Euclidean norm of its
-    weights; in a group of several layers each has its own scores, which are added up.
+    itself and all larger ones; equal ones, which the paper ranks in some order, all have the sum of
+    every square no smaller than theirs, so that what is alike scores alike. Large ones are kept,
+    and the score ``[P]`` is the sum over what is pruned. A filter counts as one weight, whose
+    square is the squared Euclidean norm of its weights; in a group of several layers each has its
+    own scores, which are added up.
     """
     if candidates.weights:
         weights = pruned_weights(dense, candidates)
@@ -146,10 +148,12 @@ def _layers(dense: nn.Module, group: Group) -> list[Tensor]:
 
 
 def _lamp(squares: Tensor) -> Tensor:
-    """Each square over the sum of itself and all larger ones, in the same shape."""
+    """Each square over the sum of all squares no smaller, in the same shape."""
     flat, order = squares.double().flatten().sort(descending=True, stable=True)
+    # Where the last one that equals it is, counted from 1.
+    ends = torch.searchsorted(-flat, -flat, right=True)
     # A layer of nothing but zeros has nothing to share out.
-    scores = flat / flat.cumsum(0).clamp(min=torch.finfo(torch.float64).tiny)
+    scores = flat / flat.cumsum(0)[ends - 1].clamp(min=torch.finfo(torch.float64).tiny)
     return torch.empty_like(scores).scatter_(0, order, scores).view(squares.shape)
 
 

@@ -96,12 +96,13 @@ def grasp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarr
     weights that train, in evaluation mode. The paper's score S = -w · (Hg) is, but for a factor 2,
     the first-order change of ‖g‖² when w goes, and it removes the weights of highest S, which keeps
     or raises the gradient's norm: so the importance is -S, and the lowest sum is pruned. The
-    temperature is 1 (the released code divides logits by 200).
+    temperature is 1 (the released code divides logits by 200). A pruned weight that is frozen has
+    no part in g, which changes with it all the same.
     """
-    split, names = data.measured_train, trainable(dense)
-    g = weight_gradients(dense, names, split)
-    (product,) = hessian_products(dense, split, [g])
-    weights = pruned_weights(dense, candidates)
+    split, weights = data.measured_train, pruned_weights(dense, candidates)
+    g = weight_gradients(dense, trainable(dense), split)
+    frozen = {name: torch.zeros_like(w) for name, w in weights.items() if name not in g}
+    (product,) = hessian_products(dense, split, [g | frozen])
     flows = {name: weight.detach() * product[name] for name, weight in weights.items()}
     return candidates.sum_pruned(sum_by_filter(dense, candidates, flows))
 
@@ -123,7 +124,8 @@ def synflow(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.nda
     network = copy.deepcopy(dense).eval().requires_grad_(False).double()
     with torch.no_grad():
         for value in (*network.parameters(), *network.buffers()):
-            value.abs_()
+            if value.is_floating_point():  # a mask or a counter has no sign
+                value.abs_()
     names = list(pruned_weights(network, candidates))
     weights = [network.get_parameter(name).requires_grad_() for name in names]
     shape = data.train.image_shape

@@ -109,7 +109,7 @@ def gradient_flow(
     weights that train) and L the mean cross-entropy. This is solved numerically, from the pruned
     network's outputs, for a time of steps × learning rate, over the recipe's schedule, and divided
     by (1 - momentum); the score is L at its end. All on a fixed part of the training images, 400
-    divided by the number of classes (fewer for networks of millions of weights). Weight decay,
+    divided by the number of logits (fewer for networks of millions of weights). Weight decay,
     label smoothing and augmentation play no part. Not applicable with another optimiser than SGD,
     or where there would be fewer images than classes.
     """
@@ -118,11 +118,13 @@ def gradient_flow(
             f"gradient flow is the limit of SGD, and retraining.optimizer is {recipe.optimizer!r}"
         )
     weights = sum(p.numel() for p in dense.parameters() if p.requires_grad)
-    most = min(TANGENT_OUTPUTS, JACOBIAN_BYTES // (4 * weights)) // data.classes
+    with torch.no_grad():
+        logits = dense(data.train.take(torch.arange(1)).images).shape[1]
+    most = min(TANGENT_OUTPUTS, JACOBIAN_BYTES // (4 * weights)) // logits
     if most < data.classes:
         raise NotApplicableError(
-            f"the tangent kernel of {weights:,} weights and {data.classes} classes holds {most} "
-            "images, fewer than classes"
+            f"the tangent kernel of {weights:,} weights and {logits} logits holds {most} images, "
+            f"fewer than the {data.classes} classes"
         )
     split = sample(data.measured_train, most)
     few = split.take(torch.arange(len(split)))

@@ -7,29 +7,34 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from trueoracle.errors import InputError, StoreError, first_line
 from trueoracle.networks.registry import build
-from trueoracle.networks.weights import load_weights, read_metadata, save_weights
+from trueoracle.networks.weights import load_weights, save_weights
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.unstructured import unmasked
 from trueoracle.pruning.walk import find_groups
 from trueoracle.version import __version__
 
-__all__ = ["Origin", "check_export", "export", "load"]
+__all__ = ["Origin", "check_export", "export", "is_known", "load"]
 
 FORMAT = 1
+
+_TORCHVISION = "torchvision.models:"
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,14 @@ def check_export(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} to export to")
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, and an export is a file")
+        probe = path.with_name(f".{path.stem}.partial{path.suffix}")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error}") from error
     if path.suffix == ".onnx":
         try:
             import onnx  # noqa: F401
@@ -82,55 +95,122 @@ def check_export(path: Path) -> None:
             ) from error
 
 
-def load(path: str | Path, network: nn.Module | None = None) -> nn.Module:
+class _Stored(BaseModel):
+    """An :class:`Origin` as a file has it, which anybody may have written."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: str | None
+    arguments: dict[str, Any]
+    input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    classes: Annotated[int, Field(ge=1)]
+    pruned: dict[str, Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]]
+
+
+def load(path: str | Path, network: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
     """The network of a ``.safetensors`` file written by ``trueoracle search --export``.
 
     In evaluation mode, on the CPU. ``network`` is the dense architecture, with any weights, where
-    the search was given it in Python; it stays as it is. Raises :class:`InputError` for a missing
-    file, another one, and a network that cannot be built or does not fit.
+    the search was given it in Python; it stays as it is. A file that names a ``module:factory`` of
+    somebody's own is refused without ``network`` or ``trust``, since building it runs that code;
+    networks known by name and those of ``torchvision.models`` are built without. Raises
+    :class:`InputError` for a missing file, another one, a damaged one, and a network that cannot be
+    built or does not fit.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no file {path}")
-    known = read_metadata(path)
-    if "origin" not in known:
-        raise InputError(f"{path} was not written by 'trueoracle search --export'")
-    fields: dict[str, Any] = known["origin"]  # type: ignore[assignment]
-    if fields.get("format") != FORMAT:
-        raise InputError(
-            f"{path} has format {fields.get('format')}, and this trueoracle reads {FORMAT}"
-        )
-    shape = tuple(fields["input_shape"])
+    stored = _stored(path)
     if network is not None:
         dense = copy.deepcopy(network).cpu()
-    elif fields["name"] is None:
+    elif stored.name is None:
         raise InputError(
             f"{path} prunes a network that was given in Python: trueoracle.load(path, network=…)"
         )
+    elif not trust and not is_known(stored.name):
+        raise InputError(
+            f"{path} would run {stored.name!r} to build its network: trueoracle.load(path, "
+            "network=…) takes yours, and trust=True runs it"
+        )
     else:
-        with torch.random.fork_rng(devices=[]):  # whoever loads has random numbers of his own
-            dense = build(
-                fields["name"], fields["arguments"], input_shape=shape, classes=fields["classes"]
-            )
-    made = _cut(dense, fields["pruned"], shape, path)
+        dense = _built(stored.name, stored, path)
+    made = _cut(dense, stored.pruned, stored.input_shape, path)
     load_weights(made, path)
     return made.eval()
 
 
+def _stored(path: Path) -> _Stored:
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("origin")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path} is no safetensors file: {first_line(error)}") from error
+    if text is None:
+        raise InputError(f"{path} was not written by 'trueoracle search --export'")
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: its origin is no JSON") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path} was not written by 'trueoracle search --export'")
+    if fields.get("format") != FORMAT:
+        raise InputError(
+            f"{path} has format {fields.get('format')!r}, and this trueoracle reads {FORMAT}"
+        )
+    try:
+        # As JSON, in which a tuple is a list.
+        return _Stored.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "what it says"
+        raise InputError(f"{path} is damaged: origin, {where}: {first['msg']}") from error
+
+
+def is_known(name: str) -> bool:
+    """Whether a file may name this network: what it builds is known to be a network's code.
+
+    That is what is registered in this process, and the builders that torchvision lists; a dot
+    would lead on from its models to anything else.
+    """
+    if not name.startswith(_TORCHVISION):
+        return ":" not in name  # which is never imported
+    try:
+        from torchvision import models
+    except Exception:  # build says in its own words what fails
+        return name.removeprefix(_TORCHVISION).isidentifier()
+    return name.removeprefix(_TORCHVISION) in models.list_models(models)
+
+
+def _built(name: str, stored: _Stored, path: Path) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # whoever loads has random numbers of his own
+        try:
+            return build(
+                name,
+                stored.arguments,
+                input_shape=stored.input_shape,
+                classes=stored.classes,
+            )
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
 def _cut(
-    dense: nn.Module, pruned: Mapping[str, list[int]], shape: tuple[int, ...], path: Path
+    dense: nn.Module, pruned: Mapping[str, Sequence[int]], shape: tuple[int, ...], path: Path
 ) -> nn.Module:
     """The shape that is left: which filters go does not matter, since weights are loaded."""
     if not pruned:
         return dense
-    groups = find_groups(dense, _example(shape)).groups
+    try:
+        groups = find_groups(dense, _example(shape)).groups
+    except Exception as error:  # images of a size that nothing holds, or that does not fit
+        raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
+    kept = {}
     for name, filters in pruned.items():
         if name not in groups or max(filters) >= groups[name].filters:
             raise InputError(f"{path} does not fit the network: it has no such filters of {name}")
-    kept = {
-        name: np.setdiff1d(np.arange(groups[name].filters), filters)
-        for name, filters in pruned.items()
-    }
+        kept[name] = np.setdiff1d(np.arange(groups[name].filters), filters)
+        if not len(kept[name]):
+            raise InputError(f"{path} is damaged: it prunes every filter of {name}")
     return prune(dense, [groups[name] for name in pruned], kept)
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trueoracle.analysis.outcomes import higher_is_better
 from trueoracle.data.splits import Splits
-from trueoracle.errors import InputError, StoreError, TrainingError
+from trueoracle.errors import InputError, StoreError, TrainingError, first_line
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.search.schedule import Schedule
 from trueoracle.search.strategies import survivors
@@ -64,17 +65,18 @@ class SearchRecord:
         path = folder / RECORD
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            epochs = {
-                name: [EpochRecord(**_numbers(one)) for one in own]
-                for name, own in fields.pop("epochs").items()
+            fields["epochs"] = {
+                name: [_numbers(one) for one in own] for name, own in fields["epochs"].items()
             }
-            return cls(**fields, epochs=epochs)
+            return TypeAdapter(cls).validate_python(fields)
         except FileNotFoundError:
             return cls(settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise _unreadable(path, f"{where}: {first['msg']}") from error
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StoreError(
-                f"cannot read {path}: {error}; move its folder away to search anew"
-            ) from error
+            raise _unreadable(path, first_line(error)) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +114,8 @@ class Search:
         :class:`TrainingError` where every network diverged.
         """
         record = SearchRecord.load(self.folder, dict(self.settings))
+        if damage := self._damage(record):
+            raise _unreadable(self.folder / RECORD, damage)
         going, members = self._resumed(record)
         for number in range(len(record.rungs), len(self.schedule.rungs)):
             rung, start = self.schedule.rungs[number], self.schedule.starts[number]
@@ -119,8 +123,7 @@ class Search:
             on_rung(number, len(going), str(chosen))
             record.engine = chosen.engine
             started = time.perf_counter()
-            last = number + 1 == len(self.schedule.rungs)
-            left = 1 if last else self.schedule.rungs[number + 1].candidates
+            left = self._left(number)
             epochs = range(start, rung.epochs)
             going, members = self._rung(going, members, epochs, left, chosen, record, on_epoch)
             record.seconds += time.perf_counter() - started
@@ -134,20 +137,23 @@ class Search:
                 "retraining.gradient_clip"
             )
         network = self._network(going[0])
-        network.load_state_dict(members[going[0]].weights)
+        self._give(network, members[going[0]])
         return record, name, network.eval()
 
     def _rung(
         self,
         going: Sequence[int],
-        members: Mapping[int, _Member],
+        members: dict[int, _Member],
         epochs: range,
         left: int,
         chosen: Plan,
         record: SearchRecord,
         on_epoch: Callable[[float], None],
     ) -> tuple[list[int], dict[int, _Member]]:
-        """Train all for some epochs; the ``left`` best, and all that they are."""
+        """Train all for some epochs; the ``left`` best, and all that they are.
+
+        Takes ``members`` out as their networks are built, so that no more are held than go on.
+        """
         ids = self.candidates.ids
         done: list[int] = []
         kept: dict[int, _Member] = {}
@@ -157,8 +163,9 @@ class Search:
             for index in chunk:
                 network = self._network(index)
                 if index in members:
-                    network.load_state_dict(members[index].weights)
-                    states.append(members[index].state)
+                    member = members.pop(index)
+                    self._give(network, member)
+                    states.append(member.state)
                 networks.append(network)
             records, after = train_epochs(
                 networks,
@@ -170,16 +177,33 @@ class Search:
                 states=states or None,
                 on_epoch=on_epoch,
             )
-            for index, network, own, state in zip(chunk, networks, records, after, strict=True):
+            for index, own in zip(chunk, records, strict=True):
                 fresh[ids[index]] = fresh.get(ids[index], []) + own
-                kept[index] = _Member(_weights(network), dict(state))
             done += chunk
-            # What cannot survive any more need not be kept.
+            # What cannot survive any more need not be kept, nor be copied.
             best = survivors(done, [self._value(fresh[ids[i]]) for i in done], left)
-            kept = {index: kept[index] for index in best}
+            trained = dict(zip(chunk, zip(networks, after, strict=True), strict=True))
+            kept = {
+                index: kept[index] if index in kept else _Member.of(*trained[index])
+                for index in best
+            }
+            del networks, after, trained  # before the next chunk is trained
         record.epochs = fresh
         record.rungs.append([ids[index] for index in going])
         return list(kept), kept
+
+    def _left(self, rung: int) -> int:
+        """How many go on after a rung."""
+        last = rung + 1 == len(self.schedule.rungs)
+        return 1 if last else self.schedule.rungs[rung + 1].candidates
+
+    def _give(self, network: nn.Module, member: _Member) -> None:
+        """Load a member's weights, which may come from a file."""
+        try:
+            network.load_state_dict(member.weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise _unreadable(self.folder, f"weights in it do not fit: {reason[:120]}") from error
 
     def _value(self, own: Sequence[EpochRecord]) -> float:
         if own[-1].diverged:
@@ -195,6 +219,28 @@ class Search:
 
     # The folder
 
+    def _damage(self, record: SearchRecord) -> str:
+        """What is in a record that this search cannot have written; empty where nothing is."""
+        if _text(record.settings) != _text(self.settings):
+            return "its settings are those of another search"
+        if len(record.rungs) > len(self.schedule.rungs):
+            return f"it has {len(record.rungs)} rungs, expected {len(self.schedule.rungs)} at most"
+        known = set(self.candidates.ids)
+        for number, (names, rung) in enumerate(
+            zip(record.rungs, self.schedule.rungs, strict=False), start=1
+        ):
+            if other := sorted(set(names) - known):
+                return f"candidate {other[0]!r} of rung {number} did not come so far"
+            if not len(set(names)) == len(names) == rung.candidates:
+                return f"rung {number} has {len(names)} candidates, expected {rung.candidates}"
+            for name in names:
+                own = record.epochs.get(name, [])
+                whole = len(own) >= rung.epochs or (own and own[-1].diverged)
+                if not whole or [one.epoch for one in own] != list(range(len(own))):
+                    return f"candidate {name} lacks epochs of rung {number}"
+            known = set(names)
+        return ""
+
     def _resumed(self, record: SearchRecord) -> tuple[list[int], dict[int, _Member]]:
         """Who goes on, and all that they are; everybody of the first rung where none is done."""
         begin = list(self.order[: self.schedule.rungs[0].candidates])
@@ -206,19 +252,22 @@ class Search:
             )
         if not record.rungs:
             return begin, {}
-        number = {name: index for index, name in enumerate(ids)}
+        last = record.rungs[-1]
+        number = {name: ids.index(name) for name in last}
         path = self._checkpoint(len(record.rungs) - 1)
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise StoreError(
-                f"cannot read {path}: {error}; move its folder away to search anew"
-            ) from error
         members: dict[int, _Member] = {}
-        for key, value in tensors.items():
-            name, kind, rest = key.split("/", 2)
-            member = members.setdefault(number[name], _Member({}, {}))
-            (member.weights if kind == "weights" else member.state)[rest] = value
+        try:
+            for key, value in load_file(path).items():
+                name, kind, rest = key.split("/", 2)
+                member = members.setdefault(number[name], _Member({}, {}))
+                {"weights": member.weights, "state": member.state}[kind][rest] = value
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, str(error)) from error
+        except (KeyError, ValueError) as error:
+            raise _unreadable(path, f"{key!r} is nothing of rung {len(record.rungs)}") from error
+        left = self._left(len(record.rungs) - 1)
+        if len(members) != left:
+            raise _unreadable(path, f"it holds {len(members)} networks, expected {left}")
         # In the order in which they began, which decides between equals.
         return [index for index in begin if index in members], members
 
@@ -253,16 +302,21 @@ class _Member:
     weights: dict[str, Tensor]
     state: dict[str, Tensor]
 
+    @classmethod
+    def of(cls, network: nn.Module, state: Mapping[str, Tensor]) -> _Member:
+        return cls(_weights(network), dict(state))
+
 
 def folder_name(settings: Mapping[str, Any]) -> str:
     """The folder of a search below its run's: another setting is another search."""
-    text = json.dumps(settings, sort_keys=True)
-    return f"{settings['strategy']}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(_text(settings).encode()).hexdigest()
+    return f"{settings['strategy']}-{digest[:8]}"
 
 
 def check_memory(example: nn.Module, schedule: Schedule, device: torch.device) -> None:
     """Refuse a search whose survivors memory cannot hold, by :class:`InputError`."""
-    most = max(rung.candidates for rung in schedule.rungs[1:]) if schedule.rungs[1:] else 1
+    # Those who came from the rung before leave memory as those who go on enter it.
+    most = max((rung.candidates for rung in schedule.rungs[1:]), default=1)
     # Weights, and up to two numbers a weight that the optimiser remembers.
     each = 3 * sum(v.numel() * v.element_size() for v in example.state_dict().values())
     free = available_memory(torch.device("cpu"))
@@ -271,6 +325,14 @@ def check_memory(example: nn.Module, schedule: Schedule, device: torch.device) -
             f"{most:,} networks in training need {readable_bytes(most * each)} at once, and "
             f"{readable_bytes(free)} are free: lower --budget"
         )
+
+
+def _unreadable(path: Path, why: str) -> StoreError:
+    return StoreError(f"cannot read {path}: {why}; move its folder away to search anew")
+
+
+def _text(settings: Mapping[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:

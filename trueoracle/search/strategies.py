@@ -32,15 +32,17 @@ class Strategy:
 
     name: str
     words: str
-    order: Literal["criterion", "random"]
+    order: Literal["criterion", "random", "listed"]
     plan: Callable[[int, int, int, float], Schedule]
     """``(candidates, epochs, budget, eta)`` to a schedule."""
 
     def ordered(self, scores: Sequence[float] | np.ndarray, seed: int = 0) -> list[int]:
         """The candidates in the order in which they begin.
 
-        By ``scores`` ``[P]``, the lowest first and NaN last, or drawn with ``seed``.
+        By ``scores`` ``[P]``, the lowest first and NaN last, or drawn with ``seed``, or as listed.
         """
+        if self.order == "listed":
+            return list(range(len(scores)))
         if self.order == "random":
             drawn: list[int] = np.random.default_rng(seed).permutation(len(scores)).tolist()
             return drawn
@@ -79,7 +81,7 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy("top", "the lowest scores, each retrained to the end", "criterion", _to_the_end),
         Strategy("random", "random candidates, each retrained to the end", "random", _to_the_end),
         Strategy("criterion", "the lowest score, retrained alone", "criterion", _one),
-        Strategy("full", "every candidate, retrained to the end", "criterion", _all),
+        Strategy("full", "every candidate, retrained to the end", "listed", _all),
     )
 }
 

@@ -93,16 +93,15 @@ def prepare(
             test_images=spec.data.test_images,
             measured_fraction=spec.data.measured_fraction,
         )
-    if network is not None or not is_shipped(spec.network.name):
+    shipped = network is None and is_shipped(spec.network.name)
+    if not shipped:
         # Noise does not bring out all that a forward may do with values.
         few = torch.arange(min(8, len(data.train)))
         if len(few) > 1:
             _check_pruning(made, candidates, data.train.take(few).images.cpu())
     _check_batches(made, data, spec)
-    skipped = _check_criteria(
-        made, candidates, dict(zip(spec.criteria, criteria, strict=True)), data, spec
-    )
-    shipped = network is None and is_shipped(spec.network.name)
+    named = dict(zip(spec.criteria, criteria, strict=True))
+    skipped = _check_criteria(made, candidates, named, data, spec, shipped=shipped)
     architecture = "" if shipped else architecture_sha256(made)
     if not shipped and not spec.network.arrives_trained:
         # A factory of a user's own may begin with other weights than it did.
@@ -265,15 +264,18 @@ def _check_criteria(
     criteria: Mapping[str, Criterion],
     data: Splits,
     spec: StudySpec,
+    *,
+    shipped: bool,
 ) -> dict[str, str]:
     """Try criteria on a few candidates and images, before anything rests on them.
 
-    Those of a user's own; and those shipped that do not apply to everything. Returns why some do
+    Those of a user's own; those shipped that do not apply to everything; and all of them where the
+    network is not ``shipped``, on which any of them may fail. Returns why some do
     not; raises :class:`InputError` where that is all of them.
     """
     skipped: dict[str, str] = {}
     for name, criterion in criteria.items():
-        if criterion.is_shipped and not criterion.conditional:
+        if shipped and criterion.is_shipped and not criterion.conditional:
             try:
                 criterion.check(candidates)
             except NotApplicableError as reason:

@@ -372,6 +372,10 @@ def _score_stage(
             store.record_scores(name, zip(names, values, strict=True))
             progress.advance(sum(one not in scored for one in names))
             size = _next_size(size, time.perf_counter() - started)
+    asked = [name for name in prepared.spec.criteria if wanted is None or name in wanted]
+    if asked and all(name in skipped for name in asked):  # else all would be retrained for nothing
+        reasons = "; ".join(skipped[name] for name in asked)
+        raise InputError(f"no criterion of the study applies: {reasons}")
 
 
 def _next_size(size: int, seconds: float) -> int:

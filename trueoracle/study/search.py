@@ -19,7 +19,7 @@ from trueoracle.search.export import Origin, export
 from trueoracle.search.live import Search, SearchRecord, check_memory, folder_name
 from trueoracle.search.replay import selection_metric
 from trueoracle.search.schedule import ETA, Schedule, parse_budget
-from trueoracle.search.strategies import find_strategy
+from trueoracle.search.strategies import Strategy, find_strategy
 from trueoracle.study import runner
 from trueoracle.study.prepare import Prepared
 from trueoracle.study.progress import Progress
@@ -135,18 +135,17 @@ def search(
     """Choose one candidate of a study and retrain it, for at most ``budget``.
 
     ``budget`` is in epochs of one candidate or a share of retraining every candidate (``"10%"``,
-    the default). ``criterion`` (the study's first) orders the candidates before anything is
-    retrained, ``by`` is what is compared afterwards (validation loss, or train loss where there is
-    no validation split), ``seed`` (the study's first) is the retraining's, and that of a random
-    order. ``engine`` and ``memory`` are those of :func:`trueoracle.training.population.plan`. The
-    dense network and scores are taken from the record in ``folder``, or made there; a search that
+    the default; for ``full`` all of it). ``criterion`` (the study's first that applies) orders the
+    candidates before anything is retrained, ``by`` is what is compared afterwards (validation loss,
+    or train loss where there is no validation split), ``seed`` (the study's first) is the
+    retraining's, and that of a random order. ``engine`` and ``memory`` are those of
+    :func:`trueoracle.training.population.plan`. The dense network and scores are taken from the
+    record in ``folder``, or made there; a search that
     was stopped goes on after its last rung. Raises :class:`InputError` before any long work.
     """
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
     way = find_strategy(strategy)
-    prior = criterion or spec.criteria[0]
-    if prior not in spec.criteria:
-        raise unknown("criterion of this study", prior, spec.criteria)
+    prior, passed_over = _prior(prepared, way, criterion)
     metric = selection_metric(by, has_validation=prepared.data.validation is not None)
     start = recipe.seeds[0] if seed is None else seed
     if not 0 <= start < 2**31:
@@ -154,15 +153,24 @@ def search(
     full = len(candidates) * recipe.epochs
     epochs = parse_budget(budget, len(candidates), recipe.epochs)
     schedule = way.plan(len(candidates), recipe.epochs, epochs, eta)
+    if schedule.cost > epochs:  # it retrains them all, whatever is said
+        if budget is not None:
+            raise InputError(
+                f"strategy {strategy!r} takes all {full:,} epochs, and the budget is {epochs:,}: "
+                "leave the budget out, or take another strategy"
+            )
+        epochs = schedule.cost
     example = candidates.prune(prepared.network, 0)
     check_engine(engine, example, prepared.data, recipe)
     check_memory(example, schedule, prepared.device)
 
-    needed = (prior,) if way.order == "criterion" else ()
+    needed = (prior,) if prior else ()
+    if passed_over:
+        progress.message(f"candidates are ordered by {prior}, since {passed_over}")
     runner.run(prepared, folder, progress, retrain=False, criteria=needed)
     dense = copy.deepcopy(prepared.network)
     load_weights(dense, folder / runner.DENSE)
-    # The order of a random strategy takes their number only.
+    # An order that takes no criterion takes their number only.
     scores = [0.0] * len(candidates)
     if needed:
         recorded = Results(folder).scores
@@ -171,7 +179,7 @@ def search(
         scores = recorded[prior].tolist()
     settings = {
         "strategy": strategy,
-        "criterion": prior if needed else None,
+        "criterion": prior or None,
         "by": metric,
         "seed": start,
         "rungs": [[rung.candidates, rung.epochs] for rung in schedule.rungs],
@@ -209,7 +217,7 @@ def search(
         history=_history(record, schedule),
         schedule=schedule,
         strategy=strategy,
-        criterion=prior if needed else "",
+        criterion=prior,
         by=metric,
         seed=start,
         budget=epochs,
@@ -220,6 +228,27 @@ def search(
         origin=_origin(prepared, index),
         normalised=_normalised(spec.data),
     )
+
+
+def _prior(prepared: Prepared, way: Strategy, named: str | None) -> tuple[str, str]:
+    """The criterion that orders the candidates, or ``""``; and why not the study's first."""
+    criteria, skipped = prepared.spec.criteria, prepared.skipped
+    if named is not None and named not in criteria:
+        raise unknown("criterion of this study", named, criteria)
+    if way.order != "criterion":
+        if named is not None:
+            raise InputError(
+                f"criterion {named!r} does nothing with strategy {way.name!r}, which begins with "
+                f"{'random candidates' if way.order == 'random' else 'all candidates'}"
+            )
+        return "", ""
+    if named is not None:
+        if named in skipped:
+            raise InputError(skipped[named])
+        return named, ""
+    # A study of which no criterion applies is none.
+    first = next(name for name in criteria if name not in skipped)
+    return first, skipped.get(criteria[0], "")
 
 
 def _carried_out(
