@@ -58,7 +58,9 @@ class Assessment:
         By whichever of them there is; where there is neither, by the textbook's p-value, which
         takes overlapping candidates for independent.
         """
-        told = [self.permutation_p_value < SIGNIFICANT] * (not math.isnan(self.permutation_p_value))
+        told = []
+        if not math.isnan(self.permutation_p_value):
+            told.append(self.permutation_p_value < SIGNIFICANT)
         if not math.isnan(self.interval.low):
             told.append(self.interval.low > 0 or self.interval.high < 0)
         return all(told) if told else self.relation.kendall.p_value < SIGNIFICANT
@@ -179,7 +181,7 @@ def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> lis
 
 @dataclass(frozen=True)
 class Pooled:
-    """The mean of tau over dense networks, with the interval that draws networks and seeds anew."""
+    """The mean of tau over dense networks, with the interval that draws networks anew."""
 
     criterion: str
     tau: float
