@@ -1,33 +1,55 @@
 from __future__ import annotations
 
-from dataclasses import replace
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from trueoracle.bench.build import build, recorded
+from trueoracle.bench.build import build, recorded, start
 from trueoracle.bench.table import dense_file, read_bench
 from trueoracle.errors import InputError
-from trueoracle.study.grid import expand
+from trueoracle.study.grid import GridPoint, expand
+from trueoracle.study.prepare import prepare
 from trueoracle.study.progress import SilentProgress
+from trueoracle.study.results import Results
+from trueoracle.study.runner import run
 from trueoracle.study.study import Study
 
+SMALL = {
+    "dense.epochs": 1,
+    "retraining.epochs": 2,
+    "retraining.milestones": [],
+    "data.train_images": 300,
+    "data.test_images": 100,
+    "data.validation_images": 50,
+}
+Recorded = tuple[GridPoint, Results]
 
-def test_recorded_runs_become_a_table(tmp_path: Path) -> None:
-    small = {
-        "dense.epochs": 1,
-        "retraining.epochs": 2,
-        "retraining.milestones": [],
-        "data.train_images": 300,
-        "data.test_images": 100,
-        "data.validation_images": 50,
-    }
-    point = expand("lenet5-mini-bench", small)[9]
+
+def record(number: int, runs: Path, **changes: Any) -> Recorded:
+    point = expand("lenet5-mini-bench", SMALL | changes)[number]
+    return point, Study(point.spec, runs=runs).run(progress=False)
+
+
+@pytest.fixture(scope="module")
+def conv2(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    return record(9, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def table(conv2: Recorded, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("table")
+    build([conv2], folder, SilentProgress(), ["l1", "bn-scale"])
+    return folder
+
+
+def test_recorded_runs_become_a_table(conv2: Recorded, table: Path) -> None:
+    point, results = conv2
     assert dict(point.spec.pruning.layers) == {"conv2": 0.1}
-    results = Study(point.spec, runs=tmp_path / "runs").run(progress=False)
-    build([(point, results)], tmp_path / "out", SilentProgress(), ["l1", "bn-scale"])
-    bench = read_bench(tmp_path / "out")
+    bench = read_bench(table)
     assert bench.keys["pruned"].tolist() == [1 << filter_ for filter_ in range(10)]
     assert list(bench.scores) == ["l1"]  # the network has no batch norm
     assert np.allclose(bench.scores["l1"], results.scores["l1"])
@@ -35,19 +57,65 @@ def test_recorded_runs_become_a_table(tmp_path: Path) -> None:
     assert np.allclose(bench.outcomes("test_loss"), expected)
     assert len(bench.epochs) == 10 * 3 * 2
     assert bench.card["retrained_networks"] == 30
+    assert bench.card["layers"] == {"0": ["conv2"]}
     assert bench.card["dense"]["0"]["sha256"] == (results.dense or {})["sha256"]
-    assert (
-        dense_file(0, tmp_path / "out").read_bytes()
-        == (results.folder / "dense.safetensors").read_bytes()
+    dense = results.folder / "dense.safetensors"
+    assert dense_file(0, table).read_bytes() == dense.read_bytes()
+    assert bench.settings[0].study == "lenet5-mini-bench+seed-0+layers-conv2-0.1"
+
+
+def test_new_points_join_a_table(conv2: Recorded, table: Path, tmp_path: Path) -> None:
+    larger = tmp_path / "larger"
+    shutil.copytree(table, larger)
+    scores = pd.read_parquet(larger / "scores.parquet")
+    scores["l1"] += 1
+    scores.to_parquet(larger / "scores.parquet", index=False)
+    conv1 = record(8, conv2[1].folder.parent)
+    assert dict(conv1[0].spec.pruning.layers) == {"conv1": 0.9}
+    other = record(27, conv2[1].folder.parent)
+    assert other[0].spec.dense.seed == 1
+    build([conv1, conv2, other], larger, SilentProgress(), ["l1", "l2"], onto=larger)
+
+    before, after = read_bench(table), read_bench(larger)
+    assert after.card["layers"] == {"0": ["conv1", "conv2"], "1": ["conv1"]}
+    assert after.card["retrained_networks"] == 90 == len(after.epochs) / 2
+    assert set(after.card["dense"]) == {"0", "1"}
+    trained = [float(one[1].retrainings["seconds"].sum()) for one in (conv1, other)]
+    assert after.card["retraining_seconds"] == pytest.approx(
+        before.card["retraining_seconds"] + sum(trained), abs=0.5
     )
-    taken = replace(bench, scores={"l1": bench.scores["l1"] + 1})
-    build([(point, results)], tmp_path / "again", SilentProgress(), ["l1", "l2"], scored=taken)
-    again = read_bench(tmp_path / "again")
-    assert np.array_equal(again.scores["l1"], taken.scores["l1"])  # not scored anew
-    assert np.isfinite(again.scores["l2"]).all()
-    assert (
-        replace(bench, scores={}).settings[0].study == "lenet5-mini-bench+seed-0+layers-conv2-0.1"
-    )
+    old = np.flatnonzero((after.keys["layer"] == "conv2") & (after.keys["network"] == 0))
+    assert np.array_equal(after.outcomes("test_loss")[old], before.outcomes("test_loss"))
+    assert np.array_equal(after.scores["l1"][old], before.scores["l1"] + 1)  # not scored anew
+    new = np.setdiff1d(np.arange(30), old)
+    expected = np.concatenate([one[1].scores["l1"] for one in (conv1, other)])
+    assert np.allclose(after.scores["l1"][new], expected)
+    assert np.isfinite(after.scores["l2"]).all()
+
+    with pytest.raises(InputError, match="finished and not in the table yet"):
+        build([conv2], larger, SilentProgress(), ["l1"], onto=larger)
+    build([], larger, SilentProgress(), ["l1", "l2"], onto=larger, rescore=["l1"])
+    assert np.allclose(read_bench(larger).scores["l1"][old], before.scores["l1"])
+
+
+def test_points_of_another_dense_network_are_refused(table: Path, tmp_path: Path) -> None:
+    stranger = record(8, tmp_path, **{"dense.epochs": 2})
+    with pytest.raises(InputError, match="prunes another dense network of seed 0 than the table"):
+        build([stranger], table, SilentProgress(), ["l1"], onto=table)
+
+
+def test_a_grid_goes_on_from_the_dense_networks_of_the_table(tmp_path: Path) -> None:
+    start(tmp_path)
+    start(tmp_path)  # again does nothing
+    known = read_bench().card["dense"]["0"]
+    point = next(p for p in expand("lenet5-mini-bench") if p.label == "seed-0+layers-conv3-0.9")
+    folder = tmp_path / point.spec.folder_name
+    prepared = prepare(point.spec, device="cpu")
+    run(prepared, folder, SilentProgress(), retrain=False, criteria=[])
+    dense = Results(folder).dense or {}
+    assert dense["origin"] == "adopted"
+    assert dense["sha256"] == known["sha256"]
+    assert dense["test_loss"] == pytest.approx(known["test_loss"], rel=1e-4)
 
 
 def test_there_must_be_finished_points(tmp_path: Path) -> None:

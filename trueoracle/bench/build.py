@@ -1,7 +1,10 @@
-"""Makes the shipped table from recorded runs: ``python -m trueoracle.bench.build RUNS``.
+"""Makes the shipped table, or adds to it, from recorded runs.
 
-The runs are those of ``trueoracle run lenet5-mini-bench --runs RUNS``; points that are not finished
-are left out.
+    python -m trueoracle.bench.build --start RUNS     # the table's dense networks, to go on from
+    trueoracle run lenet5-mini-bench --runs RUNS      # or single points of it
+    python -m trueoracle.bench.build RUNS             # what is finished joins the table
+
+Points that are not finished are left out.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,14 @@ from trueoracle.bench.scoring import score_bench
 from trueoracle.bench.table import DATA, GRID, KEYS, Bench, dense_file, read_bench
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError
+from trueoracle.networks.weights import read_metadata
 from trueoracle.study.grid import GridPoint, expand
 from trueoracle.study.progress import PlainProgress, Progress
 from trueoracle.study.results import Results
 from trueoracle.study.runner import DENSE
-from trueoracle.study.store import DATABASE
+from trueoracle.study.store import DATABASE, Store, locked
 
-__all__ = ["build", "recorded"]
+__all__ = ["build", "recorded", "start"]
 
 
 def recorded(runs: Path) -> list[tuple[GridPoint, Results]]:
@@ -42,52 +46,110 @@ def recorded(runs: Path) -> list[tuple[GridPoint, Results]]:
     return found
 
 
+def start(runs: Path, table: Path = DATA) -> None:
+    """Lay a table's dense networks down in ``runs``, so that the grid goes on from these.
+
+    Training is not the same to the bit on every machine, so that the same seed can give another
+    dense network. Raises :class:`InputError` where ``runs`` holds another one already.
+    """
+    card = read_bench(table).card
+    for network, facts in card["dense"].items():
+        spec = next(one.spec for one in expand(GRID) if one.spec.dense.seed == int(network))
+        folder = runs / spec.folder_name
+        with locked(folder, patience=1.0), Store(folder) as store:
+            if (recorded := store.dense()) is not None:
+                if recorded["sha256"] != facts["sha256"]:
+                    raise InputError(f"{folder} holds another dense network than the table's")
+                continue
+            file = dense_file(int(network), table)
+            shutil.copyfile(file, folder / DENSE)
+            metadata = read_metadata(file)
+            epochs: Any = metadata["epochs"]
+            metrics = {name: facts[name] for name in METRICS}
+            architecture = str(metadata["architecture"])
+            store.record_dense(facts["sha256"], architecture, "adopted", 0.0, metrics, epochs)
+
+
 def build(
     points: Sequence[tuple[GridPoint, Results]],
     out: Path,
     progress: Progress,
     criteria: Sequence[str] | None = None,
     *,
-    scored: Bench | None = None,
+    onto: Path | None = None,
+    rescore: Collection[str] = (),
 ) -> None:
     """Write the table's files to ``out``: outcomes, scores, dense weights and card.
 
     ``criteria`` are all registered ones by default; those that do not apply to the network are left
-    out. What a smaller table has ``scored`` already is taken from it. Raises :class:`InputError`
-    where no point is finished.
+    out. ``onto`` is the folder of a smaller table (``out`` itself, say), which the points join: its
+    networks are not taken again, nor scored again but by the criteria to ``rescore``. Raises
+    :class:`InputError` where there is nothing to do, and where a point was pruned from another
+    dense network than the table's of the same seed.
     """
-    if not points:
-        raise InputError(f"no point of {GRID} is finished: trueoracle run {GRID} records them")
+    before = None if onto is None else read_bench(onto)
+    if before is not None:
+        points = _new_points(points, before)
+    if not points and not (before and rescore):
+        which = "finished" if before is None else "finished and not in the table yet"
+        raise InputError(f"no point of {GRID} is {which}: trueoracle run {GRID} records them")
     out.mkdir(parents=True, exist_ok=True)
-    for point, results in points:
-        shutil.copyfile(results.folder / DENSE, dense_file(point.spec.dense.seed, out))
-    epochs = pd.concat([_epochs(*one) for one in points], ignore_index=True)
+    files = {point.spec.dense.seed: results.folder / DENSE for point, results in points}
+    if onto is not None and before is not None:
+        files |= {network: dense_file(network, onto) for network in before.networks}
+    for network, file in files.items():
+        if file != dense_file(network, out):
+            shutil.copyfile(file, dense_file(network, out))
+    known = [] if before is None else [before.epochs.join(before.keys, on="candidate")]
+    epochs = pd.concat([*known, *(_epochs(*one) for one in points)], ignore_index=True)
+    epochs = epochs[[*KEYS, "seed", "epoch", *METRICS]]
+    epochs = epochs.sort_values(["network", "layer"], kind="stable", ignore_index=True)
     keys = epochs[KEYS].drop_duplicates().reset_index(drop=True)
-    epochs.to_parquet(out / "outcomes.parquet", index=False, compression="zstd")
     bench = Bench(keys, epochs, {}, {})
     scores, seconds = keys.copy(), {}
     for name in criteria or list(CRITERIA):
         started = time.perf_counter()
-        column = _known(bench, name, scored)
+        column = _known(bench, name, None if name in rescore else before)
         left = [one for one in bench.settings if np.isnan(column[one.rows]).any()]
         if left:
             fresh = score_bench(CRITERIA[name], bench, progress, left, folder=out)
             column = np.where(np.isnan(column), fresh, column)
-        spent = 0.0 if scored is None else scored.card["seconds_to_score"].get(name, 0.0)
-        seconds[name] = round(spent + time.perf_counter() - started, 1)
+        spent = time.perf_counter() - started
+        if before is not None and name not in rescore:
+            spent += before.card["seconds_to_score"].get(name, 0.0)
+        seconds[name] = round(spent, 1)
         if np.isfinite(column).any():
             scores[name] = column
+    # Written when all is scored: until then a table that was there stays what it was.
+    epochs.to_parquet(out / "outcomes.parquet", index=False, compression="zstd")
     scores.to_parquet(out / "scores.parquet", index=False, compression="zstd")
-    card = _card(points, keys, seconds)
+    seeds = int(epochs["seed"].nunique())
+    card = _card(points, keys, seeds, seconds, {} if before is None else before.card)
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
-def _known(bench: Bench, name: str, scored: Bench | None) -> np.ndarray:
+def _new_points(
+    points: Sequence[tuple[GridPoint, Results]], before: Bench
+) -> list[tuple[GridPoint, Results]]:
+    """Those that a table has not; all must prune its dense networks."""
+    held = {setting.study for setting in before.settings}
+    for point, results in points:
+        network = str(point.spec.dense.seed)
+        known = before.card["dense"].get(network, {}).get("sha256")
+        if results.dense is not None and known not in (None, results.dense["sha256"]):
+            raise InputError(
+                f"{results.folder.name} prunes another dense network of seed {network} than the "
+                "table does: begin with --start, or make the table --anew"
+            )
+    return [(point, results) for point, results in points if point.spec.name not in held]
+
+
+def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
     """The scores ``[R]`` that another table has of the same networks; NaN elsewhere."""
-    if scored is None or name not in scored.scores:
+    if before is None or name not in before.scores:
         return np.full(len(bench.keys), np.nan)
-    before = scored.keys.assign(score=scored.scores[name])
-    merged = bench.keys.merge(before, on=KEYS, how="left")
+    scored = before.keys.assign(score=before.scores[name])
+    merged = bench.keys.merge(scored, on=KEYS, how="left")
     known: np.ndarray = merged["score"].to_numpy(dtype=np.float64)
     return known
 
@@ -117,40 +179,46 @@ def _epochs(point: GridPoint, results: Results) -> pd.DataFrame:
 
 
 def _card(
-    points: Sequence[tuple[GridPoint, Results]], keys: pd.DataFrame, seconds: dict[str, float]
+    points: Sequence[tuple[GridPoint, Results]],
+    keys: pd.DataFrame,
+    seeds: int,
+    seconds: dict[str, float],
+    before: dict[str, Any],
 ) -> dict[str, Any]:
-    first = points[0][0].spec
     sittings = [sitting for _, results in points for sitting in results.provenance]
-    networks = sorted({point.spec.dense.seed for point, _ in points})
+    trained = sum(float(results.retrainings["seconds"].sum()) for _, results in points)
     dense = {
-        point.spec.dense.seed: {
+        str(point.spec.dense.seed): {
             name: results.dense[name] for name in ("sha256", *METRICS) if name in results.dense
         }
         for point, results in points
         if results.dense is not None
     }
+    networks = sorted(map(int, keys["network"].unique()))
+    began = [sitting["started"] for sitting in sittings]
+    ended = [sitting["ended"] or sitting["started"] for sitting in sittings]
+    versions = {
+        f"trueoracle {s['trueoracle']}, torch {s['torch']}, Python {s['python']}" for s in sittings
+    }
+    engines = {str(s["engine"]) for s in sittings if "engine" in s}
     return {
         "grid": GRID,
         "command": f"trueoracle run {GRID}",
         "network": f"LeNet5-Mini ({many(len(networks), 'dense network')})",
         "data": "5,000 embedded MNIST digits",
-        "layers": sorted(set(keys["layer"])),
-        "seeds": len(first.retraining.seeds),
+        "layers": {
+            str(network): sorted(set(keys["layer"][keys["network"] == network]))
+            for network in networks
+        },
+        "seeds": seeds,
         "pruned_networks": len(keys),
-        "retrained_networks": len(keys) * len(first.retraining.seeds),
-        "retraining_seconds": round(
-            sum(float(results.retrainings["seconds"].sum()) for _, results in points)
-        ),
-        "started": min(sitting["started"] for sitting in sittings),
-        "ended": max(sitting["ended"] or sitting["started"] for sitting in sittings),
-        "engines": sorted({str(s["engine"]) for s in sittings if "engine" in s}),
-        "versions": sorted(
-            {
-                f"trueoracle {s['trueoracle']}, torch {s['torch']}, Python {s['python']}"
-                for s in sittings
-            }
-        ),
-        "dense": dense,
+        "retrained_networks": len(keys) * seeds,
+        "retraining_seconds": round(before.get("retraining_seconds", 0) + trained),
+        "started": min([*began, *[v for k, v in before.items() if k == "started"]]),
+        "ended": max([*ended, *[v for k, v in before.items() if k == "ended"]]),
+        "engines": sorted(engines | set(before.get("engines", ()))),
+        "versions": sorted(versions | set(before.get("versions", ()))),
+        "dense": before.get("dense", {}) | dense,
         "seconds_to_score": seconds,
     }
 
@@ -159,13 +227,23 @@ def main() -> None:
     """Build the table from the runs named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--out", type=Path, default=DATA)
+    parser.add_argument("--out", type=Path, default=DATA, help="folder of the table")
     parser.add_argument(
-        "--scored", type=Path, help="folder of a smaller table, whose scores are taken over"
+        "--start", action="store_true", help="only lay the table's dense networks down in RUNS"
+    )
+    parser.add_argument(
+        "--anew", action="store_true", help="leave out what the table in --out holds already"
+    )
+    parser.add_argument(
+        "--rescore", action="append", default=[], help="a criterion whose code has changed"
     )
     given = parser.parse_args()
-    scored = None if given.scored is None else read_bench(given.scored)
-    build(recorded(given.runs), given.out, PlainProgress(), scored=scored)
+    if given.start:
+        start(given.runs, given.out)
+        return
+    onto = None if given.anew or not (given.out / "card.json").is_file() else given.out
+    points = recorded(given.runs)
+    build(points, given.out, PlainProgress(), onto=onto, rescore=given.rescore)
 
 
 if __name__ == "__main__":
