@@ -61,6 +61,22 @@ def test_a_perfect_criterion_has_no_regret_and_a_wrong_one_has() -> None:
     assert row(wrong, "halving", 1.0, "test_loss", "own")["regret"] == 0
 
 
+def test_filters_guide_a_search_where_the_criterion_misleads() -> None:
+    """Candidate i prunes two of seven filters, and ends the better the lower they are."""
+    pairs = list(combinations(range(7), 2))[:COUNT]
+    pruned = np.array([[filter_ in pair for filter_ in range(7)] for pair in pairs])
+    outcomes = recorded()
+    worth = outcomes["candidate"].map({f"c{i}": sum(pair) for i, pair in enumerate(pairs)})
+    metrics = ["train_loss", "validation_loss", "test_loss"]
+    outcomes[metrics] = np.add.outer(worth.to_numpy() + outcomes["epoch"].to_numpy() * 0.0, [0] * 3)
+    wrong = scores([float(-sum(pair)) for pair in pairs])
+    table = replay(outcomes, wrong, epochs=EPOCHS, budgets=[0.5], pruned=pruned)
+    assert row(table, "guided", 0.5, "validation_loss", "own")["regret"] == 0
+    assert row(table, "halving", 0.5, "validation_loss", "own")["regret"] > 0
+    unknown = replay(outcomes, wrong, epochs=EPOCHS, budgets=[0.5])
+    assert "guided" not in set(unknown["strategy"])
+
+
 def test_random_search_is_the_mean_over_all_draws() -> None:
     table = replay(recorded(), scores(), epochs=EPOCHS, budgets=[0.15], strategies=["random"])
     expected = np.mean([min(three) / 100 for three in combinations(range(COUNT), 3)])

@@ -17,6 +17,7 @@ from trueoracle.data.splits import Splits
 from trueoracle.errors import BusyError, InputError, StoreError, TrainingError
 from trueoracle.networks.weights import read_metadata
 from trueoracle.search import live
+from trueoracle.search.strategies import STRATEGIES, choose
 from trueoracle.study.results import Results
 from trueoracle.study.search import SearchResult
 from trueoracle.study.store import locked
@@ -157,6 +158,46 @@ def test_a_damaged_record_is_said(study: Study) -> None:
         save_file(damaged, checkpoint)
         with pytest.raises(StoreError, match=f"{message}.*move its folder away"):
             searched(study, 22)
+
+
+def test_a_guided_search_is_the_one_that_the_record_replays(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields["pruning"] = {"layers": {"conv1": 0.2}}
+    fields["retraining"] |= {"epochs": 3}
+    study = Study(**fields, runs=tmp_path / "runs")
+    found = searched(study, "40%")
+    assert found.strategy == "guided"
+    first = found.schedule.rungs[0].candidates
+    assert first >= 16  # so that they come in four batches
+    plain = searched(study, "40%", strategy="halving")
+    assert plain.folder != found.folder
+
+    results = study.run(progress=False, engine="loop")
+    table = results.table("validation_loss")
+    scores = results.scores.set_index("candidate")["oracle"]
+    curves = results.outcomes.pivot(index="candidate", columns="epoch", values="validation_loss")
+    curves = curves.loc[scores.index]
+    for search, pruned in ((found, table.pruned), (plain, None)):
+        course = choose(
+            STRATEGIES[search.strategy].ordered(scores.to_numpy()),
+            search.schedule,
+            lambda some, end: curves.iloc[list(some), end - 1].tolist(),
+            pruned,
+        )
+        assert scores.index[course.chosen] == search.chosen
+        for number, rung in enumerate(course.candidates, start=1):
+            own = search.history[search.history["rung"] == number]
+            assert set(own["candidate"]) == {scores.index[i] for i in rung}
+
+    # A search that goes on knows the batches again.
+    record = json.loads((found.folder / live.RECORD).read_text(encoding="utf-8"))
+    assert searched(study, "40%").chosen == found.chosen
+    begun = record["rungs"][0]
+    record["rungs"][0] = [begun[-1], *begun[1:-1], begun[0]]
+    (found.folder / live.RECORD).write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(InputError, match="the candidates that begin are others"):
+        searched(study, "40%")
 
 
 def test_each_setting_is_a_search_of_its_own(study: Study) -> None:
@@ -319,7 +360,11 @@ def test_a_search_without_a_validation_split_says_so(
 
 def test_single_weights_too(fields: dict[str, Any], tmp_path: Path) -> None:
     fields["pruning"] = {"kind": "unstructured", "layers": {"conv1": 0.5}, "candidates": 4}
-    found = searched(Study(**fields, runs=tmp_path / "runs"), 9, criterion="l1")
+    study = Study(**fields, runs=tmp_path / "runs")
+    with pytest.raises(InputError, match=r"'guided' learns of the filters .* take 'halving'"):
+        searched(study, 9, strategy="guided")
+    found = searched(study, 9, criterion="l1")
+    assert found.strategy == "halving"
     path = found.export(tmp_path / "model.safetensors")
     network = trueoracle.load(path)
     images = torch.randn(3, 1, 32, 32)

@@ -9,7 +9,7 @@ import numpy as np
 
 from trueoracle.errors import InputError
 
-__all__ = ["CandidateTable"]
+__all__ = ["CandidateTable", "pruned_filters"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,3 +71,21 @@ class CandidateTable:
     def sign(self, criterion: str) -> int:
         """1 where a perfect criterion has tau 1 with the outcome, and -1 where it has -1."""
         return -1 if self.higher_is_better != (criterion in self.higher_is_chosen) else 1
+
+
+def pruned_filters(
+    ways: Sequence[Mapping[str, Sequence[int]]],
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Which filters ``[P, F]`` each candidate prunes, and the number of filters of each group.
+
+    ``ways`` has the pruned filters of each candidate by group. A group counts as many filters as
+    the last one that some candidate prunes tells: all of them, where all ways to prune are listed.
+    """
+    groups = {name: 1 + max(max(way[name]) for way in ways) for name in ways[0]}
+    pruned = np.zeros((len(ways), sum(groups.values())), dtype=bool)
+    start = 0
+    for name, filters in groups.items():
+        columns = np.array([way[name] for way in ways])
+        np.put_along_axis(pruned[:, start : start + filters], columns, True, axis=1)
+        start += filters
+    return pruned, tuple(groups.values())

@@ -46,8 +46,8 @@ def search(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="halving, random-halving, top, random, criterion or full (see below) [default: "
-            "halving]."
+            help="guided, halving, random-halving, top, random, criterion or full (see below) "
+            "[default: guided]."
         ),
     ] = None,
     criterion: Annotated[
@@ -95,13 +95,14 @@ def search(
 ) -> None:
     """Choose one pruned network without retraining them all, and write it to a file.
 
-    Successive halving: the candidates that a criterion prefers are retrained for a few epochs, the
-    better ones of them for some more, and so on to the end of the recipe, as the budget affords.
-    The test images decide nothing. A search that was stopped goes on after its last rung.
+    Successive halving: the candidates that a criterion prefers are retrained for a few epochs, then
+    those whose filters were good ones to prune in the first, the better ones of all for some more,
+    and so on to the end of the recipe, as the budget affords. The test images decide nothing. A
+    search that was stopped goes on after its last rung.
 
-    Strategies: **halving**; **random-halving** begins in a random order; **top** retrains the
-    lowest scores to the end, **random** random candidates, **criterion** the lowest score alone,
-    **full** every candidate.
+    Strategies: **guided** is that one; **halving** begins with the criterion's candidates only,
+    **random-halving** with random ones; **top** retrains the lowest scores to the end, **random**
+    random candidates, **criterion** the lowest score alone, **full** every candidate.
 
     With --replay, all strategies and budgets are tried on recorded curves: budget against regret.
 
@@ -143,7 +144,7 @@ def search(
     with shown_progress(quiet=quiet) as progress:
         found = made.search(
             budget,
-            strategy=strategy or "halving",
+            strategy=strategy,
             criterion=criterion,
             by=by,
             seed=seed,

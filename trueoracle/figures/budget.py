@@ -17,6 +17,7 @@ __all__ = ["BudgetData", "BudgetLine", "BudgetPanel", "budget_data", "draw_budge
 
 # Okabe and Ito's palette; the lines differ in their marks as well.
 _STYLES: Mapping[str, tuple[str, str]] = {
+    "guided": ("#009E73", "P"),
     "halving": ("#0072B2", "o"),
     "random-halving": ("#56B4E9", "s"),
     "top": ("#D55E00", "D"),

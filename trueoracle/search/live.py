@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -22,7 +23,7 @@ from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, StoreError, TrainingError, first_line
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.search.schedule import Schedule
-from trueoracle.search.strategies import survivors
+from trueoracle.search.strategies import begin, survivors
 from trueoracle.training.loop import EpochRecord
 from trueoracle.training.memory import available_memory, readable_bytes
 from trueoracle.training.population import Plan, train_epochs
@@ -83,8 +84,9 @@ class SearchRecord:
 class Search:
     """All that a search needs, before it begins; :meth:`run` carries it out.
 
-    ``order`` are the candidates' numbers in the order in which they begin; ``by`` is the metric
-    compared, ``seed`` the retraining's. ``folder`` keeps the record, the survivors'
+    ``order`` are the candidates' numbers in the order in which they begin, or with ``pruned``
+    ``[P, F]`` (which filters each of them prunes) in which the first batch does; ``by`` is the
+    metric compared, ``seed`` the retraining's. ``folder`` keeps the record, the survivors'
     weights and optimisers after each rung, and nothing of whoever was dropped.
     """
 
@@ -98,6 +100,7 @@ class Search:
     seed: int
     settings: Mapping[str, Any]
     folder: Path
+    pruned: np.ndarray | None = None
 
     def run(
         self,
@@ -118,14 +121,12 @@ class Search:
             raise _unreadable(self.folder / RECORD, damage)
         going, members = self._resumed(record)
         for number in range(len(record.rungs), len(self.schedule.rungs)):
-            rung, start = self.schedule.rungs[number], self.schedule.starts[number]
-            chosen = plan(len(going), record.engine)
-            on_rung(number, len(going), str(chosen))
+            rung = self.schedule.rungs[number]
+            chosen = plan(rung.candidates, record.engine)
+            on_rung(number, rung.candidates, str(chosen))
             record.engine = chosen.engine
             started = time.perf_counter()
-            left = self._left(number)
-            epochs = range(start, rung.epochs)
-            going, members = self._rung(going, members, epochs, left, chosen, record, on_epoch)
+            going, members = self._rung(number, going, members, chosen, record, on_epoch)
             record.seconds += time.perf_counter() - started
             self._keep(number, members)
             record.save(self.folder)
@@ -142,54 +143,63 @@ class Search:
 
     def _rung(
         self,
+        number: int,
         going: Sequence[int],
         members: dict[int, _Member],
-        epochs: range,
-        left: int,
         chosen: Plan,
         record: SearchRecord,
         on_epoch: Callable[[float], None],
     ) -> tuple[list[int], dict[int, _Member]]:
-        """Train all for some epochs; the ``left`` best, and all that they are.
+        """Train those of a rung; who goes on, and all that they are.
 
         Takes ``members`` out as their networks are built, so that no more are held than go on.
         """
-        ids = self.candidates.ids
+        ids, left = self.candidates.ids, self._left(number)
+        epochs = range(self.schedule.starts[number], self.schedule.rungs[number].epochs)
         done: list[int] = []
         kept: dict[int, _Member] = {}
         fresh = {name: list(own) for name, own in record.epochs.items()}
-        for chunk in _chunks(going, chosen.group * chosen.groups):
-            networks, states = [], []
-            for index in chunk:
-                network = self._network(index)
-                if index in members:
-                    member = members.pop(index)
-                    self._give(network, member)
-                    states.append(member.state)
-                networks.append(network)
-            records, after = train_epochs(
-                networks,
-                [self._stream(index) for index in chunk],
-                self.data,
-                self.recipe,
-                epochs,
-                engine=chosen.engine,
-                states=states or None,
-                on_epoch=on_epoch,
-            )
-            for index, own in zip(chunk, records, strict=True):
-                fresh[ids[index]] = fresh.get(ids[index], []) + own
-            done += chunk
-            # What cannot survive any more need not be kept, nor be copied.
-            best = survivors(done, [self._value(fresh[ids[i]]) for i in done], left)
-            trained = dict(zip(chunk, zip(networks, after, strict=True), strict=True))
-            kept = {
-                index: kept[index] if index in kept else _Member.of(*trained[index])
-                for index in best
-            }
-            del networks, after, trained  # before the next chunk is trained
+
+        def trained(some: Sequence[int]) -> list[float]:
+            nonlocal kept
+            for chunk in _chunks(some, chosen.group * chosen.groups):
+                networks, states = [], []
+                for index in chunk:
+                    network = self._network(index)
+                    if index in members:
+                        member = members.pop(index)
+                        self._give(network, member)
+                        states.append(member.state)
+                    networks.append(network)
+                records, after = train_epochs(
+                    networks,
+                    [self._stream(index) for index in chunk],
+                    self.data,
+                    self.recipe,
+                    epochs,
+                    engine=chosen.engine,
+                    states=states or None,
+                    on_epoch=on_epoch,
+                )
+                for index, own in zip(chunk, records, strict=True):
+                    fresh[ids[index]] = fresh.get(ids[index], []) + own
+                done.extend(chunk)
+                # What cannot survive any more need not be kept, nor be copied.
+                best = survivors(done, [self._value(fresh[ids[i]]) for i in done], left)
+                new = dict(zip(chunk, zip(networks, after, strict=True), strict=True))
+                kept = {
+                    index: kept[index] if index in kept else _Member.of(*new[index])
+                    for index in best
+                }
+                del networks, after, new  # before the next chunk is trained
+            return [self._value(fresh[ids[index]]) for index in some]
+
+        if number:
+            trained(going)
+        else:
+            begin(self.order, self.schedule.rungs[0].candidates, trained, self.pruned)
         record.epochs = fresh
-        record.rungs.append([ids[index] for index in going])
+        record.rungs.append([ids[index] for index in done])
         return list(kept), kept
 
     def _left(self, rung: int) -> int:
@@ -242,16 +252,16 @@ class Search:
         return ""
 
     def _resumed(self, record: SearchRecord) -> tuple[list[int], dict[int, _Member]]:
-        """Who goes on, and all that they are; everybody of the first rung where none is done."""
-        begin = list(self.order[: self.schedule.rungs[0].candidates])
+        """Who goes on after the last rung that is done, and all that they are."""
+        if not record.rungs:
+            return [], {}
         ids = self.candidates.ids
-        if record.rungs and set(record.rungs[0]) != {ids[index] for index in begin}:
+        begun = self._begun(record)
+        if record.rungs[0] != [ids[index] for index in begun]:
             raise InputError(
                 f"the candidates that begin are others than {self.folder / RECORD} says, since the "
                 "criterion's code changed: move its folder away to search anew"
             )
-        if not record.rungs:
-            return begin, {}
         last = record.rungs[-1]
         number = {name: ids.index(name) for name in last}
         path = self._checkpoint(len(record.rungs) - 1)
@@ -269,7 +279,18 @@ class Search:
         if len(members) != left:
             raise _unreadable(path, f"it holds {len(members)} networks, expected {left}")
         # In the order in which they began, which decides between equals.
-        return [index for index in begin if index in members], members
+        return [index for index in begun if index in members], members
+
+    def _begun(self, record: SearchRecord) -> list[int]:
+        """Who begins, by the values that are recorded."""
+        first, ids = self.schedule.rungs[0], self.candidates.ids
+
+        def recorded(some: Sequence[int]) -> list[float]:
+            # Of one who is not in the record, which then is another search's: as if it diverged.
+            own = [record.epochs.get(ids[index], [])[: first.epochs] for index in some]
+            return [self._value(one) if one else math.nan for one in own]
+
+        return begin(self.order, first.candidates, recorded, self.pruned)[0]
 
     def _keep(self, rung: int, members: Mapping[int, _Member]) -> None:
         tensors: dict[str, Tensor] = {}

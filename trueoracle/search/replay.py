@@ -61,11 +61,14 @@ def replay(
     strategies: Sequence[str] = tuple(STRATEGIES),
     eta: float = ETA,
     draws: int = 100,
+    pruned: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Budget against regret, of searches on recorded curves.
 
     ``outcomes`` has one row a candidate, seed and epoch (``Results.outcomes``), ``scores`` the
-    criterion that orders the candidates, by their ids; ``epochs`` are those of the recipe. One row
+    criterion that orders the candidates, by their ids; ``epochs`` are those of the recipe;
+    ``pruned`` ``[P, F]`` says which filters each prunes, without which strategies that learn from
+    it are left out. One row
     a strategy, budget, ``outcome`` (the metric compared by, and those of ``OUTCOMES``) and
     ``network`` (``own``: of the seed that was searched; ``other seeds``: the mean of the rest):
 
@@ -91,9 +94,12 @@ def replay(
             continue
         for name in strategies:
             strategy = find_strategy(name)
+            if strategy.learns and pruned is None:
+                continue
             schedule = strategy.plan(count, epochs, budget, eta)
             found = [
-                _search(record, seed, strategy, priors, budget, eta, draws) for seed in record.seeds
+                _search(record, seed, strategy, priors, budget, eta, draws, pruned)
+                for seed in record.seeds
             ]
             facts = {"strategy": name, "share": share, "budget": budget, "spent": schedule.cost}
             facts["spent_share"] = schedule.cost / (count * epochs)
@@ -166,6 +172,7 @@ def _search(
     budget: int,
     eta: float,
     draws: int,
+    pruned: np.ndarray | None,
 ) -> np.ndarray:
     """How probable it is that each candidate is chosen, ``[P]``."""
     curve = record.curves[seed]
@@ -177,7 +184,12 @@ def _search(
     orders = range(draws) if strategy.order == "random" else range(1)
     for draw in orders:
         order = strategy.ordered(scores, seed=draw)
-        course = choose(order, schedule, lambda chosen, end: curve[chosen, end - 1].tolist())
+        course = choose(
+            order,
+            schedule,
+            lambda chosen, end: curve[chosen, end - 1].tolist(),
+            pruned if strategy.learns else None,
+        )
         chance[course.chosen] += 1 / len(orders)
     return chance
 

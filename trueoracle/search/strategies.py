@@ -13,10 +13,25 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from trueoracle.analysis.additive import predict_additive
 from trueoracle.errors import unknown
 from trueoracle.search.schedule import Schedule, halving, to_the_end
 
-__all__ = ["STRATEGIES", "Course", "Strategy", "Values", "choose", "find_strategy", "survivors"]
+__all__ = [
+    "STRATEGIES",
+    "Course",
+    "Strategy",
+    "Values",
+    "begin",
+    "choose",
+    "find_strategy",
+    "survivors",
+]
+
+BATCHES = 4
+"""In which a strategy that learns begins: few, since all of a batch are trained as one."""
+LEAST_BATCH = 4
+"""Candidates of a batch, at the least: where fewer begin, so are the batches."""
 
 
 class Values(Protocol):
@@ -35,6 +50,8 @@ class Strategy:
     order: Literal["criterion", "random", "listed"]
     plan: Callable[[int, int, int, float], Schedule]
     """``(candidates, epochs, budget, eta)`` to a schedule."""
+    learns: bool = False
+    """Whether the first rung begins in batches, each chosen by what those before it came to."""
 
     def ordered(self, scores: Sequence[float] | np.ndarray, seed: int = 0) -> list[int]:
         """The candidates in the order in which they begin.
@@ -50,9 +67,10 @@ class Strategy:
         return placed
 
 
-def _halving_after_criterion(candidates: int, epochs: int, budget: int, eta: float) -> Schedule:
-    # Where the criterion already chose who begins, the very first epochs say little more.
-    return halving(candidates, epochs, budget, eta, first=-(-epochs // 8))
+def _guided(candidates: int, epochs: int, budget: int, eta: float) -> Schedule:
+    # After a fifth of the epochs values tell more than after one, and the model makes up for it
+    # that fewer begin (measured: docs/search.md).
+    return halving(candidates, epochs, budget, eta, first=-(-epochs // 5))
 
 
 def _to_the_end(candidates: int, epochs: int, budget: int, eta: float) -> Schedule:
@@ -72,10 +90,14 @@ STRATEGIES: dict[str, Strategy] = {
     one.name: one
     for one in (
         Strategy(
-            "halving",
-            "successive halving, those of the lowest scores first",
+            "guided",
+            "successive halving, those first whose filters were best to prune in others",
             "criterion",
-            _halving_after_criterion,
+            _guided,
+            learns=True,
+        ),
+        Strategy(
+            "halving", "successive halving, those of the lowest scores first", "criterion", halving
         ),
         Strategy("random-halving", "successive halving, in a random order", "random", halving),
         Strategy("top", "the lowest scores, each retrained to the end", "criterion", _to_the_end),
@@ -106,16 +128,60 @@ class Course:
         return survivors(self.candidates[-1], self.values[-1], 1)[0]
 
 
-def choose(order: Sequence[int], schedule: Schedule, values: Values) -> Course:
-    """Carry a schedule out: the first of ``order`` begin, the best of each rung go on."""
-    going = list(order)
+def choose(
+    order: Sequence[int], schedule: Schedule, values: Values, pruned: np.ndarray | None = None
+) -> Course:
+    """Carry a schedule out: the first of ``order`` begin, the best of each rung go on.
+
+    With ``pruned`` those who begin are chosen batch by batch, as :func:`begin` does.
+    """
+    going: Sequence[int] = order
     rungs: list[tuple[int, ...]] = []
     found: list[tuple[float, ...]] = []
     for rung in schedule.rungs:
-        going = survivors(going, found[-1], rung.candidates) if found else going[: rung.candidates]
+        if not found:
+
+            def values_of(some: Sequence[int], end: int = rung.epochs) -> Sequence[float]:
+                return values(some, end)
+
+            going, first = begin(order, rung.candidates, values_of, pruned)
+            found.append(tuple(first))
+        else:
+            going = survivors(going, found[-1], rung.candidates)
+            found.append(tuple(float(value) for value in values(going, rung.epochs)))
         rungs.append(tuple(going))
-        found.append(tuple(float(value) for value in values(going, rung.epochs)))
     return Course(tuple(rungs), tuple(found))
+
+
+def begin(
+    order: Sequence[int],
+    count: int,
+    values: Callable[[Sequence[int]], Sequence[float]],
+    pruned: np.ndarray | None = None,
+) -> tuple[list[int], list[float]]:
+    """Who begins, and what they come to: the first ``count`` of ``order``.
+
+    With ``pruned`` ``[P, F]``, which filters each candidate prunes, they come in batches: the first
+    by ``order``, each later one of those that an additive model fitted to all before it expects to
+    do best (equal ones by ``order``). Filters are worth about as much whatever else is pruned, so
+    that a few dozen candidates tell of all the others.
+    """
+    batches = 1 if pruned is None else max(1, min(BATCHES, count // LEAST_BATCH))
+    going: list[int] = []
+    found: list[float] = []
+    for some in np.array_split(np.arange(count), batches):
+        left = list(order)
+        if going and pruned is not None:
+            comparable = [value if math.isfinite(value) else math.inf for value in found]
+            # Rounded, so that those of equal filters' worth stay equal on every machine.
+            expected = predict_additive(pruned, going, comparable).round(9)
+            begun = set(going)
+            left = [one for one in order if one not in begun]
+            left.sort(key=expected.__getitem__)
+        batch = left[: len(some)]
+        found += [float(value) for value in values(batch)]
+        going += batch
+    return going, found
 
 
 def survivors(candidates: Sequence[int], values: Sequence[float], count: int) -> list[int]:

@@ -21,7 +21,7 @@ from trueoracle.analysis.outcomes import (
 )
 from trueoracle.analysis.ranking import Ranking, rank
 from trueoracle.analysis.relation import Relation, relate
-from trueoracle.analysis.table import CandidateTable
+from trueoracle.analysis.table import CandidateTable, pruned_filters
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.study.grid import refuse_grid
 from trueoracle.study.names import score_name
@@ -156,21 +156,11 @@ class Results:
     def _pruned_filters(self) -> tuple[np.ndarray | None, tuple[int, ...]]:
         """Which filters ``[P, F]`` each candidate prunes, and the filters of each group.
 
-        None where single weights are pruned, or the candidates are not all ways to prune: in these
-        every filter is pruned by some candidate, so that the list tells how many there are.
+        None where single weights are pruned.
         """
-        if self.spec.pruning.kind != "structured" or self.spec.pruning.candidates != "all":
+        if self.spec.pruning.kind != "structured":
             return None, ()
-        ways: list[Any] = self.candidates["pruned"].tolist()
-        names = list(map(str, ways[0]))
-        groups = {name: 1 + max(max(way[name]) for way in ways) for name in names}
-        pruned = np.zeros((len(ways), sum(groups.values())), dtype=bool)
-        for row, way in enumerate(ways):
-            start = 0
-            for name, filters in groups.items():
-                pruned[row, start + np.array(way[name])] = True
-                start += filters
-        return pruned, tuple(groups.values())
+        return pruned_filters(self.candidates["pruned"].tolist())
 
     def ranking(self, criterion: str = "oracle", sampled: int = 1000, seed: int = 0) -> Ranking:
         """What one criterion's scores say by themselves: the best, its margin, a sample's luck.
@@ -203,7 +193,9 @@ class Results:
         if self.outcomes.empty:
             raise InputError(f"{self.spec.name}: no network has been retrained yet")
         scores = self.scores.set_index("candidate")[name]
-        return replay(self.outcomes, scores, epochs=self.spec.retraining.epochs, by=by)
+        pruned, _ = self._pruned_filters()
+        epochs = self.spec.retraining.epochs
+        return replay(self.outcomes, scores, epochs=epochs, by=by, pruned=pruned)
 
     def correlate(
         self, metrics: tuple[str, ...] = ("test_accuracy", "test_loss"), rule: str = "last"

@@ -12,6 +12,7 @@ import pandas as pd
 from torch import nn
 
 from trueoracle.analysis.numbers import finite_or_none, many
+from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import dataset_info
 from trueoracle.errors import InputError, unknown
 from trueoracle.networks.weights import load_weights
@@ -19,7 +20,7 @@ from trueoracle.search.export import Origin, export
 from trueoracle.search.live import Search, SearchRecord, check_memory, folder_name
 from trueoracle.search.replay import selection_metric
 from trueoracle.search.schedule import ETA, Schedule, parse_budget
-from trueoracle.search.strategies import Strategy, find_strategy
+from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_strategy
 from trueoracle.study import runner
 from trueoracle.study.prepare import Prepared
 from trueoracle.study.progress import Progress
@@ -124,7 +125,7 @@ def search(
     progress: Progress,
     *,
     budget: int | str | None = None,
-    strategy: str = "halving",
+    strategy: str | None = None,
     criterion: str | None = None,
     by: str | None = None,
     seed: int | None = None,
@@ -135,7 +136,8 @@ def search(
     """Choose one candidate of a study and retrain it, for at most ``budget``.
 
     ``budget`` is in epochs of one candidate or a share of retraining every candidate (``"10%"``,
-    the default; for ``full`` all of it). ``criterion`` (the study's first that applies) orders the
+    the default; for ``full`` all of it). ``strategy`` is by default ``guided``, or ``halving``
+    where single weights are pruned. ``criterion`` (the study's first that applies) orders the
     candidates before anything is retrained, ``by`` is what is compared afterwards (validation loss,
     or train loss where there is no validation split), ``seed`` (the study's first) is the
     retraining's, and that of a random order. ``engine`` and ``memory`` are those of
@@ -144,7 +146,7 @@ def search(
     was stopped goes on after its last rung. Raises :class:`InputError` before any long work.
     """
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
-    way = find_strategy(strategy)
+    way = _strategy(prepared, strategy)
     prior, passed_over = _prior(prepared, way, criterion)
     metric = selection_metric(by, has_validation=prepared.data.validation is not None)
     start = recipe.seeds[0] if seed is None else seed
@@ -156,7 +158,7 @@ def search(
     if schedule.cost > epochs:  # it retrains them all, whatever is said
         if budget is not None:
             raise InputError(
-                f"strategy {strategy!r} takes all {full:,} epochs, and the budget is {epochs:,}: "
+                f"strategy {way.name!r} takes all {full:,} epochs, and the budget is {epochs:,}: "
                 "leave the budget out, or take another strategy"
             )
         epochs = schedule.cost
@@ -177,14 +179,18 @@ def search(
         if prior not in recorded or recorded[prior].isna().all():
             raise InputError(f"criterion {prior!r} gave no score to order the candidates by")
         scores = recorded[prior].tolist()
-    settings = {
-        "strategy": strategy,
+    settings: dict[str, Any] = {
+        "strategy": way.name,
         "criterion": prior or None,
         "by": metric,
         "seed": start,
         "rungs": [[rung.candidates, rung.epochs] for rung in schedule.rungs],
         "outcome_digest": spec.outcome_digest,
     }
+    pruned = None
+    if way.learns:
+        pruned, _ = pruned_filters([candidates.pruned(i) for i in range(len(candidates))])
+        settings["batches"] = [BATCHES, LEAST_BATCH]
     below = folder / SEARCHES / folder_name(settings)
     made = Search(
         schedule,
@@ -197,12 +203,13 @@ def search(
         start,
         settings,
         below,
+        pruned,
     )
     if metric == "train_loss" and by is None:
         progress.message("there is no validation split: the search compares train loss")
     steps = (f"{many(r.candidates, 'candidate')} until epoch {r.epochs}" for r in schedule.rungs)
     progress.message(
-        f"search ({strategy}): {schedule.cost:,} of the {full:,} epochs that retrain all "
+        f"search ({way.name}): {schedule.cost:,} of the {full:,} epochs that retrain all "
         f"({schedule.cost / full:.1%}): {', then '.join(steps)}"
     )
     with locked(folder, patience=1.0):
@@ -216,7 +223,7 @@ def search(
         outcome=record.epochs[name][-1],
         history=_history(record, schedule),
         schedule=schedule,
-        strategy=strategy,
+        strategy=way.name,
         criterion=prior,
         by=metric,
         seed=start,
@@ -228,6 +235,18 @@ def search(
         origin=_origin(prepared, index),
         normalised=_normalised(spec.data),
     )
+
+
+def _strategy(prepared: Prepared, name: str | None) -> Strategy:
+    """The strategy named, or the one that learns which filters to prune, where filters are."""
+    whole = not prepared.candidates.weights
+    way = find_strategy(name or ("guided" if whole else "halving"))
+    if way.learns and not whole:
+        raise InputError(
+            f"strategy {way.name!r} learns of the filters that candidates share, and this study "
+            "prunes single weights: take 'halving'"
+        )
+    return way
 
 
 def _prior(prepared: Prepared, way: Strategy, named: str | None) -> tuple[str, str]:

@@ -136,7 +136,7 @@ class Study:
         self,
         budget: int | str | None = None,
         *,
-        strategy: str = "halving",
+        strategy: str | None = None,
         criterion: str | None = None,
         by: str | None = None,
         seed: int | None = None,

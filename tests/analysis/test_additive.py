@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from trueoracle.analysis.additive import additive, predict_additive
+from trueoracle.analysis.table import CandidateTable, pruned_filters
+
+
+def every(filters: int, count: int) -> np.ndarray:
+    ways = [{"conv": way} for way in combinations(range(filters), count)]
+    return pruned_filters(ways)[0]
+
+
+def test_pruned_filters_of_several_groups() -> None:
+    ways = [{"a": (0, 2), "b": (1,)}, {"a": (1, 2), "b": (0,)}]
+    pruned, groups = pruned_filters(ways)
+    assert groups == (3, 2)
+    assert pruned.tolist() == [[True, False, True, False, True], [False, True, True, True, False]]
+
+
+def test_a_sum_over_filters_is_found_from_some_of_its_candidates() -> None:
+    generator = np.random.default_rng(0)
+    pruned = every(8, 4)
+    outcome = pruned @ generator.normal(size=8)
+    known = generator.permutation(len(pruned))[:40]
+    predicted = predict_additive(pruned, known, outcome[known])
+    held = np.setdiff1d(np.arange(len(pruned)), known)
+    assert np.corrcoef(predicted[held], outcome[held])[0, 1] > 0.95
+    # Only the order of the values counts; one that diverged is the worst.
+    again = predict_additive(pruned, known, np.exp(outcome[known]))
+    assert np.allclose(again, predicted)
+    worst = outcome[known].copy()
+    worst[np.argmax(worst)] = math.inf
+    assert np.allclose(predict_additive(pruned, known, worst), predicted)
+
+
+def test_by_the_normal_equations() -> None:
+    generator = np.random.default_rng(1)
+    pruned = every(6, 3)
+    known = np.arange(0, 20, 2)
+    values = generator.permutation(10).astype(float)
+    x = pruned[known] - pruned[known].mean(axis=0)
+    ranks = values + 1  # a permutation of 0 … 9 is its own ranks, from 1
+    worth = np.linalg.solve(x.T @ x + np.eye(6), x.T @ (ranks - ranks.mean()))
+    expected = ranks.mean() + (pruned - pruned[known].mean(axis=0)) @ worth
+    assert np.allclose(predict_additive(pruned, known, values), expected)
+
+
+def test_the_additive_model_is_judged_on_candidates_it_has_not_seen() -> None:
+    generator = np.random.default_rng(2)
+    pruned = every(9, 4)
+    sums = pruned @ generator.normal(size=9)
+    noise = generator.normal(size=len(pruned))
+    for higher in (False, True):
+        found = additive(CandidateTable(sums[:, None], {}, higher, pruned=pruned, groups=(9,)))
+        assert found is not None
+        assert found.agreement > 0.9
+    found = additive(CandidateTable(noise[:, None], {}, False, pruned=pruned, groups=(9,)))
+    assert found is not None
+    assert abs(found.agreement) < 0.2
+    flat = CandidateTable(np.zeros((len(pruned), 1)), {}, False, pruned=pruned, groups=(9,))
+    made = additive(flat)
+    assert made is not None
+    assert made.as_dict() == {"agreement": None, "folds": 5}
+
+
+@pytest.mark.parametrize("candidates", [19, 20])
+def test_it_needs_filters_and_candidates(candidates: int) -> None:
+    pruned = every(6, 3)[:candidates]
+    outcome = np.arange(candidates, dtype=float)[:, None]
+    assert additive(CandidateTable(outcome, {}, False)) is None
+    made = additive(CandidateTable(outcome, {}, False, pruned=pruned, groups=(6,)))
+    assert (made is None) == (candidates < 20)

@@ -1,0 +1,76 @@
+"""What each filter is worth by itself: an additive model of the outcome, of which are pruned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from trueoracle.analysis.correlation import kendall
+from trueoracle.analysis.numbers import finite_or_none
+from trueoracle.analysis.table import CandidateTable
+
+__all__ = ["Additive", "additive", "predict_additive"]
+
+PENALTY = 1.0
+"""Of the ridge: as much as one candidate more that says nothing. 0.05 to 5 do as well."""
+
+FOLDS = 5
+
+
+def predict_additive(
+    pruned: np.ndarray, known: Sequence[int] | np.ndarray, values: Sequence[float] | np.ndarray
+) -> np.ndarray:
+    """What every candidate is expected to come to ``[P]``, given the ``values`` of some.
+
+    Ridge regression of the known candidates' ranks on which filters they prune ``[P, F]``: the
+    worth of a candidate is the sum of its filters'. In ranks, from 1 for the lowest value, so that
+    one network which went wrong does not spoil the rest; infinite values rank last.
+    """
+    from scipy.stats import rankdata
+    from sklearn.linear_model import Ridge
+
+    features = pruned.astype(np.float64)
+    model = Ridge(alpha=PENALTY).fit(features[np.asarray(known)], rankdata(values))
+    predicted: np.ndarray = model.predict(features)
+    return predicted
+
+
+@dataclass(frozen=True)
+class Additive:
+    """How well a sum over filters can tell the outcome: what importances could reach.
+
+    A criterion that adds up one importance a filter can do no better than the best such sum.
+    ``agreement`` (tau, +1 is perfect) is that of a sum fitted to the outcomes of other candidates
+    of the list, fold by fold: no bound, but what fitting to them gives.
+    """
+
+    agreement: float
+    folds: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: NaN becomes None."""
+        return finite_or_none(asdict(self))
+
+
+def additive(table: CandidateTable, *, folds: int = FOLDS, seed: int = 0) -> Additive | None:
+    """The additive model of a table's mean outcome, cross-validated over candidates.
+
+    None where the table does not say what candidates prune, and for fewer than four candidates a
+    fold.
+    """
+    rows = np.flatnonzero(np.isfinite(table.outcome))
+    if table.pruned is None or len(rows) < 4 * folds:
+        return None
+    outcome = table.outcome[rows]
+    fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows)) % folds
+    taus = []
+    for one in range(folds):
+        held = fold == one
+        predicted = predict_additive(table.pruned[rows], np.flatnonzero(~held), outcome[~held])
+        taus.append(kendall(predicted[held], outcome[held]).value)
+    known = [tau for tau in taus if math.isfinite(tau)]
+    return Additive(float(np.mean(known)) if known else math.nan, folds)
