@@ -33,8 +33,13 @@ class NotApplicableError(InputError):
     """What a criterion raises that has nothing to say of a network, of its data or its pruning.
 
     The message is the reason, in a few words: "the network has no batch norm". A study goes on
-    without that criterion.
+    without that criterion. ``of_images`` says that it was found in the images given, so that
+    others may tell otherwise.
     """
+
+    def __init__(self, message: str, *, of_images: bool = False) -> None:
+        super().__init__(message)
+        self.of_images = of_images
 
 
 class BusyError(TrueOracleError):

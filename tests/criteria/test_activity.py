@@ -8,10 +8,11 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.criteria.tiny import chain, every_way, images, residual, score, summed
+from trueoracle.errors import NotApplicableError
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -68,3 +69,89 @@ def test_units_of_linear_layers() -> None:
     means, zeros = np.abs(units).mean(0), (units == 0).mean(0)
     assert score("activation-mean", network, candidates) == pytest.approx(means)
     assert score("apoz", network, candidates) == pytest.approx(1 - zeros)
+
+
+class Reshaped(nn.Module):
+    """A convolution, pooled and flattened as the name says."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.conv, self.head = how, nn.Conv2d(1, 4, 3), nn.Linear(36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(functional.relu(self.conv(x)), 2)
+        if self.how == "view":
+            x = x.view(x.size(0), -1)
+        elif self.how == "reshape":
+            x = torch.reshape(x, (x.shape[0], -1))
+        else:
+            x = x.flatten(1)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+@pytest.mark.parametrize(("name", "statistic"), CASES)
+@pytest.mark.parametrize("how", ["flatten", "view", "reshape"])
+def test_however_maps_are_flattened(name: str, statistic: Statistic, how: str) -> None:
+    network = Reshaped(how)
+    candidates = every_way(network, {"conv": 0.5})
+    with torch.no_grad():
+        maps = functional.relu(network.conv(images().train.images)).numpy()
+    expected = summed({"conv": statistic(maps)}, candidates)
+    assert score(name, network, candidates) == pytest.approx(expected, rel=1e-5)
+
+
+class Moved(nn.Module):
+    """Units of pixels' rows, brought to another axis: ``last``, or ``first`` and back."""
+
+    def __init__(self, axis: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.axis, self.units, self.head = axis, nn.Linear(8, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.units(x))  # [N, 1, 8, 4]
+        if self.axis == "second":
+            x = x.permute(0, 3, 1, 2).mean((2, 3))
+        else:
+            x = x.squeeze(1).transpose(1, 2).mean(-1)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+@pytest.mark.parametrize(("name", "statistic"), CASES[:2])
+@pytest.mark.parametrize("axis", ["second", "third"])
+def test_filters_are_found_on_whatever_axis(name: str, statistic: Statistic, axis: str) -> None:
+    network = Moved(axis)
+    candidates = every_way(network, {"units": 0.5})
+    with torch.no_grad():
+        maps = functional.relu(network.units(images().train.images)).permute(0, 3, 1, 2).numpy()
+    expected = summed({"units": statistic(maps)}, candidates)
+    assert score(name, network, candidates) == pytest.approx(expected, rel=1e-5)
+
+
+class Folded(nn.Module):
+    """Rows of pixels are taken for images of their own, and averaged at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.units, self.head = nn.Linear(8, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = functional.relu(self.units(x.reshape(-1, 8)))
+        logits: Tensor = self.head(rows)
+        return logits.view(-1, 8, 3).mean(1)
+
+
+def test_what_is_folded_into_the_images_is_a_mean_as_well() -> None:
+    network = Folded()
+    candidates = every_way(network, {"units": 0.5})
+    with torch.no_grad():
+        rows = functional.relu(network.units(images().train.images.reshape(-1, 8)))
+    expected = summed({"units": rows.mean(0).numpy()}, candidates)
+    assert score("activation-mean", network, candidates) == pytest.approx(expected, rel=1e-5)
+    for name in ("taylor", "fisher"):
+        with pytest.raises(NotApplicableError, match="head reads 192 rows of 24 images"):
+            score(name, network, candidates)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +142,59 @@ def test_what_a_criterion_gives_is_taken_in_any_usual_form(
         assert made(dense, candidates, few_digits).tolist() == list(range(12))
 
 
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({i: 12.0 - i for i in range(12)}, "it gave a dict, expected numbers in the order of"),
+        (set(range(12)), "it gave a set"),
+        ("123456789012", "it gave a str"),
+        (np.arange(12) * 1j, "complex numbers"),
+        (torch.arange(12) * 1j, "complex numbers"),
+    ],
+)
+def test_what_has_no_order_is_refused(
+    form: Any, message: str, dense: nn.Module, candidates: Candidates, few_digits: Splits
+) -> None:
+    made = Criterion("any", "", lambda *_: form)
+    with pytest.raises(InputError, match=f"criterion 'any': .*{message}"):
+        made(dense, candidates, few_digits)
+
+
+def test_images_are_not_to_be_changed(
+    dense: nn.Module, candidates: Candidates, few_digits: Splits
+) -> None:
+    data = replace(few_digits, train=few_digits.train.take(torch.arange(20)))
+
+    def brighter(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
+        torch.set_grad_enabled(False)
+        data.train.images.add_(1)
+        return [0.0] * len(candidates)
+
+    with pytest.raises(InputError, match="criterion 'brighter' changed the images or labels"):
+        Criterion("brighter", "", brighter)(dense, candidates, data)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("importance", "found"),
+    [
+        ({"conv1": torch.arange(11.0)}, r"\[11\]"),
+        ({"conv1": np.ones((10, 3))}, r"\[10, 3\]"),
+        ({"conv2": [1.0] * 10}, "none"),
+    ],
+)
+def test_importance_is_one_number_a_filter(
+    importance: Any, found: str, dense: nn.Module, few_digits: Splits
+) -> None:
+    groups = find_groups(dense, few_digits.train.images[:3])
+    candidates = list_candidates(groups, {"conv1": 0.2})
+    wanted = f"importance of conv1 is one number for each of its 10 filters, got {found}"
+    with pytest.raises(InputError, match=wanted):
+        candidates.sum_pruned(importance)
+    half = candidates.sum_pruned({"conv1": torch.ones(10, dtype=torch.bfloat16)})
+    assert half.tolist() == [2.0] * 45
+
+
 def module_function(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
     return [0.0] * len(candidates)
 
@@ -152,6 +208,32 @@ def test_a_fingerprint_is_empty_where_the_code_does_not_say_all() -> None:
     assert within(torch.zeros(3)).fingerprint == ""
     assert Criterion("partial", "", functools.partial(module_function)).fingerprint == ""
     assert find_criterion("oracle").fingerprint == "shipped"
+
+
+def test_a_fingerprint_knows_what_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fingerprint(helper: str) -> str:
+        for name in ("own_score", "own_helper", "own_inner"):
+            sys.modules.pop(name, None)
+        (tmp_path / "own_inner.py").write_text(helper, encoding="utf-8")
+        importlib.invalidate_caches()
+        return find_criterion("own_score:score").fingerprint
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "own_score.py").write_text(
+        "import math\nimport numpy as np\nfrom own_helper import scaled\n\n\n"
+        "def score(dense, candidates, data):\n    return [scaled(i) for i in candidates]\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "own_helper.py").write_text(
+        "import own_inner\n\n\ndef scaled(x):\n    return own_inner.FACTOR * x\n",
+        encoding="utf-8",
+    )
+    first = fingerprint("FACTOR = 1\n")
+    assert first == fingerprint("FACTOR = 1\n")
+    assert first != fingerprint("FACTOR = 100\n")
 
 
 def test_an_unknown_criterion_is_refused_with_the_nearest_name() -> None:

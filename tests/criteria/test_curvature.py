@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -88,3 +89,23 @@ def test_fisher_of_single_weights() -> None:
         importance += (weight.detach() * slopes) ** 2 / (2 * len(train))
     expected = summed_weights({"first": importance}, candidates)
     assert score("fisher", network, candidates) == pytest.approx(expected, rel=1e-4)
+
+
+def test_shared_weights_of_other_layers() -> None:
+    """Of a weight that two layers share, functional calls take one name only."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5)
+    )
+    network.append(nn.Linear(5, 3))
+    network[5].weight = network[3].weight
+    candidates = masks(network, {"1": 0.5})
+    weight, train = network.get_parameter("1.weight"), images().train
+    importance = torch.zeros(weight.shape)
+    for image, label in zip(train.images, train.labels, strict=True):
+        loss = functional.cross_entropy(network(image[None]), label[None])
+        (slopes,) = torch.autograd.grad(loss, weight)
+        importance += (weight.detach() * slopes) ** 2 / (2 * len(train))
+    expected = summed_weights({"1": importance}, candidates)
+    assert score("fisher", network, candidates) == pytest.approx(expected, rel=1e-4)
+    assert np.isfinite(score("gradient-flow", network, candidates)).all()

@@ -12,7 +12,7 @@ from torch.nn import functional
 from tests.criteria.tiny import chain, every_way, images, residual, score
 from trueoracle.criteria import retrained
 from trueoracle.criteria.samples import sample
-from trueoracle.data.splits import Splits
+from trueoracle.data.splits import Split, Splits
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import batches
 from trueoracle.training.recipe import Retraining
@@ -49,6 +49,22 @@ def test_the_loss_after_steps_is_that_of_so_many_steps(
                 steps += 1
         assert steps == 4
         assert found[index] == pytest.approx(evaluate(pruned, data.train).loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("counts", [(17, 5, 2), (22, 1, 1), (22, 2, 0)])
+def test_it_takes_as_many_steps_on_unbalanced_classes(
+    counts: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrained, "STEPS", 3)
+    data = images()
+    labels = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+    data = Splits(Split(data.train.images, labels), None, data.test, 3)
+    short, few = retrained._cut_short(Retraining(batch_size=7), data)
+    assert short.epochs * len(few.train) == 3 * 7
+    assert len(torch.unique(few.train.images, dim=0)) == len(few.train)
+    # What a class lacks of its share others give; none that has its share gives less for it.
+    got = torch.bincount(few.train.labels, minlength=3).tolist()
+    assert all(found >= min(7, count) for found, count in zip(got, counts, strict=True))
 
 
 def test_a_diverged_network_has_no_score() -> None:

@@ -238,3 +238,41 @@ def test_synflow_leaves_masks_and_counters_alone() -> None:
     network = Spare()
     found = score("synflow", network, every_way(network, {"0": 0.5}))
     assert found == pytest.approx(score("synflow", chain(), every_way(chain(), {"0": 0.5})))
+
+
+class Casting(nn.Module):
+    """A forward that knows but one precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = chain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x.float())
+        return logits
+
+
+def test_synflow_of_a_network_that_casts() -> None:
+    candidates = every_way(Casting(), {"inner.0": 0.5})
+    plain = every_way(chain(), {"0": 0.5})
+    found = score("synflow", Casting(), candidates)
+    assert found == pytest.approx(score("synflow", chain(), plain), rel=1e-5)
+
+
+class Doubled(nn.Module):
+    """A residual network of doubles; images are singles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = residual().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x.double())
+        return logits
+
+
+@pytest.mark.parametrize("name", ["taylor", "fisher", "gradient-flow", "synflow", "obd"])
+def test_networks_of_doubles(name: str) -> None:
+    found = score(name, Doubled(), every_way(Doubled(), {"inner.stem": 0.5}))
+    single = score(name, residual(), every_way(residual(), {"stem": 0.5}))
+    assert found == pytest.approx(single, rel=2e-3, abs=1e-6)

@@ -108,6 +108,23 @@ def test_a_reason_that_only_all_images_show_is_taken_too(
     assert alone.results().counts["retrainings"] == 0
 
 
+def test_a_reason_found_in_a_few_images_is_none(
+    tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
+    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
+
+    @trueoracle.criterion("rare")
+    def rare(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
+        if len(data.train) <= 64:
+            raise NotApplicableError("no image has one", of_images=True)
+        return [0.0] * len(candidates)
+
+    study = Study(**tiny_fields | {"criteria": ["rare"]}, runs=tmp_path)
+    assert not study.prepare().skipped
+    assert study.score(progress=False).scores["rare"].notna().all()
+
+
 def test_a_criterion_is_told_how_candidates_are_retrained(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from torch.nn import functional
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError, first_line
 from trueoracle.networks.tracing import trace
-from trueoracle.pruning.groups import Group, Part
+from trueoracle.pruning.groups import Group
+from trueoracle.pruning.walk import Place, filter_places
 from trueoracle.training.evaluate import evaluation_batch
 
 __all__ = ["Activations", "consumer_inputs", "filter_activations"]
@@ -29,34 +29,48 @@ _BEHIND_MODULES = (
 _BEHIND_CALLS = {
     *(functional.max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d),
     *(functional.adaptive_max_pool2d, functional.dropout, functional.dropout2d, torch.max_pool2d),
-    *(torch.flatten, "flatten", "contiguous", "mean", torch.mean),
+    *(torch.flatten, torch.reshape, "flatten", "view", "reshape"),
+    *("contiguous", "mean", torch.mean),
 }
 """What lies between an activation and its reader without being part of the activation."""
 
 
 def filter_activations(
     dense: nn.Module, groups: Sequence[Group], split: AnySplit
-) -> Iterator[Activations]:
+) -> Iterator[tuple[int, Activations]]:
     """What each filter puts out, behind norm and activation function, batch by batch of images.
 
-    One ``[N, filters, H, W]`` (``[N, filters, numbers]`` where there are no maps) for each
-    tensor that consumers read; pooling and flattening before them are undone. Raises
-    :class:`NotApplicableError` for a network that cannot be followed.
+    With the number of images one ``[N, filters, H, W]`` (``[N, filters, numbers]`` where there are
+    no maps) for each tensor that consumers read; pooling and flattening before them are undone. N
+    is the length of the tensor's first axis, which is not that of the images where a network folds
+    others into it. Raises :class:`NotApplicableError` for a network that cannot be followed.
     """
     network = copy.deepcopy(dense).eval()
+    example = split.take(torch.arange(min(3, len(split)))).images
     try:
         graph = trace(network)
+        places = filter_places(network, graph, example)
     except Exception as error:  # a user's forward runs: anything can come out
         raise NotApplicableError(f"the network cannot be traced: {first_line(error)}") from error
     sources = {group.name: _sources(graph, group) for group in groups}
-    wanted = {source.node for found in sources.values() for source in found}
+    for group in groups:
+        for node, reader in sources[group.name].items():
+            if group.name not in places.get(node, {}):
+                raise NotApplicableError(f"what {reader} reads cannot be followed")
+    wanted = {node for found in sources.values() for node in found}
     for images, _ in split.batches(evaluation_batch(split.image_shape)):
         with torch.no_grad():
             values = _Recorder(graph, wanted).record(images)
-        yield {
-            group.name: [s.of_filters(values[s.node], group.filters) for s in sources[group.name]]
-            for group in groups
-        }
+        yield (
+            len(images),
+            {
+                group.name: [
+                    _of_filters(values[node], places[node][group.name], group.filters)
+                    for node in sources[group.name]
+                ]
+                for group in groups
+            },
+        )
 
 
 def consumer_inputs(
@@ -70,7 +84,8 @@ def consumer_inputs(
         def keep(
             _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], name: str = name
         ) -> None:
-            found[name] = args[0] if args else kwargs["input"]
+            # A copy, since what follows may change it in place.
+            found[name] = (args[0] if args else kwargs["input"]).clone()
 
         network.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True)
     for images, _ in split.batches(evaluation_batch(split.image_shape)):
@@ -79,55 +94,37 @@ def consumer_inputs(
         yield found
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The operation that puts out what a consumer reads, and where the filters lie in it."""
-
-    node: fx.Node
-    part: Part
-    is_first: bool
-    """Whether channels are axis 1 of what is read, and not the last one."""
-    is_behind: bool
-    """Whether something was passed over on the way to it."""
-
-    def of_filters(self, value: Tensor, filters: int) -> Tensor:
-        """``[N, filters, …]`` of a value of the operation."""
-        spread, offset = self.part.spread, self.part.offset
-        if self.is_behind and value.ndim == 4:  # it was flattened, or pooled to one number
-            maps = value[:, offset // spread : offset // spread + filters]
-        elif self.is_first:
-            maps = value[:, offset : offset + filters]
-        else:
-            entries = value.movedim(-1, 1)[:, offset : offset + filters * spread]
-            maps = entries.unflatten(1, (filters, spread)).flatten(2)
-        if maps.shape[1] != filters:
-            raise NotApplicableError(f"what {self.part.module} reads cannot be followed")
-        return maps
+def _of_filters(value: Tensor, place: Place, filters: int) -> Tensor:
+    """``[N, filters, …]`` of what an operation puts out."""
+    end = place.offset + filters * place.spread
+    entries = value.movedim(place.axis, 1)[:, place.offset : end]
+    each: Tensor = entries.unflatten(1, (filters, place.spread))
+    return each.flatten(2) if place.spread > 1 or value.ndim == 2 else each[:, :, 0]
 
 
-def _sources(graph: fx.GraphModule, group: Group) -> list[_Source]:
-    """Where a group's filters are read: each tensor once, however many read it."""
+def _sources(graph: fx.GraphModule, group: Group) -> dict[fx.Node, str]:
+    """The operations that put out a group's filters to be read, each with one of its readers."""
     by_target = {str(n.target): n for n in graph.graph.nodes if n.op == "call_module"}
-    found: dict[fx.Node, _Source] = {}
+    found: dict[fx.Node, str] = {}
     for part in group.consumers:
         reader = by_target.get(part.module)
         if reader is None or len(reader.all_input_nodes) != 1:
             raise NotApplicableError(f"what {part.module} reads cannot be followed")
-        node = given = reader.all_input_nodes[0]
-        while _passes(node, graph):
-            node = node.all_input_nodes[0]
-        is_first = isinstance(graph.get_submodule(part.module), nn.Conv2d)
-        found.setdefault(node, _Source(node, part, is_first, node is not given))
-    return list(found.values())
+        node = reader.all_input_nodes[0]
+        while (before := _passed(node, graph)) is not None:
+            node = before
+        found.setdefault(node, part.module)
+    return found
 
 
-def _passes(node: fx.Node, graph: fx.GraphModule) -> bool:
-    """Whether an operation lies between an activation and its reader, and is part of neither."""
-    if len(node.all_input_nodes) != 1:
-        return False
+def _passed(node: fx.Node, graph: fx.GraphModule) -> fx.Node | None:
+    """What lies before an operation that is part of neither an activation nor its reader."""
     if node.op == "call_module":
-        return isinstance(graph.get_submodule(str(node.target)), _BEHIND_MODULES)
-    return node.op in ("call_function", "call_method") and node.target in _BEHIND_CALLS
+        passes = isinstance(graph.get_submodule(str(node.target)), _BEHIND_MODULES)
+    else:
+        passes = node.op in ("call_function", "call_method") and node.target in _BEHIND_CALLS
+    # Sizes to reshape to may be inputs as well, behind the tensor.
+    return node.all_input_nodes[0] if passes and node.all_input_nodes else None
 
 
 class _Recorder(fx.Interpreter):

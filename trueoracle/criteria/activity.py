@@ -62,7 +62,9 @@ def apoz(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
 
     scores = _score(dense, candidates, data.measured_train, shares)
     if not zeros:
-        raise NotApplicableError("no activation of the pruned filters is zero: no ReLU follows")
+        raise NotApplicableError(
+            "no activation of the pruned filters is zero: no ReLU follows", of_images=True
+        )
     return scores
 
 
@@ -109,11 +111,11 @@ def _score(
     gives its mean over the images, ``[filters]``.
     """
     totals: dict[str, Tensor] = {}
-    for found in filter_activations(dense, candidates.groups, split):
+    for images, found in filter_activations(dense, candidates.groups, split):
         for name, readings in found.items():
             for maps in readings:
                 if as_maps and (maps.ndim != 4 or min(maps.shape[2:]) < 2):
                     raise NotApplicableError(f"{name} puts out no feature maps [H, W]")
                 given = maps if as_maps else maps.flatten(2)
-                totals[name] = totals.get(name, 0) + statistic(given) * (len(maps) / len(split))
+                totals[name] = totals.get(name, 0) + statistic(given) * (images / len(split))
     return candidates.sum_pruned(totals)

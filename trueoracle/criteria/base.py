@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from trueoracle.data.splits import Splits
+from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import InputError, NotApplicableError, first_line
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.registry import Registry
@@ -72,20 +77,26 @@ class Criterion:
         """
         self.check(candidates)
         also = (recipe or Retraining(),) if self.uses_recipe else ()
+        before = _versions(data)
         try:
-            scores = self.function(dense, candidates, data, *also)
-            if isinstance(scores, Tensor):
-                values = scores.detach().cpu().double().numpy()
-            else:
-                values = np.array([float(score) for score in scores], dtype=np.float64)
+            with torch.set_grad_enabled(torch.is_grad_enabled()):  # it may leave another mode
+                scores = self.function(dense, candidates, data, *also)
+            values = _as_numbers(scores)
         except NotApplicableError as error:
-            raise NotApplicableError(f"criterion {self.name!r}: {error}") from error
+            raise NotApplicableError(
+                f"criterion {self.name!r}: {error}", of_images=error.of_images
+            ) from error
         except InputError as error:  # it says itself what it needs
             raise InputError(f"criterion {self.name!r}: {error}") from error
         except Exception as error:  # a user's function runs: anything can come out
             raise InputError(
                 f"criterion {self.name!r} failed: {type(error).__name__}: {first_line(error)}"
             ) from error
+        if _versions(data) != before:
+            raise InputError(
+                f"criterion {self.name!r} changed the images or labels that it was given: all that "
+                "comes after would see them; work on a copy"
+            )
         if values.shape != (len(candidates),):
             raise InputError(
                 f"criterion {self.name!r} gave scores of shape {list(values.shape)}, "
@@ -113,8 +124,9 @@ class Criterion:
     def fingerprint(self) -> str:
         """A hash that changes with the criterion's code; empty where that cannot be told.
 
-        Of a user's own function: the text of its module, its plain defaults and closure. A shipped
-        criterion's number changes only with ``spec.DIGEST_FORMAT``.
+        Of a user's own function: the text of its module and of those of the user's that it
+        imports, its plain defaults and closure. A shipped criterion's number changes only with
+        ``spec.DIGEST_FORMAT``.
         """
         if self.is_shipped:
             return "shipped"
@@ -127,10 +139,64 @@ class Criterion:
         if not all(isinstance(v, str | int | float | None) for v in values) or module is None:
             return ""
         try:
-            text = inspect.getsource(module)
-        except (OSError, TypeError):  # typed at a prompt
+            text = "".join(_own_sources(module, {}).values())
+        except (OSError, TypeError, SyntaxError):  # typed at a prompt, or compiled
             return ""
         return hashlib.sha256(f"{text}{function.__qualname__}{values!r}".encode()).hexdigest()[:16]
+
+
+def _as_numbers(scores: object) -> np.ndarray:
+    """Scores as float64; raises :class:`InputError` for what is no column of real numbers."""
+    if isinstance(scores, Mapping | Set | str | bytes):
+        raise InputError(
+            f"it gave a {type(scores).__name__}, expected numbers in the order of the candidates"
+        )
+    if isinstance(scores, Tensor):
+        scores = scores.detach().cpu()
+        scores = scores.numpy() if scores.is_complex() else scores.double().numpy()
+    if isinstance(scores, np.ndarray):
+        if np.iscomplexobj(scores):
+            raise InputError("it gave complex numbers, of which none is the lowest")
+        return scores.astype(np.float64)
+    return np.array([float(one) for one in cast(Iterable[Any], scores)], dtype=np.float64)
+
+
+def _versions(data: Splits) -> list[int]:
+    """How often the tensors of images in memory have been written to."""
+    splits = (data.train, data.validation, data.test, data.measured)
+    return [
+        tensor._version
+        for split in splits
+        if isinstance(split, Split)
+        for tensor in (split.images, split.labels)
+    ]
+
+
+def _own_sources(module: ModuleType, found: dict[str, str]) -> dict[str, str]:
+    """The text of a module and of all that it imports, but for what is installed, by name."""
+    found[module.__name__] = text = inspect.getsource(module)
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names |= {one.name for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = (module.__package__ or "").split(".")
+            inner = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            base = ".".join(part for part in (inner, node.module) if part)
+            names |= {base, *(f"{base}.{one.name}" for one in node.names)}
+    for name in sorted(names - set(found)):
+        other = sys.modules.get(name)
+        if other is not None and name not in found and _is_own(other):
+            _own_sources(other, found)
+    return found
+
+
+def _is_own(module: ModuleType) -> bool:
+    """Whether a module is a user's: neither the language's, nor installed, nor this package's."""
+    name, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
+    if file is None or name in sys.stdlib_module_names or name == "trueoracle":
+        return False
+    return not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion")

@@ -13,12 +13,14 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trueoracle.data.splits import AnySplit
+from trueoracle.errors import NotApplicableError
 from trueoracle.pruning.groups import Group, Part
 from trueoracle.training.evaluate import evaluation_batch
 
 __all__ = [
     "gate_gradients",
     "hessian_products",
+    "own_and_rest",
     "sample_squares",
     "trainable",
     "weight_gradients",
@@ -81,8 +83,7 @@ def hessian_products(
 def sample_squares(dense: nn.Module, names: Sequence[str], split: AnySplit) -> dict[str, Tensor]:
     """The mean over images of the square of each weight's own gradient, by name."""
     network = copy.deepcopy(dense).eval()
-    rest = {name: value.detach() for name, value in network.state_dict(keep_vars=True).items()}
-    own = {name: rest.pop(name) for name in names}
+    own, rest = own_and_rest(network, names)
 
     def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(network, (weights, rest), (image[None],))
@@ -97,6 +98,24 @@ def sample_squares(dense: nn.Module, names: Sequence[str], split: AnySplit) -> d
     return totals
 
 
+def own_and_rest(
+    network: nn.Module, names: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The named weights, and all other tensors of a network, detached, for ``functional_call``.
+
+    A weight that several layers share has several names, of which only one may be given.
+    """
+    tensors = network.state_dict(keep_vars=True)
+    own = {name: tensors[name].detach() for name in names}
+    known = {id(tensors[name]) for name in names}
+    rest: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if id(value) not in known:
+            known.add(id(value))
+            rest[name] = value.detach()
+    return own, rest
+
+
 def gate_gradients(dense: nn.Module, groups: Sequence[Group], split: AnySplit) -> dict[str, Tensor]:
     """The derivative of each image's loss by a gate on each filter: ``[N, filters]`` by group.
 
@@ -108,9 +127,7 @@ def gate_gradients(dense: nn.Module, groups: Sequence[Group], split: AnySplit) -
     with _derivable(dense, ()) as (network, _):
         for images, labels in _batches(split):
             gates = {
-                group.name: torch.ones(
-                    len(images), group.filters, device=images.device, requires_grad=True
-                )
+                group.name: images.new_ones(len(images), group.filters).requires_grad_()
                 for group in groups
             }
             with _gated(network, groups, gates):
@@ -170,7 +187,11 @@ class _Gate:
 
     def _gated(self, module: nn.Module, inputs: Tensor) -> Tensor:
         axis = 1 if isinstance(module, nn.Conv2d) else inputs.ndim - 1
-        channels = torch.ones(len(inputs), inputs.shape[axis], device=inputs.device)
+        channels = inputs.new_ones(len(inputs), inputs.shape[axis])
+        images = len(self.gates[0][1])
+        if len(inputs) != images:
+            where = self.gates[0][0].module
+            raise NotApplicableError(f"{where} reads {len(inputs)} rows of {images} images")
         for part, gate in self.gates:
             end = part.offset + gate.shape[1] * part.spread
             own = gate.repeat_interleave(part.spread, 1)

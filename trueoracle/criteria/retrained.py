@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trueoracle.criteria.base import criterion
-from trueoracle.criteria.samples import SAMPLE_IMAGES, sample
+from trueoracle.criteria.samples import SAMPLE_IMAGES, filled_sample, sample
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, NotApplicableError
 from trueoracle.pruning.candidates import CandidateList
@@ -114,7 +114,7 @@ def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:
     batch = min(recipe.batch_size, len(data.train))
     a_pass = len(data.train) // batch
     passes = next(n for n in range(1, STEPS + 1) if STEPS % n == 0 and STEPS // n <= a_pass)
-    part = sample(data.train, STEPS // passes * batch)
+    part = filled_sample(data.train, STEPS // passes * batch)
     short = recipe.model_copy(
         update={
             "epochs": passes,

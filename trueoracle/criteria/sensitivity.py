@@ -118,25 +118,36 @@ def synflow(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.nda
     """Synaptic flow: |w · ∂R/∂w| summed over the pruned weights (of filters). ``[P]``.
 
     R is the sum of the outputs for one image of ones, of the network with the absolute values of
-    all parameters and buffers, in evaluation mode and double precision. Large flows are kept. The
-    paper prunes in 100 rounds; here all is scored once.
+    all parameters and buffers, in evaluation mode and double precision (where the network runs in
+    it). Large flows are kept. The paper prunes in 100 rounds; here all is scored once.
     """
-    network = copy.deepcopy(dense).eval().requires_grad_(False).double()
+    try:
+        weights, gradients = _flow_of_ones(dense, candidates, data, torch.float64)
+    except RuntimeError:  # a forward that casts, say
+        own = next(dense.parameters()).dtype
+        weights, gradients = _flow_of_ones(dense, candidates, data, own)
+    flows = {
+        name: (weight.detach() * gradients[name]).abs().double() for name, weight in weights.items()
+    }
+    return candidates.sum_pruned(sum_by_filter(dense, candidates, flows))
+
+
+def _flow_of_ones(
+    dense: nn.Module, candidates: CandidateList, data: Splits, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The absolute weights that a candidate may lose, and SynFlow's gradients by them, by name."""
+    network = copy.deepcopy(dense).eval().requires_grad_(False).to(dtype)
     with torch.no_grad():
         for value in (*network.parameters(), *network.buffers()):
             if value.is_floating_point():  # a mask or a counter has no sign
                 value.abs_()
     names = list(pruned_weights(network, candidates))
     weights = [network.get_parameter(name).requires_grad_() for name in names]
-    shape = data.train.image_shape
     with torch.enable_grad():
-        ones = torch.ones(1, *shape, dtype=torch.float64, device=data.train.device)
+        ones = torch.ones(1, *data.train.image_shape, dtype=dtype, device=data.train.device)
         gradients = torch.autograd.grad(network(ones).sum(), weights, materialize_grads=True)
-    flows = {
-        name: (weight.detach() * value).abs()
-        for name, weight, value in zip(names, weights, gradients, strict=True)
-    }
-    return candidates.sum_pruned(sum_by_filter(dense, candidates, flows))
+    found = dict(zip(names, gradients, strict=True))
+    return dict(zip(names, weights, strict=True)), found
 
 
 def _weight_changes(dense: nn.Module, candidates: CandidateList, data: Splits) -> dict[str, Tensor]:

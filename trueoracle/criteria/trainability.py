@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import cast
 
@@ -14,7 +15,7 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trueoracle.criteria.base import criterion
-from trueoracle.criteria.gradients import trainable, weight_gradients
+from trueoracle.criteria.gradients import own_and_rest, trainable, weight_gradients
 from trueoracle.criteria.importance import kept_of
 from trueoracle.criteria.samples import SAMPLE_IMAGES, sample
 from trueoracle.data.splits import Split, Splits
@@ -119,8 +120,9 @@ def gradient_flow(
         )
     weights = sum(p.numel() for p in dense.parameters() if p.requires_grad)
     with torch.no_grad():
-        logits = dense(data.train.take(torch.arange(1)).images).shape[1]
-    most = min(TANGENT_OUTPUTS, JACOBIAN_BYTES // (4 * weights)) // logits
+        one = copy.deepcopy(dense).eval()(data.train.take(torch.arange(1)).images)
+    logits = one.shape[1]
+    most = min(TANGENT_OUTPUTS, JACOBIAN_BYTES // (one.element_size() * weights)) // logits
     if most < data.classes:
         raise NotApplicableError(
             f"the tangent kernel of {weights:,} weights and {logits} logits holds {most} images, "
@@ -192,8 +194,7 @@ def _flow(network: nn.Module, split: Split, time: float) -> float:
 
 def _tangent_kernel(network: nn.Module, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """Outputs ``[N, K]``, and the empirical neural tangent kernel ``[N·K, N·K]`` between them."""
-    rest = {name: value.detach() for name, value in network.state_dict(keep_vars=True).items()}
-    own = {name: rest.pop(name) for name in trainable(network)}
+    own, rest = own_and_rest(network, trainable(network))
 
     def outputs(weights: dict[str, Tensor], image: Tensor) -> Tensor:
         return functional_call(network, (weights, rest), (image[None],))[0]  # type: ignore[no-any-return]
@@ -202,7 +203,7 @@ def _tangent_kernel(network: nn.Module, split: Split) -> tuple[np.ndarray, np.nd
         each = vmap(jacrev(outputs), (None, 0))(own, split.images)
     with torch.no_grad():
         logits = network(split.images)
-    kernel = torch.zeros(logits.numel(), logits.numel(), device=logits.device)
+    kernel = logits.new_zeros(logits.numel(), logits.numel())
     for jacobian in each.values():
         rows = jacobian.flatten(0, 1).flatten(1)
         kernel += rows @ rows.T

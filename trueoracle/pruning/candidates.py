@@ -233,12 +233,23 @@ class Candidates:
         return Listing(header, tuple(self.pruned(index) for index in range(len(self))))
 
     def sum_pruned(self, importance: Importance) -> np.ndarray:
-        """Scores ``[P]``: per-filter ``importance`` ``[filters]`` summed over what is pruned."""
+        """Scores ``[P]``: per-filter ``importance`` ``[filters]`` summed over what is pruned.
+
+        ``importance`` has an entry for each group, by its name. Raises :class:`InputError` where it
+        does not give one number a filter.
+        """
         scores = np.zeros(len(self))
         for position, group in enumerate(self.groups):
-            given = importance[group.name]
-            plain = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
-            filters = np.asarray(plain, dtype=np.float64)
+            given = importance.get(group.name)
+            if isinstance(given, Tensor):
+                given = given.detach().cpu().double().numpy()
+            if given is None or np.shape(given) != (group.filters,):
+                found = "none" if given is None else list(np.shape(given))
+                raise InputError(
+                    f"the importance of {group.name} is one number for each of its {group.filters} "
+                    f"filters, got {found}"
+                )
+            filters = np.asarray(given, dtype=np.float64)
             scores += filters[np.array([w[position] for w in self.ways])].sum(axis=1)
         return scores
 

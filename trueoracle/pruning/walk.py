@@ -27,7 +27,7 @@ from trueoracle.networks.tracing import trace
 from trueoracle.pruning.dependencies import groups_by_dependency
 from trueoracle.pruning.groups import Group, GroupMap, Part
 
-__all__ = ["find_groups"]
+__all__ = ["Place", "filter_places", "find_groups"]
 
 
 # Modules and calls that act on each channel by itself, or drop entries: removal passes through.
@@ -98,6 +98,30 @@ def find_groups(network: nn.Module, example: Tensor) -> GroupMap:
             "it cannot be pruned as one network"
         )
     return _Walk(network, traced[1].graph).groups()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a group's filters lie in a tensor: along ``axis``, there as :class:`Part` says."""
+
+    axis: int
+    spread: int
+    offset: int
+
+
+def filter_places(
+    network: nn.Module, graph: fx.GraphModule, example: Tensor
+) -> dict[fx.Node, dict[str, Place]]:
+    """Where the filters of each group (by name) lie in what the operations of a trace put out.
+
+    ``graph`` is the trace of ``network``, in the mode in which both are, and ``example`` a batch of
+    images for it.
+    """
+    with torch.no_grad():
+        _Shapes(graph).run(example)
+    walk = _Walk(network, graph.graph)
+    walk.groups()
+    return walk.places()
 
 
 def _restore(modes: Sequence[tuple[nn.Module, bool]]) -> None:
@@ -236,6 +260,16 @@ class _Walk:
                     else f"a {type(module).__name__} is not known"
                 )
         return result
+
+    def places(self) -> dict[fx.Node, dict[str, Place]]:
+        """By operation and the name of a source, where its filters lie in what is put out."""
+        found: dict[fx.Node, dict[str, Place]] = {}
+        for node, layout in self._layouts.items():
+            for source, part in layout.parts(""):
+                name = self._sources[self._root(source)].layers[0].module
+                place = Place(layout.axis, part.spread, part.offset)
+                found.setdefault(node, {})[name] = place
+        return found
 
     def _unfit(self, source: _Source) -> str:
         """Why filters that were followed to all their readers still cannot be pruned."""

@@ -270,8 +270,9 @@ def _check_criteria(
     """Try criteria on a few candidates and images, before anything rests on them.
 
     Those of a user's own; those shipped that do not apply to everything; and all of them where the
-    network is not ``shipped``, on which any of them may fail. Returns why some do
-    not; raises :class:`InputError` where that is all of them.
+    network is not ``shipped``, on which any of them may fail. Returns why some do not apply, or,
+    of those that come with the package, fail; raises :class:`InputError` where that is all of them,
+    and where a user's own fails.
     """
     skipped: dict[str, str] = {}
     for name, criterion in criteria.items():
@@ -290,6 +291,11 @@ def _check_criteria(
                 spec.retraining,
             )
         except NotApplicableError as reason:
+            if not reason.of_images:  # all of them may tell otherwise
+                skipped[name] = str(reason)
+        except InputError as reason:
+            if not criterion.is_shipped:  # its author mends it
+                raise
             skipped[name] = str(reason)
     if len(skipped) == len(criteria):
         raise InputError(f"no criterion of the study applies: {'; '.join(skipped.values())}")
