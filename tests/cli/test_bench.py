@@ -21,7 +21,7 @@ def test_a_criterion_of_ones_own_gets_its_place(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(OWN)
     chosen = ("--layer", "conv1", "--ratio", "0.2", "--network", 0)
-    called = call("bench", path, *chosen, "--settings", "-q")
+    called = call("bench", path, *chosen, "--settings")
     assert called.code == 0, called.err
     assert "1 setting, 135 retrained networks of LeNet5-Mini" in called.out
     assert "spread: number " in called.out

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 import trueoracle
 from tests.conftest import Writer
 from trueoracle.cli.main import app
+from trueoracle.errors import InputError
 
 TINY = """
 [network]
@@ -78,6 +80,51 @@ def test_a_search_writes_its_network(tiny: Path) -> None:
     assert again.stderr == ""
 
 
+def test_the_command_to_write_the_network_repeats_the_search(tiny: Path) -> None:
+    options = ["--budget", "60%", "--strategy", "random", "--seed", "5", "--by", "train_loss"]
+    options += ["--engine", "loop", "--set", "retraining.learning_rate=0.02"]
+    result = called("search", tiny, *options)
+    (line,) = [one for one in result.stdout.splitlines() if one.startswith("to write the network:")]
+    words = shlex.split(line.partition(": ")[2])
+    assert words[0] == "trueoracle"
+    again = called(*words[1:])
+    assert again.exit_code == 0, again.stderr
+    (chosen,) = [one for one in result.stdout.splitlines() if one.startswith("chosen:")]
+    assert chosen in again.stdout
+    assert Path("model.safetensors").is_file()
+    assert len(list(Path("runs").glob("*/search/*"))) == 1
+    assert json.loads(called("status", "--json").stdout)[0]["state"] == "searched"
+
+
+def test_what_a_users_code_prints_is_no_json(tiny: Path) -> None:
+    Path("loud.py").write_text(
+        "print('imported')\n\n\ndef loud(dense, candidates, data):\n    print('called')\n"
+        "    return [float(w[0][0]) for w in candidates]\n"
+    )
+    options = ["--set", 'criteria=["loud:loud"]', "--budget", "8", "--engine", "loop", "--json"]
+    result = called("search", tiny, *options)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["criterion"] == "loud:loud"
+    assert "called" in result.stderr
+
+
+def test_the_result_is_shown_whatever_becomes_of_the_file(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> Path:
+        raise InputError("cannot be exported")
+
+    monkeypatch.setattr("trueoracle.study.search.export", refuses)
+    options = ["--budget", "8", "--engine", "loop", "--export", "m.onnx"]
+    result = called("search", tiny, *options)
+    assert result.exit_code == 2
+    assert "chosen: candidate " in result.stdout
+    assert "error: cannot be exported" in result.stderr
+    result = called("search", tiny, *options, "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["export"] is None
+
+
 def test_a_replay_prints_and_draws(tiny: Path) -> None:
     refused = called("search", tiny, "--replay")
     assert refused.exit_code == 2
@@ -87,6 +134,8 @@ def test_a_replay_prints_and_draws(tiny: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert "ordered by oracle, 1 retraining seed" in result.stdout
     assert "random-halving" in result.stdout
+    assert "budgets that finish no network are left out: 1%, 2%, 5%" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) < 110
     assert Path("budget.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads(called("search", tiny, "--replay", "--criterion", "l1", "--json").stdout)
     full = [row for row in rows if (row["strategy"], row["outcome"]) == ("full", "validation_loss")]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,23 @@ def test_what_has_no_order_is_refused(
     made = Criterion("any", "", lambda *_: form)
     with pytest.raises(InputError, match=f"criterion 'any': .*{message}"):
         made(dense, candidates, few_digits)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda dense, candidates: None, "is called with (dense, candidates, data) "),
+        (lambda dense, candidates, data, recipe: None, "uses_recipe=True"),
+        (lambda *_: None, "it gave nothing (None), expected numbers"),
+        (lambda *_: np.zeros((12, 2)), "scores of shape [12, 2], expected [12]: one a candidate"),
+        (lambda *_: sys.exit(3), "failed: SystemExit: 3"),
+    ],
+)
+def test_usual_mistakes_are_said(
+    function: Any, message: str, dense: nn.Module, candidates: Candidates, few_digits: Splits
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        Criterion("any", "", function)(dense, candidates, few_digits)
 
 
 def test_images_are_not_to_be_changed(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,26 @@ def test_what_the_decorator_made_goes_before_plain_functions(tmp_path: Path) -> 
     path.write_text(DECORATED.format("from-a-file", "made") + FUNCTION.format("other"))
     assert load_criterion(str(path)).name == "from-a-file"
     assert load_criterion(str(path)).source == "here"  # read once more: it replaces itself
+
+
+def test_a_file_may_import_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "helpers_beside.py").write_text("K = 7.0\n")
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from helpers_beside import K\n\n\ndef mine(dense, candidates, data):\n"
+        "    return [K] * len(candidates)\n"
+    )
+    assert load_criterion(str(path)).function(None, [1, 2], None) == [7.0, 7.0]
+
+
+def test_a_class_is_no_criterion(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("class Mine:\n    def __call__(self, dense, candidates, data): ...\n")
+    with pytest.raises(InputError, match="criterion 'Mine' is a class: name a function, or an obj"):
+        load_criterion(f"{path}:Mine")
 
 
 def test_what_a_file_imports_is_not_its_own(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +253,9 @@ def test_files_are_refused_before_long_work(
         check_export(tmp_path / "model.onnx")
 
 
-def test_a_forward_that_cannot_be_exported_leaves_nothing(tmp_path: Path) -> None:
+def test_a_forward_that_cannot_be_exported_leaves_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -260,6 +264,22 @@ def test_a_forward_that_cannot_be_exported_leaves_nothing(tmp_path: Path) -> Non
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.linear(x) if float(x.sum()) > 0 else -self.linear(x)  # type: ignore[no-any-return]
 
-    with pytest.raises(InputError, match=r"cannot be exported to torch\.export: "):
-        export(Branches(), tmp_path / "model.pt2", origin(input_shape=(4,)))
+    for ending, what in ((".pt2", "torch.export"), (".onnx", "ONNX")):
+        with pytest.raises(InputError) as error:
+            export(Branches(), tmp_path / f"model{ending}", origin(input_shape=(4,)))
+        message = str(error.value)
+        assert message.startswith(f"the network cannot be exported to {what}: Could not guard on")
+        assert message.endswith("; .safetensors can be written of any network")
+        assert "\x1b" not in message
+        said = capfd.readouterr()
+        assert said.out + said.err == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_others_may_read_the_file(network: nn.Module, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        path = export(network, tmp_path / "model.safetensors", origin())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644

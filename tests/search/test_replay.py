@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from trueoracle.errors import InputError
-from trueoracle.search.replay import replay, selection_metric
+from trueoracle.search.replay import _best_of_random, replay, selection_metric
 
 COUNT, EPOCHS, SEEDS = 20, 4, (0, 1, 2)
 
@@ -89,6 +89,24 @@ def test_random_search_is_the_mean_over_all_draws() -> None:
     assert found["high"] == pytest.approx(0.13)
 
 
+def test_equal_ones_share_their_chance() -> None:
+    """Live, of equal values the first in the random order is taken: all orders of six by hand."""
+    costs = np.array([3.0, 1.0, 1.0, 2.0, 1.0, 2.0])
+    chance = np.zeros(6)
+    for order in permutations(range(6)):
+        first = order[:3]
+        chance[min(first, key=lambda i: costs[i])] += 1 / 720
+    assert _best_of_random(costs, 3) == pytest.approx(chance)
+
+
+def test_a_single_search_has_no_interval() -> None:
+    outcomes = recorded()
+    table = replay(outcomes[outcomes["seed"] == 0], scores(), epochs=EPOCHS, budgets=[0.2])
+    known = table[table["outcome"] == "test_loss"].set_index("strategy")["low"].notna()
+    assert not known[["halving", "top", "criterion", "full"]].any()
+    assert known[["random", "random-halving"]].all()
+
+
 def test_a_search_sees_one_seed_and_is_judged_by_the_others() -> None:
     outcomes = recorded()
     metrics = ["train_loss", "validation_loss", "test_loss"]
@@ -134,7 +152,7 @@ def test_what_is_never_compared() -> None:
         selection_metric("test_loss", has_validation=True)
     with pytest.raises(InputError, match="validation_accuracy needs a validation split"):
         selection_metric("validation_accuracy", has_validation=False)
-    with pytest.raises(InputError, match="unknown metric 'loss'"):
+    with pytest.raises(InputError, match="unknown metric of a search 'loss'"):
         selection_metric("loss", has_validation=True)
 
 

@@ -65,6 +65,18 @@ def test_the_least_budget_retrains_one() -> None:
     assert to_the_end(20, 15, 44).rungs == (Rung(15, 2),)
 
 
+@pytest.mark.parametrize(
+    ("budget", "rungs"),
+    [
+        (59, [(9, 3), (13, 2), (30, 1)]),  # 27 + 8 + 17; with rungs below, one would cost more
+        (49, [(13, 2), (30, 1)]),
+        (33, [(30, 1)]),
+    ],
+)
+def test_a_small_budget_holds_the_upper_rungs(budget: int, rungs: list[tuple[int, int]]) -> None:
+    assert halving(45, 30, budget).rungs == tuple(Rung(*one) for one in rungs)
+
+
 def test_less_than_one_network_is_refused() -> None:
     with pytest.raises(InputError, match=r"14 epochs finishes no network: one .* takes 15"):
         halving(20, 15, 14)

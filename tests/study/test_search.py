@@ -114,6 +114,45 @@ def test_a_killed_search_goes_on_after_the_last_rung(
     ]
 
 
+@pytest.mark.parametrize("strategy", ["full", "halving", "guided"])
+def test_a_search_killed_within_a_rung_goes_on_there(
+    strategy: str, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = None if strategy == "full" else "60%"
+    # The only rung of one, and the first and the second one of the others.
+    dies_after = (7,) if strategy == "full" else (4, 13)
+    whole = searched(Study(**fields, runs=tmp_path / "whole"), budget, strategy=strategy)
+    study = Study(**fields, runs=tmp_path / "runs")
+    monkeypatch.setattr(live, "PART_SECONDS", -1.0)
+    real = population.train_epochs
+    trained = 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal trained
+        if trained in dies:
+            dies.remove(trained)
+            raise KeyboardInterrupt
+        trained += len(args[0])
+        return real(*args, **options)
+
+    dies = list(dies_after)
+    monkeypatch.setattr(live, "train_epochs", counted)
+    for _ in dies_after:
+        with pytest.raises(KeyboardInterrupt):
+            searched(study, budget, strategy=strategy)
+        (folder,) = (study.folder / "search").iterdir()
+        assert json.loads((folder / live.RECORD).read_text(encoding="utf-8"))["part"]
+        assert 1 <= len(list(folder.glob("*.safetensors"))) <= 2
+    found = searched(study, budget, strategy=strategy)
+    # Nobody was trained twice.
+    assert trained == sum(rung.candidates for rung in whole.schedule.rungs)
+    assert found.chosen == whole.chosen
+    assert found.history.equals(whole.history)
+    weights = whole.network.state_dict()
+    assert all(torch.equal(weights[n], v) for n, v in found.network.state_dict().items())
+    assert len(list(found.folder.glob("*.safetensors"))) == 1
+
+
 def test_a_checkpoint_that_is_gone_is_said(study: Study) -> None:
     found = searched(study, 4)
     for path in found.folder.glob("*.safetensors"):
@@ -132,6 +171,7 @@ def test_a_damaged_record_is_said(study: Study) -> None:
     path = found.folder / live.RECORD
     whole = json.loads(path.read_text(encoding="utf-8"))
     first = whole["rungs"][0][0]
+    dropped = next(name for name in whole["rungs"][0] if name not in whole["rungs"][1])
     for changes, message in (
         ({"epochs": {}}, "lacks epochs of rung 1"),
         ({"epochs": whole["epochs"] | {first: whole["epochs"][first][:0]}}, f"{first} lacks"),
@@ -140,6 +180,9 @@ def test_a_damaged_record_is_said(study: Study) -> None:
         ({"rungs": [["x"], *whole["rungs"][1:]]}, "candidate 'x' of rung 1"),
         ({"rungs": [whole["rungs"][0][1:], *whole["rungs"][1:]]}, "rung 1 has"),
         ({"rungs": 3}, "rungs: "),
+        ({"part": ["x"]}, "begun a rung after the last"),
+        ({"rungs": whole["rungs"][:1], "part": ["x"]}, "part of rung 2 is no part of that"),
+        ({"rungs": whole["rungs"][:1], "part": [dropped]}, "lacks epochs of rung 2"),
         ({"rungs": whole["rungs"] * 2}, "rungs, expected"),
     ):
         path.write_text(json.dumps(whole | changes), encoding="utf-8")

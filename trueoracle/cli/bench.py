@@ -31,9 +31,7 @@ def bench(
         str | None,
         typer.Argument(help="A file.py (or file.py:NAME), a registered name, or module:attribute."),
     ] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="Only this layer: conv1, conv2 or conv3.")
-    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Only this layer, such as conv2.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Only this pruning ratio.")] = None,
     network: Annotated[
         int | None, typer.Option(help="Only the dense network of this seed.")
@@ -94,6 +92,8 @@ def bench(
                 "settings": _settings(whole, chosen, name) if settings else None,
             }
         )
+        return
+    if quiet:
         return
     _print(whole, found, rows, layers, name, chosen)
     if settings and name is not None:

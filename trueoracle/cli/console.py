@@ -7,9 +7,10 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import Annotated, Any, NoReturn, ParamSpec, TextIO, TypeVar
 
 import typer
 from rich.console import Console
@@ -90,12 +91,18 @@ def with_weights(settings: list[str] | None, weights: str | None) -> list[str]:
 
 
 def command_line(
-    command: str, study: object, settings: list[str] | None = None, runs: Path | None = None
+    command: str,
+    study: object,
+    settings: list[str] | None = None,
+    runs: Path | None = None,
+    **options: object,
 ) -> str:
-    """A command to be typed again, quoted for the shell."""
+    """A command to be typed again, quoted for the shell; options that are None are left out."""
     changes = [word for setting in settings or () for word in ("--set", setting)]
     where = [] if runs is None else ["--runs", str(runs)]
-    return shlex.join(["trueoracle", command, str(study), *changes, *where])
+    given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
+    words = [word for option in given for word in option]
+    return shlex.join(["trueoracle", command, str(study), *words, *changes, *where])
 
 
 def out() -> Console:
@@ -114,6 +121,9 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            if kwargs.get("as_json"):
+                with _stdout_for_json():
+                    return command(*args, **kwargs)
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             _end("interrupted: what was committed is kept; the same command goes on", INTERRUPTED)
@@ -136,9 +146,24 @@ def _end(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+_JSON_STREAM: ContextVar[TextIO | None] = ContextVar("json_stream", default=None)
+
+
+@contextmanager
+def _stdout_for_json() -> Iterator[None]:
+    """Within the block, what a user's own code prints goes to standard error."""
+    token = _JSON_STREAM.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _JSON_STREAM.reset(token)
+
+
 def print_json(value: Any) -> None:
     """Indented JSON on standard output."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False, default=str))
+    text = json.dumps(value, indent=2, allow_nan=False, default=str)
+    typer.echo(text, file=_JSON_STREAM.get())
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:

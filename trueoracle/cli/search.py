@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trueoracle.analysis.numbers import interval
 from trueoracle.cli.console import (
     Debug,
     Device,
@@ -114,7 +116,7 @@ def search(
 
     - trueoracle search digits-conv1-0.2 --replay --figure budget.png
     """
-    from trueoracle.errors import InputError
+    from trueoracle.errors import InputError, TrueOracleError
     from trueoracle.study.spec import parse_overrides
 
     settings = with_weights(settings, weights)
@@ -153,21 +155,40 @@ def search(
             engine=engine,
             memory=memory,
         )
-    written = None if export is None else found.export(export)
+    if not (as_json or quiet):
+        _show(found)
+    try:
+        written = None if export is None else found.export(export)
+    except TrueOracleError:
+        if as_json:  # the search is done, whatever becomes of the file
+            print_json(found.as_dict() | {"export": None})
+        raise
     if as_json:
         print_json(found.as_dict() | {"export": None if written is None else str(written)})
+    elif not quiet and written is not None:
+        out().print(f"exported to {written}")
+        if written.suffix == ".safetensors":
+            name = found.origin.name
+            other = ", network=…" if name is None else "" if is_known(name) else ", trust=True"
+            call = f'trueoracle.load("{written}"{other})'
+            out().print(f"    import trueoracle\n    network = {call}", soft_wrap=True)
     elif not quiet:
-        _show(found)
-        if written is not None:
-            out().print(f"exported to {written}")
-            if written.suffix == ".safetensors":
-                name = found.origin.name
-                other = ", network=…" if name is None else "" if is_known(name) else ", trust=True"
-                call = f'trueoracle.load("{written}"{other})'
-                out().print(f"    import trueoracle\n    network = {call}", soft_wrap=True)
-        else:
-            again = command_line("search", study, settings, runs)
-            out().print(f"to write the network: {again} --export model.safetensors", soft_wrap=True)
+        again = command_line(
+            "search",
+            study,
+            settings,
+            runs,
+            budget=budget,
+            strategy=strategy,
+            criterion=criterion,
+            by=by,
+            seed=seed,
+            device=None if device == "auto" else device,
+            engine=None if engine == "auto" else engine,
+            memory=memory,
+            export="model.safetensors",
+        )
+        out().print(f"to write the network: {again}", soft_wrap=True)
 
 
 def _show(found: SearchResult) -> None:
@@ -213,8 +234,9 @@ def _replay(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from trueoracle.analysis.numbers import many
+    from trueoracle.analysis.numbers import finite_or_none, many
     from trueoracle.errors import StoreError
+    from trueoracle.search.replay import BUDGETS
     from trueoracle.study.results import Results, find_run
     from trueoracle.study.scale import titled
     from trueoracle.study.spec import parse_overrides
@@ -230,52 +252,47 @@ def _replay(
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot write {figure}: {error}") from error
     if as_json:
-        print_json(found.to_dict("records"))
+        rows = [{str(k): v for k, v in row.items()} for row in found.to_dict("records")]
+        print_json([finite_or_none(row) for row in rows])
     elif not quiet:
         console = out()
-        shown = _replay_table(found)
         sampled = "" if results.spec.pruning.candidates == "all" else "a sample of "
         seeds = many(int(found["searches"].iloc[0]), "retraining seed")
-        shown.title = (
-            f"{titled(results.spec.name)}: {sampled}{len(results.candidates):,} candidates ordered "
-            f"by {criterion or results.criteria[0]}, {seeds}"
-        )
-        shown.title_justify = "left"
-        console.print(shown)
         console.print(
-            "\nregret: what the best candidate is better by (the middle 95 % of searches); top: "
-            "the share of\nsearches that end within the best 1 %; others: judged by the mean of "
-            "the other retraining seeds"
+            f"{titled(results.spec.name)}: {sampled}{len(results.candidates):,} candidates ordered "
+            f"by {criterion or results.criteria[0]}, {seeds}\n",
+            soft_wrap=True,
         )
+        for outcome in dict.fromkeys(found["outcome"]):
+            console.print(_replay_table(found[found["outcome"] == outcome], outcome))
+            console.print()
+        console.print(
+            "regret: what the best candidate is better by, with the middle 95 % of searches; top: "
+            "the share of\nsearches that end within the best 1 %; others: the regret judged by the "
+            "mean of the other retraining seeds"
+        )
+        tried = set(found["share"])
+        if left_out := [f"{share:.0%}" for share in BUDGETS if share not in tried]:
+            console.print(f"budgets that finish no network are left out: {', '.join(left_out)}")
         if figure is not None:
             console.print(f"figure {figure}")
 
 
-def _replay_table(found: pd.DataFrame) -> Table:
-    outcomes = list(dict.fromkeys(found["outcome"]))
-    others = (found["network"] == "other seeds").any()
-    names = ["strategy", "budget", "epochs"]
-    for outcome in outcomes:
-        names += [outcome, f"{outcome} top"]
-        names += [f"{outcome} others"] * bool(others and outcome == "test_accuracy")
-    shown = table(*(_heading(name) for name in names), right=tuple(map(_heading, names[1:])))
+def _replay_table(found: pd.DataFrame, outcome: str) -> Table:
+    """What the strategies find of one outcome, at each budget."""
+    has_others = bool((found["network"] == "other seeds").any())
+    names = ["strategy", "budget", "epochs", "regret", "95%", "top"] + ["others"] * has_others
+    shown = table(*names, right=tuple(names[1:]))
+    shown.title, shown.title_justify = outcome.replace("_", " "), "left"
     order = {name: place for place, name in enumerate(dict.fromkeys(found["strategy"]))}
-    found = found.sort_values(["strategy", "spent"], key=lambda c: c.map(order).fillna(c))
-    for (strategy, spent), rows in found.groupby(["strategy", "spent"], sort=False):
-        share = rows["spent_share"].iloc[0]
-        row = [str(strategy), f"{share:.1%}", f"{spent:,}"]
-        for outcome in outcomes:
-            judged = rows[rows["outcome"] == outcome].groupby("network").first()
-            one = judged.loc["own"]
-            row += [
-                f"{one['regret']:.4f} ({one['low']:.4f} … {one['high']:.4f})",
-                f"{one['in_top']:.0%}",
-            ]
-            if others and outcome == "test_accuracy":
-                row.append(f"{judged.loc['other seeds', 'regret']:.4f}")
+    found = found.sort_values(["strategy", "share"], key=lambda c: c.map(order).fillna(c))
+    for (strategy, share), rows in found.groupby(["strategy", "share"], sort=False):
+        judged: dict[str, Any] = {str(row["network"]): row for row in rows.to_dict("records")}
+        own = judged["own"]
+        low, high = (None if isnan(own[name]) else own[name] for name in ("low", "high"))
+        row = [str(strategy), f"{float(str(share)):.0%}", f"{own['spent']:,}"]
+        row += [f"{own['regret']:.4f}", interval(low, high, 4), f"{own['in_top']:.0%}"]
+        if has_others:
+            row.append(f"{judged['other seeds']['regret']:.4f}")
         shown.add_row(*row)
     return shown
-
-
-def _heading(name: str) -> str:
-    return name.replace("_", " ").replace(" top", ": top").replace(" others", ": others")

@@ -12,8 +12,8 @@ from trueoracle.cli.console import Debug, Json, Runs, guarded, out, print_json, 
 def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = False) -> None:
     """Show the recorded studies and how far each has come, the last changed one first.
 
-    A study is running, finished, scored (and nothing retrained), interrupted (running it again goes
-    on), or unreadable.
+    A study is running, finished, scored (and nothing retrained), searched (for one network, and
+    nothing else retrained), interrupted (running it again goes on), or unreadable.
 
     Examples:
 

@@ -78,6 +78,7 @@ class Criterion:
         self.check(candidates)
         also = (recipe or Retraining(),) if self.uses_recipe else ()
         before = _versions(data)
+        self._check_arguments(3 + len(also))
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled()):  # it may leave another mode
                 scores = self.function(dense, candidates, data, *also)
@@ -88,7 +89,7 @@ class Criterion:
             ) from error
         except InputError as error:  # it says itself what it needs
             raise InputError(f"criterion {self.name!r}: {error}") from error
-        except Exception as error:  # a user's function runs: anything can come out
+        except (Exception, SystemExit) as error:  # a user's function: anything can come out
             raise InputError(
                 f"criterion {self.name!r} failed: {type(error).__name__}: {first_line(error)}"
             ) from error
@@ -103,6 +104,26 @@ class Criterion:
                 f"expected [{len(candidates)}]: one a candidate"
             )
         return values
+
+    def _check_arguments(self, count: int) -> None:
+        """Raise :class:`InputError` where the function does not take so many."""
+        try:
+            signature = inspect.signature(self.function)
+        except (ValueError, TypeError):  # of something compiled
+            return
+        try:
+            signature.bind(*[None] * count)
+        except TypeError as error:
+            takes = "dense, candidates, data" + (", recipe" if self.uses_recipe else "")
+            hint = (
+                ""
+                if self.uses_recipe
+                else " (and the retraining recipe, where @trueoracle.criterion(…, "
+                "uses_recipe=True) makes it)"
+            )
+            raise InputError(
+                f"criterion {self.name!r} is called with ({takes}){hint}: {error}"
+            ) from error
 
     def check(self, candidates: CandidateList) -> None:
         """Raise :class:`NotApplicableError` where it cannot score this kind of pruning."""
@@ -147,10 +168,8 @@ class Criterion:
 
 def _as_numbers(scores: object) -> np.ndarray:
     """Scores as float64; raises :class:`InputError` for what is no column of real numbers."""
-    if isinstance(scores, Mapping | Set | str | bytes):
-        raise InputError(
-            f"it gave a {type(scores).__name__}, expected numbers in the order of the candidates"
-        )
+    if scores is None or isinstance(scores, Mapping | Set | str | bytes):
+        raise InputError(f"it gave {_a(scores)}, expected numbers in the order of the candidates")
     if isinstance(scores, Tensor):
         scores = scores.detach().cpu()
         scores = scores.numpy() if scores.is_complex() else scores.double().numpy()
@@ -159,6 +178,10 @@ def _as_numbers(scores: object) -> np.ndarray:
             raise InputError("it gave complex numbers, of which none is the lowest")
         return scores.astype(np.float64)
     return np.array([float(one) for one in cast(Iterable[Any], scores)], dtype=np.float64)
+
+
+def _a(scores: object) -> str:
+    return "nothing (None)" if scores is None else f"a {type(scores).__name__}"
 
 
 def _versions(data: Splits) -> list[int]:
@@ -250,6 +273,10 @@ def as_criterion(name: str, found: object) -> Criterion:
     """What a user's name stands for, as a criterion; a plain function is called by that name."""
     if isinstance(found, Criterion):
         return found
+    if inspect.isclass(found):
+        raise InputError(
+            f"criterion {name!r} is a class: name a function, or an object of it that can be called"
+        )
     if callable(found):
         return Criterion(name, inspect.getdoc(found) or "", found)
     raise InputError(f"criterion {name!r} is a {type(found).__name__}, which cannot be called")

@@ -64,6 +64,9 @@ def _run(path: Path) -> ModuleType:
         raise InputError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where inspect looks for the source
+    # Modules beside it, as a script finds them; last, so that none is taken for another's.
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's file runs: anything can come out

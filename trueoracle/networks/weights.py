@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from trueoracle.errors import InputError, StoreError, first_line, unknown
@@ -87,7 +87,8 @@ def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, object])
     tensors = {n: v.detach().cpu().contiguous().clone() for n, v in network.state_dict().items()}
     temporary = path.with_suffix(".partial")
     try:
-        save_file(tensors, temporary, {k: json.dumps(v) for k, v in metadata.items()})
+        # Not by safetensors' own writer, whose files nobody but their owner may read.
+        temporary.write_bytes(save(tensors, {k: json.dumps(v) for k, v in metadata.items()}))
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)

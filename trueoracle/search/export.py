@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -277,21 +280,33 @@ def _written(write: Callable[[Path], None], path: Path, what: str) -> None:
         raise StoreError(f"cannot write {path}: {error}") from error
     except Exception as error:  # the network's own forward is traced: anything can come out
         raise InputError(
-            f"the network cannot be exported to {what}: {first_line(error)}"
+            f"the network cannot be exported to {what}: {_reason(error)}; .safetensors can be "
+            "written of any network"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _reason(error: BaseException) -> str:
+    """What went wrong first, without a terminal's colours."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return re.sub(r"\x1b\[[0-9;]*m", "", first_line(error))
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporters warn of: their own insides, which nobody here can mend."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what torch's exporters say of their own insides, which nobody here can mend."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    nowhere = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        logging.disable(before)

@@ -33,16 +33,21 @@ __all__ = ["Search", "SearchRecord", "check_memory"]
 
 RECORD = "search.json"
 
+PART_SECONDS = 15.0
+"""How much training within a rung a kill may cost, beside the population that is under way."""
+
 
 @dataclass
 class SearchRecord:
     """What is kept of a search: each rung's candidates (ids) and epochs, and how it was trained.
 
-    ``epochs[id]`` are the records of one candidate, from the first epoch to its last.
+    ``epochs[id]`` are the records of one candidate, from the first epoch to its last; ``part`` are
+    the candidates of the rung under way that have been trained.
     """
 
     settings: dict[str, Any]
     rungs: list[list[str]] = field(default_factory=list)
+    part: list[str] = field(default_factory=list)
     epochs: dict[str, list[EpochRecord]] = field(default_factory=dict)
     seconds: float = 0.0
     engine: str = ""
@@ -87,7 +92,8 @@ class Search:
     ``order`` are the candidates' numbers in the order in which they begin, or with ``pruned``
     ``[P, F]`` (which filters each of them prunes) in which the first batch does; ``by`` is the
     metric compared, ``seed`` the retraining's. ``folder`` keeps the record, the survivors'
-    weights and optimisers after each rung, and nothing of whoever was dropped.
+    weights and optimisers after each rung and each population within it, and nothing of whoever
+    was dropped.
     """
 
     schedule: Schedule
@@ -125,12 +131,10 @@ class Search:
             chosen = plan(rung.candidates, record.engine)
             on_rung(number, rung.candidates, str(chosen))
             record.engine = chosen.engine
-            started = time.perf_counter()
             going, members = self._rung(number, going, members, chosen, record, on_epoch)
-            record.seconds += time.perf_counter() - started
-            self._keep(number, members)
+            self._keep(self._checkpoint(number), members)
             record.save(self.folder)
-            self._forget(number)
+            self._forget(self._checkpoint(number))
         (name,) = (self.candidates.ids[index] for index in going)
         if record.epochs[name][-1].diverged:
             raise TrainingError(
@@ -156,13 +160,18 @@ class Search:
         """
         ids, left = self.candidates.ids, self._left(number)
         epochs = range(self.schedule.starts[number], self.schedule.rungs[number].epochs)
-        done: list[int] = []
-        kept: dict[int, _Member] = {}
+        done, kept = self._resumed_part(record)
+        for index in done:
+            members.pop(index, None)
+        on_epoch(float(len(done) * len(epochs)))
         fresh = {name: list(own) for name, own in record.epochs.items()}
+        saved = time.perf_counter()
 
         def trained(some: Sequence[int]) -> list[float]:
-            nonlocal kept
-            for chunk in _chunks(some, chosen.group * chosen.groups):
+            nonlocal kept, saved
+            left_over = [index for index in some if index not in set(done)]
+            for chunk in _chunks(left_over, chosen.group * chosen.groups):
+                started = time.perf_counter()
                 networks, states = [], []
                 for index in chunk:
                     network = self._network(index)
@@ -192,15 +201,25 @@ class Search:
                     for index in best
                 }
                 del networks, after, new  # before the next chunk is trained
+                record.seconds += time.perf_counter() - started
+                is_last = len(done) == self.schedule.rungs[number].candidates
+                if not is_last and time.perf_counter() - saved > PART_SECONDS:
+                    record.epochs, record.part = dict(fresh), [ids[index] for index in done]
+                    path = self._checkpoint(number, len(done))
+                    self._keep(path, kept)
+                    record.save(self.folder)
+                    self._forget(path, self._checkpoint(number - 1))
+                    saved = time.perf_counter()
             return [self._value(fresh[ids[index]]) for index in some]
 
         if number:
             trained(going)
+            order = [index for index in going if index in set(done)]
         else:
-            begin(self.order, self.schedule.rungs[0].candidates, trained, self.pruned)
-        record.epochs = fresh
-        record.rungs.append([ids[index] for index in done])
-        return list(kept), kept
+            order, _ = begin(self.order, self.schedule.rungs[0].candidates, trained, self.pruned)
+        record.epochs, record.part = fresh, []
+        record.rungs.append([ids[index] for index in order])
+        return [index for index in order if index in kept], kept
 
     def _left(self, rung: int) -> int:
         """How many go on after a rung."""
@@ -249,6 +268,17 @@ class Search:
                 if not whole or [one.epoch for one in own] != list(range(len(own))):
                     return f"candidate {name} lacks epochs of rung {number}"
             known = set(names)
+        if record.part:
+            if len(record.rungs) == len(self.schedule.rungs):
+                return "it has begun a rung after the last"
+            rung = self.schedule.rungs[len(record.rungs)]
+            begun = set(record.part)
+            if not (begun <= known and len(begun) == len(record.part) < rung.candidates):
+                return f"its part of rung {len(record.rungs) + 1} is no part of that rung"
+            for name in record.part:
+                own = record.epochs.get(name, [])
+                if not (len(own) >= rung.epochs or (own and own[-1].diverged)):
+                    return f"candidate {name} lacks epochs of rung {len(record.rungs) + 1}"
         return ""
 
     def _resumed(self, record: SearchRecord) -> tuple[list[int], dict[int, _Member]]:
@@ -262,9 +292,22 @@ class Search:
                 f"the candidates that begin are others than {self.folder / RECORD} says, since the "
                 "criterion's code changed: move its folder away to search anew"
             )
-        last = record.rungs[-1]
-        number = {name: ids.index(name) for name in last}
-        path = self._checkpoint(len(record.rungs) - 1)
+        rung = len(record.rungs) - 1
+        members = self._kept(self._checkpoint(rung), record.rungs[rung], rung)
+        # In the order in which they began, which decides between equals.
+        return [index for index in begun if index in members], members
+
+    def _resumed_part(self, record: SearchRecord) -> tuple[list[int], dict[int, _Member]]:
+        """Of the rung under way: who has been trained, and the best of them."""
+        if not record.part:
+            return [], {}
+        rung = len(record.rungs)
+        kept = self._kept(self._checkpoint(rung, len(record.part)), record.part, rung)
+        return [self.candidates.ids.index(name) for name in record.part], kept
+
+    def _kept(self, path: Path, names: Sequence[str], rung: int) -> dict[int, _Member]:
+        """The best of those named, as they were after a rung or a part of it."""
+        number = {name: self.candidates.ids.index(name) for name in names}
         members: dict[int, _Member] = {}
         try:
             for key, value in load_file(path).items():
@@ -274,12 +317,11 @@ class Search:
         except (OSError, SafetensorError) as error:
             raise _unreadable(path, str(error)) from error
         except (KeyError, ValueError) as error:
-            raise _unreadable(path, f"{key!r} is nothing of rung {len(record.rungs)}") from error
-        left = self._left(len(record.rungs) - 1)
-        if len(members) != left:
-            raise _unreadable(path, f"it holds {len(members)} networks, expected {left}")
-        # In the order in which they began, which decides between equals.
-        return [index for index in begun if index in members], members
+            raise _unreadable(path, f"{key!r} is nothing of rung {rung + 1}") from error
+        expected = min(self._left(rung), len(names))
+        if len(members) != expected:
+            raise _unreadable(path, f"it holds {len(members)} networks, expected {expected}")
+        return members
 
     def _begun(self, record: SearchRecord) -> list[int]:
         """Who begins, by the values that are recorded."""
@@ -292,12 +334,11 @@ class Search:
 
         return begin(self.order, first.candidates, recorded, self.pruned)[0]
 
-    def _keep(self, rung: int, members: Mapping[int, _Member]) -> None:
+    def _keep(self, path: Path, members: Mapping[int, _Member]) -> None:
         tensors: dict[str, Tensor] = {}
         for index, member in members.items():
             for kind, own in (("weights", member.weights), ("state", member.state)):
                 tensors |= {f"{self.candidates.ids[index]}/{kind}/{k}": v for k, v in own.items()}
-        path = self._checkpoint(rung)
         temporary = path.with_suffix(".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -307,13 +348,16 @@ class Search:
             temporary.unlink(missing_ok=True)
             raise StoreError(f"cannot write {path}: {error}") from error
 
-    def _forget(self, rung: int) -> None:
-        """The checkpoints before this one: the record no longer leads to them."""
-        for earlier in range(rung):
-            self._checkpoint(earlier).unlink(missing_ok=True)
+    def _forget(self, *needed: Path) -> None:
+        """The other checkpoints: the record no longer leads to them."""
+        for path in self.folder.glob("after-*.safetensors"):
+            if path not in needed:
+                path.unlink(missing_ok=True)
 
-    def _checkpoint(self, rung: int) -> Path:
-        return self.folder / f"after-rung-{rung + 1}.safetensors"
+    def _checkpoint(self, rung: int, trained: int = 0) -> Path:
+        """After a rung, or after so many of its candidates."""
+        part = f"-part-{trained}" if trained else ""
+        return self.folder / f"after-rung-{rung + 1}{part}.safetensors"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ other seeds, which no luck of the choosing has touched. Needs no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import gammaln
 
-from trueoracle.analysis.outcomes import higher_is_better
-from trueoracle.errors import InputError
+from trueoracle.analysis.outcomes import METRICS, higher_is_better
+from trueoracle.errors import InputError, unknown
 from trueoracle.search.schedule import ETA
 from trueoracle.search.strategies import STRATEGIES, Strategy, choose, find_strategy
 
@@ -41,8 +42,9 @@ def selection_metric(by: str | None, *, has_validation: bool) -> str:
     """
     if by is None:
         return "validation_loss" if has_validation else "train_loss"
-    higher_is_better(by)
     if by not in SELECTORS:
+        if by not in METRICS:
+            raise unknown("metric of a search", by, SELECTORS)
         raise InputError(
             f"a search does not choose by {by}: take {', '.join(SELECTORS[:-1])} or {SELECTORS[-1]}"
         )
@@ -75,7 +77,8 @@ def replay(
     - ``share``, ``budget``: what may be spent, of the full budget and in epochs of one candidate;
       ``spent``, ``spent_share``: what is;
     - ``regret``: how much better the best candidate is, the mean over all searches, and ``low``,
-      ``high``: the middle 95 % of searches (seeds × random orders; exact for ``random``);
+      ``high``: the middle 95 % of searches (seeds × random orders; exact for ``random``), NaN of a
+      single one;
     - ``rank``: the mean of the chosen candidate's (1 is the best; equal ones share the better);
     - ``in_top``: the share of searches whose choice is among the best 1 % (of fewer than 200
       candidates: is the best one); ``searches``: how many seeds were searched.
@@ -195,13 +198,20 @@ def _search(
 
 
 def _best_of_random(costs: np.ndarray, drawn: int) -> np.ndarray:
-    """The chance of each candidate to be the best of ``drawn`` random ones, exactly."""
+    """The chance of each candidate to be the best of ``drawn`` random ones, exactly.
+
+    Of equal ones each has the same, since the first in a random order is taken.
+    """
     count = len(costs)
-    place = np.argsort(np.argsort(np.where(np.isfinite(costs), costs, np.inf), kind="stable"))
+    comparable = np.where(np.isfinite(costs), costs, np.inf)
+    place = np.argsort(np.argsort(comparable, kind="stable"))
     worse = count - 1 - place  # the others that are drawn are among these
     with np.errstate(invalid="ignore"):
         logarithm = _log_choose(worse, drawn - 1) - _log_choose(np.array(count), drawn)
-    return np.where(worse >= drawn - 1, np.exp(logarithm), 0.0)
+    chance = np.where(worse >= drawn - 1, np.exp(logarithm), 0.0)
+    _, block = np.unique(comparable, return_inverse=True)
+    mean: np.ndarray = np.bincount(block, chance) / np.bincount(block)
+    return mean[block]
 
 
 def _log_choose(n: np.ndarray, k: int) -> np.ndarray:
@@ -222,7 +232,9 @@ def _judged(record: _Record, found: Sequence[np.ndarray]) -> list[dict[str, obje
             regret = target - target.min(axis=1, keepdims=True)
             rank = 1 + (target[:, None, :] < target[:, :, None]).sum(axis=2)
             top = rank <= max(1, target.shape[1] // 100)
-            low, high = _quantiles(regret.ravel(), weights)
+            low, high = math.nan, math.nan
+            if len(found) > 1 or np.count_nonzero(weights) > 1:  # more searches than one
+                low, high = _quantiles(regret.ravel(), weights)
             rows.append(
                 {
                     "outcome": metric,

@@ -63,24 +63,32 @@ def halving(
     after ``epochs``, an ``eta``-th of them, and so on, to the nearest whole epoch, down to
     ``first``. Rung r trains as many candidates as make (candidates × epochs) equal in all rungs, or
     all there are. Where the first rung cannot hold all, whoever orders the candidates says which
-    begin. Rungs that would drop nobody are left out. Raises :class:`InputError` where the budget
-    does not finish one network.
+    begin. Rungs that would drop nobody are left out, and the lowest ones where the budget is too
+    small for all. Raises :class:`InputError` where the budget does not finish one network.
     """
     _check(candidates, epochs, budget)
     if not eta > 1:
         raise InputError(f"eta is a number above 1, got {eta}")
     powers = (eta**k for k in range(1, 1 + math.ceil(math.log(2 * epochs, eta))))
     ends = sorted({epochs, *(end for p in powers if (end := round(epochs / p)) >= max(1, first))})
-    affordable, too_much = epochs, candidates * epochs + 1
+    for first_rung in range(len(ends)):  # a small budget holds the upper rungs only
+        found = _widest(candidates, ends[first_rung:], budget)
+        if found is not None and len(found.rungs) > 1:
+            return found
+    return to_the_end(candidates, epochs, budget)
+
+
+def _widest(candidates: int, ends: list[int], budget: int) -> Schedule | None:
+    """Rungs with these ends that ``budget`` affords; None where one network each is too much."""
+    affordable, too_much = ends[-1], candidates * ends[-1] + 1
     while too_much - affordable > 1:
         middle = (affordable + too_much) // 2
         if _rungs(candidates, ends, middle).cost <= budget:
             affordable = middle
         else:
             too_much = middle
-    if _rungs(candidates, ends, affordable).cost > budget:  # enough for one network, for no rungs
-        return to_the_end(candidates, epochs, budget)
-    return _rungs(candidates, ends, affordable)
+    found = _rungs(candidates, ends, affordable)
+    return found if found.cost <= budget else None
 
 
 def to_the_end(candidates: int, epochs: int, budget: int) -> Schedule:

@@ -341,6 +341,10 @@ class Results:
         return _status(self.folder, self.spec, self.counts, self.provenance)
 
 
+SEARCHES = "search"
+"""The folder of a run's searches."""
+
+
 def read_status(folder: Path) -> dict[str, Any]:
     """The status of a recorded study, without reading its tables; raises :class:`StoreError`."""
     with Store(folder, read_only=True) as store:
@@ -361,8 +365,14 @@ def _status(
     )
     scored = 0 < to_score <= counts["scores"] and counts["retrainings"] == 0
     ended = provenance[-1]["ended"] is not None
-    resting = "finished" if finished else "scored" if scored and ended else "interrupted"
-    state = "running" if is_locked(folder) else resting
+    if is_locked(folder):
+        state = "running"
+    elif finished:
+        state = "finished"
+    elif ended and counts["retrainings"] == 0 and any(folder.glob(f"{SEARCHES}/*/*.json")):
+        state = "searched"
+    else:
+        state = "scored" if scored and ended else "interrupted"
     return {
         "study": spec.name,
         "digest": spec.digest,

@@ -24,16 +24,13 @@ from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_st
 from trueoracle.study import runner
 from trueoracle.study.prepare import Prepared
 from trueoracle.study.progress import Progress
-from trueoracle.study.results import Results
+from trueoracle.study.results import SEARCHES, Results
 from trueoracle.study.spec import DataSpec
 from trueoracle.study.store import locked
 from trueoracle.training.loop import EpochRecord
 from trueoracle.training.population import Plan, check_engine, plan
 
-__all__ = ["SEARCHES", "SearchResult", "search"]
-
-SEARCHES = "search"
-"""The folder of a run's searches."""
+__all__ = ["SearchResult", "search"]
 
 
 @dataclass(frozen=True, eq=False)
