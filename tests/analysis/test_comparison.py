@@ -138,6 +138,7 @@ def test_all_of_it_survives_json() -> None:
     assert [one["first"] for one in fields["differences"]] == ["good", "none"]
     assert [one["criterion"] for one in fields["partial"]] == ["good", "none"]
     assert fields["combination"]["single"] == "good"
+    assert fields["additive"] is None  # the table does not say what candidates prune
     assert compare(table, "good")["differences"][0]["second"] == "good"
 
 

@@ -36,8 +36,9 @@ def test_a_criterion_of_ones_own_gets_its_place(tmp_path: Path) -> None:
     place = next(p for p in fields["places"]["test_loss"] if p["criterion"] == "spread")
     assert place["of"] == len(fields["places"]["test_loss"])
     assert place["low"] < place["agreement"] < place["high"]
-    by_layer = fields["layers"]["test_loss"]["conv1"]
+    by_layer = fields["parts"]["test_loss"]["conv1"]
     assert next(p for p in by_layer if p["criterion"] == "spread") == place
+    assert 0 < fields["additive"]["test_loss"] < place["ceiling"]
     (loss, accuracy) = fields["settings"]
     assert (loss["metric"], accuracy["metric"]) == ("test_loss", "test_accuracy")
     assert loss["kendall_tau"] == place["agreement"]

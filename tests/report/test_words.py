@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from trueoracle.report.words import (
+    additive_sentence,
     best_first,
     ceiling_sentences,
     combination_sentence,
@@ -99,6 +100,11 @@ def test_a_combination_gains_or_loses(gain: float | None, words: str) -> None:
     said = combination_sentence(combination, "final test loss")
     assert "(5 folds), agree with final test loss to 0.55; the best single one, taylor" in said
     assert words in said
+
+
+def test_a_sum_over_filters_is_one_sentence() -> None:
+    said = additive_sentence({"agreement": 0.61, "folds": 5}, "final test loss")
+    assert "tried on the others (5 folds), agrees with final test loss to 0.61: " in said
 
 
 META = {

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trueoracle.analysis.additive import additive
 from trueoracle.analysis.bootstrap import bootstrap
 from trueoracle.analysis.correlation import kendall, kendall_of_finite
 from trueoracle.analysis.numbers import finite_or_none
@@ -44,6 +45,7 @@ def compare(table: CandidateTable, reference: str | None = None) -> dict[str, An
         ],
         "agreement": rank_agreement(table.scores).as_dict(),
         "combination": None if (made := combine(table)) is None else made.as_dict(),
+        "additive": None if (sums := additive(table)) is None else sums.as_dict(),
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trueoracle.analysis.additive import additive
 from trueoracle.analysis.bootstrap import bootstrap, levels_in_words
 from trueoracle.analysis.correlation import kendall_of_finite
 from trueoracle.analysis.numbers import finite_or_none
@@ -17,7 +18,7 @@ from trueoracle.analysis.reliability import noise_ceiling
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.bench.table import Bench, Setting
 
-__all__ = ["Place", "leaderboard"]
+__all__ = ["Place", "additive_agreement", "leaderboard"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,23 @@ def leaderboard(
         if share < 1
     ]
     return [replace(one, rank=rank) for rank, one in enumerate(ranked, start=1)] + partial
+
+
+def additive_agreement(
+    bench: Bench, metric: str, settings: Sequence[Setting] | None = None
+) -> float:
+    """The agreement that a sum over filters reaches, fitted to other candidates of the setting.
+
+    The mean over settings that hold enough candidates, each weighing by its candidates; NaN where
+    none does. See :func:`trueoracle.analysis.additive.additive`.
+    """
+    chosen = bench.settings if settings is None else settings
+    found = [(len(one.rows), additive(bench.table(one, metric))) for one in chosen]
+    known = [(size, made.agreement) for size, made in found if made is not None]
+    if not known:
+        return math.nan
+    sizes, values = zip(*known, strict=True)
+    return float(np.average(values, weights=sizes))
 
 
 def _agreement(table: CandidateTable, name: str, span: np.ndarray, outcome: np.ndarray) -> float:

@@ -307,3 +307,9 @@ def _print_comparison(label: str, compared: dict[str, Any]) -> None:
             f"{where}all together, cross-validated: agreement {number(made['agreement'], 2)}, the "
             f"best single one {number(made['single_agreement'], 2)}"
         )
+    sums = compared["additive"]
+    if sums is not None:
+        out().print(
+            f"{where}a sum of one number a filter, fitted to other candidates' outcomes: agreement "
+            f"{number(sums['agreement'], 2)}"
+        )

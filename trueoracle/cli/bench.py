@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trueoracle.analysis.numbers import interval, many, number, percent
+from trueoracle.analysis.numbers import finite_or_none, interval, many, number, percent
 from trueoracle.cli.console import (
     Debug,
     Json,
@@ -52,7 +53,8 @@ def bench(
     *tau* is the mean over layers and ratios, its sign turned so that +1 is perfect, with its
     interval over retraining seeds; *of ceiling* is its share of what retraining noise leaves to any
     criterion; *regret* is what the best candidate has over the chosen one, beside that of a random
-    choice.
+    choice. Below each table stands what a sum of one number a filter reaches that knows the
+    outcomes of other candidates: how far importances could come.
 
     Examples:
 
@@ -62,7 +64,7 @@ def bench(
 
     - trueoracle bench my_criterion.py:score --json > place.json
     """
-    from trueoracle.bench.leaderboard import leaderboard
+    from trueoracle.bench.leaderboard import additive_agreement, leaderboard
     from trueoracle.bench.table import read_bench
     from trueoracle.errors import InputError
 
@@ -74,28 +76,30 @@ def bench(
     if criterion is not None:
         name, whole = _with_own(shipped, criterion, chosen, quiet=quiet)
     found = {metric: leaderboard(whole, metric, chosen) for metric in METRICS}
-    layers = list(dict.fromkeys(one.layer for one in chosen))
-    rows: dict[str, Any] = {
-        metric: {one: leaderboard(whole, metric, _of_layer(chosen, one)) for one in layers}
+    parts = _parts(chosen)
+    places_in = {
+        metric: {one: leaderboard(whole, metric, some) for one, some in parts.items()}
         for metric in METRICS
     }
+    sums = {metric: additive_agreement(whole, metric, chosen) for metric in METRICS}
     if as_json:
         print_json(
             {
                 "criterion": name,
                 "table": whole.card,
                 "places": {m: [p.as_dict() for p in places] for m, places in found.items()},
-                "layers": {
-                    metric: {one: [p.as_dict() for p in ps] for one, ps in by_layer.items()}
-                    for metric, by_layer in rows.items()
+                "parts": {
+                    metric: {one: [p.as_dict() for p in ps] for one, ps in by_part.items()}
+                    for metric, by_part in places_in.items()
                 },
+                "additive": finite_or_none(sums),
                 "settings": _settings(whole, chosen, name) if settings else None,
             }
         )
         return
     if quiet:
         return
-    _print(whole, found, rows, layers, name, chosen)
+    _print(whole, found, places_in, sums, name, chosen)
     if settings and name is not None:
         _print_settings(whole, chosen, name)
 
@@ -124,8 +128,14 @@ def _chosen(
     return chosen
 
 
-def _of_layer(settings: list[Setting], layer: str) -> list[Setting]:
-    return [one for one in settings if one.layer == layer]
+def _parts(settings: list[Setting]) -> dict[str, list[Setting]]:
+    """The settings of each layer, and of each dense network where there are several."""
+    layers = dict.fromkeys(one.layer for one in settings)
+    parts = {layer: [one for one in settings if one.layer == layer] for layer in layers}
+    networks = dict.fromkeys(one.network for one in settings)
+    if len(networks) > 1:
+        parts |= {f"dense {n}": [one for one in settings if one.network == n] for n in networks}
+    return parts
 
 
 def _with_own(
@@ -149,8 +159,8 @@ def _with_own(
 def _print(
     whole: Bench,
     found: dict[str, list[Place]],
-    rows: dict[str, Any],
-    layers: list[str],
+    places_in: dict[str, dict[str, list[Place]]],
+    sums: dict[str, float],
     name: str | None,
     settings: list[Setting],
 ) -> None:
@@ -160,8 +170,9 @@ def _print(
         f"{many(len(settings), 'setting')}, {networks:,} retrained networks of "
         f"{whole.card['network']} on {whole.card['data']}\n"
     )
+    parts = list(places_in[METRICS[0]])
     for metric, places in found.items():
-        names = ("rank", "tau", "95%", "of ceiling", *layers, "regret")
+        names = ("rank", "tau", "95%", "of ceiling", *parts, "regret")
         made = table("criterion", *names, right=names)
         first = places[0]
         made.title = (
@@ -169,7 +180,9 @@ def _print(
             f"choice {number(first.random_regret, 4)}"
         )
         made.title_justify = "left"
-        by_layer = {one: {place.criterion: place for place in rows[metric][one]} for one in layers}
+        by_part = {
+            one: {place.criterion: place for place in places_in[metric][one]} for one in parts
+        }
         for place in places:
             shown = place.as_dict()
             made.add_row(
@@ -178,13 +191,18 @@ def _print(
                 number(shown["agreement"], 2),
                 interval(shown["low"], shown["high"]),
                 percent(shown["share_of_ceiling"]),
-                *(number(by_layer[o][place.criterion].as_dict()["agreement"], 2) for o in layers),
+                *(number(by_part[o][place.criterion].as_dict()["agreement"], 2) for o in parts),
                 number(shown["regret"], 4),
                 style="bold" if place.criterion == name else None,
             )
         console.print(made)
+        if isfinite(sums[metric]):
+            console.print(
+                f"a sum of one number a filter, fitted to other candidates' outcomes: tau "
+                f"{number(sums[metric], 2)}"
+            )
         if first.interval_over:
-            console.print(f"95%: over {first.interval_over}\n")
+            console.print(f"95%: over {first.interval_over}{_of_these(settings)}\n")
     if name is None:
         return
     for metric, places in found.items():
@@ -200,6 +218,11 @@ def _print(
             f"{number(place.agreement, 2)} of {number(place.ceiling, 2)} that retraining noise "
             f"allows"
         )
+
+
+def _of_these(settings: list[Setting]) -> str:
+    count = len({one.network for one in settings})
+    return f" of these {count} dense networks, too few for an interval over them" * (count > 1)
 
 
 def _settings(whole: Bench, settings: list[Setting], name: str | None) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from trueoracle.report.table import (
     relations_table,
 )
 from trueoracle.report.words import (
+    additive_sentence,
     best_first,
     ceiling_sentences,
     combination_sentence,
@@ -66,11 +67,13 @@ class WrittenReport:
 class Comparison:
     """What a page says of a study's criteria beside each other.
 
-    ``combinations`` are sentences with the weights that they tell of, the greatest first.
+    ``combinations`` are sentences with the weights that they tell of, the greatest first; ``sums``
+    say what adding up filters could tell.
     """
 
     agreement: Drawn | None
     combinations: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
+    sums: tuple[str, ...]
     differences: Table | None
     partial: Table | None
 
@@ -240,6 +243,11 @@ def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None
     return Comparison(
         agreement=agreement,
         combinations=tuple(combinations),
+        sums=tuple(
+            additive_sentence(made, outcome)
+            for outcome, one in found.items()
+            if (made := one.get("additive")) is not None and made["agreement"] is not None
+        ),
         differences=differences_table(pairs) if pairs else None,
         partial=partial_table(partial) if partial else None,
     )

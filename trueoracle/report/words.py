@@ -8,6 +8,7 @@ from typing import Any
 from trueoracle.analysis.numbers import interval, many, number, p_value
 
 __all__ = [
+    "additive_sentence",
     "best_first",
     "ceiling_sentences",
     "combination_sentence",
@@ -106,6 +107,16 @@ def combination_sentence(combination: Mapping[str, Any], outcome: str) -> str:
         f"{number(combination['agreement'], 2)}; the best single one, {combination['single']}, to "
         f"{number(combination['single_agreement'], 2)}: {gained} of "
         f"{number(None if gain is None else abs(gain), 2)}."
+    )
+
+
+def additive_sentence(additive: Mapping[str, Any], outcome: str) -> str:
+    """How far importances could come: a sum over filters that knows the outcomes of others."""
+    return (
+        f"A sum of one number for each filter, fitted to the outcomes of some candidates and tried "
+        f"on the others ({many(additive['folds'], 'fold')}), agrees with {outcome} to "
+        f"{number(additive['agreement'], 2)}: so much could a criterion that adds up importances "
+        "tell, if it knew what each filter is worth after retraining."
     )
 
 
