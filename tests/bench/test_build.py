@@ -105,8 +105,9 @@ def test_points_of_another_dense_network_are_refused(table: Path, tmp_path: Path
 
 
 def test_a_grid_goes_on_from_the_dense_networks_of_the_table(tmp_path: Path) -> None:
-    start(tmp_path)
-    start(tmp_path)  # again does nothing
+    start(tmp_path, SilentProgress())
+    start(tmp_path, SilentProgress())  # again does nothing
+    assert recorded(tmp_path) == []
     known = read_bench().card["dense"]["0"]
     point = next(p for p in expand("lenet5-mini-bench") if p.label == "seed-0+layers-conv3-0.9")
     folder = tmp_path / point.spec.folder_name

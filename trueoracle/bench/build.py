@@ -28,9 +28,10 @@ from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError
 from trueoracle.networks.weights import read_metadata
 from trueoracle.study.grid import GridPoint, expand
+from trueoracle.study.prepare import prepare
 from trueoracle.study.progress import PlainProgress, Progress
 from trueoracle.study.results import Results
-from trueoracle.study.runner import DENSE
+from trueoracle.study.runner import DENSE, run
 from trueoracle.study.store import DATABASE, Store, locked
 
 __all__ = ["build", "recorded", "start"]
@@ -46,28 +47,33 @@ def recorded(runs: Path) -> list[tuple[GridPoint, Results]]:
     return found
 
 
-def start(runs: Path, table: Path = DATA) -> None:
-    """Lay a table's dense networks down in ``runs``, so that the grid goes on from these.
+def start(runs: Path, progress: Progress, table: Path = DATA) -> None:
+    """Begin the grid in ``runs`` with a table's dense networks, so that it goes on from these.
 
     Training is not the same to the bit on every machine, so that the same seed can give another
     dense network. Raises :class:`InputError` where ``runs`` holds another one already.
     """
-    card = read_bench(table).card
-    for network, facts in card["dense"].items():
+    for network, facts in read_bench(table).card["dense"].items():
         spec = next(one.spec for one in expand(GRID) if one.spec.dense.seed == int(network))
         folder = runs / spec.folder_name
         with locked(folder, patience=1.0), Store(folder) as store:
-            if (recorded := store.dense()) is not None:
-                if recorded["sha256"] != facts["sha256"]:
-                    raise InputError(f"{folder} holds another dense network than the table's")
-                continue
-            file = dense_file(int(network), table)
-            shutil.copyfile(file, folder / DENSE)
-            metadata = read_metadata(file)
-            epochs: Any = metadata["epochs"]
-            metrics = {name: facts[name] for name in METRICS}
-            architecture = str(metadata["architecture"])
-            store.record_dense(facts["sha256"], architecture, "adopted", 0.0, metrics, epochs)
+            recorded = store.dense()
+            if recorded is not None and recorded["sha256"] != facts["sha256"]:
+                raise InputError(f"{folder} holds another dense network than the table's")
+            if recorded is None:
+                file = dense_file(int(network), table)
+                shutil.copyfile(file, folder / DENSE)
+                metadata: Any = read_metadata(file)
+                metrics = {name: facts[name] for name in METRICS}
+                store.record_dense(
+                    facts["sha256"],
+                    metadata["architecture"],
+                    "adopted",
+                    0.0,
+                    metrics,
+                    metadata["epochs"],
+                )
+        run(prepare(spec, device="cpu"), folder, progress, retrain=False, criteria=())
 
 
 def build(
@@ -239,7 +245,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     if given.start:
-        start(given.runs, given.out)
+        start(given.runs, PlainProgress(), given.out)
         return
     onto = None if given.anew or not (given.out / "card.json").is_file() else given.out
     points = recorded(given.runs)
