@@ -8,7 +8,7 @@ from trueoracle.errors import InputError
 from trueoracle.networks.attention import Attention
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import list_candidates
-from trueoracle.pruning.cost import Cost, Saving, cost, macs_by_parameter
+from trueoracle.pruning.cost import Cost, cost, macs_by_parameter
 from trueoracle.pruning.walk import find_groups
 
 
@@ -80,10 +80,3 @@ def test_candidates_of_filters_cost_the_same(dense: nn.Module) -> None:
     assert costs == [cost(listed.prune(dense, i), (1, 32, 32)) for i in range(5)]
     macs = 8 * 25 * 784 + 5 * 200 * 100 + 10 * 125 + 100 + 100
     assert costs[0] == Cost(8 * 26 + 5 * 201 + 10 * 126 + 110 + 110, macs)
-
-
-def test_savings_are_original_over_new() -> None:
-    saving = Saving(Cost(300, 1000), Cost(100, 400))
-    assert saving.compression_ratio == 3.0
-    assert saving.theoretical_speedup == 2.5
-    assert Saving(Cost(300, 1000), Cost(100, 0)).theoretical_speedup == float("inf")

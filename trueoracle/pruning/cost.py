@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.errors import InputError, first_line
 
-__all__ = ["Cost", "Saving", "cost", "macs_by_parameter"]
+__all__ = ["Cost", "cost", "macs_by_parameter"]
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,6 @@ class Cost:
 
     parameters: int
     macs: int
-
-
-@dataclass(frozen=True)
-class Saving:
-    """What pruning saves, as ShrinkBench defines it (Blalock et al. 2020, arXiv 2003.03033)."""
-
-    dense: Cost
-    pruned: Cost
-
-    @property
-    def compression_ratio(self) -> float:
-        """Original size over new size, in parameters."""
-        return self.dense.parameters / self.pruned.parameters
-
-    @property
-    def theoretical_speedup(self) -> float:
-        """Original MACs over new MACs; infinite where none are left."""
-        return self.dense.macs / self.pruned.macs if self.pruned.macs else float("inf")
 
 
 def cost(network: nn.Module, image_shape: Sequence[int]) -> Cost:
