@@ -127,11 +127,25 @@ def build(
         if np.isfinite(column).any():
             scores[name] = column
     # Written when all is scored: until then a table that was there stays what it was.
-    epochs.to_parquet(out / "outcomes.parquet", index=False, compression="zstd")
-    scores.to_parquet(out / "scores.parquet", index=False, compression="zstd")
+    _write(epochs, out / "outcomes.parquet")
+    _write(scores, out / "scores.parquet")
     seeds = int(epochs["seed"].nunique())
     card = _card(points, keys, seeds, seconds, {} if before is None else before.card)
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    """As Parquet; floats byte by byte, which makes the table smaller by a third."""
+    split = [name for name in frame if name not in KEYS and not str(name).endswith("accuracy")]
+    split = [name for name in split if frame[name].dtype.kind == "f"]
+    frame.to_parquet(
+        path,
+        index=False,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[name for name in frame if name not in split],
+        use_byte_stream_split=split,
+    )
 
 
 def _new_points(
