@@ -119,8 +119,9 @@ def draw_budget(data: BudgetData, size: tuple[float, float] = (4.0, 3.4)) -> Fig
     figure.supylabel("regret", fontsize="medium")
     if data.title:
         figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.01, ha="left")
+    handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(
-        *grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False,
+        handles, labels, loc="outside lower center", ncols=max(1, len(labels)), frameon=False,
         fontsize="small",
     )  # fmt: skip
     return figure
