@@ -68,10 +68,13 @@ def test_the_additive_model_is_judged_on_candidates_it_has_not_seen() -> None:
     assert made.as_dict() == {"agreement": None, "folds": 5}
 
 
-@pytest.mark.parametrize("candidates", [19, 20])
-def test_it_needs_filters_and_candidates(candidates: int) -> None:
-    pruned = every(6, 3)[:candidates]
-    outcome = np.arange(candidates, dtype=float)[:, None]
+@pytest.mark.parametrize(
+    ("filters", "count", "fitted"), [(5, 2, False), (6, 3, False), (7, 3, True)]
+)
+def test_it_needs_filters_and_candidates(filters: int, count: int, fitted: bool) -> None:
+    """10, 20 and 35 candidates: four a filter, and four a fold."""
+    pruned = every(filters, count)
+    outcome = np.arange(len(pruned), dtype=float)[:, None]
     assert additive(CandidateTable(outcome, {}, False)) is None
-    made = additive(CandidateTable(outcome, {}, False, pruned=pruned, groups=(6,)))
-    assert (made is None) == (candidates < 20)
+    made = additive(CandidateTable(outcome, {}, False, pruned=pruned, groups=(filters,)))
+    assert (made is not None) == fitted

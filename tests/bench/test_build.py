@@ -94,6 +94,8 @@ def test_new_points_join_a_table(conv2: Recorded, table: Path, tmp_path: Path) -
 
     with pytest.raises(InputError, match="finished and not in the table yet"):
         build([conv2], larger, SilentProgress(), ["l1"], onto=larger)
+    with pytest.raises(InputError, match="unknown criterion 'l11'"):
+        build([], larger, SilentProgress(), ["l1"], onto=larger, rescore=["l11"])
     build([], larger, SilentProgress(), ["l1", "l2"], onto=larger, rescore=["l1"])
     assert np.allclose(read_bench(larger).scores["l1"][old], before.scores["l1"])
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 import trueoracle
 from trueoracle.criteria.base import CRITERIA, Criterion, find_criterion
 from trueoracle.data.splits import Splits
-from trueoracle.errors import InputError
+from trueoracle.errors import InputError, TrueOracleError
 from trueoracle.pruning.candidates import Candidates, list_candidates
 from trueoracle.pruning.masks import masked
 from trueoracle.pruning.walk import find_groups
@@ -178,6 +178,19 @@ def test_usual_mistakes_are_said(
         Criterion("any", "", function)(dense, candidates, few_digits)
 
 
+def test_memory_that_is_gone_is_no_reason_to_skip(
+    dense: nn.Module, candidates: Candidates, few_digits: Splits
+) -> None:
+    def large(*_: object) -> list[float]:
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(
+        TrueOracleError, match="criterion 'any' ran out of memory: no room"
+    ) as error:
+        Criterion("any", "", large)(dense, candidates, few_digits)
+    assert not isinstance(error.value, InputError)
+
+
 def test_images_are_not_to_be_changed(
     dense: nn.Module, candidates: Candidates, few_digits: Splits
 ) -> None:
@@ -249,6 +262,7 @@ def test_a_fingerprint_knows_what_is_imported(
         "import own_inner\n\n\ndef scaled(x):\n    return own_inner.FACTOR * x\n",
         encoding="utf-8",
     )
+    assert fingerprint("") not in ("", fingerprint("# a comment\n"))
     first = fingerprint("FACTOR = 1\n")
     assert first == fingerprint("FACTOR = 1\n")
     assert first != fingerprint("FACTOR = 100\n")

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import trueoracle
+from trueoracle.criteria.base import CRITERIA
 from trueoracle.data.splits import Splits
 from trueoracle.errors import BusyError, InputError, StoreError, TrainingError
 from trueoracle.networks.weights import read_metadata
+from trueoracle.pruning.candidates import Candidates
 from trueoracle.search import live
 from trueoracle.search.strategies import STRATEGIES, choose
 from trueoracle.study.results import Results
@@ -151,6 +153,51 @@ def test_a_search_killed_within_a_rung_goes_on_there(
     weights = whole.network.state_dict()
     assert all(torch.equal(weights[n], v) for n, v in found.network.state_dict().items())
     assert len(list(found.folder.glob("*.safetensors"))) == 1
+
+
+def test_another_order_does_not_go_on_within_a_rung(
+    fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign = 1.0
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
+    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
+
+    @trueoracle.criterion("signed")
+    def signed(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
+        return [sign * way[0][0] for way in candidates]
+
+    study = Study(**fields | {"criteria": ["signed"]}, runs=tmp_path)
+    monkeypatch.setattr(live, "PART_SECONDS", -1.0)
+    real = population.train_epochs
+    left = 2
+
+    def dies(*args: Any, **options: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(live, "train_epochs", dies)
+    with pytest.raises(KeyboardInterrupt):
+        searched(study, 12, strategy="top")  # two of three are trained
+    assert study.results().status()["state"] == "interrupted"
+    sign = -1.0
+    left = 9
+    with pytest.raises(InputError, match="the candidates that begin are others"):
+        searched(study, 12, strategy="top")
+
+
+def test_a_criterion_that_refuses_all_images_is_passed_over(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
+    fields["network"] = {"name": "lenet5-mini", "arguments": {"activation": "identity"}}
+    study = Study(**fields | {"criteria": ["apoz", "l1"]}, runs=tmp_path)
+    heard = Heard()
+    assert searched(study, 4, progress=heard).criterion == "l1"
+    assert any("ordered by l1, since criterion 'apoz': no activation" in one for one in heard.said)
+    with pytest.raises(InputError, match=r"^criterion 'apoz': no activation of the pruned"):
+        searched(study, 4, criterion="apoz")
 
 
 def test_a_checkpoint_that_is_gone_is_said(study: Study) -> None:

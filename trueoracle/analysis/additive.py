@@ -20,6 +20,9 @@ PENALTY = 1.0
 
 FOLDS = 5
 
+LEAST_A_FILTER = 4
+"""Candidates for each filter: with fewer, a fit says more of their number than of the filters."""
+
 
 def predict_additive(
     pruned: np.ndarray, known: Sequence[int] | np.ndarray, values: Sequence[float] | np.ndarray
@@ -45,7 +48,7 @@ class Additive:
 
     A criterion that adds up one importance a filter can do no better than the best such sum.
     ``agreement`` (tau, +1 is perfect) is that of a sum fitted to the outcomes of other candidates
-    of the list, fold by fold: no bound, but what fitting to them gives.
+    of the list, fold by fold: an estimate of it, from below where few candidates were fitted.
     """
 
     agreement: float
@@ -59,11 +62,11 @@ class Additive:
 def additive(table: CandidateTable, *, folds: int = FOLDS, seed: int = 0) -> Additive | None:
     """The additive model of a table's mean outcome, cross-validated over candidates.
 
-    None where the table does not say what candidates prune, and for fewer than four candidates a
-    fold.
+    None where the table does not say what candidates prune, and for fewer candidates than four a
+    filter or four a fold.
     """
     rows = np.flatnonzero(np.isfinite(table.outcome))
-    if table.pruned is None or len(rows) < 4 * folds:
+    if table.pruned is None or len(rows) < max(4 * folds, LEAST_A_FILTER * table.pruned.shape[1]):
         return None
     outcome = table.outcome[rows]
     fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows)) % folds

@@ -25,7 +25,7 @@ from trueoracle.analysis.outcomes import METRICS
 from trueoracle.bench.scoring import score_bench
 from trueoracle.bench.table import DATA, GRID, KEYS, Bench, dense_file, read_bench
 from trueoracle.criteria.base import CRITERIA
-from trueoracle.errors import InputError
+from trueoracle.errors import InputError, unknown
 from trueoracle.networks.weights import read_metadata
 from trueoracle.study.grid import GridPoint, expand
 from trueoracle.study.prepare import prepare
@@ -93,7 +93,12 @@ def build(
     :class:`InputError` where there is nothing to do, and where a point was pruned from another
     dense network than the table's of the same seed.
     """
+    for name in rescore:
+        if name not in CRITERIA:
+            raise unknown("criterion", name, CRITERIA)
     before = None if onto is None else read_bench(onto)
+    if before is None and rescore:
+        raise InputError("a table made anew is scored anew: leave --rescore out")
     if before is not None:
         points = _new_points(points, before)
     if not points and not (before and rescore):

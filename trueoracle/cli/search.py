@@ -49,7 +49,7 @@ def search(
         str | None,
         typer.Option(
             help="guided, halving, random-halving, top, random, criterion or full (see below) "
-            "[default: guided]."
+            "[default: guided; halving where single weights are pruned]."
         ),
     ] = None,
     criterion: Annotated[
@@ -100,7 +100,7 @@ def search(
     Successive halving: the candidates that a criterion prefers are retrained for a few epochs, then
     those whose filters were good ones to prune in the first, the better ones of all for some more,
     and so on to the end of the recipe, as the budget affords. The test images decide nothing. A
-    search that was stopped goes on after its last rung.
+    search that was stopped goes on where it was.
 
     Strategies: **guided** is that one; **halving** begins with the criterion's candidates only,
     **random-halving** with random ones; **top** retrains the lowest scores to the end, **random**

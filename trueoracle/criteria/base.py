@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trueoracle.data.splits import Split, Splits
-from trueoracle.errors import InputError, NotApplicableError, first_line
+from trueoracle.errors import InputError, NotApplicableError, TrueOracleError, first_line
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.registry import Registry
 from trueoracle.training.recipe import Retraining
@@ -89,6 +89,10 @@ class Criterion:
             ) from error
         except InputError as error:  # it says itself what it needs
             raise InputError(f"criterion {self.name!r}: {error}") from error
+        except (MemoryError, torch.OutOfMemoryError) as error:  # another time it may fit
+            raise TrueOracleError(
+                f"criterion {self.name!r} ran out of memory: {first_line(error)}"
+            ) from error
         except (Exception, SystemExit) as error:  # a user's function: anything can come out
             raise InputError(
                 f"criterion {self.name!r} failed: {type(error).__name__}: {first_line(error)}"
@@ -160,8 +164,9 @@ class Criterion:
         if not all(isinstance(v, str | int | float | None) for v in values) or module is None:
             return ""
         try:
+            inspect.getsource(module)
             text = "".join(_own_sources(module, {}).values())
-        except (OSError, TypeError, SyntaxError):  # typed at a prompt, or compiled
+        except (OSError, TypeError, SyntaxError):  # typed at a prompt
             return ""
         return hashlib.sha256(f"{text}{function.__qualname__}{values!r}".encode()).hexdigest()[:16]
 
@@ -197,7 +202,11 @@ def _versions(data: Splits) -> list[int]:
 
 def _own_sources(module: ModuleType, found: dict[str, str]) -> dict[str, str]:
     """The text of a module and of all that it imports, but for what is installed, by name."""
-    found[module.__name__] = text = inspect.getsource(module)
+    content = Path(str(module.__file__)).read_bytes()
+    if not str(module.__file__).endswith(".py"):  # compiled: it says nothing of what it imports
+        found[module.__name__] = hashlib.sha256(content).hexdigest()
+        return found
+    found[module.__name__] = text = content.decode("utf-8")
     names: set[str] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):

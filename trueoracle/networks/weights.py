@@ -26,6 +26,7 @@ __all__ = [
     "read_weights",
     "save_weights",
     "weights_sha256",
+    "write_tensors",
 ]
 
 _WRAPPINGS = ("state_dict", "model", "model_state_dict")
@@ -85,10 +86,20 @@ def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, object])
     Raises :class:`StoreError` where the disk does not take it; an older file stays as it was.
     """
     tensors = {n: v.detach().cpu().contiguous().clone() for n, v in network.state_dict().items()}
+    write_tensors(tensors, path, {k: json.dumps(v) for k, v in metadata.items()})
+
+
+def write_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, all or nothing, with the rights that new files have here.
+
+    Raises :class:`StoreError` where the disk does not take it; an older file stays as it was.
+    """
     temporary = path.with_suffix(".partial")
     try:
         # Not by safetensors' own writer, whose files nobody but their owner may read.
-        temporary.write_bytes(save(tensors, {k: json.dumps(v) for k, v in metadata.items()}))
+        temporary.write_bytes(save(dict(tensors), dict(metadata or {})))
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A search among networks in training: rung by rung, kept in a folder, resumed after the last."""
+"""A search among networks in training: rung by rung, kept in a folder, resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trueoracle.analysis.outcomes import higher_is_better
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, StoreError, TrainingError, first_line
+from trueoracle.networks.weights import write_tensors
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.search.schedule import Schedule
 from trueoracle.search.strategies import begin, survivors
@@ -118,8 +120,9 @@ class Search:
         """The record, the id of the chosen candidate, and its retrained network.
 
         ``plan`` says how to train so many networks, given the engine of an earlier sitting (or
-        ``""``). ``on_rung`` is told of each rung before it begins (number, candidates, how they are
-        trained), ``on_epoch`` how many epochs of one candidate were done. Raises
+        ``""``). ``on_rung`` is told of each rung before it begins or goes on (number, candidates
+        that have been trained, how they are trained), ``on_epoch`` how many epochs of one candidate
+        were done. Raises
         :class:`TrainingError` where every network diverged.
         """
         record = SearchRecord.load(self.folder, dict(self.settings))
@@ -129,7 +132,7 @@ class Search:
         for number in range(len(record.rungs), len(self.schedule.rungs)):
             rung = self.schedule.rungs[number]
             chosen = plan(rung.candidates, record.engine)
-            on_rung(number, rung.candidates, str(chosen))
+            on_rung(number, len(record.part), str(chosen))
             record.engine = chosen.engine
             going, members = self._rung(number, going, members, chosen, record, on_epoch)
             self._keep(self._checkpoint(number), members)
@@ -161,15 +164,15 @@ class Search:
         ids, left = self.candidates.ids, self._left(number)
         epochs = range(self.schedule.starts[number], self.schedule.rungs[number].epochs)
         done, kept = self._resumed_part(record)
+        begun = set(done)
         for index in done:
             members.pop(index, None)
-        on_epoch(float(len(done) * len(epochs)))
         fresh = {name: list(own) for name, own in record.epochs.items()}
         saved = time.perf_counter()
 
         def trained(some: Sequence[int]) -> list[float]:
             nonlocal kept, saved
-            left_over = [index for index in some if index not in set(done)]
+            left_over = [index for index in some if index not in begun]
             for chunk in _chunks(left_over, chosen.group * chosen.groups):
                 started = time.perf_counter()
                 networks, states = [], []
@@ -193,6 +196,7 @@ class Search:
                 for index, own in zip(chunk, records, strict=True):
                     fresh[ids[index]] = fresh.get(ids[index], []) + own
                 done.extend(chunk)
+                begun.update(chunk)
                 # What cannot survive any more need not be kept, nor be copied.
                 best = survivors(done, [self._value(fresh[ids[i]]) for i in done], left)
                 new = dict(zip(chunk, zip(networks, after, strict=True), strict=True))
@@ -214,7 +218,7 @@ class Search:
 
         if number:
             trained(going)
-            order = [index for index in going if index in set(done)]
+            order = list(going)
         else:
             order, _ = begin(self.order, self.schedule.rungs[0].candidates, trained, self.pruned)
         record.epochs, record.part = fresh, []
@@ -283,19 +287,24 @@ class Search:
 
     def _resumed(self, record: SearchRecord) -> tuple[list[int], dict[int, _Member]]:
         """Who goes on after the last rung that is done, and all that they are."""
-        if not record.rungs:
-            return [], {}
         ids = self.candidates.ids
         begun = self._begun(record)
-        if record.rungs[0] != [ids[index] for index in begun]:
+        names = [ids[index] for index in begun]
+        if not (record.rungs[0] == names if record.rungs else set(record.part) <= set(names)):
             raise InputError(
                 f"the candidates that begin are others than {self.folder / RECORD} says, since the "
                 "criterion's code changed: move its folder away to search anew"
             )
+        if not record.rungs:
+            return [], {}
         rung = len(record.rungs) - 1
         members = self._kept(self._checkpoint(rung), record.rungs[rung], rung)
         # In the order in which they began, which decides between equals.
-        return [index for index in begun if index in members], members
+        going = [index for index in begun if index in members]
+        if not set(record.part) <= {ids[index] for index in going}:
+            path = self.folder / RECORD
+            raise _unreadable(path, f"its part of rung {rung + 2} is no part of that rung")
+        return going, members
 
     def _resumed_part(self, record: SearchRecord) -> tuple[list[int], dict[int, _Member]]:
         """Of the rung under way: who has been trained, and the best of them."""
@@ -324,33 +333,35 @@ class Search:
         return members
 
     def _begun(self, record: SearchRecord) -> list[int]:
-        """Who begins, by the values that are recorded."""
+        """Who begins, by the values that are recorded; batches as far as these lead."""
         first, ids = self.schedule.rungs[0], self.candidates.ids
+        asked: list[int] = []
 
         def recorded(some: Sequence[int]) -> list[float]:
-            # Of one who is not in the record, which then is another search's: as if it diverged.
+            asked.extend(some)
             own = [record.epochs.get(ids[index], [])[: first.epochs] for index in some]
-            return [self._value(one) if one else math.nan for one in own]
+            if not all(own):
+                raise _NotRecordedError
+            return [self._value(one) for one in own]
 
-        return begin(self.order, first.candidates, recorded, self.pruned)[0]
+        with suppress(_NotRecordedError):
+            begin(self.order, first.candidates, recorded, self.pruned)
+        return asked
 
     def _keep(self, path: Path, members: Mapping[int, _Member]) -> None:
         tensors: dict[str, Tensor] = {}
         for index, member in members.items():
             for kind, own in (("weights", member.weights), ("state", member.state)):
                 tensors |= {f"{self.candidates.ids[index]}/{kind}/{k}": v for k, v in own.items()}
-        temporary = path.with_suffix(".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary)
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
+        except OSError as error:
             raise StoreError(f"cannot write {path}: {error}") from error
+        write_tensors(tensors, path)
 
     def _forget(self, *needed: Path) -> None:
         """The other checkpoints: the record no longer leads to them."""
-        for path in self.folder.glob("after-*.safetensors"):
+        for path in self.folder.glob("after-*"):  # what a kill has left half written, too
             if path not in needed:
                 path.unlink(missing_ok=True)
 
@@ -358,6 +369,10 @@ class Search:
         """After a rung, or after so many of its candidates."""
         part = f"-part-{trained}" if trained else ""
         return self.folder / f"after-rung-{rung + 1}{part}.safetensors"
+
+
+class _NotRecordedError(Exception):
+    """A candidate has not been trained."""
 
 
 @dataclass(frozen=True)

@@ -369,7 +369,7 @@ def _status(
         state = "running"
     elif finished:
         state = "finished"
-    elif ended and counts["retrainings"] == 0 and any(folder.glob(f"{SEARCHES}/*/*.json")):
+    elif ended and counts["retrainings"] == 0 and any(map(_is_complete, _searches(folder))):
         state = "searched"
     else:
         state = "scored" if scored and ended else "interrupted"
@@ -389,6 +389,19 @@ def _status(
         "last_started": provenance[-1]["started"],
         "ended": provenance[-1]["ended"],
     }
+
+
+def _searches(folder: Path) -> Iterable[Path]:
+    return folder.glob(f"{SEARCHES}/*/search.json")
+
+
+def _is_complete(search: Path) -> bool:
+    """Whether a search's record has all the rungs that were planned; not where it is damaged."""
+    try:
+        record = json.loads(search.read_text(encoding="utf-8"))
+        return len(record["rungs"]) == len(record["settings"]["rungs"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _skipped(provenance: list[dict[str, Any]]) -> dict[str, str]:

@@ -364,7 +364,10 @@ def _score_stage(
                 values = criterion(
                     network, candidates.take(chunk), data, prepared.spec.retraining
                 ).tolist()
-            except NotApplicableError as reason:  # a few images did not tell
+            except InputError as reason:
+                # A few images did not tell, or one that comes with the package fails on all.
+                if not (isinstance(reason, NotApplicableError) or criterion.is_shipped):
+                    raise
                 skipped[name] = str(reason)
                 _note_skipped(sitting, skipped, store, progress)
                 break
@@ -375,7 +378,8 @@ def _score_stage(
     asked = [name for name in prepared.spec.criteria if wanted is None or name in wanted]
     if asked and all(name in skipped for name in asked):  # else all would be retrained for nothing
         reasons = "; ".join(skipped[name] for name in asked)
-        raise InputError(f"no criterion of the study applies: {reasons}")
+        none = "no criterion of the study applies: " if wanted is None else ""
+        raise NotApplicableError(f"{none}{reasons}")
 
 
 def _next_size(size: int, seconds: float) -> int:

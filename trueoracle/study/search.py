@@ -14,7 +14,7 @@ from torch import nn
 from trueoracle.analysis.numbers import finite_or_none, many
 from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import dataset_info
-from trueoracle.errors import InputError, unknown
+from trueoracle.errors import InputError, NotApplicableError, unknown
 from trueoracle.networks.weights import load_weights
 from trueoracle.search.export import Origin, export
 from trueoracle.search.live import Search, SearchRecord, check_memory, folder_name
@@ -144,7 +144,7 @@ def search(
     """
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
     way = _strategy(prepared, strategy)
-    prior, passed_over = _prior(prepared, way, criterion)
+    priors, passed_over = _priors(prepared, way, criterion)
     metric = selection_metric(by, has_validation=prepared.data.validation is not None)
     start = recipe.seeds[0] if seed is None else seed
     if not 0 <= start < 2**31:
@@ -163,15 +163,12 @@ def search(
     check_engine(engine, example, prepared.data, recipe)
     check_memory(example, schedule, prepared.device)
 
-    needed = (prior,) if prior else ()
-    if passed_over:
-        progress.message(f"candidates are ordered by {prior}, since {passed_over}")
-    runner.run(prepared, folder, progress, retrain=False, criteria=needed)
+    prior = _recorded(prepared, folder, progress, priors, passed_over)
     dense = copy.deepcopy(prepared.network)
     load_weights(dense, folder / runner.DENSE)
     # An order that takes no criterion takes their number only.
     scores = [0.0] * len(candidates)
-    if needed:
+    if prior:
         recorded = Results(folder).scores
         if prior not in recorded or recorded[prior].isna().all():
             raise InputError(f"criterion {prior!r} gave no score to order the candidates by")
@@ -246,8 +243,8 @@ def _strategy(prepared: Prepared, name: str | None) -> Strategy:
     return way
 
 
-def _prior(prepared: Prepared, way: Strategy, named: str | None) -> tuple[str, str]:
-    """The criterion that orders the candidates, or ``""``; and why not the study's first."""
+def _priors(prepared: Prepared, way: Strategy, named: str | None) -> tuple[list[str], str]:
+    """The criteria that may order the candidates; and why the study's first is not among them."""
     criteria, skipped = prepared.spec.criteria, prepared.skipped
     if named is not None and named not in criteria:
         raise unknown("criterion of this study", named, criteria)
@@ -257,14 +254,31 @@ def _prior(prepared: Prepared, way: Strategy, named: str | None) -> tuple[str, s
                 f"criterion {named!r} does nothing with strategy {way.name!r}, which begins with "
                 f"{'random candidates' if way.order == 'random' else 'all candidates'}"
             )
-        return "", ""
+        return [], ""
     if named is not None:
         if named in skipped:
             raise InputError(skipped[named])
-        return named, ""
-    # A study of which no criterion applies is none.
-    first = next(name for name in criteria if name not in skipped)
-    return first, skipped.get(criteria[0], "")
+        return [named], ""
+    return [name for name in criteria if name not in skipped], skipped.get(criteria[0], "")
+
+
+def _recorded(
+    prepared: Prepared, folder: Path, progress: Progress, priors: list[str], passed_over: str
+) -> str:
+    """Record the dense network and the scores of the first of ``priors`` that applies: its name."""
+    for place, prior in enumerate(priors, start=1):
+        if passed_over:
+            progress.message(f"candidates are ordered by {prior}, since {passed_over}")
+        try:
+            runner.run(prepared, folder, progress, retrain=False, criteria=(prior,))
+        except NotApplicableError as reason:  # which only all images told
+            if place == len(priors):
+                raise
+            passed_over = str(reason)
+        else:
+            return prior
+    runner.run(prepared, folder, progress, retrain=False, criteria=())
+    return ""
 
 
 def _carried_out(
@@ -293,13 +307,15 @@ def _carried_out(
             known[known[wanted].engine] = known[wanted]
         return known[wanted]
 
-    def on_rung(number: int, members: int, how: str) -> None:
+    def on_rung(number: int, trained: int, how: str) -> None:
         nonlocal began
         if not began:
-            steps = zip(schedule.rungs, schedule.starts, strict=True)
-            costs = [rung.candidates * (rung.epochs - start) for rung, start in steps]
+            steps = list(zip(schedule.rungs, schedule.starts, strict=True))
+            done = sum(r.candidates * (r.epochs - start) for r, start in steps[:number])
+            rung, start = steps[number]
+            done += trained * (rung.epochs - start)
             progress.message(how)
-            progress.stage("search", schedule.cost, sum(costs[:number]), "epochs")
+            progress.stage("search", schedule.cost, done, "epochs")
             began = True
 
     return made.run(planned, on_rung=on_rung, on_epoch=progress.advance)
