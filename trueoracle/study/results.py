@@ -365,12 +365,13 @@ def _status(
     )
     scored = 0 < to_score <= counts["scores"] and counts["retrainings"] == 0
     ended = provenance[-1]["ended"] is not None
+    searches = list(folder.glob(f"{SEARCHES}/*/search.json"))
     if is_locked(folder):
         state = "running"
     elif finished:
         state = "finished"
-    elif ended and counts["retrainings"] == 0 and any(map(_is_complete, _searches(folder))):
-        state = "searched"
+    elif searches and ended and counts["retrainings"] == 0:
+        state = "searched" if any(map(_is_complete, searches)) else "interrupted"
     else:
         state = "scored" if scored and ended else "interrupted"
     return {
@@ -389,10 +390,6 @@ def _status(
         "last_started": provenance[-1]["started"],
         "ended": provenance[-1]["ended"],
     }
-
-
-def _searches(folder: Path) -> Iterable[Path]:
-    return folder.glob(f"{SEARCHES}/*/search.json")
 
 
 def _is_complete(search: Path) -> bool:
