@@ -228,7 +228,8 @@ def _card(
     engines = {str(s["engine"]) for s in sittings if "engine" in s}
     return {
         "grid": GRID,
-        "command": f"trueoracle run {GRID}",
+        "command": f"trueoracle run {GRID}+seed-NETWORK+layers-LAYER-RATIO",
+        "points": sorted({one.study for one in Bench(keys, keys, {}, {}).settings}),
         "network": f"LeNet5-Mini ({many(len(networks), 'dense network')})",
         "data": "5,000 embedded MNIST digits",
         "layers": {
