@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trueoracle.analysis.correlation import kendall
-from trueoracle.bench.leaderboard import leaderboard
+from trueoracle.bench.leaderboard import Taus, leaderboard
 from trueoracle.bench.scoring import score_bench, study_of
 from trueoracle.bench.table import DATA, Bench, dense_file, read_bench, ways_of
 from trueoracle.criteria.base import CRITERIA
@@ -69,9 +69,13 @@ def test_the_dense_weights_are_those_of_the_card(shipped: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "layer"), [(0, "conv1"), (0, "conv2"), (0, "conv3"), (1, "conv1")]
+    ("network", "layer", "epochs"),
+    [(0, "conv1", 15), (0, "conv2", 4), (0, "conv3", 4), (1, "conv1", 4)],
 )
-def test_a_few_rows_are_retrained_to_the_same(shipped: Bench, network: int, layer: str) -> None:
+def test_a_few_rows_are_retrained_to_the_same(
+    shipped: Bench, network: int, layer: str, epochs: int
+) -> None:
+    """All epochs of one setting, and the first of others: each begins with the whole recipe's."""
     wanted = (network, layer, 0.5)
     (setting,) = (s for s in shipped.settings if (s.network, s.layer, s.ratio) == wanted)
     spec = study_of(setting)
@@ -90,7 +94,7 @@ def test_a_few_rows_are_retrained_to_the_same(shipped: Bench, network: int, laye
         pruned,
         [(1, "")] * 3,
         data,
-        spec.retraining,
+        spec.retraining.model_copy(update={"epochs": epochs}),
         engine="loop" if refusal(pruned[0], data, spec.retraining) else "native",
     )
     masks = [sum(1 << f for f in candidates.ways[i][0]) for i in chosen]
@@ -99,18 +103,21 @@ def test_a_few_rows_are_retrained_to_the_same(shipped: Bench, network: int, laye
         (row,) = np.flatnonzero(
             (keys["network"] == network) & (keys["layer"] == layer) & (keys["pruned"] == mask)
         )
-        epochs = shipped.epochs[
-            (shipped.epochs["candidate"] == row) & (shipped.epochs["seed"] == 1)
+        recorded = shipped.epochs[
+            (shipped.epochs["candidate"] == row)
+            & (shipped.epochs["seed"] == 1)
+            & (shipped.epochs["epoch"] < epochs)
         ]
+        assert len(recorded) == len(record) == epochs
         # The engine that made the table gives it again to the last stored digit. Another one, or
         # other vector registers, rounds otherwise, and training carries that on: the loop was seen
         # 0.0025 away, where test losses of candidates have a standard deviation of 0.011.
-        assert record[0].train_loss == pytest.approx(epochs["train_loss"].iloc[0], rel=1e-3)
+        assert record[0].train_loss == pytest.approx(recorded["train_loss"].iloc[0], rel=1e-3)
         for metric in ("train_loss", "validation_loss", "test_loss"):
             again = [getattr(one, metric) for one in record]
-            assert again == pytest.approx(epochs[metric].tolist(), abs=3e-3), metric
+            assert again == pytest.approx(recorded[metric].tolist(), abs=3e-3), metric
         assert [one.test_accuracy for one in record] == pytest.approx(
-            epochs["test_accuracy"].tolist(), abs=1e-2
+            recorded["test_accuracy"].tolist(), abs=1e-2
         )
 
 
@@ -159,6 +166,17 @@ def test_a_place_is_the_mean_of_tau_over_settings(shipped: Bench) -> None:
     assert place.settings == 9
     assert place.interval_over == "3 retraining seeds"
     assert place.low < place.agreement < place.high
+
+
+def test_places_of_overlapping_settings_share_their_taus(shipped: Bench) -> None:
+    known: Taus = {}
+    some = [one for one in shipped.settings if one.layer == "conv1" and one.ratio <= 0.2]
+    whole = leaderboard(shipped, "test_loss", some, known)
+    count = len(known)
+    part = leaderboard(shipped, "test_loss", some[:2], known)
+    assert len(known) == count
+    assert part == leaderboard(shipped, "test_loss", some[:2])
+    assert leaderboard(shipped, "test_loss", some) == whole
 
 
 def test_a_table_that_cannot_be_read_is_told() -> None:

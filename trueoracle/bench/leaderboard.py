@@ -18,7 +18,7 @@ from trueoracle.analysis.reliability import noise_ceiling
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.bench.table import Bench, Setting
 
-__all__ = ["Place", "additive_agreement", "leaderboard"]
+__all__ = ["Place", "Taus", "additive_agreement", "leaderboard"]
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,22 @@ class Place:
         return finite_or_none(asdict(self))
 
 
+Taus = dict[tuple[str, str, bytes], float]
+"""By setting, criterion and outcomes: what places of overlapping settings have in common."""
+
+
 def leaderboard(
-    bench: Bench, metric: str, settings: Sequence[Setting] | None = None
+    bench: Bench,
+    metric: str,
+    settings: Sequence[Setting] | None = None,
+    known: Taus | None = None,
 ) -> list[Place]:
     """All criteria of ``bench.scores``, the best first; those that do not score everything last.
 
-    Of all ``settings``, or some.
+    Of all ``settings``, or some. ``known`` is filled with what is computed, for other places of the
+    same bench.
     """
+    taus: Taus = {} if known is None else known
     chosen = bench.settings if settings is None else list(settings)
     rows = np.concatenate([one.rows for one in chosen])
     sizes = [len(one.rows) for one in chosen]
@@ -76,10 +85,15 @@ def leaderboard(
     names = [name for name, share in coverage.items() if share == 1]
 
     def agreements(one: CandidateTable, _: np.ndarray, outcome: np.ndarray) -> Sequence[float]:
-        return [
-            float(np.average([_agreement(one, name, s, outcome) for s in spans], weights=weights))
-            for name in names
-        ]
+        found = []
+        for setting, span in zip(chosen, spans, strict=True):
+            own = outcome[span]
+            keys = [(setting.study, name, own.tobytes()) for name in names]
+            for name, key in zip(names, keys, strict=True):
+                if key not in taus:
+                    taus[key] = _agreement(one, name, span, own)
+            found.append([taus[key] for key in keys])
+        return [float(tau) for tau in np.average(found, axis=0, weights=weights)]
 
     resampled = bootstrap([table], agreements)
     ceilings = [noise_ceiling(table.outcomes[span]).ceiling for span in spans]
@@ -145,7 +159,7 @@ def additive_agreement(
 
 
 def _agreement(table: CandidateTable, name: str, span: np.ndarray, outcome: np.ndarray) -> float:
-    tau = kendall_of_finite(table.scores[name][span], outcome[span])
+    tau = kendall_of_finite(table.scores[name][span], outcome)
     return table.sign(name) * tau if math.isfinite(tau) else 0.0
 
 

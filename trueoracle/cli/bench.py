@@ -20,7 +20,7 @@ from trueoracle.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from trueoracle.bench.leaderboard import Place
+    from trueoracle.bench.leaderboard import Place, Taus
     from trueoracle.bench.table import Bench, Setting
 
 METRICS = ("test_loss", "test_accuracy")
@@ -75,10 +75,11 @@ def bench(
     name, whole = None, shipped
     if criterion is not None:
         name, whole = _with_own(shipped, criterion, chosen, quiet=quiet)
-    found = {metric: leaderboard(whole, metric, chosen) for metric in METRICS}
+    known: Taus = {}
+    found = {metric: leaderboard(whole, metric, chosen, known) for metric in METRICS}
     parts = _parts(chosen)
     places_in = {
-        metric: {one: leaderboard(whole, metric, some) for one, some in parts.items()}
+        metric: {one: leaderboard(whole, metric, some, known) for one, some in parts.items()}
         for metric in METRICS
     }
     sums = {metric: additive_agreement(whole, metric, chosen) for metric in METRICS}
