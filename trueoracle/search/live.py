@@ -122,8 +122,7 @@ class Search:
         ``plan`` says how to train so many networks, given the engine of an earlier sitting (or
         ``""``). ``on_rung`` is told of each rung before it begins or goes on (number, candidates
         that have been trained, how they are trained), ``on_epoch`` how many epochs of one candidate
-        were done. Raises
-        :class:`TrainingError` where every network diverged.
+        were done. Raises :class:`TrainingError` where every network diverged.
         """
         record = SearchRecord.load(self.folder, dict(self.settings))
         if damage := self._damage(record):

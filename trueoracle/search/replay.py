@@ -70,9 +70,9 @@ def replay(
     ``outcomes`` has one row a candidate, seed and epoch (``Results.outcomes``), ``scores`` the
     criterion that orders the candidates, by their ids; ``epochs`` are those of the recipe;
     ``pruned`` ``[P, F]`` says which filters each prunes, without which strategies that learn from
-    it are left out. One row
-    a strategy, budget, ``outcome`` (the metric compared by, and those of ``OUTCOMES``) and
-    ``network`` (``own``: of the seed that was searched; ``other seeds``: the mean of the rest):
+    it are left out. One row a strategy, budget, ``outcome`` (the metric compared by, and those of
+    ``OUTCOMES``) and ``network`` (``own``: of the seed that was searched; ``other seeds``: the mean
+    of the rest):
 
     - ``share``, ``budget``: what may be spent, of the full budget and in epochs of one candidate;
       ``spent``, ``spent_share``: what is;

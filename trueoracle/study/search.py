@@ -139,8 +139,8 @@ def search(
     or train loss where there is no validation split), ``seed`` (the study's first) is the
     retraining's, and that of a random order. ``engine`` and ``memory`` are those of
     :func:`trueoracle.training.population.plan`. The dense network and scores are taken from the
-    record in ``folder``, or made there; a search that
-    was stopped goes on after its last rung. Raises :class:`InputError` before any long work.
+    record in ``folder``, or made there; a search that was stopped goes on where it was. Raises
+    :class:`InputError` before any long work.
     """
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
     way = _strategy(prepared, strategy)
