@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,8 +13,8 @@ from torch.nn import functional
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError, first_line
 from trueoracle.networks.tracing import trace
-from trueoracle.pruning.groups import Group
-from trueoracle.pruning.walk import Place, filter_places
+from trueoracle.pruning.groups import Group, Part
+from trueoracle.pruning.walk import filter_places
 from trueoracle.training.evaluate import evaluation_batch
 
 __all__ = ["Activations", "consumer_inputs", "filter_activations"]
@@ -94,12 +94,12 @@ def consumer_inputs(
         yield found
 
 
-def _of_filters(value: Tensor, place: Place, filters: int) -> Tensor:
+def _of_filters(value: Tensor, part: Part, filters: int) -> Tensor:
     """``[N, filters, …]`` of what an operation puts out."""
-    end = place.offset + filters * place.spread
-    entries = value.movedim(place.axis, 1)[:, place.offset : end]
-    each: Tensor = entries.unflatten(1, (filters, place.spread))
-    return each.flatten(2) if place.spread > 1 or value.ndim == 2 else each[:, :, 0]
+    end = part.offset + filters * part.spread
+    entries = value.movedim(cast(int, part.axis), 1)[:, part.offset : end]
+    each: Tensor = entries.unflatten(1, (filters, part.spread))
+    return each.flatten(2) if part.spread > 1 or value.ndim == 2 else each[:, :, 0]
 
 
 def _sources(graph: fx.GraphModule, group: Group) -> dict[fx.Node, str]:

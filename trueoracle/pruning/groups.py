@@ -19,7 +19,8 @@ class Part:
 
     Filter i has the entries from ``offset + i · spread`` on: behind flattening, ``spread`` is H·W;
     behind a concatenation, ``offset`` is the number of channels before. ``axis`` is that of a
-    parameter which belongs to no layer (``module`` is then its name), such as a position embedding.
+    parameter which belongs to no layer (``module`` is then its name), such as a position embedding,
+    or of what an operation puts out.
     """
 
     module: str

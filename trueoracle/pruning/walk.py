@@ -27,7 +27,7 @@ from trueoracle.networks.tracing import trace
 from trueoracle.pruning.dependencies import groups_by_dependency
 from trueoracle.pruning.groups import Group, GroupMap, Part
 
-__all__ = ["Place", "filter_places", "find_groups"]
+__all__ = ["filter_places", "find_groups"]
 
 
 # Modules and calls that act on each channel by itself, or drop entries: removal passes through.
@@ -100,22 +100,15 @@ def find_groups(network: nn.Module, example: Tensor) -> GroupMap:
     return _Walk(network, traced[1].graph).groups()
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a group's filters lie in a tensor: along ``axis``, there as :class:`Part` says."""
-
-    axis: int
-    spread: int
-    offset: int
-
-
 def filter_places(
     network: nn.Module, graph: fx.GraphModule, example: Tensor
-) -> dict[fx.Node, dict[str, Place]]:
+) -> dict[fx.Node, dict[str, Part]]:
     """Where the filters of each group (by name) lie in what the operations of a trace put out.
 
+    A part's ``module`` is the operation's name, its ``axis`` that of the tensor.
+
     ``graph`` is the trace of ``network``, in the mode in which both are, and ``example`` a batch of
-    images for it.
+    images for it, ``[N, C, H, W]``. Raises what running the network raises.
     """
     with torch.no_grad():
         _Shapes(graph).run(example)
@@ -261,14 +254,13 @@ class _Walk:
                 )
         return result
 
-    def places(self) -> dict[fx.Node, dict[str, Place]]:
-        """By operation and the name of a source, where its filters lie in what is put out."""
-        found: dict[fx.Node, dict[str, Place]] = {}
+    def places(self) -> dict[fx.Node, dict[str, Part]]:
+        """By operation and the name of a group, where its filters lie in what is put out."""
+        found: dict[fx.Node, dict[str, Part]] = {}
         for node, layout in self._layouts.items():
-            for source, part in layout.parts(""):
+            for source, part in layout.parts(node.name, layout.axis):
                 name = self._sources[self._root(source)].layers[0].module
-                place = Place(layout.axis, part.spread, part.offset)
-                found.setdefault(node, {})[name] = place
+                found.setdefault(node, {})[name] = part
         return found
 
     def _unfit(self, source: _Source) -> str:
