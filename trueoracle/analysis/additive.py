@@ -27,10 +27,11 @@ LEAST_A_FILTER = 4
 def predict_additive(
     pruned: np.ndarray, known: Sequence[int] | np.ndarray, values: Sequence[float] | np.ndarray
 ) -> np.ndarray:
-    """What every candidate is expected to come to ``[P]``, given the ``values`` of some.
+    """What every candidate is expected to come to ``[P]``, given the ``values`` ``[K]`` of some.
 
-    Ridge regression of the known candidates' ranks on which filters they prune ``[P, F]``: the
-    worth of a candidate is the sum of its filters'. In ranks, from 1 for the lowest value, so that
+    Ridge regression (Hoerl & Kennard 1970) of the K ``known`` candidates' ranks on which filters
+    they prune, of ``pruned`` ``[P, F]``: the worth of a candidate is the sum of its filters', in
+    ranks, from 1 for the lowest value, so that
     one network which went wrong does not spoil the rest; infinite values rank last.
     """
     from scipy.stats import rankdata

@@ -135,21 +135,13 @@ def choose(
 
     With ``pruned`` those who begin are chosen batch by batch, as :func:`begin` does.
     """
-    going: Sequence[int] = order
-    rungs: list[tuple[int, ...]] = []
-    found: list[tuple[float, ...]] = []
-    for rung in schedule.rungs:
-        if not found:
-
-            def values_of(some: Sequence[int], end: int = rung.epochs) -> Sequence[float]:
-                return values(some, end)
-
-            going, first = begin(order, rung.candidates, values_of, pruned)
-            found.append(tuple(first))
-        else:
-            going = survivors(going, found[-1], rung.candidates)
-            found.append(tuple(float(value) for value in values(going, rung.epochs)))
+    first, *later = schedule.rungs
+    going, own = begin(order, first.candidates, lambda some: values(some, first.epochs), pruned)
+    rungs, found = [tuple(going)], [tuple(own)]
+    for rung in later:
+        going = survivors(going, found[-1], rung.candidates)
         rungs.append(tuple(going))
+        found.append(tuple(float(value) for value in values(going, rung.epochs)))
     return Course(tuple(rungs), tuple(found))
 
 
@@ -170,14 +162,12 @@ def begin(
     going: list[int] = []
     found: list[float] = []
     for some in np.array_split(np.arange(count), batches):
-        left = list(order)
+        begun = set(going)
+        left = [one for one in order if one not in begun]
         if going and pruned is not None:
             comparable = [value if math.isfinite(value) else math.inf for value in found]
             # Rounded, so that those of equal filters' worth stay equal on every machine.
-            expected = predict_additive(pruned, going, comparable).round(9)
-            begun = set(going)
-            left = [one for one in order if one not in begun]
-            left.sort(key=expected.__getitem__)
+            left.sort(key=predict_additive(pruned, going, comparable).round(9).__getitem__)
         batch = left[: len(some)]
         found += [float(value) for value in values(batch)]
         going += batch
