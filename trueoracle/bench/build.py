@@ -220,8 +220,8 @@ def _card(
         if results.dense is not None
     }
     networks = sorted(map(int, keys["network"].unique()))
-    began = [sitting["started"] for sitting in sittings]
-    ended = [sitting["ended"] or sitting["started"] for sitting in sittings]
+    began = [one["started"] for one in (*sittings, before) if one]
+    ended = [one["ended"] or one["started"] for one in (*sittings, before) if one]
     versions = {
         f"trueoracle {s['trueoracle']}, torch {s['torch']}, Python {s['python']}" for s in sittings
     }
@@ -240,8 +240,8 @@ def _card(
         "pruned_networks": len(keys),
         "retrained_networks": len(keys) * seeds,
         "retraining_seconds": round(before.get("retraining_seconds", 0) + trained),
-        "started": min([*began, *[v for k, v in before.items() if k == "started"]]),
-        "ended": max([*ended, *[v for k, v in before.items() if k == "ended"]]),
+        "started": min(began),
+        "ended": max(ended),
         "engines": sorted(engines | set(before.get("engines", ()))),
         "versions": sorted(versions | set(before.get("versions", ()))),
         "dense": before.get("dense", {}) | dense,

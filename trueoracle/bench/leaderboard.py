@@ -54,8 +54,8 @@ class Place:
         return finite_or_none(asdict(self))
 
 
-Taus = dict[tuple[str, str, bytes], float]
-"""By setting, criterion and outcomes: what places of overlapping settings have in common."""
+Taus = dict[tuple[str, str, str, bytes], float]
+"""By metric, setting, criterion and outcomes: what places of overlapping settings share."""
 
 
 def leaderboard(
@@ -88,7 +88,7 @@ def leaderboard(
         found = []
         for setting, span in zip(chosen, spans, strict=True):
             own = outcome[span]
-            keys = [(setting.study, name, own.tobytes()) for name in names]
+            keys = [(metric, setting.study, name, own.tobytes()) for name in names]
             for name, key in zip(names, keys, strict=True):
                 if key not in taus:
                     taus[key] = _agreement(one, name, span, own)

@@ -222,8 +222,9 @@ def _print(
 
 
 def _of_these(settings: list[Setting]) -> str:
+    """That the interval is of given dense networks, where there are several."""
     count = len({one.network for one in settings})
-    return f" of these {count} dense networks, too few for an interval over them" * (count > 1)
+    return f", of these {count} dense networks alone" if count > 1 else ""
 
 
 def _settings(whole: Bench, settings: list[Setting], name: str | None) -> list[dict[str, Any]]:
