@@ -165,10 +165,11 @@ class Criterion:
             return ""
         try:
             inspect.getsource(module)
-            text = "".join(_own_sources(module, {}).values())
+            sources = _own_sources(module, {})
         except (OSError, TypeError, SyntaxError):  # typed at a prompt
             return ""
-        return hashlib.sha256(f"{text}{function.__qualname__}{values!r}".encode()).hexdigest()[:16]
+        code = f"{sources}{function.__qualname__}{values!r}"
+        return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def _as_numbers(scores: object) -> np.ndarray:
@@ -197,18 +198,19 @@ def _versions(data: Splits) -> list[int]:
         for split in splits
         if isinstance(split, Split)
         for tensor in (split.images, split.labels)
+        if not tensor.is_inference()  # these cannot be written to, nor count it
     ]
 
 
 def _own_sources(module: ModuleType, found: dict[str, str]) -> dict[str, str]:
-    """The text of a module and of all that it imports, but for what is installed, by name."""
-    content = Path(str(module.__file__)).read_bytes()
-    if not str(module.__file__).endswith(".py"):  # compiled: it says nothing of what it imports
-        found[module.__name__] = hashlib.sha256(content).hexdigest()
+    """Hashes of a module's file and of all that it imports, but for what is installed, by name."""
+    path = Path(str(module.__file__))
+    content = path.read_bytes()
+    found[module.__name__] = hashlib.sha256(content).hexdigest()
+    if path.suffix != ".py":  # compiled: it says nothing of what it imports
         return found
-    found[module.__name__] = text = content.decode("utf-8")
     names: set[str] = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(ast.parse(content)):
         if isinstance(node, ast.Import):
             names |= {one.name for one in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -216,7 +218,7 @@ def _own_sources(module: ModuleType, found: dict[str, str]) -> dict[str, str]:
             inner = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             base = ".".join(part for part in (inner, node.module) if part)
             names |= {base, *(f"{base}.{one.name}" for one in node.names)}
-    for name in sorted(names - set(found)):
+    for name in sorted(names):
         other = sys.modules.get(name)
         if other is not None and name not in found and _is_own(other):
             _own_sources(other, found)

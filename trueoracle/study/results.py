@@ -365,7 +365,7 @@ def _status(
     )
     scored = 0 < to_score <= counts["scores"] and counts["retrainings"] == 0
     ended = provenance[-1]["ended"] is not None
-    searches = list(folder.glob(f"{SEARCHES}/*/search.json"))
+    searches = list(folder.glob(f"{SEARCHES}/*/*.json"))
     if is_locked(folder):
         state = "running"
     elif finished:
