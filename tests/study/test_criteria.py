@@ -125,6 +125,26 @@ def test_a_reason_found_in_a_few_images_is_none(
     assert study.score(progress=False).scores["rare"].notna().all()
 
 
+def test_one_that_fails_halfway_is_not_judged_by_its_half(
+    tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
+    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
+
+    @trueoracle.criterion("halfway", separable=True)
+    def halfway(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
+        if candidates.ways[0][0][0] > 0:
+            raise NotApplicableError("not of these")
+        return [0.0] * len(candidates)
+
+    fields = tiny_fields | {"criteria": ["halfway", "l1"], "pruning": {"layers": {"conv1": 0.2}}}
+    results = Study(**fields, runs=tmp_path).score(progress=False)
+    assert results.scores["halfway"].notna().sum() == 32  # a chunk
+    assert results.criteria == ["l1"]
+    with pytest.raises(InputError, match="not of these"):
+        results.points("halfway")
+
+
 def test_a_criterion_is_told_how_candidates_are_retrained(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,8 +88,12 @@ class Results:
 
     @cached_property
     def criteria(self) -> list[str]:
-        """The criteria that have scored candidates, in the study's order."""
-        return [name for name in self.scores.columns if name != "candidate"]
+        """The criteria that have scored candidates, in the study's order.
+
+        Not one that was skipped, though it may have scored some before it failed.
+        """
+        out = {"candidate", *self.skipped}
+        return [name for name in self.scores.columns if name not in out]
 
     def _check_criterion(self, criterion: str) -> None:
         """Refuse one that was skipped, with the reason, and one that scored nothing."""
