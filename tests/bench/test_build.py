@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from trueoracle.bench.build import build, recorded, start
+from trueoracle.bench.build import build, main, recorded, start
 from trueoracle.bench.table import dense_file, read_bench
 from trueoracle.errors import InputError
 from trueoracle.study.grid import GridPoint, expand
@@ -125,3 +125,27 @@ def test_there_must_be_finished_points(tmp_path: Path) -> None:
     assert recorded(tmp_path) == []
     with pytest.raises(InputError, match="no point of lenet5-mini-bench is finished"):
         build([], tmp_path, SilentProgress())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rescore", "l11"], "error: unknown criterion 'l11'"),
+        (["--anew", "--rescore", "l1"], "error: a table made anew is scored anew"),
+        ([], "error: no point of lenet5-mini-bench is finished and not in the table yet"),
+    ],
+)
+def test_the_command_says_in_one_line_what_is_wrong(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["build", str(tmp_path), *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(message)
+    assert len(said.splitlines()) == 1

@@ -25,7 +25,7 @@ from trueoracle.analysis.outcomes import METRICS
 from trueoracle.bench.scoring import score_bench
 from trueoracle.bench.table import DATA, GRID, KEYS, Bench, dense_file, read_bench
 from trueoracle.criteria.base import CRITERIA
-from trueoracle.errors import InputError, unknown
+from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.networks.weights import read_metadata
 from trueoracle.study.grid import GridPoint, expand
 from trueoracle.study.prepare import prepare
@@ -264,12 +264,15 @@ def main() -> None:
         "--rescore", action="append", default=[], help="a criterion whose code has changed"
     )
     given = parser.parse_args()
-    if given.start:
-        start(given.runs, PlainProgress(), given.out)
-        return
-    onto = None if given.anew or not (given.out / "card.json").is_file() else given.out
-    points = recorded(given.runs)
-    build(points, given.out, PlainProgress(), onto=onto, rescore=given.rescore)
+    try:
+        if given.start:
+            start(given.runs, PlainProgress(), given.out)
+            return
+        onto = None if given.anew or not (given.out / "card.json").is_file() else given.out
+        points = recorded(given.runs)
+        build(points, given.out, PlainProgress(), onto=onto, rescore=given.rescore)
+    except TrueOracleError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
 
 
 if __name__ == "__main__":
