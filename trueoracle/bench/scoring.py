@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from trueoracle.criteria.base import Criterion
 from trueoracle.data import datasets
 from trueoracle.data.splits import Splits
 from trueoracle.errors import NotApplicableError
+from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import load_weights
 from trueoracle.pruning.candidates import Candidates, space_size
 from trueoracle.pruning.walk import find_groups
@@ -46,7 +46,7 @@ def score_bench(
     progress.stage(f"score by {criterion.name}", sum(len(s.rows) for s in chosen), 0, "candidates")
     for setting, spec, candidates, dense, data in _prepared(bench, chosen, folder):
         try:
-            values = criterion(copy.deepcopy(dense).eval(), candidates, data, spec.retraining)
+            values = criterion(copied(dense).eval(), candidates, data, spec.retraining)
         except NotApplicableError as reason:
             progress.message(f"{setting.study}: {reason}")
         else:

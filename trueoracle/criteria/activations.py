@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from torch.nn import functional
 
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError, first_line
+from trueoracle.networks.copying import copied
 from trueoracle.networks.tracing import trace
 from trueoracle.pruning.groups import Group, Part
 from trueoracle.pruning.walk import filter_places
@@ -45,7 +45,7 @@ def filter_activations(
     is the length of the tensor's first axis, which is not that of the images where a network folds
     others into it. Raises :class:`NotApplicableError` for a network that cannot be followed.
     """
-    network = copy.deepcopy(dense).eval()
+    network = copied(dense).eval()
     example = split.take(torch.arange(min(3, len(split)))).images
     try:
         graph = trace(network)
@@ -77,7 +77,7 @@ def consumer_inputs(
     dense: nn.Module, names: Sequence[str], split: AnySplit
 ) -> Iterator[dict[str, Tensor]]:
     """What the named modules read, by name, batch by batch of images; in evaluation mode."""
-    network = copy.deepcopy(dense).eval()
+    network = copied(dense).eval()
     found: dict[str, Tensor] = {}
     for name in names:
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError
+from trueoracle.networks.copying import copied
 from trueoracle.pruning.groups import Group, Part
 from trueoracle.training.evaluate import evaluation_batch
 
@@ -82,7 +82,7 @@ def hessian_products(
 
 def sample_squares(dense: nn.Module, names: Sequence[str], split: AnySplit) -> dict[str, Tensor]:
     """The mean over images of the square of each weight's own gradient, by name."""
-    network = copy.deepcopy(dense).eval()
+    network = copied(dense).eval()
     own, rest = own_and_rest(network, names)
 
     def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def gate_gradients(dense: nn.Module, groups: Sequence[Group], split: AnySplit) -
 @contextmanager
 def _derivable(dense: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Module, list[Tensor]]]:
     """A copy in evaluation mode of which only the named weights train, and these."""
-    network = copy.deepcopy(dense).eval().requires_grad_(False)
+    network = copied(dense).eval().requires_grad_(False)
     weights: list[Tensor] = [network.get_parameter(name).requires_grad_() for name in names]
     # The fused kinds of attention have no second derivative, and take no part in vmap.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,6 +15,7 @@ from trueoracle.criteria.gradients import (
 )
 from trueoracle.criteria.importance import pruned_weights, sum_by_filter
 from trueoracle.data.splits import Splits
+from trueoracle.networks.copying import copied
 from trueoracle.pruning.candidates import CandidateList
 
 __all__ = ["gradient", "grasp", "snip", "synflow", "taylor"]
@@ -136,7 +135,7 @@ def _flow_of_ones(
     dense: nn.Module, candidates: CandidateList, data: Splits, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The absolute weights that a candidate may lose, and SynFlow's gradients by them, by name."""
-    network = copy.deepcopy(dense).eval().requires_grad_(False).to(dtype)
+    network = copied(dense).eval().requires_grad_(False).to(dtype)
     with torch.no_grad():
         for value in (*network.parameters(), *network.buffers()):
             if value.is_floating_point():  # a mask or a counter has no sign

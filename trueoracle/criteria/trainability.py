@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import cast
 
@@ -22,6 +21,7 @@ from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.native.lowering import lower
 from trueoracle.native.program import Images, Program
+from trueoracle.networks.copying import copied
 from trueoracle.pruning.candidates import CandidateList, Candidates
 from trueoracle.pruning.groups import by_filter, layer_weights
 from trueoracle.training import native
@@ -120,7 +120,7 @@ def gradient_flow(
         )
     weights = sum(p.numel() for p in dense.parameters() if p.requires_grad)
     with torch.no_grad():
-        one = copy.deepcopy(dense).eval()(data.train.take(torch.arange(1)).images)
+        one = copied(dense).eval()(data.train.take(torch.arange(1)).images)
     logits = one.shape[1]
     most = min(TANGENT_OUTPUTS, JACOBIAN_BYTES // (one.element_size() * weights)) // logits
     if most < data.classes:

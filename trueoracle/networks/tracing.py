@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 
 from torch import fx, nn
 
 from trueoracle.networks.attention import Attention
+from trueoracle.networks.copying import copied
 
 __all__ = ["trace"]
 
@@ -14,7 +16,8 @@ __all__ = ["trace"]
 def trace(network: nn.Module) -> fx.GraphModule:
     """Trace ``network(images)`` in its present mode; optional arguments keep their defaults.
 
-    Raises whatever the network's forward raises when its input is a stand-in for a tensor.
+    The graph calls the modules of ``network`` itself, which stays as it is. Raises whatever the
+    network's forward raises when its input is a stand-in for a tensor.
     """
     parameters = list(inspect.signature(network.forward).parameters.values())
     defaults = {
@@ -22,12 +25,39 @@ def trace(network: nn.Module) -> fx.GraphModule:
         for parameter in parameters[1:]
         if parameter.default is not parameter.empty
     }
-    graph = _Tracer().trace(network, concrete_args=defaults or None)
-    return fx.GraphModule(network, graph, type(network).__name__)
+    # Tracing stores the constants that a forward makes, and a forward or a hook may store
+    # stand-ins for its tensors: all of that happens to a copy.
+    twin = copied(network)
+    graph = _Tracer().trace(twin, concrete_args=defaults or None)
+    with_constants = copy.copy(network)
+    for name in vars(twin).keys() - vars(network).keys():
+        vars(with_constants)[name] = vars(twin)[name]
+    return fx.GraphModule(with_constants, graph, type(network).__name__)
 
 
 class _Tracer(fx.Tracer):
     """Looks into every module but torch's own layers and attention."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Attention) or super().is_leaf_module(m, module_qualified_name)
+        return (
+            isinstance(m, Attention)
+            or super().is_leaf_module(m, module_qualified_name)
+            or _computes_as_torchs(m)
+        )
+
+
+_HARMLESS = {
+    *("__init__", "__repr__", "_get_name", "extra_repr", "reset_parameters"),
+    *("__getstate__", "__setstate__", "__deepcopy__", "get_extra_state", "set_extra_state"),
+}
+"""Methods that a layer may have of its own and still compute what torch's does."""
+
+
+def _computes_as_torchs(module: nn.Module) -> bool:
+    """Whether a module's class inherits from a layer of torch and changes nothing it computes."""
+    ours = type(module).__mro__
+    torchs = next((kind for kind in ours if kind.__module__.startswith("torch.nn")), nn.Module)
+    if torchs in (nn.Module, nn.Sequential):
+        return False
+    mine = {name for kind in ours[: ours.index(torchs)] for name in vars(kind)}
+    return not any(callable(getattr(torchs, name, None)) for name in mine - _HARMLESS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.errors import InputError, first_line
+from trueoracle.networks.copying import copied
 
 __all__ = ["Cost", "cost", "macs_by_parameter"]
 
@@ -49,11 +49,11 @@ def macs_by_parameter(network: nn.Module, image_shape: Sequence[int]) -> dict[st
 def _macs(network: nn.Module, image_shape: Sequence[int]) -> tuple[int, dict[str, int]]:
     try:
         # A network may make tensors of its own as it goes, or branch on values: those are nowhere.
-        return _count(copy.deepcopy(network).to("meta"), image_shape, torch.device("meta"))
+        return _count(copied(network).to("meta"), image_shape, torch.device("meta"))
     except Exception:  # the user's forward runs: anything can come out
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
     try:
-        return _count(copy.deepcopy(network), image_shape, device)
+        return _count(copied(network), image_shape, device)
     except Exception as error:  # likewise
         raise InputError(
             f"cannot count the multiply-accumulates of {type(network).__name__} on one image of "

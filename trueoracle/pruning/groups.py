@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -63,6 +64,14 @@ class GroupMap:
 
     groups: dict[str, Group] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+
+    def refuse(self, layers: Sequence[Part], reason: str) -> None:
+        """Note why layers that hang together cannot be pruned."""
+        names = [part.module for part in layers]
+        for name in names:
+            others = [other for other in names if other != name]
+            shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+            self.refused[name] = f"with {shown}: {reason}" if others else reason
 
 
 def filter_weights(network: nn.Module, group: Group) -> Tensor:

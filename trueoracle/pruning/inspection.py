@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trueoracle.networks.copying import copied
 from trueoracle.pruning.cost import Cost, cost
 from trueoracle.pruning.groups import Group
 from trueoracle.pruning.surgery import prune
@@ -61,7 +61,7 @@ def inspect_network(network: nn.Module, image_shape: Sequence[int]) -> Inspectio
     found = find_groups(network, example)
     whole = cost(network, image_shape)
     # Sizes are all that counts here, and tensors without numbers are cut in no time.
-    plain = copy.deepcopy(network).to("meta")
+    plain = copied(network).to("meta")
     inspected = []
     for group in found.groups.values():
         if group.filters == 1:

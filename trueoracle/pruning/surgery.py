@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trueoracle.networks.attention import Attention
+from trueoracle.networks.copying import copied
 from trueoracle.pruning.groups import Group, Part, filter_weights
 
 __all__ = ["Kept", "l1_survivors", "prune"]
@@ -29,7 +29,7 @@ def prune(
     channels (``masks.masked``). The paper's released code instead lets ``read`` be the survivors
     of one L1 pass, whatever the candidate keeps (``l1_survivors``).
     """
-    network = copy.deepcopy(dense)
+    network = copied(dense)
     cuts = _Cuts()
     for group in groups:
         own = torch.as_tensor(np.asarray(kept[group.name]))

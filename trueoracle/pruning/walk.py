@@ -26,8 +26,9 @@ from trueoracle.networks.attention import Attention
 from trueoracle.networks.tracing import trace
 from trueoracle.pruning.dependencies import groups_by_dependency
 from trueoracle.pruning.groups import Group, GroupMap, Part
+from trueoracle.pruning.parity import check_network, failures
 
-__all__ = ["filter_places", "find_groups"]
+__all__ = ["filter_places", "find_groups", "follow_groups"]
 
 
 # Modules and calls that act on each channel by itself, or drop entries: removal passes through.
@@ -68,26 +69,30 @@ _WEIGHTED = (nn.Conv2d, nn.Linear)
 def find_groups(network: nn.Module, example: Tensor) -> GroupMap:
     """Find the prunable groups of ``network``; ``example`` is a batch ``[N, C, H, W]`` for it.
 
-    Raises :class:`InputError` where the network cannot be run on the example or followed, or is
-    another one in training than in evaluation mode.
+    Each has been tried: removing its filters equals zeroing them. Raises :class:`InputError` where
+    the network cannot be run on the example or followed, gives no finite numbers, or is another one
+    in training than in evaluation mode.
     """
+    found = follow_groups(network, example)
+    failed = failures(network, list(found.groups.values()), example)
+    for name, reason in failed.items():
+        found.refuse(found.groups.pop(name).layers, reason)
+    return found
+
+
+def follow_groups(network: nn.Module, example: Tensor) -> GroupMap:
+    """The groups as the network's operations show them, none of them tried.
+
+    For names and numbers only; see :func:`find_groups`, which raises the same.
+    """
+    check_network(network, example)  # first, since the interpreter prints a traceback of its own
     modes = [(module, module.training) for module in network.modules()]
-    try:
-        with torch.no_grad():  # first, since the interpreter prints a traceback of its own
-            network.eval()(example)
-    except Exception as error:  # the user's forward runs: anything can come out
-        raise InputError(
-            f"{type(network).__name__} does not run on images of shape "
-            f"{list(example.shape[1:])}: {first_line(error)}"
-        ) from error
-    finally:
-        _restore(modes)
     try:
         traced = [trace(network.train(mode)) for mode in (True, False)]
         # In evaluation mode, in which batch norms stay as they are.
         with torch.no_grad():
             _Shapes(traced[1]).run(example)
-    except Exception as error:  # likewise
+    except Exception as error:  # the user's forward runs: anything can come out
         return _untraced(network, example, error)
     finally:
         _restore(modes)
@@ -229,30 +234,27 @@ class _Walk:
         roots = [source for i, source in enumerate(self._sources) if self._joined[i] == i]
         known = {part.module for s in roots for part in (*s.layers, *s.norms, *s.consumers)}
         for source in roots:
-            names = [part.module for part in source.layers]
             reason = source.reason or self._unfit(source)
-            if not reason:
-                found = Group(
-                    names[0],
-                    source.filters,
-                    tuple(source.layers),
-                    tuple(source.norms),
-                    tuple(source.consumers),
-                )
-                result.groups[found.name] = found
+            if reason:
+                result.refuse(source.layers, reason)
                 continue
-            for name in names:
-                others = [other for other in names if other != name]
-                shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
-                result.refused[name] = f"with {shown}: {reason}" if others else reason
+            parts = map(tuple, (source.layers, source.norms, source.consumers))
+            found = Group(source.layers[0].module, source.filters, *parts)
+            result.groups[found.name] = found
         for name, module in self.modules.items():
-            if name not in known | self._owners_read and _has_filters(module):
-                result.refused[name] = (
-                    "it is not called by itself"
-                    if isinstance(module, _WEIGHTED)
-                    else f"a {type(module).__name__} is not known"
-                )
+            if name not in known and _has_filters(module) and (reason := self._unknown(name)):
+                result.refused[name] = reason
         return result
+
+    def _unknown(self, name: str) -> str:
+        """Why a module with filters has not been met on the way; empty: its parameters were."""
+        module = self.modules[name]
+        is_read = name in self._owners_read
+        if not isinstance(module, _WEIGHTED):
+            return "" if is_read else f"a {type(module).__name__} is not known"
+        if is_read and not type(module).__module__.startswith("torch."):
+            return f"a {type(module).__name__} has a forward of its own, which is not followed"
+        return "its weights are read outside of it" if is_read else "it is not called by itself"
 
     def places(self) -> dict[fx.Node, dict[str, Part]]:
         """By operation and the name of a group, where its filters lie in what is put out."""

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import logging
@@ -26,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from trueoracle.errors import InputError, StoreError, first_line
+from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build
 from trueoracle.networks.weights import load_weights, save_weights
 from trueoracle.pruning.surgery import prune
@@ -123,7 +123,7 @@ def load(path: str | Path, network: nn.Module | None = None, *, trust: bool = Fa
     path = Path(path)
     stored = _stored(path)
     if network is not None:
-        dense = copy.deepcopy(network).cpu()
+        dense = copied(network).cpu()
     elif stored.name is None:
         raise InputError(
             f"{path} prunes a network that was given in Python: trueoracle.load(path, network=…)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 
 from trueoracle.data import datasets
 from trueoracle.data.splits import Split, Splits
+from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.study.prepare import find_device, list_study
@@ -131,7 +131,7 @@ def _try(spec: StudySpec, candidates: CandidateList, device: torch.device) -> tu
     members = chosen.group * min(chosen.groups, torch.get_num_threads())
     if chosen.engine == "wide":
         members = min(members, _MOST_WIDE)
-    networks = [copy.deepcopy(pruned) for _ in range(members)]
+    networks = [copied(pruned) for _ in range(members)]
     ends: list[float] = []
     train_population(
         networks,

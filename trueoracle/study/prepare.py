@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -15,16 +14,18 @@ from trueoracle.criteria.base import Criterion, find_criterion
 from trueoracle.data import datasets
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, NotApplicableError, first_line
+from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build, is_shipped
 from trueoracle.networks.weights import architecture_sha256, load_weights, weights_sha256
 from trueoracle.pruning.candidates import CandidateList, Candidates, list_candidates
+from trueoracle.pruning.groups import GroupMap
 from trueoracle.pruning.parity import check_parity
 from trueoracle.pruning.unstructured import (
     WeightCandidates,
     check_masks,
     list_weight_candidates,
 )
-from trueoracle.pruning.walk import find_groups
+from trueoracle.pruning.walk import find_groups, follow_groups
 from trueoracle.study.spec import DataSpec, PruningSpec, StudySpec
 from trueoracle.training.loop import stream_seed
 
@@ -76,8 +77,8 @@ def prepare(
     else:
         data = _given(data, spec.data)
         shape, classes = data.train.image_shape, data.classes
-    made = _build(spec, shape, classes) if network is None else copy.deepcopy(network).cpu()
-    candidates = _list(made, shape, classes, spec)
+    made = _build(spec, shape, classes) if network is None else copied(network).cpu()
+    candidates = _list(made, shape, classes, spec, find=find_groups)
     _check_recipes(made, shape, classes, spec)
     if spec.network.weights is not None:
         load_weights(made, spec.network.weights)
@@ -120,7 +121,8 @@ def list_study(spec: StudySpec) -> CandidateList:
     Of ``folder`` the names of the classes are read.
     """
     info = _info(spec.data)
-    return _list(_build(spec, info.shape, info.classes), info.shape, info.classes, spec)
+    network = _build(spec, info.shape, info.classes)
+    return _list(network, info.shape, info.classes, spec, find=follow_groups)
 
 
 def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
@@ -165,12 +167,17 @@ def _example(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _list(
-    network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudySpec
+    network: nn.Module,
+    shape: tuple[int, ...],
+    classes: int,
+    spec: StudySpec,
+    *,
+    find: Callable[[nn.Module, torch.Tensor], GroupMap],
 ) -> CandidateList:
     """The candidates, once the network is known to take the images and to tell the classes."""
     pruning, example = spec.pruning, _example(shape)
     # What finds the groups says best why a network does not run.
-    available = find_groups(network, example) if pruning.kind == "structured" else None
+    available = find(network, example) if pruning.kind == "structured" else None
     _check_answer(network, example, classes, spec)
     count = _count(pruning)
     if available is not None:
@@ -233,7 +240,7 @@ def _check_recipes(
                 raise InputError(f"{stage}.{field} needs images [C, H, W], got {list(shape)}")
         if recipe.mixup or recipe.cutmix:
             with torch.no_grad():
-                logits = copy.deepcopy(network).eval()(_example(shape)).shape[1]
+                logits = copied(network).eval()(_example(shape)).shape[1]
             if logits != classes:
                 raise InputError(
                     f"{stage}.mixup and {stage}.cutmix need one logit for each of {classes} "
@@ -250,7 +257,7 @@ def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
         if (len(data.train) % size or size) > 1:
             continue
         try:
-            copy.deepcopy(network).train()(data.train.take(torch.arange(1)).images)
+            copied(network).train()(data.train.take(torch.arange(1)).images)
         except Exception as error:  # the user's forward runs: anything can come out
             raise InputError(
                 f"{stage}.batch_size = {size} leaves a last batch of one image (of "
@@ -285,7 +292,7 @@ def _check_criteria(
         few, images = (1, 16) if criterion.is_shipped else (3, 64)
         try:
             criterion(
-                copy.deepcopy(network).eval(),
+                copied(network).eval(),
                 candidates.take(range(min(few, len(candidates)))),
                 _few_images(data, images),
                 spec.retraining,

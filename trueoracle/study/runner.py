@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import platform
@@ -22,6 +21,7 @@ from trueoracle.analysis.numbers import many, quantity
 from trueoracle.analysis.outcomes import chance_in_words
 from trueoracle.criteria.base import Criterion
 from trueoracle.errors import InputError, NotApplicableError, StoreError, TrainingError
+from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import (
     load_weights,
     read_metadata,
@@ -155,7 +155,7 @@ def _what_changed(prepared: Prepared, before: str) -> str:
 def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> nn.Module:
     """The dense network: recorded, taken over from a like study, given, or trained now."""
     spec, path, recorded = prepared.spec, folder / DENSE, store.dense()
-    network = copy.deepcopy(prepared.network)
+    network = copied(prepared.network)
     if recorded is not None:
         if not path.is_file():
             raise StoreError(f"{path} is missing, though the study records it: put it back")
@@ -244,7 +244,7 @@ def _like_dense(prepared: Prepared, folder: Path) -> Path | None:
             metadata = read_metadata(other / DENSE)
             if (metadata.get("dense_digest"), metadata.get("architecture")) != wanted:
                 continue
-            network = copy.deepcopy(prepared.network)
+            network = copied(prepared.network)
             load_weights(network, other / DENSE)
             with Store(other, read_only=True) as record:
                 dense = record.dense()
@@ -359,7 +359,7 @@ def _score_stage(
             chunk, rest = rest[:size], rest[size:]
             started = time.perf_counter()
             # A copy: whatever a user's criterion does to it, the dense network stays as it is.
-            network = copy.deepcopy(dense).eval()
+            network = copied(dense).eval()
             try:
                 values = criterion(
                     network, candidates.take(chunk), data, prepared.spec.retraining

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from trueoracle.analysis.numbers import finite_or_none, many
 from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import dataset_info
 from trueoracle.errors import InputError, NotApplicableError, unknown
+from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import load_weights
 from trueoracle.search.export import Origin, export
 from trueoracle.search.live import Search, SearchRecord, check_memory, folder_name
@@ -164,7 +164,7 @@ def search(
     check_memory(example, schedule, prepared.device)
 
     prior = _recorded(prepared, folder, progress, priors, passed_over)
-    dense = copy.deepcopy(prepared.network)
+    dense = copied(prepared.network)
     load_weights(dense, folder / runner.DENSE)
     # An order that takes no criterion takes their number only.
     scores = [0.0] * len(candidates)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from torch import nn
 
 from trueoracle.data.splits import Splits, as_splits
 from trueoracle.errors import InputError, first_line
+from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import architecture_sha256, weights_sha256
 from trueoracle.study import runner
 from trueoracle.study.prepare import Prepared, prepare
@@ -59,7 +59,7 @@ class Study:
         stays as it is. ``data`` is fields, or splits as :func:`trueoracle.data.splits.as_splits`
         takes them. ``overrides`` maps dotted fields to values. Results are kept below ``runs``.
         """
-        self._network = _copied(network) if isinstance(network, nn.Module) else None
+        self._network = copied(network) if isinstance(network, nn.Module) else None
         self._data: Splits | None = None
         changes: dict[str, Any] = dict(fields)
         if isinstance(network, nn.Module):
@@ -178,14 +178,6 @@ def _shown(progress: bool | Progress) -> Progress:
     if isinstance(progress, bool):
         return PlainProgress() if progress else SilentProgress()
     return progress
-
-
-def _copied(network: nn.Module) -> nn.Module:
-    """A copy, so that what the user does to the network later is not the study's."""
-    try:
-        return copy.deepcopy(network)
-    except Exception as error:  # a module may hold anything
-        raise InputError(f"the network cannot be copied: {first_line(error)}") from error
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +13,7 @@ from trueoracle.data.splits import Splits
 from trueoracle.native.library import Kernel, Optimizer
 from trueoracle.native.lowering import CannotLowerError, lower
 from trueoracle.native.program import Images, Program
+from trueoracle.networks.copying import copied
 from trueoracle.training.continuing import STEP, MemberState
 from trueoracle.training.loop import Stream, batches
 from trueoracle.training.recipe import Recipe, Retraining
@@ -52,7 +52,7 @@ def _agrees(network: nn.Module, data: Splits) -> bool:
 
     In double precision, so that what differs differs; a forward can do more than tracing shows.
     """
-    tried = copy.deepcopy(network).double()
+    tried = copied(network).double()
     images, labels = data.train.images[:2].double().contiguous(), data.train.labels[:2]
     program = _program(tried, data)
     weights, seen = [program.pack([tried])], [Images(images, labels.contiguous())]

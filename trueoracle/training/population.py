@@ -8,7 +8,6 @@ epochs of it.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, unknown
+from trueoracle.networks.copying import copied
 from trueoracle.training import native, wide
 from trueoracle.training.continuing import MemberState, restore, state_of
 from trueoracle.training.evaluate import evaluate_together
@@ -325,7 +325,7 @@ def _seconds_a_step(
 ) -> float:
     images = _pilot_images(data, recipe)
     few = replace(data, train=data.train.take(torch.arange(images)), validation=None, measured=None)
-    networks = [copy.deepcopy(network) for _ in range(members)]
+    networks = [copied(network) for _ in range(members)]
     population = _POPULATIONS[engine](networks, [(0, "")] * members, few, recipe)
     seconds = math.inf
     for _ in range(3):  # the first warms up

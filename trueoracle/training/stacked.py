@@ -12,7 +12,6 @@ figures for CUDA are still to be measured.
 
 from __future__ import annotations
 
-import copy
 import functools
 import operator
 import time
@@ -26,6 +25,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from trueoracle.networks.copying import copied
 from trueoracle.networks.tracing import trace
 
 __all__ = ["Convolution", "Each", "Input", "Stacked", "tensors", "wait_for"]
@@ -71,7 +71,7 @@ class Stacked:
         self._device = device
         self._randomness = "same" if common_draws else "different"
         # What is neither parameter nor buffer is the first network's.
-        self._network = copy.deepcopy(networks[0]).to(device)
+        self._network = copied(networks[0]).to(device)
         self._modules = dict(self._network.named_modules())
         # Traced twice: networks may do other things in training than in evaluation mode.
         self._programs = {

@@ -6,7 +6,6 @@ Each member trains as the loop would train it alone. Whether a network allows th
 
 from __future__ import annotations
 
-import copy
 import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.data.splits import AnySplit, Split, Splits
 from trueoracle.errors import first_line
+from trueoracle.networks.copying import copied
 from trueoracle.training.continuing import MemberState, restore, state_of
 from trueoracle.training.evaluate import evaluation_batch
 from trueoracle.training.loop import Stream, batches, make_optimizer, stream_seed
@@ -159,7 +159,7 @@ def refusal(network: nn.Module, recipe: Recipe, example: Tensor) -> str | None:
     """
     if isinstance(recipe, Retraining) and not recipe.common_random_numbers and _drops(network):
         return "dropout draws from one stream for all members, and each is to have its own"
-    members = [_without_dropout(copy.deepcopy(network).cpu()) for _ in range(2)]
+    members = [_without_dropout(copied(network).cpu()) for _ in range(2)]
     with torch.random.fork_rng(devices=[]), _attention_that_maps(torch.device("cpu")):
         try:
             with torch.no_grad():
