@@ -78,9 +78,9 @@ def check_training(network: nn.Module, example: Tensor) -> None:
 def failures(network: nn.Module, groups: Sequence[Group], example: Tensor) -> dict[str, str]:
     """Why groups of ``network`` cannot be pruned after all, by their names; tried on ``example``.
 
-    Of each group, two sets of filters and what each leaves are pruned. All groups are tried
-    together, and where that fails, each half of them, down to single ones. A group of one filter
-    has nothing to try.
+    Half of each group's filters are pruned, and then the other half. All groups are tried together,
+    and where that fails, each half of them, down to single ones. A group of one filter has nothing
+    to try.
     """
     triable = [group for group in groups if group.filters > 1]
     return _Trial(network, example).failures(triable) if triable else {}
@@ -187,17 +187,12 @@ class _Trial:
 
 
 def _cover(groups: Sequence[Group]) -> Iterator[Kept]:
-    """Sets of kept filters: in neighbours and at random, one half of each group and the other."""
+    """Two sets of kept filters: a half of each group, drawn at random, and the other half."""
     generator = random.Random(0)
-    orders = {group.name: list(range(group.filters)) for group in groups}
-    for _ in range(2):
-        for part in (0, 1):
-            yield {
-                name: sorted(order[: len(order) // 2] if part else order[len(order) // 2 :])
-                for name, order in orders.items()
-            }
-        for order in orders.values():
-            generator.shuffle(order)
+    orders = {g.name: generator.sample(range(g.filters), g.filters) for g in groups}
+    halves = {name: len(order) // 2 for name, order in orders.items()}
+    yield {name: sorted(order[: halves[name]]) for name, order in orders.items()}
+    yield {name: sorted(order[halves[name] :]) for name, order in orders.items()}
 
 
 def _shaken(network: nn.Module) -> nn.Module:

@@ -78,7 +78,10 @@ def prepare(
         data = _given(data, spec.data)
         shape, classes = data.train.image_shape, data.classes
     made = _build(spec, shape, classes) if network is None else copied(network).cpu()
-    candidates = _list(made, shape, classes, spec, find=find_groups)
+    shipped = network is None and is_shipped(spec.network.name)
+    # The tests try the groups of every shipped network, and those that are pruned are tried below.
+    find = follow_groups if shipped else find_groups
+    candidates = _list(made, shape, classes, spec, find=find)
     _check_recipes(made, shape, classes, spec)
     if spec.network.weights is not None:
         load_weights(made, spec.network.weights)
@@ -94,7 +97,6 @@ def prepare(
             test_images=spec.data.test_images,
             measured_fraction=spec.data.measured_fraction,
         )
-    shipped = network is None and is_shipped(spec.network.name)
     if not shipped:
         # Noise does not bring out all that a forward may do with values.
         few = torch.arange(min(8, len(data.train)))
