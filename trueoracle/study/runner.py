@@ -32,7 +32,7 @@ from trueoracle.pruning.cost import cost
 from trueoracle.pruning.listing import write_listing
 from trueoracle.study.prepare import Prepared
 from trueoracle.study.progress import Progress, about
-from trueoracle.study.spec import StudySpec
+from trueoracle.study.spec import CANDIDATE_FILES, StudySpec
 from trueoracle.study.store import DATABASE, Retrained, Store, locked
 from trueoracle.training.checkpoint import Checkpoint
 from trueoracle.training.loop import EpochRecord, measure, train
@@ -110,7 +110,7 @@ def _begin(prepared: Prepared, store: Store) -> int:
     listed = store.candidate_ids()
     if listed and listed != list(prepared.candidates.ids):
         given = prepared.spec.pruning.candidates
-        what = given if str(given).endswith(".json") else "what pruning.layers names"
+        what = given if str(given).endswith(CANDIDATE_FILES) else "what pruning.layers names"
         raise InputError(
             f"{what} has changed since this study began: give the study another name to start "
             "anew with it"
