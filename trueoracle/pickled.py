@@ -7,6 +7,7 @@ a call stays a description of one, so a file can do nothing. Whoever reads it ta
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,13 +63,9 @@ def read_pickle(data: bytes) -> object:
     """
     reader = _Reader()
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in _VALUES:
-                reader.stack.append(argument)
-            elif opcode.name in _STEPS:
-                _STEPS[opcode.name](reader, argument)
-            else:
-                raise ValueError(f"its opcode {opcode.name} is not read")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how texts are written
+            reader.run(data)
         return reader.stack.pop()
     except (IndexError, KeyError) as error:  # less on the stack than is taken, or never memoised
         raise ValueError("it takes what was never put") from error
@@ -83,6 +80,15 @@ class _Reader:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
+
+    def run(self, data: bytes) -> None:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in _VALUES:
+                self.stack.append(argument)
+            elif opcode.name in _STEPS:
+                _STEPS[opcode.name](self, argument)
+            else:
+                raise ValueError(f"its opcode {opcode.name} is not read")
 
     def since_mark(self) -> list[Any]:
         start = self.marks.pop()
@@ -140,6 +146,7 @@ _SETS = {f"{home}.{kind}" for home in ("builtins", "__builtin__") for kind in ("
 _VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    "BYTEARRAY8",
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
 }
 """The opcodes that push what stands behind them."""
@@ -160,6 +167,7 @@ _STEPS: dict[str, Callable[[_Reader, Any], object]] = {
     "PROTO": lambda r, a: None,
     "FRAME": lambda r, a: None,
     "STOP": lambda r, a: None,
+    "READONLY_BUFFER": lambda r, a: None,
     "NONE": lambda r, a: r.stack.append(None),
     "NEWTRUE": lambda r, a: r.stack.append(True),
     "NEWFALSE": lambda r, a: r.stack.append(False),

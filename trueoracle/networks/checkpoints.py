@@ -9,6 +9,7 @@ where it holds tensors and plain values. Where it holds objects too, the file is
 from __future__ import annotations
 
 import argparse
+import pickle
 import sys
 import warnings
 import zipfile
@@ -63,29 +64,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         # Training scripts like to save their arguments beside the weights: plain values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols, and of types on their way out
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
             objects = None
     except FileNotFoundError as error:
         raise InputError(f"no weights file {path}") from error
     except Exception as error:  # a damaged pickle can raise anything
-        objects = _objects_of(path)
-        if objects is None:
-            raise _unreadable(path, error) from error
-        content = objects.content
+        objects = _objects_of(path, error)
+    if objects is None:
+        return _find(path, content, None)
+    with objects:
+        return _find(path, objects.content, objects)
+
+
+def _objects_of(path: Path, reason: Exception) -> _Objects:
+    """A checkpoint that PyTorch does not read safely, read as data; ``reason`` is PyTorch's."""
+    what = f"{path} is no safetensors file or PyTorch checkpoint that can be read safely"
+    if not zipfile.is_zipfile(path):
+        # PyTorch's own advice, of many lines, is to read it unsafely; ours is not.
+        is_refused = isinstance(reason, pickle.UnpicklingError) and "only" in str(reason)
+        why = "it holds more than tensors, or no tensors" if is_refused else first_line(reason)
+        raise InputError(f"{what}: {why[:160]}") from reason
     try:
-        return _find(path, content, objects)
-    finally:
-        if objects is not None:
-            objects.close()
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    # PyTorch's own advice is to read it unsafely; ours is not.
-    why = first_line(error).partition("(1)")[0].removeprefix("Weights only load failed. ")
-    return InputError(
-        f"{path} is no safetensors file or PyTorch checkpoint that can be read safely (damaged, "
-        f"or holding more than tensors): {why[:160]}"
-    )
+        return _Objects(path)
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"{what}: {first_line(error)[:160]}") from error
 
 
 def _find(path: Path, content: object, objects: _Objects | None) -> dict[str, Any]:
@@ -178,14 +180,6 @@ def _mapping(path: Path, value: object, objects: _Objects | None) -> dict[str, A
     return {key: objects.native(path, one) for key, one in value.items()}
 
 
-def _objects_of(path: Path) -> _Objects | None:
-    """A checkpoint read as data, where it is one of PyTorch's archives and no more is wrong."""
-    try:
-        return _Objects(path)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile, NotImplementedError):
-        return None
-
-
 class _Objects:
     """A checkpoint whose objects are descriptions (:class:`Call`), of which tensors are made."""
 
@@ -203,7 +197,10 @@ class _Objects:
             raise ValueError("its bytes are in another order than this machine's")
         self.content = read_pickle(self._read("data.pkl"))
 
-    def close(self) -> None:
+    def __enter__(self) -> _Objects:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._archive.close()
 
     def _read(self, name: str) -> bytes:

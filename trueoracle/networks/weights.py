@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from trueoracle.errors import InputError, StoreError, first_line, unknown
 from trueoracle.networks.checkpoints import EXTRA_STATE, read_checkpoint
@@ -96,12 +97,13 @@ def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: object
     tensors that differ in it.
     """
     own = network.state_dict()
-    state: dict[str, Any] = {
-        name: value if isinstance(own.get(name), Tensor) else json.loads(bytes(value.tolist()))
-        for name, value in tensors.items()
-    }
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(
+            {
+                name: value if isinstance(own.get(name), Tensor) else _decoded(value)
+                for name, value in tensors.items()
+            }
+        )
     except Exception as error:  # what a module does with its extra state is the user's code
         raise InputError(f"{source} does not fit the network: {first_line(error)}") from error
     for name, value in network.state_dict().items():
@@ -144,7 +146,14 @@ def state_tensors(network: nn.Module) -> dict[str, Tensor]:
     JSON text, where JSON gives it back as it was. Raises :class:`InputError` naming what is neither
     that nor a dense tensor: it could not be kept in a file, or told from another.
     """
-    return _as_tensors(network.state_dict(), "the network")
+    tensors = _as_tensors(network.state_dict(), "the network")
+    for name, value in tensors.items():
+        if isinstance(value, UninitializedTensorMixin):
+            raise InputError(f"{name} of the network has no numbers yet: run it once on a batch")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = "meta" if value.is_meta else "quantised" if value.is_quantized else "sparse"
+            raise InputError(f"{name} of the network is a {kind} tensor, expected a dense one")
+    return tensors
 
 
 def _as_tensors(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
@@ -253,7 +262,12 @@ def _is_plain(value: object) -> bool:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    dense = tensor.detach().cpu() if tensor.layout == torch.strided else tensor.detach().to_dense()
+    if dense.is_quantized:
+        dense = dense.dequantize()
+    # A conjugate or a negative may be a view that says so, with the numbers as they were.
+    numbers = dense.cpu().resolve_conj().resolve_neg().contiguous()
+    return numbers.flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _is_extra(name: str) -> bool:
@@ -273,6 +287,10 @@ def _encoded(name: str, value: object, source: str) -> Tensor:
             "recorded: expected a tensor, or numbers, texts, lists and dictionaries as JSON has"
         )
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def _decoded(extra: Tensor) -> Any:
+    return json.loads(bytes(extra.tolist()))
 
 
 def _converted(
@@ -295,27 +313,22 @@ def _converted(
     if value.dtype == dtype:
         return value, False
     made = value.to(dtype)
-    back = made.to(value.dtype)
-    if torch.equal(back, value) or not _differs(back, value).any():
-        return made, False
-    is_float = _kind(dtype) in ("floating-point", "complex")
-    if not is_float or (_differs(back, value) & ~back.isfinite()).any():
+    before, after = (one.to(_kind(dtype)) for one in (value, made))
+    changed = (before != after) & ~(before.isnan() & after.isnan())
+    if _kind(dtype) == torch.int64 and changed.any() or (changed & ~after.isfinite()).any():
         raise InputError(
             f"{where} is {_type(value.dtype)} and holds numbers beyond the network's {_type(dtype)}"
         )
-    return made, True
+    return made, bool(changed.any())
 
 
-def _differs(one: Tensor, other: Tensor) -> Tensor:
-    return (one != other) & ~(one.isnan() & other.isnan())
-
-
-def _kind(dtype: torch.dtype) -> str:
+def _kind(dtype: torch.dtype) -> torch.dtype:
+    """The widest of the types that hold numbers of the same kind."""
     if dtype == torch.bool:
-        return "bool"
+        return dtype
     if dtype.is_complex:
-        return "complex"
-    return "floating-point" if dtype.is_floating_point else "whole"
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else torch.int64
 
 
 def _type(dtype: torch.dtype) -> str:
