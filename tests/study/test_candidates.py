@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import sqlite3
+import sys
+from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 from tests.study.test_runner import Recorder
 from trueoracle.errors import InputError
+from trueoracle.networks.registry import build
+from trueoracle.networks.weights import load_weights, weights_sha256
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import cost_in_words, summarise
 from trueoracle.study import runner
 from trueoracle.study.results import Results
 from trueoracle.study.store import DATABASE
 from trueoracle.study.study import Study
+from trueoracle.training.evaluate import evaluate
 
 
 @pytest.fixture
@@ -52,6 +62,62 @@ def test_two_studies_share_their_candidates(quick: dict[str, Any], tmp_path: Pat
     # Its own study puts its list right again.
     Study(**sampled, runs=tmp_path).run(progress=False)
     assert path.read_text() == "".join(lines)
+
+
+def test_the_papers_own_files_run_by_both_surgeries(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint, with the whole network in it, and its combination file of conv1 and conv2."""
+    code = ModuleType("model.lenet5")
+    monkeypatch.setitem(sys.modules, code.__name__, code)
+
+    class LeNet5_Mini(nn.Sequential):
+        pass
+
+    LeNet5_Mini.__module__, LeNet5_Mini.__qualname__ = code.__name__, "LeNet5_Mini"
+    code.LeNet5_Mini = LeNet5_Mini  # type: ignore[attr-defined]
+    trained = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+    theirs = LeNet5_Mini(OrderedDict(trained.named_children()))
+    weights = tmp_path / "ckpt_best.pth"
+    parallel = {f"module.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save({"arch": "lenet5_mini", "model": theirs, "state_dict": parallel}, weights)
+    monkeypatch.delitem(sys.modules, code.__name__)
+
+    ways = [((0, 9), (3, 4)), ((2, 5), (0, 8)), ((1, 3), (3, 4))]
+    combinations = tmp_path / "lenet5_mini-mnist-0.001-combination.pkl"
+    combinations.write_bytes(pickle.dumps(ways))
+    listed = [{"conv1": list(one), "conv2": list(two)} for one, two in ways]
+
+    losses, ids = {}, {}
+    for surgery in ("exact", "as-released"):
+        fields = quick | {
+            "name": surgery,
+            "network": {"name": "lenet5-mini", "weights": str(weights)},
+            "pruning": {
+                "layers": {"conv2": 0.2, "conv1": 0.2},
+                "candidates": str(combinations),
+                "surgery": surgery,
+            },
+        }
+        study = Study(**fields, runs=tmp_path / "runs")
+        results = study.run(progress=False)
+        assert results.finished
+        assert json.loads((results.folder / runner.CANDIDATES).read_text())["candidates"] == listed
+        recorded = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+        load_weights(recorded, results.folder / runner.DENSE)
+        assert weights_sha256(recorded) == weights_sha256(trained)
+        # What is scored are those networks, cut by that surgery.
+        prepared = study.prepare()
+        losses[surgery], ids[surgery] = results.scores["oracle"], results.candidates["candidate"]
+        for index in range(3):
+            pruned = prepared.candidates.prune(trained, index)
+            expected = evaluate(pruned.eval(), prepared.data.train)[0]
+            assert losses[surgery].iloc[index] == pytest.approx(expected, rel=1e-5)
+    assert (losses["exact"].to_numpy() != losses["as-released"].to_numpy()).all()
+    assert ids["exact"].tolist() == ids["as-released"].tolist()
+    combinations.write_bytes(pickle.dumps(ways[::-1]))
+    with pytest.raises(InputError, match=r"combination\.pkl has changed since this study began"):
+        study.run(progress=False)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
