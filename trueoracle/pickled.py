@@ -126,6 +126,11 @@ class _Reader:
         onto = self.stack[-1]
         (onto.entries if isinstance(onto, Call) else onto).extend(entries)
 
+    def dictionary(self) -> None:
+        flat = self.since_mark()
+        self.stack.append({})
+        self.set(flat)
+
     def set(self, flat: list[Any]) -> None:
         onto = self.stack[-1]
         items = onto.items if isinstance(onto, Call) else onto
@@ -195,7 +200,7 @@ _STEPS: dict[str, Callable[[_Reader, Any], object]] = {
     "FROZENSET": lambda r, a: r.stack.append(r.since_mark()),
     "ADDITEMS": lambda r, a: r.append(r.since_mark()),
     "EMPTY_DICT": lambda r, a: r.stack.append({}),
-    "DICT": lambda r, a: (taken := r.since_mark(), r.stack.append({}), r.set(taken)),
+    "DICT": lambda r, a: r.dictionary(),
     "SETITEM": lambda r, a: r.set(r.last(2)),
     "SETITEMS": lambda r, a: r.set(r.since_mark()),
     "GLOBAL": lambda r, a: r.name(*a.split(" ", 1)),

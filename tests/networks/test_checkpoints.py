@@ -89,7 +89,9 @@ def test_of_several_networks_none_is_guessed(tmp_path: Path) -> None:
     path, one, other = tmp_path / "gan.pth", lenet().state_dict(), lenet().state_dict()
     torch.save({"generator": one, "discriminator": other, "epoch": 1}, path)
     message = refused(lenet(), path)
-    assert "holds 2 different mappings of names to tensors ('generator', 'discriminator')" in message
+    assert (
+        "holds 2 different mappings of names to tensors ('generator', 'discriminator')" in message
+    )
     torch.save({"a": {"state_dict": one}, "b": {"state_dict": other}}, path)
     assert "('a.state_dict', 'b.state_dict')" in refused(lenet(), path)
     torch.save({"state_dict": one, "model": other}, path)
@@ -119,7 +121,9 @@ def test_what_is_no_tensor_is_named(tmp_path: Path) -> None:
     assert refused(lenet(), path).endswith("'epoch' in it is no tensor, but of type int")
     # As a dynamically quantised layer has it.
     torch.save({"0.scale": torch.ones(1), "0._packed_params.dtype": torch.qint8}, path)
-    assert "'0._packed_params.dtype' in it is no tensor, but of type dtype" in refused(lenet(), path)
+    assert "'0._packed_params.dtype' in it is no tensor, but of type dtype" in refused(
+        lenet(), path
+    )
     for content in ([], {}, {"a": {}}, 3, None, "text", torch.ones(2), [torch.ones(2)]):
         torch.save(content, path)
         assert "holds no state_dict" in refused(lenet(), path)
@@ -161,7 +165,9 @@ def test_what_is_rounded_is_said(tmp_path: Path) -> None:
     assert load_weights(loaded, path) == ""  # every number is there
     _, path = saved_as(tmp_path, lambda value: value.double() * 1e200)
     message = refused(lenet(), path)
-    assert "conv1.weight in FILE is float64 and holds numbers beyond the network's float32" in message
+    assert (
+        "conv1.weight in FILE is float64 and holds numbers beyond the network's float32" in message
+    )
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")

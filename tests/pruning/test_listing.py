@@ -193,7 +193,7 @@ ENDLESS: dict[str, Callable[[], Any]] = {
         ([0], "candidate 1 is 0"),
         ([((0, 4), (0, 1, 2))], "candidate 1: a has filters 0 to 3, got 4"),
         ([((0, -1), (0, 1, 2))], "candidate 1: a has filters 0 to 3, got -1"),
-        (pickle.dumps([((0, 10**5000), (0, 1, 2))]), "a has filters 0 to 3, got a number of thousands of digits"),
+        (pickle.dumps([((0, 10**5000), (0, 1, 2))]), "got a number of thousands of digits"),
         ([((1, 1), (0, 1, 2))], "candidate 1: a names a filter twice: (1, 1)"),
         ([((1,), (0, 1, 2))], "candidate 1 prunes 1 filters of a, and pruning.layers 2 of 4: "
          "a ratio of 0.2 prunes 1"),
@@ -261,6 +261,6 @@ def test_a_combination_file_is_of_bearable_size_and_there(
         read(path)
     with pytest.raises(InputError, match=r"no file of candidates .*none\.pkl"):
         read(tmp_path / "none.pkl")
+    (tmp_path / "folder.pkl").mkdir()
     with pytest.raises(InputError, match="cannot read the candidates"):
-        (tmp_path / "folder.pkl").mkdir()
         read(tmp_path / "folder.pkl")

@@ -69,19 +69,17 @@ def test_the_papers_own_files_run_by_both_surgeries(
 ) -> None:
     """Its checkpoint, with the whole network in it, and its combination file of conv1 and conv2."""
     code = ModuleType("model.lenet5")
-    monkeypatch.setitem(sys.modules, code.__name__, code)
-
-    class LeNet5_Mini(nn.Sequential):
-        pass
-
-    LeNet5_Mini.__module__, LeNet5_Mini.__qualname__ = code.__name__, "LeNet5_Mini"
-    code.LeNet5_Mini = LeNet5_Mini  # type: ignore[attr-defined]
+    theirs_class: Any = type("LeNet5_Mini", (nn.Sequential,), {"__module__": code.__name__})
+    code.LeNet5_Mini = theirs_class  # type: ignore[attr-defined]
     trained = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
-    theirs = LeNet5_Mini(OrderedDict(trained.named_children()))
+    theirs = theirs_class(OrderedDict(trained.named_children()))
     weights = tmp_path / "ckpt_best.pth"
     parallel = {f"module.{name}": value for name, value in theirs.state_dict().items()}
-    torch.save({"arch": "lenet5_mini", "model": theirs, "state_dict": parallel}, weights)
-    monkeypatch.delitem(sys.modules, code.__name__)
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "model", ModuleType("model"))
+        patched.setitem(sys.modules, code.__name__, code)
+        torch.save({"arch": "lenet5_mini", "model": theirs, "state_dict": parallel}, weights)
+    assert code.__name__ not in sys.modules
 
     ways = [((0, 9), (3, 4)), ((2, 5), (0, 8)), ((1, 3), (3, 4))]
     combinations = tmp_path / "lenet5_mini-mnist-0.001-combination.pkl"

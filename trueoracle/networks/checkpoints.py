@@ -16,7 +16,7 @@ import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -142,11 +142,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
         return True
     if one.dtype != other.dtype or one.layout != other.layout or one.is_quantized:
         return False
-    if one.layout != torch.strided:
+    if one.layout != torch.strided or one.shape != other.shape:
         return False
-    return torch.equal(one, other) or torch.equal(one.isnan(), other.isnan()) and torch.equal(
-        one.nan_to_num(), other.nan_to_num()
-    )
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _is_state_dict(mapping: Mapping[str, Any]) -> bool:
@@ -254,8 +252,7 @@ class _Objects:
             prefix, module, above = waiting.popleft()
             if id(module) in above or len(above) == _DEEPEST:
                 raise InputError(f"{path} is damaged: its layers are nested without an end")
-            fields = module.state
-            assert isinstance(fields, dict)  # _is_network
+            fields = cast(dict[object, Any], module.state)
             hidden = fields.get("_non_persistent_buffers_set")
             hidden = hidden if isinstance(hidden, list) else []
             for kind in ("_parameters", "_buffers"):

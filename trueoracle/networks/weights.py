@@ -293,9 +293,7 @@ def _decoded(extra: Tensor) -> Any:
     return json.loads(bytes(extra.tolist()))
 
 
-def _converted(
-    name: str, value: Tensor, dtype: torch.dtype, source: object
-) -> tuple[Tensor, bool]:
+def _converted(name: str, value: Tensor, dtype: torch.dtype, source: object) -> tuple[Tensor, bool]:
     """A file's tensor in the network's type, and whether it had to be rounded."""
     where = f"{name} in {source}"
     if value.is_meta or value.is_nested or value.is_quantized:
@@ -315,7 +313,8 @@ def _converted(
     made = value.to(dtype)
     before, after = (one.to(_kind(dtype)) for one in (value, made))
     changed = (before != after) & ~(before.isnan() & after.isnan())
-    if _kind(dtype) == torch.int64 and changed.any() or (changed & ~after.isfinite()).any():
+    beyond = changed if _kind(dtype) == torch.int64 else changed & ~after.isfinite()
+    if beyond.any():
         raise InputError(
             f"{where} is {_type(value.dtype)} and holds numbers beyond the network's {_type(dtype)}"
         )
@@ -375,8 +374,7 @@ def _rules(network: nn.Module) -> list[tuple[str, str]]:
     if isinstance(network, nn.Sequential):
         # The layers of VGGs stand in our order in the paper's code and in torchvision, by number.
         rules += [
-            (rf"^features\.{number}\.", f"{name}.")
-            for number, name in enumerate(network._modules)
+            (rf"^features\.{number}\.", f"{name}.") for number, name in enumerate(network._modules)
         ]
     return rules
 

@@ -13,7 +13,14 @@ from typing import Any
 from trueoracle.errors import InputError, StoreError, first_line
 from trueoracle.pickled import read_pickle
 
-__all__ = ["LISTING_FORMAT", "Listing", "brief", "read_combinations", "read_listing", "write_listing"]
+__all__ = [
+    "LISTING_FORMAT",
+    "Listing",
+    "brief",
+    "read_combinations",
+    "read_listing",
+    "write_listing",
+]
 
 LISTING_FORMAT = 1
 
