@@ -124,7 +124,8 @@ def test_what_is_no_tensor_is_named(tmp_path: Path) -> None:
     assert "'0._packed_params.dtype' in it is no tensor, but of type dtype" in refused(
         lenet(), path
     )
-    for content in ([], {}, {"a": {}}, 3, None, "text", torch.ones(2), [torch.ones(2)]):
+    others: list[Any] = [[], {}, {"a": {}}, 3, None, "text", torch.ones(2), [torch.ones(2)]]
+    for content in others:
         torch.save(content, path)
         assert "holds no state_dict" in refused(lenet(), path)
 
@@ -155,12 +156,12 @@ def test_shorter_floating_point_numbers_are_taken(tmp_path: Path, dtype: torch.d
 
 def test_what_is_rounded_is_said(tmp_path: Path) -> None:
     network, path = saved_as(tmp_path, lambda value: value.double() / 3)
-    loaded = lenet()
+    loaded, weight = lenet(), network.get_parameter("conv1.weight")
     assert load_weights(loaded, path) == (
         f"{path} holds conv1.weight and 9 more in a precision that the network does not have: "
         "rounded to float32"
     )
-    assert torch.equal(loaded.conv1.weight, (network.conv1.weight.double() / 3).float())  # type: ignore[union-attr, operator]
+    assert torch.equal(loaded.get_parameter("conv1.weight"), (weight.double() / 3).float())
     _, path = saved_as(tmp_path, lambda value: value.double())
     assert load_weights(loaded, path) == ""  # every number is there
     _, path = saved_as(tmp_path, lambda value: value.double() * 1e200)
@@ -203,7 +204,7 @@ def test_whole_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     torch.save(counter(torch.int64, 300).state_dict(), path)
     loaded = counter(torch.int16, 0)
     assert load_weights(loaded, path) == ""
-    assert loaded.steps.tolist() == [300]  # type: ignore[union-attr, operator]
+    assert loaded.get_buffer("steps").tolist() == [300]
     message = refused(counter(torch.uint8, 0), path)
     assert "steps in FILE is int64 and holds numbers beyond the network's uint8" in message
 
@@ -215,8 +216,8 @@ def test_sparse_tensors_are_made_dense(tmp_path: Path) -> None:
     network, path = saved_as(tmp_path, sparse)
     loaded = lenet()
     assert load_weights(loaded, path) == ""
-    dense = network.conv1.weight.detach()  # type: ignore[union-attr, operator]
-    assert torch.equal(loaded.conv1.weight, dense * (dense > 0))  # type: ignore[arg-type]
+    dense = network.get_parameter("conv1.weight").detach()
+    assert torch.equal(loaded.get_parameter("conv1.weight"), dense * (dense > 0))
 
 
 def test_tied_tensors_that_differ_in_the_file_are_refused(tmp_path: Path) -> None:
@@ -419,7 +420,8 @@ def pickled_tensor(key: object, size: Any, stride: Any, offset: Any = 0) -> byte
 
     class Tensorish:
         def __reduce__(self) -> Any:
-            arguments = (Kept(storage), offset, size, stride, False, OrderedDict())
+            hooks: dict[str, Any] = OrderedDict()
+            arguments = (Kept(storage), offset, size, stride, False, hooks)
             return torch._utils._rebuild_tensor_v2, arguments
 
     class Kept:

@@ -109,7 +109,7 @@ def test_the_papers_own_files_run_by_both_surgeries(
         losses[surgery], ids[surgery] = results.scores["oracle"], results.candidates["candidate"]
         for index in range(3):
             pruned = prepared.candidates.prune(trained, index)
-            expected = evaluate(pruned.eval(), prepared.data.train)[0]
+            expected = evaluate(pruned.eval(), prepared.data.train).loss
             assert losses[surgery].iloc[index] == pytest.approx(expected, rel=1e-5)
     assert (losses["exact"].to_numpy() != losses["as-released"].to_numpy()).all()
     assert ids["exact"].tolist() == ids["as-released"].tolist()

@@ -188,7 +188,7 @@ class _Objects:
         if len(roots) != 1:
             raise ValueError("it is no archive of PyTorch's")
         self._root = roots[0]
-        order = sys.byteorder
+        order: str = sys.byteorder
         if f"{self._root}byteorder" in names:
             order = self._read("byteorder").decode()
         if order != sys.byteorder:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from trueoracle.errors import InputError, StoreError, first_line, unknown
 from trueoracle.networks.checkpoints import EXTRA_STATE, read_checkpoint
@@ -148,7 +148,7 @@ def state_tensors(network: nn.Module) -> dict[str, Tensor]:
     """
     tensors = _as_tensors(network.state_dict(), "the network")
     for name, value in tensors.items():
-        if isinstance(value, UninitializedTensorMixin):
+        if isinstance(value, UninitializedParameter | UninitializedBuffer):
             raise InputError(f"{name} of the network has no numbers yet: run it once on a batch")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             kind = "meta" if value.is_meta else "quantised" if value.is_quantized else "sparse"
