@@ -7,6 +7,7 @@ import pickle
 import sqlite3
 import sys
 from collections import OrderedDict
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,8 @@ from tests.study.test_runner import Recorder
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import build
 from trueoracle.networks.weights import load_weights, weights_sha256
+from trueoracle.pruning.candidates import list_candidates
+from trueoracle.pruning.walk import find_groups
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import cost_in_words, summarise
 from trueoracle.study import runner
@@ -116,6 +119,38 @@ def test_the_papers_own_files_run_by_both_surgeries(
     combinations.write_bytes(pickle.dumps(ways[::-1]))
     with pytest.raises(InputError, match=r"combination\.pkl has changed since this study began"):
         study.run(progress=False)
+
+
+def test_what_weights_lose_is_said_before_the_work(quick: dict[str, Any], tmp_path: Path) -> None:
+    network, path = build("lenet5-mini", input_shape=(1, 32, 32), classes=10), tmp_path / "w.pth"
+    torch.save({name: v.double() / 3 for name, v in network.state_dict().items()}, path)
+    weights = {"network": {"name": "lenet5-mini", "weights": str(path)}}
+    pruning = {"pruning": {"layers": {"conv1": 0.2}, "candidates": 2}}
+    progress = Recorder()
+    Study(**quick | weights | pruning, runs=tmp_path).score(progress=progress)
+    assert progress.messages[0].startswith(f"{path} holds conv1.weight and 9 more in a precision")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "pattern", "layers"),
+    [
+        ("lenet5-mini", {}, "conv*", 3),
+        ("vgg19", {"width": 0.05}, "conv*", 16),
+        ("resnet56", {"width": 2}, "layer*.conv1", 27),
+        ("resnet18", {"width": 2}, "layer*.conv1", 8),
+    ],
+)
+def test_the_papers_networks_list_their_layers_in_their_order(
+    name: str, arguments: dict[str, Any], pattern: str, layers: int
+) -> None:
+    """By which the tuples of a combination file are known to be of one layer or another."""
+    shape = (1, 32, 32) if name == "lenet5-mini" else (3, 32, 32)
+    network = build(name, arguments, input_shape=shape, classes=10)
+    available = find_groups(network, torch.rand(2, *shape))
+    listed = list_candidates(available, {pattern: 0.5}, count=1)
+    order = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    assert [group.name for group in listed.groups] == [n for n in order if fnmatch(n, pattern)]
+    assert len(listed.groups) == layers
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

@@ -82,7 +82,7 @@ def _objects_of(path: Path, reason: Exception) -> _Objects:
     if not zipfile.is_zipfile(path):
         # PyTorch's own advice, of many lines, is to read it unsafely; ours is not.
         is_refused = isinstance(reason, pickle.UnpicklingError) and "only" in str(reason)
-        why = "it holds more than tensors, or no tensors" if is_refused else first_line(reason)
+        why = "it is damaged, or holds more than tensors" if is_refused else first_line(reason)
         raise InputError(f"{what}: {why[:160]}") from reason
     try:
         return _Objects(path)
@@ -186,7 +186,7 @@ class _Objects:
         names = self._archive.namelist()
         roots = [n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise ValueError("it is no archive of PyTorch's")
+            raise ValueError("torch.save did not write it")
         self._root = roots[0]
         order: str = sys.byteorder
         if f"{self._root}byteorder" in names:
