@@ -130,6 +130,19 @@ def test_what_is_no_tensor_is_named(tmp_path: Path) -> None:
         assert "holds no state_dict" in refused(lenet(), path)
 
 
+def test_nesting_and_names_have_bounds(tmp_path: Path) -> None:
+    path = tmp_path / "deep.pth"
+    torch.save({"a": torch.ones(1)}, path)
+    deep = 20_000
+    rewritten(
+        path, data_pkl=b"\x80\x02" + b"}X\x01\x00\x00\x00a" * deep + b"}" + b"s" * deep + b"."
+    )
+    assert "holds no state_dict" in refused(lenet(), path)
+    torch.save({"evil\x1b[31m\nname": torch.ones(1)}, path)
+    message = refused(lenet(), path)
+    assert "holds a tensor of the name 'evil\\x1b[31m\\nname'" in message
+
+
 def test_two_names_of_one_tensor_are_refused(tmp_path: Path) -> None:
     path, tensors = tmp_path / "twice.pth", lenet().state_dict()
     torch.save(tensors | {"module.fc2.bias": tensors["fc2.bias"] + 1}, path)

@@ -33,7 +33,7 @@ _USUAL = ("state_dict", "model", "model_state_dict", "net", "network")
 """What training scripts call the network, which goes before what has another name."""
 
 _MOST_LAYERS, _DEEPEST = 1_000_000, 500
-"""No network has more layers, or layers that are nested deeper."""
+"""No network has more layers; nothing is looked for, and no layers are nested, deeper."""
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -95,7 +95,7 @@ def _find(path: Path, content: object, objects: _Objects | None) -> dict[str, An
     level: list[tuple[tuple[str, ...], object]] = [((), content)]
     seen: dict[int, object] = {}  # with the values, lest another one be given the place of one
     odd = ""
-    while level:
+    for _ in range(_DEEPEST):
         found: dict[tuple[str, ...], dict[str, Any]] = {}
         below: list[tuple[tuple[str, ...], object]] = []
         for place, value in level:
@@ -124,7 +124,7 @@ def _chosen(path: Path, found: Mapping[tuple[str, ...], dict[str, Any]]) -> dict
     shown = [repr(".".join(place)) for place in places]
     more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
     raise InputError(
-        f"{path} holds {len(found)} different mappings of names to tensors "
+        f"{path} holds {len(places)} different mappings of names to tensors "
         f"({', '.join(shown[:6])}{more}): save the one that is meant by itself"
     )
 

@@ -127,6 +127,14 @@ def read_weights(source: Path | str) -> dict[str, Tensor]:
     if isinstance(source, str) and colon and scheme == "torchvision":
         return _from_hub(name)
     path = Path(source)
+    tensors = _read_file(path)
+    for name in tensors:
+        if len(name) > 1000 or not name.isprintable():  # it will stand in messages
+            raise InputError(f"{path} holds a tensor of the name {name[:100]!r}: it is damaged")
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         return _as_tensors(read_checkpoint(path), str(path))
     try:
@@ -323,7 +331,7 @@ def _converted(name: str, value: Tensor, dtype: torch.dtype, source: object) -> 
 
 def _kind(dtype: torch.dtype) -> torch.dtype:
     """The widest of the types that hold numbers of the same kind."""
-    if dtype == torch.bool:
+    if dtype in (torch.bool, torch.uint64):  # which no other holds
         return dtype
     if dtype.is_complex:
         return torch.complex128
