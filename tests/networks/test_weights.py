@@ -21,6 +21,7 @@ from trueoracle.networks.weights import (
     read_metadata,
     read_weights,
     save_weights,
+    state_tensors,
     weights_sha256,
 )
 
@@ -265,3 +266,101 @@ class Scaled(nn.Module):
 def test_an_architecture_is_its_numbers_too(kind: str) -> None:
     assert architecture_sha256(Scaled(kind, 1.0)) == architecture_sha256(Scaled(kind, 1.0))
     assert architecture_sha256(Scaled(kind, 1.0)) != architecture_sha256(Scaled(kind, 3.0))
+
+
+class Counting(nn.Linear):
+    """A layer with extra state, which says how often its weights were loaded."""
+
+    state: Any = None
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state
+
+
+def counting(state: Any) -> nn.Module:
+    network = nn.Sequential(OrderedDict(fc1=nn.Linear(4, 3), fc2=Counting(3, 2)))
+    network.fc2.state = state  # type: ignore[union-attr]
+    return network
+
+
+EXTRA: list[Any] = [None, 3, {"scale": 1, "seen": [0.5, True, "ü"]}, torch.arange(3), [], "text"]
+
+
+@pytest.mark.parametrize("state", EXTRA)
+@pytest.mark.parametrize("ending", ["safetensors", "pt", "wrapped.pt"])
+def test_extra_state_is_carried_along(tmp_path: Path, state: Any, ending: str) -> None:
+    saved, path = counting(state), tmp_path / f"extra.{ending}"
+    if ending == "safetensors":
+        save_weights(saved, path, {})
+    else:
+        tensors = saved.state_dict()
+        torch.save({"net": tensors} if ending == "wrapped.pt" else tensors, path)
+    loaded: Any = counting(torch.zeros(3, dtype=torch.int64) if torch.is_tensor(state) else "other")
+    assert weights_sha256(loaded) != weights_sha256(saved)
+    load_weights(loaded, path)
+    assert weights_sha256(loaded) == weights_sha256(saved)
+    assert type(loaded.fc2.state) is type(state)
+    assert str(loaded.fc2.state) == str(state)
+
+
+@pytest.mark.parametrize("state", [(1, 2), {1: 2}, {1, 2}, b"x", object(), 1j, [object()]])
+def test_extra_state_that_cannot_be_recorded_is_refused(tmp_path: Path, state: Any) -> None:
+    network = counting(state)
+    told = rf"fc2\._extra_state of the network is extra state of type {type(state).__name__} that"
+    for use in (weights_sha256, state_tensors, lambda n: save_weights(n, tmp_path / "x", {})):
+        with pytest.raises(InputError, match=told):
+            use(network)
+    assert not list(tmp_path.iterdir())
+
+
+def test_extra_state_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "extra.safetensors"
+    save_weights(counting(torch.ones(2)), path, {})
+    with pytest.raises(InputError, match=r"extra\.safetensors does not fit the network"):
+        load_weights(counting(3), path)
+
+    class Strict(Counting):
+        def set_extra_state(self, state: Any) -> None:
+            raise KeyError("scale")
+
+    strict = nn.Sequential(OrderedDict(fc1=nn.Linear(4, 3), fc2=Strict(3, 2)))
+    save_weights(counting(3), path, {})
+    with pytest.raises(InputError, match="does not fit the network: 'scale'"):
+        load_weights(strict, path)
+
+
+def test_state_that_is_neither_tensor_nor_extra_is_refused() -> None:
+    class Packed(nn.Linear):  # as a dynamically quantised layer
+        def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+            destination[prefix + "dtype"] = torch.qint8
+
+    with pytest.raises(InputError, match=r"0\.dtype of the network is of type dtype, and no tens"):
+        weights_sha256(nn.Sequential(Packed(2, 2)))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "has no numbers yet"])
+def test_a_network_whose_tensors_have_no_plain_numbers_is_refused(kind: str) -> None:
+    network: nn.Module = nn.Sequential(nn.Linear(2, 2))
+    if kind == "sparse":
+        network.register_buffer("mask", torch.eye(2).to_sparse())
+    elif kind == "meta":
+        network = network.to("meta")
+    else:
+        network = nn.Sequential(nn.LazyLinear(2))
+    with pytest.raises(InputError, match=kind) as caught:
+        weights_sha256(network)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_architecture_with_tensors_of_other_kinds_has_a_fingerprint() -> None:
+    def holding(tensor: Tensor) -> nn.Module:
+        network = Scaled("plain", 1.0)
+        network.tensor = tensor
+        return network
+
+    one = torch.tensor([1 + 2j, 3j])
+    made = [torch.eye(2).to_sparse(), torch.ones(2).to_sparse(), one, one.conj()]
+    assert len({architecture_sha256(holding(tensor)) for tensor in made}) == len(made)

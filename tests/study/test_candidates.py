@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import sqlite3
+import sys
+from collections import OrderedDict
+from fnmatch import fnmatch
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 from tests.study.test_runner import Recorder
 from trueoracle.errors import InputError
+from trueoracle.networks.registry import build
+from trueoracle.networks.weights import load_weights, weights_sha256
+from trueoracle.pruning.candidates import list_candidates
+from trueoracle.pruning.walk import find_groups
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import cost_in_words, summarise
 from trueoracle.study import runner
 from trueoracle.study.results import Results
 from trueoracle.study.store import DATABASE
 from trueoracle.study.study import Study
+from trueoracle.training.evaluate import evaluate
 
 
 @pytest.fixture
@@ -52,6 +65,92 @@ def test_two_studies_share_their_candidates(quick: dict[str, Any], tmp_path: Pat
     # Its own study puts its list right again.
     Study(**sampled, runs=tmp_path).run(progress=False)
     assert path.read_text() == "".join(lines)
+
+
+def test_the_papers_own_files_run_by_both_surgeries(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint, with the whole network in it, and its combination file of conv1 and conv2."""
+    code = ModuleType("model.lenet5")
+    theirs_class: Any = type("LeNet5_Mini", (nn.Sequential,), {"__module__": code.__name__})
+    code.LeNet5_Mini = theirs_class  # type: ignore[attr-defined]
+    trained = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+    theirs = theirs_class(OrderedDict(trained.named_children()))
+    weights = tmp_path / "ckpt_best.pth"
+    parallel = {f"module.{name}": value for name, value in theirs.state_dict().items()}
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "model", ModuleType("model"))
+        patched.setitem(sys.modules, code.__name__, code)
+        torch.save({"arch": "lenet5_mini", "model": theirs, "state_dict": parallel}, weights)
+    assert code.__name__ not in sys.modules
+
+    ways = [((0, 9), (3, 4)), ((2, 5), (0, 8)), ((1, 3), (3, 4))]
+    combinations = tmp_path / "lenet5_mini-mnist-0.001-combination.pkl"
+    combinations.write_bytes(pickle.dumps(ways))
+    listed = [{"conv1": list(one), "conv2": list(two)} for one, two in ways]
+
+    losses, ids = {}, {}
+    for surgery in ("exact", "as-released"):
+        fields = quick | {
+            "name": surgery,
+            "network": {"name": "lenet5-mini", "weights": str(weights)},
+            "pruning": {
+                "layers": {"conv2": 0.2, "conv1": 0.2},
+                "candidates": str(combinations),
+                "surgery": surgery,
+            },
+        }
+        study = Study(**fields, runs=tmp_path / "runs")
+        results = study.run(progress=False)
+        assert results.finished
+        assert json.loads((results.folder / runner.CANDIDATES).read_text())["candidates"] == listed
+        recorded = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+        load_weights(recorded, results.folder / runner.DENSE)
+        assert weights_sha256(recorded) == weights_sha256(trained)
+        # What is scored are those networks, cut by that surgery.
+        prepared = study.prepare()
+        losses[surgery], ids[surgery] = results.scores["oracle"], results.candidates["candidate"]
+        for index in range(3):
+            pruned = prepared.candidates.prune(trained, index)
+            expected = evaluate(pruned.eval(), prepared.data.train).loss
+            assert losses[surgery].iloc[index] == pytest.approx(expected, rel=1e-5)
+    assert (losses["exact"].to_numpy() != losses["as-released"].to_numpy()).all()
+    assert ids["exact"].tolist() == ids["as-released"].tolist()
+    combinations.write_bytes(pickle.dumps(ways[::-1]))
+    with pytest.raises(InputError, match=r"combination\.pkl has changed since this study began"):
+        study.run(progress=False)
+
+
+def test_what_weights_lose_is_said_before_the_work(quick: dict[str, Any], tmp_path: Path) -> None:
+    network, path = build("lenet5-mini", input_shape=(1, 32, 32), classes=10), tmp_path / "w.pth"
+    torch.save({name: v.double() / 3 for name, v in network.state_dict().items()}, path)
+    weights = {"network": {"name": "lenet5-mini", "weights": str(path)}}
+    pruning = {"pruning": {"layers": {"conv1": 0.2}, "candidates": 2}}
+    progress = Recorder()
+    Study(**quick | weights | pruning, runs=tmp_path).score(progress=progress)
+    assert progress.messages[0].startswith(f"{path} holds conv1.weight and 9 more in a precision")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "pattern", "layers"),
+    [
+        ("lenet5-mini", {}, "conv*", 3),
+        ("vgg19", {"width": 0.05}, "conv*", 16),
+        ("resnet56", {"width": 2}, "layer*.conv1", 27),
+        ("resnet18", {"width": 2}, "layer*.conv1", 8),
+    ],
+)
+def test_the_papers_networks_list_their_layers_in_their_order(
+    name: str, arguments: dict[str, Any], pattern: str, layers: int
+) -> None:
+    """By which the tuples of a combination file are known to be of one layer or another."""
+    shape = (1, 32, 32) if name == "lenet5-mini" else (3, 32, 32)
+    network = build(name, arguments, input_shape=shape, classes=10)
+    available = find_groups(network, torch.rand(2, *shape))
+    listed = list_candidates(available, {pattern: 0.5}, count=1)
+    order = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    assert [group.name for group in listed.groups] == [n for n in order if fnmatch(n, pattern)]
+    assert len(listed.groups) == layers
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])

@@ -73,3 +73,9 @@ def test_a_file_of_ones_own_is_not_compared(write_study: Writer) -> None:
 def test_a_small_study_of_a_users_own_says_so(write_study: Writer) -> None:
     path = write_study('extends = "digits-conv1-0.2"\n[arms.small.retraining]\nepochs = 11\n')
     assert scale_in_words(load_spec(f"{path}@small")) == "small scale"
+
+
+def test_candidates_of_a_file_are_not_every_way() -> None:
+    spec = load_spec("resnet56-cifar10-0.5@small", {"pruning.candidates": "mine.pkl"})
+    told = scale_in_words(spec)
+    assert "the candidates of mine.pkl in place of 1,000 candidates" in told

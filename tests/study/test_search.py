@@ -461,3 +461,44 @@ def test_single_weights_too(fields: dict[str, Any], tmp_path: Path) -> None:
     torch.testing.assert_close(network(images), found.network(images))
     weight = network.get_parameter("conv1.weight")
     assert (weight == 0).float().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+class Scaled(nn.Module):
+    """A layer whose extra state is part of what it computes."""
+
+    scale = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.scale = state["scale"]
+
+
+@pytest.mark.parametrize("engine", ["loop", "wide"])
+def test_extra_state_stays_with_a_network(tmp_path: Path, engine: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3), Scaled())
+    network[4].scale = 3  # type: ignore[assignment]
+    images, labels = torch.randn(60, 1, 4, 4), torch.arange(60) % 3
+    thirds = [(images[i::3], labels[i * 20 : i * 20 + 20]) for i in range(3)]
+    study = Study(
+        name="extra",
+        network=network,
+        data=tuple(thirds),
+        pruning={"layers": {"1": 0.4}, "candidates": 6},
+        criteria=["oracle", "taylor", "fisher"],
+        retraining={"epochs": 4, "seeds": [0], "batch_size": 20},
+        runs=tmp_path,
+    )
+    assert study.run(progress=False, engine=engine).finished
+    found = searched(study, "60%", engine=engine)
+    assert found.network[4].scale == 3  # type: ignore[index]
+    found.export(tmp_path / "found.safetensors")
+    network[4].scale = 1  # type: ignore[assignment]
+    loaded: Any = trueoracle.load(tmp_path / "found.safetensors", network=network)
+    assert loaded[4].scale == 3
+    assert torch.equal(loaded(images), found.network.eval()(images))

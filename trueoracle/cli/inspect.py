@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trueoracle.cli.console import Debug, Json, Settings, Weights, guarded, out, print_json, table
+from trueoracle.cli.console import (
+    Debug,
+    Json,
+    Settings,
+    Weights,
+    err,
+    guarded,
+    out,
+    print_json,
+    table,
+)
 
 if TYPE_CHECKING:
     from trueoracle.pruning.inspection import Inspection
@@ -52,7 +62,8 @@ def inspect(
     if weights is not None:
         from trueoracle.networks.weights import load_weights
 
-        load_weights(made, weights)
+        if remark := load_weights(made, weights):
+            err().print(remark)
     from trueoracle.pruning.inspection import inspect_network
 
     inspection = inspect_network(made, shape)

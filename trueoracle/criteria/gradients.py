@@ -105,7 +105,8 @@ def own_and_rest(
 
     A weight that several layers share has several names, of which only one may be given.
     """
-    tensors = network.state_dict(keep_vars=True)
+    tensors: dict[str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
+    tensors |= dict(network.named_buffers(remove_duplicate=False))
     own = {name: tensors[name].detach() for name in names}
     known = {id(tensors[name]) for name in names}
     rest: dict[str, Tensor] = {}

@@ -2,57 +2,67 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import inspect
 import json
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from trueoracle.errors import InputError, StoreError, first_line, unknown
+from trueoracle.networks.checkpoints import EXTRA_STATE, read_checkpoint
 from trueoracle.networks.tracing import trace
 
 __all__ = [
     "architecture_sha256",
+    "load_state",
     "load_weights",
     "read_metadata",
     "read_weights",
     "save_weights",
+    "state_tensors",
     "weights_sha256",
     "write_tensors",
 ]
 
-_WRAPPINGS = ("state_dict", "model", "model_state_dict")
 _RENAMED = (
     (r"\b_orig_mod\.", ""),  # torch.compile
-    (r"^module\.", ""),  # parallel training
+    (r"\bmodule\.", ""),  # parallel training, of the whole or, in old VGGs, of a part
     # Files of torchvision's hub that are older than its code, of vision transformers and DenseNets.
     (r"\bmlp\.linear_1\.", "mlp.0."),
     (r"\bmlp\.linear_2\.", "mlp.3."),
     (r"\b(norm|conv)\.([12])\.", r"\1\2."),
+    # The paper's released code: the last layer of ResNet-56 and of VGG-19 (its repository,
+    # fscdc/Oracle-Pruning-Sanity-Check: pruning/model/resnet_cifar10.py and vgg.py).
+    (r"^(linear|classifier)\.", "fc."),
+    (r"\bshortcut\.", "downsample."),  # akamaster/pytorch_resnet_cifar10, where that code is from
 )
 
 
-def load_weights(network: nn.Module, source: Path | str) -> None:
+def load_weights(network: nn.Module, source: Path | str) -> str:
     """Load a file, or ``torchvision:NAME``, into ``network``, in place.
 
-    What compiling and parallel training add to the names (``_orig_mod.``, ``module.``) is taken
-    off. Raises :class:`InputError` naming the tensors and shapes that do not fit, and what
-    :func:`read_weights` raises.
+    What compiling, parallel training and training frameworks put before the names (``_orig_mod.``,
+    ``module.``, a prefix that all share) is taken off, and the names of the paper's released code
+    are known. Numbers are converted where the network has them in another precision, which must be
+    of the same kind (floating-point, whole, complex, bool); sparse tensors are made dense. Returns
+    what was rounded, in a sentence, or nothing. Raises :class:`InputError` naming the tensors,
+    types and shapes that do not fit, and what :func:`read_weights` raises.
     """
-    expected = network.state_dict()
-    tensors = {_renamed(name, expected): value for name, value in read_weights(source).items()}
+    expected = state_tensors(network)
+    tensors = _named_as(network, expected, read_weights(source), source)
     problems = [
         f"{name} is {list(tensors[name].shape)}, expected {list(value.shape)}"
         for name, value in expected.items()
-        if name in tensors and tensors[name].shape != value.shape
+        if name in tensors and not _is_extra(name) and tensors[name].shape != value.shape
     ]
     # A missing counter of batches seen changes no result; old checkpoints lack it.
     missing = [n for n in expected if n not in tensors and not n.endswith("num_batches_tracked")]
@@ -62,22 +72,111 @@ def load_weights(network: nn.Module, source: Path | str) -> None:
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise InputError(f"{source} does not fit the network: {'; '.join(problems[:4])}{more}")
-    network.load_state_dict(expected | tensors)
+    rounded = []
+    for name, value in tensors.items():
+        if _is_extra(name):
+            continue
+        tensors[name], is_rounded = _converted(name, value, expected[name].dtype, source)
+        if is_rounded:
+            rounded.append(name)
+    load_state(network, expected | tensors, source)
+    if not rounded:
+        return ""
+    first = rounded[0]
+    more = f" and {len(rounded) - 1} more" if len(rounded) > 1 else ""
+    return (
+        f"{source} holds {first}{more} in a precision that the network does not have: rounded to "
+        f"{_type(expected[first].dtype)}"
+    )
+
+
+def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Put the state of :func:`state_tensors` back, in place, exactly.
+
+    Raises :class:`InputError`, naming ``source``, where a network does not take it, or shares
+    tensors that differ in it.
+    """
+    own = network.state_dict()
+    try:
+        network.load_state_dict(
+            {
+                name: value if isinstance(own.get(name), Tensor) else _decoded(value)
+                for name, value in tensors.items()
+            }
+        )
+    except Exception as error:  # what a module does with its extra state is the user's code
+        raise InputError(f"{source} does not fit the network: {first_line(error)}") from error
+    for name, value in network.state_dict().items():
+        if isinstance(value, Tensor) and _bytes(value) != _bytes(tensors[name]):
+            raise InputError(
+                f"{source} does not fit the network: {name} did not become what the file says, "
+                "since the network shares it with another tensor or computes it"
+            )
 
 
 def read_weights(source: Path | str) -> dict[str, Tensor]:
     """The tensors of a file, or of ``torchvision:NAME``, by name.
 
-    ``.safetensors`` files and PyTorch ones (``weights_only=True``: no code is run) are read; the
-    wrappings ``state_dict``, ``model`` and ``model_state_dict`` are taken off. A name is one of
-    torchvision's, such as ``torchvision:ResNet18_Weights.IMAGENET1K_V1``: downloaded once, checked,
-    and kept where ``torch.hub`` keeps its files. Raises :class:`InputError` for what cannot be
-    found or read.
+    ``.safetensors`` files and PyTorch ones (no code is run) are read; what a ``state_dict`` is
+    wrapped in is taken off (:func:`trueoracle.networks.checkpoints.read_checkpoint`). Extra state
+    of modules is as in :func:`state_tensors`. A name is one of torchvision's, such as
+    ``torchvision:ResNet18_Weights.IMAGENET1K_V1``: downloaded once, checked, and kept where
+    ``torch.hub`` keeps its files. Raises :class:`InputError` for what cannot be found or read.
     """
     scheme, colon, name = str(source).partition(":")
     if isinstance(source, str) and colon and scheme == "torchvision":
         return _from_hub(name)
-    return _read_file(Path(source))
+    path = Path(source)
+    tensors = _read_file(path)
+    for name in tensors:
+        if len(name) > 1000 or not name.isprintable():  # it will stand in messages
+            raise InputError(f"{path} holds a tensor of the name {name[:100]!r}: it is damaged")
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        return _as_tensors(read_checkpoint(path), str(path))
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"no weights file {path}") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(
+            f"{path} is no safetensors file that can be read: {first_line(error)[:160]}"
+        ) from error
+
+
+def state_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """All of a network's state as tensors, by the names of its ``state_dict``.
+
+    Extra state of modules (``get_extra_state``) that is no tensor comes as the bytes, uint8, of its
+    JSON text, where JSON gives it back as it was. Raises :class:`InputError` naming what is neither
+    that nor a dense tensor: it could not be kept in a file, or told from another.
+    """
+    tensors = _as_tensors(network.state_dict(), "the network")
+    for name, value in tensors.items():
+        if isinstance(value, UninitializedParameter | UninitializedBuffer):
+            raise InputError(f"{name} of the network has no numbers yet: run it once on a batch")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = "meta" if value.is_meta else "quantised" if value.is_quantized else "sparse"
+            raise InputError(f"{name} of the network is a {kind} tensor, expected a dense one")
+    return tensors
+
+
+def _as_tensors(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    tensors = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif _is_extra(name):
+            tensors[name] = _encoded(name, value, source)
+        else:
+            raise InputError(
+                f"{name} of {source} is of type {type(value).__name__}, and no tensor: dynamically "
+                "quantised layers and the like can neither be retrained nor recorded"
+            )
+    return tensors
 
 
 def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, object]) -> None:
@@ -85,7 +184,8 @@ def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, object])
 
     Raises :class:`StoreError` where the disk does not take it; an older file stays as it was.
     """
-    tensors = {n: v.detach().cpu().contiguous().clone() for n, v in network.state_dict().items()}
+    state = state_tensors(network)
+    tensors = {n: v.detach().cpu().contiguous().clone() for n, v in state.items()}
     write_tensors(tensors, path, {k: json.dumps(v) for k, v in metadata.items()})
 
 
@@ -118,7 +218,7 @@ def read_metadata(path: Path) -> dict[str, object]:
 def weights_sha256(network: nn.Module) -> str:
     """The SHA-256 over names, shapes and values of all tensors: the identity of a network."""
     digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
+    for name, value in state_tensors(network).items():
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(_bytes(value))
     return digest.hexdigest()
@@ -170,41 +270,133 @@ def _is_plain(value: object) -> bool:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    dense = tensor.detach().cpu() if tensor.layout == torch.strided else tensor.detach().to_dense()
+    if dense.is_quantized:
+        dense = dense.dequantize()
+    # A conjugate or a negative may be a view that says so, with the numbers as they were.
+    numbers = dense.cpu().resolve_conj().resolve_neg().contiguous()
+    return numbers.flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def _is_extra(name: str) -> bool:
+    return name.endswith(EXTRA_STATE)
+
+
+def _encoded(name: str, value: object, source: str) -> Tensor:
+    """Extra state as bytes; refused where JSON does not give it back."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # Training scripts like to save their arguments beside the weights: plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"no weights file {path}") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        # PyTorch's own advice is to read it unsafely; ours is not.
-        why = first_line(error).partition("(1)")[0].removeprefix("Weights only load failed. ")
+        text = json.dumps(value)
+        is_kept = json.loads(text) == value
+    except (TypeError, ValueError, RecursionError):
+        is_kept = False
+    if not is_kept:
         raise InputError(
-            f"{path} is no safetensors file or PyTorch checkpoint that can be read safely "
-            f"(damaged, or holding more than tensors): {why[:160]}"
-        ) from error
-    while isinstance(content, Mapping):
-        wrapped = [content[w] for w in _WRAPPINGS if isinstance(content.get(w), Mapping)]
-        if not wrapped:
-            break
-        content = wrapped[0]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(f"{path} holds no state_dict (a mapping of names to tensors)")
-    return {str(name): value for name, value in content.items()}
+            f"{name} of {source} is extra state of type {type(value).__name__} that cannot be "
+            "recorded: expected a tensor, or numbers, texts, lists and dictionaries as JSON has"
+        )
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
-def _renamed(name: str, expected: Container[str]) -> str:
+def _decoded(extra: Tensor) -> Any:
+    return json.loads(bytes(extra.tolist()))
+
+
+def _converted(name: str, value: Tensor, dtype: torch.dtype, source: object) -> tuple[Tensor, bool]:
+    """A file's tensor in the network's type, and whether it had to be rounded."""
+    where = f"{name} in {source}"
+    if value.is_meta or value.is_nested or value.is_quantized:
+        kind = "meta" if value.is_meta else "nested" if value.is_nested else "quantised"
+        raise InputError(
+            f"{where} is a {kind} tensor ({_type(value.dtype)}), expected {_type(dtype)} numbers"
+        )
+    if _kind(value.dtype) != _kind(dtype):
+        raise InputError(
+            f"{where} is {_type(value.dtype)}, and the network's {_type(dtype)}: no conversion "
+            "gives what was meant"
+        )
+    if value.layout != torch.strided:
+        value = value.to_dense()
+    if value.dtype == dtype:
+        return value, False
+    made = value.to(dtype)
+    before, after = (one.to(_kind(dtype)) for one in (value, made))
+    changed = (before != after) & ~(before.isnan() & after.isnan())
+    beyond = changed if _kind(dtype) == torch.int64 else changed & ~after.isfinite()
+    if beyond.any():
+        raise InputError(
+            f"{where} is {_type(value.dtype)} and holds numbers beyond the network's {_type(dtype)}"
+        )
+    return made, bool(changed.any())
+
+
+def _kind(dtype: torch.dtype) -> torch.dtype:
+    """The widest of the types that hold numbers of the same kind."""
+    if dtype in (torch.bool, torch.uint64):  # which no other holds
+        return dtype
+    if dtype.is_complex:
+        return torch.complex128
+    return torch.float64 if dtype.is_floating_point else torch.int64
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _named_as(
+    network: nn.Module,
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    source: object,
+) -> dict[str, Tensor]:
+    """A file's tensors by the network's names, as far as its own can be told to be those.
+
+    What all names begin with is taken off where then all fit.
+    """
+    rules = _rules(network)
+    prefix, names = "", list(tensors)
+    fitting = {name: _renamed(name, expected, rules) for name in names}
+    while names and not all(name in expected for name in fitting.values()):
+        first = names[0].partition(".")[0] + "."
+        if not all(name.startswith(first) for name in names):
+            return _by_name({n: _renamed(n, expected, rules) for n in tensors}, tensors, source)
+        prefix += first
+        names = [name.removeprefix(first) for name in names]
+        fitting = {prefix + name: _renamed(name, expected, rules) for name in names}
+    return _by_name(fitting, tensors, source)
+
+
+def _by_name(
+    names: Mapping[str, str], tensors: Mapping[str, Tensor], source: object
+) -> dict[str, Tensor]:
+    named: dict[str, str] = {}
+    for theirs, ours in names.items():
+        if ours in named:
+            raise InputError(f"{source} holds {ours} twice: as {named[ours]} and as {theirs}")
+        named[ours] = theirs
+    return {ours: tensors[theirs] for ours, theirs in named.items()}
+
+
+def _rules(network: nn.Module) -> list[tuple[str, str]]:
+    """What to replace in the names of a file, by regular expressions, one after the other."""
+    rules = list(_RENAMED)
+    if isinstance(network, nn.Sequential):
+        # The layers of VGGs stand in our order in the paper's code and in torchvision, by number.
+        rules += [
+            (rf"^features\.{number}\.", f"{name}.") for number, name in enumerate(network._modules)
+        ]
+    return rules
+
+
+def _renamed(name: str, expected: Container[str], rules: Sequence[tuple[str, str]]) -> str:
     """A tensor's name in the network: without what was put into it, where it is not known so."""
-    for pattern, replacement in _RENAMED:
-        while name not in expected and (other := re.sub(pattern, replacement, name)) != name:
-            name = other
-    return name
+    made, before = name, ""
+    while made != before:
+        before = made
+        for pattern, replacement in rules:
+            if made in expected:
+                return made
+            made = re.sub(pattern, replacement, made)
+    return made if made in expected else name
 
 
 def _from_hub(name: str) -> dict[str, Tensor]:

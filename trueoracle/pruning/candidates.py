@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
 from fnmatch import fnmatchcase
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from trueoracle.errors import InputError, unknown
 from trueoracle.pruning.cost import Cost, cost
 from trueoracle.pruning.groups import Group, GroupMap
-from trueoracle.pruning.listing import Listing, read_listing
+from trueoracle.pruning.listing import Listing, brief, read_combinations, read_listing
 from trueoracle.pruning.surgery import l1_survivors, prune
 
 __all__ = [
@@ -267,7 +267,8 @@ def list_candidates(
     ``ratios`` maps layer names or patterns (``conv*``) to pruning ratios; any layer of a group
     stands for the group. ``count`` is ``"all"``
     for every way in lexicographic order, how many distinct ones to sample with ``seed``, or the
-    file of a listing, whose candidates are taken in its order. Raises :class:`InputError` for a
+    file of a listing (``.json``, or a combination file of the paper's code, ``.pkl``), whose
+    candidates are taken in its order. Raises :class:`InputError` for a
     pattern without a prunable layer, a ratio that removes nothing or everything, a space too large
     to enumerate or too small for the sample, and a listing that does not fit.
     """
@@ -284,7 +285,10 @@ def list_candidates(
             raise InputError(f"pruning.layers: {group.name}: {error}") from error
     space = space_size(filters, pruned)
     if isinstance(count, Path):
-        entries = read_listing(count, _header(groups))
+        if count.suffix == ".pkl":
+            entries: Iterable[Any] = read_combinations(count, [group.name for group in groups])
+        else:
+            entries = read_listing(count, _header(groups))
         ways = _ways_of(entries, groups, pruned, count)
         return Candidates(groups, ways, surgery, space)
     if count == "all":
@@ -338,7 +342,7 @@ def _header(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _ways_of(
-    entries: Sequence[Any], groups: Sequence[Group], pruned: Sequence[int], path: Path
+    entries: Iterable[Any], groups: Sequence[Group], pruned: Sequence[int], path: Path
 ) -> tuple[Way, ...]:
     """The ways that a listing's entries name, each of them checked."""
     places: dict[Way, int] = {}
@@ -347,25 +351,34 @@ def _ways_of(
         if not isinstance(entry, dict) or set(entry) != {group.name for group in groups}:
             raise InputError(
                 f"{where} names the pruned filters of {', '.join(g.name for g in groups)}, in an "
-                f"object of lists; got {entry!r}"
+                f"object of lists; got {brief(entry)}"
             )
         parts = []
         for group, count in zip(groups, pruned, strict=True):
             given = entry[group.name]
             # A bool is an int to Python, and 1.0 equals 1.
-            if not isinstance(given, list) or any(type(filter_) is not int for filter_ in given):
-                raise InputError(f"{where}: {group.name} takes a list of filters, got {given!r}")
+            is_list = isinstance(given, list | tuple)
+            if not is_list or any(type(filter_) is not int for filter_ in given):
+                raise InputError(
+                    f"{where}: {group.name} takes a list of filters, got {brief(given)}"
+                )
             outside = [filter_ for filter_ in given if not 0 <= filter_ < group.filters]
             if outside:
                 raise InputError(
-                    f"{where}: {group.name} has filters 0 to {group.filters - 1}, got {outside[0]}"
+                    f"{where}: {group.name} has filters 0 to {group.filters - 1}, "
+                    f"got {brief(outside[0])}"
                 )
             if len(set(given)) < len(given):
-                raise InputError(f"{where}: {group.name} names a filter twice: {given}")
+                raise InputError(f"{where}: {group.name} names a filter twice: {brief(given)}")
             if len(given) != count:
+                # Whoever wrote the file may have rounded a ratio otherwise.
+                hint = ""
+                if 0 < len(given) < group.filters:
+                    ratio = round(len(given) / group.filters, len(str(group.filters)))
+                    hint = f": a ratio of {ratio} prunes {len(given)}"
                 raise InputError(
                     f"{where} prunes {len(given)} filters of {group.name}, and pruning.layers "
-                    f"{count} of {group.filters}"
+                    f"{count} of {group.filters}{hint}"
                 )
             parts.append(tuple(sorted(given)))
         way_ = tuple(parts)

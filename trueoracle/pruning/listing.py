@@ -1,19 +1,34 @@
-"""Candidates as a file, so that studies can share theirs: ``candidates.json``."""
+"""Candidates as a file: ``candidates.json``, and the combination files of the paper's code."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import InputError, StoreError, first_line
+from trueoracle.pickled import read_pickle
 
-__all__ = ["LISTING_FORMAT", "Listing", "read_listing", "write_listing"]
+__all__ = [
+    "LISTING_FORMAT",
+    "Listing",
+    "brief",
+    "read_combinations",
+    "read_listing",
+    "write_listing",
+]
 
 LISTING_FORMAT = 1
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 2
+
+COMBINATION_BYTES = 2**26
+"""No larger combination file is read: 1,000 candidates of VGG-19 take 7 MB."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +65,7 @@ def read_listing(path: Path, expected: Mapping[str, Any]) -> list[Any]:
     lists candidates of something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"no file of candidates {path}") from error
-    except OSError as error:
-        raise InputError(f"cannot read the candidates {path}: {error}") from error
+        content = json.loads(_bytes_of(path).decode("utf-8"))
     except ValueError as error:  # no text, or no JSON
         raise InputError(f"{path} is damaged: {first_line(error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("candidates"), list):
@@ -75,10 +86,66 @@ def read_listing(path: Path, expected: Mapping[str, Any]) -> list[Any]:
     return list(content["candidates"])
 
 
+def read_combinations(path: Path, layers: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The entries of a combination file, one a candidate: what it prunes of each of ``layers``.
+
+    The paper's code writes it as ``ARCH-DATA-LR-combination.pkl``: a pickled list with a tuple for
+    each candidate, in which each pruned layer, in the network's order, has a tuple of the filters
+    that are pruned. It is read without running any code. What it prunes of a layer is as it stands
+    in the file: not yet known to be whole numbers. Raises :class:`InputError`, in one line, for a
+    file that is missing, too large, no pickle, empty, or of another layout.
+    """
+    what = "a pickled list of candidates, each a tuple with one tuple of filters a layer"
+    data = _bytes_of(path, COMBINATION_BYTES)
+    try:
+        content = read_pickle(data)
+    except ValueError as error:
+        raise InputError(f"{path} is not {what}: {first_line(error)}") from error
+    if not isinstance(content, list | tuple):
+        raise InputError(f"{path} is not {what}: it holds {brief(content)}")
+    if not content:
+        raise InputError(f"{path} lists no candidates")
+    for place, entry in enumerate(content, start=1):
+        if not isinstance(entry, list | tuple):
+            raise InputError(f"{path} is not {what}: candidate {place} is {brief(entry)}")
+        # Before anything looks at its parts, of which a harmful file may have no end.
+        if len(entry) != len(layers):
+            raise InputError(
+                f"{path}: candidate {place} has {len(entry)} entries, expected {len(layers)}: one "
+                f"tuple of filters for each layer of pruning.layers ({_listed(layers)})"
+            )
+        yield dict(zip(layers, entry, strict=True))
+
+
+def _bytes_of(path: Path, most: int = -1) -> bytes:
+    """What a file holds, of at most so many bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most if most < 0 else most + 1)
+    except FileNotFoundError as error:
+        raise InputError(f"no file of candidates {path}") from error
+    except OSError as error:
+        raise InputError(f"cannot read the candidates {path}: {error}") from error
+    if 0 <= most < len(data):
+        raise InputError(f"{path} has more than {most:,} bytes: it is no list of candidates")
+    return data
+
+
+def brief(value: object) -> str:
+    """A value of a file that anybody may have written, in one line of bearable length."""
+    try:
+        return _BRIEF.repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return "a number of thousands of digits"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
+
+
 def _shown(value: object) -> str:
     """A header's value in one line of bearable length."""
     if isinstance(value, dict):
-        parts = [f"{name} ({number})" for name, number in value.items()]
-        more = f" and {len(parts) - 6} more" if len(parts) > 6 else ""
-        return ", ".join(parts[:6]) + more or "nothing"
+        return _listed([f"{name} ({number})" for name, number in value.items()]) or "nothing"
     return repr(value)

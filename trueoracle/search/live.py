@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from trueoracle.analysis.outcomes import higher_is_better
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, StoreError, TrainingError, first_line
-from trueoracle.networks.weights import write_tensors
+from trueoracle.networks.weights import load_state, state_tensors, write_tensors
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.search.schedule import Schedule
 from trueoracle.search.strategies import begin, survivors
@@ -232,8 +232,8 @@ class Search:
     def _give(self, network: nn.Module, member: _Member) -> None:
         """Load a member's weights, which may come from a file."""
         try:
-            network.load_state_dict(member.weights)
-        except RuntimeError as error:
+            load_state(network, member.weights, self.folder)
+        except InputError as error:
             reason = " ".join(str(error).split())
             raise _unreadable(self.folder, f"weights in it do not fit: {reason[:120]}") from error
 
@@ -397,7 +397,7 @@ def check_memory(example: nn.Module, schedule: Schedule, device: torch.device) -
     # Those who came from the rung before leave memory as those who go on enter it.
     most = max((rung.candidates for rung in schedule.rungs[1:]), default=1)
     # Weights, and up to two numbers a weight that the optimiser remembers.
-    each = 3 * sum(v.numel() * v.element_size() for v in example.state_dict().values())
+    each = 3 * sum(v.numel() * v.element_size() for v in state_tensors(example).values())
     free = available_memory(torch.device("cpu"))
     if most * each > free:
         raise InputError(
@@ -415,7 +415,8 @@ def _text(settings: Mapping[str, Any]) -> str:
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return {n: v.detach().cpu().contiguous().clone() for n, v in network.state_dict().items()}
+    state = state_tensors(network)
+    return {n: v.detach().cpu().contiguous().clone() for n, v in state.items()}
 
 
 def _chunks(members: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -38,7 +38,8 @@ class Prepared:
 
     ``network`` has its initial weights, or its trained ones where the study brings them.
     ``architecture`` tells networks of a user's own apart, whose name does not say all, and folders
-    of images. ``skipped`` says of the criteria that do not apply why.
+    of images. ``skipped`` says of the criteria that do not apply why, ``remarks`` what else is to
+    be known before the work begins.
     """
 
     spec: StudySpec
@@ -49,6 +50,7 @@ class Prepared:
     criteria: tuple[Criterion, ...]
     device: torch.device
     skipped: Mapping[str, str]
+    remarks: tuple[str, ...] = ()
 
     @property
     def retrainings(self) -> int:
@@ -83,8 +85,7 @@ def prepare(
     find = follow_groups if shipped else find_groups
     candidates = _list(made, shape, classes, spec, find=find)
     _check_recipes(made, shape, classes, spec)
-    if spec.network.weights is not None:
-        load_weights(made, spec.network.weights)
+    remark = "" if spec.network.weights is None else load_weights(made, spec.network.weights)
     _check_pruning(made, candidates, _example(shape))
     if data is None:  # last, because it may download
         data = datasets.load(
@@ -113,7 +114,15 @@ def prepare(
         # A folder's name does not say what is in it.
         architecture += f"-images-{data.fingerprint()}"
     return Prepared(
-        spec, data.to(where), made.to(where), architecture, candidates, criteria, where, skipped
+        spec,
+        data.to(where),
+        made.to(where),
+        architecture,
+        candidates,
+        criteria,
+        where,
+        skipped,
+        remarks=(remark,) if remark else (),
     )
 
 

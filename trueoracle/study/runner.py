@@ -32,7 +32,7 @@ from trueoracle.pruning.cost import cost
 from trueoracle.pruning.listing import write_listing
 from trueoracle.study.prepare import Prepared
 from trueoracle.study.progress import Progress, about
-from trueoracle.study.spec import StudySpec
+from trueoracle.study.spec import CANDIDATE_FILES, StudySpec
 from trueoracle.study.store import DATABASE, Retrained, Store, locked
 from trueoracle.training.checkpoint import Checkpoint
 from trueoracle.training.loop import EpochRecord, measure, train
@@ -76,6 +76,8 @@ def run(
         check_engine(engine, example, prepared.data, prepared.spec.retraining)
     with locked(folder, patience=1.0), Store(folder) as store:
         sitting = _begin(prepared, store)
+        for remark in prepared.remarks:
+            progress.message(remark)
         if retrain or criteria is None:  # a search says its own
             _tell_cost(prepared, store, progress)
         plan = _plan(prepared, store, progress, engine, memory) if retrain else None
@@ -110,7 +112,7 @@ def _begin(prepared: Prepared, store: Store) -> int:
     listed = store.candidate_ids()
     if listed and listed != list(prepared.candidates.ids):
         given = prepared.spec.pruning.candidates
-        what = given if str(given).endswith(".json") else "what pruning.layers names"
+        what = given if str(given).endswith(CANDIDATE_FILES) else "what pruning.layers names"
         raise InputError(
             f"{what} has changed since this study began: give the study another name to start "
             "anew with it"

@@ -162,4 +162,6 @@ def _seeds(spec: StudySpec) -> str:
 
 def _candidates(spec: StudySpec) -> str:
     count = spec.pruning.candidates
-    return f"{count:,} candidates" if isinstance(count, int) else "every way to prune"
+    if count == "all":
+        return "every way to prune"
+    return f"{count:,} candidates" if isinstance(count, int) else f"the candidates of {count}"

@@ -15,6 +15,7 @@ from trueoracle.errors import InputError, unknown
 from trueoracle.training.recipe import DenseTraining, Frozen, Retraining, Seed
 
 __all__ = [
+    "CANDIDATE_FILES",
     "DataSpec",
     "NetworkSpec",
     "PruningSpec",
@@ -36,6 +37,9 @@ DIGEST_FORMAT = 1
 
 STREAMED = ("imagenet", "folder")
 """Data sets that are read from image files as they are needed: too large for memory."""
+
+CANDIDATE_FILES = (".json", ".pkl")
+"""What lists candidates: a file of another study's, or of the paper's code."""
 
 SHIPPED = Path(__file__).parent.parent / "studies"
 
@@ -122,7 +126,7 @@ class PruningSpec(Frozen):
     candidates: Annotated[int, Field(ge=1)] | str = Field(
         "all",
         description="all: every way to prune; a number: so many sampled without repeats; a .json "
-        "file: those that another study wrote",
+        "file: those that another study wrote; a .pkl file: a combination file of the paper's code",
     )
     seed: Seed = Field(0, description="of the sample")
     surgery: Literal["exact", "as-released"] = Field(
@@ -133,11 +137,11 @@ class PruningSpec(Frozen):
     @classmethod
     def _all_or_a_number(cls, value: object) -> object:
         # Said here, because a union's own errors speak of each of its members.
-        if value == "all" or (isinstance(value, str) and value.endswith(".json")):
+        if value == "all" or (isinstance(value, str) and value.endswith(CANDIDATE_FILES)):
             return value
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(
-                f"expected 'all', a whole number from 1 or a .json file, got {value!r}"
+                f"expected 'all', a whole number from 1, or a .json or .pkl file, got {value!r}"
             )
         return value
 
@@ -157,6 +161,8 @@ class PruningSpec(Frozen):
             raise ValueError("surgery = 'as-released' needs kind = 'structured'")
         if self.candidates == "all":
             raise ValueError("kind = 'unstructured' needs a number of candidates to sample")
+        if str(self.candidates).endswith(".pkl"):
+            raise ValueError(f"{self.candidates} lists filters, which kind = 'structured' prunes")
         if self.scope == "global" and len(set(self.layers.values())) > 1:
             raise ValueError("scope = 'global' takes one sparsity for all layers")
         return self

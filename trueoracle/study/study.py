@@ -183,5 +183,7 @@ def _shown(progress: bool | Progress) -> Progress:
 def _fingerprint(network: nn.Module) -> str:
     try:
         return f"{weights_sha256(network)}-{architecture_sha256(network)}"
-    except (ValueError, RuntimeError) as error:  # a lazy module has no tensors yet
+    except InputError:
+        raise
+    except Exception as error:  # a module's extra state is the user's code
         raise InputError(f"the network's tensors cannot be read: {first_line(error)}") from error
