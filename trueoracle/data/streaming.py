@@ -83,6 +83,10 @@ class StreamedSplit:
     def is_streamed(self) -> bool:
         return True
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def to(self, device: torch.device) -> StreamedSplit:
         return replace(self, labels=self.labels.to(device), device=device)
 

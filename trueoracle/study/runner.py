@@ -76,6 +76,8 @@ def run(
         check_engine(engine, example, prepared.data, prepared.spec.retraining)
     with locked(folder, patience=1.0), Store(folder) as store:
         sitting = _begin(prepared, store)
+        for note in prepared.data.notes:
+            progress.message(f"data: {note}")
         if retrain or criteria is None:  # a search says its own
             _tell_cost(prepared, store, progress)
         plan = _plan(prepared, store, progress, engine, memory) if retrain else None
