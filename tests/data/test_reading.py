@@ -129,6 +129,7 @@ def test_images_that_would_lose_something_are_refused(images: Any, message: str)
         (1 + 1j, "complex numbers"),
         (2**63, "classes counted from 0: found 9223372036854775808"),
         (2**70, "classes counted from 0: found 1180591620717411303424"),
+        (-(2**70), "classes counted from 0: found -1180591620717411303424"),
         (2.0**53, "labels of type float64 are exact below 9,007,199,254,740,992"),
         ("1", "arrays of numbers: these are <U1"),
         (None, "arrays of numbers: got NoneType"),

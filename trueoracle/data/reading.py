@@ -96,8 +96,9 @@ def read_items(items: Sequence[object]) -> tuple[Tensor, Tensor, tuple[str, ...]
 def _label_of_each(labels: Sequence[object]) -> tuple[Tensor, str]:
     whole = [label for label in labels if type(label) is int]
     if len(whole) == len(labels):  # the usual case, and the fastest
-        if whole and max(whole) > torch.iinfo(torch.int64).max:  # numpy would make them float64
-            raise InputError(f"labels must be classes counted from 0: found {max(whole)}")
+        for label in (min(whole, default=0), max(whole, default=0)):
+            if abs(label) > torch.iinfo(torch.int64).max:  # numpy would make them float64
+                raise InputError(f"labels must be classes counted from 0: found {label}")
         return torch.tensor(whole, dtype=torch.int64), ""
     read = [read_labels(label) for label in labels]
     for label, _ in read:

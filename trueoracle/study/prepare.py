@@ -231,6 +231,11 @@ def _check_recipes(
         for field in ("shift", "flip", "resized_crop", "cutmix"):
             if getattr(recipe, field) and len(shape) != 3:
                 raise InputError(f"{stage}.{field} needs images [C, H, W], got {list(shape)}")
+        if recipe.shift and recipe.shift >= min(shape[1:]):
+            raise InputError(
+                f"{stage}.shift = {recipe.shift:,} moves images of {shape[1]}x{shape[2]} pixels out "
+                "of sight: expected fewer pixels than a side has"
+            )
         if recipe.mixup or recipe.cutmix:
             with torch.no_grad():
                 logits = copy.deepcopy(network).eval()(_example(shape)).shape[1]
