@@ -25,10 +25,14 @@ from trueoracle.pruning.unstructured import (
     list_weight_candidates,
 )
 from trueoracle.pruning.walk import find_groups
+from trueoracle.study.footprint import check_images, check_training, check_weights, part_sizes
 from trueoracle.study.spec import DataSpec, PruningSpec, StudySpec
 from trueoracle.training.loop import stream_seed
 
 __all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
+
+_EXAMPLES = 3
+"""Images that a network is first tried on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +77,14 @@ def prepare(
         info = _info(spec.data)
         shape: tuple[int, ...] = info.shape
         classes = info.classes
+        check_images(spec.data, shape)
     else:
         data = _given(data, spec.data)
         shape, classes = data.train.image_shape, data.classes
     made = _build(spec, shape, classes) if network is None else copy.deepcopy(network).cpu()
+    known = part_sizes(spec.data) if data is None else None
+    images = known.train if known is not None else len(data.train) if data is not None else None
+    check_training(spec, made, shape, images or _EXAMPLES, where)
     candidates = _list(made, shape, classes, spec)
     _check_recipes(made, shape, classes, spec)
     if spec.network.weights is not None:
@@ -93,6 +101,8 @@ def prepare(
             test_images=spec.data.test_images,
             measured_fraction=spec.data.measured_fraction,
         )
+        if images is None:
+            check_training(spec, made, shape, len(data.train), where)
     shipped = network is None and is_shipped(spec.network.name)
     if not shipped:
         # Noise does not bring out all that a forward may do with values.
@@ -154,6 +164,7 @@ def _given(data: Splits, spec: DataSpec) -> Splits:
 
 
 def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
+    check_weights(spec, shape, classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(spec.dense.seed, 0, "initial weights"))
         return build(spec.network.name, spec.network.arguments, input_shape=shape, classes=classes)
@@ -161,7 +172,7 @@ def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
 
 def _example(shape: tuple[int, ...]) -> torch.Tensor:
     # Several images, none of them constant, so that batch norms have something to norm.
-    return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    return torch.rand(_EXAMPLES, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def _list(
@@ -206,10 +217,11 @@ def _check_answer(network: nn.Module, example: torch.Tensor, classes: int, spec:
     finally:
         network.train(was_training)
     is_tensor = isinstance(answer, torch.Tensor)
-    if not is_tensor or answer.ndim != 2 or len(answer) != 3 or answer.shape[1] < classes:
+    if not is_tensor or answer.ndim != 2 or len(answer) != _EXAMPLES or answer.shape[1] < classes:
         got = list(answer.shape) if is_tensor else type(answer).__name__
         raise InputError(
-            f"network {spec.network.name!r} gives {got} for 3 images, expected [3, {classes}]: "
+            f"network {spec.network.name!r} gives {got} for {_EXAMPLES} images, expected "
+            f"[{_EXAMPLES}, {classes}]: "
             "one logit for each class of the data"
         )
 

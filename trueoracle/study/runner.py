@@ -30,13 +30,21 @@ from trueoracle.networks.weights import (
 )
 from trueoracle.pruning.cost import cost
 from trueoracle.pruning.listing import write_listing
+from trueoracle.study.footprint import held_bytes
 from trueoracle.study.prepare import Prepared
 from trueoracle.study.progress import Progress, about
 from trueoracle.study.spec import StudySpec
 from trueoracle.study.store import DATABASE, Retrained, Store, locked
 from trueoracle.training.checkpoint import Checkpoint
 from trueoracle.training.loop import EpochRecord, measure, train
-from trueoracle.training.population import Plan, check_engine, plan, train_population
+from trueoracle.training.memory import readable_bytes
+from trueoracle.training.population import (
+    Plan,
+    check_engine,
+    plan,
+    seconds_alone,
+    train_population,
+)
 from trueoracle.version import __version__
 
 __all__ = ["CANDIDATES", "DENSE", "run"]
@@ -134,16 +142,18 @@ def _tell_cost(prepared: Prepared, store: Store, progress: Progress) -> None:
     left = _left(prepared, store)
     if not left:
         return
-    images, epochs = len(prepared.data.train), prepared.spec.retraining.epochs
+    data = prepared.data
+    images, epochs = len(data.train), prepared.spec.retraining.epochs
     # Masked weights are multiplied all the same, so this is no candidate's recorded cost.
     macs = cost(
-        prepared.candidates.prune(prepared.network, 0), prepared.data.train.image_shape
+        prepared.candidates.prune(prepared.network, 0), data.train.image_shape
     ).macs
     training = f"{3 * macs * images * epochs * left:.1e}".replace("e+", "e")
     what = "the study" if left == prepared.retrainings else "what is left"
     progress.message(
         f"{what}: {left:,} networks of {quantity(macs)} MACs, {many(epochs, 'epoch')} of "
-        f"{images:,} images each: {training} MACs of training (3 × forward)"
+        f"{images:,} images each: {training} MACs of training (3 × forward); images and one network "
+        f"in training take {readable_bytes(held_bytes(prepared.spec, prepared.network, data))}"
     )
 
 
@@ -219,6 +229,8 @@ def _train_dense(
     network: nn.Module, prepared: Prepared, checkpoint: Checkpoint, progress: Progress
 ) -> list[dict[str, Any]]:
     recipe = prepared.spec.dense
+    expected = about(seconds_alone(network, prepared.data, recipe))
+    progress.message(f"training the dense network ({expected})")
     progress.stage("dense network", recipe.epochs, 0, "epochs")
 
     def show(record: EpochRecord) -> None:

@@ -1,0 +1,136 @@
+"""What memory a study needs is computed, and refused where it is not there, before anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from trueoracle.data import datasets
+from trueoracle.data.splits import Splits
+from trueoracle.errors import InputError
+from trueoracle.study import footprint, prepare
+from trueoracle.study.footprint import held_bytes, part_sizes
+from trueoracle.study.prepare import list_study
+from trueoracle.study.spec import DataSpec, spec_from
+from trueoracle.study.study import Study
+from trueoracle.training import population
+from trueoracle.training.memory import training_bytes
+from trueoracle.training.population import plan
+from trueoracle.training.recipe import Recipe
+
+FIELDS: dict[str, Any] = {
+    "name": "large",
+    "network": {"name": "lenet5-mini"},
+    "data": {"name": "mnist-5k"},
+    "pruning": {"layers": {"conv1": 0.1}},
+    "criteria": ["l1"],
+}
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Pretend that so many bytes are free."""
+
+    def pretend(count: int) -> None:
+        for module in (footprint, population):
+            monkeypatch.setattr(module, "available_memory", lambda _: count)
+
+    return pretend
+
+
+def prepared(**changes: Any) -> Any:
+    return prepare.prepare(spec_from(FIELDS, changes), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["mnist-5k"])
+def test_the_images_of_a_data_set_are_as_many_as_is_said(name: str) -> None:
+    data = datasets.load(name, validation_images=500, split_seed=0)
+    assert data.validation is not None
+    found = (len(data.train), len(data.validation), len(data.test))
+    assert part_sizes(DataSpec(name=name)) == found
+    known = {name for name, info in datasets.DATASETS.items() if info.images is not None}
+    assert set(datasets.DATASETS) - known <= {"folder", "tiny"}
+
+
+def test_images_that_do_not_fit_are_refused_before_they_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, free: Any
+) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(datasets, "load", none)
+    # 2 x 4,000 + 1,000 images of 2,000 x 2,000 numbers of 4 bytes.
+    free(144_000_000_000 - 1)
+    with pytest.raises(InputError) as caught:
+        prepared(**{"data.image_size": 2000})
+    assert str(caught.value) == (
+        "data set 'mnist-5k': 5,000 images of 1x2000x2000 numbers need 144 GB of memory while they "
+        "are loaded, and 144 GB are free: lower data.image_size, data.train_images or "
+        "data.test_images"
+    )
+    free(9_000 * 32 * 32 * 4)
+    with pytest.raises(AssertionError, match="loaded"):
+        prepared(**{"dense.batch_size": 1})
+    free(1_000_000)
+    caps = {"data.train_images": 100, "data.validation_images": 10, "data.test_images": 40}
+    with pytest.raises(AssertionError, match="loaded"):
+        prepared(**caps, **{"dense.batch_size": 1})
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(footprint, "check_images", lambda *_: None)
+    for changes in (
+        {"network.arguments.width": 10**9},
+        {"data.image_size": 100_000, "data.train_images": 20, "data.validation_images": 0},
+    ):
+        with pytest.raises(InputError, match=r"network 'lenet5-mini' for .* has weights of .* GB"):
+            list_study(spec_from(FIELDS, changes))
+
+
+def test_a_batch_that_does_not_fit_is_refused(few_digits: Splits, free: Any) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 8, 4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 10))
+    spec = spec_from(FIELDS | {"dense": {"batch_size": 10_000}})
+    needed = training_bytes(network, (1, 32, 32), 300, spec.dense)
+    free(needed)
+    footprint.check_training(spec, network, (1, 32, 32), 300, torch.device("cpu"))
+    free(needed - 1)
+    with pytest.raises(InputError, match="training the dense network on 300 images .* lower dense"):
+        footprint.check_training(spec, network, (1, 32, 32), 300, torch.device("cpu"))
+    trained = spec_from(FIELDS | {"network": {"name": "mine", "fingerprint": "ab"}})
+    footprint.check_training(trained, network, (1, 32, 32), 300, torch.device("cpu"))
+    recipe = Recipe(batch_size=10_000, epochs=1)
+    free(training_bytes(network, (1, 32, 32), 300, recipe) - 1)
+    with pytest.raises(InputError, match="retraining one network on 300 images"):
+        plan(network, few_digits, recipe, members=3, engine="loop")
+
+
+def test_what_is_held_is_the_images_and_a_network(few_digits: Splits) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    spec = spec_from(FIELDS)
+    training = training_bytes(network, (1, 32, 32), 256, spec.dense)
+    assert held_bytes(spec, network, few_digits) == 500 * 1024 * 4 + training
+    part = few_digits.measured_in_part(0.2, seed=0)
+    more = len(part.measured_train) * 1024 * 4
+    assert held_bytes(spec, network, part) == 500 * 1024 * 4 + more + training
+
+
+def test_a_shift_out_of_sight_is_refused(few_digits: Splits) -> None:
+    for shift, fits in ((31, True), (32, False)):
+        study = Study(
+            name="shifted",
+            network=nn.Sequential(nn.Conv2d(1, 4, 32), nn.Flatten(), nn.Linear(4, 10)),
+            data=few_digits,
+            pruning={"layers": {"0": 0.5}},
+            criteria=["l1"],
+            overrides={"retraining.shift": shift},
+        )
+        if fits:
+            study.prepare("cpu")
+            continue
+        with pytest.raises(InputError, match=r"retraining\.shift = 32 moves images of 32x32"):
+            study.prepare("cpu")
