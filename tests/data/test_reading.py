@@ -1,10 +1,10 @@
-"""What a user's numbers become: the same numbers, with a word where they could mean another thing."""
+"""What a user's numbers become: the same ones, with a word where they could mean something else."""
 
 from __future__ import annotations
 
 import warnings
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -101,7 +101,7 @@ def test_rounding_is_said_with_its_size() -> None:
         (np.ma.masked_array(IMAGES.numpy(), IMAGES.numpy() > 2), "the mask would be lost"),
         (Image.new("P", (2, 2)), "got a Pillow image"),
         ([Image.new("P", (2, 2))] * 2, "got a Pillow image"),
-        (np.array([["0"], ["1"]]), "arrays of numbers: these are <U1"),
+        (np.array([["0"], ["1"]]), "arrays of numbers: got type <U1"),
         ([["0", 1], [1, 2]], "arrays of numbers"),
         ([[0], [1, 2]], "arrays of numbers"),
         (np.array(["2026-01-01"], dtype="datetime64[D]"), "arrays of numbers"),
@@ -131,7 +131,7 @@ def test_images_that_would_lose_something_are_refused(images: Any, message: str)
         (2**70, "classes counted from 0: found 1180591620717411303424"),
         (-(2**70), "classes counted from 0: found -1180591620717411303424"),
         (2.0**53, "labels of type float64 are exact below 9,007,199,254,740,992"),
-        ("1", "arrays of numbers: these are <U1"),
+        ("1", "arrays of numbers: got type <U1"),
         (None, "arrays of numbers: got NoneType"),
         (Decimal("1.5"), "arrays of numbers: got Decimal"),
         (torch.tensor(2.0**24), "labels of type float32 are exact below 16,777,216"),
@@ -217,7 +217,7 @@ def test_items_that_are_not_alike_are_refused(items: list[Any], message: str) ->
 def test_order_is_the_order_of_the_rows() -> None:
     """A pandas index is not it."""
     labels = pd.Series([0, 1, 2], index=[2, 1, 0])
-    assert as_split((torch.zeros(3, 2), labels)).labels.tolist() == [0, 1, 2]
+    assert as_split((torch.zeros(3, 2), cast(Any, labels))).labels.tolist() == [0, 1, 2]
 
 
 def test_a_note_names_its_splits() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from trueoracle.data import datasets
+from tests.data.formats import colours, write_folder
+from trueoracle.data import datasets, streaming
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
 from trueoracle.study import footprint, prepare
@@ -17,7 +21,7 @@ from trueoracle.study.prepare import list_study
 from trueoracle.study.spec import DataSpec, spec_from
 from trueoracle.study.study import Study
 from trueoracle.training import population
-from trueoracle.training.memory import training_bytes
+from trueoracle.training.memory import readable_bytes, training_bytes
 from trueoracle.training.population import plan
 from trueoracle.training.recipe import Recipe
 
@@ -99,7 +103,7 @@ def test_a_batch_that_does_not_fit_is_refused(few_digits: Splits, free: Any) -> 
     free(needed)
     footprint.check_training(spec, network, (1, 32, 32), 300, torch.device("cpu"))
     free(needed - 1)
-    with pytest.raises(InputError, match="training the dense network on 300 images .* lower dense"):
+    with pytest.raises(InputError, match=r"training the dense network on 300 .* lower"):
         footprint.check_training(spec, network, (1, 32, 32), 300, torch.device("cpu"))
     trained = spec_from(FIELDS | {"network": {"name": "mine", "fingerprint": "ab"}})
     footprint.check_training(trained, network, (1, 32, 32), 300, torch.device("cpu"))
@@ -117,6 +121,43 @@ def test_what_is_held_is_the_images_and_a_network(few_digits: Splits) -> None:
     part = few_digits.measured_in_part(0.2, seed=0)
     more = len(part.measured_train) * 1024 * 4
     assert held_bytes(spec, network, part) == 500 * 1024 * 4 + more + training
+
+
+@pytest.fixture
+def grown(tmp_path: Path) -> Splits:
+    """Small images and a large one."""
+    path = write_folder(tmp_path, {"train": colours(9), "val": colours(6)}, suffix="png")
+    large = path / "train" / "class 1" / "large.png"
+    Image.fromarray(np.zeros((2000, 1500, 3), dtype=np.uint8)).save(large)
+    return datasets.load("folder", path=str(path), image_size=14, validation_images=0, split_seed=0)
+
+
+def test_a_grown_image_is_told_with_what_it_takes(grown: Splits, free: Any) -> None:
+    reading = footprint.check_reading(grown, batch=4)
+    (line,) = reading.notes
+    assert line.startswith("images: reading all 16 once takes about ")
+    needs = 4 * 2000 * 1500 + 4 * 16 * int(16 * 2000 / 1500)
+    assert "large.png of 1,500 x 2,000 pixels, takes " in line
+    assert line.endswith(f" s and {readable_bytes(needs)}")
+    assert reading.seconds > 0
+
+
+def test_images_that_do_not_fit_while_they_are_decoded_are_refused(
+    grown: Splits, free: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_cores", lambda: 2)
+    others = 4 * 40 * 56 + 4 * 16 * int(16 * 56 / 40)
+    needs = 4 * 2000 * 1500 + 4 * 16 * int(16 * 2000 / 1500) + others
+    ahead = 3 * 4 * 3 * 14 * 14
+    free(needs + ahead)
+    footprint.check_reading(grown, batch=4)
+    free(needs + ahead - 1)
+    with pytest.raises(InputError, match=r"reading images, 2 at a time .*large\.png of 1,500"):
+        footprint.check_reading(grown, batch=4)
+
+
+def test_images_in_memory_are_not_read(few_digits: Splits) -> None:
+    assert footprint.check_reading(few_digits, batch=4) == (0.0, ())
 
 
 def test_a_shift_out_of_sight_is_refused(few_digits: Splits) -> None:

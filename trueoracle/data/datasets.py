@@ -32,8 +32,8 @@ class DatasetInfo:
     ``shape`` is that of an image after resizing, ``(C, H, W)``. ``read`` gives the uint8 images
     ``[N, H, W]`` or ``[N, H, W, C]`` and the classes of both parts; None: they are streamed from an
     image folder. ``reader`` is the module that reads it; ``files`` are what has to lie in the data
-    folder, each in any one of the forms given. ``images`` counts those for training and for testing,
-    as far as that is known without looking.
+    folder, each in any one of the forms given. ``images`` counts the training and the test images,
+    where that is known without looking.
     """
 
     shape: tuple[int, int, int]

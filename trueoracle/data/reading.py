@@ -96,9 +96,9 @@ def read_items(items: Sequence[object]) -> tuple[Tensor, Tensor, tuple[str, ...]
 def _label_of_each(labels: Sequence[object]) -> tuple[Tensor, str]:
     whole = [label for label in labels if type(label) is int]
     if len(whole) == len(labels):  # the usual case, and the fastest
-        for label in (min(whole, default=0), max(whole, default=0)):
-            if abs(label) > torch.iinfo(torch.int64).max:  # numpy would make them float64
-                raise InputError(f"labels must be classes counted from 0: found {label}")
+        for extreme in (min(whole, default=0), max(whole, default=0)):
+            if abs(extreme) > torch.iinfo(torch.int64).max:  # numpy would make them float64
+                raise InputError(f"labels must be classes counted from 0: found {extreme}")
         return torch.tensor(whole, dtype=torch.int64), ""
     read = [read_labels(label) for label in labels]
     for label, _ in read:
@@ -138,7 +138,8 @@ def _from_array(values: object, what: str) -> Tensor:
     try:
         array = np.asarray(values)
         if array.dtype.kind not in "biufc":
-            raise TypeError(f"these are {array.dtype}" if array.dtype != object else f"got {_what(values)}")
+            got = _what(values) if array.dtype == object else f"type {array.dtype}"
+            raise TypeError(f"got {got}")
         native = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
         return torch.from_numpy(np.ascontiguousarray(native).reshape(array.shape))
     except (TypeError, ValueError, RuntimeError) as error:

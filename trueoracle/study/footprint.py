@@ -10,8 +10,18 @@ from torch import nn
 
 from trueoracle.data import datasets
 from trueoracle.data.splits import Splits
+from trueoracle.data.streaming import (
+    BATCHES_AHEAD,
+    Look,
+    StreamedSplit,
+    decoding_threads,
+    look,
+    printable,
+    seconds_to_read,
+)
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import build, is_shipped
+from trueoracle.study.progress import about
 from trueoracle.study.spec import DataSpec, StudySpec
 from trueoracle.training.memory import (
     available_memory,
@@ -20,7 +30,14 @@ from trueoracle.training.memory import (
     weight_bytes,
 )
 
-__all__ = ["check_images", "check_training", "check_weights", "held_bytes", "part_sizes"]
+__all__ = [
+    "check_images",
+    "check_reading",
+    "check_training",
+    "check_weights",
+    "held_bytes",
+    "part_sizes",
+]
 
 _CPU = torch.device("cpu")
 _FLOAT32 = 4
@@ -51,7 +68,7 @@ def check_images(data: DataSpec, shape: tuple[int, ...]) -> None:
     ``shape`` is that of one image. Streamed images are not held.
     """
     counts = part_sizes(data)
-    if counts is None or data.name in datasets.DATASETS and datasets.DATASETS[data.name].is_streamed:
+    if counts is None or datasets.DATASETS[data.name].is_streamed:
         return
     # Training images are there twice while they are parted from those for validation.
     images = 2 * (counts.train + counts.validation) + counts.test
@@ -103,6 +120,61 @@ def check_training(
             f"needs {readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: lower "
             "dense.batch_size or data.image_size"
         )
+
+
+class Reading(NamedTuple):
+    """Reading images from files: seconds an image, with all threads at work, and what to say."""
+
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def check_reading(data: Splits, batch: int) -> Reading:
+    """What reading images from files takes, and leaves out; nothing for images in memory.
+
+    Refuses images that memory does not hold while they are decoded, by :class:`InputError`.
+    """
+    streamed = [
+        split
+        for split in (data.train, data.validation, data.test)
+        if isinstance(split, StreamedSplit)
+    ]
+    if not streamed:
+        return Reading()
+    seen = [look(split) for split in streamed]
+    split, most = max(zip(streamed, seen, strict=True), key=lambda both: both[1].at_once_bytes)
+    path, (width, height) = split.folder / most.largest, most.largest_shape
+    largest = f"the largest, {printable(path)} of {width:,} x {height:,} pixels"
+    ahead = BATCHES_AHEAD * min(batch, len(data.train)) * math.prod(split.image_shape)
+    needed, free = most.at_once_bytes + ahead, available_memory(_CPU)
+    if needed > free:
+        raise InputError(
+            f"reading images, {decoding_threads(split)} at a time and {BATCHES_AHEAD} batches "
+            f"ahead, needs {readable_bytes(needed)} of memory ({largest}, "
+            f"{readable_bytes(most.largest_bytes)}), and {readable_bytes(free)} are free: shrink "
+            "the files, or lower data.image_size or the batch sizes"
+        )
+    alone = seconds_to_read(split, most.largest)
+    each = [
+        _seconds_an_image(one, found, most, alone) / decoding_threads(one)
+        for one, found in zip(streamed, seen, strict=True)
+    ]
+    count = sum(map(len, streamed))
+    seconds = max(sum(len(s) * one for s, one in zip(streamed, each, strict=True)), alone)
+    takes = (
+        f"images: reading all {count:,} once takes {about(seconds)}; {largest}, takes "
+        f"{alone:.2g} s and {readable_bytes(most.largest_bytes)}"
+    )
+    losses = dict.fromkeys(loss for found in seen for loss in found.losses)
+    return Reading(seconds / count, (takes, *losses))
+
+
+def _seconds_an_image(split: StreamedSplit, seen: Look, most: Look, alone: float) -> float:
+    """Of one thread, in the mean: a straight line over pixels, through a usual and the largest."""
+    usual = seconds_to_read(split, seen.typical)
+    further = math.prod(most.largest_shape) - seen.typical_pixels
+    slope = max(0.0, (alone - usual) / further) if further > 0 else 0.0
+    return max(0.0, usual + slope * (seen.pixels - seen.typical_pixels))
 
 
 def held_bytes(spec: StudySpec, network: nn.Module, data: Splits) -> int:

@@ -25,7 +25,13 @@ from trueoracle.pruning.unstructured import (
     list_weight_candidates,
 )
 from trueoracle.pruning.walk import find_groups
-from trueoracle.study.footprint import check_images, check_training, check_weights, part_sizes
+from trueoracle.study.footprint import (
+    check_images,
+    check_reading,
+    check_training,
+    check_weights,
+    part_sizes,
+)
 from trueoracle.study.spec import DataSpec, PruningSpec, StudySpec
 from trueoracle.training.loop import stream_seed
 
@@ -41,7 +47,9 @@ class Prepared:
 
     ``network`` has its initial weights, or its trained ones where the study brings them.
     ``architecture`` tells networks of a user's own apart, whose name does not say all, and folders
-    of images. ``skipped`` says of the criteria that do not apply why.
+    of images. ``skipped`` says of the criteria that do not apply why. ``notes`` say how the data is
+    read, where there was a choice. ``reading_seconds`` is what reading an image from a
+    file takes.
     """
 
     spec: StudySpec
@@ -52,6 +60,8 @@ class Prepared:
     criteria: tuple[Criterion, ...]
     device: torch.device
     skipped: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    reading_seconds: float = 0.0
 
     @property
     def retrainings(self) -> int:
@@ -103,6 +113,8 @@ def prepare(
         )
         if images is None:
             check_training(spec, made, shape, len(data.train), where)
+    batch = max(spec.dense.batch_size, spec.retraining.batch_size)
+    reading = check_reading(data, batch)
     shipped = network is None and is_shipped(spec.network.name)
     if not shipped:
         # Noise does not bring out all that a forward may do with values.
@@ -120,7 +132,16 @@ def prepare(
         # A folder's name does not say what is in it.
         architecture += f"-images-{data.fingerprint()}"
     return Prepared(
-        spec, data.to(where), made.to(where), architecture, candidates, criteria, where, skipped
+        spec,
+        data.to(where),
+        made.to(where),
+        architecture,
+        candidates,
+        criteria,
+        where,
+        skipped,
+        (*data.notes, *reading.notes),
+        reading.seconds,
     )
 
 
@@ -224,6 +245,11 @@ def _check_answer(network: nn.Module, example: torch.Tensor, classes: int, spec:
             f"[{_EXAMPLES}, {classes}]: "
             "one logit for each class of the data"
         )
+    if not answer.is_floating_point():
+        raise InputError(
+            f"network {spec.network.name!r} gives {str(answer.dtype).removeprefix('torch.')} "
+            "numbers, expected logits in floating point"
+        )
 
 
 def _check_pruning(network: nn.Module, candidates: CandidateList, example: torch.Tensor) -> None:
@@ -245,8 +271,8 @@ def _check_recipes(
                 raise InputError(f"{stage}.{field} needs images [C, H, W], got {list(shape)}")
         if recipe.shift and recipe.shift >= min(shape[1:]):
             raise InputError(
-                f"{stage}.shift = {recipe.shift:,} moves images of {shape[1]}x{shape[2]} pixels out "
-                "of sight: expected fewer pixels than a side has"
+                f"{stage}.shift = {recipe.shift:,} moves images of {shape[1]}x{shape[2]} pixels "
+                "out of sight: expected fewer pixels than a side has"
             )
         if recipe.mixup or recipe.cutmix:
             with torch.no_grad():

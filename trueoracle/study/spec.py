@@ -171,8 +171,10 @@ class PruningSpec(Frozen):
         # Said here, because a union's own errors speak of each of its members.
         if value == "all" or (isinstance(value, str) and value.endswith(".json")):
             return value
-        if isinstance(value, bool) or not isinstance(value, int) or not (
-            1 <= value <= MOST_CANDIDATES
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not (1 <= value <= MOST_CANDIDATES)
         ):
             raise ValueError(
                 f"expected 'all', a whole number from 1 to {MOST_CANDIDATES:,} or a .json file, "

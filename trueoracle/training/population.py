@@ -27,7 +27,16 @@ from trueoracle.training.loop import EpochRecord, Stream, make_optimizer, train_
 from trueoracle.training.memory import available_memory, readable_bytes, training_bytes
 from trueoracle.training.recipe import Recipe
 
-__all__ = ["ENGINES", "Engine", "Plan", "check_engine", "plan", "seconds_alone", "train_epochs", "train_population"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Plan",
+    "check_engine",
+    "plan",
+    "seconds_alone",
+    "train_epochs",
+    "train_population",
+]
 
 Engine = Literal["loop", "wide", "native"]
 ENGINES: tuple[str, ...] = ("auto", *get_args(Engine))

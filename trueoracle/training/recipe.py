@@ -39,9 +39,7 @@ class Recipe(Frozen):
         (), description="step: epochs (counted from 0) from which the rate is multiplied by gamma"
     )
     gamma: float = Field(0.1, ge=1e-12, le=1, description="step: factor at each milestone")
-    final_learning_rate: float = Field(
-        0.0, ge=0, le=1e3, description="cosine: the rate approached"
-    )
+    final_learning_rate: float = Field(0.0, ge=0, le=1e3, description="cosine: the rate approached")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the training loss only")
     gradient_clip: float | None = Field(
         None, ge=1e-12, le=1e12, description="largest gradient norm; none: off"
@@ -60,9 +58,7 @@ class Recipe(Frozen):
         description="augmentation: cut out a random part of at least this area, resized to the "
         "image's size (0.08 is usual for ImageNet); none: off",
     )
-    mixup: float = Field(
-        0.0, ge=0, le=1e3, description="alpha of mixup (arXiv 1710.09412); 0: off"
-    )
+    mixup: float = Field(0.0, ge=0, le=1e3, description="alpha of mixup (arXiv 1710.09412); 0: off")
     cutmix: float = Field(
         0.0,
         ge=0,
