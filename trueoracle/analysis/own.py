@@ -79,7 +79,7 @@ def read_tables(
 
 
 def _read(path: Path, wanted: Sequence[str]) -> pd.DataFrame:
-    """The file, all of it as it is written: of candidates' names, "1e2", "100" and "0100" differ."""
+    """The file, as it is written: of candidates' names, "1e2", "100" and "0100" differ."""
     try:
         frame = pd.read_csv(path, dtype=str)
         header = pd.read_csv(path, dtype=str, header=None, nrows=1).iloc[0].tolist()

@@ -152,11 +152,13 @@ def _tell_cost(prepared: Prepared, store: Store, progress: Progress) -> None:
     macs = cost(prepared.candidates.prune(prepared.network, 0), data.train.image_shape).macs
     training = f"{3 * macs * images * epochs * left:.1e}".replace("e+", "e")
     what = "the study" if left == prepared.retrainings else "what is left"
-    held = readable_bytes(held_bytes(prepared.spec, prepared.network, data))
     progress.message(
         f"{what}: {left:,} networks of {quantity(macs)} MACs, {many(epochs, 'epoch')} of "
-        f"{images:,} images each: {training} MACs of training (3 × forward); images and one "
-        f"network in training take {held}"
+        f"{images:,} images each: {training} MACs of training (3 × forward)"
+    )
+    held = held_bytes(prepared.spec, prepared.network, data)
+    progress.message(
+        f"memory: at least {readable_bytes(held)}, of images and a network in training"
     )
 
 
