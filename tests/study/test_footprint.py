@@ -175,3 +175,24 @@ def test_a_shift_out_of_sight_is_refused(few_digits: Splits) -> None:
             continue
         with pytest.raises(InputError, match=r"retraining\.shift = 32 moves images of 32x32"):
             study.prepare("cpu")
+
+
+def test_a_slow_network_is_told_of_before_the_checks(
+    few_digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    network = nn.Sequential(nn.Conv2d(1, 4, 8, 4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 10))
+    spec = Study(name="slow", network=network, data=few_digits, pruning={"layers": {"0": 0.5}}).spec
+
+    def groups(*_: object) -> None:
+        raise InputError("the checks begin")
+
+    monkeypatch.setattr(prepare, "find_groups", groups)
+    times = iter(range(0, 1000, 6))
+    for seconds, expected in ((1e9, []), (1.0, ["the network takes 6 s for 3 images on the CPU"])):
+        monkeypatch.setattr(prepare, "_SLOW_SECONDS", seconds)
+        monkeypatch.setattr(prepare.time, "perf_counter", lambda: next(times))
+        with pytest.raises(InputError, match="the checks begin"):
+            prepare.prepare(spec, network=network, data=few_digits, device="cpu", say=said.append)
+        assert [line.partition(":")[0] for line in said] == expected
+    assert "about 1 h 40 min for each of 30 epochs and 1,000 images" in said[0]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -11,6 +13,7 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
+from trueoracle.analysis.numbers import many
 from trueoracle.criteria.base import Criterion, find_criterion
 from trueoracle.data import datasets
 from trueoracle.data.splits import Splits
@@ -32,11 +35,13 @@ from trueoracle.study.footprint import (
     check_weights,
     part_sizes,
 )
+from trueoracle.study.progress import about
 from trueoracle.study.spec import DataSpec, PruningSpec, StudySpec
 from trueoracle.training.loop import stream_seed
 
 __all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
 
+_SLOW_SECONDS = 1.0
 _EXAMPLES = 3
 """Images that a network is first tried on."""
 
@@ -75,11 +80,13 @@ def prepare(
     network: nn.Module | None = None,
     data: Splits | None = None,
     device: str = "auto",
+    say: Callable[[str], None] | None = None,
 ) -> Prepared:
     """Build the network, list the candidates, load the data; refuse what cannot work.
 
-    ``network`` and ``data`` stand in for the spec's where they are given. Raises
-    :class:`InputError`, in one line, before any long work.
+    ``network`` and ``data`` stand in for the spec's where they are given. ``say`` is told where
+    the network is so slow that these checks take long themselves. Raises :class:`InputError`, in
+    one line, before any long work.
     """
     criteria = tuple(find_criterion(name) for name in spec.criteria)
     where = find_device(device)
@@ -95,6 +102,8 @@ def prepare(
     known = part_sizes(spec.data) if data is None else None
     images = known.train if known is not None else len(data.train) if data is not None else None
     check_training(spec, made, shape, images or _EXAMPLES, where)
+    if say is not None and (slow := _slow_in_words(made, shape, spec)):
+        say(slow)
     candidates = _list(made, shape, classes, spec)
     _check_recipes(made, shape, classes, spec)
     if spec.network.weights is not None:
@@ -194,6 +203,26 @@ def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
 def _example(shape: tuple[int, ...]) -> torch.Tensor:
     # Several images, none of them constant, so that batch norms have something to norm.
     return torch.rand(_EXAMPLES, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _slow_in_words(network: nn.Module, shape: tuple[int, ...], spec: StudySpec) -> str:
+    """How long training takes, where one pass over a few images takes a second or more."""
+    tried, example = copy.deepcopy(network).eval(), _example(shape)
+    seconds = 0.0
+    for _ in range(2):  # the first warms up
+        started = time.perf_counter()
+        with suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad():
+            tried(example)  # what finds the groups says best why a network does not run
+        seconds = time.perf_counter() - started
+        if seconds < _SLOW_SECONDS:
+            return ""
+    recipe = spec.retraining if spec.network.arrives_trained else spec.dense
+    epoch = about(3 * 1000 * seconds / _EXAMPLES)  # a step costs three forward passes
+    return (
+        f"the network takes {seconds:.2g} s for {_EXAMPLES} images on the CPU: checking the study "
+        f"takes minutes, and training it {epoch} for each of {many(recipe.epochs, 'epoch')} and "
+        "1,000 images"
+    )
 
 
 def _list(
