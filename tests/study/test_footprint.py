@@ -191,7 +191,7 @@ def test_a_slow_network_is_told_of_before_the_checks(
     times = iter(range(0, 1000, 6))
     for seconds, expected in ((1e9, []), (1.0, ["the network takes 6 s for 3 images on the CPU"])):
         monkeypatch.setattr(prepare, "_SLOW_SECONDS", seconds)
-        monkeypatch.setattr(prepare.time, "perf_counter", lambda: next(times))
+        monkeypatch.setattr("time.perf_counter", lambda: next(times))
         with pytest.raises(InputError, match="the checks begin"):
             prepare.prepare(spec, network=network, data=few_digits, device="cpu", say=said.append)
         assert [line.partition(":")[0] for line in said] == expected

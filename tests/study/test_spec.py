@@ -367,6 +367,12 @@ def test_arguments_are_merged_and_ratios_replaced() -> None:
         ({"criteria": ["l1", "l1"]}, "criteria: criteria must differ"),
         ({"name": "../elsewhere"}, "name: "),
         ({"dense.learning_rate": "fast"}, "dense.learning_rate: "),
+        (
+            {"dense.batch_size": 10**22},
+            "less than or equal to 10000000, got 10000000000000000000000",
+        ),
+        ({"dense.shift": 10**8}, "less than or equal to 10000, got 100000000"),
+        ({"dense.weight_decay": 1e300}, "less than or equal to 100, got 1e+300"),
     ],
 )
 def test_a_wrong_field_is_one_clear_line(overrides: dict[str, Any], message: str) -> None:
@@ -447,7 +453,7 @@ def number_fields(model: type[BaseModel] = StudySpec) -> Iterator[tuple[str, typ
 NUMBERS = list(number_fields())
 IN_A_TABLE = {"pruning.layers": "conv1", "network.arguments": "width"}
 IN_A_LIST = ("retraining.seeds", "retraining.milestones", "dense.milestones")
-BEYOND_USE = (1e300, -1e300, 10**22, -(10**22), 10**5000, math.inf, -math.inf, math.nan)
+BEYOND_USE = (1e300, -1e300, 10**31, -(10**31), 10**5000, math.inf, -math.inf, math.nan)
 
 
 def with_number(field: str, value: object) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Recipe(Frozen):
         256, ge=1, le=10_000_000, description="images a step; the last batch may be smaller"
     )
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    learning_rate: float = Field(0.01, ge=1e-12, le=1e3, description="at the first epoch")
+    learning_rate: float = Field(0.01, ge=1e-12, le=1e30, description="at the first epoch")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only; Adam's first beta is 0.9")
     weight_decay: float = Field(
         1e-4, ge=0, le=100, description="L2 for SGD and Adam, decoupled for AdamW"
@@ -39,7 +39,9 @@ class Recipe(Frozen):
         (), description="step: epochs (counted from 0) from which the rate is multiplied by gamma"
     )
     gamma: float = Field(0.1, ge=1e-12, le=1, description="step: factor at each milestone")
-    final_learning_rate: float = Field(0.0, ge=0, le=1e3, description="cosine: the rate approached")
+    final_learning_rate: float = Field(
+        0.0, ge=0, le=1e30, description="cosine: the rate approached"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the training loss only")
     gradient_clip: float | None = Field(
         None, ge=1e-12, le=1e12, description="largest gradient norm; none: off"
@@ -94,7 +96,7 @@ class DenseTraining(Recipe):
 class Retraining(Recipe):
     """The recipe after pruning, the same for every candidate, once for each seed."""
 
-    learning_rate: float = Field(0.001, ge=1e-12, le=1e3, description="at the first epoch")
+    learning_rate: float = Field(0.001, ge=1e-12, le=1e30, description="at the first epoch")
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="one retraining each")
     common_random_numbers: bool = Field(
         True, description="all candidates see the same batches and augmentation within a seed"
