@@ -31,6 +31,23 @@ def test_a_column_a_seed_and_a_row_a_seed_are_the_same(write: object) -> None:
     assert np.array_equal(one.scores["x"], other.scores["x"])
 
 
+def test_names_are_taken_as_they_are_written(write: object) -> None:
+    """Not as numbers, as which all of these are one hundred."""
+    path = write("id,x,s,y,n\n1e2,1,0,5,7\n100,2,0,6,7\n0100,3,0,7,07\n")  # type: ignore[operator]
+    options = {"candidate": "id", "seed": "s", "network": "n"}
+    tables = read_tables(path, ["x"], ["y"], higher_is_better=True, **options)  # type: ignore[arg-type]
+    assert {name: len(table) for name, table in tables.items()} == {"7": 2, "07": 1}
+
+
+@pytest.mark.parametrize("text", ["0.1", "0.300000000000000044", "1.797693134862315e308", "4e-324"])
+def test_numbers_are_the_nearest_to_what_is_written(write: object, text: str) -> None:
+    numbers = [text, "8.944271909999159", "5e-2", " 7", "", "NaN", "-inf", "9007199254740992"]
+    rows = "".join(f'"{number}",1\n' for number in numbers)
+    (table,) = read_tables(write(f"x,y\n{rows}"), ["x"], ["y"], higher_is_better=True).values()  # type: ignore[operator]
+    expected = [float(number or "nan") for number in numbers]
+    assert np.array_equal(table.scores["x"], expected, equal_nan=True)
+
+
 def test_networks_and_pruned_filters(write: object) -> None:
     path = write(  # type: ignore[operator]
         'net,x,y,pruned\na,1,0.5,"0 1"\na,2,0.4,"0 2"\na,3,0.1,"1,2"\nb,1,0.3,"[1, 2]"\n'
@@ -69,6 +86,13 @@ def test_networks_and_pruned_filters(write: object) -> None:
         ("x,y,p\n1,2,[0.7]\n", {"pruned": "p"}, "takes pruned filters such as"),
         ("x,y,p\n1,2,1000000000\n", {"pruned": "p"}, "not from 0 to 99,999"),
         ("x,y,n\n1,2,a\n1,2,\n", {"network": "n"}, "column 'n' of .* is empty in line 3"),
+        ("x,y\nTrue,2\nFalse,3\n", {}, "column 'x' of .* is not numeric"),
+        ("x,y\n1_000,2\n", {}, "column 'x' of .* is not numeric"),
+        ("x,y\n1+2j,2\n", {}, "column 'x' of .* is not numeric"),
+        ("x,y\n1,9007199254740993\n", {}, "'y' .*: 9007199254740993 is not told apart from"),
+        ("x,y\n1.5,2\n9007199254740993,3\n", {}, "'x' .*: 9007199254740993 is not told apart"),
+        (f"x,y\n1{'0' * 400},2\n", {}, "'x' .*: 10{39} is not told apart from inf"),
+        ("x,y,x\n1,2,3\n", {}, "has 2 columns named 'x'"),
         ("x,y,p\n1,2,-1\n", {"pruned": "p"}, "a filter that is not from 0"),
     ],
 )

@@ -5,10 +5,12 @@ import importlib
 import re
 import sys
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -151,6 +153,28 @@ def test_what_a_criterion_gives_is_taken_in_any_usual_form(
         ("123456789012", "it gave a str"),
         (np.arange(12) * 1j, "complex numbers"),
         (torch.arange(12) * 1j, "complex numbers"),
+        ([1j] * 12, "complex numbers"),
+        ([np.complex64(1j)] * 12, "complex numbers"),
+        ([torch.tensor(1j)] * 12, "complex numbers"),
+        (np.arange(12) > 5, "it gave true and false, expected numbers"),
+        (torch.arange(12) > 5, "it gave true and false"),
+        ([True] * 12, "it gave true and false"),
+        ([np.True_] * 12, "it gave true and false"),
+        (["1"] * 12, "it gave a str for a candidate"),
+        (np.array(["1"] * 12), "it gave type <U1"),
+        (np.array(["1"] * 12, dtype=object), "it gave a str for a candidate"),
+        ([Decimal(1)] * 12, "it gave a Decimal for a candidate"),
+        ([None] * 12, r"it gave nothing \(None\) for a candidate"),
+        ([[1.0, 2.0]] * 12, "it gave a list for a candidate"),
+        ([torch.ones(2)] * 12, "it gave 2 numbers for one candidate"),
+        (pd.DataFrame({"score": range(12)}), "it gave a str for a candidate"),
+        (np.ma.masked_array(range(12), [True] * 12), "whose mask would be lost"),
+        (np.arange(12) + 2**53, "that float64 does not tell apart"),
+        (torch.arange(12) + 2**53, "that float64 does not tell apart"),
+        ([2**53 + i for i in range(12)], "that float64 does not tell apart"),
+        ([2**80 + i for i in range(12)], "that float64 does not tell apart"),
+        ([10**400] * 12, "that float64 does not tell apart"),
+        (np.array(["2026-01-01"] * 12, dtype="datetime64[D]"), "it gave type datetime64"),
     ],
 )
 def test_what_has_no_order_is_refused(

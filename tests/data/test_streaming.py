@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -367,3 +368,107 @@ def test_a_link_to_nothing_is_named(folder: Path) -> None:
     (folder / "train" / "class 1" / "gone.jpeg").symlink_to(folder / "nowhere.jpeg")
     with pytest.raises(InputError, match=r"cannot read .*gone\.jpeg: No such file"):
         load(folder)
+
+
+def save(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    Image.fromarray(pixels).save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def test_names_may_be_any_bytes(folder: Path) -> None:
+    """Linux takes them; those that are no UTF-8 are read, told apart and named in errors."""
+    before = load(folder).fingerprint()
+    for part in ("train", "val"):
+        (folder / part / "class 2").rename(folder / part / os.fsdecode(b"class \xff"))
+    odd = folder / "train" / os.fsdecode(b"class \xff") / os.fsdecode(b"n\xe9w.png")
+    save(odd, colours(1)[0][0])
+    data = load(folder)
+    assert len(data.train) == 31
+    assert data.train.take(torch.tensor([30])).images.shape == (1, 3, SIZE, SIZE)
+    assert data.fingerprint() != before
+    odd.write_text("no image")
+    with pytest.raises(InputError, match=r"class \\xff/n\\xe9w\.png cannot be read") as caught:
+        data.train.take(torch.tensor([30]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_may_be_a_thousand_levels_deep(folder: Path) -> None:
+    deep = folder / "train" / "class 1"
+    levels = [deep := deep / "d" for _ in range(1000)]
+    for level in levels:
+        level.mkdir()
+    save(deep / "x.png", colours(1)[0][0])
+    data = load(folder)
+    assert len(data.train) == 31
+    assert data.train.take(torch.arange(31)).labels.bincount().tolist() == [10, 11, 10]
+    (deep / "x.png").unlink()
+    for level in reversed(levels):  # what removes folders after a test does not go so deep
+        level.rmdir()
+
+
+def test_a_link_back_is_named(folder: Path) -> None:
+    inner = folder / "train" / "class 1" / "inner"
+    inner.mkdir()
+    (inner / "back").symlink_to(folder / "train" / "class 1")
+    with pytest.raises(InputError, match=r"inner/back is a link to a folder that it lies in"):
+        load(folder)
+    (inner / "back").unlink()
+    (inner / "elsewhere").symlink_to(folder / "val" / "class 1")
+    assert len(load(folder).train) == 34
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((20, 20), 0.5, dtype=np.float32), "floating-point numbers"),
+        (np.full((20, 20), 70_000, dtype=np.int32), "from 70000 to 70000: beyond 16 bits"),
+        (np.full((20, 20), -1, dtype=np.int32), "from -1 to -1: beyond 16 bits"),
+    ],
+)
+def test_pixels_that_would_be_cut_are_refused(
+    folder: Path, pixels: np.ndarray, message: str
+) -> None:
+    path = save(folder / "train" / "class 1" / "odd.tif", pixels)
+    with pytest.raises(InputError, match=rf"odd\.tif cannot be read as an image \(.*{message}"):
+        streaming._read(path, SIZE, None, 1.0)
+
+
+def test_what_is_left_out_of_images_is_said(folder: Path) -> None:
+    pixels = colours(1)[0][0]
+    within = folder / "train" / "class 1"
+    seen = streaming.look(streamed(load(folder).train))
+    assert seen.losses == ()
+    save(within / "a.png", np.dstack([pixels, pixels[:, :, :1]]))
+    save(within / "b.png", pixels[:, :, 0].astype(np.uint16))
+    more = [Image.fromarray(pixels), Image.fromarray(pixels[::-1])]
+    more[0].save(within / "c.tif", save_all=True, append_images=more[1:])
+    assert streaming.look(streamed(load(folder).train)).losses == (
+        "images: 1 of 33 are transparent in parts, which are read as opaque",
+        "images: 1 of 33 have 16 bits, of which the upper 8 are read",
+        "images: 1 of 33 have several pictures, of which the first is read",
+    )
+
+
+def test_a_look_finds_what_takes_most_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = replace(streamed(load(folder).train), threads=2)
+    seen = streaming.look(split)
+    # 40 x 56 pixels of four bytes, and the same with a shorter side of 16.
+    small = 4 * 40 * 56 + 4 * 16 * int(16 * 56 / 40)
+    assert (seen.images, seen.pixels, seen.typical_pixels) == (30, 40 * 56, 40 * 56)
+    assert (seen.largest_bytes, seen.at_once_bytes) == (small, 2 * small)
+    thin = save(folder / "val" / "class 0" / "thin.png", np.zeros((1, 5000, 3), dtype=np.uint8))
+    grey = save(folder / "val" / "class 0" / "grey.png", np.zeros((300, 200), dtype=np.uint8))
+    test = replace(streamed(load(folder).test), threads=2)
+    seen = streaming.look(test)
+    # Made as wide as it is thin.
+    thin_bytes = 4 * 5000 + 4 * 16 * (16 * 5000)
+    grey_bytes = 5 * 300 * 200 + 4 * 16 * 24
+    assert (seen.largest, seen.largest_shape) == ("class 0/thin.png", (5000, 1))
+    assert (seen.largest_bytes, seen.at_once_bytes) == (thin_bytes, thin_bytes + grey_bytes)
+    monkeypatch.setattr(streaming, "MOST_LOOKED_AT", 7)
+    assert streaming.look(split).images == 7
+    thin.unlink()
+    grey.write_text("no image")
+    monkeypatch.setattr(streaming, "MOST_LOOKED_AT", 100)
+    with pytest.raises(InputError, match=r"grey\.png cannot be read as an image"):
+        streaming.look(streamed(load(folder).test))

@@ -174,3 +174,23 @@ def test_shipped_criteria_are_tried_early_on_a_network_of_ones_own(few_digits: S
     plain = nn.Sequential(nn.Flatten(), nn.Linear(1024, 4), nn.ReLU(), nn.Linear(4, 10))
     fields["pruning"]["layers"] = {"1": 0.5}
     assert not Study(**fields, network=plain).prepare("cpu").skipped
+
+
+class Whole(nn.Module):
+    """A network whose answer is not what a loss takes."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.first, self.out, self.kind = nn.Conv2d(1, 4, 32), nn.Linear(4, 10), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.first(x).flatten(1)).to(self.kind)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int64])
+def test_logits_are_in_floating_point(few_digits: Splits, kind: torch.dtype) -> None:
+    study = Study(
+        name="whole", network=Whole(kind), data=few_digits, pruning={"layers": {"first": 0.5}}
+    )
+    with pytest.raises(InputError, match=r"gives (complex64|int64) numbers, expected logits in fl"):
+        study.prepare("cpu")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -90,6 +91,11 @@ def test_a_study_from_beginning_to_end(study: Study) -> None:
         "the study: 20 networks of 0.404 M MACs, 2 epochs of 300 images each: "
         f"{3 * macs * 300 * 2 * 20:.1e} MACs of training (3 × forward)".replace("e+", "e")
     )
+    # 500 images of 32 x 32 numbers; 5,500 weights, their gradients and their momentum, and a batch.
+    memory = re.fullmatch(r"memory: at least (\S+) MB, of images .*", progress.messages[1])
+    assert memory is not None
+    assert 500 * 1024 * 4 + 3 * 5500 * 4 < float(memory[1]) * 1e6 < 5e6
+    assert re.fullmatch(r"training the dense network \(about \d+ .*\)", progress.messages[2])
     assert results.candidates["macs"].tolist() == [macs] * 10
     assert results.candidates["parameters"].tolist() == [5500 - 26 - 250] * 10
     assert results.dense is not None

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from tests.conftest import Writer
 from trueoracle.data.datasets import DATASETS
@@ -370,6 +373,12 @@ def test_arguments_are_merged_and_ratios_replaced() -> None:
         ({"criteria": ["l1", "l1"]}, "criteria: criteria must differ"),
         ({"name": "../elsewhere"}, "name: "),
         ({"dense.learning_rate": "fast"}, "dense.learning_rate: "),
+        (
+            {"dense.batch_size": 10**22},
+            "less than or equal to 10000000, got 10000000000000000000000",
+        ),
+        ({"dense.shift": 10**8}, "less than or equal to 10000, got 100000000"),
+        ({"dense.weight_decay": 1e300}, "less than or equal to 100, got 1e+300"),
     ],
 )
 def test_a_wrong_field_is_one_clear_line(overrides: dict[str, Any], message: str) -> None:
@@ -420,3 +429,79 @@ def test_a_spec_survives_json() -> None:
     again = StudySpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json"))))
     assert again == spec
     assert again.digest == spec.digest
+
+
+def numbers_of(annotation: Any, bounds: tuple[Any, ...] = ()) -> Iterator[tuple[type, list[Any]]]:
+    """Every number within a field's type, with the bounds that hold for it."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        for one in more:
+            bounds = (*bounds, *(one.metadata if isinstance(one, FieldInfo) else [one]))
+        yield from numbers_of(inner, bounds)
+    elif annotation in (int, float):
+        yield annotation, list(bounds)
+    else:
+        for part in get_args(annotation):
+            yield from numbers_of(part, bounds)
+
+
+def number_fields(model: type[BaseModel] = StudySpec) -> Iterator[tuple[str, type, list[Any]]]:
+    """Every number of a study: its dotted field, its type and its bounds."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            for inner, kind, bounds in number_fields(field.annotation):
+                yield f"{name}.{inner}", kind, bounds
+        else:
+            for kind, bounds in numbers_of(field.annotation, tuple(field.metadata)):
+                yield name, kind, bounds
+
+
+NUMBERS = list(number_fields())
+IN_A_TABLE = {"pruning.layers": "conv1", "network.arguments": "width"}
+IN_A_LIST = ("retraining.seeds", "retraining.milestones", "dense.milestones")
+BEYOND_USE = (1e300, -1e300, 10**31, -(10**31), 10**5000, math.inf, -math.inf, math.nan)
+
+
+def with_number(field: str, value: object) -> dict[str, Any]:
+    """Overrides that set one number of a study."""
+    if field in IN_A_TABLE:
+        return {f"{field}.{IN_A_TABLE[field]}": value}
+    return {field: [value] if field in IN_A_LIST else value}
+
+
+def test_every_number_of_a_study_is_found() -> None:
+    names = {field for field, _, _ in NUMBERS}
+    assert len(names) >= 40
+    assert {"pruning.candidates", "data.image_size", "dense.seed", *IN_A_TABLE, *IN_A_LIST} <= names
+
+
+@pytest.mark.parametrize(("field", "kind", "bounds"), NUMBERS)
+def test_every_number_has_a_range(field: str, kind: type, bounds: list[Any]) -> None:
+    low = [getattr(b, name) for b in bounds for name in ("ge", "gt") if hasattr(b, name)]
+    high = [getattr(b, name) for b in bounds for name in ("le", "lt") if hasattr(b, name)]
+    assert low, f"{field} ({kind.__name__}) has no least value"
+    assert high, f"{field} ({kind.__name__}) has no largest value"
+    assert low[0] < high[0] <= 1e30
+
+
+@pytest.mark.parametrize("field", sorted({field for field, _, _ in NUMBERS}))
+def test_a_number_beyond_use_is_one_clear_line(field: str) -> None:
+    for value in BEYOND_USE:
+        with pytest.raises(InputError) as caught:
+            spec_from(MINIMAL, with_number(field, value))
+        message = str(caught.value)
+        assert message.startswith(field)
+        assert "\n" not in message
+        assert len(message) < 300
+        text = "a number of thousands of digits" if value == 10**5000 else repr(value)
+        assert f"got {text}" in message or f"got [{text}]" in message
+
+
+def test_a_networks_arguments_are_plain() -> None:
+    for value in ({"a": 1}, [[1]], None, [1, math.nan]):
+        with pytest.raises(InputError, match=r"network\.arguments: width takes text, true or fal"):
+            spec_from(MINIMAL, {"network.arguments.width": value})
+    kinds = {"a": 1, "b": 1.5, "c": True, "d": "text", "e": (1, 2.5, "x")}
+    arguments = spec_from(MINIMAL, {"network.arguments": kinds}).network.arguments
+    assert arguments == kinds
+    assert [type(value) for value in arguments.values()] == [int, float, bool, str, tuple]

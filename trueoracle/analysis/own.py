@@ -40,8 +40,9 @@ def read_tables(
     them by group, ``{"conv1": [0, 3]}``. ``exhaustive``: the rows are all ways to prune. Raises
     :class:`InputError`, in one line, for a file or column that cannot be read so.
     """
-    frame = _read(path)
-    named = [*x, *y, *(name for name in (candidate, seed, network, pruned) if name is not None)]
+    told_by = [name for name in (candidate, seed, network, pruned) if name is not None]
+    named = [*x, *y, *told_by]
+    frame = _read(path, named)
     for name in named:
         if name not in frame.columns:
             raise unknown(f"column of {path}", name, map(str, frame.columns))
@@ -51,8 +52,8 @@ def read_tables(
         raise InputError(f"with --seed there is one --y, got {len(y)}")
     for name in dict.fromkeys([*x, *y]):
         frame[name] = _numeric(frame, name, path)
-    for told in (candidate, seed, network, pruned):
-        if told is not None and frame[told].isna().any():
+    for told in told_by:
+        if frame[told].isna().any():
             row = int(np.flatnonzero(frame[told].isna())[0]) + 2  # the header is line 1
             raise InputError(f"column {told!r} of {path} is empty in line {row}")
     parts = {"": frame} if network is None else dict(tuple(frame.groupby(network, sort=False)))
@@ -77,9 +78,11 @@ def read_tables(
     return made
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path, wanted: Sequence[str]) -> pd.DataFrame:
+    """The file, as it is written: of candidates' names, "1e2", "100" and "0100" differ."""
     try:
-        frame = pd.read_csv(path)
+        frame = pd.read_csv(path, dtype=str)
+        header = pd.read_csv(path, dtype=str, header=None, nrows=1).iloc[0].tolist()
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
     except Exception as error:  # of the file system, a compression, an encoding, the parser
@@ -88,14 +91,29 @@ def _read(path: Path) -> pd.DataFrame:
         raise InputError(f"{path} is not a CSV table: its rows have more fields than its header")
     if frame.empty:
         raise InputError(f"{path} has no rows")
+    for name in wanted:
+        if header.count(name) > 1:  # pandas would rename the others
+            raise InputError(f"{path} has {header.count(name)} columns named {name!r}")
     return frame
 
 
 def _numeric(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:
     try:
-        return pd.to_numeric(frame[name]).astype(np.float64)
-    except (ValueError, TypeError) as error:
+        return pd.Series([_number(cell) for cell in frame[name]], dtype=np.float64)
+    except ValueError as error:
         raise InputError(f"column {name!r} of {path} is not numeric: {error}") from error
+
+
+def _number(cell: object) -> float:
+    """A cell's number, NaN where it is empty; raises ValueError for what float64 does not hold."""
+    if not isinstance(cell, str):
+        return float("nan")
+    text, number = cell.strip(), float(cell)
+    if "_" in text:  # Python's own way to write thousands
+        raise ValueError(f"could not convert string to float: {cell!r}")
+    if text.lstrip("+-").isdecimal() and (np.isinf(number) or int(number) != int(text)):
+        raise ValueError(f"{text[:40]} is not told apart from {number:.17g}: scale it first")
+    return number
 
 
 def _by_seed(

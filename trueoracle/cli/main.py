@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated
 
 import typer
@@ -75,6 +76,8 @@ app.command("analyse")(analyse.analyse)
 
 def main() -> None:
     """Run the command line."""
+    # Pillow's word on large images, which a study itself measures and says.
+    warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
     app()
 
 

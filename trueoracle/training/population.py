@@ -24,10 +24,19 @@ from trueoracle.training import native, wide
 from trueoracle.training.continuing import MemberState, restore, state_of
 from trueoracle.training.evaluate import evaluate_together
 from trueoracle.training.loop import EpochRecord, Stream, make_optimizer, train_epoch
-from trueoracle.training.memory import available_memory, readable_bytes
+from trueoracle.training.memory import available_memory, readable_bytes, training_bytes
 from trueoracle.training.recipe import Recipe
 
-__all__ = ["ENGINES", "Engine", "Plan", "check_engine", "plan", "train_epochs", "train_population"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Plan",
+    "check_engine",
+    "plan",
+    "seconds_alone",
+    "train_epochs",
+    "train_population",
+]
 
 Engine = Literal["loop", "wide", "native"]
 ENGINES: tuple[str, ...] = ("auto", *get_args(Engine))
@@ -43,6 +52,8 @@ _MOST_WIDE = 16
 
 _PILOT_IMAGES = 64
 _PILOT_MEMBERS = 4
+_LARGE = 128
+"""Images of more pixels a side take long enough for a few of them to tell."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +255,21 @@ def plan(
             for t in trials
             if not t.fits
         )
+    if best.engine == "loop":
+        _check_loop(network, data, recipe)
     return _sized(best, reason, data, recipe, members)
+
+
+def _check_loop(network: nn.Module, data: Splits, recipe: Recipe) -> None:
+    """Refuse what no memory is left for even one network at a time, by :class:`InputError`."""
+    batch = min(recipe.batch_size, len(data.train))
+    needed = training_bytes(network, data.train.image_shape, batch, recipe)
+    free = available_memory(data.train.device)
+    if needed > free:
+        raise InputError(
+            f"retraining one network on {batch:,} images at a time needs {readable_bytes(needed)} "
+            f"of memory, and {readable_bytes(free)} are free: lower retraining.batch_size"
+        )
 
 
 def check_engine(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> None:
@@ -316,14 +341,30 @@ def _try(engine: Engine, network: nn.Module, data: Splits, recipe: Recipe, budge
         fixed, each = wide.measure_memory(network, data, recipe)
         most = (budget - fixed) // max(each, 1)
         members = max(1, min(most, _PILOT_MEMBERS))
-    seconds = _seconds_a_step(engine, network, data, recipe, members) if most >= group else math.inf
+    seconds = math.inf
+    if most >= group:
+        images = _pilot_images(data, recipe)
+        seconds = _seconds_a_step(engine, network, data, recipe, members, images)
     return _Trial(engine, group, most, seconds, needs=fixed + each * group)
 
 
-def _seconds_a_step(
-    engine: Engine, network: nn.Module, data: Splits, recipe: Recipe, members: int
-) -> float:
+def seconds_alone(network: nn.Module, data: Splits, recipe: Recipe) -> float:
+    """Seconds that the loop will take to train one network, from three steps of a few images."""
     images = _pilot_images(data, recipe)
+    if min(data.train.image_shape[1:], default=0) >= _LARGE:
+        images = min(images, _PILOT_MEMBERS)
+    step = _seconds_a_step("loop", network, data, recipe, 1, images)
+    return step / images * _images_seen(data, recipe)
+
+
+def _images_seen(data: Splits, recipe: Recipe) -> float:
+    """Images of a whole training; evaluation costs about a third of a training step an image."""
+    return recipe.epochs * (len(data.train) + sum(len(s) for _, s in data.named()) / 3)
+
+
+def _seconds_a_step(
+    engine: Engine, network: nn.Module, data: Splits, recipe: Recipe, members: int, images: int
+) -> float:
     few = replace(data, train=data.train.take(torch.arange(images)), validation=None, measured=None)
     networks = [copied(network) for _ in range(members)]
     population = _POPULATIONS[engine](networks, [(0, "")] * members, few, recipe)
@@ -344,9 +385,7 @@ def _pilot_images(data: Splits, recipe: Recipe) -> int:
 def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: int) -> Plan:
     """How many networks at once: within memory, and in calls of about a minute."""
     images = _pilot_images(data, recipe)
-    # Evaluation costs about a third of a training step an image.
-    seen = recipe.epochs * (len(data.train) + sum(len(s) for _, s in data.named()) / 3)
-    expected = trial.seconds * seen / images
+    expected = trial.seconds * _images_seen(data, recipe) / images
     in_time = max(1, int(CHUNK_SECONDS / expected))
     if trial.engine == "loop":
         return Plan("loop", reason, seconds_a_network=expected)

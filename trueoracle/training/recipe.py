@@ -13,7 +13,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Frozen(BaseModel):
-    """A value object: immutable, and strict about unknown fields."""
+    """A value object: immutable, and strict about unknown fields.
+
+    Every number has a range, beyond which it is of no use to anyone; tests find one that has none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -21,24 +24,34 @@ class Frozen(BaseModel):
 class Recipe(Frozen):
     """One training: the same fields for the dense network and for retraining."""
 
-    epochs: int = Field(30, ge=1, description="passes over the training split")
-    batch_size: int = Field(256, ge=1, description="images a step; the last batch may be smaller")
+    epochs: int = Field(30, ge=1, le=1_000_000, description="passes over the training split")
+    batch_size: int = Field(
+        256, ge=1, le=10_000_000, description="images a step; the last batch may be smaller"
+    )
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    learning_rate: float = Field(0.01, gt=0, description="at the first epoch")
+    learning_rate: float = Field(0.01, ge=1e-12, le=1e30, description="at the first epoch")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only; Adam's first beta is 0.9")
-    weight_decay: float = Field(1e-4, ge=0, description="L2 for SGD and Adam, decoupled for AdamW")
+    weight_decay: float = Field(
+        1e-4, ge=0, le=100, description="L2 for SGD and Adam, decoupled for AdamW"
+    )
     schedule: Literal["constant", "step", "cosine"] = "step"
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    milestones: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
         (), description="step: epochs (counted from 0) from which the rate is multiplied by gamma"
     )
-    gamma: float = Field(0.1, gt=0, le=1, description="step: factor at each milestone")
-    final_learning_rate: float = Field(0.0, ge=0, description="cosine: the rate approached")
+    gamma: float = Field(0.1, ge=1e-12, le=1, description="step: factor at each milestone")
+    final_learning_rate: float = Field(
+        0.0, ge=0, le=1e30, description="cosine: the rate approached"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the training loss only")
-    gradient_clip: float | None = Field(None, gt=0, description="largest gradient norm; none: off")
+    gradient_clip: float | None = Field(
+        None, ge=1e-12, le=1e12, description="largest gradient norm; none: off"
+    )
     autocast: bool = Field(
         False, description="train in bfloat16 where torch deems it safe; not by the native engine"
     )
-    shift: int = Field(0, ge=0, description="augmentation: largest random shift, in pixels")
+    shift: int = Field(
+        0, ge=0, le=10_000, description="augmentation: largest random shift, in pixels"
+    )
     flip: bool = Field(False, description="augmentation: mirror half of the images left to right")
     resized_crop: float | None = Field(
         None,
@@ -47,9 +60,12 @@ class Recipe(Frozen):
         description="augmentation: cut out a random part of at least this area, resized to the "
         "image's size (0.08 is usual for ImageNet); none: off",
     )
-    mixup: float = Field(0.0, ge=0, description="alpha of mixup (arXiv 1710.09412); 0: off")
+    mixup: float = Field(0.0, ge=0, le=1e3, description="alpha of mixup (arXiv 1710.09412); 0: off")
     cutmix: float = Field(
-        0.0, ge=0, description="alpha of cutmix (arXiv 1905.04899); 0: off; with mixup: half each"
+        0.0,
+        ge=0,
+        le=1e3,
+        description="alpha of cutmix (arXiv 1905.04899); 0: off; with mixup: half each",
     )
 
     @model_validator(mode="after")
@@ -80,7 +96,7 @@ class DenseTraining(Recipe):
 class Retraining(Recipe):
     """The recipe after pruning, the same for every candidate, once for each seed."""
 
-    learning_rate: float = Field(0.001, gt=0, description="at the first epoch")
+    learning_rate: float = Field(0.001, ge=1e-12, le=1e30, description="at the first epoch")
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="one retraining each")
     common_random_numbers: bool = Field(
         True, description="all candidates see the same batches and augmentation within a seed"
