@@ -13,6 +13,7 @@ __all__ = [
     "TrainingError",
     "TrueOracleError",
     "first_line",
+    "shown",
     "unknown",
 ]
 
@@ -64,6 +65,15 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def shown(value: object, longest: int = 200) -> str:
+    """A value of anybody's, as an error's line may hold it."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of thousands of digits
+        return f"a value too large to show ({type(value).__name__})"
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from trueoracle.errors import InputError, unknown
+from trueoracle.errors import InputError, shown, unknown
 from trueoracle.pruning.cost import Cost, cost
 from trueoracle.pruning.groups import Group, GroupMap
 from trueoracle.pruning.listing import Listing, read_listing
@@ -347,21 +347,23 @@ def _ways_of(
         if not isinstance(entry, dict) or set(entry) != {group.name for group in groups}:
             raise InputError(
                 f"{where} names the pruned filters of {', '.join(g.name for g in groups)}, in an "
-                f"object of lists; got {entry!r}"
+                f"object of lists; got {shown(entry)}"
             )
         parts = []
         for group, count in zip(groups, pruned, strict=True):
             given = entry[group.name]
             # A bool is an int to Python, and 1.0 equals 1.
             if not isinstance(given, list) or any(type(filter_) is not int for filter_ in given):
-                raise InputError(f"{where}: {group.name} takes a list of filters, got {given!r}")
+                raise InputError(
+                    f"{where}: {group.name} takes a list of filters, got {shown(given)}"
+                )
             outside = [filter_ for filter_ in given if not 0 <= filter_ < group.filters]
             if outside:
                 raise InputError(
                     f"{where}: {group.name} has filters 0 to {group.filters - 1}, got {outside[0]}"
                 )
             if len(set(given)) < len(given):
-                raise InputError(f"{where}: {group.name} names a filter twice: {given}")
+                raise InputError(f"{where}: {group.name} names a filter twice: {shown(given)}")
             if len(given) != count:
                 raise InputError(
                     f"{where} prunes {len(given)} filters of {group.name}, and pruning.layers "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trueoracle.errors import InputError, StoreError, first_line
+from trueoracle.errors import InputError, StoreError, first_line, shown
 
 __all__ = ["LISTING_FORMAT", "Listing", "read_listing", "write_listing"]
 
@@ -57,11 +57,13 @@ def read_listing(path: Path, expected: Mapping[str, Any]) -> list[Any]:
         raise InputError(f"cannot read the candidates {path}: {error}") from error
     except ValueError as error:  # no text, or no JSON
         raise InputError(f"{path} is damaged: {first_line(error)}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is damaged: its values are nested too deeply") from error
     if not isinstance(content, dict) or not isinstance(content.get("candidates"), list):
         raise InputError(f"{path} holds no list of candidates, such as a run's candidates.json")
     if content.get("format") != LISTING_FORMAT:
         raise InputError(
-            f"{path} has format {content.get('format')!r}, and this trueoracle reads "
+            f"{path} has format {shown(content.get('format'))}, and this trueoracle reads "
             f"{LISTING_FORMAT}"
         )
     for key, value in expected.items():
@@ -81,4 +83,4 @@ def _shown(value: object) -> str:
         parts = [f"{name} ({number})" for name, number in value.items()]
         more = f" and {len(parts) - 6} more" if len(parts) > 6 else ""
         return ", ".join(parts[:6]) + more or "nothing"
-    return repr(value)
+    return shown(value)
