@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import shlex
@@ -125,6 +126,10 @@ class PlainConsole(Console):
     def render_str(self, text: str, **options: Any) -> Text:  # all that is printed, tables too
         return super().render_str(printable(text), **options)
 
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave it to the command: rich itself would end the program."""
+        raise BrokenPipeError
+
 
 def out() -> Console:
     """Standard output; wide where it is no terminal, so that lines stay whole."""
@@ -174,8 +179,10 @@ def _ending(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BrokenPipeError):
         return "error: the reader of the output went away", StoreError.exit_code
     if isinstance(error, OSError):
-        what = f"read or write {error.filename}" if error.filename else "write the output"
-        return f"error: cannot {what}: {error.strerror or error}", StoreError.exit_code
+        what = f" {error.filename}" if error.filename else ""  # the output has no name
+        wrong_name = error.errno == errno.ENAMETOOLONG
+        code = InputError.exit_code if wrong_name else StoreError.exit_code
+        return f"error: cannot read or write{what}: {error.strerror or error}", code
     if isinstance(error, MemoryError) or "allocate memory" in reason:  # the latter is torch's
         return f"error: out of memory: {reason}", InputError.exit_code
     if isinstance(error, SystemExit):
