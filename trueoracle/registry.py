@@ -56,7 +56,10 @@ class Registry(Mapping[str, T], Generic[T]):
             found = importlib.import_module(module_name)
             for part in attribute.split("."):
                 found = getattr(found, part)
-        except (Exception, SystemExit) as error:  # importing runs the user's module: anything can come out
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # it runs the user's module
             raise InputError(
                 f"cannot import the {self.kind} {name!r}: {first_line(error)}"
             ) from error

@@ -193,7 +193,7 @@ def _ending(error: BaseException) -> tuple[str, int]:
 def _end(message: str, code: int) -> NoReturn:
     line = one_line(message)
     if len(line) > _LONGEST:
-        line = f"{line[:_LONGEST // 2]} … {line[-_LONGEST // 2:]}"
+        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
     with suppress(OSError):  # the exit code says it too
         err().print(line)
     raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""Standard output and error as they may come: closed, full, without a reader, or of few characters."""
+"""Standard output and error as they come: closed, full, without a reader, of few characters."""
 
 from __future__ import annotations
 

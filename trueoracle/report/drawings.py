@@ -247,4 +247,4 @@ def slug(criterion: str) -> str:
     text = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in criterion)
     if len(text) <= _LONGEST_NAME:
         return text
-    return f"{text[:_LONGEST_NAME - 9]}-{hashlib.sha256(criterion.encode()).hexdigest()[:8]}"
+    return f"{text[: _LONGEST_NAME - 9]}-{hashlib.sha256(criterion.encode()).hexdigest()[:8]}"
