@@ -183,7 +183,8 @@ def _ending(error: BaseException) -> tuple[str, int]:
         wrong_name = error.errno == errno.ENAMETOOLONG
         code = InputError.exit_code if wrong_name else StoreError.exit_code
         return f"error: cannot read or write{what}: {error.strerror or error}", code
-    if isinstance(error, MemoryError) or "allocate memory" in reason:  # the latter is torch's
+    torchs = ("allocate memory", "out of memory")  # of torch, on the CPU and on CUDA
+    if isinstance(error, MemoryError) or any(words in reason for words in torchs):
         return f"error: out of memory: {reason}", InputError.exit_code
     if isinstance(error, SystemExit):
         return f"error: code of your own ended the program: {error!r}", InputError.exit_code
