@@ -202,7 +202,7 @@ def test_a_criterion_of_any_name_is_text(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = '"><img src=x onerror=alert(1)>' + "x" * 40
-    made = Criterion(name, "a paper", lambda dense, candidates, data: range(len(candidates)))
+    made = Criterion(name, "a paper", lambda dense, candidates, data: [0.0] * len(candidates))
     monkeypatch.setitem(CRITERIA._entries, name, made)
     fields = tiny_fields | {"criteria": [name]}
     results = Study(**fields, runs=tmp_path / "runs").run(progress=False)
