@@ -333,7 +333,7 @@ def _toml(text: str) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
     except ValueError as error:  # a number that Python does not read
-        raise ValueError(f"holds a number of too many digits: {first_line(error)}") from error
+        raise ValueError("holds a number of too many digits") from error
     if wrong := _unfit(read):
         raise ValueError(wrong)
     return read
