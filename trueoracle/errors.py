@@ -13,6 +13,7 @@ __all__ = [
     "TrainingError",
     "TrueOracleError",
     "first_line",
+    "shown",
     "unknown",
 ]
 
@@ -64,6 +65,17 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def shown(value: object, longest: int = 200) -> str:
+    """A value of anybody's, as an error's line may hold it."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deeply to show"
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -48,13 +49,17 @@ class Registry(Mapping[str, T], Generic[T]):
     def _imported(self, name: str) -> T:
         module_name, _, attribute = name.partition(":")
         # A command's path starts at its script: a user's own module lies where the user stands.
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
+        with suppress(OSError):  # which may be no more
+            if str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))
         try:
             found = importlib.import_module(module_name)
             for part in attribute.split("."):
                 found = getattr(found, part)
-        except Exception as error:  # importing runs the user's module: anything can come out
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # it runs the user's module
             raise InputError(
                 f"cannot import the {self.kind} {name!r}: {first_line(error)}"
             ) from error

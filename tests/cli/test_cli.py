@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import Writer
-from trueoracle.cli.main import app
+from trueoracle.cli.app import app
 from trueoracle.study.store import locked
 from trueoracle.study.study import Study
 
@@ -445,7 +445,7 @@ def test_help_teaches_by_example() -> None:
 def test_reading_commands_do_not_import_torch() -> None:
     # Its import takes longer than all that they do.
     code = (
-        "import sys, trueoracle.cli.main, trueoracle.study.results, trueoracle.report.page,"
+        "import sys, trueoracle.cli.app, trueoracle.study.results, trueoracle.report.page,"
         " trueoracle.figures.scatter; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.conftest import Writer
-from trueoracle.cli.main import app
+from trueoracle.cli.app import app
 
 runner = CliRunner()
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import trueoracle
 from tests.conftest import Writer
-from trueoracle.cli.main import app
+from trueoracle.cli.app import app
 from trueoracle.errors import InputError
 
 TINY = """

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from trueoracle.analysis.numbers import number
+from trueoracle.criteria.base import CRITERIA, Criterion
 from trueoracle.errors import StoreError
 from trueoracle.report.grid import summarise_grid
 from trueoracle.report.page import write_report
@@ -195,6 +196,21 @@ def test_names_are_escaped(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
     page = write_report(results, [], tmp_path / "out").page.read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_a_criterion_of_any_name_is_text(
+    tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = '"><img src=x onerror=alert(1)>' + "x" * 40
+    made = Criterion(name, "a paper", lambda dense, candidates, data: [0.0] * len(candidates))
+    monkeypatch.setitem(CRITERIA._entries, name, made)
+    fields = tiny_fields | {"criteria": [name]}
+    results = Study(**fields, runs=tmp_path / "runs").run(progress=False)
+    written = write_report(results, [], tmp_path / "out")
+    page = written.page.read_text()
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert max(len(path.name) for path in written.figures) < 100
 
 
 def test_an_unfinished_study_says_so(tiny_fields: dict[str, Any], tmp_path: Path) -> None:

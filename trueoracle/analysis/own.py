@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from trueoracle.analysis.table import CandidateTable
-from trueoracle.errors import InputError, first_line, unknown
+from trueoracle.errors import InputError, first_line, shown, unknown
 
 __all__ = ["read_tables"]
 
@@ -156,15 +156,15 @@ def _way(cell: object, path: Path, column: str) -> dict[str, list[int]]:
         read = json.loads(text) if text[:1] in "{[" else re.split(r"[,;\s]+", text)
         groups = read if isinstance(read, dict) else {"": read}
         way = {str(name): [_filter(one) for one in which] for name, which in groups.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"column {column!r} of {path} takes pruned filters such as '0 3 7' or "
-            f'{{"conv1": [0, 3]}}, got {text!r}'
+            f'{{"conv1": [0, 3]}}, got {shown(text)}'
         ) from error
     if any(not 0 <= one < MOST_FILTERS for which in way.values() for one in which):
         raise InputError(
             f"column {column!r} of {path} has a filter that is not from 0 to {MOST_FILTERS - 1:,}: "
-            f"{text!r}"
+            f"{shown(text)}"
         )
     return way
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec, TextIO, TypeVar
@@ -17,9 +18,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
-from trueoracle.errors import TrueOracleError
-from trueoracle.study.progress import PlainProgress, Progress, Rate, SilentProgress
+from trueoracle.cli import signals
+from trueoracle.errors import InputError, StoreError, TrueOracleError, first_line
+from trueoracle.study.progress import (
+    PlainProgress,
+    Progress,
+    Rate,
+    SilentProgress,
+    one_line,
+    printable,
+)
 
 __all__ = [
     "Debug",
@@ -82,6 +92,8 @@ Weights = Annotated[
 ]
 
 INTERRUPTED = 130
+_LONGEST = 2000
+"""Characters of an error's line: the whole of a long name says no more."""
 
 
 def with_weights(settings: list[str] | None, weights: str | None) -> list[str]:
@@ -105,14 +117,28 @@ def command_line(
     return shlex.join(["trueoracle", command, str(study), *words, *changes, *where])
 
 
+class PlainConsole(Console):
+    """Prints text as it is: no markup, no emoji, and nothing that a terminal would obey."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # all that is printed, tables too
+        return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave it to the command: rich itself would end the program."""
+        raise BrokenPipeError
+
+
 def out() -> Console:
     """Standard output; wide where it is no terminal, so that lines stay whole."""
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+    return PlainConsole(width=None if sys.stdout.isatty() else 200)
 
 
 def err() -> Console:
     """Standard error."""
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    return PlainConsole(stderr=True, soft_wrap=True)
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -121,28 +147,56 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
+            _check_texts(kwargs)
             if kwargs.get("as_json"):
                 with _stdout_for_json():
                     return command(*args, **kwargs)
             return command(*args, **kwargs)
         except KeyboardInterrupt:
             _end("interrupted: what was committed is kept; the same command goes on", INTERRUPTED)
-        except BrokenPipeError:
-            _end("the reader of the output went away", 1)
-        except TrueOracleError as error:
+        except (Exception, SystemExit) as error:  # a user's own code runs: it may raise that, too
+            signals.check()
             if kwargs.get("debug"):
                 raise
-            _end(f"error: {error}", error.exit_code)
-        except Exception as error:
-            if kwargs.get("debug"):
-                raise
-            _end(f"unexpected error: {type(error).__name__}: {error} (--debug shows where)", 1)
+            _end(*_ending(error))
 
     return wrapper
 
 
+def _check_texts(given: Mapping[str, object]) -> None:
+    """Refuse a null character, which no name of a file can hold, wherever it was given."""
+    for value in given.values():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str | Path) and "\0" in str(one):
+                raise InputError(f"a null character is in {str(one)!r}")
+
+
+def _ending(error: BaseException) -> tuple[str, int]:
+    """The line that says what went wrong, and the exit code."""
+    reason = first_line(error)
+    if isinstance(error, TrueOracleError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return "error: the reader of the output went away", StoreError.exit_code
+    if isinstance(error, OSError):
+        what = f" {error.filename}" if error.filename else ""  # the output has no name
+        wrong_name = error.errno == errno.ENAMETOOLONG
+        code = InputError.exit_code if wrong_name else StoreError.exit_code
+        return f"error: cannot read or write{what}: {error.strerror or error}", code
+    torchs = ("allocate memory", "out of memory")  # of torch, on the CPU and on CUDA
+    if isinstance(error, MemoryError) or any(words in reason for words in torchs):
+        return f"error: out of memory: {reason}", InputError.exit_code
+    if isinstance(error, SystemExit):
+        return f"error: code of your own ended the program: {error!r}", InputError.exit_code
+    return f"unexpected error: {type(error).__name__}: {reason} (--debug shows where)", 1
+
+
 def _end(message: str, code: int) -> NoReturn:
-    err().print(message)
+    line = one_line(message)
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
+    with suppress(OSError):  # the exit code says it too
+        err().print(line)
     raise typer.Exit(code)
 
 
@@ -181,10 +235,10 @@ class BarProgress:
 
     def __init__(self) -> None:
         self._bars = Bars(
-            TextColumn("{task.description:<22}"),
+            TextColumn("{task.description:<22}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", style="dim"),
+            TextColumn("{task.fields[rate]}", style="dim", markup=False),
             console=err(),
         )
         self._task: TaskID | None = None
@@ -200,17 +254,17 @@ class BarProgress:
 
     def stage(self, name: str, total: int, done: int, unit: str) -> None:
         self._unit, self._rate = unit, Rate(total, done)
-        self._task = self._bars.add_task(name, total=total, completed=done, rate=unit)
+        self._task = self._bars.add_task(one_line(name), total=total, completed=done, rate=unit)
 
     def advance(self, count: float = 1, note: str = "") -> None:
         self._rate.add(count)
         if self._task is not None:
             parts = [self._rate.text(self._unit), note]
-            shown = ", ".join(part for part in parts if part)
+            shown = one_line(", ".join(part for part in parts if part))
             self._bars.update(self._task, advance=count, rate=shown)
 
     def message(self, text: str) -> None:
-        self._bars.console.print(text)
+        self._bars.console.print(one_line(text))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -130,12 +131,13 @@ def _network(
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    from trueoracle.errors import InputError
+    from trueoracle.errors import InputError, shown
 
-    parts = text.lower().replace(",", "x").split("x")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise InputError(f"--images takes a shape such as 3x224x224, got {text!r}")
-    return tuple(int(part) for part in parts)
+    parts = [part.strip() for part in text.lower().replace(",", "x").split("x")]
+    # By its own digits: others, such as a superscript, are digits to Python too.
+    if not all(re.fullmatch("0*[1-9][0-9]{0,8}", part) for part in parts):
+        raise InputError(f"--images takes a shape such as 3x224x224, got {shown(text)}")
+    return tuple(map(int, parts))
 
 
 def _plain(name: str, shape: tuple[int, ...], inspection: Inspection) -> dict[str, Any]:

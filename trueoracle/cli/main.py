@@ -1,85 +1,60 @@
-"""The command ``trueoracle``."""
+"""The front door of the command line: signals, streams and the exit code.
+
+The commands are in ``app.py``, whose imports take a while: signals are heard before.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
-from typing import Annotated
+from contextlib import suppress
+from typing import NoReturn
 
-import typer
+from trueoracle.cli import signals, streams
 
-from trueoracle.cli import (
-    analyse,
-    bench,
-    criteria,
-    export,
-    inspect,
-    report,
-    reproduce,
-    run,
-    score,
-    search,
-    status,
-    studies,
-)
-from trueoracle.version import __version__
-
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="trueoracle",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=(
-        "Exit codes: 0 done · 1 unexpected error · 2 bad input · 3 another process is at the "
-        "study · 4 the record cannot be read or written · 5 the dense network diverged · "
-        "130 interrupted"
-    ),
-)
+__all__ = ["main"]
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"trueoracle {__version__}")
-        raise typer.Exit
+def main() -> NoReturn:
+    """Run the command line; ends with the exit code that ``trueoracle --help`` explains."""
+    try:
+        try:
+            signals.listen()
+            streams.prepare()
+            code = _run()
+        finally:
+            signals.ignore()
+    except BaseException:
+        if signals.exit_code() is None:  # --debug shows it
+            raise
+        code = 0
+    interrupted = signals.exit_code()
+    if interrupted is not None:
+        _leave(signals.words(), interrupted)
+    sys.exit(streams.close(code))
 
 
-@app.callback()
-def top(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Does what a pruning criterion optimises before retraining predict the network after it?
+def _run() -> int:
+    """The exit code of the command."""
+    from trueoracle.cli.app import app
 
-    A study takes a trained network, lists the ways to prune it, scores each before retraining,
-    retrains each, and relates the two.
-
-    Begin with: **trueoracle run digits-conv1-0.2**, then **trueoracle report digits-conv1-0.2**
-    """
-
-
-app.command("run")(run.run)
-app.command("score")(score.score)
-app.command("search")(search.search)
-app.command("inspect")(inspect.inspect)
-app.command("studies")(studies.studies)
-app.command("criteria")(criteria.criteria)
-app.command("bench")(bench.bench)
-app.command("reproduce")(reproduce.reproduce)
-app.command("status")(status.status)
-app.command("report")(report.report)
-app.command("export")(export.export)
-app.command("analyse")(analyse.analyse)
-
-
-def main() -> None:
-    """Run the command line."""
     # Pillow's word on large images, which a study itself measures and says.
     warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except OSError as error:  # while help is printed: commands say it themselves
+        streams.say(f"error: cannot write the output: {error.strerror or error}")
+        return streams.CANNOT_WRITE
+    return 0
 
 
-if __name__ == "__main__":
-    main()
+def _leave(message: str, code: int) -> NoReturn:
+    """End at once: what a signal has left half imported or half made need not be undone."""
+    streams.say(message)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

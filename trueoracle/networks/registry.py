@@ -69,7 +69,7 @@ def build(
         given.setdefault(_CLASSES, classes)
     try:
         built = factory(**given)
-    except Exception as error:  # a user's factory runs: anything can come out
+    except (Exception, SystemExit) as error:  # a user's factory runs: anything can come out
         raise InputError(f"network {name!r} cannot be built: {first_line(error)}") from error
     if not isinstance(built, nn.Module):
         raise InputError(f"network {name!r} gave a {type(built).__name__}, not an nn.Module")

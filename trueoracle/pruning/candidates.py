@@ -21,10 +21,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from trueoracle.errors import InputError, unknown
+from trueoracle.errors import InputError, shown, unknown
 from trueoracle.pruning.cost import Cost, cost
 from trueoracle.pruning.groups import Group, GroupMap
-from trueoracle.pruning.listing import Listing, brief, read_combinations, read_listing
+from trueoracle.pruning.listing import Listing, read_combinations, read_listing
 from trueoracle.pruning.surgery import l1_survivors, prune
 
 __all__ = [
@@ -351,7 +351,7 @@ def _ways_of(
         if not isinstance(entry, dict) or set(entry) != {group.name for group in groups}:
             raise InputError(
                 f"{where} names the pruned filters of {', '.join(g.name for g in groups)}, in an "
-                f"object of lists; got {brief(entry)}"
+                f"object of lists; got {shown(entry)}"
             )
         parts = []
         for group, count in zip(groups, pruned, strict=True):
@@ -360,16 +360,16 @@ def _ways_of(
             is_list = isinstance(given, list | tuple)
             if not is_list or any(type(filter_) is not int for filter_ in given):
                 raise InputError(
-                    f"{where}: {group.name} takes a list of filters, got {brief(given)}"
+                    f"{where}: {group.name} takes a list of filters, got {shown(given)}"
                 )
             outside = [filter_ for filter_ in given if not 0 <= filter_ < group.filters]
             if outside:
                 raise InputError(
                     f"{where}: {group.name} has filters 0 to {group.filters - 1}, "
-                    f"got {brief(outside[0])}"
+                    f"got {shown(outside[0])}"
                 )
             if len(set(given)) < len(given):
-                raise InputError(f"{where}: {group.name} names a filter twice: {brief(given)}")
+                raise InputError(f"{where}: {group.name} names a filter twice: {shown(given)}")
             if len(given) != count:
                 # Whoever wrote the file may have rounded a ratio otherwise.
                 hint = ""

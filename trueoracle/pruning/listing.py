@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trueoracle.errors import InputError, StoreError, first_line
+from trueoracle.errors import InputError, StoreError, first_line, shown
 from trueoracle.pickled import read_pickle
 
 __all__ = [
     "LISTING_FORMAT",
     "Listing",
-    "brief",
     "read_combinations",
     "read_listing",
     "write_listing",
 ]
 
 LISTING_FORMAT = 1
-
-_BRIEF = reprlib.Repr()
-_BRIEF.maxlevel = 2
 
 COMBINATION_BYTES = 2**26
 """No larger combination file is read: 1,000 candidates of VGG-19 take 7 MB."""
@@ -68,11 +63,13 @@ def read_listing(path: Path, expected: Mapping[str, Any]) -> list[Any]:
         content = json.loads(_bytes_of(path).decode("utf-8"))
     except ValueError as error:  # no text, or no JSON
         raise InputError(f"{path} is damaged: {first_line(error)}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is damaged: its values are nested too deeply") from error
     if not isinstance(content, dict) or not isinstance(content.get("candidates"), list):
         raise InputError(f"{path} holds no list of candidates, such as a run's candidates.json")
     if content.get("format") != LISTING_FORMAT:
         raise InputError(
-            f"{path} has format {content.get('format')!r}, and this trueoracle reads "
+            f"{path} has format {shown(content.get('format'))}, and this trueoracle reads "
             f"{LISTING_FORMAT}"
         )
     for key, value in expected.items():
@@ -102,12 +99,12 @@ def read_combinations(path: Path, layers: Sequence[str]) -> Iterator[dict[str, A
     except ValueError as error:
         raise InputError(f"{path} is not {what}: {first_line(error)}") from error
     if not isinstance(content, list | tuple):
-        raise InputError(f"{path} is not {what}: it holds {brief(content)}")
+        raise InputError(f"{path} is not {what}: it holds {shown(content)}")
     if not content:
         raise InputError(f"{path} lists no candidates")
     for place, entry in enumerate(content, start=1):
         if not isinstance(entry, list | tuple):
-            raise InputError(f"{path} is not {what}: candidate {place} is {brief(entry)}")
+            raise InputError(f"{path} is not {what}: candidate {place} is {shown(entry)}")
         # Before anything looks at its parts, of which a harmful file may have no end.
         if len(entry) != len(layers):
             raise InputError(
@@ -131,14 +128,6 @@ def _bytes_of(path: Path, most: int = -1) -> bytes:
     return data
 
 
-def brief(value: object) -> str:
-    """A value of a file that anybody may have written, in one line of bearable length."""
-    try:
-        return _BRIEF.repr(value)
-    except ValueError:  # a number of more digits than Python writes
-        return "a number of thousands of digits"
-
-
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return ", ".join(names[:6]) + more
@@ -148,4 +137,4 @@ def _shown(value: object) -> str:
     """A header's value in one line of bearable length."""
     if isinstance(value, dict):
         return _listed([f"{name} ({number})" for name, number in value.items()]) or "nothing"
-    return repr(value)
+    return shown(value)

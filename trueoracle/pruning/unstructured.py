@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from trueoracle.errors import InputError, first_line
+from trueoracle.errors import InputError, first_line, shown
 from trueoracle.networks.copying import copied
 from trueoracle.pruning.candidates import (
     ENUMERATION_LIMIT,
@@ -334,7 +334,7 @@ def _masks_of(entries: Sequence[Any], path: Path) -> tuple[int, ...]:
     for place, entry in enumerate(entries, start=1):
         where = f"{path}: candidate {place}"
         if not isinstance(entry, str) or len(entry) != 16 or not _DIGITS.issuperset(entry):
-            raise InputError(f"{where} is a mask's 16 hex digits, got {entry!r}")
+            raise InputError(f"{where} is a mask's 16 hex digits, got {shown(entry)}")
         mask = int(entry, 16)
         if mask in places:
             raise InputError(f"{where} is the same as candidate {places[mask]}")

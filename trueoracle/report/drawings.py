@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import math
 import re
@@ -43,6 +44,9 @@ _MOST_SVG = 150_000
 """Bytes up to which a page holds a figure as SVG; of more points, a picture is smaller."""
 
 _MOST_SPOTS = 500
+
+_LONGEST_NAME = 60
+"""Characters of a criterion's name in a file's."""
 
 
 @dataclass(frozen=True)
@@ -239,5 +243,8 @@ def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: s
 
 
 def slug(criterion: str) -> str:
-    """A criterion's name for a file's."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in criterion)
+    """A criterion's name for a file's, which a system may not let be long."""
+    text = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in criterion)
+    if len(text) <= _LONGEST_NAME:
+        return text
+    return f"{text[: _LONGEST_NAME - 9]}-{hashlib.sha256(criterion.encode()).hexdigest()[:8]}"

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from typing import Protocol, TextIO
 
-__all__ = ["PlainProgress", "Progress", "Rate", "SilentProgress", "about", "duration"]
+__all__ = [
+    "PlainProgress",
+    "Progress",
+    "Rate",
+    "SilentProgress",
+    "about",
+    "duration",
+    "one_line",
+    "printable",
+]
+
+# Control characters but for tab and new line, what turns the direction of writing round, line
+# separators, and what a file's name has that is no text.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may show it: names from files may hold escape sequences."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """The same without new lines."""
+    return printable(text).replace("\n", "\\n")
 
 
 class Progress(Protocol):
@@ -90,7 +116,7 @@ class PlainProgress:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(one_line(text), file=self._stream, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -331,10 +331,11 @@ class Results:
             path = out / f"{name}.{form}"
             try:
                 out.mkdir(parents=True, exist_ok=True)
-                if form == "csv":
-                    table.to_csv(path, index=False)
-                else:
-                    table.to_parquet(path, index=False)
+                with path.open("wb") as file:  # pyarrow knows no name of a file that is no text
+                    if form == "csv":
+                        table.to_csv(file, index=False)
+                    else:
+                        table.to_parquet(file, index=False)
             except OSError as error:
                 raise StoreError(f"cannot write {path}: {error}") from error
             written.append(path)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from trueoracle.errors import InputError, unknown
+from trueoracle.errors import InputError, first_line, shown, unknown
 from trueoracle.training.recipe import DenseTraining, Frozen, Retraining, Seed
 
 __all__ = [
@@ -46,6 +46,9 @@ CANDIDATE_FILES = (".json", ".pkl")
 """What lists candidates: a file of another study's, or of the paper's code."""
 
 SHIPPED = Path(__file__).parent.parent / "studies"
+
+_DEEPEST = 20
+"""Tables and lists within each other: an arm's network's arguments are five deep."""
 
 _OF_THE_FILE: dict[str, type] = {"arms": dict, "grid": dict, "published": list}
 """What a study file says beside the study: no part of it, nor of its digest."""
@@ -85,7 +88,7 @@ class NetworkSpec(Frozen):
                 ):
                     raise ValueError(
                         f"{name} takes text, true or false, a number up to {_LARGEST:.0e}, or a "
-                        f"list of them, got {_shown(value)}"
+                        f"list of them, got {shown(value)}"
                     )
         return arguments
 
@@ -182,7 +185,7 @@ class PruningSpec(Frozen):
         ):
             raise ValueError(
                 f"expected 'all', a whole number from 1 to {MOST_CANDIDATES:,} or a .json or .pkl "
-                f"file, got {_shown(value)}"
+                f"file, got {shown(value)}"
             )
         return value
 
@@ -310,6 +313,7 @@ def file_fields(study: str) -> dict[str, Any]:
             raise unknown(f"arm of {reference!r}", arm, fields["arms"])
         # With arms of its own, an arm changes those that are laid on it.
         fields = merged(fields, fields["arms"][arm])
+        _check_file(reference, fields)
         fields["name"] = f"{fields['name']}@{arm}"
     read_published(study, fields)  # a wrong value is told by whatever reads the file
     return fields
@@ -329,8 +333,11 @@ def split_arm(study: str) -> tuple[str, str]:
 
 def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> StudySpec:
     """A study from plain fields; raises :class:`InputError` in one line."""
+    given = override(fields, overrides or {})
+    if wrong := _unfit(given):
+        raise InputError(f"the study {wrong}")
     try:
-        return StudySpec.model_validate(override(fields, overrides or {}))
+        return StudySpec.model_validate(given)
     except ValidationError as error:
         raise InputError(_one_line(error)) from error
 
@@ -354,10 +361,51 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
         if not equals or not field.strip():
             raise InputError(f"--set takes field=value, got {setting!r}")
         try:
-            values[field.strip()] = tomllib.loads(f"value = {text}")["value"]
+            read = _toml(f"value = {text}")
         except tomllib.TOMLDecodeError:
-            values[field.strip()] = text.strip()
+            read = {}
+        except ValueError as error:
+            raise InputError(f"--set {field.strip()}: the value {error}") from error
+        # Behind a new line there may be more that is TOML: it is no value, then.
+        values[field.strip()] = read["value"] if list(read) == ["value"] else text.strip()
     return values
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """What TOML says; raises ValueError with what is wrong, where its values are of no use."""
+    try:
+        read = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    except ValueError as error:  # a number that Python does not read
+        raise ValueError("holds a number of too many digits") from error
+    if wrong := _unfit(read):
+        raise ValueError(wrong)
+    return read
+
+
+def _unfit(fields: Mapping[str, Any]) -> str:
+    """What no study can hold, wherever in its fields it is; empty where there is nothing such.
+
+    TOML's whole numbers have 64 bits, a null character can be in no name of a file, and half a
+    character in no text.
+    """
+    left: list[tuple[object, int]] = [(fields, 0)]
+    while left:
+        value, depth = left.pop()
+        if depth > _DEEPEST:
+            return "is nested too deeply"
+        if isinstance(value, Mapping):
+            left += [(one, depth + 1) for pair in value.items() for one in pair]
+        elif isinstance(value, list | tuple):
+            left += [(one, depth + 1) for one in value]
+        elif isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            return f"holds a character that no text can hold: {shown(value)}"
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            return f"holds a whole number of more than 64 bits: {shown(value, 40)}"
+    return ""
 
 
 def _locate(reference: str) -> Path:
@@ -371,27 +419,28 @@ def _locate(reference: str) -> Path:
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The fields of a study file, on top of those of the file that it extends."""
-    if path.resolve() in seen:
-        raise InputError(f"{path} extends itself")
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        here = path.resolve()
+        if here in seen:
+            raise InputError(f"{path} extends itself")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(f"no study file {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the study file {path}: {error}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # no text, no name, a ring of links
+        raise InputError(f"cannot read the study file {path}: {first_line(error)}") from error
+    try:
+        fields = _toml(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not TOML: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} {error}") from error
     base = fields.pop("extends", None)
     fields.setdefault("name", path.stem)
     for name, kind in _OF_THE_FILE.items():
         fields.setdefault(name, kind())
-    arms, grid, published = (fields[name] for name in _OF_THE_FILE)
-    if not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
-        raise InputError(f"{path}: arms are tables of fields, such as [arms.short.retraining]")
-    if not isinstance(grid, dict):
-        raise InputError(f"{path}: [grid] is a table of fields, each with a list of values")
-    if not isinstance(published, list) or not all(isinstance(one, dict) for one in published):
-        raise InputError(f"{path}: each published value is a table [[published]]")
+    _check_file(str(path), fields)
     if base is None:
         return fields
     if not isinstance(base, str):
@@ -400,10 +449,21 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not base.endswith(".toml") and base not in bases:
         raise unknown("study to extend", base, bases)
     parent = path.parent / base if base.endswith(".toml") else bases[base]
-    inherited = _read(parent, (*seen, path.resolve()))
+    inherited = _read(parent, (*seen, here))
     for own in ("name", "purpose", "grid", "published"):  # what a base is, the study is not
         inherited.pop(own, None)
     return merged(inherited, fields)
+
+
+def _check_file(path: str, fields: Mapping[str, Any]) -> None:
+    """Check the form of what a file says beside the study."""
+    arms, grid, published = (fields[name] for name in _OF_THE_FILE)
+    if not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
+        raise InputError(f"{path}: arms are tables of fields, such as [arms.short.retraining]")
+    if not isinstance(grid, dict):
+        raise InputError(f"{path}: [grid] is a table of fields, each with a list of values")
+    if not isinstance(published, list) or not all(isinstance(one, dict) for one in published):
+        raise InputError(f"{path}: each published value is a table [[published]]")
 
 
 # Ratios belong together: a study that names other layers does not mean to add to its base's.
@@ -425,7 +485,7 @@ def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 def _split_key(field: str) -> list[str]:
     """``pruning.layers."layer1.0"`` to its keys, by TOML's own rules."""
     try:
-        nested = tomllib.loads(f"{field} = 0")
+        nested: object = _toml(f"{field} = 0")
         keys = []
         while isinstance(nested, dict):
             ((key, nested),) = nested.items()
@@ -450,14 +510,5 @@ def _one_line(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"the study lacks the field {field}"
     message = first["msg"].removeprefix("Value error, ")
-    shown = "" if first["type"] == "value_error" else f", got {_shown(first['input'])}"
-    return f"{field}: {message[0].lower()}{message[1:]}{shown}" if field else message
-
-
-def _shown(value: object) -> str:
-    """A wrong value as the user wrote it, as far as a line has room."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no whole numbers of more than 4,300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 100 else f"{text[:100]}…"
+    got = "" if first["type"] == "value_error" else f", got {shown(first['input'])}"
+    return f"{field}: {message[0].lower()}{message[1:]}{got}" if field else message

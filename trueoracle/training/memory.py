@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from trueoracle.errors import InputError
+from trueoracle.errors import InputError, shown
 from trueoracle.training.recipe import Recipe
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
+_MOST = 2.0**63
 _ELSEWHERE = 4 * 10**9
 """Taken where the system does not say."""
 
@@ -103,9 +104,10 @@ def _storage(value: Tensor) -> int:
 def parse_bytes(text: str) -> int:
     """``"800MB"``, ``"4GiB"`` or ``"2.5 g"`` to bytes; raises :class:`InputError`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
-        raise InputError(f"expected an amount of memory such as 800MB or 4GB, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
+    amount = float(match[1]) * _UNITS.get(match[2], 0) if match else 0.0
+    if not 0 < amount < _MOST:
+        raise InputError(f"expected an amount of memory such as 800MB or 4GB, got {shown(text)}")
+    return int(amount)
 
 
 def readable_bytes(count: int) -> str:
