@@ -106,13 +106,15 @@ def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
         if not np.isfinite(results.scores[criterion]).any():
             continue  # there is nothing to rank
         ranking = results.ranking(criterion, sample, seed)
-        chosen = results.candidates.iloc[ranking.oracle]
+        oracle: dict[str, Any] = {"candidate": None, "pruned": None}
+        if ranking.oracle is not None:
+            oracle = results.candidates.iloc[ranking.oracle].to_dict()
         rankings.append(
             {
                 "criterion": criterion,
                 "score_name": results.score_name(criterion),
-                "oracle_candidate": chosen["candidate"],
-                "oracle_pruned": chosen["pruned"],
+                "oracle_candidate": oracle["candidate"],
+                "oracle_pruned": oracle["pruned"],
                 **ranking.as_dict(),
                 "verdict": ranking.sentence(results.score_name(criterion)),
             }
