@@ -113,8 +113,10 @@ class Assessment:
     def _choice(self) -> str:
         """How many candidates end better than the chosen one, in words."""
         relation = self.relation
-        count = "none" if relation.anomalies == 0 else mean_count(relation.anomalies)
-        share = f"{count} of {relation.n:,} candidates ({relation.anomaly_ratio:.1%})"
+        share = f"none of {relation.n:,} candidates"
+        if relation.anomalies:
+            count = mean_count(relation.anomalies)
+            share = f"{count} of {relation.n:,} candidates ({relation.anomaly_ratio:.1%})"
         end = "ends" if relation.anomalies == 1 else "end"
         if relation.tied == 1:
             return f"{share} {end} better than the one it would choose"
