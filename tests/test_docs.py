@@ -105,7 +105,7 @@ def test_the_search_pages_python_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     short = "small.toml"
     (tmp_path / short).write_text(
         'extends = "digits-conv1-0.2"\n[dense]\nepochs = 1\n[retraining]\nepochs = 2\n'
-        '[data]\ntrain_images = 64\ntest_images = 32\n'
+        "milestones = []\n[data]\ntrain_images = 128\nvalidation_images = 20\ntest_images = 32\n"
     )
     names: dict[str, Any] = {}
     exec(compile(study.replace("digits-conv1-0.2", short), "search.md", "exec"), names)  # noqa: S102

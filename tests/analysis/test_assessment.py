@@ -72,7 +72,8 @@ def test_certainty_is_by_holm() -> None:
     generator = np.random.default_rng(4)
     outcome = pruned @ generator.normal(size=8)
     scores = {f"c{i}": pruned @ generator.normal(size=8) for i in range(40)}
-    found = assess(table(outcome, higher_is_better=False, pruned=pruned, **scores))
+    one = CandidateTable(outcome[:, None], scores, False, False, pruned, (8,))
+    found = assess(one)
     assert min(one.permutation_p_value for one in found) < 0.05
     assert not any(one.is_certain for one in found)
 

@@ -116,9 +116,11 @@ OF_TABLES: dict[str, Callable[[CandidateTable], Any]] = {
     "additive": lambda one: (made := additive(one)) and made.as_dict(),
     "assess": assessed,
     "pool": lambda one: [made.as_dict() for made in pool([one, one])],
-    "bootstrap": lambda one: bootstrap(
-        [one], lambda part, rows, outcome: [kendall_of_finite(part.scores["a"][rows], outcome)]
-    ).drawn,
+    "bootstrap": lambda one: (
+        bootstrap(
+            [one], lambda part, rows, outcome: [kendall_of_finite(part.scores["a"][rows], outcome)]
+        ).drawn
+    ),
     "levels_in_words": lambda one: levels_in_words([one]),
     "combine": lambda one: (made := combine(one)) and made.as_dict(),
     "compare": compare,
@@ -145,9 +147,7 @@ OF_COLUMNS: dict[str, Callable[..., Any]] = {
             {"higher_is_better": False, "higher_score_is_better": True},
         )
     ],
-    "noise_ceiling": lambda a, b, y: noise_ceiling(
-        np.column_stack([a, y]), sampled=True
-    ).as_dict(),
+    "noise_ceiling": lambda a, b, y: noise_ceiling(np.column_stack([a, y]), sampled=True).as_dict(),
     "lowest": lambda a, b, y: int(lowest(a).sum()),
     "chances_of_lowest": lambda a, b, y: np.sort(chances_of_lowest(a, 4)),
     "count_above": lambda a, b, y: np.sort(count_above(a, y)),
@@ -306,9 +306,13 @@ def test_ties_by_hand() -> None:
     assert chosen.anomaly_ratio_k == pytest.approx(5 / 3 / 5)
     assert chosen.precision_at_k == pytest.approx(2 / 3)  # of each pair, 2, 1 and 1 of the best two
     assert chosen.regret_at_k == pytest.approx((0 + 0 + 0.1) / 3)
-    assert assess(one)[0].sentence("the score", "the accuracy").endswith(
-        "on average 1.7 of 5 candidates (33.3%) end better than the one it would choose, which is "
-        "one of 3 that share the lowest score."
+    assert (
+        assess(one)[0]
+        .sentence("the score", "the accuracy")
+        .endswith(
+            "on average 1.7 of 5 candidates (33.3%) end better than the one it would choose, which "
+            "is one of 3 that share the lowest score."
+        )
     )
     assert json.dumps(found.as_dict(), allow_nan=False)
 
@@ -318,9 +322,7 @@ def test_ties_by_hand() -> None:
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4)), min_size=2, max_size=6),
     st.integers(1, 6),
 )
-def test_ties_are_the_mean_over_all_ways_to_break_them(
-    rows: list[tuple[int, int]], k: int
-) -> None:
+def test_ties_are_the_mean_over_all_ways_to_break_them(rows: list[tuple[int, int]], k: int) -> None:
     k = min(k, len(rows))
     x, y = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
     found = select([CandidateTable(y[:, None], {"c": x}, higher_is_better=False)], "c", k=k)

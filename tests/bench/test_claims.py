@@ -109,7 +109,7 @@ def mean_taus(
             taus = pairs @ order[moved[one], moved[other]] / untied
             sums[key][number] += len(rows) * taus
         sizes[key] += len(rows)
-    whole = sum(sums.values()) / sum(sizes.values())
+    whole = np.sum(list(sums.values()), axis=0) / sum(sizes.values())
     by_layer = {key: (sums[key][1:] / sizes[key]).std(axis=0) for key in layers}
     return whole[0], whole[1:], by_layer
 

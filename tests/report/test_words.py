@@ -63,9 +63,9 @@ def test_of_many_the_best_and_the_oracle_are_told() -> None:
     first, second = verdicts({"relations": relations})
     assert first == (
         "Of 5 criteria, taylor agrees most with final test accuracy (τ = −0.41 [−0.50, −0.30], 65% "
-        "of the ceiling), the pruned train loss is number 3 (τ = −0.12); 1 of 5 tell it better than "
-        "chance (Holm's p < 0.05, and no interval with zero in it). Intervals are over 2 retraining "
-        "seeds, given …."
+        "of the ceiling), the pruned train loss is number 3 (τ = −0.12); 1 of 5 tell it better "
+        "than chance (Holm's p < 0.05, and no interval with zero in it). Intervals are over 2 "
+        "retraining seeds, given …."
     )
     assert second == "oracle says something"
 
@@ -73,8 +73,8 @@ def test_of_many_the_best_and_the_oracle_are_told() -> None:
 def test_without_the_oracle_or_p_values_less_is_said() -> None:
     relations = [relation(name, value) for name, value in zip("abcd", (1, 2, 3, 4), strict=True)]
     assert verdicts({"relations": relations}) == [
-        "Of 4 criteria, d agrees most with final test accuracy (τ = −4.00); filter labels could not "
-        "be permuted, so that chance is not ruled out."
+        "Of 4 criteria, d agrees most with final test accuracy (τ = −4.00); filter labels could "
+        "not be permuted, so that chance is not ruled out."
     ]
 
 
@@ -84,9 +84,9 @@ def test_the_ceiling_is_told_where_it_is_known() -> None:
     known = {"ceiling": 0.631, "split_half": 0.449, "reliability": 0.6, "seeds": 2}
     summary["ceilings"] = {"test_accuracy": known, "test_loss": None}
     assert ceiling_sentences(summary) == [
-        "The ceiling of 0.63 for final test accuracy counts retraining noise only (τ = 0.45 between "
-        "halves of the seeds): so far could a perfect criterion agree on these images. That other "
-        "images would order the candidates otherwise, too, is not counted."
+        "The ceiling of 0.63 for final test accuracy counts retraining noise only (τ = 0.45 "
+        "between halves of the seeds): so far could a perfect criterion agree on these images. "
+        "That other images would order the candidates otherwise, too, is not counted."
     ]
     summary["ceilings"] = {"test_accuracy": known | {"ceiling": None}}
     assert ceiling_sentences(summary) == []
@@ -106,7 +106,10 @@ def test_a_combination_gains_or_loses(gain: float | None, words: str) -> None:
 
 def test_a_sum_over_filters_is_one_sentence() -> None:
     said = additive_sentence({"agreement": 0.61, "folds": 5}, "final test loss")
-    assert "tried on the others (5 folds), agrees with final test loss to 0.61 on the images that" in said
+    assert (
+        "tried on the others (5 folds), agrees with final test loss to 0.61 on the images that"
+        in said
+    )
     assert said.endswith("On other images it can agree far less.")
 
 

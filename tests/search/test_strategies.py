@@ -76,13 +76,13 @@ def test_orders() -> None:
     assert drawn != STRATEGIES["random"].ordered([0.0] * 50, ids, seed=4)
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=12).flatmap(
-    lambda scores: st.tuples(st.just(scores), st.permutations(range(len(scores))))
-))
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=12).flatmap(
+        lambda scores: st.tuples(st.just(scores), st.permutations(range(len(scores))))
+    )
+)
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_the_order_of_listing_decides_no_tie(
-    name: str, case: tuple[list[int], list[int]]
-) -> None:
+def test_the_order_of_listing_decides_no_tie(name: str, case: tuple[list[int], list[int]]) -> None:
     scores, rows = case
     names = [f"{7 * i % 13:02d}" for i in range(len(scores))]
     plain = STRATEGIES[name].ordered(scores, names, seed=1)

@@ -29,7 +29,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (0.4, "less than 1 s"), (1, "1 s"), (42, "42 s"), (60, "1 min"), (250, "4 min 10 s"), (11100, "3 h 5 min")],
+    [
+        (0, "0 s"),
+        (0.4, "less than 1 s"),
+        (1, "1 s"),
+        (42, "42 s"),
+        (60, "1 min"),
+        (250, "4 min 10 s"),
+        (11100, "3 h 5 min"),
+    ],
 )
 def test_durations_in_the_units_that_matter(seconds: float, text: str) -> None:
     assert duration(seconds) == text

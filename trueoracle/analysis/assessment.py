@@ -29,10 +29,10 @@ class Assessment:
     """One criterion against one outcome.
 
     ``interval`` is the 95 % interval of tau and ``interval_over`` what was drawn anew for it in
-    words, and what was not; ``standard_error`` that of tau. ``permutation_p_value`` permutes filter labels, and
-    ``adjusted_p_value`` is Holm's over all criteria of the table; both NaN where that cannot be
-    done. ``weighted_tau`` is the top-weighted one, +1 being perfect. ``reliability`` has the noise
-    ceiling, ``selection`` what choosing by the score is worth.
+    words, and what was not; ``standard_error`` that of tau. ``permutation_p_value`` permutes filter
+    labels, and ``adjusted_p_value`` is Holm's over all criteria of the table; both NaN where that
+    cannot be done. ``weighted_tau`` is the top-weighted one, +1 being perfect. ``reliability`` has
+    the ceiling of retraining noise, ``selection`` what choosing by the score is worth.
     """
 
     criterion: str

@@ -28,9 +28,9 @@ class Relation:
     ``n`` candidates count; ``dropped`` had no finite score or outcome (diverged, say).
     Coefficients are those of the columns as they are: where a higher outcome is better, a perfect
     criterion has tau -1. ``agreement`` is tau with the sign turned so that +1 is perfect.
-    ``chosen`` is the row (in the columns given) of the lowest score. An anomaly ends strictly better
-    than it; ``rank`` is its place by outcome (1 = best) and ``regret`` what the best outcome has
-    over its own, never negative. Where the score is itself an outcome of which more is better
+    ``chosen`` is the row (in the columns given) of the lowest score. An anomaly ends strictly
+    better than it; ``rank`` is its place by outcome (1 = best) and ``regret`` what the best outcome
+    has over its own, never negative. Where the score is itself an outcome of which more is better
     (``higher_score_is_better``), the highest one chooses.
 
     ``tied`` counts the candidates that share the lowest score. Where they are several, each is as

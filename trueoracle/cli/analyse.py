@@ -250,7 +250,9 @@ def _print(
     from trueoracle.analysis.permutation import why_not_permuted
 
     entries = [
-        {"criterion": one.criterion, **one.as_dict()} for several in found.values() for one in several
+        {"criterion": one.criterion, **one.as_dict()}
+        for several in found.values()
+        for one in several
     ]
     for note in notes(entries):
         out().print(note, soft_wrap=True)
@@ -292,8 +294,8 @@ def _print(
         out().print(text)
     if meta:
         out().print(
-            "random effects take the settings for independent: of one dense network, or of the same "
-            "images, they are not, and the intervals are too narrow"
+            "random effects take the settings for independent: of one dense network, or of the "
+            "same images, they are not, and the intervals are too narrow"
         )
 
 

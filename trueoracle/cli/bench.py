@@ -208,8 +208,9 @@ def _print(
             console.print(f"95%: over {first.interval_over}")
         console.print()
     console.print(
-        "This does not show that a criterion differs from chance, nor what it does on other images: "
-        "other filters and\nother images change tau by more than other seeds do (docs/bench.md)."
+        "This does not show that a criterion differs from chance, nor what it does on other "
+        "images: other filters and\nother images change tau by more than other seeds do "
+        "(docs/bench.md)."
     )
     if name is None:
         return

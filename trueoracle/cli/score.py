@@ -106,15 +106,17 @@ def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
         if not np.isfinite(results.scores[criterion]).any():
             continue  # there is nothing to rank
         ranking = results.ranking(criterion, sample, seed)
-        oracle: dict[str, Any] = {"candidate": None, "pruned": None}
+        candidate, pruned = None, None
         if ranking.oracle is not None:
-            oracle = results.candidates.iloc[ranking.oracle].to_dict()
+            candidate, pruned = (
+                results.candidates[name].iloc[ranking.oracle] for name in ("candidate", "pruned")
+            )
         rankings.append(
             {
                 "criterion": criterion,
                 "score_name": results.score_name(criterion),
-                "oracle_candidate": oracle["candidate"],
-                "oracle_pruned": oracle["pruned"],
+                "oracle_candidate": candidate,
+                "oracle_pruned": pruned,
                 **ranking.as_dict(),
                 "verdict": ranking.sentence(results.score_name(criterion)),
             }

@@ -78,14 +78,14 @@ def notes(relations: Sequence[dict[str, Any]]) -> list[str]:
         said.append("p (Holm): filter labels permuted, adjusted for all criteria of an outcome")
     if any(one["adjusted_p_value"] is None for one in relations):
         said.append(
-            "(p): the textbook's, too small where candidates overlap in what they prune: nothing is "
-            "certain by it"
+            "(p): the textbook's, too small where candidates overlap in what they prune: nothing "
+            "is certain by it"
         )
     if any(one["ceiling"] is not None for one in relations):
         said.append("ceiling: of retraining noise alone; what other images change is not counted")
     if tied := dict.fromkeys(one["criterion"] for one in relations if one["tied"] > 1):
         said.append(
-            "anomalies, rank and regret are means over the candidates that share the lowest score of "
-            f"{', '.join(tied)}"
+            "anomalies, rank and regret are means over the candidates that share the lowest score "
+            f"of {', '.join(tied)}"
         )
     return said

@@ -132,7 +132,10 @@ def _draw_column(axes: Axes, column: LadderColumn, most: float) -> None:
         axes.axvspan(column.ceiling, most, color=_BEYOND, linewidth=0, zorder=0.5)
         axes.axvline(column.ceiling, color=_CEILING, linewidth=1.6, zorder=1.5)
         axes.set_title(
-            f"noise ceiling {number(column.ceiling, 2)}", fontsize="small", color="#00664B", loc="right"
+            f"noise ceiling {number(column.ceiling, 2)}",
+            fontsize="small",
+            color="#00664B",
+            loc="right",
         )
     for place, (value, low, high, sure) in enumerate(
         zip(column.agreement, column.low, column.high, column.sure, strict=True)

@@ -216,7 +216,11 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
                 f"{summary['grid']}-tau-{metric}",
                 alt=f"Kendall's τ with {outcome} against {axis}: {told}.",
                 caption=f"Kendall's τ against {axis}{bars}."
-                + (" The grey line is the ceiling that retraining noise leaves." if ceilings else ""),
+                + (
+                    " The grey line is the ceiling that retraining noise leaves."
+                    if ceilings
+                    else ""
+                ),
             )
         )
     return drawn

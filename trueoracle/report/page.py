@@ -109,7 +109,9 @@ def write_report(
         summaries.append(summary)
         sections.append(_section(one, summary, short, rule, folder))
     entries = [(_place(section, sections), r) for section in sections for r in section.relations]
-    entries.sort(key=lambda entry: by_agreement(entry[1]))
+    metrics = list(dict.fromkeys(relation["metric"] for _, relation in entries))
+    # Of all arms together, since they share a table.
+    entries.sort(key=lambda entry: (metrics.index(entry[1]["metric"]), *by_agreement(entry[1])))
     page, summary_path = out / "report.html", out / "summary.json"
     text = render(
         "page.html",

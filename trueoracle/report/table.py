@@ -154,9 +154,10 @@ def differences_table(entries: Sequence[tuple[str, Entry]]) -> Table:
 
     def doubt(entry: tuple[str, Entry]) -> tuple[int, float, float]:
         p, raw = (entry[1].get(name) for name in ("adjusted_p_value", "p_value"))
-        known = p is not None and raw is not None
+        if p is None or raw is None:
+            return outcomes.index(entry[0]), 2.0, 2.0
         # Holm's are often equal, at 1: then in the order of what they were adjusted from.
-        return outcomes.index(entry[0]), *((float(p), float(raw)) if known else (2.0, 2.0))
+        return outcomes.index(entry[0]), float(p), float(raw)
 
     return _of_outcomes(sorted(entries, key=doubt), names, columns, "difference")
 

@@ -24,8 +24,8 @@ CERTAIN = "Holm's p < 0.05, and no interval with zero in it"
 """The rule of :attr:`trueoracle.analysis.assessment.Assessment.is_certain`."""
 
 INDEPENDENT = (
-    "These intervals take the studies for independent. Studies of one dense network, or of the same "
-    "images, are not: then the intervals are too narrow."
+    "These intervals take the studies for independent. Studies of one dense network, or of the "
+    "same images, are not: then the intervals are too narrow."
 )
 
 FEW = 3
@@ -79,7 +79,9 @@ def _of_many(own: Sequence[Mapping[str, Any]]) -> str:
     over = best.get("interval_over")
     given = f" Intervals are over {over}." if over else ""
     if all(one.get("adjusted_p_value") is None for one in own):
-        return f"{text}; filter labels could not be permuted, so that chance is not ruled out.{given}"
+        return (
+            f"{text}; filter labels could not be permuted, so that chance is not ruled out.{given}"
+        )
     sure = sum(bool(one.get("certain")) and one["agreement"] > 0 for one in own)
     return f"{text}; {sure} of {len(own)} tell it better than chance ({CERTAIN}).{given}"
 
@@ -89,7 +91,7 @@ def _tau(relation: Mapping[str, Any]) -> str:
     low, high = relation.get("kendall_low"), relation.get("kendall_high")
     if low is not None and high is not None:
         text += f" {interval(low, high)}"
-    if relation.get("share_of_ceiling") is not None:
+    if (relation.get("share_of_ceiling") or 0) > 0:
         text += f", {percent(relation['share_of_ceiling'], 0)} of the ceiling"
     return text
 

@@ -59,7 +59,7 @@ class Strategy:
         ids: Sequence[str] | Sequence[int],
         seed: int = 0,
     ) -> list[int]:
-        """The rows of the candidates in the order in which they begin, and in which ties are broken.
+        """The rows of the candidates in the order in which they begin; it also breaks ties.
 
         By ``scores`` ``[P]``, the lowest first and NaN last, or drawn with ``seed``, or by ``ids``
         ``[P]``. Of equal scores the lower id comes first, so that the order in which candidates are

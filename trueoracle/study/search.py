@@ -175,8 +175,8 @@ def search(
         scores = recorded[prior].tolist()
         if (tied := scores.count(min(scores))) > 1:
             progress.message(
-                f"{tied:,} candidates share the lowest score of {prior}: those that tie begin in the "
-                "order of their ids"
+                f"{tied:,} candidates share the lowest score of {prior}: those that tie begin in "
+                "the order of their ids"
             )
     settings: dict[str, Any] = {
         "strategy": way.name,
