@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.criteria.tiny import chain, every_way, images, masks
 from tests.study.test_spec import fields_of
@@ -93,6 +94,27 @@ def test_the_documented_criterion_runs() -> None:
     assert scores.tolist() == [1, 2, 3, 3, 4, 5]
     with pytest.raises(NotApplicableError, match="have no filters"):
         names["last_filters"](network, masks(network, {"0": 0.5}), images())
+
+
+def test_the_search_pages_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    load, run, study = fences(ROOT / "docs" / "search.md", "python")
+    # The study of the page, in a second instead of minutes.
+    short = "small.toml"
+    (tmp_path / short).write_text(
+        'extends = "digits-conv1-0.2"\n[dense]\nepochs = 1\n[retraining]\nepochs = 2\n'
+        "milestones = []\n[data]\ntrain_images = 128\nvalidation_images = 20\ntest_images = 32\n"
+    )
+    names: dict[str, Any] = {}
+    exec(compile(study.replace("digits-conv1-0.2", short), "search.md", "exec"), names)  # noqa: S102
+    for name in ("model.pt2", "model.safetensors"):
+        names["found"].export(name)
+    exec(compile(load + run, "search.md", "exec"), names)  # noqa: S102
+    expected = names["network"](names["images"])
+    torch.testing.assert_close(names["logits"], expected)
+    torch.testing.assert_close(torch.from_numpy(names["same"]), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)

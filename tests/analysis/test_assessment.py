@@ -36,19 +36,46 @@ def every_way(filters: int, count: int) -> np.ndarray:
 
 
 def test_the_verdict_says_what_the_numbers_say() -> None:
-    x = np.arange(40.0)
-    (good,) = assess(table(-x, loss=x))
+    pruned = every_way(7, 3)
+    x = pruned @ 2.0 ** np.arange(7)  # no two alike
+    (good,) = assess(table(-x, pruned=pruned, loss=x))
     assert good.sentence("the loss", "accuracy") == (
         "The loss predicts accuracy after retraining (τ −1.00); "
-        "the candidate it would choose is the best one."
+        "none of 35 candidates end better than the one it would choose."
     )
-    (bad,) = assess(table(x, loss=x))
+    (bad,) = assess(table(x, pruned=pruned, loss=x))
     assert "is misleading about" in bad.sentence()
-    assert "39 of 40 candidates (97.5%) end better" in bad.sentence()
-    (flat,) = assess(table(np.zeros(40), loss=x))
+    assert "34 of 35 candidates (97.1%) end better" in bad.sentence()
+    (flat,) = assess(table(np.zeros(35), loss=x))
     assert "Nothing can be said" in flat.sentence()
     (noise,) = assess(table(np.array([2.0, 1, 3]), loss=np.array([1.0, 2, 3])))
     assert "says nothing certain" in noise.sentence()
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_nothing_is_certain_where_labels_cannot_be_permuted(sampled: bool) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=200)
+    outcomes = x[:, None] + 0.01 * generator.normal(size=(200, 3))
+    (found,) = assess(table(outcomes, higher_is_better=False, sampled=sampled, loss=x))
+    assert found.relation.kendall.p_value < 1e-20
+    assert found.interval.low > 0.9
+    assert not found.is_certain
+    assert found.as_dict()["certain"] is False
+    assert "says nothing certain about" in found.sentence()
+    assert "labels could not be permuted, so that chance is not ruled out" in found.sentence()
+
+
+def test_certainty_is_by_holm() -> None:
+    # One of forty criteria that say nothing has a small p by itself, and none by Holm.
+    pruned = every_way(8, 4)
+    generator = np.random.default_rng(4)
+    outcome = pruned @ generator.normal(size=8)
+    scores = {f"c{i}": pruned @ generator.normal(size=8) for i in range(40)}
+    one = CandidateTable(outcome[:, None], scores, False, False, pruned, (8,))
+    found = assess(one)
+    assert min(one.permutation_p_value for one in found) < 0.05
+    assert not any(one.is_certain for one in found)
 
 
 def test_the_verdict_goes_by_permuted_labels_where_it_can() -> None:
@@ -75,8 +102,9 @@ def test_the_share_of_the_ceiling_is_of_what_retraining_noise_leaves() -> None:
     assert found.relation.kendall.value == pytest.approx(ceiling, abs=0.05)
     assert found.share_of_ceiling == found.relation.kendall.value / ceiling
     assert f"{found.share_of_ceiling:.0%} of what retraining noise allows" in found.sentence()
-    assert found.sentence().startswith("The score predicts")
-    assert found.interval_over == "4 retraining seeds"
+    assert found.interval_over == (
+        "4 retraining seeds, given the dense network, its filters and the images"
+    )
     assert found.interval.low < found.relation.kendall.value < found.interval.high
 
 
@@ -158,7 +186,7 @@ def test_dense_networks_are_pooled() -> None:
     (pooled,) = pool(tables)
     each = [kendall(one.scores["c"], one.outcome).value for one in tables]
     assert pooled.tau == pytest.approx(np.mean(each))
-    assert pooled.interval_over == "3 dense networks"
+    assert pooled.interval_over == "3 dense networks, given the images"
     assert pooled.interval.low < min(each)
     assert pooled.interval.high > max(each)
     assert pooled.as_dict()["kendall_tau"] == pooled.tau

@@ -25,7 +25,11 @@ def test_a_criterion_of_ones_own_gets_its_place(tmp_path: Path) -> None:
     assert called.code == 0, called.err
     assert "1 setting, 135 retrained networks of LeNet5-Mini" in called.out
     assert "spread: number " in called.out
-    assert "that retraining noise allows" in called.out
+    assert "that retraining noise allows on these images" in called.out
+    assert "LeNet5-Mini (1 dense network) on 5,000 embedded MNIST digits" in called.out
+    over = "95%: over 3 retraining seeds, given the dense network, its filters and the images"
+    assert called.out.count(over) == 3  # of two tables and of the settings
+    assert "does not show that a criterion differs from chance" in called.out
     partly = tmp_path / "partly.py"
     partly.write_text(OWN.replace("return candidates", "return float('nan') * candidates"))
     called = call("bench", partly, *chosen)

@@ -13,12 +13,12 @@ from trueoracle.figures.scatter import save_figure
 
 NAN = math.nan
 ROWS = [
-    ("accuracy", "oracle", -0.2, -0.3, -0.1, 0.01),
-    ("accuracy", "l1$", 0.1, -0.1, 0.2, 0.01),
-    ("accuracy", "taylor", 0.4, 0.3, 0.5, NAN),
-    ("accuracy", "flat", NAN, NAN, NAN, NAN),
-    ("loss", "oracle", 0.9, 0.8, 0.95, 0.2),
-    ("loss", "taylor", 0.3, NAN, NAN, 0.01),
+    ("accuracy", "oracle", -0.2, -0.3, -0.1, True),
+    ("accuracy", "l1$", 0.1, -0.1, 0.2, False),
+    ("accuracy", "taylor", 0.4, 0.3, 0.5, True),
+    ("accuracy", "flat", NAN, NAN, NAN, False),
+    ("loss", "oracle", 0.9, 0.8, 0.95, False),
+    ("loss", "taylor", 0.3, NAN, NAN, True),
 ]
 
 
@@ -58,7 +58,7 @@ def test_the_drawing_has_a_dot_an_interval_and_a_number_for_each(data: LadderDat
         assert [[low, place], [high, place]] in drawn
         assert [[value, place]] in drawn
     assert [[0.6, 0], [0.6, 1]] in drawn  # the ceiling, over the height of the axes
-    assert accuracy.get_title(loc="right") == "ceiling 0.60"
+    assert accuracy.get_title(loc="right") == "noise ceiling 0.60"
     assert loss.get_title(loc="right") == ""
     said = [text.get_text() for text in accuracy.texts]
     assert said == ["−0.20", "0.40", "0.10", "  not defined"]
@@ -69,7 +69,7 @@ def test_the_drawing_has_a_dot_an_interval_and_a_number_for_each(data: LadderDat
     assert accuracy.get_xlim()[1] > 0.95
 
 
-def test_only_what_is_sure_fills_the_dot(data: LadderData) -> None:
+def test_only_what_is_certain_fills_the_dot(data: LadderData) -> None:
     accuracy, loss = draw_ladder(data).axes
 
     def filled(place: int, axes: int = 0) -> bool:
@@ -80,14 +80,14 @@ def test_only_what_is_sure_fills_the_dot(data: LadderData) -> None:
         return dot.get_markerfacecolor() != "white"
 
     assert [filled(0), filled(1), filled(2)] == [True, True, False]
-    assert not filled(0, axes=1)  # its p-value is not small
-    assert not filled(1, axes=1)  # its interval is not known
+    assert not filled(0, axes=1)  # an interval without zero alone is not enough
+    assert filled(1, axes=1)  # the rule is the record's, not the drawing's
 
 
 @pytest.mark.parametrize("count", [2, 25])
 def test_it_grows_with_its_rungs_and_hides_none(count: int, tmp_path: Path) -> None:
     rows = [
-        ("loss", f"criterion-{i:02}", i / 30, i / 30 - 0.1, i / 30 + 0.1, 0.01)
+        ("loss", f"criterion-{i:02}", i / 30, i / 30 - 0.1, i / 30 + 0.1, True)
         for i in range(count)
     ]
     figure = draw_ladder(ladder_data(rows, ceilings={"loss": 0.9}))

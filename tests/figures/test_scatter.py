@@ -24,10 +24,10 @@ def test_the_values_of_the_scatter(data: ScatterData) -> None:
     assert data.x.tolist() == [0.3, 0.1, 0.5, 0.2]
     assert data.anomaly.tolist() == [True, False, False, False]
     assert data.chosen == (0.1, 0.8)
-    assert data.note == "Kendall's τ = −0.18, p = 0.72\nanomaly ratio 25.0% of 4"
+    assert data.note == "Kendall's τ = −0.18\nanomaly ratio 25.0% of 4"
 
 
-def test_an_interval_takes_the_place_of_the_p_value_and_the_ceiling_is_said() -> None:
+def test_the_interval_and_the_ceiling_are_said_where_they_are_known() -> None:
     def note(**known: Any) -> str:
         x, y = np.array([0.3, 0.1, 0.5, 0.2]), np.array([0.9, 0.8, 0.7, 0.8])
         data = scatter_data(x, y, higher_is_better=True, x_label="x", y_label="y", **known)
@@ -35,11 +35,25 @@ def test_an_interval_takes_the_place_of_the_p_value_and_the_ceiling_is_said() ->
 
     assert note(tau_interval=(-0.4, 0.1)) == "Kendall's τ = −0.18 [−0.40, 0.10]"
     assert note(tau_interval=(-0.4, 0.1), ceiling=0.631) == (
-        "Kendall's τ = −0.18 [−0.40, 0.10], ceiling 0.63"
+        "Kendall's τ = −0.18 [−0.40, 0.10], noise ceiling 0.63"
     )
     assert note(tau_interval=(None, 0.1), ceiling=0.5) == (
-        "Kendall's τ = −0.18, p = 0.72, ceiling 0.50"
+        "Kendall's τ = −0.18, noise ceiling 0.50"
     )
+
+
+def test_candidates_that_share_the_lowest_score_have_a_star_each() -> None:
+    x, y = np.array([0.1, 0.3, 0.1, 0.2]), np.array([0.6, 0.75, 0.8, 0.65])
+    data = scatter_data(x, y, higher_is_better=True, x_label="x", y_label="y")
+    assert data.chosen[0] == 0.1
+    assert data.chosen[1] == pytest.approx(0.7)
+    assert data.anomaly.tolist() == [False, True, True, False]  # than 0.7, their mean
+    assert data.note.endswith("anomaly ratio 37.5% of 4")  # 3 and 0 of 4
+    figure = draw_scatter(data)
+    stars = np.asarray(figure.axes[0].collections[-1].get_offsets()).tolist()
+    assert sorted(stars) == [[0.1, 0.6], [0.1, 0.8]]
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["candidate", "better than their mean (2)", "lowest score (2 tie)"]
 
 
 def test_a_constant_outcome_has_no_tau() -> None:

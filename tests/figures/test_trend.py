@@ -62,9 +62,9 @@ def test_ceilings_lie_where_their_values_do() -> None:
     data = trend_data(NUMBERS, x_label="width", y_label="tau", ceilings=ceilings)
     assert data.ceilings == ((40.0, -0.6), (10.0, -0.7))
     figure = draw_trend(data)
-    dashes = next(c for c in figure.axes[0].collections if c.get_label() == "ceiling")
+    dashes = next(c for c in figure.axes[0].collections if c.get_label() == "noise ceiling")
     segments = dashes.get_segments()  # type: ignore[attr-defined]
     assert [s[:, 1].tolist() for s in segments] == [[-0.7, -0.7], [-0.6, -0.6]]
     assert [float(s[:, 0].mean()) for s in segments] == pytest.approx([10, 40])
-    assert "ceiling" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "noise ceiling" in [text.get_text() for text in figure.legends[0].get_texts()]
     assert trend_data(NUMBERS, x_label="width", y_label="tau").ceilings == ()

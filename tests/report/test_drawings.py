@@ -76,5 +76,5 @@ def test_the_ladder_is_told_in_words(ceiling: float | None) -> None:
         }
         for name, agreement in (("a", -0.1), ("b", None), ("c", 0.5))
     ]  # fmt: skip
-    above = "" if ceiling is None else "; ceiling 0.63"
+    above = "" if ceiling is None else "; ceiling of retraining noise 0.63"
     assert ladder_in_words(relations) == f"Agreement with y: c 0.50, a −0.10, b –{above}."

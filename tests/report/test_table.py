@@ -18,6 +18,7 @@ def relation(criterion: str, **known: Any) -> dict[str, Any]:
         "kendall_p_value": 0.03,
         "spearman_r": -0.3,
         "pearson_r": None,
+        "agreement": 0.2,
         "anomaly_ratio": 0.25,
         "discordant_ratio": 0.4,
         "rank": 12,
@@ -30,7 +31,7 @@ KNOWN = {
     "adjusted_p_value": 0.08, "ceiling": 0.6, "share_of_ceiling": -0.031, "percentile": 98.9,
     "regret_low": 0.001, "regret_high": 0.002, "rank_low": 3, "rank_high": 40, "k": 10,
     "anomaly_ratio_k": 0.301, "precision_at_k": 0.2, "regret_at_k": 0.0, "beats_random": 0.75,
-    "weighted_tau": 0.24,
+    "weighted_tau": 0.24, "tied": 5,
 }  # fmt: skip
 
 
@@ -38,18 +39,19 @@ def test_all_that_is_known_has_a_column() -> None:
     table = relations_table([({}, relation("l1", **KNOWN))])
     assert dict(zip(table.headings, table.rows[0], strict=True)) == {
         "criterion": "l1",
+        "agreement": "0.20",
         "Kendall's τ": "−0.20",
         "95% interval": "[−0.30, −0.10]",
-        "p": "0.04",
         "p (Holm)": "0.08",
         "ceiling": "0.60",
         "of ceiling": "−3%",
         "anomalies": "25.0%",
+        "tied": "5",
         "over 10 lowest": "30.1%",
         "percentile": "99",
         "regret": "0.0012 [0.0010, 0.0020]",
     }
-    assert table.headings[table.strong] == "Kendall's τ"
+    assert table.headings[table.strong] == "agreement"
     assert table.texts == 1
     further = further_table([({}, relation("l1", **KNOWN))])
     assert dict(zip(further.headings, further.rows[0], strict=True)) == {
@@ -68,14 +70,14 @@ def test_all_that_is_known_has_a_column() -> None:
 
 def test_what_is_nowhere_known_has_no_column_and_a_gap_has_a_dash() -> None:
     table = relations_table([({}, relation("l1"))])
-    assert table.headings == ("criterion", "Kendall's τ", "anomalies", "regret")
+    assert table.headings == ("criterion", "agreement", "Kendall's τ", "anomalies", "regret")
     rows: list[tuple[dict[str, str], dict[str, Any]]] = [
         ({}, relation("l1", k=5, anomaly_ratio_k=0.1)),
         ({}, relation("l2", k=7)),
     ]
     mixed = relations_table(rows)
-    assert mixed.headings[3] == "over k lowest"
-    assert mixed.rows[1][3] == "–"
+    assert mixed.headings[4] == "over k lowest"
+    assert mixed.rows[1][4] == "–"
 
 
 def test_words_of_the_rows_come_first() -> None:
@@ -96,7 +98,7 @@ def test_the_surest_difference_comes_first_within_each_outcome() -> None:
     pairs = [("y", difference("a", 0.5)), ("y", difference("b", None)), ("z", difference("d", 0.1))]
     table = differences_table([*pairs, ("y", difference("c", 0.01))])
     assert [row[1] for row in table.rows] == ["c", "a", "b", "d"]
-    assert table.rows[0] == ("y", "c", "l1", "0.10", "[0.00, 0.20]", "0.01", "0.01")
+    assert table.rows[0] == ("y", "c", "l1", "0.10", "[0.00, 0.20]", "0.01")
 
 
 def test_partial_correlations_name_what_is_given() -> None:

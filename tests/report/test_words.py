@@ -51,20 +51,21 @@ def test_a_few_criteria_speak_for_themselves() -> None:
 
 def test_of_many_the_best_and_the_oracle_are_told() -> None:
     relations = [
-        relation("l1", 0.2, adjusted_p_value=0.01),
-        relation("oracle", 0.12, adjusted_p_value=0.4),
+        relation("l1", 0.2, adjusted_p_value=0.01, certain=False),  # zero is in its interval
+        relation("oracle", 0.12, adjusted_p_value=0.4, certain=False),
         relation(
             "taylor", 0.412, adjusted_p_value=0.001, kendall_low=-0.5, kendall_high=-0.3,
-            share_of_ceiling=0.653,
+            share_of_ceiling=0.653, certain=True, interval_over="2 retraining seeds, given …",
         ),
-        relation("snip", -0.4, adjusted_p_value=0.001),
+        relation("snip", -0.4, adjusted_p_value=0.001, certain=True),
         relation("flat", None),
     ]  # fmt: skip
     first, second = verdicts({"relations": relations})
     assert first == (
-        "Of 5 criteria, taylor tells final test accuracy best (τ = −0.41 [−0.50, −0.30], 65% of "
-        "the ceiling), the pruned train loss is number 3 (τ = −0.12); 2 of 4 tell it better than "
-        "chance (Holm-adjusted p < 0.05)."
+        "Of 5 criteria, taylor agrees most with final test accuracy (τ = −0.41 [−0.50, −0.30], 65% "
+        "of the ceiling), the pruned train loss is number 3 (τ = −0.12); 1 of 5 tell it better "
+        "than chance (Holm's p < 0.05, and no interval with zero in it). Intervals are over 2 "
+        "retraining seeds, given …."
     )
     assert second == "oracle says something"
 
@@ -72,7 +73,8 @@ def test_of_many_the_best_and_the_oracle_are_told() -> None:
 def test_without_the_oracle_or_p_values_less_is_said() -> None:
     relations = [relation(name, value) for name, value in zip("abcd", (1, 2, 3, 4), strict=True)]
     assert verdicts({"relations": relations}) == [
-        "Of 4 criteria, d tells final test accuracy best (τ = −4.00)."
+        "Of 4 criteria, d agrees most with final test accuracy (τ = −4.00); filter labels could "
+        "not be permuted, so that chance is not ruled out."
     ]
 
 
@@ -82,9 +84,9 @@ def test_the_ceiling_is_told_where_it_is_known() -> None:
     known = {"ceiling": 0.631, "split_half": 0.449, "reliability": 0.6, "seeds": 2}
     summary["ceilings"] = {"test_accuracy": known, "test_loss": None}
     assert ceiling_sentences(summary) == [
-        "Retrained with other seeds, candidates come in another order by final test accuracy "
-        "(τ = 0.45 between halves of the seeds): no criterion can be expected to agree with it by "
-        "more than 0.63."
+        "The ceiling of 0.63 for final test accuracy counts retraining noise only (τ = 0.45 "
+        "between halves of the seeds): so far could a perfect criterion agree on these images. "
+        "That other images would order the candidates otherwise, too, is not counted."
     ]
     summary["ceilings"] = {"test_accuracy": known | {"ceiling": None}}
     assert ceiling_sentences(summary) == []
@@ -104,7 +106,11 @@ def test_a_combination_gains_or_loses(gain: float | None, words: str) -> None:
 
 def test_a_sum_over_filters_is_one_sentence() -> None:
     said = additive_sentence({"agreement": 0.61, "folds": 5}, "final test loss")
-    assert "tried on the others (5 folds), agrees with final test loss to 0.61: " in said
+    assert (
+        "tried on the others (5 folds), agrees with final test loss to 0.61 on the images that"
+        in said
+    )
+    assert said.endswith("On other images it can agree far less.")
 
 
 META = {
@@ -140,7 +146,8 @@ def test_a_grid_of_many_criteria_tells_of_the_oracle() -> None:
         metas = [META | {"criterion": name} for name in criteria]
         return {"points": [entry, {"summary": None}], "meta": metas}
 
-    assert len(grid_verdicts(summary("l1", "oracle"))) == 2
-    (said,) = grid_verdicts(summary("l1", "l2", "random", "oracle"))
-    assert "score oracle has τ" in said
+    assert len(grid_verdicts(summary("l1", "oracle"))) == 3
+    said, given = grid_verdicts(summary("l1", "l2", "random", "oracle"))
+    assert "score oracle has τ" in said.lower()
+    assert "take the studies for independent" in given
     assert grid_verdicts({"points": [], "meta": None}) == []

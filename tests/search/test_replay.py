@@ -44,6 +44,20 @@ def row(table: pd.DataFrame, strategy: str, share: float, outcome: str, network:
     return found.iloc[0]
 
 
+def test_the_order_of_the_candidates_decides_nothing() -> None:
+    outcomes = recorded(0.1).round(1)  # with ties in every epoch
+    tied = scores([float(i % 3) for i in range(COUNT)])
+    order = np.random.default_rng(1).permutation(COUNT)
+    pruned = np.random.default_rng(2).random((COUNT, 5)) < 0.4
+    keys = ["strategy", "share", "outcome", "network"]
+    plain = replay(outcomes, tied, epochs=EPOCHS, draws=5, pruned=pruned)
+    moved = replay(
+        outcomes.sample(frac=1, random_state=0), tied.iloc[order], epochs=EPOCHS, draws=5,
+        pruned=pruned[order],
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(moved.set_index(keys), plain.set_index(keys))
+
+
 def test_a_perfect_criterion_has_no_regret_and_a_wrong_one_has() -> None:
     right = replay(recorded(), scores(), epochs=EPOCHS)
     wrong = replay(recorded(), scores([-float(i) for i in range(COUNT)]), epochs=EPOCHS)

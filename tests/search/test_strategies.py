@@ -67,11 +67,29 @@ def test_what_each_strategy_spends() -> None:
 
 def test_orders() -> None:
     scores = [2.0, math.nan, 0.5, 1.0]
-    assert STRATEGIES["halving"].ordered(scores) == [2, 3, 0, 1]
-    drawn = STRATEGIES["random"].ordered([0.0] * 50, seed=3)
-    assert sorted(drawn) == list(range(50))
-    assert drawn == STRATEGIES["random"].ordered([1.0] * 50, seed=3)
-    assert drawn != STRATEGIES["random"].ordered([0.0] * 50, seed=4)
+    assert STRATEGIES["halving"].ordered(scores, "abcd") == [2, 3, 0, 1]
+    assert STRATEGIES["full"].ordered(scores, "dbca") == [3, 1, 2, 0]
+    ids = list(range(50))
+    drawn = STRATEGIES["random"].ordered([0.0] * 50, ids, seed=3)
+    assert sorted(drawn) == ids
+    assert drawn == STRATEGIES["random"].ordered([1.0] * 50, ids, seed=3)
+    assert drawn != STRATEGIES["random"].ordered([0.0] * 50, ids, seed=4)
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=12).flatmap(
+        lambda scores: st.tuples(st.just(scores), st.permutations(range(len(scores))))
+    )
+)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_order_of_listing_decides_no_tie(name: str, case: tuple[list[int], list[int]]) -> None:
+    scores, rows = case
+    names = [f"{7 * i % 13:02d}" for i in range(len(scores))]
+    plain = STRATEGIES[name].ordered(scores, names, seed=1)
+    moved = STRATEGIES[name].ordered(
+        [scores[row] for row in rows], [names[row] for row in rows], seed=1
+    )
+    assert [rows[place] for place in moved] == plain
 
 
 def ways(filters: int, count: int) -> np.ndarray:

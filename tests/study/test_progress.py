@@ -29,7 +29,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (42, "42 s"), (60, "1 min"), (250, "4 min 10 s"), (11100, "3 h 5 min")],
+    [
+        (0, "0 s"),
+        (0.4, "less than 1 s"),
+        (1, "1 s"),
+        (42, "42 s"),
+        (60, "1 min"),
+        (250, "4 min 10 s"),
+        (11100, "3 h 5 min"),
+    ],
 )
 def test_durations_in_the_units_that_matter(seconds: float, text: str) -> None:
     assert duration(seconds) == text
@@ -43,6 +51,26 @@ def test_a_rate_counts_only_what_was_done_now(clock: Clock) -> None:
     assert rate.text("networks") == "1,200 networks/h, 2 min left"
     clock.now, rate.done = 180, 100
     assert rate.text("networks") == "1,200 networks/h, took 3 min"
+
+
+def test_no_rate_is_told_of_hardly_any_time(clock: Clock) -> None:
+    rate = Rate(total=252, done=0)
+    rate.add(126)
+    assert rate.text("candidates") == ""  # at the same moment
+    clock.now = 0.06
+    assert rate.text("candidates") == ""
+    rate.add(126)
+    assert rate.text("candidates") == "took less than 1 s"
+    clock.now = 2
+    assert rate.text("candidates") == "453,600 candidates/h, took 2 s"
+    stream = io.StringIO()
+    shown = PlainProgress(stream, interval=10)
+    shown.stage("score by l1", 252, 0, "candidates")
+    clock.now += 0.01
+    shown.advance(252)
+    assert stream.getvalue().splitlines()[-1] == (
+        "score by l1: 252/252 candidates, took less than 1 s"
+    )
 
 
 def test_plain_lines_come_at_the_start_the_end_and_now_and_then(clock: Clock) -> None:
@@ -61,7 +89,7 @@ def test_plain_lines_come_at_the_start_the_end_and_now_and_then(clock: Clock) ->
     ]
 
 
-def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", stream)
@@ -71,12 +99,13 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(shown, BarProgress)
         shown.stage("retrain", 4, 1, "networks")
         shown.advance(2, note="one diverged")
+        clock.now = 30
         shown.advance()
         shown.message("a line [not markup]")
     text = stream.getvalue()
     assert "retrain" in text
     assert "4/4" in text
-    assert "networks/h" in text
+    assert "360 networks/h, took 30 s" in text
     assert "a line [not markup]" in text
 
 

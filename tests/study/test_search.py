@@ -270,7 +270,7 @@ def test_a_guided_search_is_the_one_that_the_record_replays(
     curves = curves.loc[scores.index]
     for search, pruned in ((found, table.pruned), (plain, None)):
         course = choose(
-            STRATEGIES[search.strategy].ordered(scores.to_numpy()),
+            STRATEGIES[search.strategy].ordered(scores.to_numpy(), scores.index.tolist()),
             search.schedule,
             lambda some, end: curves.iloc[list(some), end - 1].tolist(),
             pruned,

@@ -66,7 +66,7 @@ def additive(table: CandidateTable, *, folds: int = FOLDS, seed: int = 0) -> Add
     None where the table does not say what candidates prune, and for fewer candidates than four a
     filter or four a fold.
     """
-    rows = np.flatnonzero(np.isfinite(table.outcome))
+    rows = table.order[np.isfinite(table.outcome[table.order])]
     if table.pruned is None or len(rows) < max(4 * folds, LEAST_A_FILTER * table.pruned.shape[1]):
         return None
     outcome = table.outcome[rows]

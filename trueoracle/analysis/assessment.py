@@ -12,7 +12,7 @@ import numpy as np
 from trueoracle.analysis.bootstrap import Interval, bootstrap, levels_in_words
 from trueoracle.analysis.comparison import adjusted_p_values
 from trueoracle.analysis.correlation import kendall_of_finite, top_weighted
-from trueoracle.analysis.numbers import finite_or_none, number, percent
+from trueoracle.analysis.numbers import finite_or_none, mean_count, number, percent
 from trueoracle.analysis.permutation import label_permutation_p_values
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.analysis.reliability import Reliability, noise_ceiling
@@ -29,10 +29,10 @@ class Assessment:
     """One criterion against one outcome.
 
     ``interval`` is the 95 % interval of tau and ``interval_over`` what was drawn anew for it in
-    words; ``standard_error`` that of tau. ``permutation_p_value`` permutes filter labels, and
-    ``adjusted_p_value`` is Holm's over all criteria of the table; both NaN where that cannot be
-    done. ``weighted_tau`` is the top-weighted one, +1 being perfect. ``reliability`` has the noise
-    ceiling, ``selection`` what choosing by the score is worth.
+    words, and what was not; ``standard_error`` that of tau. ``permutation_p_value`` permutes filter
+    labels, and ``adjusted_p_value`` is Holm's over all criteria of the table; both NaN where that
+    cannot be done. ``weighted_tau`` is the top-weighted one, +1 being perfect. ``reliability`` has
+    the ceiling of retraining noise, ``selection`` what choosing by the score is worth.
     """
 
     criterion: str
@@ -53,17 +53,16 @@ class Assessment:
 
     @property
     def is_certain(self) -> bool:
-        """Whether tau is told from zero: by permuted labels, and by its interval.
+        """Whether tau is told from zero: the one rule of verdicts, tables and figures.
 
-        By whichever of them there is; where there is neither, by the textbook's p-value, which
-        takes overlapping candidates for independent.
+        Holm's p-value of permuted labels is below 0.05, and the interval, where there is one,
+        leaves zero out. Never where filter labels could not be permuted: an interval over seeds or
+        samples does not count that other filters would have given another tau.
         """
-        told = []
-        if not math.isnan(self.permutation_p_value):
-            told.append(self.permutation_p_value < SIGNIFICANT)
-        if not math.isnan(self.interval.low):
-            told.append(self.interval.low > 0 or self.interval.high < 0)
-        return all(told) if told else self.relation.kendall.p_value < SIGNIFICANT
+        if not self.adjusted_p_value < SIGNIFICANT:  # NaN where labels were not permuted
+            return False
+        low, high = self.interval.low, self.interval.high
+        return math.isnan(low) or low > 0 or high < 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: those of the relation and of the selection among them."""
@@ -99,18 +98,33 @@ class Assessment:
                 "candidates are retrained."
             )
         tau = f"τ {number(relation.kendall.value, 2)}"
-        if not math.isnan(self.share_of_ceiling):
-            tau += f", {percent(self.share_of_ceiling, 0)} of what retraining noise allows"
-        share = f"{relation.anomalies} of {relation.n} candidates ({relation.anomaly_ratio:.1%})"
-        end = "ends" if relation.anomalies == 1 else "end"
-        choice = (
-            "the candidate it would choose is the best one"
-            if relation.anomalies == 0
-            else f"{share} {end} better than the one it would choose"
-        )
+        share = self.share_of_ceiling
+        if share >= 1:
+            tau += ", as much as retraining noise allows"
+        elif share > 0:
+            tau += f", {percent(share, 0)} of what retraining noise allows"
+        if math.isnan(self.permutation_p_value):
+            tau += "; filter labels could not be permuted, so that chance is not ruled out"
         return (
             f"{score[0].upper()}{score[1:]} {self._strength()} {outcome} after retraining "
-            f"({tau}); {choice}."
+            f"({tau}); {self._choice()}."
+        )
+
+    def _choice(self) -> str:
+        """How many candidates end better than the chosen one, in words."""
+        relation = self.relation
+        share = f"none of {relation.n:,} candidates"
+        if relation.anomalies:
+            count = mean_count(relation.anomalies)
+            share = f"{count} of {relation.n:,} candidates ({relation.anomaly_ratio:.1%})"
+        end = "ends" if relation.anomalies == 1 else "end"
+        if relation.tied == 1:
+            return f"{share} {end} better than the one it would choose"
+        least = "highest" if relation.higher_score_is_better else "lowest"
+        on_average = "" if relation.anomalies == 0 else "on average "
+        return (
+            f"{on_average}{share} {end} better than the one it would choose, which is one of "
+            f"{relation.tied:,} that share the {least} score"
         )
 
     def _strength(self) -> str:

@@ -124,17 +124,28 @@ def bootstrap(
     return Bootstrap(estimate, drawn, weights, freedom)
 
 
-def levels_in_words(tables: Sequence[CandidateTable]) -> str:
-    """What :func:`bootstrap` draws anew, such as ``"3 retraining seeds"``; empty: nothing."""
+def levels_in_words(tables: Sequence[CandidateTable], networks: int = 1) -> str:
+    """What :func:`bootstrap` draws anew, and what the interval takes as given; empty: no interval.
+
+    Such as ``"3 retraining seeds, given the dense network, its filters and the images"``. One table
+    may hold candidates of several dense ``networks``, which are given then.
+    """
     if len(tables) > 1:
-        return many(len(tables), "dense network")
+        return f"{many(len(tables), 'dense network')}, given the images"
     (table,) = tables
     words = []
     if table.seeds > 1:
         words.append(many(table.seeds, "retraining seed"))
     if table.sampled and len(table) > 1:
         words.append(f"{len(table):,} sampled candidates")
-    return " and ".join(words)
+    if not words:
+        return ""
+    given = (
+        "the dense network, its filters"
+        if networks == 1
+        else f"these {networks} dense networks, their filters"
+    )
+    return f"{' and '.join(words)}, given {given} and the images"
 
 
 _Draw = list[tuple[CandidateTable, np.ndarray | None, np.ndarray]]
@@ -182,7 +193,7 @@ def _draws(
         return
     generator = np.random.Generator(np.random.PCG64(seed))
     for _ in range(resamples):
-        rows = generator.integers(len(table), size=len(table))
+        rows = table.order[generator.integers(len(table), size=len(table))]
         drawn = generator.integers(table.seeds, size=max(1, table.seeds - 1))
         yield 1 / resamples, [(table, rows, drawn)]
 

@@ -215,8 +215,8 @@ def combine(table: CandidateTable, *, folds: int = 5, seed: int = 0) -> Combinat
     """
     if folds < 2:
         raise InputError(f"cross-validation needs at least 2 folds, got {folds}")
-    rows = np.isfinite(table.outcome)
-    if rows.sum() < 4 * folds:
+    rows = table.order[np.isfinite(table.outcome[table.order])]
+    if len(rows) < 4 * folds:
         return None
     names = [
         name

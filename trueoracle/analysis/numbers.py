@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["finite_or_none", "interval", "many", "number", "p_value", "percent", "quantity"]
+__all__ = [
+    "finite_or_none",
+    "interval",
+    "many",
+    "mean_count",
+    "number",
+    "p_value",
+    "percent",
+    "quantity",
+]
 
 ABSENT = "–"
 
@@ -38,6 +47,13 @@ def p_value(value: float | None) -> str:
 def many(count: int, what: str) -> str:
     """A count with its noun: ``"1 epoch"``, ``"1,000 candidates"``."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def mean_count(count: float | None) -> str:
+    """A count, or a mean of counts with one digit after the point: ``"1,204"``, ``"12.5"``."""
+    if count is None:
+        return ABSENT
+    return f"{count:,.0f}" if count == round(count) else f"{count:,.1f}"
 
 
 def quantity(*values: float) -> str:

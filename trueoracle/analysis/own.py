@@ -56,7 +56,7 @@ def read_tables(
         if frame[told].isna().any():
             row = int(np.flatnonzero(frame[told].isna())[0]) + 2  # the header is line 1
             raise InputError(f"column {told!r} of {path} is empty in line {row}")
-    parts = {"": frame} if network is None else dict(tuple(frame.groupby(network, sort=False)))
+    parts = {"": frame} if network is None else dict(tuple(frame.groupby(network)))
     made = {}
     for label, part in parts.items():
         rows = part.reset_index(drop=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trueoracle.analysis.numbers import finite_or_none
+from trueoracle.analysis.ties import lowest
 from trueoracle.errors import InputError
 
 __all__ = ["QUANTILES", "Ranking", "Sampled", "best_of_sample", "rank", "small_percent"]
@@ -21,9 +22,10 @@ QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 class Sampled:
     """Where the lowest score of a sample of ``n`` falls among all, drawn without repeats.
 
-    Of any sample: the mean of its rank (1 = lowest of all), the quantiles of 5, 50 and 95%, the
-    chance that it is the oracle itself, and the mean of what its score has over the oracle's.
-    ``own_rank``, ``own_excess`` and ``own_index`` are those of the one sample that was drawn.
+    Of any sample: the mean of its rank (1 more than there are lower scores), the quantiles of 5, 50
+    and 95%, the chance that none is lower, and the mean of what its score has over the oracle's.
+    ``own_rank``, ``own_excess`` and ``own_index`` are those of the one sample that was drawn; the
+    index is None where several of it share the lowest score.
     """
 
     n: int
@@ -33,7 +35,7 @@ class Sampled:
     rank_95: int
     chance: float
     mean_excess: float
-    own_index: int
+    own_index: int | None
     own_rank: int
     own_excess: float
 
@@ -42,9 +44,12 @@ class Sampled:
 class Ranking:
     """The order of N scores, lower being better.
 
-    ``oracle`` and ``runner_up`` are rows of the scores given, the first ones among ties;
-    ``margin`` is what the runner-up has over the oracle, ``relative_margin`` its share of the
-    oracle's score (NaN where that is not above zero). ``dropped`` rows had no finite score.
+    ``oracle`` and ``runner_up`` are rows of the scores given: of the lowest score, and of the next
+    one. ``tied`` counts the rows that share the lowest score; where they are several, there is no
+    single oracle and no runner-up (None), and ``margin`` is 0. The runner-up is None, too, where
+    several share the second place. ``margin`` is what the runner-up has over the oracle,
+    ``relative_margin`` its share of the oracle's score (NaN where that is not above zero).
+    ``dropped`` rows had no finite score.
     ``every_way`` says that all ways to prune have one; elsewhere the oracle is only the best of
     those that do, and ``sampled`` is None.
     """
@@ -52,7 +57,8 @@ class Ranking:
     n: int
     dropped: int
     every_way: bool
-    oracle: int
+    tied: int
+    oracle: int | None
     oracle_score: float
     runner_up: int | None
     runner_up_score: float
@@ -70,19 +76,22 @@ class Ranking:
 
     def sentence(self, score: str = "the score") -> str:
         """The ranking in words."""
-        what = f"{score[0].upper()}{score[1:]}"
+        what = f"{score[0].upper()}{score[1:]} is lowest, {self.oracle_score:.4g}, for"
+        who = "one" if self.tied == 1 else f"{self.tied:,}"
         if not self.every_way:
             return (
-                f"{what} is lowest, {self.oracle_score:.4g}, for one of {self.n:,} candidates; "
-                "they are not all ways to prune, so that a lower one may exist."
+                f"{what} {who} of {self.n:,} candidates; they are not all ways to prune, so that a "
+                "lower one may exist."
             )
-        best = f"{what} is lowest, {self.oracle_score:.4g}, for one of all {self.n:,} ways to prune"
-        if self.runner_up is None:
+        best = f"{what} {who} of all {self.n:,} ways to prune"
+        if self.n == 1:
             return f"{best}."
         share = (
             "" if math.isnan(self.relative_margin) else f" ({small_percent(self.relative_margin)})"
         )
         margin = f"{best}, {self.margin:.3g}{share} below the runner-up"
+        if self.tied > 1:
+            margin = f"{best}, which tie"
         if self.sampled is None:
             return f"{margin}."
         s = self.sampled
@@ -104,24 +113,31 @@ def rank(scores: np.ndarray, *, every_way: bool = True, drawn: Sequence[int] = (
     rows = np.flatnonzero(np.isfinite(scores))
     if len(rows) == 0:
         raise InputError("no candidate has a finite score")
-    order = rows[np.argsort(scores[rows], kind="stable")]
-    lowest = scores[order]
-    second = lowest[1] if len(order) > 1 else math.nan
-    margin = float(second - lowest[0])
+    ordered = np.sort(scores[rows])
+    first = ordered[0]
+    second = ordered[1] if len(rows) > 1 else math.nan
+    margin = float(second - first)
     complete = every_way and len(rows) == len(scores)
     return Ranking(
         n=len(rows),
         dropped=len(scores) - len(rows),
         every_way=complete,
-        oracle=int(order[0]),
-        oracle_score=float(lowest[0]),
-        runner_up=int(order[1]) if len(order) > 1 else None,
+        tied=int((ordered == first).sum()),
+        oracle=_only(scores == first),
+        oracle_score=float(first),
+        runner_up=None if second == first else _only(scores == second),
         runner_up_score=float(second),
         margin=margin,
-        relative_margin=margin / float(lowest[0]) if lowest[0] > 0 else math.nan,
-        quantiles={f"{q:g}": float(np.quantile(lowest, q)) for q in QUANTILES},
-        sampled=_sampled(scores, lowest, drawn) if complete and len(drawn) else None,
+        relative_margin=margin / float(first) if first > 0 else math.nan,
+        quantiles={f"{q:g}": float(np.quantile(ordered, q)) for q in QUANTILES},
+        sampled=_sampled(scores, ordered, drawn) if complete and len(drawn) else None,
     )
+
+
+def _only(rows: np.ndarray) -> int | None:
+    """The row that is True; None where it is not the only one."""
+    found = np.flatnonzero(rows)
+    return int(found[0]) if len(found) == 1 else None
 
 
 def small_percent(value: float) -> str:
@@ -129,24 +145,28 @@ def small_percent(value: float) -> str:
     return f"{value:.1%}" if value >= 1e-3 or value <= 0 else f"{100 * value:.2g}%"
 
 
-def _sampled(scores: np.ndarray, lowest: np.ndarray, drawn: Sequence[int]) -> Sampled:
+def _sampled(scores: np.ndarray, ordered: np.ndarray, drawn: Sequence[int]) -> Sampled:
     n = len(drawn)
-    chances = best_of_sample(len(lowest), n)
+    chances = best_of_sample(len(ordered), n)
     # Up to rounding, which a sum over many ranks could carry past the last one.
     below = np.minimum(np.cumsum(chances), 1.0)
-    ranks = [int(np.searchsorted(below, q - 1e-12)) + 1 for q in (0.05, 0.5, 0.95)]
-    own = drawn[int(np.argmin(scores[np.asarray(drawn)]))]
+    # Those that tie share a rank: one more than there are lower scores.
+    ranks = np.searchsorted(ordered, ordered[: len(chances)]) + 1
+    quantiles = [int(ranks[np.searchsorted(below, q - 1e-12)]) for q in (0.05, 0.5, 0.95)]
+    rows = np.asarray(drawn)
+    best = rows[lowest(scores[rows])]
+    own = scores[best[0]]
     return Sampled(
         n=n,
-        mean_rank=(len(lowest) + 1) / (n + 1),
-        rank_5=ranks[0],
-        rank_50=ranks[1],
-        rank_95=ranks[2],
-        chance=float(chances[0]),
-        mean_excess=float(chances @ (lowest[: len(chances)] - lowest[0])),
-        own_index=int(own),
-        own_rank=int((lowest < scores[own]).sum()) + 1,
-        own_excess=float(scores[own] - lowest[0]),
+        mean_rank=float(chances @ ranks),
+        rank_5=quantiles[0],
+        rank_50=quantiles[1],
+        rank_95=quantiles[2],
+        chance=float(chances[ranks == 1].sum()),
+        mean_excess=float(chances @ (ordered[: len(chances)] - ordered[0])),
+        own_index=int(best[0]) if len(best) == 1 else None,
+        own_rank=int((ordered < own).sum()) + 1,
+        own_excess=float(own - ordered[0]),
     )
 
 

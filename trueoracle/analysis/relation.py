@@ -15,6 +15,7 @@ from trueoracle.analysis.correlation import (
     spearman,
 )
 from trueoracle.analysis.numbers import finite_or_none
+from trueoracle.analysis.ties import count_above, lowest
 from trueoracle.errors import InputError
 
 __all__ = ["Relation", "relate"]
@@ -27,10 +28,14 @@ class Relation:
     ``n`` candidates count; ``dropped`` had no finite score or outcome (diverged, say).
     Coefficients are those of the columns as they are: where a higher outcome is better, a perfect
     criterion has tau -1. ``agreement`` is tau with the sign turned so that +1 is perfect.
-    ``chosen`` is the row (in the columns given) of the lowest score, the first one among ties;
-    an anomaly ends strictly better than it; ``rank`` is its place by outcome (1 = best) and
-    ``regret`` what the best outcome has over its own, never negative. Where the score is itself an
-    outcome of which more is better (``higher_score_is_better``), the highest one chooses.
+    ``chosen`` is the row (in the columns given) of the lowest score. An anomaly ends strictly
+    better than it; ``rank`` is its place by outcome (1 = best) and ``regret`` what the best outcome
+    has over its own, never negative. Where the score is itself an outcome of which more is better
+    (``higher_score_is_better``), the highest one chooses.
+
+    ``tied`` counts the candidates that share the lowest score. Where they are several, each is as
+    likely to be chosen: ``anomalies``, ``anomaly_ratio``, ``chosen_outcome``, ``rank`` and
+    ``regret`` are means over them, and ``chosen`` is None.
     """
 
     n: int
@@ -39,14 +44,15 @@ class Relation:
     kendall: Correlation
     spearman: Correlation
     pearson: Correlation
-    anomalies: int
+    anomalies: float
     anomaly_ratio: float
     discordant_ratio: float
-    chosen: int
+    tied: int
+    chosen: int | None
     chosen_score: float
     chosen_outcome: float
     best_outcome: float
-    rank: int
+    rank: float
     regret: float
     higher_score_is_better: bool = False
 
@@ -87,10 +93,9 @@ def relate(
         raise InputError("no candidate has both a finite score and a finite outcome")
     scores, outcomes = x[finite], y[finite]
     lower_is_better = -scores if higher_score_is_better else scores
-    chosen = int(np.argmin(lower_is_better))
-    better = outcomes > outcomes[chosen] if higher_is_better else outcomes < outcomes[chosen]
-    best = outcomes.max() if higher_is_better else outcomes.min()
-    anomalies = int(better.sum())
+    chosen = np.flatnonzero(lowest(lower_is_better))
+    better = outcomes if higher_is_better else -outcomes
+    anomalies = float(count_above(better, better[chosen]).mean())
     return Relation(
         n=len(finite),
         dropped=len(x) - len(finite),
@@ -103,11 +108,12 @@ def relate(
         discordant_ratio=discordant_ratio(
             lower_is_better, outcomes, higher_is_better=higher_is_better
         ),
-        chosen=int(finite[chosen]),
-        chosen_score=float(scores[chosen]),
-        chosen_outcome=float(outcomes[chosen]),
-        best_outcome=float(best),
+        tied=len(chosen),
+        chosen=int(finite[chosen[0]]) if len(chosen) == 1 else None,
+        chosen_score=float(scores[chosen[0]]),
+        chosen_outcome=float(outcomes[chosen].mean()),
+        best_outcome=float(outcomes[better.argmax()]),
         rank=anomalies + 1,
-        regret=abs(float(best - outcomes[chosen])),
+        regret=float((better.max() - better[chosen]).mean()),
         higher_score_is_better=higher_score_is_better,
     )

@@ -64,6 +64,7 @@ def noise_ceiling(outcomes: np.ndarray, *, sampled: bool = False, seed: int = 0)
     of them at random.
     """
     rows = outcomes[np.isfinite(outcomes).all(axis=1)]
+    rows = rows[np.lexsort(rows.T)]  # what is drawn does not depend on the order of candidates
     seeds = outcomes.shape[1]
     if seeds < 2:
         return Reliability(seeds, math.nan, math.nan, math.nan, NO_INTERVAL)

@@ -10,7 +10,9 @@ import numpy as np
 
 from trueoracle.analysis.bootstrap import bootstrap
 from trueoracle.analysis.numbers import finite_or_none
+from trueoracle.analysis.ranking import best_of_sample
 from trueoracle.analysis.table import CandidateTable
+from trueoracle.analysis.ties import chances_of_lowest, count_above, lowest
 
 __all__ = ["Selection", "lowest_few", "select"]
 
@@ -21,6 +23,8 @@ SHARE = 0.05
 @dataclass(frozen=True)
 class Selection:
     """What the candidates of the lowest scores come to.
+
+    Where scores tie, all of these are means over the ways to break the ties, each as likely.
 
     Of the one of the lowest score: ``percentile``, the share (in percent) of the other candidates
     that end worse, ties counting half; the 95 % intervals of its ``rank`` (1 = best) and of its
@@ -55,7 +59,7 @@ def lowest_few(candidates: int) -> int:
 def select(tables: Sequence[CandidateTable], criterion: str, *, k: int | None = None) -> Selection:
     """The worth of choosing by one criterion, a mean over dense networks.
 
-    Ties in the score go to the candidate that is listed first, ties in the outcome at the border of
+    Ties in the score are broken in all ways, each as likely; ties in the outcome at the border of
     the k best are shared among those tied.
     """
     few = lowest_few(min(map(len, tables))) if k is None else k
@@ -66,8 +70,9 @@ def select(tables: Sequence[CandidateTable], criterion: str, *, k: int | None = 
         scores, better = _columns(table, criterion, rows, outcome)
         if not len(scores):
             return math.nan, math.nan
-        chosen = better[np.argmin(scores)]
-        return float((better > chosen).sum()) + 1, float(better.max() - chosen)
+        chosen = better[lowest(scores)]
+        rank = 1 + float(count_above(better, chosen).mean())
+        return rank, float((better.max() - chosen).mean())
 
     resampled = bootstrap(tables, place_of_chosen)
     rank = resampled.interval(0, bounds=(1, max(map(len, tables))))
@@ -107,24 +112,24 @@ def _of_table(
     scores, better = _columns(table, criterion, rows, table.outcome)
     if not len(scores):
         return (math.nan,) * 5
-    lowest = np.argsort(scores, kind="stable")[:k]
-    chosen = better[lowest[0]]
-    others = max(1, len(better) - 1)
-    percentile = 100 * _wins(chosen, better) / others if len(better) > 1 else 100.0
-    anomalies = np.mean([(better > one).mean() for one in better[lowest]])
-    regret = better.max() - better[lowest].max()
+    chances = chances_of_lowest(scores, min(k, len(scores)))
+    share_above = count_above(better, better) / len(better)
     return (
-        percentile,
+        _percentile(better[lowest(scores)], better),
         _beats_random(table, criterion),
-        float(anomalies),
-        _precision(better, lowest),
-        float(regret),
+        float(np.average(share_above, weights=chances)),
+        float(np.average(_chances_of_best(better, k), weights=chances)),
+        _least_regret(better.max() - better, chances),
     )
 
 
-def _wins(chosen: float, better: np.ndarray) -> float:
-    """How many of the others end worse than the chosen one, itself not counted; ties half."""
-    return float((better < chosen).sum() + ((better == chosen).sum() - 1) / 2)
+def _percentile(chosen: np.ndarray, better: np.ndarray) -> float:
+    """The mean share, in percent, of the others that end worse than each chosen one; ties half."""
+    if len(better) == 1:
+        return 100.0
+    above, below = count_above(better, chosen), count_above(-better, -chosen)
+    others = len(better) - 1
+    return float(100 * np.mean(below + (others - above - below) / 2) / others)
 
 
 def _beats_random(table: CandidateTable, criterion: str) -> float:
@@ -133,15 +138,21 @@ def _beats_random(table: CandidateTable, criterion: str) -> float:
         rows = np.arange(len(table))
         scores, better = _columns(table, criterion, rows, table.outcomes[:, seed])
         if len(better) > 1:
-            shares.append(_wins(better[np.argmin(scores)], better) / (len(better) - 1))
+            shares.append(_percentile(better[lowest(scores)], better) / 100)
     return float(np.mean(shares)) if shares else math.nan
 
 
-def _precision(better: np.ndarray, lowest: np.ndarray) -> float:
-    """The share of ``lowest`` among as many best ones; those tied at the border count in part."""
-    k = len(lowest)
-    border = np.sort(better)[::-1][k - 1]
-    above = better > border
-    tied = better == border
-    part = (k - above.sum()) / tied.sum()
-    return float((above[lowest].sum() + part * tied[lowest].sum()) / k)
+def _chances_of_best(better: np.ndarray, k: int) -> np.ndarray:
+    """The part ``[n]`` of each candidate in the k best; those tied at the border count in part."""
+    return chances_of_lowest(-better, min(k, len(better)))
+
+
+def _least_regret(regret: np.ndarray, chances: np.ndarray) -> float:
+    """The expected least regret of the chosen, of which some are sure and others share places."""
+    sure, shared = regret[chances == 1], np.sort(regret[(chances > 0) & (chances < 1)])
+    least = sure.min() if len(sure) else math.inf
+    if not len(shared):
+        return float(least)
+    places = round(float(chances.sum())) - len(sure)
+    of_rank = best_of_sample(len(shared), places)
+    return float(of_rank @ np.minimum(shared[: len(of_rank)], least))

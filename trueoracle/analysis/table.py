@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -57,6 +58,20 @@ class CandidateTable:
     def seeds(self) -> int:
         """How many retrainings each candidate has."""
         return int(self.outcomes.shape[1])
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The rows ``[P]`` in an order that does not depend on how they are listed.
+
+        By what they prune, then from the best outcome on, then by scores: rows that are equal in
+        all of these are interchangeable. What is drawn at random is drawn along it.
+        """
+        costs = -self.outcomes if self.higher_is_better else self.outcomes
+        columns = [self.scores[name] for name in sorted(self.scores)] + list(costs.T)
+        if self.pruned is not None:
+            columns += list(self.pruned.T)
+        order: np.ndarray = np.lexsort(columns)
+        return order
 
     @property
     def outcome(self) -> np.ndarray:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trueoracle.analysis.numbers import many
 from trueoracle.analysis.outcomes import METRICS
 from trueoracle.bench.scoring import score_bench
 from trueoracle.bench.table import DATA, GRID, KEYS, Bench, dense_file, read_bench
@@ -230,7 +229,7 @@ def _card(
         "grid": GRID,
         "command": f"trueoracle run {GRID}+seed-NETWORK+layers-LAYER-RATIO",
         "points": sorted({one.study for one in Bench(keys, keys, {}, {}).settings}),
-        "network": f"LeNet5-Mini ({many(len(networks), 'dense network')})",
+        "network": "LeNet5-Mini",
         "data": "5,000 embedded MNIST digits",
         "layers": {
             str(network): sorted(set(keys["layer"][keys["network"] == network]))

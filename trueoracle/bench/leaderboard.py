@@ -16,6 +16,7 @@ from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.outcomes import higher_is_better
 from trueoracle.analysis.reliability import noise_ceiling
 from trueoracle.analysis.table import CandidateTable
+from trueoracle.analysis.ties import lowest
 from trueoracle.bench.table import Bench, Setting
 
 __all__ = ["Place", "Taus", "additive_agreement", "leaderboard"]
@@ -27,7 +28,8 @@ class Place:
 
     ``agreement`` is the mean of tau over the settings, signs turned so that +1 is perfect (a
     setting whose scores are all equal counts as 0), with its 95 % interval ``low`` to ``high`` over
-    ``interval_over``. ``share_of_ceiling`` is its share of the mean noise ceiling. ``regret`` is
+    ``interval_over``: what other seeds would give, not other filters or images.
+    ``share_of_ceiling`` is its share of the mean ceiling of retraining noise. ``regret`` is
     the mean of what the best candidate has over the one of the lowest score (over those that share
     it), ``random_regret`` the same of a random choice, both in the outcome's units. Settings weigh
     by their candidates in all of these. ``rank`` is the place among the ``of`` criteria that score
@@ -108,7 +110,7 @@ def leaderboard(
         agreement=math.nan,
         low=math.nan,
         high=math.nan,
-        interval_over=levels_in_words([table]),
+        interval_over=levels_in_words([table], len({one.network for one in chosen})),
         ceiling=ceiling,
         share_of_ceiling=math.nan,
         regret=math.nan,
@@ -164,4 +166,4 @@ def _agreement(table: CandidateTable, name: str, span: np.ndarray, outcome: np.n
 
 
 def _regret(scores: np.ndarray, better: np.ndarray) -> float:
-    return float(better.max() - better[scores == scores.min()].mean())
+    return float((better.max() - better[lowest(scores)]).mean())

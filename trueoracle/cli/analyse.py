@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from trueoracle.analysis.numbers import many, number, p_value, percent
 from trueoracle.cli.console import Debug, Json, guarded, out, print_json, table
-from trueoracle.cli.tables import NUMBERS, relation_cells
+from trueoracle.cli.tables import NUMBERS, notes, relation_cells
 
 if TYPE_CHECKING:
     from trueoracle.analysis.assessment import Assessment
@@ -250,12 +249,13 @@ def _print(
     out().print(made)
     from trueoracle.analysis.permutation import why_not_permuted
 
-    over = {assessments[0].interval_over for assessments in found.values()}
-    if over != {""}:
-        words = over.pop() if len(over) == 1 else "what each setting has of seeds and candidates"
-        out().print(f"95%: over {words}")
-    if any(math.isnan(one.permutation_p_value) for several in found.values() for one in several):
-        out().print("(p): the textbook's, too small where candidates overlap in what they prune")
+    entries = [
+        {"criterion": one.criterion, **one.as_dict()}
+        for several in found.values()
+        for one in several
+    ]
+    for note in notes(entries):
+        out().print(note, soft_wrap=True)
     if wants_permutation and any(one.pruned is not None for one in settings.values()):
         for label, one_table in settings.items():
             if reason := why_not_permuted(one_table):
@@ -273,7 +273,8 @@ def _print(
             out().print(_verdict(one, outcome))
     for label, one_table in settings.items():
         if len(one_table.scores) > 1:
-            _print_comparison(label, _compared(one_table))
+            over = found[label][0].interval_over
+            _print_comparison(label, _compared(one_table), over)
     for entry in pooled:
         low, high = number(entry["kendall_low"], 2), number(entry["kendall_high"], 2)
         out().print(
@@ -291,9 +292,14 @@ def _print(
             ends = (number(entry[f"prediction_{end}"], 2) for end in ("low", "high"))
             text += f"; one more like these: {' … '.join(ends)}"
         out().print(text)
+    if meta:
+        out().print(
+            "random effects take the settings for independent: of one dense network, or of the "
+            "same images, they are not, and the intervals are too narrow"
+        )
 
 
-def _print_comparison(label: str, compared: dict[str, Any]) -> None:
+def _print_comparison(label: str, compared: dict[str, Any], over: str) -> None:
     where = f"{label}: " if label else ""
     for one in compared["differences"]:
         text = f"{where}{one['first']} against {one['second']}: {number(one['difference'], 2)}"
@@ -301,6 +307,11 @@ def _print_comparison(label: str, compared: dict[str, Any]) -> None:
             low, high = number(one["low"], 2), number(one["high"], 2)
             text += f" [{low}, {high}], Holm's p {p_value(one['adjusted_p_value'])}"
         out().print(f"{text} in agreement")
+    if any(one["p_value"] is not None for one in compared["differences"]):
+        out().print(
+            f"differences: over {over}; with other filters they can vanish though p is small",
+            soft_wrap=True,
+        )
     made = compared["combination"]
     if made is not None:
         out().print(
@@ -310,6 +321,6 @@ def _print_comparison(label: str, compared: dict[str, Any]) -> None:
     sums = compared["additive"]
     if sums is not None:
         out().print(
-            f"{where}a sum of one number a filter, fitted to other candidates' outcomes: agreement "
-            f"{number(sums['agreement'], 2)}"
+            f"{where}a sum of one number per filter, fitted to other candidates' outcomes on the "
+            f"same images: agreement {number(sums['agreement'], 2)}"
         )

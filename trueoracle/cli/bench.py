@@ -50,11 +50,12 @@ def bench(
     every ratio, so that nothing needs to be trained: the criterion scores the candidates, and its
     place among the shipped ones is looked up. Without a criterion: the places of the shipped ones.
 
-    *tau* is the mean over layers and ratios, its sign turned so that +1 is perfect, with its
-    interval over retraining seeds; *of ceiling* is its share of what retraining noise leaves to any
-    criterion; *regret* is what the best candidate has over the chosen one, beside that of a random
-    choice. Below each table stands what a sum of one number a filter reaches that knows the
-    outcomes of other candidates: how far importances could come.
+    *tau* is the mean over layers and ratios, its sign turned so that +1 is perfect. Its interval is
+    over retraining seeds, given these dense networks, their filters and these test images; it does
+    not say whether a criterion differs from chance. *of ceiling* is the share of what retraining
+    noise leaves to any criterion on these images. *regret* is what the best candidate has over the
+    chosen one, beside that of a random choice. Below each table stands what a sum of one number
+    per filter reaches, fitted to other candidates' outcomes on the same images.
 
     Examples:
 
@@ -166,21 +167,22 @@ def _print(
     settings: list[Setting],
 ) -> None:
     console = out()
-    networks = sum(len(one.rows) for one in settings) * int(whole.card["seeds"])
+    retrained = sum(len(one.rows) for one in settings) * int(whole.card["seeds"])
+    dense = many(len({one.network for one in settings}), "dense network")
     console.print(
-        f"{many(len(settings), 'setting')}, {networks:,} retrained networks of "
-        f"{whole.card['network']} on {whole.card['data']}\n"
+        f"{many(len(settings), 'setting')}, {retrained:,} retrained networks of "
+        f"{whole.card['network']} ({dense}) on {whole.card['data']}\n"
     )
     parts = list(places_in[METRICS[0]])
     for metric, places in found.items():
         names = ("rank", "tau", "95%", "of ceiling", *parts, "regret")
         made = table("criterion", *names, right=names)
         first = places[0]
-        made.title = (
-            f"{metric.replace('_', ' ')}: ceiling {number(first.ceiling, 2)}, regret of a random "
-            f"choice {number(first.random_regret, 4)}"
+        # Above the table, since a title would be broken at the table's width.
+        console.print(
+            f"{metric.replace('_', ' ')}: ceiling of retraining noise {number(first.ceiling, 2)}, "
+            f"regret of a random choice {number(first.random_regret, 4)}"
         )
-        made.title_justify = "left"
         by_part = {
             one: {place.criterion: place for place in places_in[metric][one]} for one in parts
         }
@@ -199,11 +201,17 @@ def _print(
         console.print(made)
         if isfinite(sums[metric]):
             console.print(
-                f"a sum of one number a filter, fitted to other candidates' outcomes: tau "
-                f"{number(sums[metric], 2)}"
+                f"a sum of one number per filter, fitted to other candidates' outcomes on the same "
+                f"images: tau {number(sums[metric], 2)}"
             )
         if first.interval_over:
-            console.print(f"95%: over {first.interval_over}{_of_these(settings)}\n")
+            console.print(f"95%: over {first.interval_over}")
+        console.print()
+    console.print(
+        "This does not show that a criterion differs from chance, nor what it does on other "
+        "images: other filters and\nother images change tau by more than other seeds do "
+        "(docs/bench.md)."
+    )
     if name is None:
         return
     for metric, places in found.items():
@@ -217,14 +225,8 @@ def _print(
         console.print(
             f"{name}: number {place.rank} of {place.of} against {metric.replace('_', ' ')}, tau "
             f"{number(place.agreement, 2)} of {number(place.ceiling, 2)} that retraining noise "
-            f"allows"
+            f"allows on these images"
         )
-
-
-def _of_these(settings: list[Setting]) -> str:
-    """That the interval is of given dense networks, where there are several."""
-    count = len({one.network for one in settings})
-    return f", of these {count} dense networks alone" if count > 1 else ""
 
 
 def _settings(whole: Bench, settings: list[Setting], name: str | None) -> list[dict[str, Any]]:
@@ -254,10 +256,11 @@ def _settings(whole: Bench, settings: list[Setting], name: str | None) -> list[d
 
 
 def _print_settings(whole: Bench, settings: list[Setting], name: str) -> None:
-    from trueoracle.cli.tables import NUMBERS, relation_cells
+    from trueoracle.cli.tables import NUMBERS, notes, relation_cells
 
+    entries = _settings(whole, settings, name)
     made = table("network", "layer", "ratio", "outcome", *NUMBERS, right=NUMBERS)
-    for entry in _settings(whole, settings, name):
+    for entry in entries:
         made.add_row(
             str(entry["network"]),
             entry["layer"],
@@ -266,3 +269,5 @@ def _print_settings(whole: Bench, settings: list[Setting], name: str) -> None:
             *relation_cells(entry),
         )
     out().print(made)
+    for note in notes(entries):
+        out().print(note, soft_wrap=True)

@@ -259,7 +259,7 @@ class BarProgress:
     def advance(self, count: float = 1, note: str = "") -> None:
         self._rate.add(count)
         if self._task is not None:
-            parts = [self._rate.text(self._unit), note]
+            parts = [self._rate.text(self._unit) or self._unit, note]
             shown = one_line(", ".join(part for part in parts if part))
             self._bars.update(self._task, advance=count, rate=shown)
 

@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
 
 from trueoracle.cli.console import shown_progress, table
-from trueoracle.cli.tables import NUMBERS, relation_cells
+from trueoracle.cli.tables import NUMBERS, notes, relation_cells
 
 if TYPE_CHECKING:
     from trueoracle.report.grid import WrittenGrid
     from trueoracle.study.grid import GridPoint
     from trueoracle.study.results import Results
 
-__all__ = ["grid_points", "grid_table", "recorded_points", "run_points", "write_grid"]
+__all__ = ["grid_points", "grid_table", "print_grid", "recorded_points", "run_points", "write_grid"]
 
 
 def grid_points(study: str, overrides: Mapping[str, Any]) -> list[GridPoint]:
@@ -124,3 +125,11 @@ def grid_table(summary: dict[str, Any]) -> Table:
                 *relation_cells(relation),
             )
     return made
+
+
+def print_grid(console: Console, summary: dict[str, Any]) -> None:
+    """The table of a grid, and what its columns say."""
+    console.print(grid_table(summary))
+    found = [entry["summary"] or {"relations": []} for entry in summary["points"]]
+    for note in notes([relation for one in found for relation in one["relations"]]):
+        console.print(note, soft_wrap=True)

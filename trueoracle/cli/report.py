@@ -57,8 +57,8 @@ def report(
 
     - trueoracle report digits-conv1-0.2 --outcome best-on-test --out report-as-in-the-paper
     """
-    from trueoracle.cli.grids import grid_table, write_grid
-    from trueoracle.cli.tables import relations_table
+    from trueoracle.cli.grids import print_grid, write_grid
+    from trueoracle.cli.tables import notes, relations_of, relations_table
     from trueoracle.errors import InputError
     from trueoracle.report.page import write_report
     from trueoracle.report.words import verdicts
@@ -75,7 +75,7 @@ def report(
             print_json(grid.summary)
             return
         console = out()
-        console.print(grid_table(grid.summary))
+        print_grid(console, grid.summary)
         console.print(f"\nreport   {grid.page}")
         console.print(f"summary  {grid.summary_path}")
         console.print(f"figures  {folder / 'figures'} ({len(grid.figures)} files)")
@@ -88,6 +88,9 @@ def report(
     console = out()
     if written.summaries[0]["relations"]:
         console.print(relations_table(written.summaries))
+        for note in notes([one for summary in written.summaries for one in relations_of(summary)]):
+            console.print(note, soft_wrap=True)
+        console.print()
     else:
         console.print("No network has been retrained yet: 'trueoracle run' goes on.")
     short = written.summaries[0]["short_retraining"] or {"relations": []}

@@ -320,7 +320,8 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     out().print(
         "x is the pruned train loss; for direction/…, the accuracy after a tenth of the epochs (at "
         "small scale a fifth). Networks and times are those of the scale; times are of retraining "
-        "alone."
+        "alone. p is the textbook's on both sides, as the paper prints it; candidates overlap, so "
+        "that it is too small."
     )
 
 
@@ -352,16 +353,19 @@ def _our_cells(ours: dict[str, Any] | None, scale: str) -> tuple[str, ...]:
 
 
 def _print_comparison(results: dict[str, Any]) -> None:
-    from trueoracle.cli.tables import relations_table
+    from trueoracle.cli.tables import notes, relations_of, relations_table
     from trueoracle.study.scale import changes_in_words
 
     console = out()
     console.print()
     summary = results["summary"]
     console.print(relations_table([summary]))
+    for note in notes(relations_of(summary)):
+        console.print(note, soft_wrap=True)
     console.print()
     if results["comparisons"]:
         console.print(_comparison_table(results["comparisons"], results["scale"]))
+        console.print("p: the textbook's on both sides, as the paper prints it")
     else:
         console.print("no value of this study is published that we know of")
     if summary["scale_in_words"]:

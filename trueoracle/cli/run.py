@@ -24,7 +24,7 @@ from trueoracle.cli.console import (
     shown_progress,
     with_weights,
 )
-from trueoracle.cli.tables import relations_table
+from trueoracle.cli.tables import notes, relations_of, relations_table
 
 if TYPE_CHECKING:
     from trueoracle.study.grid import GridPoint
@@ -82,6 +82,9 @@ def run(
         console = out()
         console.print()
         console.print(relations_table([summary]))
+        for note in notes(relations_of(summary)):
+            console.print(note, soft_wrap=True)
+        console.print()
         for verdict in verdicts(summary):
             console.print(verdict)
         if summary["diverged"]:
@@ -104,7 +107,7 @@ def _run_grid(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from trueoracle.cli.grids import grid_table, run_points
+    from trueoracle.cli.grids import print_grid, run_points
     from trueoracle.report.grid import summarise_grid
 
     found = run_points(points, runs, quiet=quiet, device=device, engine=engine, memory=memory)
@@ -116,6 +119,6 @@ def _run_grid(
         return
     console = out()
     console.print()
-    console.print(grid_table(summary))
+    print_grid(console, summary)
     console.print(f"\nrecorded in {runs}: {len(points)} studies")
     console.print(f"the figures: {report}", soft_wrap=True)

@@ -106,13 +106,17 @@ def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
         if not np.isfinite(results.scores[criterion]).any():
             continue  # there is nothing to rank
         ranking = results.ranking(criterion, sample, seed)
-        chosen = results.candidates.iloc[ranking.oracle]
+        candidate, pruned = None, None
+        if ranking.oracle is not None:
+            candidate, pruned = (
+                results.candidates[name].iloc[ranking.oracle] for name in ("candidate", "pruned")
+            )
         rankings.append(
             {
                 "criterion": criterion,
                 "score_name": results.score_name(criterion),
-                "oracle_candidate": chosen["candidate"],
-                "oracle_pruned": chosen["pruned"],
+                "oracle_candidate": candidate,
+                "oracle_pruned": pruned,
                 **ranking.as_dict(),
                 "verdict": ranking.sentence(results.score_name(criterion)),
             }

@@ -21,15 +21,13 @@ __all__ = ["LadderColumn", "LadderData", "draw_ladder", "ladder_data"]
 _GOOD, _BAD, _UNSURE = "#0072B2", "#D55E00", "#6B6B6B"
 _CEILING, _BEYOND, _STRIPE = "#009E73", "0.9", "0.965"
 
-_SIGNIFICANT = 0.05
-
 
 @dataclass(frozen=True)
 class LadderColumn:
     """One outcome: ``agreement, low, high [n]`` in the order of the rungs, NaN where unknown.
 
-    ``sure [n]`` says which have an interval without zero and, where it is known, p < 0.05.
-    ``ceiling`` is the agreement that a perfect criterion would reach, NaN where unknown.
+    ``sure [n]`` says which are certain not to be zero. ``ceiling`` is the agreement that retraining
+    noise leaves to a perfect criterion, NaN where unknown.
     """
 
     outcome: str
@@ -54,13 +52,13 @@ class LadderData:
 
 
 def ladder_data(
-    rows: Sequence[tuple[str, str, float, float, float, float]],
+    rows: Sequence[tuple[str, str, float, float, float, bool]],
     *,
     ceilings: Mapping[str, float] | None = None,
     marked: Sequence[str] = (),
     title: str = "",
 ) -> LadderData:
-    """The values of the ladder, from rows (outcome, criterion, agreement, low, high, p).
+    """The values of the ladder, from rows (outcome, criterion, agreement, low, high, certain).
 
     Agreement is tau with its sign turned so that +1 is perfect. Criteria lie in the order of their
     mean agreement over the outcomes, those without any last. ``ceilings`` has that of outcomes
@@ -79,18 +77,18 @@ def ladder_data(
     criteria = sorted(dict.fromkeys(row[1] for row in rows), key=mean, reverse=True)
     columns = []
     for outcome in outcomes:
-        cells = [values.get((outcome, criterion), (math.nan,) * 4) for criterion in criteria]
-        agreement, low, high, p = np.array(cells, dtype=np.float64).T
-        sure = ((low > 0) | (high < 0)) & ~(p >= _SIGNIFICANT)
+        absent = (math.nan, math.nan, math.nan, False)
+        cells = [values.get((outcome, criterion), absent) for criterion in criteria]
+        agreement, low, high, certain = np.array(cells, dtype=np.float64).T
         ceiling = (ceilings or {}).get(outcome, math.nan)
-        columns.append(LadderColumn(outcome, agreement, low, high, sure, ceiling))
+        columns.append(LadderColumn(outcome, agreement, low, high, certain > 0, ceiling))
     return LadderData(tuple(criteria), tuple(columns), tuple(marked), title)
 
 
 def draw_ladder(data: LadderData, size: tuple[float, float] | None = None) -> Figure:
     """Draw the ladder; ``size`` is in inches, by default as high as its rungs need.
 
-    A filled dot is sure not to be zero. What lies beyond the ceiling is shaded.
+    A filled dot is certain not to be zero. What lies beyond the ceiling is shaded.
     """
     if size is None:
         longest = max(len(name) for name in data.criteria)
@@ -134,7 +132,10 @@ def _draw_column(axes: Axes, column: LadderColumn, most: float) -> None:
         axes.axvspan(column.ceiling, most, color=_BEYOND, linewidth=0, zorder=0.5)
         axes.axvline(column.ceiling, color=_CEILING, linewidth=1.6, zorder=1.5)
         axes.set_title(
-            f"ceiling {number(column.ceiling, 2)}", fontsize="small", color="#00664B", loc="right"
+            f"noise ceiling {number(column.ceiling, 2)}",
+            fontsize="small",
+            color="#00664B",
+            loc="right",
         )
     for place, (value, low, high, sure) in enumerate(
         zip(column.agreement, column.low, column.high, column.sure, strict=True)

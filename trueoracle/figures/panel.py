@@ -45,8 +45,8 @@ def panel_data(
 ) -> PanelData:
     """The values of the panel, from (title, scores ``[P]``, outcomes ``[P]``) of each study.
 
-    ``tau_intervals`` are by title, and take the place of p-values where they are known. Raises
-    :class:`InputError` where there is no study, or one without a finite score and outcome.
+    ``tau_intervals`` are by title. Raises :class:`InputError` where there is no study, or one
+    without a finite score and outcome.
     """
     if not points:
         raise InputError("a panel needs at least one study")

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from trueoracle.analysis.numbers import interval, number, p_value, percent
+from trueoracle.analysis.numbers import interval, number, percent
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.errors import StoreError
 
@@ -36,12 +36,17 @@ USUAL, ANOMALY, CHOSEN = "#0072B2", "#D55E00", "#000000"
 
 @dataclass(frozen=True)
 class ScatterData:
-    """What the scatter shows: points ``x, y [n]``, which are anomalies ``[n]``, and its words."""
+    """What the scatter shows: points ``x, y [n]``, which are anomalies ``[n]``, and its words.
+
+    ``chosen`` are the lowest score and the outcome of its candidate, the mean of several that share
+    it, whose outcomes are ``stars``; anomalies end better than that.
+    """
 
     x: np.ndarray
     y: np.ndarray
     anomaly: np.ndarray
     chosen: tuple[float, float]
+    stars: np.ndarray
     x_label: str
     y_label: str
     title: str
@@ -63,8 +68,8 @@ def scatter_data(
 ) -> ScatterData:
     """The values of the scatter; candidates without a finite score and outcome are left out.
 
-    The note has the textbook p-value of tau or, where it is known, its interval. ``ceiling`` is the
-    tau, without its sign, that a perfect criterion would reach.
+    The note has tau's interval where it is known. ``ceiling`` is the tau, without its sign, that
+    retraining noise leaves to a perfect criterion.
     """
     relation = relate(
         scores,
@@ -76,25 +81,27 @@ def scatter_data(
     finite = np.isfinite(x) & np.isfinite(y)
     x, y = x[finite], y[finite]
     chosen = relation.chosen_outcome
+    stars = y[x == relation.chosen_score]
     anomaly = y > chosen if higher_is_better else y < chosen
     tau = relation.kendall
     if math.isnan(tau.value):
         said = "Kendall's τ undefined"
-    elif None in tau_interval:
-        said = f"Kendall's τ = {number(tau.value, 2)}, p = {p_value(tau.p_value)}"
-        said = said.replace("= <", "< ")
     else:
-        said = f"Kendall's τ = {number(tau.value, 2)} {interval(*tau_interval)}"
+        said = f"Kendall's τ = {number(tau.value, 2)}"
+        if None not in tau_interval:
+            said += f" {interval(*tau_interval)}"
     if ceiling is not None:
-        said += f", ceiling {number(ceiling, 2)}"
+        said += f", noise ceiling {number(ceiling, 2)}"
     note = f"{said}\nanomaly ratio {percent(relation.anomaly_ratio)} of {relation.n}"
-    return ScatterData(
-        x, y, anomaly, (relation.chosen_score, chosen), x_label, y_label, title, note, relation
-    )
+    mark = (relation.chosen_score, chosen)
+    return ScatterData(x, y, anomaly, mark, stars, x_label, y_label, title, note, relation)
 
 
 def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> Figure:
-    """Draw the scatter; ``size`` is in inches. Dashed lines and a star mark the lowest score."""
+    """Draw the scatter; ``size`` is in inches. Dashed lines and a star mark the lowest score.
+
+    Where several share it, each has a star, and the lines cross at the mean of their outcomes.
+    """
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -132,15 +139,18 @@ def draw_points(axes: Axes, data: ScatterData) -> None:
         data.x[usual], data.y[usual], s=dot, c=USUAL, alpha=faint, linewidths=0, zorder=2,
         label="candidate",
     )  # fmt: skip
+    tied = len(data.stars) > 1
     if data.anomaly.any():
+        better = "better than their mean" if tied else "anomaly"
         axes.scatter(
             data.x[data.anomaly], data.y[data.anomaly], s=dot * 1.1, c=ANOMALY, alpha=faint,
-            marker="D", linewidths=0, zorder=3, label=f"anomaly ({int(data.anomaly.sum())})",
+            marker="D", linewidths=0, zorder=3, label=f"{better} ({int(data.anomaly.sum())})",
         )  # fmt: skip
     best = "highest" if data.relation.higher_score_is_better else "lowest"
     axes.scatter(
-        [x_chosen], [y_chosen], marker="*", s=190, c=CHOSEN, edgecolors="white", linewidths=0.9,
-        zorder=4, label=f"{best} score",
+        np.full(len(data.stars), x_chosen), data.stars, marker="*", s=190, c=CHOSEN,
+        edgecolors="white", linewidths=0.9, zorder=4,
+        label=f"{best} score ({len(data.stars)} tie)" if tied else f"{best} score",
     )  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)

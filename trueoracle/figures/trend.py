@@ -36,7 +36,7 @@ class Trend:
 class TrendData:
     """What the figure shows: its lines, and the ticks ``(position, label)`` of what was varied.
 
-    ``ceilings`` are ``(position, coefficient)`` that a perfect criterion would reach.
+    ``ceilings`` are ``(position, coefficient)`` that retraining noise leaves to any criterion.
     """
 
     trends: tuple[Trend, ...]
@@ -91,7 +91,7 @@ def draw_trend(data: TrendData, size: tuple[float, float] = (5.0, 3.8)) -> Figur
         reach = 0.3 * least
         at, ceilings = np.array(sorted(data.ceilings)).T
         axes.hlines(
-            ceilings, at - reach, at + reach, color=_CEILING, linewidth=2.2, label="ceiling",
+            ceilings, at - reach, at + reach, color=_CEILING, linewidth=2.2, label="noise ceiling",
             zorder=1.5,
         )  # fmt: skip
     for i, trend in enumerate(data.trends):

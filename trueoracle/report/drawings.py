@@ -152,20 +152,20 @@ def ladder_in_words(relations: Sequence[Mapping[str, Any]]) -> str:
         own = best_first([r for r in relations if r["outcome_name"] == outcome])
         rungs = ", ".join(f"{r['criterion']} {number(r['agreement'], 2)}" for r in own)
         ceilings = [r["ceiling"] for r in own if r.get("ceiling") is not None]
-        above = f"; ceiling {number(ceilings[0], 2)}" if ceilings else ""
+        above = f"; ceiling of retraining noise {number(ceilings[0], 2)}" if ceilings else ""
         said.append(f"Agreement with {outcome}: {rungs}{above}.")
     return " ".join(said)
 
 
-def _agreement(relation: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    """Agreement with its interval, tau's with the sign turned where agreement's is, and p."""
-    names = ("agreement", "kendall_low", "kendall_high", "permutation_p_value")
-    agreement, low, high, p = (
+def _agreement(relation: Mapping[str, Any]) -> tuple[float, float, float, bool]:
+    """Agreement with its interval, tau's with the sign turned where agreement's is; if certain."""
+    names = ("agreement", "kendall_low", "kendall_high")
+    agreement, low, high = (
         math.nan if relation.get(name) is None else float(relation[name]) for name in names
     )
     if relation["higher_is_better"] != relation["higher_score_is_better"]:
         low, high = -high, -low
-    return agreement, low, high, p
+    return agreement, low, high, bool(relation.get("certain"))
 
 
 def agreement_figure(agreement: Mapping[str, Any], title: str) -> Figure:

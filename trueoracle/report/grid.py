@@ -216,7 +216,11 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
                 f"{summary['grid']}-tau-{metric}",
                 alt=f"Kendall's τ with {outcome} against {axis}: {told}.",
                 caption=f"Kendall's τ against {axis}{bars}."
-                + (" The grey line is what a perfect criterion would reach." if ceilings else ""),
+                + (
+                    " The grey line is the ceiling that retraining noise leaves."
+                    if ceilings
+                    else ""
+                ),
             )
         )
     return drawn
@@ -270,7 +274,7 @@ def _panels(
                 draw_panel(panel),
                 f"{summary['grid']}-{slug(criterion)}-{metric}",
                 alt=f"{words}, one scatter a study: {', '.join(intervals)}.",
-                caption=f"{words}; the star has the lowest score.",
+                caption=f"{words}; a star has the lowest score.",
             )
             drawn.append((criterion, one))
     return drawn

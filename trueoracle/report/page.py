@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from trueoracle.analysis.numbers import ABSENT, many, number, p_value, percent
+from trueoracle.analysis.numbers import ABSENT, many, mean_count, number, p_value, percent
 from trueoracle.errors import StoreError
 from trueoracle.report.drawings import (
     Drawn,
@@ -31,8 +31,10 @@ from trueoracle.report.table import (
     relations_table,
 )
 from trueoracle.report.words import (
+    CERTAIN,
     additive_sentence,
     best_first,
+    by_agreement,
     ceiling_sentences,
     combination_sentence,
     pruned_in_words,
@@ -48,8 +50,9 @@ FEW = 4
 """Up to so many criteria each has a scatter of its own; of more, the best and the oracle have."""
 
 _LADDER = (
-    "Agreement is τ with its sign turned so that +1 is perfect. A dot is filled where the 95% "
-    "interval leaves zero out and p < 0.05."
+    "Agreement is τ with its sign turned so that +1 is perfect; criteria are in the order of its "
+    f"mean over the outcomes. A dot is filled where it is certain not to be zero: {CERTAIN}. It is "
+    "never where filter labels could not be permuted."
 )
 
 
@@ -106,6 +109,9 @@ def write_report(
         summaries.append(summary)
         sections.append(_section(one, summary, short, rule, folder))
     entries = [(_place(section, sections), r) for section in sections for r in section.relations]
+    metrics = list(dict.fromkeys(relation["metric"] for _, relation in entries))
+    # Of all arms together, since they share a table.
+    entries.sort(key=lambda entry: (metrics.index(entry[1]["metric"]), *by_agreement(entry[1])))
     page, summary_path = out / "report.html", out / "summary.json"
     text = render(
         "page.html",
@@ -209,7 +215,7 @@ def _panels(results: Results, summary: Mapping[str, Any], rule: str, folder: Fol
                     panel_figure(results, own, metric, rule),
                     f"{summary['study']}-every-criterion-{metric}",
                     alt=f"{words}: {', '.join(r['criterion'] for r in own)}.",
-                    caption=f"{words}; the star has the lowest score.",
+                    caption=f"{words}; a star has the lowest score.",
                 )
             )
     return drawn
@@ -275,10 +281,17 @@ def _alike_in_words(agreement: Mapping[str, Any]) -> str:
 
 def _caption(relation: Mapping[str, Any]) -> str:
     end = "Highest" if relation["higher_score_is_better"] else "Lowest"
-    text = (
-        f"{end} {relation['score_name']}: prunes {pruned_in_words(relation['chosen_pruned'])}; "
-        f"ends as number {relation['rank']:,} of {relation['n']:,}."
-    )
+    place = f"number {mean_count(relation['rank'])} of {relation['n']:,}"
+    if relation["tied"] > 1:
+        text = (
+            f"{end} {relation['score_name']}: {relation['tied']:,} candidates share it, and end as "
+            f"{place} on average."
+        )
+    else:
+        text = (
+            f"{end} {relation['score_name']}: prunes {pruned_in_words(relation['chosen_pruned'])}; "
+            f"ends as {place}."
+        )
     if dropped := relation["dropped"]:
         text += f" {many(dropped, 'candidate')} without a finite value "
         text += "are left out." if dropped > 1 else "is left out."

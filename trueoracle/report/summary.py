@@ -27,8 +27,8 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
 
     ``relations`` has one entry for each criterion and metric: the fields of
     :class:`trueoracle.analysis.assessment.Assessment` with the names of both, the ``verdict`` and
-    the pruned filters of the chosen candidate (``chosen_pruned``). ``ceilings`` has the reliability
-    of each metric's outcomes, ``comparison`` what
+    the pruned filters of the chosen candidate (``chosen_pruned``; None where several tie).
+    ``ceilings`` has the reliability of each metric's outcomes, ``comparison`` what
     :func:`trueoracle.analysis.comparison.compare` says of several criteria. ``warning`` says that
     the dense network is hardly better than chance, where it is. ``changed`` has the dotted fields
     whose values are not those of the shipped study of this name, which ``purpose`` tells of.
@@ -125,11 +125,12 @@ def _entry(
     found: Assessment, criterion: str, score: str, metric: str, rule: str, points: pd.DataFrame
 ) -> dict[str, Any]:
     outcome = outcome_name(metric, rule)
+    chosen = found.relation.chosen
     return {
         "criterion": criterion,
         "metric": metric,
         **found.as_dict(),
-        "chosen_pruned": points["pruned"].iloc[found.relation.chosen],
+        "chosen_pruned": None if chosen is None else points["pruned"].iloc[chosen],
         "score_name": score,
         "outcome_name": outcome,
         "verdict": found.sentence(score, outcome),

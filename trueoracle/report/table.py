@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trueoracle.analysis.numbers import ABSENT, interval, number, p_value, percent
+from trueoracle.analysis.numbers import ABSENT, interval, mean_count, number, p_value, percent
 
 __all__ = ["Table", "differences_table", "further_table", "partial_table", "relations_table"]
 
@@ -63,24 +63,36 @@ def _percentile(entry: Entry) -> str:
     return ABSENT if value is None else f"{value:.0f}"
 
 
+def _rank(entry: Entry) -> str:
+    value, around = mean_count(entry.get("rank")), _interval("rank", 0)(entry)
+    return value if around == ABSENT else f"{value} {around}"
+
+
+def _tied(entry: Entry) -> str:
+    count = entry.get("tied")
+    return ABSENT if count is None or count == 1 else f"{count:,}"
+
+
 def _share(entry: Entry) -> str:
     value = entry.get("share_of_ceiling")
     return ABSENT if value is None else f"{value:z.0%}".replace("-", "−")
 
 
 _CRITERION = _Column("criterion", "what scores candidates", lambda r: str(r["criterion"]))
-_TAU = _Column("Kendall's τ", "rank correlation", _number("kendall_tau", 2))
 
 _MAIN = (
-    _TAU,
-    _Column("95% interval", "of τ", _interval("kendall", 2)),
-    _Column("p", "filter labels permuted", _p_value("permutation_p_value")),
+    _Column("agreement", "τ with its sign turned so that +1 is perfect", _number("agreement", 2)),
+    _Column("Kendall's τ", "rank correlation", _number("kendall_tau", 2)),
+    _Column("95% interval", "of τ, given the dense network and images", _interval("kendall", 2)),
     _Column(
-        "p (Holm)", "adjusted for all criteria of a study, by outcome", _p_value("adjusted_p_value")
+        "p (Holm)",
+        "filter labels permuted, adjusted for all criteria of a study, by outcome",
+        _p_value("adjusted_p_value"),
     ),
-    _Column("ceiling", "what a perfect criterion would reach", _number("ceiling", 2)),
+    _Column("ceiling", "what retraining noise leaves, on these images", _number("ceiling", 2)),
     _Column("of ceiling", "agreement as a share of it", _share),
     _Column("anomalies", "share that ends better than the lowest score", _percent("anomaly_ratio")),
+    _Column("tied", "candidates that share the lowest score: the others are means", _tied),
     _Column("over {k} lowest", "mean anomaly ratio of these", _percent("anomaly_ratio_k")),
     _Column("percentile", "of the chosen candidate, 100 is the best", _percentile),
     _Column("regret", "what the best has over the chosen", _with_interval("regret", 4)),
@@ -92,7 +104,7 @@ _FURTHER = (
     _Column("Pearson", "linear correlation", _number("pearson_r", 2)),
     _Column("p (textbook)", "as if candidates were independent", _p_value("kendall_p_value")),
     _Column("discordant", "share of pairs in opposite order", _percent("discordant_ratio")),
-    _Column("rank", "of the chosen candidate, 1 is the best", _with_interval("rank", 0)),
+    _Column("rank", "of the chosen candidate, 1 is the best", _rank),
     _Column("beats random", "share of random choices that it beats", _percent("beats_random")),
     _Column("precision at {k}", "of the lowest scores", _percent("precision_at_k")),
     _Column("regret at {k}", "of the best of the lowest scores", _number("regret_at_k", 4)),
@@ -104,7 +116,7 @@ def relations_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> Table
 
     Columns of which nothing is known are left out.
     """
-    return _of_relations(entries, _MAIN, strong="Kendall's τ")
+    return _of_relations(entries, _MAIN, strong="agreement")
 
 
 def further_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> Table:
@@ -132,8 +144,7 @@ def differences_table(entries: Sequence[tuple[str, Entry]]) -> Table:
     columns = (
         _Column("difference", "of agreement, paired", _number("difference", 2)),
         _Column("95% interval", "of the difference", lambda d: interval(d["low"], d["high"])),
-        _Column("p", "two-sided", _p_value("p_value")),
-        _Column("p (Holm)", "adjusted for all rows", _p_value("adjusted_p_value")),
+        _Column("p (Holm)", "adjusted for all of an outcome", _p_value("adjusted_p_value")),
     )
     names = (
         _Column("first", "its agreement", lambda d: str(d["first"])),
@@ -141,9 +152,12 @@ def differences_table(entries: Sequence[tuple[str, Entry]]) -> Table:
     )
     outcomes = list(dict.fromkeys(outcome for outcome, _ in entries))
 
-    def doubt(entry: tuple[str, Entry]) -> tuple[int, float]:
-        p = entry[1]["p_value"]
-        return outcomes.index(entry[0]), 2.0 if p is None else float(p)
+    def doubt(entry: tuple[str, Entry]) -> tuple[int, float, float]:
+        p, raw = (entry[1].get(name) for name in ("adjusted_p_value", "p_value"))
+        if p is None or raw is None:
+            return outcomes.index(entry[0]), 2.0, 2.0
+        # Holm's are often equal, at 1: then in the order of what they were adjusted from.
+        return outcomes.index(entry[0]), float(p), float(raw)
 
     return _of_outcomes(sorted(entries, key=doubt), names, columns, "difference")
 

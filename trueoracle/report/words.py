@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trueoracle.analysis.numbers import interval, many, number, p_value
+from trueoracle.analysis.numbers import interval, many, number, p_value, percent
 
 __all__ = [
     "additive_sentence",
     "best_first",
+    "by_agreement",
     "ceiling_sentences",
     "combination_sentence",
     "grid_verdicts",
@@ -18,6 +19,14 @@ __all__ = [
     "slope_sentence",
     "verdicts",
 ]
+
+CERTAIN = "Holm's p < 0.05, and no interval with zero in it"
+"""The rule of :attr:`trueoracle.analysis.assessment.Assessment.is_certain`."""
+
+INDEPENDENT = (
+    "These intervals take the studies for independent. Studies of one dense network, or of the "
+    "same images, are not: then the intervals are too narrow."
+)
 
 FEW = 3
 """Up to so many criteria each has its own verdict at the head of a page."""
@@ -28,11 +37,15 @@ def best_first(relations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     outcomes = list(dict.fromkeys(relation["metric"] for relation in relations))
 
     def place(relation: Mapping[str, Any]) -> tuple[int, bool, float]:
-        agreement = relation["agreement"]
-        unknown = agreement is None
-        return outcomes.index(relation["metric"]), unknown, 0.0 if unknown else -agreement
+        return outcomes.index(relation["metric"]), *by_agreement(relation)
 
     return [dict(relation) for relation in sorted(relations, key=place)]
+
+
+def by_agreement(relation: Mapping[str, Any]) -> tuple[bool, float]:
+    """What sorts relations from the greatest agreement down, those without any last."""
+    agreement = relation["agreement"]
+    return agreement is None, 0.0 if agreement is None else -agreement
 
 
 def verdicts(summary: Mapping[str, Any]) -> list[str]:
@@ -58,16 +71,19 @@ def _of_many(own: Sequence[Mapping[str, Any]]) -> str:
     best = own[0]
     text = (
         f"Of {many(len(own), 'criterion').replace('criterions', 'criteria')}, {best['criterion']} "
-        f"tells {best['outcome_name']} best ({_tau(best)})"
+        f"agrees most with {best['outcome_name']} ({_tau(best)})"
     )
     place = next((i for i, one in enumerate(own, start=1) if _is_oracle(one)), 1)
     if place > 1:
         text += f", the pruned train loss is number {place} ({_tau(own[place - 1])})"
-    judged = [one for one in own if one.get("adjusted_p_value") is not None]
-    if judged:
-        sure = sum(one["adjusted_p_value"] < 0.05 and one["agreement"] > 0 for one in judged)
-        text += f"; {sure} of {len(judged)} tell it better than chance (Holm-adjusted p < 0.05)"
-    return f"{text}."
+    over = best.get("interval_over")
+    given = f" Intervals are over {over}." if over else ""
+    if all(one.get("adjusted_p_value") is None for one in own):
+        return (
+            f"{text}; filter labels could not be permuted, so that chance is not ruled out.{given}"
+        )
+    sure = sum(bool(one.get("certain")) and one["agreement"] > 0 for one in own)
+    return f"{text}; {sure} of {len(own)} tell it better than chance ({CERTAIN}).{given}"
 
 
 def _tau(relation: Mapping[str, Any]) -> str:
@@ -75,13 +91,13 @@ def _tau(relation: Mapping[str, Any]) -> str:
     low, high = relation.get("kendall_low"), relation.get("kendall_high")
     if low is not None and high is not None:
         text += f" {interval(low, high)}"
-    if relation.get("share_of_ceiling") is not None:
-        text += f", {relation['share_of_ceiling']:.0%} of the ceiling"
+    if (relation.get("share_of_ceiling") or 0) > 0:
+        text += f", {percent(relation['share_of_ceiling'], 0)} of the ceiling"
     return text
 
 
 def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What retraining noise leaves for any criterion to tell, one sentence an outcome."""
+    """What retraining noise by itself leaves for any criterion, one sentence an outcome."""
     names = {one["metric"]: one["outcome_name"] for one in summary["relations"]}
     said = []
     for metric, known in (summary.get("ceilings") or {}).items():
@@ -89,10 +105,11 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
             continue
         ceiling = number(known["ceiling"], 2)
         alike = known.get("split_half")
+        order = "" if alike is None else f" (τ = {number(alike, 2)} between halves of the seeds)"
         said.append(
-            f"Retrained with other seeds, candidates come in another order by {names[metric]}"
-            + ("" if alike is None else f" (τ = {number(alike, 2)} between halves of the seeds)")
-            + f": no criterion can be expected to agree with it by more than {ceiling}."
+            f"The ceiling of {ceiling} for {names[metric]} counts retraining noise only{order}: so "
+            "far could a perfect criterion agree on these images. That other images would order "
+            "the candidates otherwise, too, is not counted."
         )
     return said
 
@@ -106,17 +123,17 @@ def combination_sentence(combination: Mapping[str, Any], outcome: str) -> str:
         f"({many(combination['folds'], 'fold')}), agree with {outcome} to "
         f"{number(combination['agreement'], 2)}; the best single one, {combination['single']}, to "
         f"{number(combination['single_agreement'], 2)}: {gained} of "
-        f"{number(None if gain is None else abs(gain), 2)}."
+        f"{number(None if gain is None else abs(gain), 2)} on the same images."
     )
 
 
 def additive_sentence(additive: Mapping[str, Any], outcome: str) -> str:
-    """How far importances could come: a sum over filters that knows the outcomes of others."""
+    """How well a sum over filters agrees that is fitted to the outcomes of other candidates."""
     return (
         f"A sum of one number for each filter, fitted to the outcomes of some candidates and tried "
         f"on the others ({many(additive['folds'], 'fold')}), agrees with {outcome} to "
-        f"{number(additive['agreement'], 2)}: so much could a criterion that adds up importances "
-        "tell, if it knew what each filter is worth after retraining."
+        f"{number(additive['agreement'], 2)} on the images that it was fitted on. On other images "
+        "it can agree far less."
     )
 
 
@@ -158,11 +175,12 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
     }
     criteria = list(dict.fromkeys(one["criterion"] for one in found))
     told = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
-    return [
+    said = [
         meta_sentence(meta, *names[meta["criterion"], meta["metric"]])
         for meta in summary.get("meta") or []
         if meta["criterion"] in told and (meta["criterion"], meta["metric"]) in names
     ]
+    return [*said, INDEPENDENT] if said else []
 
 
 def pruned_in_words(pruned: dict[str, Any]) -> str:

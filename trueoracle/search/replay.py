@@ -88,8 +88,7 @@ def replay(
     """
     chosen_by = selection_metric(by, has_validation=bool(outcomes["validation_loss"].notna().any()))
     record = _Record.of(outcomes, list(scores.index), epochs, chosen_by)
-    priors = scores.to_numpy(dtype=float)
-    count = len(priors)
+    count = len(scores)
     rows = []
     for share in budgets:
         budget = int(share * count * epochs + 1e-6)
@@ -101,7 +100,7 @@ def replay(
                 continue
             schedule = strategy.plan(count, epochs, budget, eta)
             found = [
-                _search(record, seed, strategy, priors, budget, eta, draws, pruned)
+                _search(record, seed, strategy, scores, budget, eta, draws, pruned)
                 for seed in record.seeds
             ]
             facts = {"strategy": name, "share": share, "budget": budget, "spent": schedule.cost}
@@ -171,7 +170,7 @@ def _search(
     record: _Record,
     seed: int,
     strategy: Strategy,
-    scores: np.ndarray,
+    scores: pd.Series,
     budget: int,
     eta: float,
     draws: int,
@@ -186,7 +185,7 @@ def _search(
         return _best_of_random(curve[:, -1], schedule.rungs[0].candidates)
     orders = range(draws) if strategy.order == "random" else range(1)
     for draw in orders:
-        order = strategy.ordered(scores, seed=draw)
+        order = strategy.ordered(scores.to_numpy(dtype=float), scores.index.tolist(), seed=draw)
         course = choose(
             order,
             schedule,

@@ -47,24 +47,32 @@ class Strategy:
 
     name: str
     words: str
-    order: Literal["criterion", "random", "listed"]
+    order: Literal["criterion", "random", "id"]
     plan: Callable[[int, int, int, float], Schedule]
     """``(candidates, epochs, budget, eta)`` to a schedule."""
     learns: bool = False
     """Whether the first rung begins in batches, each chosen by what those before it came to."""
 
-    def ordered(self, scores: Sequence[float] | np.ndarray, seed: int = 0) -> list[int]:
-        """The candidates in the order in which they begin.
+    def ordered(
+        self,
+        scores: Sequence[float] | np.ndarray,
+        ids: Sequence[str] | Sequence[int],
+        seed: int = 0,
+    ) -> list[int]:
+        """The rows of the candidates in the order in which they begin; it also breaks ties.
 
-        By ``scores`` ``[P]``, the lowest first and NaN last, or drawn with ``seed``, or as listed.
+        By ``scores`` ``[P]``, the lowest first and NaN last, or drawn with ``seed``, or by ``ids``
+        ``[P]``. Of equal scores the lower id comes first, so that the order in which candidates are
+        listed decides nothing.
         """
-        if self.order == "listed":
-            return list(range(len(scores)))
+        by_id = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=int)
         if self.order == "random":
-            drawn: list[int] = np.random.default_rng(seed).permutation(len(scores)).tolist()
-            return drawn
-        placed: list[int] = np.argsort(np.asarray(scores, dtype=float), kind="stable").tolist()
-        return placed
+            by_id = by_id[np.random.default_rng(seed).permutation(len(by_id))]
+        elif self.order == "criterion":
+            own = np.asarray(scores, dtype=float)[by_id]
+            by_id = by_id[np.argsort(own, kind="stable")]
+        rows: list[int] = by_id.tolist()
+        return rows
 
 
 def _guided(candidates: int, epochs: int, budget: int, eta: float) -> Schedule:
@@ -103,7 +111,7 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy("top", "the lowest scores, each retrained to the end", "criterion", _to_the_end),
         Strategy("random", "random candidates, each retrained to the end", "random", _to_the_end),
         Strategy("criterion", "the lowest score, retrained alone", "criterion", _one),
-        Strategy("full", "every candidate, retrained to the end", "listed", _all),
+        Strategy("full", "every candidate, retrained to the end", "id", _all),
     )
 }
 

@@ -58,6 +58,10 @@ class SilentProgress:
     def message(self, text: str) -> None: ...
 
 
+LEAST_SECONDS = 1.0
+"""Measured over less, a rate tells of the clock, not of the work."""
+
+
 class Rate:
     """Units an hour and seconds left, from the units done since the stage began."""
 
@@ -73,11 +77,16 @@ class Rate:
             self.done = self.total
 
     def text(self, unit: str) -> str:
-        """Such as ``"620 networks/h, 4 min left"``; empty before the first unit is done."""
+        """Such as ``"620 networks/h, 4 min left"``; empty before the first unit is done.
+
+        Nothing is said of the rate before a second has passed.
+        """
         fresh = self.done - self.began_with
         seconds = time.monotonic() - self.started
-        if fresh == 0 or seconds <= 0:
+        if fresh == 0:
             return ""
+        if seconds < LEAST_SECONDS:
+            return f"took {duration(seconds)}" if self.done >= self.total else ""
         rate = f"{fresh / seconds * 3600:,.0f} {unit}/h"
         if self.done >= self.total:
             return f"{rate}, took {duration(seconds)}"
@@ -120,7 +129,12 @@ class PlainProgress:
 
 
 def duration(seconds: float) -> str:
-    """A time span in the two units that matter: ``"42 s"``, ``"4 min 10 s"``, ``"3 h 5 min"``."""
+    """A time span in the two units that matter: ``"42 s"``, ``"4 min 10 s"``, ``"3 h 5 min"``.
+
+    A span of less than a second is said so, and never ``"0 s"``.
+    """
+    if 0 < seconds < 1:
+        return "less than 1 s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -173,6 +173,11 @@ def search(
         if prior not in recorded or recorded[prior].isna().all():
             raise InputError(f"criterion {prior!r} gave no score to order the candidates by")
         scores = recorded[prior].tolist()
+        if (tied := scores.count(min(scores))) > 1:
+            progress.message(
+                f"{tied:,} candidates share the lowest score of {prior}: those that tie begin in "
+                "the order of their ids"
+            )
     settings: dict[str, Any] = {
         "strategy": way.name,
         "criterion": prior or None,
@@ -188,7 +193,7 @@ def search(
     below = folder / SEARCHES / folder_name(settings)
     made = Search(
         schedule,
-        way.ordered(scores, start),
+        way.ordered(scores, candidates.ids, start),
         candidates,
         dense,
         prepared.data,
