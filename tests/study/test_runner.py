@@ -355,15 +355,40 @@ def test_a_missing_or_changed_dense_file_is_noticed(study: Study) -> None:
     study.run(progress=False)
     path = study.folder / runner.DENSE
     other = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+    whole = path.read_bytes()
     save_weights(other, path, {"dense_digest": "x", "epochs": []})
-    with pytest.raises(StoreError, match="has changed since the study recorded it"):
-        study.run(progress=False)
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(StoreError, match="the record's own weights are damaged"):
-        study.run(progress=False)
+    for damaged in (path.read_bytes(), whole[:300], whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"dense\.safetensors is damaged: .* a backup"):
+            study.run(progress=False)
+        with pytest.raises(StoreError, match=r"dense\.safetensors is damaged: .* a backup"):
+            study.search("50%", progress=False)
+
+
+def test_a_dense_network_made_again_is_taken_where_it_is_the_same(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = study.run(progress=False)
+    path = study.folder / runner.DENSE
     path.unlink()
-    with pytest.raises(StoreError, match="is missing"):
+    progress = Recorder()
+    again = study.run(progress=progress)
+    assert any("the network is made again" in message for message in progress.messages)
+    pd.testing.assert_frame_equal(again.outcomes, first.outcomes)
+    assert again.dense == first.dense
+    # Trained elsewhere it may come out otherwise, and the scores are of another network.
+    path.unlink()
+    real = runner.train
+
+    def otherwise(network: nn.Module, *args: Any, **options: Any) -> Any:
+        records = real(network, *args, **options)
+        next(network.parameters()).data[0] += 1e-3
+        return records
+
+    monkeypatch.setattr(runner, "train", otherwise)
+    with pytest.raises(StoreError, match=r"is another one than .* 20 scores and 20 outcomes"):
         study.run(progress=False)
+    assert not path.exists()
 
 
 def test_a_neighbours_changed_weights_are_not_taken_over(
