@@ -38,6 +38,14 @@ def tables(folder: Path) -> Tables:
     return found
 
 
+def read(folder: Path) -> Tables | str:
+    """All numbers of a record, or the one line that says what is wrong with it."""
+    try:
+        return tables(folder)
+    except StoreError as error:
+        return str(error)
+
+
 def is_same(one: Tables, other: Tables) -> bool:
     return all(one[name].equals(other[name]) for name in one)
 
@@ -126,11 +134,12 @@ def test_a_flipped_bit_of_the_database_is_found_or_does_no_harm(record: Path) ->
         place, bit = draw.randrange(size), draw.randrange(8)
         folder = copied(record, "flipped")
         flip(folder / DATABASE, place, bit)
-        try:
-            assert is_same(tables(folder), whole), f"byte {place}, bit {bit}"
-        except StoreError as error:
-            assert "\n" not in str(error)
+        seen = read(folder)
+        if isinstance(seen, str):
+            assert "\n" not in seen
             found += 1
+        else:
+            assert is_same(seen, whole), f"byte {place}, bit {bit}"
     assert 0 < found <= FLIPS
 
 
@@ -142,11 +151,12 @@ def test_a_flipped_bit_of_the_log_is_found_or_does_no_harm(killed: Path) -> None
         place, bit = draw.randrange(size), draw.randrange(8)
         folder = copied(killed, "flipped")
         flip(folder / LOG, place, bit)
-        try:
-            assert is_same(tables(folder), whole), f"byte {place}, bit {bit} of the log"
-        except StoreError as error:
-            assert "of study.sqlite-wal is not what was written" in str(error)
+        seen = read(folder)
+        if isinstance(seen, str):
+            assert "of study.sqlite-wal is not what was written" in seen
             found += 1
+        else:
+            assert is_same(seen, whole), f"byte {place}, bit {bit} of the log"
     assert found > FLIPS // 8  # every frame counts
 
 
@@ -225,9 +235,11 @@ def test_a_damaged_chunk_is_dropped_and_the_others_stay(record: Path) -> None:
 def test_what_is_damaged_is_said_and_set_aside(record: Path, statement: str, name: str) -> None:
     folder = copied(record, "one")
     changed(folder, statement)
-    with pytest.raises(StoreError, match=f"damaged .table {name.split()[0]}: "):
-        with Store(folder, read_only=True) as store:
-            store.check()
+    with (
+        Store(folder, read_only=True) as store,
+        pytest.raises(StoreError, match=f"damaged .table {name.split()[0]}: "),
+    ):
+        store.check()
     found = verify(folder)
     assert name in [part.name for part in found.damaged]
     assert all(part.mend for part in found.damaged)
@@ -284,5 +296,5 @@ def test_an_older_record_is_unchecked_until_it_is_written(older: Path) -> None:
 def test_a_format_that_a_flipped_bit_makes_older_is_no_older_record(record: Path) -> None:
     folder = copied(record, "version")
     changed(folder, "PRAGMA user_version = 2")
-    with pytest.raises(StoreError, match="is damaged .table"):
+    with pytest.raises(StoreError, match=r"is damaged \(table"):
         Results(folder)

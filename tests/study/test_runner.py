@@ -391,6 +391,26 @@ def test_a_dense_network_made_again_is_taken_where_it_is_the_same(
     assert not path.exists()
 
 
+@pytest.mark.parametrize("moment", ["dense network", "score by l1", "retrain"])
+def test_a_runs_folder_that_is_moved_while_it_is_worked_on_is_said(
+    study: Study, moment: str
+) -> None:
+    runs = study.folder.parent
+    moved = runs.with_name("moved")
+
+    class Mover(Recorder):
+        def stage(self, name: str, total: int, done: int, unit: str) -> None:
+            if name == moment:
+                runs.rename(moved)
+
+    with pytest.raises(StoreError) as caught:
+        study.run(progress=Mover())
+    assert "\n" not in str(caught.value)
+    assert not runs.exists()
+    # What was committed is there, and it goes on where it is now.
+    assert Study(study.spec, runs=moved).run(progress=False).finished
+
+
 def test_a_neighbours_changed_weights_are_not_taken_over(
     study: Study, tiny_fields: dict[str, Any]
 ) -> None:
@@ -445,6 +465,22 @@ def test_a_damaged_neighbour_does_not_stop_a_study(
     database.write_bytes(database.read_bytes()[:5000])
     fields = tiny_fields | {"criteria": ["l2"]}
     assert Study(**fields, runs=study.folder.parent).run(progress=False).finished
+
+
+def test_nothing_is_taken_over_from_a_neighbour_whose_numbers_changed(
+    study: Study, tiny_fields: dict[str, Any]
+) -> None:
+    first = study.run(progress=False)
+    with sqlite3.connect(first.folder / DATABASE) as database:
+        database.execute("UPDATE outcomes SET test_loss = test_loss + 1 WHERE epoch = 1")
+    database.close()
+    progress = Recorder()
+    second = Study(**tiny_fields | {"criteria": ["l1"]}, runs=study.folder.parent)
+    results = second.run(progress=progress)
+    said = [m for m in progress.messages if m.startswith("nothing is taken over from tiny-")]
+    assert len(said) == 1
+    assert "table outcomes" in said[0]
+    pd.testing.assert_frame_equal(outcomes(results), outcomes(first))
 
 
 # A network and data of one's own

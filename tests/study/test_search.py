@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import trueoracle
+from tests.study.records import older_record
 from tests.study.test_runner import Recorder
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.data.splits import Splits
@@ -234,6 +236,46 @@ def test_weights_that_are_damaged_or_gone_are_trained_again(
     assert again.history.equals(found.history)
     weights = found.network.state_dict()
     assert all(torch.equal(weights[n], v) for n, v in again.network.state_dict().items())
+
+
+def test_a_flipped_bit_of_a_search_changes_nothing_that_comes_out(study: Study) -> None:
+    found = searched(study, 4)
+    weights = found.network.state_dict()
+    whole = {path: path.read_bytes() for path in found.folder.iterdir()}
+    draw = random.Random(0)
+    said = 0
+    for _ in range(25):
+        for path, content in whole.items():
+            path.write_bytes(content)
+        path = draw.choices(list(whole), [len(content) for content in whole.values()])[0]
+        content = bytearray(whole[path])
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        try:
+            again = searched(study, 4)
+        except StoreError:
+            said += 1
+            continue
+        assert again.chosen == found.chosen
+        assert again.history.equals(found.history)
+        assert all(torch.equal(weights[n], v) for n, v in again.network.state_dict().items())
+    assert said < 25  # weights are trained again
+
+
+def test_a_search_of_an_earlier_version_goes_on(
+    tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = older_record(tmp_path)
+    (path,) = folder.glob("search/*/search.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+
+    def never(*args: Any, **options: Any) -> Any:
+        raise AssertionError("it was done")
+
+    monkeypatch.setattr(live, "train_epochs", never)
+    found = Study(**tiny_fields, runs=tmp_path).search("50%", progress=False)
+    assert found.folder == path.parent
+    assert found.chosen in record["rungs"][-1]
 
 
 def test_a_search_of_which_nothing_can_be_read_is_said(study: Study) -> None:

@@ -216,15 +216,15 @@ class Store:
         except sqlite3.ProgrammingError:
             raise  # a mistake of ours, not of the file's
         except sqlite3.OperationalError as error:
-            if "full" in str(error) or "disk I/O" in str(error):
-                raise StoreError(
-                    f"cannot write {self.path}: {error}; what was committed is kept, so make room "
-                    "and run the same command again"
-                ) from error
             if not self.path.exists():
                 raise StoreError(
                     f"{self.path} was moved or removed while it was used ({error}): what was "
                     "committed is kept where it is now"
+                ) from error
+            if "full" in str(error) or "disk I/O" in str(error):
+                raise StoreError(
+                    f"cannot write {self.path}: {error}; what was committed is kept, so make room "
+                    "and run the same command again"
                 ) from error
             raise StoreError(f"cannot use {self.path}: {error}") from error
         except sqlite3.DatabaseError as error:
