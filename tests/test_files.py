@@ -80,7 +80,7 @@ def test_a_draft_is_no_file_or_link_of_somebodys(
     # Even a name that was guessed is opened exclusively.
     theirs = tmp_path / "theirs"
     theirs.write_bytes(b"theirs")
-    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0" * 2 * size)
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0" * 2 * size)
     (tmp_path / f".trueoracle-{'0' * 32}").symlink_to(theirs)
     with pytest.raises(StoreError, match=r"cannot write .*mine: File exists"):
         write_bytes(tmp_path / "mine", b"mine")

@@ -378,7 +378,7 @@ def test_a_dense_network_made_again_is_taken_where_it_is_the_same(
     assert again.dense == first.dense
     # Trained elsewhere it may come out otherwise, and the scores are of another network.
     path.unlink()
-    real = runner.train
+    real = train
 
     def otherwise(network: nn.Module, *args: Any, **options: Any) -> Any:
         records = real(network, *args, **options)

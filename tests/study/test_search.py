@@ -248,9 +248,9 @@ def test_a_flipped_bit_of_a_search_changes_nothing_that_comes_out(study: Study) 
         for path, content in whole.items():
             path.write_bytes(content)
         path = draw.choices(list(whole), [len(content) for content in whole.values()])[0]
-        content = bytearray(whole[path])
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-        path.write_bytes(content)
+        flipped = bytearray(whole[path])
+        flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
         try:
             again = searched(study, 4)
         except StoreError:

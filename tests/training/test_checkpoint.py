@@ -81,9 +81,9 @@ def test_what_is_kept_of_another_training_is_not_taken(
     if damage == "cut off":
         path.write_bytes(path.read_bytes()[:500])
     if damage == "another network":
-        content = read_checked(path)
-        assert content is not None
-        state = torch.load(io.BytesIO(content), weights_only=True)
+        kept = read_checked(path)
+        assert kept is not None
+        state = torch.load(io.BytesIO(kept), weights_only=True)
         state["optimizer"]["param_groups"][0]["params"].append(99)
         changed = io.BytesIO()
         torch.save(state, changed)

@@ -85,7 +85,8 @@ class Column:
 
     def array(self, values: Sequence[Any]) -> Any:
         """The values for :data:`Columns`; raises :class:`ValueError` naming one that may not be."""
-        allowed = {"whole": {int}, "number": {int, float}}.get(self.kind, {str})
+        kinds: dict[str, set[type]] = {"whole": {int}, "number": {int, float}}
+        allowed = kinds.get(self.kind, {str})
         if self.optional or self.kind == "number":
             allowed = allowed | {type(None)}
         if set(map(type, values)) - allowed:

@@ -339,8 +339,8 @@ class Store:
                     [(*row, seal.chunk) for row in rows],
                 )
                 self._keep(seal)
-            rows = [[one[name] for name in _EPOCH_COLUMNS] for one in epochs]
-            self._insert("dense_epochs", self._new_chunk(), rows)
+            left = [[one[name] for name in _EPOCH_COLUMNS] for one in epochs]
+            self._insert("dense_epochs", self._new_chunk(), left)
         self._rows("PRAGMA journal_mode = DELETE")
 
     def check(self) -> None:
@@ -425,9 +425,9 @@ class Store:
             self._drop("dense")
             self._drop("dense_epochs")
             chunk = self._new_chunk()
-            values = {"sha256": sha256, "architecture": architecture, "origin": origin}
+            values: dict[str, Any] = {name: metrics[name] for name in METRICS}
+            values |= {"sha256": sha256, "architecture": architecture, "origin": origin}
             values |= {"seconds": seconds, "file_sha256": file_sha256}
-            values |= {name: metrics[name] for name in METRICS}
             self._insert("dense", chunk, [[values.get(name) for name in TABLES["dense"].names]])
             self._insert(
                 "dense_epochs", chunk, [[one[name] for name in _EPOCH_COLUMNS] for one in epochs]
@@ -606,7 +606,7 @@ class Store:
         the retrainings to take. The caller answers for the numbers being the same. Raises
         :class:`StoreError` where the other record is damaged.
         """
-        ours, found = set(self.candidate_ids()), []
+        ours, found = set(self.candidate_ids()), list[Rows]()
         known = other._columns("criteria")
         theirs = dict(zip(known["name"], known["fingerprint"], strict=True))
         for name, fingerprint in criteria.items():
