@@ -200,13 +200,14 @@ class Table:
     """One table: ``key`` is unique and sorts its rows.
 
     ``apart`` is the column that rows of one checksum share: what is written, dropped and done again
-    together.
+    together. ``costs`` says that it has parameters and MACs, which are there together or not.
     """
 
     name: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     apart: str | None = None
+    costs: bool = False
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -243,7 +244,14 @@ class Table:
         """
         by_column = list(zip(*rows, strict=True)) or [()] * len(columns)
         read = {c.name: c.array(values) for c, values in zip(columns, by_column, strict=True)}
-        return {name: read.get(name, [None] * len(rows)) for name in self.names}
+        made = {name: read.get(name, [None] * len(rows)) for name in self.names}
+        if self.costs:
+            for parameters, macs in zip(made["parameters"], made["macs"], strict=True):
+                if (parameters is None) != (macs is None):
+                    raise ValueError(
+                        f"parameters is {parameters} and macs is {macs}, expected both or neither"
+                    )
+        return made
 
 
 @dataclass(frozen=True)
@@ -282,9 +290,9 @@ _METRIC_COLUMNS = tuple(
     for name in METRICS
 )
 _SECONDS = Column("seconds", "number", most=np.inf)
-_COSTS = tuple(
-    Column(name, "whole", optional=True, most=_MOST_COST, since=2)
-    for name in ("parameters", "macs")
+_COSTS = (
+    Column("parameters", "whole", optional=True, least=1, most=_MOST_COST, since=2),
+    Column("macs", "whole", optional=True, most=_MOST_COST, since=2),
 )
 _EPOCH = (
     Column("epoch", "whole"),
@@ -320,6 +328,7 @@ TABLES: Mapping[str, Table] = {
                 Column("file_sha256", "text", optional=True, since=3),
             ),
             (),
+            costs=True,
         ),
         Table("dense_epochs", _EPOCH, ("epoch",)),
         Table(
@@ -331,6 +340,7 @@ TABLES: Mapping[str, Table] = {
                 *_COSTS,
             ),
             ("position",),
+            costs=True,
         ),
         Table(
             "criteria",
