@@ -160,6 +160,21 @@ def test_a_flipped_bit_of_the_log_is_found_or_does_no_harm(killed: Path) -> None
     assert found > FLIPS // 8  # every frame counts
 
 
+def test_what_was_committed_before_damage_to_the_log_is_kept(killed: Path) -> None:
+    whole = tables(copied(killed, "flipped"))
+    folder = copied(killed, "mended")
+    flip(folder / LOG, (folder / LOG).stat().st_size // 2, 3)
+    (damaged,) = verify(folder).damaged
+    assert damaged.name == LOG
+    repair(folder)
+    assert verify(folder).state == "whole"
+    left = tables(folder)
+    pd.testing.assert_frame_equal(left["scores"], whole["scores"])
+    assert 0 < len(left["retrainings"]) < len(whole["retrainings"])
+    (aside,) = folder.glob("damaged-*")
+    assert sorted(path.name for path in aside.iterdir()) == [DATABASE, LOG]
+
+
 def test_a_log_that_is_cut_off_is_read_as_far_as_it_was_committed(killed: Path) -> None:
     # As a process leaves it that is killed while it writes: that is no damage.
     folder = copied(killed, "cut")

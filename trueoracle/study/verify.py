@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
@@ -227,15 +226,17 @@ def _rebuild(folder: Path, found: _Survey, aside: Path) -> list[str]:
     is_whole = found.dense is not None and _dense_part(folder, found.dense).state == "whole"
     if is_whole and not found.chunks("dense_epochs"):
         epochs = _epochs_in(folder / DENSE)
-    with tempfile.TemporaryDirectory(prefix=".trueoracle-", dir=folder) as draft:
-        with Store(Path(draft)) as store:
-            store.restore(kept.values(), epochs)
-        for file in (path, log):
-            if file.exists():
-                shutil.copy2(file, aside)
-        for ending in ("-wal", "-shm"):  # they are the old one's: none may outlive it
-            path.with_name(f"{DATABASE}{ending}").unlink(missing_ok=True)
-        (Path(draft) / DATABASE).replace(path)
+    draft = aside / "new"
+    draft.mkdir()
+    with Store(draft) as store:
+        store.restore(kept.values(), epochs)
+    for file in (path, log):
+        if file.exists():
+            shutil.copy2(file, aside)
+    for ending in ("-wal", "-shm"):  # they are the old one's: none may outlive it
+        path.with_name(f"{DATABASE}{ending}").unlink(missing_ok=True)
+    (draft / DATABASE).replace(path)
+    shutil.rmtree(draft)
     return dropped or [f"{DATABASE} was written anew; all of its rows are whole"]
 
 
