@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.study.records import older_record
 from tests.study.test_runner import Recorder
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import build
@@ -225,25 +226,27 @@ def test_a_criterion_that_cannot_score_single_weights_is_refused_first(
 
 
 def test_a_record_from_before_costs_is_read_and_completed(
-    quick: dict[str, Any], tmp_path: Path
+    tiny_fields: dict[str, Any], tmp_path: Path
 ) -> None:
-    study = Study(**quick, runs=tmp_path)
-    whole = study.run(progress=False)
-    with sqlite3.connect(whole.folder / DATABASE) as database:
+    # One of the second format, which had costs, made to one of the first.
+    folder = older_record(tmp_path)
+    with sqlite3.connect(folder / DATABASE) as database:
         for table in ("dense", "candidates"):
             for column in ("parameters", "macs"):
                 database.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         database.execute("PRAGMA user_version = 1")
     database.close()
-    old = Results(whole.folder)
+    old = Results(folder)
     assert old.candidates["macs"].isna().all()
-    assert old.candidates["candidate"].tolist() == whole.candidates["candidate"].tolist()
     assert old.dense is not None
     assert old.dense["macs"] is None
     assert summarise(old)["cost"] is None
     assert write_report(old, [], tmp_path / "report").page.is_file()
     progress = Recorder()
-    completed = study.run(progress=progress)
-    assert progress.stages == []
-    pd.testing.assert_frame_equal(completed.candidates, whole.candidates)
-    assert completed.dense == whole.dense
+    completed = Study(**tiny_fields, runs=tmp_path).run(progress=progress)
+    assert completed.folder == folder
+    assert [stage[0] for stage in progress.stages] == ["retrain"]  # what it had not done
+    assert completed.candidates["candidate"].tolist() == old.candidates["candidate"].tolist()
+    assert completed.candidates["macs"].notna().all()
+    assert completed.dense is not None
+    assert completed.dense["macs"] > 0

@@ -361,15 +361,64 @@ def test_a_missing_or_changed_dense_file_is_noticed(study: Study) -> None:
     study.run(progress=False)
     path = study.folder / runner.DENSE
     other = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+    whole = path.read_bytes()
     save_weights(other, path, {"dense_digest": "x", "epochs": []})
-    with pytest.raises(StoreError, match="has changed since the study recorded it"):
-        study.run(progress=False)
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(StoreError, match="the record's own weights are damaged"):
-        study.run(progress=False)
+    for damaged in (path.read_bytes(), whole[:300], whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"dense\.safetensors is damaged: .* a backup"):
+            study.run(progress=False)
+        with pytest.raises(StoreError, match=r"dense\.safetensors is damaged: .* a backup"):
+            study.search("50%", progress=False)
+
+
+def test_a_dense_network_made_again_is_taken_where_it_is_the_same(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = study.run(progress=False)
+    path = study.folder / runner.DENSE
     path.unlink()
-    with pytest.raises(StoreError, match="is missing"):
+    progress = Recorder()
+    again = study.run(progress=progress)
+    assert any("the network is made again" in message for message in progress.messages)
+    pd.testing.assert_frame_equal(again.outcomes, first.outcomes)
+    assert again.dense is not None
+    assert first.dense is not None
+    # Safetensors writes its metadata in any order.
+    unlike = {key for key, value in again.dense.items() if value != first.dense[key]}
+    assert unlike <= {"file_sha256"}
+    # Trained elsewhere it may come out otherwise, and the scores are of another network.
+    path.unlink()
+    real = train
+
+    def otherwise(network: nn.Module, *args: Any, **options: Any) -> Any:
+        records = real(network, *args, **options)
+        next(network.parameters()).data[0] += 1e-3
+        return records
+
+    monkeypatch.setattr(runner, "train", otherwise)
+    with pytest.raises(StoreError, match=r"is another one than .* 20 scores and 20 outcomes"):
         study.run(progress=False)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("moment", ["dense network", "score by l1", "retrain"])
+def test_a_runs_folder_that_is_moved_while_it_is_worked_on_is_said(
+    study: Study, moment: str
+) -> None:
+    runs = study.folder.parent
+    moved = runs.with_name("moved")
+
+    class Mover(Recorder):
+        def stage(self, name: str, total: int, done: int, unit: str) -> None:
+            if name == moment:
+                runs.rename(moved)
+
+    with pytest.raises(StoreError) as caught:
+        study.run(progress=Mover())
+    assert "\n" not in str(caught.value)
+    assert not runs.exists()
+    # What was committed is there, and it goes on where it is now.
+    assert Study(study.spec, runs=moved).run(progress=False).finished
 
 
 def test_a_neighbours_changed_weights_are_not_taken_over(
@@ -426,6 +475,22 @@ def test_a_damaged_neighbour_does_not_stop_a_study(
     database.write_bytes(database.read_bytes()[:5000])
     fields = tiny_fields | {"criteria": ["l2"]}
     assert Study(**fields, runs=study.folder.parent).run(progress=False).finished
+
+
+def test_nothing_is_taken_over_from_a_neighbour_whose_numbers_changed(
+    study: Study, tiny_fields: dict[str, Any]
+) -> None:
+    first = study.run(progress=False)
+    with sqlite3.connect(first.folder / DATABASE) as database:
+        database.execute("UPDATE outcomes SET test_loss = test_loss + 1 WHERE epoch = 1")
+    database.close()
+    progress = Recorder()
+    second = Study(**tiny_fields | {"criteria": ["l1"]}, runs=study.folder.parent)
+    results = second.run(progress=progress)
+    said = [m for m in progress.messages if m.startswith("nothing is taken over from tiny-")]
+    assert len(said) == 1
+    assert "table outcomes" in said[0]
+    pd.testing.assert_frame_equal(outcomes(results), outcomes(first))
 
 
 # A network and data of one's own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import trueoracle
+from tests.study.records import older_record
+from tests.study.test_runner import Recorder
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.data.splits import Splits
 from trueoracle.errors import BusyError, InputError, StoreError, TrainingError
+from trueoracle.files import read_checked_json
 from trueoracle.networks.weights import read_metadata
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.search import live
@@ -106,14 +110,15 @@ def test_a_killed_search_goes_on_after_the_last_rung(
     assert found.history.equals(whole.history)
     weights = whole.network.state_dict()
     assert all(torch.equal(weights[n], v) for n, v in found.network.state_dict().items())
-    # What is done is not done again, and only the last rung's weights are kept.
+    # What is done is not done again, and only the last two rungs' weights are kept.
     trained.clear()
     again = searched(study)
     assert trained == []
     assert again.chosen == whole.chosen
-    assert [p.name for p in again.folder.glob("*.safetensors")] == [
-        f"after-rung-{len(whole.schedule.rungs)}.safetensors"
-    ]
+    rungs = len(whole.schedule.rungs)
+    assert sorted(p.name for p in again.folder.glob("*.safetensors")) == [
+        f"after-rung-{rungs - 1}.safetensors", f"after-rung-{rungs}.safetensors"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("strategy", ["full", "halving", "guided"])
@@ -152,7 +157,7 @@ def test_a_search_killed_within_a_rung_goes_on_there(
     assert found.history.equals(whole.history)
     weights = whole.network.state_dict()
     assert all(torch.equal(weights[n], v) for n, v in found.network.state_dict().items())
-    assert len(list(found.folder.glob("*.safetensors"))) == 1
+    assert len(list(found.folder.glob("*.safetensors"))) == min(2, len(whole.schedule.rungs))
 
 
 def test_another_order_does_not_go_on_within_a_rung(
@@ -200,12 +205,81 @@ def test_a_criterion_that_refuses_all_images_is_passed_over(
         searched(study, 4, criterion="apoz")
 
 
-def test_a_checkpoint_that_is_gone_is_said(study: Study) -> None:
-    found = searched(study, 4)
+@pytest.mark.parametrize("lost", ["the last", "all"])
+def test_weights_that_are_damaged_or_gone_are_trained_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    found = searched(study, 22)
+    last = len(found.schedule.rungs)
     for path in found.folder.glob("*.safetensors"):
-        path.unlink()
-    with pytest.raises(StoreError, match=r"after-rung-\d.safetensors.*move its folder away"):
-        searched(study, 4)
+        if path.stem == f"after-rung-{last}":
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 8
+            path.write_bytes(content)
+        elif lost == "all":
+            path.unlink()
+    trained: list[range] = []
+    real = population.train_epochs
+
+    def watched(*args: Any, **options: Any) -> Any:
+        trained.append(args[4])
+        return real(*args, **options)
+
+    monkeypatch.setattr(live, "train_epochs", watched)
+    progress = Recorder()
+    again = study.search(22, progress=progress)
+    rung = last if lost == "the last" else 1
+    said = [m for m in progress.messages if f"trained again from rung {rung}" in m]
+    assert len(said) == 1
+    assert f"after-rung-{last}.safetensors is damaged" in said[0]
+    assert min(e.start for e in trained) == found.schedule.starts[rung - 1]
+    assert again.history.equals(found.history)
+    weights = found.network.state_dict()
+    assert all(torch.equal(weights[n], v) for n, v in again.network.state_dict().items())
+
+
+def test_a_flipped_bit_of_a_search_changes_nothing_that_comes_out(study: Study) -> None:
+    found = searched(study, 4)
+    weights = found.network.state_dict()
+    whole = {path: path.read_bytes() for path in found.folder.iterdir()}
+    draw = random.Random(0)
+    said = 0
+    for _ in range(25):
+        for path, content in whole.items():
+            path.write_bytes(content)
+        path = draw.choices(list(whole), [len(content) for content in whole.values()])[0]
+        flipped = bytearray(whole[path])
+        flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            again = searched(study, 4)
+        except StoreError:
+            said += 1
+            continue
+        assert again.chosen == found.chosen
+        assert again.history.equals(found.history)
+        assert all(torch.equal(weights[n], v) for n, v in again.network.state_dict().items())
+    assert said < 25  # weights are trained again
+
+
+def test_a_search_of_an_earlier_version_goes_on(
+    tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = older_record(tmp_path)
+    (path,) = folder.glob("search/*/search.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+
+    def never(*args: Any, **options: Any) -> Any:
+        raise AssertionError("it was done")
+
+    monkeypatch.setattr(live, "train_epochs", never)
+    found = Study(**tiny_fields, runs=tmp_path).search("50%", progress=False)
+    assert found.folder == path.parent
+    assert found.chosen in record["rungs"][-1]
+
+
+def test_a_search_of_which_nothing_can_be_read_is_said(study: Study) -> None:
+    found = searched(study, 4)
     (found.folder / live.RECORD).write_text("{", encoding="utf-8")
     with pytest.raises(StoreError, match=r"search.json.*move its folder away"):
         searched(study, 4)
@@ -217,6 +291,12 @@ def test_a_damaged_record_is_said(study: Study) -> None:
     found = searched(study, 22)
     path = found.folder / live.RECORD
     whole = json.loads(path.read_text(encoding="utf-8"))
+    changed = whole | {"seconds": whole["seconds"] + 1}
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(StoreError, match=r"search\.json: it does not have the checksum of what"):
+        searched(study, 22)
+    # One of an older version has neither this nor the weights' checksums.
+    del whole["sha256"], whole["files"]
     first = whole["rungs"][0][0]
     dropped = next(name for name in whole["rungs"][0] if name not in whole["rungs"][1])
     for changes, message in (
@@ -236,7 +316,7 @@ def test_a_damaged_record_is_said(study: Study) -> None:
         with pytest.raises(StoreError, match=rf"search\.json: .*{message}.*move its folder away"):
             searched(study, 22)
     path.write_text(json.dumps(whole), encoding="utf-8")
-    (checkpoint,) = found.folder.glob("*.safetensors")
+    checkpoint = max(found.folder.glob("*.safetensors"))
     tensors = load_file(checkpoint)
     value = torch.zeros(3)
     for damaged, message in (
@@ -281,7 +361,7 @@ def test_a_guided_search_is_the_one_that_the_record_replays(
             assert set(own["candidate"]) == {scores.index[i] for i in rung}
 
     # A search that goes on knows the batches again.
-    record = json.loads((found.folder / live.RECORD).read_text(encoding="utf-8"))
+    record = read_checked_json((found.folder / live.RECORD).read_text(encoding="utf-8"))
     assert searched(study, "40%").chosen == found.chosen
     begun = record["rungs"][0]
     record["rungs"][0] = [begun[-1], *begun[1:-1], begun[0]]

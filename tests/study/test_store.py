@@ -21,7 +21,8 @@ CANDIDATES: Sequence[tuple[str, dict[str, Sequence[int]]]] = [
 
 
 def epoch(number: int, loss: float = 0.5) -> dict[str, Any]:
-    return {"epoch": number, "learning_rate": 0.1, **dict.fromkeys(METRICS, loss)}
+    metrics = {name: loss if name.endswith("loss") else 0.5 for name in METRICS}
+    return {"epoch": number, "learning_rate": 0.1, **metrics}
 
 
 def retrained(candidate: str, seed: int = 0, epochs: int = 2) -> Retrained:
@@ -116,12 +117,15 @@ def test_another_record_is_adopted_for_our_candidates_only(tmp_path: Path) -> No
     with Store(ours) as store:
         store.record_candidates(CANDIDATES)
         store.record_retrained([Retrained("aa", 0, False, 7.0, [epoch(0, loss=7.0)])])
-        taken = store.adopt(theirs / DATABASE, criteria={"l1": "f1", "l2": "other"}, seeds=[0, 1])
-        assert taken == 2  # the l1 score of aa, and its retraining with seed 1
+        with Store(theirs, read_only=True) as other:
+            marks = {"l1": "f1", "l2": "other"}
+            offered = store.offered(other, criteria=marks, seeds=[0, 1])
+            assert store.adopt(offered) == 2  # the l1 score of aa, and its retraining with seed 1
         assert store.scored("l1") == {"aa"}
         assert store.scored("l2") == set()
         assert store.retrained() == {(0, "aa"), (1, "aa")}
-        assert store.adopt(theirs / DATABASE, criteria={"l1": "f1"}, seeds=[0, 1]) == 0
+        with Store(theirs, read_only=True) as other:
+            assert store.offered(other, criteria=marks, seeds=[0, 1]) == []
         first = store.frame("outcomes").query("seed == 0")
         assert first["test_loss"].tolist() == [7.0]
 
@@ -161,7 +165,7 @@ def test_another_format_is_refused(folder: Path) -> None:
     with sqlite3.connect(folder / DATABASE) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(StoreError, match="has format 99, and this trueoracle reads 2"):
+    with pytest.raises(StoreError, match="has format 99, and this trueoracle reads 3"):
         Store(folder)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.errors import StoreError
+from trueoracle.files import read_checked, write_checked
 from trueoracle.networks.registry import build
 from trueoracle.training import checkpoint
 from trueoracle.training.checkpoint import Checkpoint
@@ -65,23 +67,33 @@ def test_an_interrupted_training_ends_as_one_that_was_not(
     assert not path.exists()
 
 
-@pytest.mark.parametrize("damage", ["another training", "cut off", "another network"])
+@pytest.mark.parametrize("damage", ["another training", "cut off", "flipped", "another network"])
 def test_what_is_kept_of_another_training_is_not_taken(
     few_digits: Splits, tmp_path: Path, damage: str
 ) -> None:
     path = tmp_path / "partial.pt"
     interrupted(few_digits, Checkpoint(path, "a"), after=2)
+    assert not Checkpoint(path, "a").is_damaged
+    if damage == "flipped":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     if damage == "cut off":
         path.write_bytes(path.read_bytes()[:500])
     if damage == "another network":
-        state = torch.load(path, weights_only=True)
+        kept = read_checked(path)
+        assert kept is not None
+        state = torch.load(io.BytesIO(kept), weights_only=True)
         state["optimizer"]["param_groups"][0]["params"].append(99)
-        torch.save(state, path)
+        changed = io.BytesIO()
+        torch.save(state, changed)
+        write_checked(path, changed.getvalue())
     network = fresh()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     identity = "b" if damage == "another training" else "a"
     assert Checkpoint(path, identity).load(network, optimizer) == []
+    assert Checkpoint(path, identity).is_damaged == (damage in ("cut off", "flipped"))
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
 
 

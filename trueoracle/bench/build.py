@@ -10,8 +10,8 @@ Points that are not finished are left out.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import shutil
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -25,12 +25,13 @@ from trueoracle.bench.scoring import score_bench
 from trueoracle.bench.table import DATA, GRID, KEYS, Bench, dense_file, read_bench
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError, TrueOracleError, unknown
+from trueoracle.files import replacing, write_bytes, write_text
 from trueoracle.networks.weights import read_metadata
 from trueoracle.study.grid import GridPoint, expand
 from trueoracle.study.prepare import prepare
 from trueoracle.study.progress import PlainProgress, Progress
 from trueoracle.study.results import Results
-from trueoracle.study.runner import DENSE, run
+from trueoracle.study.runner import DENSE, check_dense_file, run
 from trueoracle.study.store import DATABASE, Store, locked
 
 __all__ = ["build", "recorded", "start"]
@@ -61,7 +62,8 @@ def start(runs: Path, progress: Progress, table: Path = DATA) -> None:
                 raise InputError(f"{folder} holds another dense network than the table's")
             if recorded is None:
                 file = dense_file(int(network), table)
-                shutil.copyfile(file, folder / DENSE)
+                content = file.read_bytes()
+                write_bytes(folder / DENSE, content)
                 metadata: Any = read_metadata(file)
                 metrics = {name: facts[name] for name in METRICS}
                 store.record_dense(
@@ -71,6 +73,7 @@ def start(runs: Path, progress: Progress, table: Path = DATA) -> None:
                     0.0,
                     metrics,
                     metadata["epochs"],
+                    hashlib.sha256(content).hexdigest(),
                 )
         run(prepare(spec, device="cpu"), folder, progress, retrain=False, criteria=())
 
@@ -107,9 +110,11 @@ def build(
     files = {point.spec.dense.seed: results.folder / DENSE for point, results in points}
     if onto is not None and before is not None:
         files |= {network: dense_file(network, onto) for network in before.networks}
+    for _, results in points:
+        check_dense_file(results.folder, results.dense or {})
     for network, file in files.items():
         if file != dense_file(network, out):
-            shutil.copyfile(file, dense_file(network, out))
+            write_bytes(dense_file(network, out), file.read_bytes())
     known = [] if before is None else [before.epochs.join(before.keys, on="candidate")]
     epochs = pd.concat([*known, *(_epochs(*one) for one in points)], ignore_index=True)
     epochs = epochs[[*KEYS, "seed", "epoch", *METRICS]]
@@ -135,21 +140,22 @@ def build(
     _write(scores, out / "scores.parquet")
     seeds = int(epochs["seed"].nunique())
     card = _card(points, keys, seeds, seconds, {} if before is None else before.card)
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
     """As Parquet; floats byte by byte, which makes the table smaller by a third."""
     split = [name for name in frame if name not in KEYS and not str(name).endswith("accuracy")]
     split = [name for name in split if frame[name].dtype.kind == "f"]
-    frame.to_parquet(
-        path,
-        index=False,
-        compression="zstd",
-        compression_level=19,
-        use_dictionary=[name for name in frame if name not in split],
-        use_byte_stream_split=split,
-    )
+    with replacing(path) as draft:
+        frame.to_parquet(
+            draft,
+            index=False,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=[name for name in frame if name not in split],
+            use_byte_stream_split=split,
+        )
 
 
 def _new_points(

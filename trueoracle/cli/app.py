@@ -19,6 +19,7 @@ from trueoracle.cli import (
     search,
     status,
     studies,
+    verify,
 )
 from trueoracle.version import __version__
 
@@ -71,3 +72,4 @@ app.command("status")(status.status)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("analyse")(analyse.analyse)
+app.command("verify")(verify.verify)

@@ -236,6 +236,7 @@ def _replay(
 ) -> None:
     from trueoracle.analysis.numbers import finite_or_none, many
     from trueoracle.errors import StoreError
+    from trueoracle.files import replacing
     from trueoracle.search.replay import BUDGETS
     from trueoracle.study.results import Results, find_run
     from trueoracle.study.scale import titled
@@ -248,8 +249,9 @@ def _replay(
 
         drawn = draw_budget(budget_data(found, title=titled(results.spec.name)))
         try:
-            drawn.savefig(figure, dpi=110)
-        except (OSError, ValueError) as error:
+            with replacing(figure) as draft:
+                drawn.savefig(draft, dpi=110)
+        except ValueError as error:  # an ending that is no picture's
             raise StoreError(f"cannot write {figure}: {error}") from error
     if as_json:
         rows = [{str(k): v for k, v in row.items()} for row in found.to_dict("records")]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from trueoracle.analysis.numbers import interval, number, percent
 from trueoracle.analysis.relation import Relation, relate
-from trueoracle.errors import StoreError
+from trueoracle.files import make_folder, replacing
 
 __all__ = [
     "FORMATS",
@@ -173,10 +173,8 @@ def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) ->
         for form in formats:
             path = stem.parent / f"{stem.name}.{form}"
             metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                figure.savefig(path, dpi=200, metadata=metadata)
-            except OSError as error:
-                raise StoreError(f"cannot write {path}: {error}") from error
+            make_folder(path.parent)
+            with replacing(path) as draft:
+                figure.savefig(draft, dpi=200, metadata=metadata)
             written.append(path)
     return written

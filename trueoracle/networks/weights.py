@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from trueoracle.errors import InputError, StoreError, first_line, unknown
+from trueoracle.files import write_bytes
 from trueoracle.networks.checkpoints import EXTRA_STATE, read_checkpoint
 from trueoracle.networks.tracing import trace
 
@@ -179,31 +180,32 @@ def _as_tensors(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     return tensors
 
 
-def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, object]) -> None:
+def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, object]) -> str:
     """Write a network's tensors and JSON metadata to a safetensors file, all or nothing.
 
-    Raises :class:`StoreError` where the disk does not take it; an older file stays as it was.
+    Returns the SHA-256 of the file. Raises :class:`StoreError` where the disk does not take it; an
+    older file stays as it was.
     """
     state = state_tensors(network)
     tensors = {n: v.detach().cpu().contiguous().clone() for n, v in state.items()}
-    write_tensors(tensors, path, {k: json.dumps(v) for k, v in metadata.items()})
+    return write_tensors(tensors, path, {k: json.dumps(v) for k, v in metadata.items()})
 
 
 def write_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
-) -> None:
+) -> str:
     """Write a safetensors file, all or nothing, with the rights that new files have here.
 
-    Raises :class:`StoreError` where the disk does not take it; an older file stays as it was.
+    Returns the SHA-256 of the file. Raises :class:`StoreError` where the disk does not take it; an
+    older file stays as it was.
     """
-    temporary = path.with_suffix(".partial")
     try:
         # Not by safetensors' own writer, whose files nobody but their owner may read.
-        temporary.write_bytes(save(dict(tensors), dict(metadata or {})))
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        content = save(dict(tensors), dict(metadata or {}))
+    except SafetensorError as error:
         raise StoreError(f"cannot write {path}: {error}") from error
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_metadata(path: Path) -> dict[str, object]:
@@ -211,7 +213,7 @@ def read_metadata(path: Path) -> dict[str, object]:
     try:
         with safe_open(path, framework="pt") as file:
             return {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {path}: {error}; move it away to make it anew") from error
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import InputError, StoreError, first_line, shown
+from trueoracle.files import write_bytes
 from trueoracle.pickled import read_pickle
 
 __all__ = [
@@ -40,17 +41,16 @@ def write_listing(listing: Listing, path: Path) -> None:
     Raises :class:`StoreError` where it cannot be written.
     """
     header = {"format": LISTING_FORMAT, **listing.header}
+    header["sha256"] = _sha256({**header, "candidates": list(listing.candidates)})
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in header.items()]
     entries = ",\n".join(f"    {json.dumps(entry)}" for entry in listing.candidates)
     text = "\n".join(["{", *lines, '  "candidates": [', entries, "  ]", "}", ""])
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        if path.is_file() and path.read_bytes() == text.encode():
-            return
-        draft.write_bytes(text.encode())
-        draft.replace(path)
+        is_there = path.is_file() and path.read_bytes() == text.encode()
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error}") from error
+    if not is_there:
+        write_bytes(path, text.encode())
 
 
 def read_listing(path: Path, expected: Mapping[str, Any]) -> list[Any]:
@@ -71,6 +71,12 @@ def read_listing(path: Path, expected: Mapping[str, Any]) -> list[Any]:
         raise InputError(
             f"{path} has format {shown(content.get('format'))}, and this trueoracle reads "
             f"{LISTING_FORMAT}"
+        )
+    digest = content.pop("sha256", None)
+    if digest is not None and digest != _sha256(content):
+        raise InputError(
+            f"{path} is damaged: it is not what was written (if you changed it, take the line "
+            "'sha256' out)"
         )
     for key, value in expected.items():
         if content.get(key) != value:
@@ -131,6 +137,11 @@ def _bytes_of(path: Path, most: int = -1) -> bytes:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return ", ".join(names[:6]) + more
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    """Of a listing without its checksum."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _shown(value: object) -> str:

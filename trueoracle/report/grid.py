@@ -15,8 +15,9 @@ from trueoracle.analysis.outcomes import higher_is_better, outcome_name, rule_in
 from trueoracle.errors import InputError
 from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.trend import draw_trend, trend_data
+from trueoracle.files import write_text
 from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
-from trueoracle.report.page import render, tables_of, write_text
+from trueoracle.report.page import render, tables_of
 from trueoracle.report.summary import REPORTED_METRICS, summarise
 from trueoracle.report.words import FEW, grid_verdicts, meta_sentence, slope_sentence
 from trueoracle.study.grid import GridPoint

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from trueoracle.analysis.numbers import ABSENT, many, mean_count, number, p_value, percent
-from trueoracle.errors import StoreError
+from trueoracle.files import write_text
 from trueoracle.report.drawings import (
     Drawn,
     Folder,
@@ -44,7 +44,7 @@ from trueoracle.study.progress import duration
 from trueoracle.study.results import Results, find_short
 from trueoracle.study.scale import changes_in_words, titled
 
-__all__ = ["WrittenReport", "render", "tables_of", "write_report", "write_text"]
+__all__ = ["WrittenReport", "render", "tables_of", "write_report"]
 
 FEW = 4
 """Up to so many criteria each has a scatter of its own; of more, the best and the oracle have."""
@@ -301,15 +301,6 @@ def _caption(relation: Mapping[str, Any]) -> str:
 def render(template: str, **values: Any) -> str:
     """One of the templates with its values."""
     return _environment().get_template(template).render(**values)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file; raises :class:`StoreError` where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}") from error
 
 
 def _environment() -> Environment:

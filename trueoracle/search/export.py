@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from trueoracle.errors import InputError, StoreError, first_line
+from trueoracle.files import check_writable, replacing
 from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build
 from trueoracle.networks.weights import load_weights, save_weights
@@ -83,9 +84,7 @@ def check_export(path: Path) -> None:
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder, and an export is a file")
-        probe = path.with_name(f".{path.stem}.partial{path.suffix}")
-        probe.touch()
-        probe.unlink()
+        check_writable(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error}") from error
     if path.suffix == ".onnx":
@@ -270,21 +269,16 @@ _WRITERS: dict[str, Callable[[nn.Module, Path, Origin, Mapping[str, object]], No
 
 def _written(write: Callable[[Path], None], path: Path, what: str) -> None:
     """Write beside the file and put it in its place; an older one stays where that fails."""
-    # The ending is kept: the writers go by it.
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        with _quiet():
-            write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}") from error
+        with replacing(path) as draft, _quiet():
+            write(draft)
+    except StoreError:
+        raise
     except Exception as error:  # the network's own forward is traced: anything can come out
         raise InputError(
             f"the network cannot be exported to {what}: {_reason(error)}; .safetensors can be "
             "written of any network"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException) -> str:

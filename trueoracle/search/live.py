@@ -22,6 +22,14 @@ from torch import Tensor, nn
 from trueoracle.analysis.outcomes import higher_is_better
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, StoreError, TrainingError, first_line
+from trueoracle.files import (
+    checked_json,
+    make_folder,
+    read_checked_json,
+    remove_drafts,
+    sha256_of,
+    write_bytes,
+)
 from trueoracle.networks.weights import load_state, state_tensors, write_tensors
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.search.schedule import Schedule
@@ -44,7 +52,8 @@ class SearchRecord:
     """What is kept of a search: each rung's candidates (ids) and epochs, and how it was trained.
 
     ``epochs[id]`` are the records of one candidate, from the first epoch to its last; ``part`` are
-    the candidates of the rung under way that have been trained.
+    the candidates of the rung under way that have been trained; ``files`` has the SHA-256 of the
+    files of weights that belong to it.
     """
 
     settings: dict[str, Any]
@@ -53,6 +62,7 @@ class SearchRecord:
     epochs: dict[str, list[EpochRecord]] = field(default_factory=dict)
     seconds: float = 0.0
     engine: str = ""
+    files: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write it, all or nothing; raises :class:`StoreError` where the disk does not take it."""
@@ -60,19 +70,14 @@ class SearchRecord:
         fields["epochs"] = {
             name: [_plain(asdict(one)) for one in own] for name, own in self.epochs.items()
         }
-        temporary = folder / f"{RECORD}.partial"
-        try:
-            temporary.write_text(json.dumps(fields, allow_nan=False), encoding="utf-8")
-            temporary.replace(folder / RECORD)
-        except OSError as error:
-            raise StoreError(f"cannot write {folder / RECORD}: {error}") from error
+        write_bytes(folder / RECORD, checked_json(fields).encode())
 
     @classmethod
     def load(cls, folder: Path, settings: dict[str, Any]) -> SearchRecord:
         """The record in ``folder``, or an empty one; :class:`StoreError` where it is damaged."""
         path = folder / RECORD
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = read_checked_json(path.read_text(encoding="utf-8"))
             fields["epochs"] = {
                 name: [_numbers(one) for one in own] for name, own in fields["epochs"].items()
             }
@@ -83,7 +88,9 @@ class SearchRecord:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise _unreadable(path, f"{where}: {first['msg']}") from error
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError
+        ) as error:  # fmt: skip
             raise _unreadable(path, first_line(error)) from error
 
 
@@ -94,8 +101,8 @@ class Search:
     ``order`` are the candidates' numbers in the order in which they begin, or with ``pruned``
     ``[P, F]`` (which filters each of them prunes) in which the first batch does; ``by`` is the
     metric compared, ``seed`` the retraining's. ``folder`` keeps the record, the survivors'
-    weights and optimisers after each rung and each population within it, and nothing of whoever
-    was dropped.
+    weights and optimisers after the last two rungs and each population within the one under way,
+    and nothing of whoever was dropped.
     """
 
     schedule: Schedule
@@ -116,17 +123,23 @@ class Search:
         *,
         on_rung: Callable[[int, int, str], None],
         on_epoch: Callable[[float], None],
+        on_damage: Callable[[str], None],
     ) -> tuple[SearchRecord, str, nn.Module]:
         """The record, the id of the chosen candidate, and its retrained network.
 
         ``plan`` says how to train so many networks, given the engine of an earlier sitting (or
         ``""``). ``on_rung`` is told of each rung before it begins or goes on (number, candidates
         that have been trained, how they are trained), ``on_epoch`` how many epochs of one candidate
-        were done. Raises :class:`TrainingError` where every network diverged.
+        were done, ``on_damage`` in words of kept weights that are damaged: the search then goes on
+        from the last rung whose weights are whole. Raises :class:`TrainingError` where every
+        network diverged.
         """
+        remove_drafts(self.folder)
         record = SearchRecord.load(self.folder, dict(self.settings))
         if damage := self._damage(record):
             raise _unreadable(self.folder / RECORD, damage)
+        if damaged := self._back_to_whole(record):
+            on_damage(f"{damaged}: trained again from rung {len(record.rungs) + 1}")
         going, members = self._resumed(record)
         for number in range(len(record.rungs), len(self.schedule.rungs)):
             rung = self.schedule.rungs[number]
@@ -134,9 +147,7 @@ class Search:
             on_rung(number, len(record.part), str(chosen))
             record.engine = chosen.engine
             going, members = self._rung(number, going, members, chosen, record, on_epoch)
-            self._keep(self._checkpoint(number), members)
-            record.save(self.folder)
-            self._forget(self._checkpoint(number))
+            self._keep(self._checkpoint(number), self._checkpoint(number - 1), members, record)
         (name,) = (self.candidates.ids[index] for index in going)
         if record.epochs[name][-1].diverged:
             raise TrainingError(
@@ -209,9 +220,7 @@ class Search:
                 if not is_last and time.perf_counter() - saved > PART_SECONDS:
                     record.epochs, record.part = dict(fresh), [ids[index] for index in done]
                     path = self._checkpoint(number, len(done))
-                    self._keep(path, kept)
-                    record.save(self.folder)
-                    self._forget(path, self._checkpoint(number - 1))
+                    self._keep(path, self._checkpoint(number - 1), kept, record)
                     saved = time.perf_counter()
             return [self._value(fresh[ids[index]]) for index in some]
 
@@ -347,22 +356,54 @@ class Search:
             begin(self.order, first.candidates, recorded, self.pruned)
         return asked
 
-    def _keep(self, path: Path, members: Mapping[int, _Member]) -> None:
+    def _back_to_whole(self, record: SearchRecord) -> str:
+        """Take from the record what its weights are not there for; says why, or nothing.
+
+        What was compared stays as it was recorded, so that the same candidates go on.
+        """
+        why = ""
+        if record.part:
+            why = self._file_fault(self._checkpoint(len(record.rungs), len(record.part)), record)
+            if why:
+                record.part = []
+        while record.rungs and (
+            fault := self._file_fault(self._checkpoint(len(record.rungs) - 1), record)
+        ):
+            why, record.part = why or fault, []
+            record.rungs.pop()
+        if why:
+            done = self.schedule.rungs[len(record.rungs) - 1].epochs if record.rungs else 0
+            record.epochs = {n: own[:done] for n, own in record.epochs.items() if own[:done]}
+        return why
+
+    def _file_fault(self, path: Path, record: SearchRecord) -> str:
+        """What is wrong with a file of weights; empty where nothing is, or it is not known."""
+        expected = record.files.get(path.name)
+        try:
+            if expected in (None, sha256_of(path)):
+                return ""
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+        return f"{path} is damaged"
+
+    def _keep(
+        self, path: Path, before: Path, members: Mapping[int, _Member], record: SearchRecord
+    ) -> None:
+        """Keep weights, then the record that leads to them, and no others but those ``before``.
+
+        With these, damage to the last rung's does not cost the whole search.
+        """
         tensors: dict[str, Tensor] = {}
         for index, member in members.items():
             for kind, own in (("weights", member.weights), ("state", member.state)):
                 tensors |= {f"{self.candidates.ids[index]}/{kind}/{k}": v for k, v in own.items()}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error}") from error
-        write_tensors(tensors, path)
-
-    def _forget(self, *needed: Path) -> None:
-        """The other checkpoints: the record no longer leads to them."""
-        for path in self.folder.glob("after-*"):  # what a kill has left half written, too
-            if path not in needed:
-                path.unlink(missing_ok=True)
+        make_folder(self.folder)
+        kept = {name: own for name, own in record.files.items() if name == before.name}
+        record.files = kept | {path.name: write_tensors(tensors, path)}
+        record.save(self.folder)
+        for other in self.folder.glob("after-rung-*.safetensors"):
+            if other.name not in record.files:
+                other.unlink(missing_ok=True)
 
     def _checkpoint(self, rung: int, trained: int = 0) -> Path:
         """After a rung, or after so many of its candidates."""

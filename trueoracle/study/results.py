@@ -23,6 +23,7 @@ from trueoracle.analysis.ranking import Ranking, rank
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.analysis.table import CandidateTable, pruned_filters
 from trueoracle.errors import InputError, StoreError, unknown
+from trueoracle.files import make_folder, replacing
 from trueoracle.study.grid import refuse_grid
 from trueoracle.study.names import score_name
 from trueoracle.study.scale import titled
@@ -41,6 +42,19 @@ __all__ = [
     "read_status",
     "recorded_runs",
 ]
+
+
+DENSE = "dense.safetensors"
+"""The dense network of a run."""
+
+UNDER_WAY = "dense.partial.pt"
+"""The dense network's training, until it is done."""
+
+CANDIDATES = "candidates.json"
+"""The candidates of a run, which another study can take (``pruning.candidates``)."""
+
+SEARCHES = "search"
+"""The folder of a run's searches."""
 
 
 class Results:
@@ -329,25 +343,18 @@ class Results:
         written = []
         for name, table in self.tables().items():
             path = out / f"{name}.{form}"
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:  # pyarrow knows no name of a file that is no text
-                    if form == "csv":
-                        table.to_csv(file, index=False)
-                    else:
-                        table.to_parquet(file, index=False)
-            except OSError as error:
-                raise StoreError(f"cannot write {path}: {error}") from error
+            make_folder(out)
+            with replacing(path) as draft:
+                if form == "csv":
+                    table.to_csv(draft, index=False)
+                else:
+                    table.to_parquet(draft, index=False)
             written.append(path)
         return written
 
     def status(self) -> dict[str, Any]:
         """How far the study is, as plain values."""
         return _status(self.folder, self.spec, self.counts, self.provenance)
-
-
-SEARCHES = "search"
-"""The folder of a run's searches."""
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -21,6 +23,7 @@ from trueoracle.analysis.numbers import many, quantity
 from trueoracle.analysis.outcomes import chance_in_words
 from trueoracle.criteria.base import Criterion
 from trueoracle.errors import InputError, NotApplicableError, StoreError, TrainingError
+from trueoracle.files import remove_drafts, sha256_of
 from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import (
     load_weights,
@@ -33,6 +36,7 @@ from trueoracle.pruning.listing import write_listing
 from trueoracle.study.footprint import held_bytes
 from trueoracle.study.prepare import Prepared
 from trueoracle.study.progress import Progress, about
+from trueoracle.study.results import CANDIDATES, DENSE, UNDER_WAY
 from trueoracle.study.spec import CANDIDATE_FILES, StudySpec
 from trueoracle.study.store import DATABASE, Retrained, Store, locked
 from trueoracle.training.checkpoint import Checkpoint
@@ -48,14 +52,8 @@ from trueoracle.training.population import (
 from trueoracle.training.recipe import Recipe
 from trueoracle.version import __version__
 
-__all__ = ["CANDIDATES", "DENSE", "run"]
+__all__ = ["CANDIDATES", "DENSE", "check_dense_file", "read_dense", "run"]
 
-DENSE = "dense.safetensors"
-UNDER_WAY = "dense.partial.pt"
-"""The dense network's training, until it is done."""
-
-CANDIDATES = "candidates.json"
-"""The candidates of a run, which another study can take (``pruning.candidates``)."""
 SCORE_CHUNK = 32
 """Candidates scored before the first commit, where the criterion allows it; later chunks grow."""
 CHUNK_SECONDS = 4.0
@@ -84,6 +82,8 @@ def run(
         example = prepared.candidates.prune(prepared.network, 0)
         check_engine(engine, example, prepared.data, prepared.spec.retraining)
     with locked(folder, patience=1.0), Store(folder) as store:
+        remove_drafts(folder)
+        store.check()
         sitting = _begin(prepared, store)
         for note in prepared.notes:
             progress.message(note)
@@ -172,37 +172,34 @@ def _what_changed(prepared: Prepared, before: str) -> str:
 def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> nn.Module:
     """The dense network: recorded, taken over from a like study, given, or trained now."""
     spec, path, recorded = prepared.spec, folder / DENSE, store.dense()
-    network = copied(prepared.network)
-    if recorded is not None:
-        if not path.is_file():
-            raise StoreError(f"{path} is missing, though the study records it: put it back")
-        if spec.network.arrives_trained and weights_sha256(network) != recorded["sha256"]:
-            raise InputError(
-                f"{spec.network.weights} has changed since this study began: give the study "
-                "another name to start anew with it"
-            )
-        try:
-            load_weights(network, path)
-        except InputError as error:  # the user named no file here: it is the record's
-            raise StoreError(f"the record's own weights are damaged: {error}") from error
-        if weights_sha256(network) != recorded["sha256"]:
-            raise StoreError(f"{path} has changed since the study recorded it: put it back")
+    given = weights_sha256(prepared.network) if spec.network.arrives_trained else None
+    if recorded is not None and given not in (None, recorded["sha256"]):
+        raise InputError(
+            f"{spec.network.weights} has changed since this study began: give the study "
+            "another name to start anew with it"
+        )
+    if recorded is not None and path.is_file():
+        network = read_dense(prepared, folder, recorded)
+        if recorded["file_sha256"] is None:  # an older record: now its weights have been looked at
+            store.record_dense_file(sha256_of(path))
         return network
-    epochs: list[dict[str, Any]] = []
+    wanted = recorded["sha256"] if recorded else store.network()
+    if wanted is not None:
+        progress.message(
+            f"{path if recorded else 'the record of the dense network'} is missing: the network is "
+            "made again, and taken if it is the one that was recorded"
+        )
     checkpoint = Checkpoint(folder / UNDER_WAY, f"{spec.dense_digest}-{prepared.architecture}")
-    seconds = 0.0
-    if spec.network.arrives_trained:
-        origin = "given"
-    elif (sibling := _like_dense(prepared, folder)) is not None:
-        origin = "adopted"
-        load_weights(network, sibling)
-        epochs = read_metadata(sibling)["epochs"]  # type: ignore[assignment]
-        progress.message(f"dense network: taken over from {sibling.parent.name}")
-    else:
-        origin = "trained"
-        started = time.perf_counter()
-        epochs = _train_dense(network, prepared, checkpoint, progress)
-        seconds = time.perf_counter() - started
+    network, origin, epochs, seconds = _made_dense(prepared, folder, checkpoint, wanted, progress)
+    found = weights_sha256(network)
+    counts = store.counts()
+    if wanted is not None and found != wanted and (counts["scores"] or counts["retrainings"]):
+        raise StoreError(
+            f"the dense network made again ({found[:12]}) is another one than that ({wanted[:12]}) "
+            f"whose {many(counts['scores'], 'score')} and {many(counts['retrainings'], 'outcome')} "
+            f"{folder} records: put a backup of {DENSE} in its place, or move {folder} away to "
+            "start anew"
+        )
     final = asdict(measure(network, prepared.data, 0, 0.0))
     if not math.isfinite(final["train_loss"]):
         raise TrainingError(
@@ -214,12 +211,82 @@ def _dense_stage(prepared: Prepared, folder: Path, store: Store, progress: Progr
         "architecture": prepared.architecture,
         "epochs": epochs,
     }
-    save_weights(network, path, metadata)
-    store.record_dense(
-        weights_sha256(network), prepared.architecture, origin, seconds, final, epochs
-    )
+    file = save_weights(network, path, metadata)
+    if recorded is not None and found == wanted:  # what is recorded of it stays
+        store.record_dense_file(file)
+    else:
+        store.record_dense(
+            found, prepared.architecture, origin, seconds, final, epochs, file_sha256=file
+        )
     checkpoint.remove()
     return network
+
+
+def check_dense_file(folder: Path, recorded: Mapping[str, Any]) -> None:
+    """Raise :class:`StoreError` where the dense network's file is not the one ``recorded``."""
+    path = folder / DENSE
+    try:
+        if recorded.get("file_sha256") in (None, sha256_of(path)):
+            return
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    raise StoreError(
+        f"{path} is damaged: it is not what the study recorded; put a backup in its place, or "
+        f"'trueoracle verify --repair {folder}' sets it aside, so that running makes it again"
+    )
+
+
+def read_dense(prepared: Prepared, folder: Path, recorded: Mapping[str, Any]) -> nn.Module:
+    """The dense network of a run's folder; raises :class:`StoreError` for any other one."""
+    check_dense_file(folder, recorded)
+    network = copied(prepared.network)
+    try:
+        load_weights(network, folder / DENSE)
+    except InputError as error:  # the user named no file here: it is the record's
+        raise StoreError(f"the record's own weights are damaged: {error}") from error
+    if weights_sha256(network) != recorded["sha256"]:
+        raise StoreError(f"{folder / DENSE} has changed since the study recorded it: put it back")
+    return network
+
+
+def _made_dense(
+    prepared: Prepared,
+    folder: Path,
+    checkpoint: Checkpoint,
+    wanted: str | None,
+    progress: Progress,
+) -> tuple[nn.Module, str, list[dict[str, Any]], float]:
+    """A dense network, where it comes from, its epochs, and the seconds that training took.
+
+    ``wanted`` is the SHA-256 of the one that is known to be meant: a file of it that is there,
+    though nothing is recorded of it, is taken.
+    """
+    network = copied(prepared.network)
+    if prepared.spec.network.arrives_trained:
+        return network, "given", [], 0.0
+    if wanted is not None and _holds(network, folder / DENSE, wanted):
+        return network, "trained", [], 0.0
+    if (sibling := _like_dense(prepared, folder)) is not None:
+        taken, epochs = sibling
+        load_weights(network, taken / DENSE)
+        progress.message(f"dense network: taken over from {taken.name}")
+        return network, "adopted", epochs, 0.0
+    if checkpoint.is_damaged:
+        progress.message(f"{UNDER_WAY} is damaged: the dense network is trained from the start")
+    started = time.perf_counter()
+    epochs = _train_dense(network, prepared, checkpoint, progress)
+    return network, "trained", epochs, time.perf_counter() - started
+
+
+def _holds(network: nn.Module, path: Path, sha256: str) -> bool:
+    """Load a file, if there is one with these weights."""
+    initial = copied(network.state_dict())
+    with suppress(InputError, OSError):
+        load_weights(network, path)
+        if weights_sha256(network) == sha256:
+            return True
+    network.load_state_dict(initial)
+    return False
 
 
 def _tell_chance(prepared: Prepared, sitting: int, store: Store, progress: Progress) -> None:
@@ -263,23 +330,26 @@ def _siblings(folder: Path) -> Iterator[Path]:
             yield other
 
 
-def _like_dense(prepared: Prepared, folder: Path) -> Path | None:
-    """The dense network of another study that depends on the very same fields and code."""
+def _like_dense(prepared: Prepared, folder: Path) -> tuple[Path, list[dict[str, Any]]] | None:
+    """The folder and epochs of a dense network that depends on the very same fields and code."""
     wanted = (prepared.spec.dense_digest, prepared.architecture)
     for other in _siblings(folder):
         try:
             metadata = read_metadata(other / DENSE)
             if (metadata.get("dense_digest"), metadata.get("architecture")) != wanted:
                 continue
-            network = copied(prepared.network)
-            load_weights(network, other / DENSE)
             with Store(other, read_only=True) as record:
-                dense = record.dense()
+                dense, epochs = record.dense(), record.frame("dense_epochs")
+            if dense is not None:
+                read_dense(prepared, other, dense)
+                return other, [{str(k): v for k, v in row.items()} for row in _records(epochs)]
         except (StoreError, InputError):  # another study's damage is not this one's
             continue
-        if dense is not None and dense["sha256"] == weights_sha256(network):
-            return other / DENSE
     return None
+
+
+def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    return frame.to_dict("records")
 
 
 def _list_stage(prepared: Prepared, folder: Path, store: Store, progress: Progress) -> None:
@@ -332,7 +402,13 @@ def _adopt(prepared: Prepared, folder: Path, store: Store, progress: Progress) -
             and (not criterion.uses_recipe or theirs.outcome_digest == spec.outcome_digest)
         }
         seeds = spec.retraining.seeds if theirs.outcome_digest == spec.outcome_digest else ()
-        if rows := store.adopt(other / DATABASE, criteria=criteria, seeds=seeds):
+        try:
+            with Store(other, read_only=True) as record:
+                offered = store.offered(record, criteria=criteria, seeds=seeds)
+        except StoreError as error:
+            progress.message(f"nothing is taken over from {other.name}: {error}")
+            continue
+        if rows := store.adopt(offered):
             taken[other.name] = rows
             progress.message(f"{rows:,} results taken over from {other.name}")
     return taken

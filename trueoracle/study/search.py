@@ -14,8 +14,6 @@ from trueoracle.analysis.numbers import finite_or_none, many
 from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import dataset_info
 from trueoracle.errors import InputError, NotApplicableError, unknown
-from trueoracle.networks.copying import copied
-from trueoracle.networks.weights import load_weights
 from trueoracle.search.export import Origin, export
 from trueoracle.search.live import Search, SearchRecord, check_memory, folder_name
 from trueoracle.search.replay import selection_metric
@@ -164,15 +162,14 @@ def search(
     check_memory(example, schedule, prepared.device)
 
     prior = _recorded(prepared, folder, progress, priors, passed_over)
-    dense = copied(prepared.network)
-    load_weights(dense, folder / runner.DENSE)
+    recorded = Results(folder)
+    dense = runner.read_dense(prepared, folder, recorded.dense or {})
     # An order that takes no criterion takes their number only.
     scores = [0.0] * len(candidates)
     if prior:
-        recorded = Results(folder).scores
-        if prior not in recorded or recorded[prior].isna().all():
+        if prior not in recorded.scores or recorded.scores[prior].isna().all():
             raise InputError(f"criterion {prior!r} gave no score to order the candidates by")
-        scores = recorded[prior].tolist()
+        scores = recorded.scores[prior].tolist()
         if (tied := scores.count(min(scores))) > 1:
             progress.message(
                 f"{tied:,} candidates share the lowest score of {prior}: those that tie begin in "
@@ -323,7 +320,7 @@ def _carried_out(
             progress.stage("search", schedule.cost, done, "epochs")
             began = True
 
-    return made.run(planned, on_rung=on_rung, on_epoch=progress.advance)
+    return made.run(planned, on_rung=on_rung, on_epoch=progress.advance, on_damage=progress.message)
 
 
 def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn, optim
 
-from trueoracle.errors import StoreError
+from trueoracle.files import read_checked, write_checked
 
 __all__ = ["Checkpoint"]
 
@@ -24,25 +25,34 @@ class Checkpoint:
     """The state of one training after its last kept epoch.
 
     ``path`` is the file, ``identity`` says which training it is of: a file of another one, or a
-    damaged one, is as none. Since the random numbers of an epoch come from its seed and number, a
-    training that goes on from here ends with the same numbers as one that was never interrupted.
+    damaged one (:attr:`is_damaged`), is as none. Since the random numbers of an epoch come from
+    its seed and number, a training that goes on from here ends with the same numbers as one that
+    was never interrupted.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
         self._path, self._identity = path, identity
         self._kept = time.monotonic()
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether a file is there that is not what was written."""
+        return self._path.exists() and read_checked(self._path) is None
+
     def load(self, network: nn.Module, optimizer: optim.Optimizer) -> list[dict[str, Any]]:
         """Put network and optimiser in the kept state; the fields of the epochs' records so far."""
         initial = copy.deepcopy(network.state_dict())
+        content = read_checked(self._path)
+        if content is None:
+            return []
         try:
-            state = torch.load(self._path, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             if state["identity"] != self._identity:
                 return []
             network.load_state_dict(state["network"])
             optimizer.load_state_dict(state["optimizer"])
             return list(state["records"])
-        except Exception:  # no file yet, or a damaged one, which can raise anything
+        except Exception:  # of another version, say, which can raise anything
             network.load_state_dict(initial)
             return []
 
@@ -59,13 +69,9 @@ class Checkpoint:
             "optimizer": optimizer.state_dict(),
             "records": [asdict(record) for record in records],
         }
-        temporary = self._path.with_suffix(".writing")
-        try:
-            torch.save(state, temporary)
-            temporary.replace(self._path)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            raise StoreError(f"cannot write {self._path}: {error}") from error
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_checked(self._path, content.getvalue())
         self._kept = time.monotonic()
 
     def remove(self) -> None:

@@ -1,0 +1,83 @@
+"""``trueoracle verify``: whether what is recorded is what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trueoracle.cli.console import Debug, Json, Runs, Settings, err, guarded, out, print_json
+
+if TYPE_CHECKING:
+    from trueoracle.study.verify import Verified
+
+
+@guarded
+def verify(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STUDY]...", help="Recorded studies: names, .toml or folders [default: all]."
+        ),
+    ] = None,
+    mend: Annotated[
+        bool,
+        typer.Option("--repair", help="Set aside what is damaged, so that running does it again."),
+    ] = False,
+    settings: Settings = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Hold everything recorded against its checksums, and say what is damaged and how to mend it.
+
+    Exit code 4 where something is damaged. With --repair, rows and files that are damaged are kept
+    in a folder damaged-… of the run, and the same command as before (run, search) makes them again.
+
+    Examples:
+
+    - trueoracle verify
+
+    - trueoracle verify digits-conv1-0.2 --json
+
+    - trueoracle verify runs/digits-conv1-0.2-0123456789ab --repair
+    """
+    from trueoracle.errors import StoreError
+    from trueoracle.study.results import find_run, recorded_runs
+    from trueoracle.study.spec import parse_overrides
+    from trueoracle.study.verify import repair
+    from trueoracle.study.verify import verify as verified
+
+    overrides = parse_overrides(settings or ())
+    folders = [find_run(study, runs, overrides) for study in studies or ()]
+    if not studies:
+        folders = recorded_runs(runs)
+    found = [verified(folder) for folder in folders]
+    if not as_json:
+        _show(found, runs)
+    done = {}
+    if mend:
+        done = {one.folder: repair(one.folder) for one in found if one.damaged}
+        found = [verified(one.folder) if one.folder in done else one for one in found]
+    if as_json:
+        print_json([one.as_dict() | {"repaired": done.get(one.folder, [])} for one in found])
+    for folder, lines in done.items():
+        for line in lines:
+            err().print(f"{folder.name}: {line}")
+    if damaged := [one for one in found if one.damaged]:
+        names = ", ".join(str(one.folder) for one in damaged)
+        raise StoreError(f"damaged: {names}")
+
+
+def _show(found: list[Verified], runs: Path) -> None:
+    console = out()
+    if not found:
+        console.print(f"no study is recorded in {runs}: 'trueoracle run STUDY' records one")
+    for one in found:
+        counts = f" ({len(one.parts)} parts)" if one.parts else ""
+        console.print(f"{one.folder.name}: {one.state}{counts}", soft_wrap=True)
+        for part in one.parts:
+            if part.state != "whole":
+                mend = f"; {part.mend}" if part.mend else ""
+                console.print(f"  {part.state}  {part.name}: {part.what}{mend}", soft_wrap=True)

@@ -1,0 +1,379 @@
+"""What a study's record holds: its tables, what their columns may hold, and their checksums.
+
+This is the one list. The tables are made from it, what is read is checked against it, and a
+checksum is taken over the columns as they stand in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
+from typing import Any, Literal
+
+import numpy as np
+
+from trueoracle.analysis.outcomes import METRICS
+
+__all__ = [
+    "CHECKSUMS",
+    "TABLES",
+    "Column",
+    "Columns",
+    "Seal",
+    "Table",
+    "facts_fault",
+    "json_object",
+    "pruned_fault",
+]
+
+Columns = dict[str, Any]
+"""Rows by column: numbers as ``float64 [R]``, NaN where none is; whole numbers and text as lists.
+"""
+
+_MOST_WHOLE = 2**31 - 1
+_MOST_COST = 2**63 - 1  # what SQLite holds
+_DEEPEST_JSON = 32
+_MOST_FILTERS = 2**20
+_MOST_CELLS = 2**33  # candidates times filters, which are held as a table
+_Kind = Literal["text", "whole", "number", "object"]
+_SQL_TYPES = {"text": "TEXT", "object": "TEXT", "whole": "INTEGER", "number": "REAL"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: what its values may be.
+
+    ``number`` may always be absent, which stands for NaN; ``object`` is text that is a JSON object.
+    ``least`` and ``most`` bound whole numbers and numbers, ``since`` is the first format that has
+    the column.
+    """
+
+    name: str
+    kind: _Kind
+    optional: bool = False
+    least: float = 0
+    most: float = _MOST_WHOLE
+    since: int = 1
+
+    @property
+    def sql(self) -> str:
+        return f"{self.name} {_SQL_TYPES[self.kind]}"
+
+    @property
+    def expected(self) -> str:
+        """In words."""
+        words = {
+            "text": "text",
+            "object": "a JSON object",
+            "whole": f"a whole number from {self.least:.0f} to {self.most:.0f}",
+            "number": f"a number from {self.least:g} to {self.most:g}",
+        }[self.kind]
+        return f"{words}, or nothing" if self.optional or self.kind == "number" else words
+
+    def plain(self, values: Iterable[Any]) -> list[str | int | float | None]:
+        """Values as SQLite gives them back."""
+        if self.kind == "number":
+            # NaN becomes nothing; adding zero makes a negative one positive, as SQLite does.
+            return [None if v is None or v != v else float(v) + 0.0 for v in values]
+        kind = int if self.kind == "whole" else str
+        return [None if v is None or v != v else kind(v) for v in values]
+
+    def array(self, values: Sequence[Any]) -> Any:
+        """The values for :data:`Columns`; raises :class:`ValueError` naming one that may not be."""
+        kinds: dict[str, set[type]] = {"whole": {int}, "number": {int, float}}
+        allowed = kinds.get(self.kind, {str})
+        if self.optional or self.kind == "number":
+            allowed = allowed | {type(None)}
+        if set(map(type, values)) - allowed:
+            raise self._wrong(next(v for v in values if type(v) not in allowed))
+        if self.kind == "number":
+            numbers = np.array(values, dtype=np.float64) + 0.0
+            outside = (numbers < self.least) | (numbers > self.most)
+            if outside.any():
+                raise self._wrong(values[int(np.argmax(outside))])
+            return numbers
+        if self.kind == "whole":
+            for value in (v for v in _extremes(values) if not self.least <= v <= self.most):
+                raise self._wrong(value)
+        if self.kind == "object":
+            for value in values:
+                if value is not None and json_object(value) is None:
+                    raise self._wrong(value)
+        return list(values)
+
+    def _wrong(self, value: object) -> ValueError:
+        shown = f"{type(value).__name__} {str(value)[:40]!r}"
+        return ValueError(f"{self.name} is {shown}, expected {self.expected}")
+
+    def bytes(self, values: Any) -> bytes:
+        """What a checksum is taken over: the values and nothing else."""
+        if self.kind == "number":
+            numbers = np.asarray(values, dtype="<f8")
+            return np.where(np.isnan(numbers), np.nan, numbers).astype("<f8").tobytes()
+        return json.dumps(list(values)).encode()
+
+
+def _extremes(values: Sequence[Any]) -> list[int]:
+    present = [value for value in values if value is not None]
+    return [min(present), max(present)] if present else []
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that a text is; None for anything else, and for one of absurd depth."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and _is_plain(value, _DEEPEST_JSON) else None
+
+
+def _is_plain(value: object, depth: int) -> bool:
+    """Whether a value is nested no deeper than that, and its numbers are finite."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_is_plain(one, depth - 1) for one in inner)
+
+
+def facts_fault(facts: Mapping[str, Any]) -> str:
+    """What is wrong with a sitting's facts, as far as they are read back; empty where nothing is.
+
+    ``skipped`` has reasons by criterion, ``adopted`` rows by folder, ``engine`` is a name and
+    ``classes`` a number of classes.
+    """
+    for name, kind, inner in (("skipped", dict, str), ("adopted", dict, int)):
+        value = facts.get(name, {})
+        if not isinstance(value, kind) or not all(isinstance(v, inner) for v in value.values()):
+            return f"facts.{name} is {str(value)[:40]!r}, expected an object of {inner.__name__}"
+    if not isinstance(facts.get("engine", ""), str):
+        return f"facts.engine is {str(facts['engine'])[:40]!r}, expected a name"
+    classes = facts.get("classes", 1)
+    if type(classes) is not int or not 1 <= classes <= _MOST_WHOLE:
+        return f"facts.classes is {str(classes)[:40]!r}, expected a whole number from 1"
+    return ""
+
+
+def pruned_fault(kind: str, pruned: Sequence[Mapping[str, Any]], parameters: int | None) -> str:
+    """What is wrong with what the candidates prune; empty where nothing is.
+
+    Of filters: for the same groups, equally many different filters of each, by their numbers from
+    0, which are fewer than the network's ``parameters``. Of weights: the ``mask``'s number and the
+    ``sparsity`` by layer.
+    """
+    groups = (
+        {name: len(v) for name, v in pruned[0].items() if isinstance(v, list)} if pruned else {}
+    )
+    most = min(parameters or _MOST_FILTERS, _MOST_FILTERS, _MOST_CELLS // max(len(pruned), 1))
+    for one in pruned:
+        if kind == "structured":
+            is_right = {n: len(v) for n, v in one.items() if isinstance(v, list)} == groups
+            is_right = is_right and len(one) == len(groups) > 0
+            is_right = is_right and all(_are_filters(v, most) for v in one.values())
+        else:
+            sparsity = one.get("sparsity")
+            is_right = set(one) == {"mask", "sparsity"} and isinstance(one["mask"], str)
+            is_right = (
+                is_right
+                and isinstance(sparsity, dict)
+                and all(type(v) in (int, float) and 0 <= v <= 1 for v in sparsity.values())
+            )
+        if not is_right:
+            what = "filters by group" if kind == "structured" else "a mask and its sparsity"
+            return f"pruned is {json.dumps(one)[:60]}, expected {what}"
+    return ""
+
+
+def _are_filters(numbers: Sequence[Any], most: int) -> bool:
+    whole = all(type(n) is int and 0 <= n < most for n in numbers)
+    return whole and 0 < len(set(numbers)) == len(numbers)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: ``key`` is unique and sorts its rows.
+
+    ``apart`` is the column that rows of one checksum share: what is written, dropped and done again
+    together. ``costs`` says that it has parameters and MACs, which are there together or not.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    apart: str | None = None
+    costs: bool = False
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def sql(self) -> str:
+        """The statement that makes the table."""
+        chunk = () if "chunk" in self.names else (_CHUNK,)
+        columns = [column.sql for column in (*self.columns, *chunk)]
+        by_row = self.key == ("id",)
+        if by_row:  # numbered by SQLite
+            columns[0] += " PRIMARY KEY"
+        elif self.key:
+            columns.append(f"PRIMARY KEY ({', '.join(self.key)})")
+        without = " WITHOUT ROWID" if self.key and not by_row else ""
+        return f"CREATE TABLE {self.name} ({', '.join(columns)}){without}"
+
+    def since(self, version: int) -> tuple[Column, ...]:
+        """The columns of a record of this format."""
+        return tuple(column for column in self.columns if column.since <= version)
+
+    def plain(self, rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+        """Rows as SQLite gives them back, sorted by their key."""
+        columns = zip(self.columns, zip(*rows, strict=True), strict=True) if rows else ()
+        made = list(zip(*(column.plain(values) for column, values in columns), strict=True))
+        places = [self.names.index(name) for name in self.key]
+        return sorted(made, key=itemgetter(*places)) if places else made
+
+    def read(self, rows: Sequence[Sequence[Any]], columns: Sequence[Column]) -> Columns:
+        """Rows by column, those that an older format lacks empty.
+
+        Raises :class:`ValueError` naming a column, what it holds, and what it should.
+        """
+        by_column = list(zip(*rows, strict=True)) or [()] * len(columns)
+        read = {c.name: c.array(values) for c, values in zip(columns, by_column, strict=True)}
+        made = {name: read.get(name, [None] * len(rows)) for name in self.names}
+        if self.costs:
+            for parameters, macs in zip(made["parameters"], made["macs"], strict=True):
+                if (parameters is None) != (macs is None):
+                    raise ValueError(
+                        f"parameters is {parameters} and macs is {macs}, expected both or neither"
+                    )
+        return made
+
+
+@dataclass(frozen=True)
+class Seal:
+    """The checksum of those rows of one table that one commit wrote (its ``chunk``).
+
+    ``network`` is the SHA-256 of the dense network that was recorded then, whose scores and
+    outcomes the rows are; ``later`` says that they were recorded before checksums were kept.
+    """
+
+    chunk: int
+    table: str
+    rows: int
+    network: str | None
+    later: int
+    sha256: str
+
+    @classmethod
+    def of(
+        cls, table: Table, chunk: int, network: str | None, later: int, columns: Columns
+    ) -> Seal:
+        """The seal of rows, which are sorted by the table's key."""
+        count = len(next(iter(columns.values())))
+        said = [table.name, list(table.names), chunk, count, network, later]
+        digest = hashlib.sha256(json.dumps(said).encode())
+        for column in table.columns:
+            digest.update(column.bytes(columns[column.name]))
+        return cls(chunk, table.name, count, network, later, digest.hexdigest())
+
+
+_CHUNK = Column("chunk", "whole", most=_MOST_COST)
+
+_LOSS: dict[str, Any] = {"kind": "number", "least": -np.inf, "most": np.inf}
+_METRIC_COLUMNS = tuple(
+    Column(name, "number", most=1) if name.endswith("accuracy") else Column(name, **_LOSS)
+    for name in METRICS
+)
+_SECONDS = Column("seconds", "number", most=np.inf)
+_COSTS = (
+    Column("parameters", "whole", optional=True, least=1, most=_MOST_COST, since=2),
+    Column("macs", "whole", optional=True, most=_MOST_COST, since=2),
+)
+_EPOCH = (
+    Column("epoch", "whole"),
+    Column("learning_rate", "number", most=np.inf),
+    *_METRIC_COLUMNS,
+)
+_CANDIDATE, _SEED = Column("candidate", "text"), Column("seed", "whole")
+
+TABLES: Mapping[str, Table] = {
+    table.name: table
+    for table in (
+        Table(
+            "provenance",
+            (
+                Column("id", "whole"),
+                Column("started", "text"),
+                Column("ended", "text", optional=True),
+                Column("spec", "object"),
+                Column("facts", "object"),
+            ),
+            ("id",),
+            "id",
+        ),
+        Table(
+            "dense",
+            (
+                Column("sha256", "text"),
+                Column("architecture", "text"),
+                Column("origin", "text"),
+                _SECONDS,
+                *_METRIC_COLUMNS,
+                *_COSTS,
+                Column("file_sha256", "text", optional=True, since=3),
+            ),
+            (),
+            costs=True,
+        ),
+        Table("dense_epochs", _EPOCH, ("epoch",)),
+        Table(
+            "candidates",
+            (
+                Column("position", "whole"),
+                Column("id", "text"),
+                Column("pruned", "object"),
+                *_COSTS,
+            ),
+            ("position",),
+            costs=True,
+        ),
+        Table(
+            "criteria",
+            (Column("name", "text"), Column("source", "text"), Column("fingerprint", "text")),
+            ("name",),
+            "name",
+        ),
+        Table(
+            "scores",
+            (_CANDIDATE, Column("criterion", "text"), Column("score", **_LOSS)),
+            ("criterion", "candidate"),
+            "criterion",
+        ),
+        Table(
+            "retrainings",
+            (_CANDIDATE, _SEED, Column("diverged", "whole", most=1), _SECONDS),
+            ("seed", "candidate"),
+            "seed",
+        ),
+        Table("outcomes", (_CANDIDATE, _SEED, *_EPOCH), ("seed", "candidate", "epoch"), "seed"),
+    )
+}
+"""Losses are in nats, accuracies fractions, times seconds or ISO 8601."""
+
+CHECKSUMS = Table(
+    "checksums",
+    (
+        Column("chunk", "whole", most=_MOST_COST),
+        Column("of", "text"),
+        Column("rows", "whole", most=_MOST_COST),
+        Column("network", "text", optional=True),
+        Column("later", "whole", most=1),
+        Column("sha256", "text"),
+    ),
+    ("chunk", "of"),
+)
