@@ -14,7 +14,7 @@ from tests.cli.test_cli import TINY, call
 from tests.conftest import Writer
 from trueoracle.cli.app import app
 from trueoracle.errors import InputError
-from trueoracle.report.page import write_text
+from trueoracle.files import write_text
 
 LONG = "x" * 5000
 HOSTILE = (
@@ -45,6 +45,7 @@ BASE = {
     "report": ["mine"],
     "export": ["mine", "--out", "tables"],
     "analyse": ["points.csv", "--x", "x", "--y", "y"],
+    "verify": ["mine"],
 }
 """What works, before one word of it is replaced."""
 

@@ -20,7 +20,7 @@ class Constants(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.register_buffer("mean", torch.rand(3))
+        self.mean = nn.Buffer(torch.rand(3))
         self.a, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
         self.kept: dict[str, Any] = {}
 
@@ -77,7 +77,7 @@ class Doubled(nn.Conv2d):
     """Another method than ``forward``, which torch's forward calls."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(x, 2 * weight, bias)
+        return super()._conv_forward(x, 2 * weight, bias)  # type: ignore[no-any-return]
 
 
 class PlainLinear(nn.Linear):

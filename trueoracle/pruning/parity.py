@@ -209,7 +209,9 @@ def _shaken(network: nn.Module) -> nn.Module:
 class _Coarsest(TorchDispatchMode):
     """Notes the coarsest numbers among the results of all operations."""
 
-    tolerance = TOLERANCE[torch.float64]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tolerance = TOLERANCE[torch.float64]
 
     def __torch_dispatch__(
         self,

@@ -280,7 +280,7 @@ def _made_dense(
 
 def _holds(network: nn.Module, path: Path, sha256: str) -> bool:
     """Load a file, if there is one with these weights."""
-    initial = copied(network.state_dict())
+    initial = copy.deepcopy(network.state_dict())
     with suppress(InputError, OSError):
         load_weights(network, path)
         if weights_sha256(network) == sha256:
