@@ -280,12 +280,12 @@ def _made_dense(
 
 def _holds(network: nn.Module, path: Path, sha256: str) -> bool:
     """Load a file, if there is one with these weights."""
-    initial = copy.deepcopy(network.state_dict())
+    tried = copied(network)
     with suppress(InputError, OSError):
-        load_weights(network, path)
-        if weights_sha256(network) == sha256:
+        load_weights(tried, path)
+        if weights_sha256(tried) == sha256:
+            load_weights(network, path)
             return True
-    network.load_state_dict(initial)
     return False
 
 
