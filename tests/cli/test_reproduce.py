@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from pathlib import Path
 
 import pytest
 
 from tests.cli.test_cli import TINY, call
+from tests.study.records import stopped_early
 from trueoracle.data import datasets
 from trueoracle.study.published import all_settings
-from trueoracle.study.store import DATABASE
 
 STUDY = """
 criteria = ["oracle"]
@@ -151,9 +150,7 @@ def test_the_list_follows_the_scale_that_is_finished(shipped: str, runs: Path) -
     call("reproduce", name, "--runs", runs, "-q")
     full = next(runs.iterdir())
     call("reproduce", name, "--scale", "small", "--runs", runs, "-q")
-    with sqlite3.connect(full / DATABASE) as database:  # a run that was stopped
-        database.execute("DELETE FROM retrainings WHERE candidate <> (SELECT min(candidate) "
-                         "FROM retrainings)")  # fmt: skip
+    stopped_early(full)
     row = json.loads(call("reproduce", "--runs", runs, "--json", "--no-times").out)[1]
     assert (row["setting"], row["scale"], row["ours"]["scale"]) == (name, "small", "small")
     assert row["networks"] == row["ours"]["to_retrain"] == 5

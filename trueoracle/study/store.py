@@ -161,7 +161,8 @@ class Store:
             self._db.execute("PRAGMA synchronous = FULL")
         found = [row[0] for row in self._db.execute("PRAGMA integrity_check(3)")]
         if found != ["ok"]:
-            raise sqlite3.DatabaseError(f"integrity check: {found[0]}")
+            said = " ".join(found[0].removeprefix("*** in database main ***").split())
+            raise sqlite3.DatabaseError(f"integrity check: {said}")
         if version == 0 and read_only:
             raise StoreError(f"nothing is recorded in {self.path.parent}")
         if version == 0:
@@ -227,7 +228,7 @@ class Store:
                     "and run the same command again"
                 ) from error
             raise StoreError(f"cannot use {self.path}: {error}") from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             raise self._damaged(str(error)) from error
 
     def _damaged(self, why: str) -> StoreError:

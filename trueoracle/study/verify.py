@@ -164,7 +164,8 @@ def _read(db: sqlite3.Connection, found: _Survey) -> None:
         (state,) = db.execute("PRAGMA integrity_check(1)").fetchone()
         if state != "ok":
             mend = "--repair writes what is whole to a new file"
-            found.faults.append(Part(DATABASE, "damaged", str(state), mend))
+            said = " ".join(str(state).removeprefix("*** in database main ***").split())
+            found.faults.append(Part(DATABASE, "damaged", said, mend))
     query = f"SELECT {', '.join(CHECKSUMS.names)} FROM checksums"
     seals: dict[tuple[str, int], Seal] = {}
     for row in db.execute(query):
