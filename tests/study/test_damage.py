@@ -18,6 +18,7 @@ import pytest
 from tests.study.records import older_record
 from trueoracle.errors import StoreError
 from trueoracle.files import sha256_of
+from trueoracle.study.chunks import journal_fault
 from trueoracle.study.results import DENSE, Results
 from trueoracle.study.runner import check_dense_file
 from trueoracle.study.store import DATABASE, Retrained, Store
@@ -315,3 +316,29 @@ def test_a_format_that_a_flipped_bit_makes_older_is_no_older_record(record: Path
     changed(folder, "PRAGMA user_version = 2")
     with pytest.raises(StoreError, match=r"is damaged \(table"):
         Results(folder)
+
+
+def test_a_frame_that_was_being_written_over_an_older_one_is_no_damage(tmp_path: Path) -> None:
+    path, log = tmp_path / "one.sqlite", tmp_path / "one.sqlite-wal"
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("CREATE TABLE numbers (value)")
+    for value in range(30):
+        database.execute("INSERT INTO numbers VALUES (?)", (value,))
+    database.execute("PRAGMA wal_checkpoint(RESTART)")
+    database.execute("INSERT INTO numbers VALUES (30)")  # begins the log anew, over older frames
+    content = log.read_bytes()
+    copy = tmp_path / "copy.sqlite"
+    copy.with_name("copy.sqlite-wal").write_bytes(content)
+    assert journal_fault(copy) == ""
+    frame = 24 + int.from_bytes(content[8:12], "big")
+    own = [i for i in range(32, len(content), frame) if content[i + 8 : i + 16] == content[16:24]]
+    assert 0 < len(own) < (len(content) - 32) // frame
+    torn = bytearray(content)  # the header of the next frame is there, its page is not
+    torn[own[-1] + frame + 8 : own[-1] + frame + 16] = content[16:24]
+    copy.with_name("copy.sqlite-wal").write_bytes(torn)
+    assert journal_fault(copy) == ""
+    torn[32 + 100] ^= 1  # the first frame was committed: others follow it
+    copy.with_name("copy.sqlite-wal").write_bytes(torn)
+    assert journal_fault(copy) == "frame 1 of copy.sqlite-wal is not what was written"
+    database.close()

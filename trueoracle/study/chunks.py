@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,10 @@ def journal_fault(database: Path) -> str:
     """What is wrong with the write-ahead log that a killed process left; empty where nothing is.
 
     SQLite takes a log as far as its checksums hold and passes over the rest without a word, since
-    a process may be killed while it writes. What stands behind, of the same log, was committed: a
-    log ends with a frame that is cut off, never with one that is wrong. Nobody may be writing.
+    a process may be killed while it writes: between the header of a frame and its page, say. In a
+    log that is written for the first time such a frame is cut off; in one that was begun anew it
+    lies over an older page, and older frames follow it. Any other wrong frame was committed. Nobody
+    may be writing.
     """
     path = database.with_name(f"{database.name}-wal")
     try:
@@ -154,18 +156,16 @@ def journal_fault(database: Path) -> str:
     head = _sums(content[:24], order, (0, 0))
     if magic not in _MAGIC or not size or _pair(content[24:32]) != head:
         return f"the header of {path.name} is not what was written"
-    salts, sums, is_whole = content[16:24], head, True
-    for start in range(_HEADER, len(content) - _FRAME - size + 1, _FRAME + size):
-        frame = content[start : start + _FRAME]
-        page = content[start + _FRAME : start + _FRAME + size]
-        # A log that was begun anew leaves frames of the last one, with other salts, behind.
-        if frame[8:12] != salts[:4] and frame[12:16] != salts[4:]:
-            break
-        sums = _sums(page, order, _sums(frame[:8], order, sums))
-        is_whole = frame[8:16] == salts and _pair(frame[16:24]) == sums
-        if not is_whole:
-            number = 1 + (start - _HEADER) // (_FRAME + size)
-            return f"frame {number} of {path.name} is not what was written"
+    salts, sums = content[16:24], head
+    starts = range(_HEADER, len(content) - _FRAME - size + 1, _FRAME + size)
+    frames = [content[start : start + _FRAME + size] for start in starts]
+    # A log that was begun anew leaves frames of the last one, with other salts, behind.
+    own = list(takewhile(lambda f: f[8:12] == salts[:4] or f[12:16] == salts[4:], frames))
+    for number, frame in enumerate(own, start=1):
+        sums = _sums(frame[_FRAME:], order, _sums(frame[:8], order, sums))
+        if frame[8:16] != salts or _pair(frame[16:24]) != sums:
+            is_torn = number == len(own) < len(frames)
+            return "" if is_torn else f"frame {number} of {path.name} is not what was written"
     return ""
 
 
