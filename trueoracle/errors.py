@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -67,12 +68,15 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 2  # a harmful file may hold values without end, in a few bytes
+_BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 1000
+
+
 def shown(value: object, longest: int = 200) -> str:
     """A value of anybody's, as an error's line may hold it."""
     try:
-        text = repr(value)
-    except RecursionError:
-        return f"a {type(value).__name__} that is nested too deeply to show"
+        text = _BRIEF.repr(value)
     except ValueError:  # Python writes no whole number of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= longest else f"{text[:longest]}…"

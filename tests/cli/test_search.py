@@ -36,7 +36,7 @@ seeds = [0]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_two_threads: None) -> None:
+def _one_thread(_one_thread: None) -> None:
     """So little work is faster without sharing it; the shared fixture restores the number."""
     torch.set_num_threads(1)
 

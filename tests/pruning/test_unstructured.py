@@ -240,7 +240,11 @@ def test_a_listing_gives_the_same_masks(tmp_path: Path) -> None:
         list_weight_candidates(small(), {"*": 0.4}, count=path)
     with pytest.raises(InputError, match="lists candidates of scope 'layer'"):
         list_weight_candidates(small(), {"*": 0.5}, count=path, scope="global")
-    path.write_text(path.read_text().replace(f'"{listed.pruned(1)["mask"]}"', '"12"'))
+    text = path.read_text().replace(f'"{listed.pruned(1)["mask"]}"', '"12"')
+    path.write_text(text)
+    with pytest.raises(InputError, match="is damaged: it is not what was written"):
+        list_weight_candidates(small(), {"*": 0.5}, count=path)
+    path.write_text("\n".join(line for line in text.splitlines() if "sha256" not in line))
     with pytest.raises(InputError, match="candidate 2 is a mask's 16 hex digits, got '12'"):
         list_weight_candidates(small(), {"*": 0.5}, count=path)
 
