@@ -59,13 +59,14 @@ def test_two_studies_share_their_candidates(quick: dict[str, Any], tmp_path: Pat
     progress = Recorder()
     Study(**shared, runs=tmp_path).run(progress=progress)
     assert progress.stages == []
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([*lines[:5], lines[6], lines[5], *lines[7:]]))
+    whole = path.read_text()
+    listing = {k: v for k, v in json.loads(whole).items() if k != "sha256"}
+    path.write_text(json.dumps(listing | {"candidates": listing["candidates"][::-1]}))
     with pytest.raises(InputError, match=r"candidates\.json has changed since this study began"):
         Study(**shared, runs=tmp_path).run(progress=False)
     # Its own study puts its list right again.
     Study(**sampled, runs=tmp_path).run(progress=False)
-    assert path.read_text() == "".join(lines)
+    assert path.read_text() == whole
 
 
 def test_the_papers_own_files_run_by_both_surgeries(
