@@ -50,7 +50,10 @@ def check_network(network: nn.Module, example: Tensor) -> None:
             f"{name} does not run on images of shape {list(example.shape[1:])}: {first_line(error)}"
         ) from error
     if not first:
-        raise InputError(f"{name} gives a {type(answer).__name__} without a tensor of real numbers")
+        given = f"a {type(answer).__name__}"
+        if isinstance(answer, Tensor):
+            given = f"{str(answer.dtype).removeprefix('torch.')} numbers"
+        raise InputError(f"{name} gives {given}, expected tensors in floating point")
     if not all(one.isfinite().all() for one in first):
         raise InputError(f"{name} gives outputs that are not finite: {_why_not_finite(network)}")
     same = len(first) == len(second) and all(map(torch.equal, first, second))

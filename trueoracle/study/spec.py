@@ -389,8 +389,7 @@ def _toml(text: str) -> dict[str, Any]:
 def _unfit(fields: Mapping[str, Any]) -> str:
     """What no study can hold, wherever in its fields it is; empty where there is nothing such.
 
-    TOML's whole numbers have 64 bits, a null character can be in no name of a file, and half a
-    character in no text.
+    A null character can be in no name of a file, and half a character in no text.
     """
     left: list[tuple[object, int]] = [(fields, 0)]
     while left:
@@ -403,8 +402,6 @@ def _unfit(fields: Mapping[str, Any]) -> str:
             left += [(one, depth + 1) for one in value]
         elif isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
             return f"holds a character that no text can hold: {shown(value)}"
-        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            return f"holds a whole number of more than 64 bits: {shown(value, 40)}"
     return ""
 
 
