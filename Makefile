@@ -13,13 +13,13 @@ demo: $(READY)
 	$(BIN)/trueoracle report $(STUDY)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --cov --cov-report=term
 
 # What torchvision is needed for, or compared with; it needs a torch of its own release, of several GB.
 test-torchvision:
 	$(MAKE) VENV=.venv-torchvision TORCH=torchvision EXTRAS=dev,vision,images test-vision
 test-vision: $(READY)
-	$(BIN)/python -m pytest -n auto tests/data tests/networks tests/pruning/test_dependencies.py \
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto tests/data tests/networks tests/pruning/test_dependencies.py \
 		tests/study/test_spec.py tests/study/test_prepare.py
 
 lint: $(READY)

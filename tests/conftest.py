@@ -97,10 +97,10 @@ def tiny_fields(tiny_dataset: str) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _two_threads() -> Iterator[None]:
     """Sums depend on the number of threads: hold it, so that tests see the same everywhere."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 

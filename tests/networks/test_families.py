@@ -42,7 +42,7 @@ every_family = pytest.mark.parametrize(
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_one_thread: None) -> None:
+def _two_threads(_two_threads: None) -> None:
     """So little work is slower with two; the fixture that it follows sets them back."""
     torch.set_num_threads(1)
 

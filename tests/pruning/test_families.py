@@ -33,7 +33,7 @@ def test_every_shipped_network_is_here() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _two_threads() -> Iterator[None]:
     # Small layers: threads would only wait for each other.
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -177,9 +177,7 @@ class NoGradient(Small):
 def test_what_fails_without_pruning_is_not_blamed_on_it() -> None:
     with pytest.raises(InputError, match="Chance gives different answers to the same images"):
         check_network(Chance(), IMAGES)
-    with pytest.raises(
-        InputError, match="NoTensor gives a str, expected tensors in"
-    ):
+    with pytest.raises(InputError, match="NoTensor gives a str, expected tensors in"):
         check_network(NoTensor(), IMAGES)
     with pytest.raises(InputError, match=r"does not run on images of shape \[3, 8, 8\]"):
         check_network(nn.Linear(5, 3), IMAGES)

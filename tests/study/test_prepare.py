@@ -192,7 +192,5 @@ def test_logits_are_in_floating_point(few_digits: Splits, kind: torch.dtype) -> 
     study = Study(
         name="whole", network=Whole(kind), data=few_digits, pruning={"layers": {"first": 0.5}}
     )
-    with pytest.raises(
-        InputError, match=r"gives (complex64|int64) numbers, expected"
-    ):
+    with pytest.raises(InputError, match=r"gives (complex64|int64) numbers, expected"):
         study.prepare("cpu")

@@ -32,7 +32,7 @@ from trueoracle.training import population
 
 
 @pytest.fixture(autouse=True)
-def _one_thread(_one_thread: None) -> None:
+def _two_threads(_two_threads: None) -> None:
     """So little work is faster without sharing it; the shared fixture restores the number."""
     torch.set_num_threads(1)
 

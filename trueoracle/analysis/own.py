@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def read_tables(
             row = int(np.flatnonzero(frame[told].isna())[0]) + 2  # the header is line 1
             raise InputError(f"column {told!r} of {path} is empty in line {row}")
     parts = {"": frame} if network is None else dict(tuple(frame.groupby(network)))
+    parts = dict(sorted(parts.items(), key=lambda part: _as_counted(str(part[0]))))
     made = {}
     for label, part in parts.items():
         rows = part.reset_index(drop=True)
@@ -102,6 +104,14 @@ def _numeric(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:
         return pd.Series([_number(cell) for cell in frame[name]], dtype=np.float64)
     except ValueError as error:
         raise InputError(f"column {name!r} of {path} is not numeric: {error}") from error
+
+
+def _as_counted(name: str) -> tuple[float, str]:
+    """The order of names: numbers as they are counted, before all others."""
+    try:
+        return _number(name), name
+    except ValueError:
+        return math.inf, name
 
 
 def _number(cell: object) -> float:

@@ -16,8 +16,8 @@ __all__ = ["copied"]
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def copied(network: Network) -> Network:
-    """A copy of ``network`` that shares nothing with it.
+def copied(network: Network, sharing: Iterable[Tensor] = ()) -> Network:
+    """A copy of ``network`` that shares nothing with it, but for the tensors ``sharing``.
 
     Tensors that were computed with gradients are copied by value: the weights that masks or norms
     of ``torch.nn.utils`` left at the last call, an activation that a hook keeps. Raises
@@ -25,7 +25,7 @@ def copied(network: Network) -> Network:
     """
     try:
         with _ByValue():
-            return copy.deepcopy(network)
+            return copy.deepcopy(network, {id(one): one for one in sharing})
     except Exception as error:  # a module may hold anything
         raise InputError(
             f"the network ({type(network).__name__}) cannot be copied: {first_line(error)}"

@@ -26,8 +26,8 @@ def trace(network: nn.Module) -> fx.GraphModule:
         if parameter.default is not parameter.empty
     }
     # Tracing stores the constants that a forward makes, and a forward or a hook may store
-    # stand-ins for its tensors: all of that happens to a copy.
-    twin = copied(network)
+    # stand-ins for its tensors: all of that happens to a copy. Parameters are stand-ins throughout.
+    twin = copied(network, sharing=network.parameters())
     graph = _Tracer().trace(twin, concrete_args=defaults or None)
     with_constants = copy.copy(network)
     for name in vars(twin).keys() - vars(network).keys():
