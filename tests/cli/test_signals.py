@@ -160,6 +160,7 @@ def test_an_interrupt_within_an_import_that_becomes_an_import_error(tmp_path: Pa
         "import os, signal, time\n"
         "try:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(60)\n"
         "except BaseException:\n"
         "    raise ImportError('half made') from None\n"
@@ -167,6 +168,20 @@ def test_an_interrupt_within_an_import_that_becomes_an_import_error(tmp_path: Pa
     process = start(SCRIPT, tmp_path)
     _, errors = process.communicate(timeout=50)
     assert (process.returncode, errors) == (130, f"{INTERRUPTED}\n")
+
+
+def test_an_import_ends_before_an_interrupt_is_raised(tmp_path: Path) -> None:
+    # Raised within it, the interrupt may pass through C++ code of a library, which aborts.
+    (tmp_path / "typer.py").write_text(
+        "import os, signal, time\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(0.3)\n"
+        "print('imported', flush=True)\n"
+        "class Typer: ...\n"
+    )
+    process = start(SCRIPT, tmp_path)
+    output, errors = process.communicate(timeout=50)
+    assert (process.returncode, output, errors) == (143, "imported\n", f"{TERMINATED}\n")
 
 
 def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
