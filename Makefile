@@ -20,7 +20,7 @@ test-torchvision:
 	$(MAKE) VENV=.venv-torchvision TORCH=torchvision EXTRAS=dev,vision,images test-vision
 test-vision: $(READY)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto tests/data tests/networks tests/pruning/test_dependencies.py \
-		tests/study/test_spec.py tests/study/test_prepare.py
+		tests/spec/test_spec.py tests/run/test_prepare.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

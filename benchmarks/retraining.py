@@ -33,16 +33,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trueoracle.data import datasets
 from trueoracle.data.splits import Split, Splits
+from trueoracle.engines import native, wide
+from trueoracle.engines.choose import Population
 from trueoracle.errors import first_line
 from trueoracle.native.library import kernels
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
-from trueoracle.study.study import Study
-from trueoracle.training import native, wide
+from trueoracle.study import Study
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import batches, make_optimizer, train_epoch
-from trueoracle.training.population import Population
 from trueoracle.training.recipe import Recipe
 
 EPOCHS = 30

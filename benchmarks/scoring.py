@@ -18,7 +18,7 @@ import torch
 from common import machine, peak_bytes, show, timed
 from torch import nn
 
-from trueoracle.criteria.exact import Exact, evaluate_all, evaluate_each
+from trueoracle.criteria.shared import Exact, evaluate_all, evaluate_each
 from trueoracle.data import datasets
 from trueoracle.data.splits import Split
 from trueoracle.native.library import kernels

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 from tests.criteria.tiny import chain, every_way, images, masks
-from tests.study.test_spec import fields_of
+from tests.spec.test_spec import fields_of
 from trueoracle.analysis.relation import relate
 from trueoracle.criteria.base import CRITERIA, criterion, find_criterion
 from trueoracle.errors import NotApplicableError
-from trueoracle.study.results import Results
-from trueoracle.study.spec import (
+from trueoracle.record.results import Results
+from trueoracle.spec.spec import (
     StudySpec,
     load_spec,
     shipped_grids,
     shipped_studies,
     spec_from,
 )
-from trueoracle.study.study import Study
+from trueoracle.study import Study
 from trueoracle.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from trueoracle.data.splits import Split, Splits
     from trueoracle.errors import TrueOracleError
     from trueoracle.networks.registry import network
+    from trueoracle.record.results import Results
     from trueoracle.search.export import load
-    from trueoracle.study.results import Results
-    from trueoracle.study.spec import StudySpec
-    from trueoracle.study.study import Study
+    from trueoracle.spec.spec import StudySpec
+    from trueoracle.study import Study
 
 __all__ = [
     "Assessment",
@@ -43,11 +43,11 @@ _HOMES = {
     "Assessment": "analysis.assessment",
     "CandidateTable": "analysis.table",
     "Relation": "analysis.relation",
-    "Results": "study.results",
+    "Results": "record.results",
     "Split": "data.splits",
     "Splits": "data.splits",
-    "Study": "study.study",
-    "StudySpec": "study.spec",
+    "Study": "study",
+    "StudySpec": "spec.spec",
     "TrueOracleError": "errors",
     "assess": "analysis.assessment",
     "criterion": "criteria.base",

@@ -11,12 +11,12 @@ import pytest
 from trueoracle.bench.build import build, main, recorded, start
 from trueoracle.bench.table import dense_file, read_bench
 from trueoracle.errors import InputError
-from trueoracle.study.grid import GridPoint, expand
-from trueoracle.study.prepare import prepare
-from trueoracle.study.progress import SilentProgress
-from trueoracle.study.results import Results
-from trueoracle.study.runner import run
-from trueoracle.study.study import Study
+from trueoracle.record.results import Results
+from trueoracle.run.prepare import prepare
+from trueoracle.run.progress import SilentProgress
+from trueoracle.run.runner import run
+from trueoracle.spec.grid import GridPoint, expand
+from trueoracle.study import Study
 
 SMALL = {
     "dense.epochs": 1,

@@ -13,16 +13,16 @@ from trueoracle.bench.scoring import score_bench, study_of
 from trueoracle.bench.table import DATA, Bench, dense_file, read_bench, ways_of
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.data import datasets
+from trueoracle.engines.choose import train_population
+from trueoracle.engines.native import refusal
 from trueoracle.errors import StoreError
 from trueoracle.networks.weights import load_weights, weights_sha256
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
-from trueoracle.study.grid import expand
-from trueoracle.study.prepare import build_study
-from trueoracle.study.progress import SilentProgress
-from trueoracle.study.spec import load_spec
-from trueoracle.training.native import refusal
-from trueoracle.training.population import train_population
+from trueoracle.run.prepare import build_study
+from trueoracle.run.progress import SilentProgress
+from trueoracle.spec.grid import expand
+from trueoracle.spec.spec import load_spec
 
 
 @pytest.fixture(scope="module")

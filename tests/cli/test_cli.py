@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from tests.conftest import Writer
 from trueoracle.cli.app import app
-from trueoracle.study.store import locked
-from trueoracle.study.study import Study
+from trueoracle.record.store import locked
+from trueoracle.study import Study
 
 TINY = """
 [network]
@@ -384,7 +384,7 @@ def test_wrong_images_print_one_line_and_no_traceback(
 
 
 def test_a_busy_study_exits_with_3(study: Path, runs: Path) -> None:
-    from trueoracle.study.spec import load_spec
+    from trueoracle.spec.spec import load_spec
 
     folder = runs / load_spec(str(study)).folder_name
     folder.mkdir(parents=True)
@@ -425,7 +425,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("trueoracle.study.spec.shipped_studies", broken)
+    monkeypatch.setattr("trueoracle.spec.spec.shipped_studies", broken)
     called = call("run", "digits-conv1-0.2")
     assert called.code == 1
     assert called.err == "unexpected error: ZeroDivisionError: a bug (--debug shows where)\n"
@@ -444,7 +444,7 @@ def test_help_teaches_by_example() -> None:
 def test_reading_commands_do_not_import_torch() -> None:
     # Its import takes longer than all that they do.
     code = (
-        "import sys, trueoracle.cli.app, trueoracle.study.results, trueoracle.report.page,"
+        "import sys, trueoracle.cli.app, trueoracle.record.results, trueoracle.report.page,"
         " trueoracle.figures.scatter; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,9 +8,9 @@ import pytest
 
 from tests.cli.test_cli import TINY, call
 from tests.conftest import Writer
+from trueoracle.record.results import Results
 from trueoracle.report.grid import write_grid_report
-from trueoracle.study.grid import expand
-from trueoracle.study.results import Results
+from trueoracle.spec.grid import expand
 
 GRID = """
 [arms.small.dense]
@@ -76,7 +76,7 @@ def test_an_unfinished_grid_is_reported_and_small_scale_marked(
     grid: Path, runs: Path, tmp_path: Path
 ) -> None:
     points = expand(f"{grid}@small", {"criteria": ["l1"]})
-    from trueoracle.study.study import Study
+    from trueoracle.study import Study
 
     results = Study(points[0].spec, runs=runs).run(progress=False)
     assert isinstance(results, Results)

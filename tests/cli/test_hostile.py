@@ -113,7 +113,7 @@ def test_every_text_of_every_command(
     if command in ("report", "export"):
         call("run", "mine.toml", "-q")
     # What comes behind the reading of a study is tried below, with fewer texts.
-    monkeypatch.setattr("trueoracle.study.study.prepare", stop)
+    monkeypatch.setattr("trueoracle.study.prepare", stop)
     monkeypatch.setattr("trueoracle.bench.scoring.score_bench", stop)
     monkeypatch.setattr("trueoracle.report.page._section", write_and_stop)
     for place, parameter in enumerate(texts(command), start=sorted(BASE).index(command)):
@@ -128,7 +128,7 @@ def test_every_text_of_every_command(
 def test_texts_that_are_read_late(
     option: str, folder: Path, tiny_dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trueoracle.study.runner._begin", stop)
+    monkeypatch.setattr("trueoracle.run.runner._begin", stop)
     late = tuple(one for one in SETTINGS if "'" in one)
     given = late if option == "--set" else ("", "\udcff", LONG, "9" * 400 + "TB", "cpu:99", "²")
     for text in given:
@@ -249,7 +249,7 @@ def test_what_a_command_may_raise(
     def broken(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("trueoracle.study.spec.shipped_studies", broken)
+    monkeypatch.setattr("trueoracle.spec.spec.shipped_studies", broken)
     called = call("run", "digits-conv1-0.2")
     assert called.code == code
     assert called.err.startswith("error: ")

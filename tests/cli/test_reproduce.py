@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_cli import TINY, call
-from tests.study.records import stopped_early
+from tests.record.records import stopped_early
 from trueoracle.data import datasets
-from trueoracle.study.published import all_settings
+from trueoracle.reproduce.published import all_settings
 
 STUDY = """
 criteria = ["oracle"]
@@ -48,10 +48,10 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_dataset: str) 
         STUDY.partition("\n[arms")[0] + TINY.replace("epochs = 1\nseeds", "epochs = 2\nseeds")
         + "\n[arms" + STUDY.partition("\n[arms")[2]
     )  # fmt: skip
-    monkeypatch.setattr("trueoracle.study.spec.SHIPPED", folder)
+    monkeypatch.setattr("trueoracle.spec.spec.SHIPPED", folder)
     monkeypatch.setitem(datasets.DATASETS, "absent", datasets.DATASETS["kmnist"])
     monkeypatch.setattr(datasets, "at_hand", lambda name: name != "absent", raising=False)
-    monkeypatch.setattr("trueoracle.study.comparison.STAND_IN", tiny_dataset)
+    monkeypatch.setattr("trueoracle.reproduce.comparison.STAND_IN", tiny_dataset)
     return "tiny-study"
 
 

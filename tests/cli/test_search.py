@@ -114,7 +114,7 @@ def test_the_result_is_shown_whatever_becomes_of_the_file(
     def refuses(*_: object) -> Path:
         raise InputError("cannot be exported")
 
-    monkeypatch.setattr("trueoracle.study.search.export", refuses)
+    monkeypatch.setattr("trueoracle.search.search.export", refuses)
     options = ["--budget", "8", "--engine", "loop", "--export", "m.onnx"]
     result = called("search", tiny, *options)
     assert result.exit_code == 2

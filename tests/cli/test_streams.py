@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.test_cli import call
 from trueoracle.cli.console import BarProgress, PlainConsole
-from trueoracle.study.progress import PlainProgress, one_line, printable
+from trueoracle.run.progress import PlainProgress, one_line, printable
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="Linux has /dev/full")

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from tests.cli.test_cli import call
-from tests.study.records import older_record
-from trueoracle.study.results import Results
-from trueoracle.study.store import DATABASE, Store, locked
-from trueoracle.study.study import Study
+from tests.record.records import older_record
+from trueoracle.record.results import Results
+from trueoracle.record.store import DATABASE, Store, locked
+from trueoracle.study import Study
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from trueoracle.errors import NotApplicableError
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
-from trueoracle.study.names import score_name
+from trueoracle.record.names import score_name
 from trueoracle.training.recipe import Retraining
 
 SHIPPED = sorted(name for name, one in CRITERIA.items() if one.is_shipped)

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from tests.criteria.tiny import chain, every_way, images, masks, residual, score
 from trueoracle.data.splits import Splits
+from trueoracle.engines import native
 from trueoracle.errors import NotApplicableError
-from trueoracle.training import native
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.recipe import Retraining
 

@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 from trueoracle.data.reading import read_images, read_items, read_labels
 from trueoracle.data.splits import as_split, as_splits
 from trueoracle.errors import InputError
-from trueoracle.study.progress import SilentProgress
-from trueoracle.study.study import Study
+from trueoracle.run.progress import SilentProgress
+from trueoracle.study import Study
 
 IMAGES = torch.arange(8.0).reshape(2, 1, 2, 2)
 LABELS = torch.tensor([0, 1])

@@ -14,19 +14,19 @@ from PIL import Image
 from torch import nn
 
 from tests.data.formats import colours, real_files, write_folder
-from trueoracle.criteria.exact import evaluate_all, evaluate_each
+from trueoracle.criteria.shared import evaluate_all, evaluate_each
 from trueoracle.data import datasets, streaming
 from trueoracle.data.splits import Split, Splits, as_splits
 from trueoracle.data.streaming import StreamedSplit
+from trueoracle.engines import native
+from trueoracle.engines.choose import plan, train_population
 from trueoracle.errors import InputError
 from trueoracle.networks.mlp import mlp
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
-from trueoracle.study.study import Study
-from trueoracle.training import native
+from trueoracle.study import Study
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import batches, train
-from trueoracle.training.population import plan, train_population
 from trueoracle.training.recipe import Recipe
 
 SIZE = 14
@@ -307,7 +307,7 @@ def test_a_study_of_a_folder_of_ones_own(folder: Path, tmp_path: Path) -> None:
 
 def results_network(study: Study) -> nn.Module:
     from trueoracle.networks.weights import load_weights
-    from trueoracle.study.runner import DENSE
+    from trueoracle.run.runner import DENSE
 
     network = study.prepare(device="cpu").network
     load_weights(network, study.folder / DENSE)

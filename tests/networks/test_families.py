@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trueoracle.engines.wide import refusal
 from trueoracle.networks.registry import NETWORKS, build
 from trueoracle.networks.tracing import trace
 from trueoracle.training.recipe import Recipe
-from trueoracle.training.wide import refusal
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("lenet5-mini", {}),

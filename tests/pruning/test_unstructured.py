@@ -14,6 +14,8 @@ from torch import nn
 
 from trueoracle.criteria.base import criterion, find_criterion
 from trueoracle.data.splits import Splits
+from trueoracle.engines import native, wide
+from trueoracle.engines.choose import plan, train_population
 from trueoracle.errors import InputError
 from trueoracle.pruning.candidates import number_pruned
 from trueoracle.pruning.cost import cost
@@ -23,9 +25,7 @@ from trueoracle.pruning.unstructured import (
     list_weight_candidates,
     unmasked,
 )
-from trueoracle.training import native, wide
 from trueoracle.training.evaluate import evaluate
-from trueoracle.training.population import plan, train_population
 from trueoracle.training.recipe import Retraining
 
 

@@ -11,12 +11,12 @@ import pytest
 from trueoracle.analysis.numbers import number
 from trueoracle.criteria.base import CRITERIA, Criterion
 from trueoracle.errors import StoreError
+from trueoracle.record.results import Results, find_arms
 from trueoracle.report.grid import summarise_grid
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import summarise
-from trueoracle.study.grid import expand
-from trueoracle.study.results import Results, find_arms
-from trueoracle.study.study import Study
+from trueoracle.spec.grid import expand
+from trueoracle.study import Study
 
 
 @pytest.fixture

@@ -27,12 +27,12 @@ from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.files import replacing, write_bytes, write_text
 from trueoracle.networks.weights import read_metadata
-from trueoracle.study.grid import GridPoint, expand
-from trueoracle.study.prepare import prepare
-from trueoracle.study.progress import PlainProgress, Progress
-from trueoracle.study.results import Results
-from trueoracle.study.runner import DENSE, check_dense_file, run
-from trueoracle.study.store import DATABASE, Store, locked
+from trueoracle.record.results import Results
+from trueoracle.record.store import DATABASE, Store, locked
+from trueoracle.run.prepare import prepare
+from trueoracle.run.progress import PlainProgress, Progress
+from trueoracle.run.runner import DENSE, check_dense_file, run
+from trueoracle.spec.grid import GridPoint, expand
 
 __all__ = ["build", "recorded", "start"]
 

@@ -17,9 +17,9 @@ from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import load_weights
 from trueoracle.pruning.candidates import Candidates, space_size
 from trueoracle.pruning.walk import find_groups
-from trueoracle.study.prepare import build_study
-from trueoracle.study.progress import Progress
-from trueoracle.study.spec import StudySpec, load_spec
+from trueoracle.run.prepare import build_study
+from trueoracle.run.progress import Progress
+from trueoracle.spec.spec import StudySpec, load_spec
 
 __all__ = ["score_bench", "study_of"]
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from trueoracle.cli import signals
 from trueoracle.errors import InputError, StoreError, TrueOracleError, first_line
-from trueoracle.study.progress import (
+from trueoracle.run.progress import (
     PlainProgress,
     Progress,
     Rate,

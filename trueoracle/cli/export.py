@@ -36,8 +36,8 @@ def export(
 
     - trueoracle export digits-conv1-0.2 --format parquet --out tables
     """
-    from trueoracle.study.results import Results, find_run
-    from trueoracle.study.spec import parse_overrides
+    from trueoracle.record.results import Results, find_run
+    from trueoracle.spec.spec import parse_overrides
 
     results = Results(find_run(study, runs, parse_overrides(settings or ())))
     written = results.export(to, form.value)

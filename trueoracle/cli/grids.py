@@ -13,16 +13,16 @@ from trueoracle.cli.console import shown_progress, table
 from trueoracle.cli.tables import NUMBERS, notes, relation_cells
 
 if TYPE_CHECKING:
+    from trueoracle.record.results import Results
     from trueoracle.report.grid import WrittenGrid
-    from trueoracle.study.grid import GridPoint
-    from trueoracle.study.results import Results
+    from trueoracle.spec.grid import GridPoint
 
 __all__ = ["grid_points", "grid_table", "print_grid", "recorded_points", "run_points", "write_grid"]
 
 
 def grid_points(study: str, overrides: Mapping[str, Any]) -> list[GridPoint]:
     """The points of a grid; none where the study is none. Raises :class:`InputError`."""
-    from trueoracle.study.grid import expand, is_grid
+    from trueoracle.spec.grid import expand, is_grid
 
     return expand(study, overrides) if is_grid(study) else []
 
@@ -42,7 +42,7 @@ def run_points(
     Every point is tried before the first one runs. Raises :class:`InputError`, which names the
     point, where one cannot work.
     """
-    from trueoracle.study.study import Study
+    from trueoracle.study import Study
 
     with shown_progress(quiet=quiet) as progress:
         progress.stage("check", len(points), 0, "studies")
@@ -63,9 +63,9 @@ def run_points(
 
 
 def _check_point(point: GridPoint, runs: Path, device: str, engine: str | None) -> None:
+    from trueoracle.engines.choose import check_engine
     from trueoracle.errors import InputError
-    from trueoracle.study.study import Study
-    from trueoracle.training.population import check_engine
+    from trueoracle.study import Study
 
     try:
         prepared = Study(point.spec, runs=runs).prepare(device)
@@ -82,8 +82,8 @@ def recorded_points(points: list[GridPoint], runs: Path, command: str) -> dict[s
     ``command`` is the one that records it.
     """
     from trueoracle.errors import InputError
-    from trueoracle.study.results import Results
-    from trueoracle.study.store import DATABASE
+    from trueoracle.record.results import Results
+    from trueoracle.record.store import DATABASE
 
     folders = {point.label: runs / point.spec.folder_name for point in points}
     found = {k: Results(v) for k, v in folders.items() if (v / DATABASE).is_file()}
@@ -103,7 +103,7 @@ def write_grid(
     ``command`` is the one that records it.
     """
     from trueoracle.report.grid import write_grid_report
-    from trueoracle.study.grid import grid_digest
+    from trueoracle.spec.grid import grid_digest
 
     out = to or runs / f"{points[0].grid}-{grid_digest(points)}" / "report"
     return write_grid_report(points, recorded_points(points, runs, command), out, outcome), out
@@ -111,7 +111,7 @@ def write_grid(
 
 def grid_table(summary: dict[str, Any]) -> Table:
     """One row for each point, criterion and metric, and numbers."""
-    from trueoracle.study.scale import titled
+    from trueoracle.spec.scale import titled
 
     made = table("point", "criterion", "outcome", *NUMBERS, right=NUMBERS)
     made.title = titled(summary["grid"])

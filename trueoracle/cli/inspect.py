@@ -99,9 +99,9 @@ def _network(
     """The network, what it is called, and the shape of its images."""
     from trueoracle.errors import InputError
     from trueoracle.networks.registry import NETWORKS, build, defaults
-    from trueoracle.study.grid import find_point, refuse_grid
-    from trueoracle.study.prepare import build_study
-    from trueoracle.study.spec import (
+    from trueoracle.run.prepare import build_study
+    from trueoracle.spec.grid import find_point, refuse_grid
+    from trueoracle.spec.spec import (
         load_spec,
         parse_overrides,
         shipped_grids,

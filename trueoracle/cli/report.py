@@ -19,7 +19,7 @@ from trueoracle.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from trueoracle.study.grid import GridPoint
+    from trueoracle.spec.grid import GridPoint
 
 
 @guarded
@@ -60,10 +60,10 @@ def report(
     from trueoracle.cli.grids import print_grid, write_grid
     from trueoracle.cli.tables import notes, relations_of, relations_table
     from trueoracle.errors import InputError
+    from trueoracle.record.results import Results, find_arms, find_run, last_run
     from trueoracle.report.page import write_report
     from trueoracle.report.words import verdicts
-    from trueoracle.study.results import Results, find_arms, find_run, last_run
-    from trueoracle.study.spec import parse_overrides
+    from trueoracle.spec.spec import parse_overrides
 
     if settings and not study:
         raise InputError("--set says which run of a STUDY is meant: name the study too")
@@ -110,7 +110,7 @@ def report(
 def _points(study: str, overrides: dict[str, Any]) -> list[GridPoint]:
     """The points of a grid; none for anything else, a recorded run's folder or name included."""
     from trueoracle.cli.grids import grid_points
-    from trueoracle.study.spec import shipped_grids, split_arm
+    from trueoracle.spec.spec import shipped_grids, split_arm
 
     reference, _ = split_arm(study)
     known = reference in shipped_grids() or (

@@ -31,11 +31,11 @@ from trueoracle.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from trueoracle.study.comparison import Ours
-    from trueoracle.study.comparison import Scale as OurScale
-    from trueoracle.study.published import Published
-    from trueoracle.study.results import Results
-    from trueoracle.study.spec import StudySpec
+    from trueoracle.record.results import Results
+    from trueoracle.reproduce.comparison import Ours
+    from trueoracle.reproduce.comparison import Scale as OurScale
+    from trueoracle.reproduce.published import Published
+    from trueoracle.spec.spec import StudySpec
 
 
 class Scale(StrEnum):
@@ -142,9 +142,9 @@ def _rows(
     times: bool,
     quiet: bool,
 ) -> list[dict[str, Any]]:
-    from trueoracle.study.comparison import arm_reference, recorded_ours
-    from trueoracle.study.published import all_settings
-    from trueoracle.study.spec import load_spec
+    from trueoracle.reproduce.comparison import arm_reference, recorded_ours
+    from trueoracle.reproduce.published import all_settings
+    from trueoracle.spec.spec import load_spec
 
     rows = []
     for one in all_settings():
@@ -193,7 +193,7 @@ def _networks(spec: StudySpec, one: Published) -> int:
 
 def _add_times(rows: list[dict[str, Any]], device: str, *, quiet: bool) -> None:
     from trueoracle.errors import InputError
-    from trueoracle.study.estimate import Estimator
+    from trueoracle.run.estimate import Estimator
 
     estimator = Estimator(device)
     with shown_progress(quiet=quiet) as progress:
@@ -225,17 +225,17 @@ def _run(
 ) -> dict[str, Any]:
     from trueoracle.data.datasets import at_hand
     from trueoracle.report.summary import summarise
-    from trueoracle.study.comparison import (
+    from trueoracle.reproduce.comparison import (
         STAND_IN,
         arm_reference,
         check_direction,
         has_published_values,
         ours_of,
     )
-    from trueoracle.study.published import published
-    from trueoracle.study.scale import scale_of
-    from trueoracle.study.spec import load_spec, parse_overrides, split_arm
-    from trueoracle.study.study import Study
+    from trueoracle.reproduce.published import published
+    from trueoracle.spec.scale import scale_of
+    from trueoracle.spec.spec import load_spec, parse_overrides, split_arm
+    from trueoracle.study import Study
 
     study, wanted = _find(name)
     reference = arm_reference(study, scale, surgery)
@@ -280,10 +280,10 @@ def _run(
 def _find(name: str) -> tuple[str, list[Published]]:
     """The study that a name means, and the setting where it names one."""
     from trueoracle.errors import unknown
-    from trueoracle.study.comparison import has_published_values
-    from trueoracle.study.grid import find_point, refuse_grid
-    from trueoracle.study.published import all_settings, published
-    from trueoracle.study.spec import shipped_grids, shipped_studies, split_arm
+    from trueoracle.reproduce.comparison import has_published_values
+    from trueoracle.reproduce.published import all_settings, published
+    from trueoracle.spec.grid import find_point, refuse_grid
+    from trueoracle.spec.spec import shipped_grids, shipped_studies, split_arm
 
     settings = {one.setting: one for one in all_settings()}
     if name in settings:
@@ -327,7 +327,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 def _long(seconds: float) -> str:
     """Such as ``"3 h 5 min"``, and days from three on."""
-    from trueoracle.study.progress import duration
+    from trueoracle.run.progress import duration
 
     days = seconds / 86400
     return f"{days:,.0f} days" if days >= 3 else duration(seconds)
@@ -354,7 +354,7 @@ def _our_cells(ours: dict[str, Any] | None, scale: str) -> tuple[str, ...]:
 
 def _print_comparison(results: dict[str, Any]) -> None:
     from trueoracle.cli.tables import notes, relations_of, relations_table
-    from trueoracle.study.scale import changes_in_words
+    from trueoracle.spec.scale import changes_in_words
 
     console = out()
     console.print()

@@ -27,7 +27,7 @@ from trueoracle.cli.console import (
 from trueoracle.cli.tables import notes, relations_of, relations_table
 
 if TYPE_CHECKING:
-    from trueoracle.study.grid import GridPoint
+    from trueoracle.spec.grid import GridPoint
 
 
 @guarded
@@ -63,8 +63,8 @@ def run(
     from trueoracle.cli.grids import grid_points
     from trueoracle.report.summary import cost_in_words, summarise
     from trueoracle.report.words import verdicts
-    from trueoracle.study.spec import load_spec, parse_overrides
-    from trueoracle.study.study import Study
+    from trueoracle.spec.spec import load_spec, parse_overrides
+    from trueoracle.study import Study
 
     settings = with_weights(settings, weights)
     overrides = parse_overrides(settings)

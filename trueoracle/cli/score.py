@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from trueoracle.study.results import Results
+    from trueoracle.record.results import Results
 
 from trueoracle.analysis.numbers import number
 from trueoracle.analysis.ranking import small_percent
@@ -70,8 +70,8 @@ def score(
     - trueoracle score my-study.toml --quiet --json > ranking.json
     """
     from trueoracle.cli.grids import grid_points, run_points
-    from trueoracle.study.spec import load_spec, parse_overrides
-    from trueoracle.study.study import Study
+    from trueoracle.spec.spec import load_spec, parse_overrides
+    from trueoracle.study import Study
 
     settings = with_weights(settings, weights)
     overrides = parse_overrides(settings)
@@ -132,7 +132,7 @@ def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    from trueoracle.study.scale import titled
+    from trueoracle.spec.scale import titled
 
     made = table("criterion", *NUMBERS, right=NUMBERS)
     made.title = f"{titled(summary['study'])}, {summary['surgery']} surgery"

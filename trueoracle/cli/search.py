@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
-    from trueoracle.study.search import SearchResult
+    from trueoracle.search.search import SearchResult
 
 
 @guarded
@@ -117,7 +117,7 @@ def search(
     - trueoracle search digits-conv1-0.2 --replay --figure budget.png
     """
     from trueoracle.errors import InputError, TrueOracleError
-    from trueoracle.study.spec import parse_overrides
+    from trueoracle.spec.spec import parse_overrides
 
     settings = with_weights(settings, weights)
     if figure is not None and not replay:
@@ -137,8 +137,8 @@ def search(
         _replay(study, settings, runs, criterion, by, figure, quiet=quiet, as_json=as_json)
         return
     from trueoracle.search.export import check_export, is_known
-    from trueoracle.study.spec import load_spec
-    from trueoracle.study.study import Study
+    from trueoracle.spec.spec import load_spec
+    from trueoracle.study import Study
 
     if export is not None:
         check_export(export)
@@ -193,8 +193,8 @@ def search(
 
 def _show(found: SearchResult) -> None:
     from trueoracle.analysis.numbers import number
-    from trueoracle.study.progress import duration
-    from trueoracle.study.scale import titled
+    from trueoracle.run.progress import duration
+    from trueoracle.spec.scale import titled
 
     console = out()
     metric = found.by.replace("_", " ")
@@ -237,10 +237,10 @@ def _replay(
     from trueoracle.analysis.numbers import finite_or_none, many
     from trueoracle.errors import StoreError
     from trueoracle.files import replacing
+    from trueoracle.record.results import Results, find_run
     from trueoracle.search.replay import BUDGETS
-    from trueoracle.study.results import Results, find_run
-    from trueoracle.study.scale import titled
-    from trueoracle.study.spec import parse_overrides
+    from trueoracle.spec.scale import titled
+    from trueoracle.spec.spec import parse_overrides
 
     results = Results(find_run(study, runs, parse_overrides(settings)))
     found = results.replay(criterion, by=by)

@@ -8,7 +8,7 @@ from trueoracle.analysis.numbers import number
 from trueoracle.cli.console import Debug, Json, guarded, out, print_json, table
 
 if TYPE_CHECKING:
-    from trueoracle.study.spec import StudySpec
+    from trueoracle.spec.spec import StudySpec
 
 Counts = tuple[int | None, int | None]
 """Candidates, and the ways to prune."""
@@ -39,8 +39,8 @@ def studies(as_json: Json = False, debug: Debug = False) -> None:
 
 
 def _rows() -> list[dict[str, Any]]:
-    from trueoracle.study.grid import expand
-    from trueoracle.study.spec import arms_of, load_spec, shipped_grids, shipped_studies
+    from trueoracle.spec.grid import expand
+    from trueoracle.spec.spec import arms_of, load_spec, shipped_grids, shipped_studies
 
     rows = []
     known: dict[str, Counts] = {}
@@ -96,8 +96,8 @@ def _counts(spec: StudySpec) -> Counts:
     network of ImageNet's.
     """
     from trueoracle.errors import InputError
-    from trueoracle.study.prepare import list_study
-    from trueoracle.study.spec import STREAMED
+    from trueoracle.run.prepare import list_study
+    from trueoracle.spec.spec import STREAMED
 
     count = spec.pruning.candidates
     if isinstance(count, int) and spec.data.name in STREAMED:

@@ -18,7 +18,7 @@ NUMBERS = ("n", "tau", "95%", "p (Holm)", "ceiling", "anomalies", "rank", "regre
 
 def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
     """One row for each study, criterion and metric; a single study is named above the table."""
-    from trueoracle.study.scale import titled  # its pydantic is slow to import for --help
+    from trueoracle.spec.scale import titled  # its pydantic is slow to import for --help
 
     several = len(summaries) > 1
     names = ("study",) if several else ()

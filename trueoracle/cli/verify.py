@@ -10,7 +10,7 @@ import typer
 from trueoracle.cli.console import Debug, Json, Runs, Settings, err, guarded, out, print_json
 
 if TYPE_CHECKING:
-    from trueoracle.study.verify import Verified
+    from trueoracle.record.verify import Verified
 
 
 @guarded
@@ -44,10 +44,10 @@ def verify(
     - trueoracle verify runs/digits-conv1-0.2-0123456789ab --repair
     """
     from trueoracle.errors import StoreError
-    from trueoracle.study.results import find_run, recorded_runs
-    from trueoracle.study.spec import parse_overrides
-    from trueoracle.study.verify import repair
-    from trueoracle.study.verify import verify as verified
+    from trueoracle.record.results import find_run, recorded_runs
+    from trueoracle.record.verify import repair
+    from trueoracle.record.verify import verify as verified
+    from trueoracle.spec.spec import parse_overrides
 
     overrides = parse_overrides(settings or ())
     folders = [find_run(study, runs, overrides) for study in studies or ()]

@@ -6,8 +6,8 @@ import numpy as np
 from torch import nn
 
 from trueoracle.criteria.base import criterion
-from trueoracle.criteria.exact import evaluate_all
 from trueoracle.criteria.samples import SAMPLE_IMAGES, sample
+from trueoracle.criteria.shared import evaluate_all
 from trueoracle.data.splits import Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.pruning.candidates import CandidateList

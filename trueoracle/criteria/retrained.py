@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trueoracle.criteria.base import criterion
 from trueoracle.criteria.samples import SAMPLE_IMAGES, filled_sample, sample
 from trueoracle.data.splits import Splits
+from trueoracle.engines.choose import Plan, plan, train_population
 from trueoracle.errors import InputError, NotApplicableError
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.training.evaluate import evaluate
-from trueoracle.training.population import Plan, plan, train_population
 from trueoracle.training.recipe import Retraining
 
 __all__ = ["STEPS", "loss_after_steps", "oracle_bn"]

@@ -18,13 +18,13 @@ from trueoracle.criteria.gradients import own_and_rest, trainable, weight_gradie
 from trueoracle.criteria.importance import kept_of
 from trueoracle.criteria.samples import SAMPLE_IMAGES, sample
 from trueoracle.data.splits import Split, Splits
+from trueoracle.engines import native
 from trueoracle.errors import NotApplicableError
 from trueoracle.native.lowering import lower
 from trueoracle.native.program import Images, Program
 from trueoracle.networks.copying import copied
 from trueoracle.pruning.candidates import CandidateList, Candidates
 from trueoracle.pruning.groups import by_filter, layer_weights
-from trueoracle.training import native
 from trueoracle.training.recipe import Retraining
 
 __all__ = ["gradient_flow", "gradient_norm", "tpp"]

@@ -24,9 +24,9 @@ from trueoracle.figures.forest import draw_forest, forest_data
 from trueoracle.figures.ladder import draw_ladder, ladder_data
 from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
+from trueoracle.record.results import Results
 from trueoracle.report.words import best_first, pruned_in_words
-from trueoracle.study.results import Results
-from trueoracle.study.scale import titled
+from trueoracle.spec.scale import titled
 
 __all__ = [
     "Drawn",

@@ -16,14 +16,14 @@ from trueoracle.errors import InputError
 from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.trend import draw_trend, trend_data
 from trueoracle.files import write_text
+from trueoracle.record.names import score_name
+from trueoracle.record.results import Results
 from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
 from trueoracle.report.page import render, tables_of
 from trueoracle.report.summary import REPORTED_METRICS, summarise
 from trueoracle.report.words import FEW, grid_verdicts, meta_sentence, slope_sentence
-from trueoracle.study.grid import GridPoint
-from trueoracle.study.names import score_name
-from trueoracle.study.results import Results
-from trueoracle.study.scale import scale_in_words, scale_of, titled
+from trueoracle.spec.grid import GridPoint
+from trueoracle.spec.scale import scale_in_words, scale_of, titled
 
 __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
 

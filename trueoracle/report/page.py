@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from trueoracle.analysis.numbers import ABSENT, many, mean_count, number, p_value, percent
 from trueoracle.files import write_text
+from trueoracle.record.results import Results, find_short
 from trueoracle.report.drawings import (
     Drawn,
     Folder,
@@ -40,9 +41,8 @@ from trueoracle.report.words import (
     pruned_in_words,
     verdicts,
 )
-from trueoracle.study.progress import duration
-from trueoracle.study.results import Results, find_short
-from trueoracle.study.scale import changes_in_words, titled
+from trueoracle.run.progress import duration
+from trueoracle.spec.scale import changes_in_words, titled
 
 __all__ = ["WrittenReport", "render", "tables_of", "write_report"]
 

@@ -10,8 +10,8 @@ from trueoracle.analysis.assessment import Assessment
 from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.numbers import finite_or_none, quantity
 from trueoracle.analysis.outcomes import chance_in_words, outcome_name, rule_in_words
-from trueoracle.study.results import Results, short_name
-from trueoracle.study.scale import changes_from_file, scale_in_words, scale_of
+from trueoracle.record.results import Results, short_name
+from trueoracle.spec.scale import changes_from_file, scale_in_words, scale_of
 
 __all__ = ["REPORTED_METRICS", "cost_in_words", "summarise"]
 
@@ -22,7 +22,7 @@ REPORTED_METRICS = ("test_accuracy", "test_loss")
 def summarise(results: Results, rule: str = "last", short: Results | None = None) -> dict[str, Any]:
     """The summary of one recorded study, as far as it has come.
 
-    ``short`` is its short retraining (:func:`trueoracle.study.results.find_short`), where there is
+    ``short`` is its short retraining (:func:`trueoracle.record.results.find_short`), where there is
     one: ``short_retraining`` then relates the two.
 
     ``relations`` has one entry for each criterion and metric: the fields of

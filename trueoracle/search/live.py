@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from trueoracle.analysis.outcomes import higher_is_better
 from trueoracle.data.splits import Splits
+from trueoracle.engines.choose import Plan, train_epochs
+from trueoracle.engines.memory import available_memory, readable_bytes
 from trueoracle.errors import InputError, StoreError, TrainingError, first_line
 from trueoracle.files import (
     checked_json,
@@ -35,8 +37,6 @@ from trueoracle.pruning.candidates import CandidateList
 from trueoracle.search.schedule import Schedule
 from trueoracle.search.strategies import begin, survivors
 from trueoracle.training.loop import EpochRecord
-from trueoracle.training.memory import available_memory, readable_bytes
-from trueoracle.training.population import Plan, train_epochs
 from trueoracle.training.recipe import Retraining
 
 __all__ = ["Search", "SearchRecord", "check_memory"]

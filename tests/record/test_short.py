@@ -1,0 +1,90 @@
+"""A short retraining against the full one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from trueoracle.analysis.relation import relate
+from trueoracle.errors import InputError
+from trueoracle.record.results import Results, find_arms, find_short
+from trueoracle.report.page import write_report
+from trueoracle.report.summary import summarise
+from trueoracle.study import Study
+
+
+@pytest.fixture
+def run(tiny_fields: dict[str, Any], tmp_path: Path) -> Any:
+    def run(name: str, **changes: Any) -> Results:
+        fields = {**tiny_fields, "name": name, "criteria": ["l1"], **changes}
+        fields["retraining"] = {"epochs": 1, "batch_size": 64, "learning_rate": 0.01, "seeds": [0]}
+        fields["retraining"] |= changes.get("retraining", {})
+        return Study(**fields, runs=tmp_path / "runs").run(progress=False)
+
+    return run
+
+
+def test_the_short_retraining_is_a_score_of_the_full_one(run: Any, tmp_path: Path) -> None:
+    full, short = run("tiny", retraining={"epochs": 3}), run("tiny@short")
+    assert find_short(full, find_arms(full)) is not None
+    assert find_short(short, [full]) is None
+    points = full.points_after(short)
+    for mine, column in ((short, "score"), (full, "outcome")):
+        last = mine.outcomes[mine.outcomes["epoch"] == mine.outcomes["epoch"].max()]
+        expected = last.set_index("candidate")["test_accuracy"][points["candidate"]]
+        assert np.array_equal(points[column].to_numpy(), expected.to_numpy())
+    relation = full.relation_after(short)
+    assert relation.chosen_score == points["score"].max()
+    by_hand = relate(-points["score"], points["outcome"], higher_is_better=True)
+    assert relation.kendall.value == -by_hand.kendall.value
+    losses = full.relation_after(short, "test_loss")
+    assert losses.chosen_score == full.points_after(short, "test_loss")["score"].min()
+
+    assert summarise(full)["short_retraining"] is None
+    told = summarise(full, short=short)["short_retraining"]
+    assert (told["study"], told["epochs"]) == ("tiny@short", 1)
+    assert told["relations"][0]["kendall_tau"] == relation.kendall.value
+    assert "a short retraining (1 epoch)" in told["relations"][0]["verdict"]
+
+    written = write_report(full, find_arms(full), tmp_path / "out")
+    assert written.summaries[0]["short_retraining"] == told
+    assert written.summaries[1]["short_retraining"] is None
+    names = {path.name for path in written.figures}
+    assert {"tiny-short-retraining-test_accuracy.png"} <= names
+    page = written.page.read_text()
+    assert told["relations"][0]["verdict"] in page
+    assert "Highest test accuracy after a short retraining" in page
+
+
+def test_other_experiments_are_no_short_retraining(run: Any) -> None:
+    full = run("tiny", retraining={"epochs": 2})
+    for changes in (
+        {"retraining": {"epochs": 2, "seeds": [1]}},
+        {"pruning": {"layers": {"conv1": 0.1}, "surgery": "as-released"}},
+    ):
+        assert find_short(full, [run("tiny@short", **changes)]) is None
+
+
+def test_the_short_retraining_that_fits_best_is_taken(run: Any) -> None:
+    full = run("tiny", retraining={"epochs": 3})
+    fitting = run("tiny@short")
+    other = run("tiny@short", retraining={"learning_rate": 0.05})  # the last changed one
+    for runs in ([other, fitting], [fitting, other]):
+        assert find_short(full, runs) is fitting
+    (found,) = find_arms(full)
+    assert found.spec == fitting.spec
+
+
+def test_other_networks_and_candidates_are_not_compared(run: Any) -> None:
+    full = run("tiny", retraining={"epochs": 2})
+    other = run("tiny@short", dense={"epochs": 1})
+    assert find_short(full, [other]) is None
+    with pytest.raises(InputError, match="tiny@short and tiny prune different networks"):
+        full.points_after(other)
+    apart = run("tiny@short", pruning={"layers": {"conv2": 0.1}})
+    assert find_short(full, [apart]) is None
+    with pytest.raises(InputError, match="share no candidate"):
+        full.relation_after(apart)

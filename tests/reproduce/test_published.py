@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Writer
+from trueoracle.errors import InputError
+from trueoracle.reproduce.published import all_settings
+from trueoracle.reproduce.published import published as published_of
+from trueoracle.spec.spec import load_spec
+
+
+def test_45_settings_are_published_each_once() -> None:
+    settings = all_settings()
+    assert len({one.setting for one in settings}) == len(settings) == 45
+    short = [one for one in settings if one.needs_short]
+    assert len(short) == 9
+    assert all(one.setting.startswith("direction/") for one in short)
+    assert all("short" in load_spec(f"{one.study}@short").name for one in short)
+
+
+def test_they_are_what_was_printed(published: Path) -> None:
+    with (published / "summary.csv").open(newline="") as file:
+        printed = {row["setting"]: row for row in csv.DictReader(file)}
+    ours = {one.setting: one for one in all_settings()}
+    assert set(ours) == set(printed)
+    for name, row in printed.items():
+        one = ours[name]
+        assert one.n == int(row["n"])
+        assert one.kendall_tau == float(row["kendall_tau"])
+        assert one.p_value == float(row["p_value"])
+        assert one.needs_short == row["x"].startswith("test accuracy, short")
+        shown = row["anomaly_ratio_pct"]
+        assert one.anomaly_ratio == (pytest.approx(float(shown) / 100) if shown else None)
+        spec = load_spec(one.study)
+        assert set(spec.pruning.layers.values()) == {float(row["pruning_ratio"])}
+        count = spec.pruning.candidates
+        assert count in ("all", one.n)
+        data = {"mnist": "mnist", "fmnist": "fashion-mnist"}.get(row["dataset"], row["dataset"])
+        assert spec.data.name == data
+
+
+def test_a_study_knows_its_own() -> None:
+    loss, direction = published_of("lenet5-mini-conv1-0.5")
+    assert (loss.kendall_tau, loss.p_value, loss.anomaly_ratio) == (-0.51, 0.0, 0.0437)
+    assert (direction.x, direction.kendall_tau) == ("short retraining", 0.7)
+    assert "lenet5/conv105" in loss.source
+    assert direction in all_settings()
+    assert published_of("digits-conv1-0.2") == []
+
+
+def test_a_point_of_a_grid_has_those_of_the_study_that_it_is() -> None:
+    width_20 = published_of("lenet5-mini-w20-conv1-0.5")
+    assert published_of("lenet5-mini-width+width-20") == width_20 != []
+    assert published_of("lenet5-mini-width+width-20@small") == []
+
+
+def test_they_are_no_part_of_the_study(write_study: Writer) -> None:
+    path = write_study(
+        'extends = "lenet5-mini-conv1-0.5"\n[[published]]\nsetting = "a"\nn = 9\nkendall_tau = 0\n'
+        "p_value = 1\n"
+    )
+    assert load_spec(str(path)).digest == load_spec("lenet5-mini-conv1-0.5").digest
+    assert [one.setting for one in published_of(str(path))] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("kendall_tau = 2", "published.kendall_tau: input should be less than or equal to 1"),
+        ("tau = 0", "published.tau: extra inputs are not permitted"),
+        ("x = 'loss'", "published.x: "),
+    ],
+)
+def test_a_wrong_value_is_one_line(write_study: Writer, line: str, message: str) -> None:
+    path = write_study(
+        f'extends = "digits-conv1-0.2"\n[[published]]\nsetting = "a"\nn = 9\np_value = 1\n{line}\n'
+        + ("" if "kendall" in line else "kendall_tau = 0\n")
+    )
+    for read in (published_of, load_spec):
+        with pytest.raises(InputError, match=message):
+            read(str(path))

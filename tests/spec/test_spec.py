@@ -1,0 +1,507 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tests.conftest import Writer
+from trueoracle.data.datasets import DATASETS
+from trueoracle.errors import InputError
+from trueoracle.networks.registry import NETWORKS
+from trueoracle.reproduce.published import all_settings
+from trueoracle.run.prepare import list_study
+from trueoracle.spec.spec import (
+    StudySpec,
+    arms_of,
+    load_spec,
+    parse_overrides,
+    shipped_studies,
+    spec_from,
+)
+
+MINIMAL = {
+    "name": "mine",
+    "network": {"name": "lenet5-mini"},
+    "pruning": {"layers": {"conv1": 0.5}},
+}
+
+
+def test_digests_are_pinned() -> None:
+    # Recorded studies are found by these. A change that is meant changes what is recorded, or
+    # raises DIGEST_FORMAT; one that is not meant stops here.
+    assert spec_from(MINIMAL).digest == "866d9b7c8933"
+    assert load_spec("digits-conv1-0.2").digest == "ded2abdad34d"
+    assert load_spec("lenet5-mini-conv1-0.5").digest == "a9921cf4e9b1"
+    assert load_spec("lenet5-mini-conv1+2+3-0.5@short").digest == "6bc9a0ae50e9"
+
+
+CHANGES: dict[str, Any] = {
+    "network.name": "lenet5",
+    "network.arguments": {"width": 20},
+    "network.weights": "dense.safetensors",
+    "network.fingerprint": "f",
+    "data.name": "mnist",
+    "data.validation_images": 100,
+    "data.path": "images",
+    "data.image_size": 24,
+    "data.train_images": 100,
+    "data.test_images": 100,
+    "data.measured_fraction": 0.1,
+    "data.split_seed": 1,
+    "data.fingerprint": "f",
+    "pruning.layers": {"conv1": 0.4},
+    "pruning.candidates": 10,
+    "pruning.surgery": "as-released",
+    "criteria": ["l2"],
+    **{
+        f"{stage}.{field}": value
+        for stage in ("dense", "retraining")
+        for field, value in {
+            "epochs": 7,
+            "batch_size": 7,
+            "optimizer": "adam",
+            "learning_rate": 0.7,
+            "momentum": 0.7,
+            "weight_decay": 0.7,
+            "schedule": "cosine",
+            "milestones": [7],
+            "gamma": 0.7,
+            "final_learning_rate": 0.7,
+            "label_smoothing": 0.7,
+            "gradient_clip": 0.7,
+            "autocast": True,
+            "shift": 7,
+            "flip": True,
+            "resized_crop": 0.7,
+            "mixup": 0.7,
+            "cutmix": 0.7,
+        }.items()
+    },
+    "dense.seed": 7,
+    "retraining.seeds": [7],
+    "retraining.common_random_numbers": False,
+}
+
+
+SCOPES = ("layer", "global")
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= fields_of(field.annotation, f"{prefix}{name}.")
+        else:
+            found.add(prefix + name)
+    return found
+
+
+def test_the_digest_covers_every_field() -> None:
+    # A new field must be listed above, or this fails: nothing slips past the digest.
+    assert fields_of(StudySpec) - {
+        "name",
+        "purpose",
+        "pruning.seed",
+        "pruning.kind",
+        "pruning.scope",
+    } == set(CHANGES)
+    plain = spec_from(MINIMAL)
+    digests = {plain.digest}
+    for field, value in CHANGES.items():
+        changed = spec_from(MINIMAL, {field: value}).digest
+        assert changed not in digests, field
+        digests.add(changed)
+    sampled = {
+        spec_from(MINIMAL, {"pruning.candidates": 9, "pruning.seed": s}).digest for s in (0, 1)
+    }
+    assert len(sampled) == 2
+    unstructured = {"pruning.kind": "unstructured", "pruning.candidates": 9}
+    scopes = {spec_from(MINIMAL, unstructured | {"pruning.scope": s}).digest for s in SCOPES}
+    assert len(scopes | sampled) == 4
+
+
+def test_name_and_purpose_change_no_number_and_no_digest() -> None:
+    renamed = spec_from(MINIMAL, {"name": "other", "purpose": "something"})
+    assert renamed.digest == spec_from(MINIMAL).digest
+    assert renamed.folder_name == f"other-{renamed.digest}"
+
+
+def test_defaults_are_part_of_the_digest() -> None:
+    assert spec_from(MINIMAL, {"retraining.epochs": 30}).digest == spec_from(MINIMAL).digest
+
+
+def test_stage_digests_change_with_what_the_stage_depends_on() -> None:
+    plain = spec_from(MINIMAL)
+    seeds = spec_from(MINIMAL, {"retraining.seeds": [0], "criteria": ["l2"]})
+    assert seeds.outcome_digest == plain.outcome_digest
+    assert seeds.digest != plain.digest
+    short = spec_from(MINIMAL, {"retraining.epochs": 3})
+    assert short.score_digest == plain.score_digest
+    assert short.outcome_digest != plain.outcome_digest
+    released = spec_from(MINIMAL, {"pruning.surgery": "as-released"})
+    assert released.dense_digest == plain.dense_digest
+    assert released.score_digest != plain.score_digest
+    assert released.outcome_digest != plain.outcome_digest
+
+
+SHIPPED_NAMES = [
+    "digits-conv1-0.2",
+    *(f"lenet5-mini-conv{layer}-0.{pruned}" for layer in (1, 2, 3) for pruned in range(2, 9)),
+    *(f"lenet5-mini-conv{layers}-0.5" for layers in ("1+2", "1+3", "2+3", "1+2+3")),
+    *(f"lenet5-mini-{data}-conv1-0.5" for data in ("fashion-mnist", "kmnist")),
+    *(f"lenet5-mini-w{width}-conv1-0.5" for width in (20, 30, 40)),
+    *(f"lenet5-mini-d{depth}-conv1-0.5" for depth in (6, 7, 8)),
+    "resnet56-cifar10-0.5",
+    "vgg19-cifar100-0.5",
+    "resnet18-imagenet-0.5",
+    "resnet18-imagenet-unstructured-0.5",
+    "resnet50-imagenet-0.43",
+    "vit-b-16-imagenet-heads-0.5",
+    "vit-b-16-imagenet-mlp-0.5",
+    "vit-b-16-imagenet-width-0.25",
+]
+
+
+# What the first study of that network has built at full size is not built again.
+SAME_LARGE_NETWORK = (
+    "resnet18-imagenet-unstructured-0.5",
+    "vit-b-16-imagenet-mlp-0.5",
+    "vit-b-16-imagenet-width-0.25",
+)
+
+
+def resolvable(name: str) -> bool:
+    """Whether the network and the data set of a study are registered."""
+    spec = load_spec(name)
+    return spec.network.name in NETWORKS and spec.data.name in DATASETS
+
+
+def test_these_studies_are_shipped() -> None:
+    assert sorted(shipped_studies()) == sorted(SHIPPED_NAMES)
+
+
+@pytest.mark.parametrize("name", SHIPPED_NAMES)
+def test_every_shipped_study_and_arm_is_a_study_of_its_own(name: str) -> None:
+    spec = load_spec(name)
+    assert spec.name == name
+    assert spec.purpose
+    digests = {spec.digest}
+    for arm in arms_of(name):
+        armed = load_spec(f"{name}@{arm}")
+        assert armed.name == f"{name}@{arm}"
+        assert armed.digest not in digests
+        digests.add(armed.digest)
+        # The same dense network, but at small scale.
+        assert (armed.dense_digest == spec.dense_digest) == (arm != "small")
+    if "small" in arms_of(name):
+        small, short = load_spec(f"{name}@small"), load_spec(f"{name}@small@short")
+        assert short.dense_digest == small.dense_digest
+        assert short.retraining.epochs < small.retraining.epochs <= spec.retraining.epochs
+        assert small.network.weights is None
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED_NAMES if resolvable(name)])
+def test_every_shipped_study_resolves(name: str) -> None:
+    references = [f"{name}@small"] if "small" in arms_of(name) else []
+    if name not in SAME_LARGE_NETWORK:
+        references.append(name)
+    for reference in references:
+        spec = load_spec(reference)
+        candidates = list_study(spec)
+        wanted = spec.pruning.candidates
+        assert len(candidates) == (candidates.space if wanted == "all" else wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED_NAMES if name.startswith("lenet5-mini")])
+def test_the_lenet_studies_have_the_papers_recipe(name: str) -> None:
+    spec = load_spec(name)
+    for recipe, rate in ((spec.dense, 0.01), (spec.retraining, 0.001)):
+        rates = [recipe.learning_rate_at(epoch) for epoch in range(recipe.epochs)]
+        assert rates == pytest.approx([rate] * 20 + [rate / 10] * 10)
+        assert (recipe.optimizer, recipe.momentum, recipe.weight_decay) == ("sgd", 0.9, 1e-4)
+        assert recipe.batch_size == 256
+    assert len(spec.retraining.seeds) == 3
+    short = load_spec(f"{name}@short").retraining
+    rates = [short.learning_rate_at(epoch) for epoch in range(short.epochs)]
+    assert rates == pytest.approx([0.001, 0.001, 0.0001])
+
+
+def test_the_lenet_studies_list_as_many_candidates_as_the_paper() -> None:
+    counts = {name: len(list_study(load_spec(name))) for name in SHIPPED_NAMES[:26]}
+    for layer in (1, 2, 3):
+        singles = [counts[f"lenet5-mini-conv{layer}-0.{pruned}"] for pruned in range(2, 9)]
+        assert singles == [45, 120, 210, 252, 210, 120, 45]
+    for layers in ("1+2", "1+3", "2+3", "1+2+3"):
+        assert counts[f"lenet5-mini-conv{layers}-0.5"] == 1000
+    assert counts["digits-conv1-0.2"] == 45
+
+
+def test_the_larger_studies_have_the_papers_recipes() -> None:
+    for name in ("resnet56-cifar10-0.5", "vgg19-cifar100-0.5"):
+        recipe = load_spec(name).retraining
+        rates = [recipe.learning_rate_at(epoch) for epoch in range(recipe.epochs)]
+        assert rates == pytest.approx([0.01] * 60 + [0.001] * 30 + [1e-4] * 30)
+        assert (recipe.weight_decay, recipe.shift, recipe.flip) == (5e-4, 4, True)
+        assert load_spec(f"{name}@short").retraining.epochs == 12
+        assert load_spec(name).pruning.candidates == 1000
+    for name in ("resnet18-imagenet-0.5", "resnet18-imagenet-unstructured-0.5"):
+        spec = load_spec(name)
+        rates = [spec.retraining.learning_rate_at(epoch) for epoch in range(30)]
+        assert rates == pytest.approx([0.01] * 10 + [0.001] * 10 + [1e-4] * 10)
+        assert (spec.retraining.epochs, spec.retraining.weight_decay) == (30, 1e-4)
+        assert (spec.pruning.candidates, spec.data.measured_fraction) == (160, 0.1)
+    resnet50 = load_spec("resnet50-imagenet-0.43")
+    assert (resnet50.retraining.epochs, resnet50.pruning.candidates) == (9, 20)
+    for part in ("heads-0.5", "mlp-0.5", "width-0.25"):
+        recipe = load_spec(f"vit-b-16-imagenet-{part}").retraining
+        assert (recipe.epochs, recipe.optimizer, recipe.schedule) == (300, "adamw", "cosine")
+        assert (recipe.learning_rate, recipe.weight_decay) == (1.5e-4, 0.3)
+        assert (recipe.label_smoothing, recipe.mixup, recipe.cutmix) == (0.11, 0.2, 1.0)
+
+
+def test_an_arm_may_change_the_arms_that_are_laid_on_it(write_study: Writer) -> None:
+    path = write_study(
+        'extends = "digits-conv1-0.2"\n[arms.less.retraining]\nepochs = 8\nmilestones = [4]\n'
+        "[arms.less.arms.short.retraining]\nepochs = 2\nmilestones = [1]\n"
+    )
+    assert load_spec(f"{path}@less").retraining.epochs == 8
+    assert load_spec(f"{path}@less@short").retraining.epochs == 2
+    assert load_spec(f"{path}@short").retraining.epochs == 3
+    assert load_spec(f"{path}@short@less").retraining.epochs == 8
+
+
+def test_an_arm_may_take_weights_away(write_study: Writer) -> None:
+    path = write_study(
+        'extends = "digits-conv1-0.2"\nnetwork.weights = "dense.pt"\n'
+        '[arms.small.network]\nweights = "none"\n'
+    )
+    assert load_spec(str(path)).network.arrives_trained
+    assert not load_spec(f"{path}@small").network.arrives_trained
+    assert load_spec(f"{path}@small").digest == load_spec("digits-conv1-0.2").digest
+
+
+def test_small_is_laid_before_short() -> None:
+    with pytest.raises(InputError) as caught:
+        load_spec("lenet5-mini-conv1-0.5@short@small")
+    assert "lay small first: 'lenet5-mini-conv1-0.5@small@short'" in str(caught.value)
+
+
+def test_a_purpose_is_of_its_own_file(write_study: Writer) -> None:
+    path = write_study('extends = "digits-conv1-0.2"\npruning.candidates = 5\n')
+    assert load_spec("digits-conv1-0.2").purpose
+    assert load_spec(str(path)).purpose == ""
+
+
+@pytest.mark.parametrize("arms", ["", "@small"])
+def test_short_is_the_fraction_that_the_list_states(arms: str) -> None:
+    for one in (one for one in all_settings() if one.needs_short):
+        full, short = (load_spec(f"{one.study}{arms}{end}") for end in ("", "@short"))
+        times = 5 if arms else 10
+        assert full.retraining.epochs == times * short.retraining.epochs
+
+
+def test_what_is_ours_is_not_said_to_be_the_papers() -> None:
+    published = {one.study for one in all_settings()}
+    for name in shipped_studies():
+        assert load_spec(name).purpose.startswith("Paper, ") == (name in published)
+
+
+def test_a_study_file_extends_another(write_study: Writer) -> None:
+    path = write_study(
+        'extends = "digits-conv1-0.2"\npruning.layers = { conv2 = 0.3 }\nretraining.epochs = 2\n'
+    )
+    spec = load_spec(str(path))
+    base = load_spec("digits-conv1-0.2")
+    assert spec.name == "mine"
+    assert dict(spec.pruning.layers) == {"conv2": 0.3}
+    assert spec.retraining == base.retraining.model_copy(update={"epochs": 2})
+    assert spec.dense == base.dense
+    write_study('extends = "mine.toml"\nname = "grandchild"\n', "next.toml")
+    assert load_spec(str(path.parent / "next.toml")).retraining.epochs == 2
+    write_study('extends = "loop.toml"\n', "loop.toml")
+    with pytest.raises(InputError, match="extends itself"):
+        load_spec(str(path.parent / "loop.toml"))
+
+
+def test_overrides_have_the_last_word() -> None:
+    settings = ["retraining.epochs=3", "data.name=mnist-5k", 'pruning.layers."conv1"=0.3']
+    spec = load_spec("lenet5-mini-conv1-0.5@short", parse_overrides([*settings, "criteria=['l2']"]))
+    assert spec.retraining.epochs == 3
+    assert spec.retraining.milestones == (2,)
+    assert spec.data.name == "mnist-5k"
+    assert dict(spec.pruning.layers) == {"conv1": 0.3}
+    assert spec.criteria == ("l2",)
+
+
+def test_arguments_are_merged_and_ratios_replaced() -> None:
+    spec = spec_from(
+        MINIMAL | {"network": {"name": "lenet5-mini", "arguments": {"depth": 6}}},
+        {"network.arguments.width": 20, "pruning.layers.conv2": 0.3},
+    )
+    assert spec.network.arguments == {"depth": 6, "width": 20}
+    assert dict(spec.pruning.layers) == {"conv2": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"retraining.epoch": 3}, "unknown field of retraining 'epoch': did you mean 'epochs'"),
+        ({"retrain.epochs": 3}, "unknown field of the study 'retrain': did you mean 'retraining'"),
+        (
+            {"pruning.layers.conv1": 1.5},
+            "pruning.layers.conv1: input should be less than 1, got 1.5",
+        ),
+        ({"pruning.layers": {}}, "pruning.layers: "),
+        ({"pruning.candidates": "some"}, "pruning.candidates: expected 'all', a whole number"),
+        ({"pruning.candidates": 0}, "a .json or .pkl file, got 0"),
+        ({"pruning.candidates": "mine.pickle"}, "a .json or .pkl file, got 'mine.pickle'"),
+        ({"pruning.candidates": "mine.pkl", "pruning.seed": 1}, "seed does nothing while"),
+        (
+            {"pruning.candidates": "mine.pkl", "pruning.kind": "unstructured"},
+            "mine.pkl lists filters, which kind = 'structured' prunes",
+        ),
+        ({"pruning.surgery": "inexact"}, "'exact' or 'as-released', got 'inexact'"),
+        ({"pruning.seed": 1}, "pruning: seed does nothing"),
+        ({"retraining.seeds": [1, 1]}, "retraining: seeds must differ"),
+        ({"retraining.seeds": [-1]}, "retraining.seeds.0: "),
+        ({"criteria": ["l1", "l1"]}, "criteria: criteria must differ"),
+        ({"name": "../elsewhere"}, "name: "),
+        ({"dense.learning_rate": "fast"}, "dense.learning_rate: "),
+        (
+            {"dense.batch_size": 10**22},
+            "less than or equal to 10000000, got 10000000000000000000000",
+        ),
+        ({"dense.shift": 10**8}, "less than or equal to 10000, got 100000000"),
+        ({"dense.weight_decay": 1e300}, "less than or equal to 100, got 1e+300"),
+    ],
+)
+def test_a_wrong_field_is_one_clear_line(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        spec_from(MINIMAL, overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(InputError, match="the study lacks the field network"):
+        spec_from({"name": "mine", "pruning": {"layers": {"conv1": 0.5}}})
+
+
+def test_what_is_no_study_file_is_one_clear_line(write_study: Writer, tmp_path: Path) -> None:
+    cases = {
+        str(tmp_path / "none.toml"): "no study file",
+        str(write_study("name = ", "broken.toml")): "is not TOML",
+        str(tmp_path): "unknown study",
+        "digits-conv1-0.2@shrt": "unknown arm of 'digits-conv1-0.2' 'shrt': did you mean 'short'",
+        "digits-conv1": "did you mean 'digits-conv1-0.2'",
+    }
+    for reference, message in cases.items():
+        with pytest.raises(InputError) as caught:
+            load_spec(reference)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value).replace("\\n", "")
+    files = {
+        'extends = "digits-conv1-02"': "unknown study to extend .*did you mean 'digits-conv1-0.2'",
+        "extends = 3": "extends takes a shipped study or a .toml, got 3",
+        "arms = 3": "arms are tables of fields",
+        "grid = 3": "is a table of fields, each with a list",
+        "published = 3": "each published value is a table",
+        "[arms]\nshort = 3": "arms are tables of fields",
+    }
+    for text, message in files.items():
+        with pytest.raises(InputError, match=message):
+            load_spec(str(write_study(text, "wrong.toml")))
+    for setting in ("retraining.epochs", "=3"):
+        with pytest.raises(InputError, match="--set takes field=value"):
+            parse_overrides([setting])
+    with pytest.raises(InputError, match="is not a field"):
+        spec_from(MINIMAL, {"a..b": 1})
+
+
+def test_a_spec_survives_json() -> None:
+    spec = load_spec("digits-conv1-0.2")
+    again = StudySpec.model_validate(json.loads(json.dumps(spec.model_dump(mode="json"))))
+    assert again == spec
+    assert again.digest == spec.digest
+
+
+def numbers_of(annotation: Any, bounds: tuple[Any, ...] = ()) -> Iterator[tuple[type, list[Any]]]:
+    """Every number within a field's type, with the bounds that hold for it."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        for one in more:
+            bounds = (*bounds, *(one.metadata if isinstance(one, FieldInfo) else [one]))
+        yield from numbers_of(inner, bounds)
+    elif annotation in (int, float):
+        yield annotation, list(bounds)
+    else:
+        for part in get_args(annotation):
+            yield from numbers_of(part, bounds)
+
+
+def number_fields(model: type[BaseModel] = StudySpec) -> Iterator[tuple[str, type, list[Any]]]:
+    """Every number of a study: its dotted field, its type and its bounds."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            for inner, kind, bounds in number_fields(field.annotation):
+                yield f"{name}.{inner}", kind, bounds
+        else:
+            for kind, bounds in numbers_of(field.annotation, tuple(field.metadata)):
+                yield name, kind, bounds
+
+
+NUMBERS = list(number_fields())
+IN_A_TABLE = {"pruning.layers": "conv1", "network.arguments": "width"}
+IN_A_LIST = ("retraining.seeds", "retraining.milestones", "dense.milestones")
+BEYOND_USE = (1e300, -1e300, 10**31, -(10**31), 10**5000, math.inf, -math.inf, math.nan)
+
+
+def with_number(field: str, value: object) -> dict[str, Any]:
+    """Overrides that set one number of a study."""
+    if field in IN_A_TABLE:
+        return {f"{field}.{IN_A_TABLE[field]}": value}
+    return {field: [value] if field in IN_A_LIST else value}
+
+
+def test_every_number_of_a_study_is_found() -> None:
+    names = {field for field, _, _ in NUMBERS}
+    assert len(names) >= 40
+    assert {"pruning.candidates", "data.image_size", "dense.seed", *IN_A_TABLE, *IN_A_LIST} <= names
+
+
+@pytest.mark.parametrize(("field", "kind", "bounds"), NUMBERS)
+def test_every_number_has_a_range(field: str, kind: type, bounds: list[Any]) -> None:
+    low = [getattr(b, name) for b in bounds for name in ("ge", "gt") if hasattr(b, name)]
+    high = [getattr(b, name) for b in bounds for name in ("le", "lt") if hasattr(b, name)]
+    assert low, f"{field} ({kind.__name__}) has no least value"
+    assert high, f"{field} ({kind.__name__}) has no largest value"
+    assert low[0] < high[0] <= 1e30
+
+
+@pytest.mark.parametrize("field", sorted({field for field, _, _ in NUMBERS}))
+def test_a_number_beyond_use_is_one_clear_line(field: str) -> None:
+    for value in BEYOND_USE:
+        with pytest.raises(InputError) as caught:
+            spec_from(MINIMAL, with_number(field, value))
+        message = str(caught.value)
+        assert message.startswith(field)
+        assert "\n" not in message
+        assert len(message) < 300
+        text = "a number of thousands of digits" if value == 10**5000 else repr(value)
+        assert f"got {text}" in message or f"got [{text}]" in message
+
+
+def test_a_networks_arguments_are_plain() -> None:
+    for value in ({"a": 1}, [[1]], None, [1, math.nan]):
+        with pytest.raises(InputError, match=r"network\.arguments: width takes text, true or fal"):
+            spec_from(MINIMAL, {"network.arguments.width": value})
+    kinds = {"a": 1, "b": 1.5, "c": True, "d": "text", "e": (1, 2.5, "x")}
+    arguments = spec_from(MINIMAL, {"network.arguments": kinds}).network.arguments
+    assert arguments == kinds
+    assert [type(value) for value in arguments.values()] == [int, float, bool, str, tuple]

@@ -1,0 +1,253 @@
+"""Populations on the CPU's native kernels: one candidate in each lane of a vector register."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trueoracle.data.splits import Splits
+from trueoracle.engines.continuing import STEP, MemberState
+from trueoracle.native.library import Kernel, Optimizer
+from trueoracle.native.lowering import CannotLowerError, lower
+from trueoracle.native.program import Images, Program
+from trueoracle.networks.copying import copied
+from trueoracle.training.loop import Stream, batches
+from trueoracle.training.recipe import Recipe, Retraining
+
+__all__ = ["NativePopulation", "measure_memory", "refusal"]
+
+SEGMENT_BYTES = 64 * 2**20
+"""Augmented images made ahead of the kernels; one epoch of most data sets that they are for."""
+
+_KINDS = ("sgd", "adam", "adamw")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_REMEMBERED = {"sgd": ("momentum_buffer",), "adam": _MOMENTS, "adamw": _MOMENTS}
+"""What the optimisers keep of each weight, in the kernels' order, by torch's names."""
+_STATES = {kind: len(names) for kind, names in _REMEMBERED.items()}
+
+
+def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
+    """Why the kernels cannot train this network on these images; None where they can."""
+    if recipe.autocast:
+        return "the native kernels know no bfloat16 (autocast)"
+    if recipe.mixup or recipe.cutmix:
+        return "the native kernels take one class an image (no mixup, no cutmix)"
+    if data.train.is_streamed:
+        return "the native kernels need the images in memory, and these are streamed"
+    if data.train.device.type != "cpu":
+        return f"the native kernels run on the CPU, not on {data.train.device.type}"
+    try:
+        _program(network, data)
+        return None if _agrees(network, data) else "it computes other things than its layers say"
+    except CannotLowerError as reason:
+        return str(reason)
+
+
+def _agrees(network: nn.Module, data: Splits) -> bool:
+    """Whether the kernels give PyTorch's outputs and gradients for two images.
+
+    In double precision, so that what differs differs; a forward can do more than tracing shows.
+    """
+    tried = copied(network).double()
+    images, labels = data.train.images[:2].double().contiguous(), data.train.labels[:2]
+    program = _program(tried, data)
+    weights, seen = [program.pack([tried])], [Images(images, labels.contiguous())]
+    with torch.no_grad():
+        outputs = tried.eval()(images)
+    loss = functional.cross_entropy(tried.train()(images), labels)
+    gradients = torch.autograd.grad(loss, [*tried.parameters()])
+    by_name = dict(zip(dict(tried.named_parameters()), gradients, strict=True))
+    expected = torch.cat([by_name[name].flatten() for name in program.lowered.parameters])
+    return torch.allclose(program.outputs(weights, seen)[0][:, :, 0], outputs) and torch.allclose(
+        program.gradients(weights, seen)[0][:, 0], expected
+    )
+
+
+def lanes(network: nn.Module, data: Splits) -> int:
+    """How many networks stand side by side in a register."""
+    return _program(network, data).lanes
+
+
+def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[int, int]:
+    """The bytes that a population takes at all, and those that each member adds.
+
+    The kernels say how much they ask for; nothing is estimated but the images made ahead.
+    """
+    program = _program(network, data)
+    images = min(SEGMENT_BYTES, data.train.images.numel() * program.dtype.itemsize)
+    fixed = torch.get_num_threads() * program.workspace(backward=True) + 2 * images
+    # Weights, the optimiser's state, and the network itself, which holds no gradients.
+    numbers = program.lowered.weights * (2 + _STATES[recipe.optimizer])
+    if isinstance(recipe, Retraining) and not recipe.common_random_numbers:
+        # A batch of its own, as it is made and beside those of the other lanes.
+        numbers += 2 * recipe.batch_size * data.train.images[0].numel()
+    return fixed, numbers * program.dtype.itemsize
+
+
+class NativePopulation:
+    """P networks of one shape, trained as one; each ends as :func:`loop.train` would leave it.
+
+    ``streams`` has one entry a network: those that share one see the same batches. ``states``, one
+    a network, are those of an earlier population: it goes on from there. Raises
+    :class:`CannotLowerError` for a network that the kernels do not know.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        streams: Sequence[Stream],
+        data: Splits,
+        recipe: Recipe,
+        *,
+        kernel: Kernel | None = None,
+        states: Sequence[MemberState] | None = None,
+    ) -> None:
+        self._networks, self._streams = networks, streams
+        self._data, self._recipe = data, recipe
+        self._program = _program(networks[0], data, kernel)
+        self._groups = _groups(streams, self._program.lanes)
+        self._weights = [self._program.pack([networks[i] for i in g]) for g in self._groups]
+        size = (_STATES[recipe.optimizer], *self._weights[0].shape)
+        self._state = [torch.zeros(size, dtype=self._program.dtype) for _ in self._groups]
+        self._steps = 0
+        if states:
+            self._restore(states)
+
+    def train_epoch(self, epoch: int) -> None:
+        """One pass over the training images, shuffled and augmented as in the loop."""
+        recipe = self._recipe
+        optimizer = Optimizer(
+            kind=_KINDS.index(recipe.optimizer),
+            learning_rate=recipe.learning_rate_at(epoch),
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            label_smoothing=recipe.label_smoothing,
+            gradient_clip=recipe.gradient_clip or 0.0,
+        )
+        for segment in self._segments(epoch):
+            self._program.train(
+                self._weights,
+                self._state,
+                segment,
+                batch_size=recipe.batch_size,
+                optimizer=optimizer,
+                steps_before=self._steps,
+            )
+            self._steps += -(-len(segment[0]) // recipe.batch_size)
+
+    def measure(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean losses (nats) and accuracies on each split, both float64 ``[P]``."""
+        measured = {}
+        for name, split in self._data.named():
+            images = Images(
+                split.images.to(self._program.dtype).contiguous(), split.labels.contiguous()
+            )
+            answers = self._program.evaluate(self._weights, [images] * len(self._groups))
+            losses = torch.empty(len(self._networks), dtype=torch.float64)
+            right = torch.empty_like(losses)
+            for members, (loss, hits) in zip(self._groups, answers, strict=True):
+                losses[members] = loss[: len(members)]
+                right[members] = hits[: len(members)].double()
+            measured[name] = (losses / len(split), right / len(split))
+        return measured
+
+    def write_back(self) -> None:
+        """The trained weights into the networks given, in place."""
+        for members, weights in zip(self._groups, self._weights, strict=True):
+            self._program.unpack(weights, [self._networks[i] for i in members])
+
+    def states(self) -> list[MemberState]:
+        """What the optimiser remembers of each network, to go on from."""
+        found: list[MemberState] = [{}] * len(self._networks)
+        for members, state in zip(self._groups, self._state, strict=True):
+            for lane, member in enumerate(members):
+                own = {
+                    f"{kind}/{name}": state[row, at : at + size, lane].clone().view(shape)
+                    for row, kind in enumerate(_REMEMBERED[self._recipe.optimizer])
+                    for name, at, size, shape in self._places()
+                }
+                if self._recipe.optimizer != "sgd":
+                    steps = torch.tensor(float(self._steps))
+                    own |= {f"{STEP}/{name}": steps.clone() for name, *_ in self._places()}
+                found[member] = own
+        return found
+
+    def _restore(self, states: Sequence[MemberState]) -> None:
+        for members, state in zip(self._groups, self._state, strict=True):
+            for lane, member in enumerate(members):
+                for row, kind in enumerate(_REMEMBERED[self._recipe.optimizer]):
+                    for name, at, size, _ in self._places():
+                        # Without momentum, torch remembers nothing, and the kernels need nothing.
+                        if (value := states[member].get(f"{kind}/{name}")) is not None:
+                            state[row, at : at + size, lane] = value.flatten().to(state.dtype)
+        steps = (value for key, value in states[0].items() if key.startswith(f"{STEP}/"))
+        self._steps = int(next(steps, torch.tensor(0)))
+
+    def _places(self) -> Iterator[tuple[str, int, int, torch.Size]]:
+        """Where each parameter's numbers lie in a lane: name, offset, size, shape."""
+        at = 0
+        for name in self._program.lowered.parameters:
+            parameter = self._networks[0].get_parameter(name)
+            yield name, at, parameter.numel(), parameter.shape
+            at += parameter.numel()
+
+    def _segments(self, epoch: int) -> Iterator[list[Images]]:
+        """The batches of one epoch, several at a time: what each group sees."""
+        distinct = list(dict.fromkeys(self._streams))
+        iterators = {
+            stream: batches(self._data, self._recipe, stream[0], epoch, stream[1])
+            for stream in distinct
+        }
+        shared = all(len({self._streams[i] for i in group}) == 1 for group in self._groups)
+        copies = len(distinct) if shared else len(self._groups) * self._program.lanes
+        image = self._data.train.images[0].numel() * self._program.dtype.itemsize
+        batch = copies * image * self._recipe.batch_size
+        at_once = max(1, SEGMENT_BYTES // batch)
+        while True:
+            seen: dict[Stream, Images] = {}
+            for stream, iterator in iterators.items():
+                taken = list(itertools.islice(iterator, at_once))
+                if not taken:
+                    return
+                pixels = torch.cat([images for images, _ in taken]).to(self._program.dtype)
+                seen[stream] = Images(
+                    pixels.contiguous(), torch.cat([labels for _, labels in taken])
+                )
+            yield [self._seen_by([self._streams[i] for i in group], seen) for group in self._groups]
+
+    def _seen_by(self, streams: list[Stream], seen: dict[Stream, Images]) -> Images:
+        if len(set(streams)) == 1:
+            return seen[streams[0]]
+        streams = streams + [streams[0]] * (self._program.lanes - len(streams))
+        pixels = torch.stack([seen[stream].pixels for stream in streams], dim=-1)
+        labels = torch.stack([seen[stream].labels for stream in streams], dim=-1)
+        return Images(pixels.contiguous(), labels.contiguous())
+
+
+def _program(network: nn.Module, data: Splits, kernel: Kernel | None = None) -> Program:
+    kinds = {parameter.dtype for parameter in network.parameters()}
+    if kinds not in ({torch.float32}, {torch.float64}):
+        raise CannotLowerError(f"its weights are {', '.join(sorted(map(str, kinds)))}")
+    return Program(lower(network, data.train.image_shape), kinds.pop(), kernel)
+
+
+def _groups(streams: Sequence[Stream], lanes: int) -> list[list[int]]:
+    """Which members stand side by side.
+
+    Members that see the same images go together, since the images then need no lanes of their own;
+    unless that would leave most lanes empty.
+    """
+    by_stream: dict[Stream, list[int]] = {}
+    for member, stream in enumerate(streams):
+        by_stream.setdefault(stream, []).append(member)
+    alike = [
+        members[i : i + lanes]
+        for members in by_stream.values()
+        for i in range(0, len(members), lanes)
+    ]
+    dense = [list(range(i, min(i + lanes, len(streams)))) for i in range(0, len(streams), lanes)]
+    return alike if len(alike) <= 2 * len(dense) else dense

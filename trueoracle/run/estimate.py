@@ -1,0 +1,128 @@
+"""How long a study's retraining will take here, from a trial of a second or two."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from trueoracle.data import datasets
+from trueoracle.data.splits import Split, Splits
+from trueoracle.engines.choose import Plan, plan, train_population
+from trueoracle.networks.copying import copied
+from trueoracle.networks.registry import build
+from trueoracle.pruning.candidates import CandidateList
+from trueoracle.run.footprint import part_sizes
+from trueoracle.run.prepare import find_device, list_study
+from trueoracle.spec.spec import StudySpec
+
+__all__ = ["Estimate", "Estimator"]
+
+_IMAGES = 64
+_LARGE = 128
+"""Images of more pixels a side are tried four at a time, one network at a time."""
+
+_MOST_WIDE = 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The retraining of one study on this machine; seconds of wall time, by one engine."""
+
+    networks: int
+    seconds_a_network: float
+    engine: str
+
+    @property
+    def seconds(self) -> float:
+        """Of all networks; training the dense network and scoring are not in it."""
+        return self.networks * self.seconds_a_network
+
+
+class Estimator:
+    """Estimates studies, each distinct network by one trial, for as long as it lives.
+
+    Raises :class:`InputError` for a device that cannot be used.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self._device = find_device(device)
+        self._measured: dict[str, tuple[float, str]] = {}
+
+    def estimate(self, spec: StudySpec) -> Estimate | None:
+        """How long the study's networks take; None where the data set's size is not known.
+
+        Raises :class:`InputError` for what is no study: a network that is not known, say.
+        """
+        if (counts := part_sizes(spec.data)) is None:
+            return None
+        # Prunings of one network differ less than the trials of a busy machine do.
+        key = json.dumps(
+            [
+                spec.network.model_dump(mode="json", exclude={"weights"}),
+                spec.data.name,
+                spec.data.image_size,
+                spec.pruning.kind,
+                spec.retraining.model_dump(mode="json", exclude={"seeds", "epochs", "milestones"}),
+            ],
+            sort_keys=True,
+        )
+        candidates = None
+        if key not in self._measured:
+            candidates = list_study(spec)
+            self._measured[key] = _try(spec, candidates, self._device)
+        seconds_an_image, engine = self._measured[key]
+        count = spec.pruning.candidates
+        if not isinstance(count, int):
+            count = len(candidates or list_study(spec))
+        networks = count * len(spec.retraining.seeds)
+        trained = counts.train
+        evaluated = trained * spec.data.measured_fraction + counts.validation + counts.test
+        # Evaluation costs about a third of a training step an image.
+        images = spec.retraining.epochs * (trained + evaluated / 3)
+        return Estimate(networks, seconds_an_image * images, engine)
+
+
+def _try(spec: StudySpec, candidates: CandidateList, device: torch.device) -> tuple[float, str]:
+    """Seconds a network and trained image, and the engine."""
+    info = datasets.dataset_info(spec.data.name)
+    channels, height, width = info.shape
+    size = spec.data.image_size
+    shape = (channels, size or height, size or width)
+    with torch.random.fork_rng(devices=[]):
+        dense = build(
+            spec.network.name, spec.network.arguments, input_shape=shape, classes=info.classes
+        )
+    pruned = candidates.prune(dense, 0).to(device)
+    large = min(shape[1:]) >= _LARGE
+    count = 4 if large else _IMAGES
+    images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+    split = Split(images, torch.arange(count) % info.classes)
+    data = Splits(split, None, split, info.classes).to(device)
+    recipe = spec.retraining.model_copy(
+        update={"epochs": 3, "milestones": (), "batch_size": min(count, spec.retraining.batch_size)}
+    )
+    chosen = Plan("loop", "an estimate")
+    if not large:
+        chosen = plan(pruned, data, recipe, members=1000)
+    # As many as are trained side by side; more would only take longer.
+    members = chosen.group * min(chosen.groups, torch.get_num_threads())
+    if chosen.engine == "wide":
+        members = min(members, _MOST_WIDE)
+    networks = [copied(pruned) for _ in range(members)]
+    ends: list[float] = []
+    train_population(
+        networks,
+        [(0, "")] * members,
+        data,
+        recipe,
+        engine=chosen.engine,
+        on_epoch=lambda _: ends.append(time.perf_counter()),
+    )
+    # The first epoch warms up. Each trains the images once and evaluates them twice: as the
+    # training and the test split.
+    seconds = min(end - start for start, end in pairwise(ends))
+    return seconds / members / (count * (1 + 2 / 3)), chosen.engine

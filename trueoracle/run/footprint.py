@@ -1,0 +1,192 @@
+"""What memory a study needs, computed before anything is built or loaded for it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from trueoracle.data import datasets
+from trueoracle.data.splits import Splits
+from trueoracle.data.streaming import (
+    BATCHES_AHEAD,
+    Look,
+    StreamedSplit,
+    decoding_threads,
+    look,
+    printable,
+    seconds_to_read,
+)
+from trueoracle.engines.memory import (
+    available_memory,
+    readable_bytes,
+    training_bytes,
+    weight_bytes,
+)
+from trueoracle.errors import InputError
+from trueoracle.networks.registry import build, is_shipped
+from trueoracle.run.progress import about
+from trueoracle.spec.spec import DataSpec, StudySpec
+
+__all__ = [
+    "check_images",
+    "check_reading",
+    "check_training",
+    "check_weights",
+    "held_bytes",
+    "part_sizes",
+]
+
+_CPU = torch.device("cpu")
+_FLOAT32 = 4
+
+
+class PartSizes(NamedTuple):
+    """How many images the parts of a data set have."""
+
+    train: int
+    validation: int
+    test: int
+
+
+def part_sizes(data: DataSpec) -> PartSizes | None:
+    """The sizes of a data set's parts, caps obeyed; None where only looking would tell."""
+    counts = datasets.DATASETS[data.name].images if data.name in datasets.DATASETS else None
+    if counts is None:
+        return None
+    train = min(counts[0], data.train_images or counts[0])
+    test = min(counts[1], data.test_images or counts[1])
+    validation = min(data.validation_images, train - 1)
+    return PartSizes(train - validation, validation, test)
+
+
+def check_images(data: DataSpec, shape: tuple[int, ...]) -> None:
+    """Refuse a data set that memory does not hold, by :class:`InputError`.
+
+    ``shape`` is that of one image. Streamed images are not held.
+    """
+    counts = part_sizes(data)
+    if counts is None or datasets.DATASETS[data.name].is_streamed:
+        return
+    # Training images are there twice while they are parted from those for validation.
+    images = 2 * (counts.train + counts.validation) + counts.test
+    needed, free = images * math.prod(shape) * _FLOAT32, available_memory(_CPU)
+    if needed > free:
+        raise InputError(
+            f"data set {data.name!r}: {sum(counts):,} images of {_by(shape)} numbers need "
+            f"{readable_bytes(needed)} of memory while they are loaded, and "
+            f"{readable_bytes(free)} are free: lower data.image_size, data.train_images or "
+            "data.test_images"
+        )
+
+
+def check_weights(spec: StudySpec, shape: tuple[int, ...], classes: int) -> None:
+    """Refuse a network that comes with the package where memory does not hold its weights.
+
+    The factories of others are not called for this: what they do besides is not known.
+    """
+    if not is_shipped(spec.network.name):
+        return
+    with torch.device("meta"):  # shapes alone
+        network = build(
+            spec.network.name, spec.network.arguments, input_shape=shape, classes=classes
+        )
+    needed, free = weight_bytes(network), available_memory(_CPU)
+    if needed > free:
+        raise InputError(
+            f"network {spec.network.name!r} for images of {_by(shape)} numbers has weights of "
+            f"{readable_bytes(needed)}, and {readable_bytes(free)} of memory are free: lower "
+            "network.arguments or data.image_size"
+        )
+
+
+def check_training(
+    spec: StudySpec, network: nn.Module, shape: tuple[int, ...], images: int, device: torch.device
+) -> None:
+    """Refuse a dense network that memory does not hold while it is trained here.
+
+    ``images`` are those to train on. How pruned networks are retrained, and whether that fits, is
+    found when the engine is chosen.
+    """
+    if spec.network.arrives_trained:
+        return
+    batch = min(spec.dense.batch_size, images)
+    needed, free = training_bytes(network, shape, batch, spec.dense), available_memory(device)
+    if needed > free:
+        raise InputError(
+            f"training the dense network on {batch:,} images of {_by(shape)} numbers at a time "
+            f"needs {readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: lower "
+            "dense.batch_size or data.image_size"
+        )
+
+
+class Reading(NamedTuple):
+    """Reading images from files: seconds an image, with all threads at work, and what to say."""
+
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def check_reading(data: Splits, batch: int) -> Reading:
+    """What reading images from files takes, and leaves out; nothing for images in memory.
+
+    Refuses images that memory does not hold while they are decoded, by :class:`InputError`.
+    """
+    streamed = [
+        split
+        for split in (data.train, data.validation, data.test)
+        if isinstance(split, StreamedSplit)
+    ]
+    if not streamed:
+        return Reading()
+    seen = [look(split) for split in streamed]
+    split, most = max(zip(streamed, seen, strict=True), key=lambda both: both[1].at_once_bytes)
+    path, (width, height) = split.folder / most.largest, most.largest_shape
+    largest = f"the largest, {printable(path)} of {width:,} x {height:,} pixels"
+    ahead = BATCHES_AHEAD * min(batch, len(data.train)) * math.prod(split.image_shape)
+    needed, free = most.at_once_bytes + ahead, available_memory(_CPU)
+    if needed > free:
+        raise InputError(
+            f"reading images, {decoding_threads(split)} at a time and {BATCHES_AHEAD} batches "
+            f"ahead, needs {readable_bytes(needed)} of memory ({largest}, "
+            f"{readable_bytes(most.largest_bytes)}), and {readable_bytes(free)} are free: shrink "
+            "the files, or lower data.image_size or the batch sizes"
+        )
+    alone = seconds_to_read(split, most.largest)
+    each = [
+        _seconds_an_image(one, found, most, alone) / decoding_threads(one)
+        for one, found in zip(streamed, seen, strict=True)
+    ]
+    count = sum(map(len, streamed))
+    seconds = max(sum(len(s) * one for s, one in zip(streamed, each, strict=True)), alone)
+    takes = (
+        f"images: reading all {count:,} once takes {about(seconds)}; {largest}, takes "
+        f"{alone:.2g} s and {readable_bytes(most.largest_bytes)}"
+    )
+    losses = dict.fromkeys(loss for found in seen for loss in found.losses)
+    return Reading(seconds / count, (takes, *losses))
+
+
+def _seconds_an_image(split: StreamedSplit, seen: Look, most: Look, alone: float) -> float:
+    """Of one thread, in the mean: a straight line over pixels, through a usual and the largest."""
+    usual = seconds_to_read(split, seen.typical)
+    further = math.prod(most.largest_shape) - seen.typical_pixels
+    slope = max(0.0, (alone - usual) / further) if further > 0 else 0.0
+    return max(0.0, usual + slope * (seen.pixels - seen.typical_pixels))
+
+
+def held_bytes(spec: StudySpec, network: nn.Module, data: Splits) -> int:
+    """Bytes that a study holds while one network is trained: the images, and that network."""
+    recipe = spec.retraining if spec.network.arrives_trained else spec.dense
+    shape, images = data.train.image_shape, len(data.train)
+    held = 0
+    if not data.train.is_streamed:
+        every = sum(len(split) for _, split in data.named())
+        held = (every + (images if data.measured is not None else 0)) * math.prod(shape) * _FLOAT32
+    return held + training_bytes(network, shape, min(recipe.batch_size, images), recipe)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,405 @@
+"""From a spec to all that its stages need: found, checked, and not yet worked on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import nn
+
+from trueoracle.analysis.numbers import many
+from trueoracle.criteria.base import Criterion, find_criterion
+from trueoracle.data import datasets
+from trueoracle.data.splits import Splits
+from trueoracle.errors import InputError, NotApplicableError, first_line
+from trueoracle.networks.copying import copied
+from trueoracle.networks.registry import build, is_shipped
+from trueoracle.networks.weights import architecture_sha256, load_weights, weights_sha256
+from trueoracle.pruning.candidates import CandidateList, Candidates, list_candidates
+from trueoracle.pruning.groups import GroupMap
+from trueoracle.pruning.parity import check_parity
+from trueoracle.pruning.unstructured import (
+    WeightCandidates,
+    check_masks,
+    list_weight_candidates,
+)
+from trueoracle.pruning.walk import find_groups, follow_groups
+from trueoracle.run.footprint import (
+    check_images,
+    check_reading,
+    check_training,
+    check_weights,
+    part_sizes,
+)
+from trueoracle.run.progress import about
+from trueoracle.spec.spec import DataSpec, PruningSpec, StudySpec
+from trueoracle.training.loop import stream_seed
+
+__all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
+
+_SLOW_SECONDS = 1.0
+_EXAMPLES = 3
+"""Images that a network is first tried on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A study whose every part has been found and checked; no long work is done yet.
+
+    ``network`` has its initial weights, or its trained ones where the study brings them.
+    ``architecture`` tells networks of a user's own apart, whose name does not say all, and folders
+    of images. ``skipped`` says of the criteria that do not apply why. ``notes`` say what else is to
+    be known before the work begins: how data and weights are read, where there was a choice.
+    ``reading_seconds`` is what reading an image from a file takes.
+    """
+
+    spec: StudySpec
+    data: Splits
+    network: nn.Module
+    architecture: str
+    candidates: CandidateList
+    criteria: tuple[Criterion, ...]
+    device: torch.device
+    skipped: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    reading_seconds: float = 0.0
+
+    @property
+    def retrainings(self) -> int:
+        """How many networks the study retrains in all."""
+        return len(self.candidates) * len(self.spec.retraining.seeds)
+
+
+def prepare(
+    spec: StudySpec,
+    *,
+    network: nn.Module | None = None,
+    data: Splits | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] | None = None,
+) -> Prepared:
+    """Build the network, list the candidates, load the data; refuse what cannot work.
+
+    ``network`` and ``data`` stand in for the spec's where they are given. ``say`` is told where
+    the network is so slow that these checks take long themselves. Raises :class:`InputError`, in
+    one line, before any long work.
+    """
+    criteria = tuple(find_criterion(name) for name in spec.criteria)
+    where = find_device(device)
+    if data is None:
+        info = _info(spec.data)
+        shape: tuple[int, ...] = info.shape
+        classes = info.classes
+        check_images(spec.data, shape)
+    else:
+        data = _given(data, spec.data)
+        shape, classes = data.train.image_shape, data.classes
+    made = _build(spec, shape, classes) if network is None else copied(network).cpu()
+    known = part_sizes(spec.data) if data is None else None
+    images = known.train if known is not None else len(data.train) if data is not None else None
+    check_training(spec, made, shape, images or _EXAMPLES, where)
+    if say is not None and (slow := _slow_in_words(made, shape, spec)):
+        say(slow)
+    shipped = network is None and is_shipped(spec.network.name)
+    # The tests try the groups of every shipped network, and those that are pruned are tried below.
+    find = follow_groups if shipped else find_groups
+    candidates = _list(made, shape, classes, spec, find=find)
+    _check_recipes(made, shape, classes, spec)
+    remark = "" if spec.network.weights is None else load_weights(made, spec.network.weights)
+    _check_pruning(made, candidates, _example(shape))
+    if data is None:  # last, because it may download
+        data = datasets.load(
+            spec.data.name,
+            validation_images=spec.data.validation_images,
+            split_seed=spec.data.split_seed,
+            path=spec.data.path,
+            image_size=spec.data.image_size,
+            train_images=spec.data.train_images,
+            test_images=spec.data.test_images,
+            measured_fraction=spec.data.measured_fraction,
+        )
+        if images is None:
+            check_training(spec, made, shape, len(data.train), where)
+    batch = max(spec.dense.batch_size, spec.retraining.batch_size)
+    reading = check_reading(data, batch)
+    if not shipped:
+        # Noise does not bring out all that a forward may do with values.
+        few = torch.arange(min(8, len(data.train)))
+        if len(few) > 1:
+            _check_pruning(made, candidates, data.train.take(few).images.cpu())
+    _check_batches(made, data, spec)
+    named = dict(zip(spec.criteria, criteria, strict=True))
+    skipped = _check_criteria(made, candidates, named, data, spec, shipped=shipped)
+    architecture = "" if shipped else architecture_sha256(made)
+    if not shipped and not spec.network.arrives_trained:
+        # A factory of a user's own may begin with other weights than it did.
+        architecture += f"-{weights_sha256(made)}"
+    if data.train.is_streamed and spec.data.fingerprint is None:
+        # A folder's name does not say what is in it.
+        architecture += f"-images-{data.fingerprint()}"
+    return Prepared(
+        spec,
+        data.to(where),
+        made.to(where),
+        architecture,
+        candidates,
+        criteria,
+        where,
+        skipped,
+        (*filter(None, [remark]), *(f"data: {n}" for n in (*data.notes, *reading.notes))),
+        reading.seconds,
+    )
+
+
+def list_study(spec: StudySpec) -> CandidateList:
+    """The candidates of a study of registered network and data, without loading the data.
+
+    Of ``folder`` the names of the classes are read.
+    """
+    info = _info(spec.data)
+    network = _build(spec, info.shape, info.classes)
+    return _list(network, info.shape, info.classes, spec, find=follow_groups)
+
+
+def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
+    """The untrained network of a study, and the shape of its images."""
+    info = _info(spec.data)
+    return _build(spec, info.shape, info.classes), info.shape
+
+
+def _info(data: DataSpec) -> datasets.DatasetInfo:
+    return datasets.dataset_info(data.name, path=data.path, image_size=data.image_size)
+
+
+def _given(data: Splits, spec: DataSpec) -> Splits:
+    """Data given in Python, measured in the part that is asked for."""
+    for field in ("path", "image_size", "train_images", "test_images"):
+        if (value := getattr(spec, field)) is not None:
+            raise InputError(f"data.{field} = {value!r} does nothing for data given in Python")
+    if spec.validation_images != len(data.validation or ()):
+        raise InputError(
+            f"data.validation_images = {spec.validation_images} does nothing for data given in "
+            f"Python, which has {len(data.validation or ())}"
+        )
+    if data.measured is not None:
+        if spec.measured_fraction != 1:
+            raise InputError(
+                f"data.measured_fraction = {spec.measured_fraction} does nothing for data that "
+                "says itself what train loss is measured on"
+            )
+        return data
+    return data.measured_in_part(spec.measured_fraction, spec.split_seed)
+
+
+def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
+    check_weights(spec, shape, classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(spec.dense.seed, 0, "initial weights"))
+        return build(spec.network.name, spec.network.arguments, input_shape=shape, classes=classes)
+
+
+def _example(shape: tuple[int, ...]) -> torch.Tensor:
+    # Several images, none of them constant, so that batch norms have something to norm.
+    return torch.rand(_EXAMPLES, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _slow_in_words(network: nn.Module, shape: tuple[int, ...], spec: StudySpec) -> str:
+    """How long training takes, where one pass over a few images takes a second or more."""
+    tried, example = copied(network).eval(), _example(shape)
+    seconds = 0.0
+    for _ in range(2):  # the first warms up
+        started = time.perf_counter()
+        with suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad():
+            tried(example)  # what finds the groups says best why a network does not run
+        seconds = time.perf_counter() - started
+        if seconds < _SLOW_SECONDS:
+            return ""
+    recipe = spec.retraining if spec.network.arrives_trained else spec.dense
+    epoch = about(3 * 1000 * seconds / _EXAMPLES)  # a step costs three forward passes
+    return (
+        f"the network takes {seconds:.2g} s for {_EXAMPLES} images on the CPU: checking the study "
+        f"takes minutes, and training it {epoch} for each of {many(recipe.epochs, 'epoch')} and "
+        "1,000 images"
+    )
+
+
+def _list(
+    network: nn.Module,
+    shape: tuple[int, ...],
+    classes: int,
+    spec: StudySpec,
+    *,
+    find: Callable[[nn.Module, torch.Tensor], GroupMap],
+) -> CandidateList:
+    """The candidates, once the network is known to take the images and to tell the classes."""
+    pruning, example = spec.pruning, _example(shape)
+    # What finds the groups says best why a network does not run.
+    available = find(network, example) if pruning.kind == "structured" else None
+    _check_answer(network, example, classes, spec)
+    count = _count(pruning)
+    if available is not None:
+        return list_candidates(
+            available, pruning.layers, count=count, seed=pruning.seed, surgery=pruning.surgery
+        )
+    if count == "all":
+        raise InputError("pruning.kind = 'unstructured' needs a number of candidates to sample")
+    return list_weight_candidates(
+        network, pruning.layers, count=count, seed=pruning.seed, scope=pruning.scope
+    )
+
+
+def _count(pruning: PruningSpec) -> int | Literal["all"] | Path:
+    """How many candidates, or the file that lists them."""
+    given = pruning.candidates
+    if isinstance(given, int):
+        return given
+    return "all" if given == "all" else Path(given)
+
+
+def _check_answer(network: nn.Module, example: torch.Tensor, classes: int, spec: StudySpec) -> None:
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            answer = network(example)
+    except Exception as error:  # the user's forward runs: anything can come out
+        raise InputError(
+            f"{type(network).__name__} does not run on images of shape "
+            f"{list(example.shape[1:])}: {first_line(error)}"
+        ) from error
+    finally:
+        network.train(was_training)
+    is_tensor = isinstance(answer, torch.Tensor)
+    if not is_tensor or answer.ndim != 2 or len(answer) != _EXAMPLES or answer.shape[1] < classes:
+        got = list(answer.shape) if is_tensor else type(answer).__name__
+        raise InputError(
+            f"network {spec.network.name!r} gives {got} for {_EXAMPLES} images, expected "
+            f"[{_EXAMPLES}, {classes}]: "
+            "one logit for each class of the data"
+        )
+    if not answer.is_floating_point():
+        raise InputError(
+            f"network {spec.network.name!r} gives {str(answer.dtype).removeprefix('torch.')} "
+            "numbers, expected logits in floating point"
+        )
+
+
+def _check_pruning(network: nn.Module, candidates: CandidateList, example: torch.Tensor) -> None:
+    """Try the pruning itself, each kind in its own way."""
+    if candidates.weights:
+        check_masks(network, cast(WeightCandidates, candidates), example)
+    else:
+        check_parity(network, cast(Candidates, candidates), example)
+
+
+def _check_recipes(
+    network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudySpec
+) -> None:
+    if not any(p.requires_grad for p in network.parameters()):
+        raise InputError("none of the network's parameters requires a gradient: nothing can train")
+    for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
+        for field in ("shift", "flip", "resized_crop", "cutmix"):
+            if getattr(recipe, field) and len(shape) != 3:
+                raise InputError(f"{stage}.{field} needs images [C, H, W], got {list(shape)}")
+        if recipe.shift and recipe.shift >= min(shape[1:]):
+            raise InputError(
+                f"{stage}.shift = {recipe.shift:,} moves images of {shape[1]}x{shape[2]} pixels "
+                "out of sight: expected fewer pixels than a side has"
+            )
+        if recipe.mixup or recipe.cutmix:
+            with torch.no_grad():
+                logits = copied(network).eval()(_example(shape)).shape[1]
+            if logits != classes:
+                raise InputError(
+                    f"{stage}.mixup and {stage}.cutmix need one logit for each of {classes} "
+                    f"classes: network {spec.network.name!r} gives {logits}"
+                )
+
+
+def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
+    """Refuse a last batch of one image where the network cannot train on one."""
+    for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
+        if stage == "dense" and spec.network.arrives_trained:
+            continue
+        size = recipe.batch_size
+        if (len(data.train) % size or size) > 1:
+            continue
+        try:
+            copied(network).train()(data.train.take(torch.arange(1)).images)
+        except Exception as error:  # the user's forward runs: anything can come out
+            raise InputError(
+                f"{stage}.batch_size = {size} leaves a last batch of one image (of "
+                f"{len(data.train):,}), on which the network cannot train: {first_line(error)}"
+            ) from error
+
+
+def _check_criteria(
+    network: nn.Module,
+    candidates: CandidateList,
+    criteria: Mapping[str, Criterion],
+    data: Splits,
+    spec: StudySpec,
+    *,
+    shipped: bool,
+) -> dict[str, str]:
+    """Try criteria on a few candidates and images, before anything rests on them.
+
+    Those of a user's own; those shipped that do not apply to everything; and all of them where the
+    network is not ``shipped``, on which any of them may fail. Returns why some do not apply, or,
+    of those that come with the package, fail; raises :class:`InputError` where that is all of them,
+    and where a user's own fails.
+    """
+    skipped: dict[str, str] = {}
+    for name, criterion in criteria.items():
+        if shipped and criterion.is_shipped and not criterion.conditional:
+            try:
+                criterion.check(candidates)
+            except NotApplicableError as reason:
+                skipped[name] = str(reason)
+            continue
+        few, images = (1, 16) if criterion.is_shipped else (3, 64)
+        try:
+            criterion(
+                copied(network).eval(),
+                candidates.take(range(min(few, len(candidates)))),
+                _few_images(data, images),
+                spec.retraining,
+            )
+        except NotApplicableError as reason:
+            if not reason.of_images:  # all of them may tell otherwise
+                skipped[name] = str(reason)
+        except InputError as reason:
+            if not criterion.is_shipped:  # its author mends it
+                raise
+            skipped[name] = str(reason)
+    if len(skipped) == len(criteria):
+        raise InputError(f"no criterion of the study applies: {'; '.join(skipped.values())}")
+    return skipped
+
+
+def _few_images(data: Splits, count: int) -> Splits:
+    """The first images of the training split, and of the others where they exist."""
+    train, test = (
+        split.take(torch.arange(min(count, len(split)))) for split in (data.train, data.test)
+    )
+    validation = data.validation
+    if validation is not None:
+        validation = validation.take(torch.arange(min(count, len(validation))))
+    return replace(data, train=train, validation=validation, test=test, measured=None)
+
+
+def find_device(name: str) -> torch.device:
+    """A device by its torch name, or ``auto``; raises :class:`InputError` where none works."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {name!r} cannot be used: {first_line(error)}") from error
+    return device

@@ -1,0 +1,362 @@
+"""A search within a study's folder: what it needs from the study, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from trueoracle.analysis.numbers import finite_or_none, many
+from trueoracle.analysis.table import pruned_filters
+from trueoracle.data.datasets import dataset_info
+from trueoracle.engines.choose import Plan, check_engine, plan
+from trueoracle.errors import InputError, NotApplicableError, unknown
+from trueoracle.record.results import SEARCHES, Results
+from trueoracle.record.store import locked
+from trueoracle.run import runner
+from trueoracle.run.prepare import Prepared
+from trueoracle.run.progress import Progress
+from trueoracle.search.export import Origin, export
+from trueoracle.search.live import Search, SearchRecord, check_memory, folder_name
+from trueoracle.search.replay import selection_metric
+from trueoracle.search.schedule import ETA, Schedule, parse_budget
+from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_strategy
+from trueoracle.spec.spec import DataSpec
+from trueoracle.training.loop import EpochRecord
+
+__all__ = ["SearchResult", "search"]
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult:
+    """One pruned network, and how it was chosen.
+
+    ``chosen`` is the candidate's id, ``pruned`` what it prunes, ``network`` its retrained network,
+    in evaluation mode. ``outcome`` are its losses (nats) and accuracies (fractions) after the last
+    epoch, of which the search compared ``by`` alone. ``history`` has one row a candidate and epoch:
+    ``candidate``, ``rung`` (from 1), ``epoch`` (from 0), the learning rate and all metrics.
+    ``budget``, ``spent`` and ``full_budget`` count epochs of one candidate; ``seconds`` is what
+    training took. ``folder`` keeps the search. ``normalised`` says by which mean and standard
+    deviation a channel the images were, where the data set has a name.
+    """
+
+    study: str
+    chosen: str
+    pruned: Mapping[str, Any]
+    network: nn.Module
+    outcome: EpochRecord
+    history: pd.DataFrame
+    schedule: Schedule
+    strategy: str
+    criterion: str
+    by: str
+    seed: int
+    budget: int
+    full_budget: int
+    seconds: float
+    engine: str
+    folder: Path
+    origin: Origin
+    normalised: Mapping[str, Any]
+
+    @property
+    def spent(self) -> int:
+        return self.schedule.cost
+
+    def export(self, path: str | Path) -> Path:
+        """Write the network: ``.safetensors`` (for ``trueoracle.load``), ``.onnx`` or ``.pt2``.
+
+        Raises :class:`InputError` for another ending, and where the network cannot be written so.
+        """
+        facts = {
+            "study": self.study,
+            "candidate": self.chosen,
+            "outcome": finite_or_none(asdict(self.outcome)),
+            "normalised": dict(self.normalised),
+        }
+        return export(self.network, Path(path), self.origin, facts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain values, with each rung's candidates and their values."""
+        last = self.history.groupby(["rung", "candidate"], sort=False).last().reset_index()
+        rungs = [
+            {
+                "epochs": rung.epochs,
+                "candidates": [
+                    {"candidate": name, self.by: value}
+                    for name, value in zip(own["candidate"], own[self.by], strict=True)
+                ],
+            }
+            for rung, (_, own) in zip(self.schedule.rungs, last.groupby("rung"), strict=True)
+        ]
+        for rung in rungs:
+            rung["candidates"] = [finite_or_none(one) for one in rung["candidates"]]  # type: ignore[attr-defined]
+        return {
+            "study": self.study,
+            "chosen": self.chosen,
+            "pruned": dict(self.pruned),
+            "outcome": finite_or_none(asdict(self.outcome)),
+            "strategy": self.strategy,
+            "criterion": self.criterion,
+            "by": self.by,
+            "seed": self.seed,
+            "budget": self.budget,
+            "spent": self.spent,
+            "full_budget": self.full_budget,
+            "rungs": rungs,
+            "seconds": self.seconds,
+            "engine": self.engine,
+            "folder": str(self.folder),
+        }
+
+
+def search(
+    prepared: Prepared,
+    folder: Path,
+    progress: Progress,
+    *,
+    budget: int | str | None = None,
+    strategy: str | None = None,
+    criterion: str | None = None,
+    by: str | None = None,
+    seed: int | None = None,
+    eta: float = ETA,
+    engine: str = "auto",
+    memory: int | None = None,
+) -> SearchResult:
+    """Choose one candidate of a study and retrain it, for at most ``budget``.
+
+    ``budget`` is in epochs of one candidate or a share of retraining every candidate (``"10%"``,
+    the default; for ``full`` all of it). ``strategy`` is by default ``guided``, or ``halving``
+    where single weights are pruned. ``criterion`` (the study's first that applies) orders the
+    candidates before anything is retrained, ``by`` is what is compared afterwards (validation loss,
+    or train loss where there is no validation split), ``seed`` (the study's first) is the
+    retraining's, and that of a random order. ``engine`` and ``memory`` are those of
+    :func:`trueoracle.engines.choose.plan`. The dense network and scores are taken from the
+    record in ``folder``, or made there; a search that was stopped goes on where it was. Raises
+    :class:`InputError` before any long work.
+    """
+    spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
+    way = _strategy(prepared, strategy)
+    priors, passed_over = _priors(prepared, way, criterion)
+    metric = selection_metric(by, has_validation=prepared.data.validation is not None)
+    start = recipe.seeds[0] if seed is None else seed
+    if not 0 <= start < 2**31:
+        raise InputError(f"a seed is a whole number from 0 to {2**31 - 1}, got {start}")
+    full = len(candidates) * recipe.epochs
+    epochs = parse_budget(budget, len(candidates), recipe.epochs)
+    schedule = way.plan(len(candidates), recipe.epochs, epochs, eta)
+    if schedule.cost > epochs:  # it retrains them all, whatever is said
+        if budget is not None:
+            raise InputError(
+                f"strategy {way.name!r} takes all {full:,} epochs, and the budget is {epochs:,}: "
+                "leave the budget out, or take another strategy"
+            )
+        epochs = schedule.cost
+    example = candidates.prune(prepared.network, 0)
+    check_engine(engine, example, prepared.data, recipe)
+    check_memory(example, schedule, prepared.device)
+
+    prior = _recorded(prepared, folder, progress, priors, passed_over)
+    recorded = Results(folder)
+    dense = runner.read_dense(prepared, folder, recorded.dense or {})
+    # An order that takes no criterion takes their number only.
+    scores = [0.0] * len(candidates)
+    if prior:
+        if prior not in recorded.scores or recorded.scores[prior].isna().all():
+            raise InputError(f"criterion {prior!r} gave no score to order the candidates by")
+        scores = recorded.scores[prior].tolist()
+        if (tied := scores.count(min(scores))) > 1:
+            progress.message(
+                f"{tied:,} candidates share the lowest score of {prior}: those that tie begin in "
+                "the order of their ids"
+            )
+    settings: dict[str, Any] = {
+        "strategy": way.name,
+        "criterion": prior or None,
+        "by": metric,
+        "seed": start,
+        "rungs": [[rung.candidates, rung.epochs] for rung in schedule.rungs],
+        "outcome_digest": spec.outcome_digest,
+    }
+    pruned = None
+    if way.learns:
+        pruned, _ = pruned_filters([candidates.pruned(i) for i in range(len(candidates))])
+        settings["batches"] = [BATCHES, LEAST_BATCH]
+    below = folder / SEARCHES / folder_name(settings)
+    made = Search(
+        schedule,
+        way.ordered(scores, candidates.ids, start),
+        candidates,
+        dense,
+        prepared.data,
+        recipe,
+        metric,
+        start,
+        settings,
+        below,
+        pruned,
+    )
+    if metric == "train_loss" and by is None:
+        progress.message("there is no validation split: the search compares train loss")
+    steps = (f"{many(r.candidates, 'candidate')} until epoch {r.epochs}" for r in schedule.rungs)
+    progress.message(
+        f"search ({way.name}): {schedule.cost:,} of the {full:,} epochs that retrain all "
+        f"({schedule.cost / full:.1%}): {', then '.join(steps)}"
+    )
+    with locked(folder, patience=1.0):
+        record, name, network = _carried_out(made, prepared, example, progress, engine, memory)
+    index = candidates.ids.index(name)
+    return SearchResult(
+        study=spec.name,
+        chosen=name,
+        pruned=candidates.pruned(index),
+        network=network,
+        outcome=record.epochs[name][-1],
+        history=_history(record, schedule),
+        schedule=schedule,
+        strategy=way.name,
+        criterion=prior,
+        by=metric,
+        seed=start,
+        budget=epochs,
+        full_budget=full,
+        seconds=record.seconds,
+        engine=record.engine,
+        folder=below,
+        origin=_origin(prepared, index),
+        normalised=_normalised(spec.data),
+    )
+
+
+def _strategy(prepared: Prepared, name: str | None) -> Strategy:
+    """The strategy named, or the one that learns which filters to prune, where filters are."""
+    whole = not prepared.candidates.weights
+    way = find_strategy(name or ("guided" if whole else "halving"))
+    if way.learns and not whole:
+        raise InputError(
+            f"strategy {way.name!r} learns of the filters that candidates share, and this study "
+            "prunes single weights: take 'halving'"
+        )
+    return way
+
+
+def _priors(prepared: Prepared, way: Strategy, named: str | None) -> tuple[list[str], str]:
+    """The criteria that may order the candidates; and why the study's first is not among them."""
+    criteria, skipped = prepared.spec.criteria, prepared.skipped
+    if named is not None and named not in criteria:
+        raise unknown("criterion of this study", named, criteria)
+    if way.order != "criterion":
+        if named is not None:
+            raise InputError(
+                f"criterion {named!r} does nothing with strategy {way.name!r}, which begins with "
+                f"{'random candidates' if way.order == 'random' else 'all candidates'}"
+            )
+        return [], ""
+    if named is not None:
+        if named in skipped:
+            raise InputError(skipped[named])
+        return [named], ""
+    return [name for name in criteria if name not in skipped], skipped.get(criteria[0], "")
+
+
+def _recorded(
+    prepared: Prepared, folder: Path, progress: Progress, priors: list[str], passed_over: str
+) -> str:
+    """Record the dense network and the scores of the first of ``priors`` that applies: its name."""
+    for place, prior in enumerate(priors, start=1):
+        if passed_over:
+            progress.message(f"candidates are ordered by {prior}, since {passed_over}")
+        try:
+            runner.run(prepared, folder, progress, retrain=False, criteria=(prior,))
+        except NotApplicableError as reason:  # which only all images told
+            if place == len(priors):
+                raise
+            passed_over = str(reason)
+        else:
+            return prior
+    runner.run(prepared, folder, progress, retrain=False, criteria=())
+    return ""
+
+
+def _carried_out(
+    made: Search,
+    prepared: Prepared,
+    example: nn.Module,
+    progress: Progress,
+    engine: str,
+    memory: int | None,
+) -> tuple[SearchRecord, str, nn.Module]:
+    schedule = made.schedule
+    known: dict[str, Plan] = {}
+    began = False
+
+    def planned(members: int, before: str) -> Plan:
+        wanted = before if engine == "auto" and before else engine
+        if wanted not in known:  # one trial of the engines is enough for all rungs
+            known[wanted] = plan(
+                example,
+                prepared.data,
+                made.recipe,
+                members=members,
+                engine=wanted,
+                memory=memory,
+            )
+            known[known[wanted].engine] = known[wanted]
+        return known[wanted]
+
+    def on_rung(number: int, trained: int, how: str) -> None:
+        nonlocal began
+        if not began:
+            steps = list(zip(schedule.rungs, schedule.starts, strict=True))
+            done = sum(r.candidates * (r.epochs - start) for r, start in steps[:number])
+            rung, start = steps[number]
+            done += trained * (rung.epochs - start)
+            progress.message(how)
+            progress.stage("search", schedule.cost, done, "epochs")
+            began = True
+
+    return made.run(planned, on_rung=on_rung, on_epoch=progress.advance, on_damage=progress.message)
+
+
+def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:
+    rows = []
+    for number, (rung, start, names) in enumerate(
+        zip(schedule.rungs, schedule.starts, record.rungs, strict=True), start=1
+    ):
+        for name in names:
+            own = [one for one in record.epochs[name] if start <= one.epoch < rung.epochs]
+            # A network that diverged has no more records: its last one speaks for the later rungs.
+            rows += [
+                {"candidate": name, "rung": number, **asdict(one)}
+                for one in own or record.epochs[name][-1:]
+            ]
+    return pd.DataFrame(rows)
+
+
+def _normalised(data: DataSpec) -> dict[str, Any]:
+    if data.fingerprint:
+        return {}
+    info = dataset_info(data.name, path=data.path, image_size=data.image_size)
+    return {"mean": list(info.mean), "std": list(info.std)}
+
+
+def _origin(prepared: Prepared, index: int) -> Origin:
+    network = prepared.spec.network
+    pruned: dict[str, tuple[int, ...]] = {}
+    if not prepared.candidates.weights:
+        pruned = {
+            name: tuple(int(one) for one in filters)
+            for name, filters in prepared.candidates.pruned(index).items()
+        }
+    return Origin(
+        name=None if network.fingerprint else network.name,
+        arguments=dict(network.arguments),
+        input_shape=tuple(prepared.data.train.image_shape),
+        classes=prepared.data.classes,
+        pruned=pruned,
+    )

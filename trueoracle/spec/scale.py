@@ -1,0 +1,167 @@
+"""Small scale and other changes, said plainly: a study that was cut is not the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from trueoracle.analysis.numbers import many
+from trueoracle.errors import InputError
+from trueoracle.spec.spec import NetworkSpec, StudySpec, load_spec
+
+__all__ = ["SMALL", "changes_from_file", "changes_in_words", "scale_in_words", "scale_of", "titled"]
+
+SMALL = "small"
+"""The arm of a study that is cut to what a laptop holds."""
+
+
+def scale_of(name: str) -> Literal["small", "full"]:
+    """The scale of a study by its name, which its arms are a part of."""
+    return "small" if SMALL in name.split("@")[1:] else "full"
+
+
+def titled(name: str) -> str:
+    """A study's name for headings: small scale is said in words as well."""
+    return f"{name} (small scale)" if scale_of(name) == SMALL else name
+
+
+def changes_from_file(spec: StudySpec) -> dict[str, Any]:
+    """Where a study differs from the shipped one of its name, arms included: dotted field to value.
+
+    Empty where it does not, and for a study of a user's own, whose file is not known by its name.
+    """
+    shipped = _shipped(spec.name)
+    return {} if shipped is None else {k: ours for k, (ours, _) in _differences(spec, shipped)}
+
+
+def changes_in_words(changes: Mapping[str, Any]) -> str:
+    """Such as ``"changed: retraining.epochs 3, data.name mnist-5k"``; empty where nothing is."""
+    said = ", ".join(f"{field} {_value(field, value)}" for field, value in changes.items())
+    return f"changed: {said}" if said else ""
+
+
+def scale_in_words(*specs: StudySpec) -> str:
+    """What studies at small scale have in place of the full ones; empty at full scale.
+
+    Such as ``"small scale: mnist-5k in place of cifar10, 24 candidates in place of 1,000"``; of
+    several studies, the points of a grid, what any of them has.
+    """
+    small = [spec for spec in specs if scale_of(spec.name) == SMALL]
+    if not small:
+        return ""
+    told: dict[str, None] = {}  # keeps the order
+    for spec in small:
+        full = _shipped("@".join(part for part in spec.name.split("@") if part != SMALL))
+        if full is not None:  # else a user's own, whose file is not known by its name
+            told |= dict.fromkeys(_in_place(spec, full))
+    return f"small scale: {', '.join(told)}" if told else "small scale"
+
+
+def _shipped(name: str) -> StudySpec | None:
+    try:
+        return load_spec(name)
+    except InputError:
+        return None
+
+
+def _in_place(spec: StudySpec, full: StudySpec) -> list[str]:
+    """What a study has in place of another, in words."""
+    told = [
+        (_network(spec.network), _network(full.network)),
+        (spec.data.name, full.data.name),
+        (_size(spec.data.image_size), _size(full.data.image_size)),
+        (_images(spec.data.train_images), _images(full.data.train_images)),
+        (_candidates(spec), _candidates(full)),
+        (_epochs(spec), _epochs(full)),
+        (_seeds(spec), _seeds(full)),
+    ]
+    said = [f"{ours} in place of {theirs}" for ours, theirs in told if ours != theirs]
+    if spec.network.weights != full.network.weights:
+        said.append(f"{_weights(spec.network)} in place of {_weights(full.network)}")
+    for field, (ours, theirs) in _differences(spec, full):
+        if field in _SAID or field.startswith("network."):
+            continue
+        if field.startswith("dense.") and full.network.arrives_trained:
+            continue  # its recipe does nothing
+        words = field.replace(".", " ").replace("_", " ")
+        said.append(f"{words} {_value(field, ours)} in place of {_value(field, theirs)}")
+    return said
+
+
+_SAID = {
+    "data.name",
+    "data.image_size",
+    "data.train_images",
+    "pruning.candidates",
+    "retraining.epochs",
+    "retraining.seeds",
+}
+"""The fields that have words of their own."""
+
+
+def _differences(spec: StudySpec, other: StudySpec) -> list[tuple[str, tuple[Any, Any]]]:
+    """The dotted fields in which two studies differ, with the values of both."""
+    ours, theirs = (_leaves(one.model_dump(exclude={"name", "purpose"})) for one in (spec, other))
+    found = []
+    for field in dict.fromkeys([*ours, *theirs]):
+        pair = ours.get(field), theirs.get(field)
+        if pair[0] != pair[1]:
+            found.append((field, pair))
+    return found
+
+
+def _leaves(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a study as dotted names; arguments and ratios are values of one field."""
+    return {
+        f"{name}.{field}" if isinstance(values, Mapping) else name: value
+        for name, values in fields.items()
+        for field, value in (values if isinstance(values, Mapping) else {name: values}).items()
+    }
+
+
+_ABSENT = {"test_images": "all", "image_size": "its own", "train_images": "all"}
+
+
+def _value(field: str, value: object) -> str:
+    """A value of a study's field in words."""
+    if value is None:
+        return _ABSENT.get(field.rpartition(".")[2], "none")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_value(field, one)}" for key, one in value.items()) or "none"
+    if isinstance(value, tuple | list):
+        return " and ".join(_value(field, one) for one in value) or "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _network(network: NetworkSpec) -> str:
+    arguments = ", ".join(f"{key} {value}" for key, value in network.arguments.items())
+    return f"{network.name} ({arguments})" if arguments else network.name
+
+
+def _weights(network: NetworkSpec) -> str:
+    return network.weights or "a dense network trained here"
+
+
+def _size(pixels: int | None) -> str:
+    return f"images of {pixels} pixels" if pixels else "their own size"
+
+
+def _images(count: int | None) -> str:
+    return f"{count:,} training images" if count else "all"
+
+
+def _epochs(spec: StudySpec) -> str:
+    return many(spec.retraining.epochs, "epoch")
+
+
+def _seeds(spec: StudySpec) -> str:
+    return many(len(spec.retraining.seeds), "seed")
+
+
+def _candidates(spec: StudySpec) -> str:
+    count = spec.pruning.candidates
+    if count == "all":
+        return "every way to prune"
+    return f"{count:,} candidates" if isinstance(count, int) else f"the candidates of {count}"

@@ -1,0 +1,200 @@
+"""A study in Python: from a name, a file or fields to results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from trueoracle.data.splits import Splits, as_splits
+from trueoracle.engines.memory import parse_bytes
+from trueoracle.errors import InputError, first_line
+from trueoracle.networks.copying import copied
+from trueoracle.networks.weights import architecture_sha256, weights_sha256
+from trueoracle.record.results import Results
+from trueoracle.run import runner
+from trueoracle.run.prepare import Prepared, prepare
+from trueoracle.run.progress import PlainProgress, Progress, SilentProgress
+from trueoracle.spec.spec import StudySpec, load_spec, merged, spec_from
+
+if TYPE_CHECKING:
+    from trueoracle.search.search import SearchResult
+
+__all__ = ["Study"]
+
+
+class Study:
+    """One dense network × one pruning × criteria × a retraining recipe × seeds.
+
+    A shipped study, with a field overridden::
+
+        results = Study("digits-conv1-0.2", overrides={"retraining.epochs": 3}).run()
+
+    A trained network and tensors (or a ``Dataset``) of one's own::
+
+        study = Study(
+            name="mine", network=network, data=((train_x, train_y), (test_x, test_y)),
+            pruning={"layers": {"conv1": 0.5}}, retraining={"epochs": 5, "seeds": [0, 1]},
+        )
+        results = study.run()
+        results.correlate()
+        results.plot("oracle").savefig("scatter.png")
+    """
+
+    def __init__(
+        self,
+        study: str | Path | StudySpec | None = None,
+        *,
+        network: nn.Module | str | Mapping[str, Any] | None = None,
+        data: object = None,
+        overrides: Mapping[str, Any] | None = None,
+        runs: str | Path = "runs",
+        **fields: Any,
+    ) -> None:
+        """Read the study; raises :class:`InputError` in one line where it makes no sense.
+
+        ``network`` is a registered name, fields, or a trained ``nn.Module``, which is copied and
+        stays as it is. ``data`` is fields, or splits as :func:`trueoracle.data.splits.as_splits`
+        takes them. ``overrides`` maps dotted fields to values. Results are kept below ``runs``.
+        """
+        self._network = copied(network) if isinstance(network, nn.Module) else None
+        self._data: Splits | None = None
+        changes: dict[str, Any] = dict(fields)
+        if isinstance(network, nn.Module):
+            changes["network"] = {
+                "name": type(network).__name__,
+                "fingerprint": _fingerprint(network),
+            }
+        elif network is not None:
+            changes["network"] = {"name": network} if isinstance(network, str) else network
+        if isinstance(data, str):
+            changes["data"] = {"name": data}
+        elif isinstance(data, Mapping):
+            changes["data"] = dict(data)
+        elif data is not None:
+            self._data = as_splits(data)
+            changes["data"] = {
+                "name": "given",
+                "validation_images": len(self._data.validation or ()),
+                "fingerprint": self._data.fingerprint(),
+            }
+        if study is None:
+            if "name" not in changes:
+                raise InputError("a study needs a name, such as Study(name='mine', …)")
+            self.spec = spec_from(changes, overrides)
+        else:
+            spec = study if isinstance(study, StudySpec) else load_spec(str(study))
+            base = spec.model_dump(exclude_unset=True)
+            for field, given in (("network", network), ("data", data)):
+                if given is not None and not isinstance(given, Mapping):
+                    base.pop(field, None)  # another one, not a change to the study's
+            self.spec = spec_from(merged(base, changes), overrides)
+        self.folder = Path(runs) / self.spec.folder_name
+
+    def prepare(self, device: str = "auto", *, progress: bool | Progress = False) -> Prepared:
+        """Check everything and list the candidates; no long work.
+
+        ``progress`` hears of a network that is so slow that this takes minutes.
+        """
+        if self.spec.network.fingerprint and self._network is None:
+            raise InputError(f"{self.spec.name} needs its network: Study(…, network=…)")
+        if self.spec.data.fingerprint and self._data is None:
+            raise InputError(f"{self.spec.name} needs its data: Study(…, data=…)")
+        return prepare(
+            self.spec,
+            network=self._network,
+            data=self._data,
+            device=device,
+            say=_shown(progress).message,
+        )
+
+    def run(
+        self,
+        *,
+        progress: bool | Progress = True,
+        device: str = "auto",
+        engine: str = "auto",
+        memory: str | None = None,
+    ) -> Results:
+        """Carry the study out, or go on where it stopped, and return its results.
+
+        ``progress`` prints plain lines to standard error; False is silent. ``device`` is
+        ``"auto"`` (CUDA where there is one), or a torch device name. ``engine`` is ``"auto"``,
+        ``"native"``, ``"wide"`` or ``"loop"``, and changes speed, not results; ``memory`` (such as
+        ``"4GB"``) bounds what is retrained at once, by default half of what is free.
+        """
+        budget = None if memory is None else parse_bytes(memory)
+        shown = _shown(progress)
+        prepared = self.prepare(device, progress=shown)
+        runner.run(prepared, self.folder, shown, engine=engine, memory=budget)
+        return self.results()
+
+    def score(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
+        """Score every candidate and retrain none; :meth:`run` goes on from there.
+
+        :meth:`Results.ranking` then says what the scores alone tell::
+
+            Study("lenet5-mini-conv1-0.5").score().ranking("oracle").sentence()
+        """
+        shown = _shown(progress)
+        runner.run(self.prepare(device, progress=shown), self.folder, shown, retrain=False)
+        return self.results()
+
+    def search(
+        self,
+        budget: int | str | None = None,
+        *,
+        strategy: str | None = None,
+        criterion: str | None = None,
+        by: str | None = None,
+        seed: int | None = None,
+        progress: bool | Progress = True,
+        device: str = "auto",
+        engine: str = "auto",
+        memory: str | None = None,
+    ) -> SearchResult:
+        """Choose one candidate and retrain it, for a part of what retraining all would take.
+
+        ``budget`` is a number of epochs of one candidate, or a share (``"10%"``, the default) of
+        retraining them all; see :func:`trueoracle.search.search.search` for the other settings::
+
+            found = Study("digits-conv1-0.2").search("10%")
+            found.network, found.chosen, found.history
+            found.export("model.safetensors")
+        """
+        from trueoracle.search.search import search
+
+        shown = _shown(progress)
+        return search(
+            self.prepare(device, progress=shown),
+            self.folder,
+            shown,
+            budget=budget,
+            strategy=strategy,
+            criterion=criterion,
+            by=by,
+            seed=seed,
+            engine=engine,
+            memory=None if memory is None else parse_bytes(memory),
+        )
+
+    def results(self) -> Results:
+        """What is recorded so far; raises :class:`StoreError` where nothing is."""
+        return Results(self.folder)
+
+
+def _shown(progress: bool | Progress) -> Progress:
+    if isinstance(progress, bool):
+        return PlainProgress() if progress else SilentProgress()
+    return progress
+
+
+def _fingerprint(network: nn.Module) -> str:
+    try:
+        return f"{weights_sha256(network)}-{architecture_sha256(network)}"
+    except InputError:
+        raise
+    except Exception as error:  # a module's extra state is the user's code
+        raise InputError(f"the network's tensors cannot be read: {first_line(error)}") from error
