@@ -19,16 +19,20 @@ if TYPE_CHECKING:
     from trueoracle.search.export import load
     from trueoracle.spec.spec import StudySpec
     from trueoracle.study import Study
+    from trueoracle.tasks.base import Task
+    from trueoracle.tasks.metric import Metric
 
 __all__ = [
     "Assessment",
     "CandidateTable",
+    "Metric",
     "Relation",
     "Results",
     "Split",
     "Splits",
     "Study",
     "StudySpec",
+    "Task",
     "TrueOracleError",
     "__version__",
     "assess",
@@ -42,12 +46,14 @@ __all__ = [
 _HOMES = {
     "Assessment": "analysis.assessment",
     "CandidateTable": "analysis.table",
+    "Metric": "tasks.metric",
     "Relation": "analysis.relation",
     "Results": "record.results",
     "Split": "data.splits",
     "Splits": "data.splits",
     "Study": "study",
     "StudySpec": "spec.spec",
+    "Task": "tasks.base",
     "TrueOracleError": "errors",
     "assess": "analysis.assessment",
     "criterion": "criteria.base",

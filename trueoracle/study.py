@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from trueoracle.data.splits import Splits, as_splits
+from trueoracle.data.given import as_splits
+from trueoracle.data.splits import Splits
 from trueoracle.engines.memory import parse_bytes
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.copying import copied
@@ -18,6 +19,8 @@ from trueoracle.run import runner
 from trueoracle.run.prepare import Prepared, prepare
 from trueoracle.run.progress import PlainProgress, Progress, SilentProgress
 from trueoracle.spec.spec import StudySpec, load_spec, merged, spec_from
+from trueoracle.tasks.base import Task
+from trueoracle.tasks.registry import given_task
 
 if TYPE_CHECKING:
     from trueoracle.search.search import SearchResult
@@ -49,6 +52,8 @@ class Study:
         *,
         network: nn.Module | str | Mapping[str, Any] | None = None,
         data: object = None,
+        task: str | Task | type[Task] | None = None,
+        columns: Mapping[str, str] | None = None,
         overrides: Mapping[str, Any] | None = None,
         runs: str | Path = "runs",
         **fields: Any,
@@ -57,10 +62,12 @@ class Study:
 
         ``network`` is a registered name, fields, or a trained ``nn.Module``, which is copied and
         stays as it is. ``data`` is fields, or splits as :func:`trueoracle.data.splits.as_splits`
-        takes them. ``overrides`` maps dotted fields to values. Results are kept below ``runs``.
+        takes them, with ``columns`` to name their fields. ``task`` is a name, or a
+        :class:`trueoracle.Task` of one's own. ``overrides`` maps dotted fields to values. Results are kept below ``runs``.
         """
         self._network = copied(network) if isinstance(network, nn.Module) else None
         self._data: Splits | None = None
+        self._task = None if isinstance(task, str) else task
         changes: dict[str, Any] = dict(fields)
         if isinstance(network, nn.Module):
             changes["network"] = {
@@ -69,12 +76,16 @@ class Study:
             }
         elif network is not None:
             changes["network"] = {"name": network} if isinstance(network, str) else network
+        if task is not None:
+            changes["task"] = task if isinstance(task, str) else given_task(task)
         if isinstance(data, str):
             changes["data"] = {"name": data}
         elif isinstance(data, Mapping):
             changes["data"] = dict(data)
         elif data is not None:
-            self._data = as_splits(data)
+            wanted = task or _field(study, "task") or "classification"
+            uint8 = {**(overrides or {})}.get("data.uint8")
+            self._data = as_splits(data, wanted, uint8=uint8, columns=columns)
             changes["data"] = {
                 "name": "given",
                 "validation_images": len(self._data.validation or ()),
@@ -106,6 +117,7 @@ class Study:
             self.spec,
             network=self._network,
             data=self._data,
+            task=self._task,
             device=device,
             say=_shown(progress).message,
         )
@@ -139,7 +151,7 @@ class Study:
             Study("lenet5-mini-conv1-0.5").score().ranking("oracle").sentence()
         """
         shown = _shown(progress)
-        runner.run(self.prepare(device, progress=shown), self.folder, shown, retrain=False)
+        runner.score(self.prepare(device, progress=shown), self.folder, shown)
         return self.results()
 
     def search(
@@ -183,6 +195,12 @@ class Study:
     def results(self) -> Results:
         """What is recorded so far; raises :class:`StoreError` where nothing is."""
         return Results(self.folder)
+
+
+def _field(study: str | Path | StudySpec | None, name: str) -> Any:
+    if study is None:
+        return None
+    return getattr(study if isinstance(study, StudySpec) else load_spec(str(study)), name)
 
 
 def _shown(progress: bool | Progress) -> Progress:

@@ -27,11 +27,12 @@ from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.files import replacing, write_bytes, write_text
 from trueoracle.networks.weights import read_metadata
-from trueoracle.record.results import Results
+from trueoracle.record.results import DENSE, Results
 from trueoracle.record.store import DATABASE, Store, locked
+from trueoracle.run.dense import check_dense_file
 from trueoracle.run.prepare import prepare
 from trueoracle.run.progress import PlainProgress, Progress
-from trueoracle.run.runner import DENSE, check_dense_file, run
+from trueoracle.run.runner import score
 from trueoracle.spec.grid import GridPoint, expand
 
 __all__ = ["build", "recorded", "start"]
@@ -75,7 +76,7 @@ def start(runs: Path, progress: Progress, table: Path = DATA) -> None:
                     metadata["epochs"],
                     hashlib.sha256(content).hexdigest(),
                 )
-        run(prepare(spec, device="cpu"), folder, progress, retrain=False, criteria=())
+        score(prepare(spec, device="cpu"), folder, progress, criteria=())
 
 
 def build(

@@ -212,9 +212,9 @@ def _show(found: SearchResult) -> None:
     )
     console.print(f"\nchosen: candidate {found.chosen}" + (f", without {pruned}" if pruned else ""))
     console.print(
-        f"test accuracy {found.outcome.test_accuracy:.2%}, test loss "
-        f"{number(found.outcome.test_loss, 4)}, {metric} "
-        f"{number(getattr(found.outcome, found.by), 4)}"
+        f"test accuracy {found.outcome.values['test_accuracy']:.2%}, test loss "
+        f"{number(found.outcome.values['test_loss'], 4)}, {metric} "
+        f"{number(found.outcome.values[found.by], 4)}"
     )
     console.print(
         f"{found.spent:,} of the {found.full_budget:,} epochs that retrain all "

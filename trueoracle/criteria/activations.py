@@ -15,6 +15,7 @@ from trueoracle.networks.copying import copied
 from trueoracle.networks.tracing import trace
 from trueoracle.pruning.groups import Group, Part
 from trueoracle.pruning.walk import filter_places
+from trueoracle.tasks.base import INPUT, Task
 from trueoracle.training.evaluate import evaluation_batch
 
 __all__ = ["Activations", "consumer_inputs", "filter_activations"]
@@ -36,7 +37,7 @@ _BEHIND_CALLS = {
 
 
 def filter_activations(
-    dense: nn.Module, groups: Sequence[Group], split: AnySplit
+    dense: nn.Module, groups: Sequence[Group], split: AnySplit, task: Task
 ) -> Iterator[tuple[int, Activations]]:
     """What each filter puts out, behind norm and activation function, batch by batch of images.
 
@@ -46,7 +47,7 @@ def filter_activations(
     others into it. Raises :class:`NotApplicableError` for a network that cannot be followed.
     """
     network = copied(dense).eval()
-    example = split.take(torch.arange(min(3, len(split)))).images
+    example = split.take(torch.arange(min(3, len(split)))).inputs
     try:
         graph = trace(network)
         places = filter_places(network, graph, example)
@@ -58,11 +59,11 @@ def filter_activations(
             if group.name not in places.get(node, {}):
                 raise NotApplicableError(f"what {reader} reads cannot be followed")
     wanted = {node for found in sources.values() for node in found}
-    for images, _ in split.batches(evaluation_batch(split.image_shape)):
+    for batch in split.batches(evaluation_batch(split)):
         with torch.no_grad():
-            values = _Recorder(graph, wanted).record(images)
+            values = _Recorder(graph, wanted).record(batch[INPUT])
         yield (
-            len(images),
+            len(batch[INPUT]),
             {
                 group.name: [
                     _of_filters(values[node], places[node][group.name], group.filters)
@@ -74,7 +75,7 @@ def filter_activations(
 
 
 def consumer_inputs(
-    dense: nn.Module, names: Sequence[str], split: AnySplit
+    dense: nn.Module, names: Sequence[str], split: AnySplit, task: Task
 ) -> Iterator[dict[str, Tensor]]:
     """What the named modules read, by name, batch by batch of images; in evaluation mode."""
     network = copied(dense).eval()
@@ -88,9 +89,9 @@ def consumer_inputs(
             found[name] = (args[0] if args else kwargs["input"]).clone()
 
         network.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True)
-    for images, _ in split.batches(evaluation_batch(split.image_shape)):
+    for batch in split.batches(evaluation_batch(split)):
         with torch.no_grad():
-            network(images)
+            task.forward(network, batch)
         yield found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trueoracle.criteria.activations import filter_activations
 from trueoracle.criteria.base import criterion
-from trueoracle.criteria.samples import SAMPLE_IMAGES, sample
+from trueoracle.criteria.samples import sample
 from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.pruning.candidates import CandidateList
@@ -33,7 +33,7 @@ def activation_mean(dense: nn.Module, candidates: CandidateList, data: Splits) -
     in evaluation mode; of their absolute values, which behind a ReLU are the paper's. Small means
     are pruned. Where a group is read in several places their means are added up.
     """
-    return _score(dense, candidates, data.measured_train, _mean_size)
+    return _score(dense, candidates, data, data.measured_train, _mean_size)
 
 
 @criterion(
@@ -60,7 +60,7 @@ def apoz(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
         zeros += float((1 - other).sum())
         return other
 
-    scores = _score(dense, candidates, data.measured_train, shares)
+    scores = _score(dense, candidates, data, data.measured_train, shares)
     if not zeros:
         raise NotApplicableError(
             "no activation of the pruned filters is zero: no ReLU follows", of_images=True
@@ -88,8 +88,8 @@ def hrank(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarr
         found: Tensor = torch.linalg.matrix_rank(maps.float())
         return found.double().mean(0)
 
-    split = sample(data.measured_train, SAMPLE_IMAGES)
-    return _score(dense, candidates, split, ranks, as_maps=True)
+    split = sample(data.measured_train, data.task)
+    return _score(dense, candidates, data, split, ranks, as_maps=True)
 
 
 def _mean_size(maps: Tensor) -> Tensor:
@@ -100,6 +100,7 @@ def _mean_size(maps: Tensor) -> Tensor:
 def _score(
     dense: nn.Module,
     candidates: CandidateList,
+    data: Splits,
     split: AnySplit,
     statistic: Callable[[Tensor], Tensor],
     *,
@@ -111,7 +112,7 @@ def _score(
     gives its mean over the images, ``[filters]``.
     """
     totals: dict[str, Tensor] = {}
-    for images, found in filter_activations(dense, candidates.groups, split):
+    for images, found in filter_activations(dense, candidates.groups, split, data.task):
         for name, readings in found.items():
             for maps in readings:
                 if as_maps and (maps.ndim != 4 or min(maps.shape[2:]) < 2):

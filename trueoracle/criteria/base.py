@@ -243,7 +243,7 @@ def _versions(data: Splits) -> list[int]:
         tensor._version
         for split in splits
         if isinstance(split, Split)
-        for tensor in (split.images, split.labels)
+        for tensor in split.fields.values()
         if not tensor.is_inference()  # these cannot be written to, nor count it
     ]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trueoracle.criteria.base import criterion
 from trueoracle.criteria.gradients import gate_gradients, hessian_products, sample_squares
 from trueoracle.criteria.importance import pruned_weights, sum_by_filter
-from trueoracle.criteria.samples import SAMPLE_IMAGES, sample
+from trueoracle.criteria.samples import sample
 from trueoracle.data.splits import Splits
 from trueoracle.pruning.candidates import CandidateList
 
@@ -33,17 +33,19 @@ PRODUCTS_AT_ONCE = 16
 def obd(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Optimal brain damage: h w²/2 summed over the pruned weights (of filters). ``[P]``.
 
-    h is the diagonal of the Hessian of the mean cross-entropy, the true one and not Gauss-Newton's,
+    h is the diagonal of the Hessian of the task's loss, the true one and not Gauss-Newton's,
     over a fixed 512 of the training images, in evaluation mode. Where the pruned layers have at
     most 256 weights it is exact, one product with the Hessian a weight. Else it is Hutchinson's
     estimate, the mean of v · Hv over 256 vectors v of random signs over the pruned layers' weights,
     from a fixed seed. Weights of large saliency are kept; a saliency can be negative.
     """
     weights = {name: w.detach() for name, w in pruned_weights(dense, candidates).items()}
-    split = sample(data.measured_train, SAMPLE_IMAGES)
+    split = sample(data.measured_train, data.task)
     diagonal = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for vectors in _chunks(weights):
-        for vector, product in zip(vectors, hessian_products(dense, split, vectors), strict=True):
+        for vector, product in zip(
+            vectors, hessian_products(dense, split, data.task, vectors), strict=True
+        ):
             for name, total in diagonal.items():
                 total += vector[name] * product[name]
     draws = HESSIAN_DRAWS if _count(weights) > HESSIAN_DRAWS else 1
@@ -60,7 +62,7 @@ def obd(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray
 def fisher(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Fisher pruning: half the mean of squared per-image gradients by each pruned filter. ``[P]``.
 
-    The importance of a filter is Σₙ gₙ² / 2N, where gₙ is the derivative of image n's cross-entropy
+    The importance of a filter is Σₙ gₙ² / 2N, where gₙ is the derivative of example n's loss
     by a gate on all that following layers read of the filter. Of single weights it is
     w² Σₙ (∂Lₙ/∂w)² / 2N. All training images, evaluation mode; large importance is kept. The
     paper's penalty on computation is left out.
@@ -68,10 +70,10 @@ def fisher(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
     split = data.measured_train
     if candidates.weights:
         weights = pruned_weights(dense, candidates)
-        squares = sample_squares(dense, list(weights), split)
+        squares = sample_squares(dense, list(weights), split, data.task)
         halves = {name: w.detach() ** 2 * squares[name] / 2 for name, w in weights.items()}
         return candidates.sum_pruned(sum_by_filter(dense, candidates, halves))
-    gates = gate_gradients(dense, candidates.groups, split)
+    gates = gate_gradients(dense, candidates.groups, split, data.task)
     return candidates.sum_pruned(
         {name: each.double().square().mean(0) / 2 for name, each in gates.items()}
     )

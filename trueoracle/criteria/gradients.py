@@ -1,20 +1,20 @@
-"""Derivatives of the loss over many images: by weights, and by gates on what filters put out."""
+"""Derivatives of the loss over many examples: by weights, and by gates on what filters put out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError
 from trueoracle.networks.copying import copied
 from trueoracle.pruning.groups import Group, Part
+from trueoracle.tasks.base import Task, inputs_of, unwrap
 from trueoracle.training.evaluate import evaluation_batch
 
 __all__ = [
@@ -27,16 +27,17 @@ __all__ = [
 ]
 
 EACH_AT_ONCE = 32
-"""Images whose own gradients are held at a time: each takes as much as the weights."""
+"""Examples whose own gradients are held at a time: each takes as much as the weights."""
 
 
-def weight_gradients(dense: nn.Module, names: Sequence[str], split: AnySplit) -> dict[str, Tensor]:
-    """The gradient of the mean cross-entropy over all images, by the names of the weights."""
+def weight_gradients(
+    dense: nn.Module, names: Sequence[str], split: AnySplit, task: Task
+) -> dict[str, Tensor]:
+    """The gradient of the task's loss over all examples, by the names of the weights."""
     with _derivable(dense, names) as (network, weights):
         totals = [torch.zeros_like(weight) for weight in weights]
-        for images, labels in _batches(split):
-            loss = functional.cross_entropy(network(images), labels, reduction="sum")
-            gradients = torch.autograd.grad(loss / len(split), weights, materialize_grads=True)
+        for loss in _losses(network, split, task):
+            gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
             for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient
     return dict(zip(names, totals, strict=True))
@@ -48,9 +49,9 @@ def trainable(network: nn.Module) -> list[str]:
 
 
 def hessian_products(
-    dense: nn.Module, split: AnySplit, vectors: Sequence[Mapping[str, Tensor]]
+    dense: nn.Module, split: AnySplit, task: Task, vectors: Sequence[Mapping[str, Tensor]]
 ) -> list[dict[str, Tensor]]:
-    """The Hessian of the mean cross-entropy over all images times each of some vectors.
+    """The Hessian of the task's loss over all examples times each of some vectors.
 
     A vector has numbers for some weights, by name, the same for all vectors; the Hessian is that
     of these weights. The graph of the gradient is made once for all of them.
@@ -58,10 +59,9 @@ def hessian_products(
     names = list(vectors[0])
     totals = [{name: torch.zeros_like(v[name]) for name in names} for v in vectors]
     with _derivable(dense, names) as (network, weights):
-        for images, labels in _batches(split):
-            loss = functional.cross_entropy(network(images), labels, reduction="sum")
+        for loss in _losses(network, split, task):
             gradients = torch.autograd.grad(
-                loss / len(split), weights, create_graph=True, materialize_grads=True
+                loss, weights, create_graph=True, materialize_grads=True
             )
             # One of a weight that the loss does not know is zero, and comes from nowhere.
             known = [i for i, gradient in enumerate(gradients) if gradient.grad_fn is not None]
@@ -80,20 +80,24 @@ def hessian_products(
     return totals
 
 
-def sample_squares(dense: nn.Module, names: Sequence[str], split: AnySplit) -> dict[str, Tensor]:
-    """The mean over images of the square of each weight's own gradient, by name."""
+def sample_squares(
+    dense: nn.Module, names: Sequence[str], split: AnySplit, task: Task
+) -> dict[str, Tensor]:
+    """The mean over examples of the square of each weight's own gradient, by name."""
     network = copied(dense).eval()
     own, rest = own_and_rest(network, names)
 
-    def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(network, (weights, rest), (image[None],))
-        return functional.cross_entropy(logits, label[None])
+    def loss(weights: dict[str, Tensor], example: dict[str, Tensor]) -> Tensor:
+        batch = {name: value[None] for name, value in example.items()}
+        args, kwargs = inputs_of(network, batch)
+        outputs = unwrap(functional_call(network, (weights, rest), args, kwargs))
+        return task.loss(outputs, batch)
 
-    each = vmap(grad(loss), (None, 0, 0))
+    each = vmap(grad(loss), (None, 0))
     totals = {name: torch.zeros_like(value) for name, value in own.items()}
     with sdpa_kernel(SDPBackend.MATH):
-        for images, labels in split.batches(EACH_AT_ONCE):
-            for name, gradients in each(own, images, labels).items():
+        for batch in split.batches(EACH_AT_ONCE):
+            for name, gradients in each(own, dict(batch)).items():
                 totals[name] += gradients.square().sum(0) / len(split)
     return totals
 
@@ -117,8 +121,10 @@ def own_and_rest(
     return own, rest
 
 
-def gate_gradients(dense: nn.Module, groups: Sequence[Group], split: AnySplit) -> dict[str, Tensor]:
-    """The derivative of each image's loss by a gate on each filter: ``[N, filters]`` by group.
+def gate_gradients(
+    dense: nn.Module, groups: Sequence[Group], split: AnySplit, task: Task
+) -> dict[str, Tensor]:
+    """The derivative of each example's loss by a gate on each filter: ``[N, filters]`` by group.
 
     A gate multiplies all that the group's consumers read of the filter, and is 1: closing it (0) is
     pruning the filter. So the derivative is the sum of activation times gradient over positions and
@@ -126,13 +132,16 @@ def gate_gradients(dense: nn.Module, groups: Sequence[Group], split: AnySplit) -
     """
     found: dict[str, list[Tensor]] = {group.name: [] for group in groups}
     with _derivable(dense, ()) as (network, _):
-        for images, labels in _batches(split):
+        for batch in split.batches(evaluation_batch(split)):
+            count = len(next(iter(batch.values())))
+            like = next(network.parameters())
             gates = {
-                group.name: images.new_ones(len(images), group.filters).requires_grad_()
-                for group in groups
+                group.name: like.new_ones(count, group.filters).requires_grad_() for group in groups
             }
             with _gated(network, groups, gates):
-                loss = functional.cross_entropy(network(images), labels, reduction="sum")
+                outputs = task.forward(network, batch)
+            # The sum of the examples' own losses, each of which knows its own gates only.
+            loss = vmap(_own_loss(task), (0, 0))(outputs, dict(batch)).sum()
             gradients = torch.autograd.grad(loss, list(gates.values()))
             for name, gradient in zip(gates, gradients, strict=True):
                 found[name].append(gradient)
@@ -149,8 +158,23 @@ def _derivable(dense: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Modu
         yield network, weights
 
 
-def _batches(split: AnySplit) -> Iterator[tuple[Tensor, Tensor]]:
-    return split.batches(evaluation_batch(split.image_shape))
+def _losses(network: nn.Module, split: AnySplit, task: Task) -> Iterator[Tensor]:
+    """Each batch's part of the loss over the whole split."""
+    size = evaluation_batch(split)
+    total = float(len(split))  # streamed are images of one class each
+    if not split.is_streamed:
+        total = sum(task.weight(batch) for batch in split.batches(size))
+    for batch in split.batches(size):
+        yield task.loss(task.forward(network, batch), batch) * (task.weight(batch) / total)
+
+
+def _own_loss(task: Task) -> Callable[[Tensor, dict[str, Tensor]], Tensor]:
+    """The loss of one example, from its output."""
+
+    def loss(output: Tensor, example: dict[str, Tensor]) -> Tensor:
+        return task.loss(output[None], {name: value[None] for name, value in example.items()})
+
+    return loss
 
 
 @contextmanager
@@ -192,7 +216,7 @@ class _Gate:
         images = len(self.gates[0][1])
         if len(inputs) != images:
             where = self.gates[0][0].module
-            raise NotApplicableError(f"{where} reads {len(inputs)} rows of {images} images")
+            raise NotApplicableError(f"{where} reads {len(inputs)} rows of {images} examples")
         for part, gate in self.gates:
             end = part.offset + gate.shape[1] * part.spread
             own = gate.repeat_interleave(part.spread, 1)

@@ -1,4 +1,4 @@
-"""Pruned loss: the criterion that the question is about, on several sets of images."""
+"""Pruned loss: the criterion that the question is about, on several sets of examples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from trueoracle.criteria.base import criterion
-from trueoracle.criteria.samples import SAMPLE_IMAGES, sample
+from trueoracle.criteria.samples import sample
 from trueoracle.criteria.shared import evaluate_all
 from trueoracle.data.splits import Splits
 from trueoracle.errors import NotApplicableError
@@ -19,31 +19,31 @@ _SOURCE = "Mozer & Smolensky 1988; Molchanov et al. 2017 (arXiv 1611.06440), sec
 
 @criterion("oracle", source=_SOURCE, separable=True)
 def oracle(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
-    """Mean cross-entropy (nats) of each pruned network over the training images.
+    """The task's loss of each pruned network over the training examples.
 
     All of them, or the part that train loss is measured on; in evaluation mode, not augmented,
     under the study's surgery. Scores ``[P]``.
     """
-    return evaluate_all(dense, candidates, data.measured_train)
+    return evaluate_all(dense, candidates, data.measured_train, data.task)
 
 
 @criterion("oracle-subset", source=_SOURCE, separable=True)
 def oracle_subset(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
-    """Mean cross-entropy (nats) of each pruned network over 512 of the training images. ``[P]``.
+    """The task's loss of each pruned network over 512 of the training examples. ``[P]``.
 
     As ``oracle``, on a fixed part with equal shares of each class: what the loss is where it must
     be cheap.
     """
-    return evaluate_all(dense, candidates, sample(data.measured_train, SAMPLE_IMAGES))
+    return evaluate_all(dense, candidates, sample(data.measured_train, data.task), data.task)
 
 
 @criterion("oracle-validation", source=_SOURCE, separable=True, conditional=True)
 def oracle_validation(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
-    """Mean cross-entropy (nats) of each pruned network over the validation images. ``[P]``.
+    """The task's loss of each pruned network over the validation examples. ``[P]``.
 
-    As ``oracle``, on images that no network is trained on. Not applicable without a validation
+    As ``oracle``, on examples that no network is trained on. Not applicable without a validation
     split.
     """
     if data.validation is None:
         raise NotApplicableError("there is no validation split (data.validation_images = 0)")
-    return evaluate_all(dense, candidates, data.validation)
+    return evaluate_all(dense, candidates, data.validation, data.task)

@@ -12,12 +12,13 @@ from torch.nn import functional
 from trueoracle.criteria.activations import consumer_inputs
 from trueoracle.criteria.base import criterion
 from trueoracle.criteria.importance import kept_of
-from trueoracle.criteria.samples import SAMPLE_IMAGES, sample
+from trueoracle.criteria.samples import sample
 from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.networks.attention import Attention
 from trueoracle.pruning.candidates import CandidateList, Candidates
 from trueoracle.pruning.groups import Group, Part
+from trueoracle.tasks.base import Task
 
 __all__ = ["thinet"]
 
@@ -42,9 +43,9 @@ def thinet(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
     least squares, which is left out: here every candidate's own set is scored, exactly. Where
     several layers read a group, their errors are added up, and over groups, each taken by itself.
     """
-    split = sample(data.measured_train, SAMPLE_IMAGES)
+    split = sample(data.measured_train, data.task)
     ways = cast(Candidates, candidates)
-    products = _filter_products(dense, ways, split)
+    products = _filter_products(dense, ways, split, data.task)
     scores = np.zeros(len(ways))
     for position, group in enumerate(ways.groups):
         pruned = 1 - kept_of(ways, position)
@@ -53,7 +54,7 @@ def thinet(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
 
 
 def _filter_products(
-    dense: nn.Module, candidates: Candidates, split: AnySplit
+    dense: nn.Module, candidates: Candidates, split: AnySplit, task: Task
 ) -> dict[str, np.ndarray]:
     """Inner products of the filters' parts of what reads them, a mean over images.
 
@@ -65,7 +66,7 @@ def _filter_products(
         for group in candidates.groups
     }
     names = list(dict.fromkeys(part.module for _, part in readers))
-    for inputs in consumer_inputs(dense, names, split):
+    for inputs in consumer_inputs(dense, names, split, task):
         for group, part in readers:
             module = dense.get_submodule(part.module)
             given, at = inputs[part.module], 0

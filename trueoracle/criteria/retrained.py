@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trueoracle.criteria.base import criterion
-from trueoracle.criteria.samples import SAMPLE_IMAGES, filled_sample, sample
+from trueoracle.criteria.samples import filled_sample, sample
 from trueoracle.data.splits import Splits
-from trueoracle.engines.choose import Plan, plan, train_population
+from trueoracle.engines.choose import Plan, plan
+from trueoracle.engines.retrain import retrain
 from trueoracle.errors import InputError, NotApplicableError
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.training.evaluate import evaluate
@@ -55,7 +56,7 @@ def loss_after_steps(
         some = [candidates.prune(dense, i) for i in range(start, min(start + size, networks))]
         # Of no seed of the study: its retrainings see other batches.
         stream = (0, "loss-after-steps")
-        records = train_population(some, [stream] * len(some), few, short, engine=planned.engine)
+        records, _ = retrain(some, [stream] * len(some), few, short, engine=planned.engine)
         losses += [own[-1].train_loss for own in records]
     return np.array(losses)
 
@@ -76,7 +77,7 @@ def oracle_bn(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.n
     """
     if not any(_norms(dense)):
         raise NotApplicableError("the network has no batch norm")
-    few = sample(data.train, SAMPLE_IMAGES)
+    few = sample(data.train, data.task)
     losses = []
     for index in range(len(candidates)):
         network = candidates.prune(dense, index).eval()
@@ -85,10 +86,11 @@ def oracle_bn(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.n
             norm.momentum = None  # a plain average over the batches
             norm.train()
         with torch.no_grad():
-            for images, _ in few.batches(STATISTICS_BATCH):
-                if len(images) > 1 or len(few) == 1:
-                    network(images)
-        losses.append(evaluate(network, data.measured_train).loss)
+            for start in range(0, len(few), STATISTICS_BATCH):
+                if start + 1 < len(few) or len(few) == 1:  # one example has no statistics
+                    rows = torch.arange(start, min(start + STATISTICS_BATCH, len(few)))
+                    data.task.forward(network, few.take(rows.to(few.device)).fields)
+        losses.append(evaluate(network, data.measured_train, data.task)["loss"])
     return np.array(losses)
 
 
@@ -114,16 +116,18 @@ def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:
     batch = min(recipe.batch_size, len(data.train))
     a_pass = len(data.train) // batch
     passes = next(n for n in range(1, STEPS + 1) if STEPS % n == 0 and STEPS // n <= a_pass)
-    part = filled_sample(data.train, STEPS // passes * batch)
+    part = filled_sample(data.train, data.task, STEPS // passes * batch)
     short = recipe.model_copy(
         update={
             "epochs": passes,
             "batch_size": batch,
             "schedule": "constant",
             "milestones": (),
+            "procedure": None,
+            "distil": None,
         }
     )
     # Validation and test images are no business of a criterion; a split of them there must be.
     one = data.measured_train.take(torch.arange(1))
-    few = Splits(part, None, one, data.classes, data.fill, data.measured_train)
+    few = Splits(part, None, one, data.task, data.fill, data.measured_train)
     return short, few

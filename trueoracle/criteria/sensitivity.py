@@ -15,8 +15,10 @@ from trueoracle.criteria.gradients import (
 )
 from trueoracle.criteria.importance import pruned_weights, sum_by_filter
 from trueoracle.data.splits import Splits
+from trueoracle.errors import NotApplicableError
 from trueoracle.networks.copying import copied
 from trueoracle.pruning.candidates import CandidateList
+from trueoracle.tasks.base import TARGETS, Batch
 
 __all__ = ["gradient", "grasp", "snip", "synflow", "taylor"]
 
@@ -31,7 +33,7 @@ def taylor(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
     """The squared first-order change of the train loss by each pruned filter, summed. ``[P]``.
 
     The importance of a filter is (∂L/∂z)², where z = 1 is a gate on all that following layers read
-    of it (behind norm and activation, the paper's "gate"), and L the mean cross-entropy over the
+    of it (behind norm and activation, the paper's "gate"), and L the task's loss over the
     training images: its definition, of which the paper's average over batches is an estimate. Of
     single weights it is (w · ∂L/∂w)². Filters of large importance are kept. Evaluation mode.
     """
@@ -39,7 +41,7 @@ def taylor(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
         changes = _weight_changes(dense, candidates, data)
         squares = {name: change**2 for name, change in changes.items()}
         return candidates.sum_pruned(sum_by_filter(dense, candidates, squares))
-    gates = gate_gradients(dense, candidates.groups, data.measured_train)
+    gates = gate_gradients(dense, candidates.groups, data.measured_train, data.task)
     return candidates.sum_pruned(
         {name: each.double().mean(0).square() for name, each in gates.items()}
     )
@@ -54,12 +56,12 @@ def taylor(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
 def gradient(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Sum of |∂L/∂w| over the weights of the pruned filters, or over the pruned weights. ``[P]``.
 
-    L is the mean cross-entropy over the training images, in evaluation mode. Weights with a large
+    L is the task's loss over the training images, in evaluation mode. Weights with a large
     gradient are kept: they are those that training would still change, as where RigL grows (Evci
     et al. 2020, arXiv 1911.11134, section 3).
     """
     weights = pruned_weights(dense, candidates)
-    gradients = weight_gradients(dense, list(weights), data.measured_train)
+    gradients = weight_gradients(dense, list(weights), data.measured_train, data.task)
     sizes = {name: value.abs() for name, value in gradients.items()}
     return candidates.sum_pruned(sum_by_filter(dense, candidates, sizes))
 
@@ -73,7 +75,7 @@ def gradient(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.nd
 def snip(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Connection sensitivity: |w · ∂L/∂w| summed over the pruned weights (of filters). ``[P]``.
 
-    Large sensitivities are kept. L is the mean cross-entropy over the training images, in
+    Large sensitivities are kept. L is the task's loss over the training images, in
     evaluation mode, where the paper takes one batch of an untrained network; its division by the
     sum over the whole network is left out, since that is one number for all candidates.
     """
@@ -91,7 +93,7 @@ def snip(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
 def grasp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Gradient flow lost with what is pruned: the sum of w · (Hg) over the pruned weights. ``[P]``.
 
-    g and H are gradient and Hessian of the mean cross-entropy over the training images, by all
+    g and H are gradient and Hessian of the task's loss over the training images, by all
     weights that train, in evaluation mode. The paper's score S = -w · (Hg) is, but for a factor 2,
     the first-order change of ‖g‖² when w goes, and it removes the weights of highest S, which keeps
     or raises the gradient's norm: so the importance is -S, and the lowest sum is pruned. The
@@ -99,9 +101,9 @@ def grasp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarr
     no part in g, which changes with it all the same.
     """
     split, weights = data.measured_train, pruned_weights(dense, candidates)
-    g = weight_gradients(dense, trainable(dense), split)
+    g = weight_gradients(dense, trainable(dense), split, data.task)
     frozen = {name: torch.zeros_like(w) for name, w in weights.items() if name not in g}
-    (product,) = hessian_products(dense, split, [g | frozen])
+    (product,) = hessian_products(dense, split, data.task, [g | frozen])
     flows = {name: weight.detach() * product[name] for name, weight in weights.items()}
     return candidates.sum_pruned(sum_by_filter(dense, candidates, flows))
 
@@ -143,14 +145,24 @@ def _flow_of_ones(
     names = list(pruned_weights(network, candidates))
     weights = [network.get_parameter(name).requires_grad_() for name in names]
     with torch.enable_grad():
-        ones = torch.ones(1, *data.train.image_shape, dtype=dtype, device=data.train.device)
-        gradients = torch.autograd.grad(network(ones).sum(), weights, materialize_grads=True)
+        outputs = data.task.forward(network, _ones(data, dtype))
+        gradients = torch.autograd.grad(outputs.sum(), weights, materialize_grads=True)
     found = dict(zip(names, gradients, strict=True))
     return dict(zip(names, weights, strict=True)), found
+
+
+def _ones(data: Splits, dtype: torch.dtype) -> Batch:
+    """One example of ones; raises :class:`NotApplicableError` for tokens, of which none is one."""
+    ones = {}
+    for name, value in data.example(1).items():
+        if name not in TARGETS and not value.is_floating_point():
+            raise NotApplicableError(f"{name} holds no real numbers that could be ones")
+        ones[name] = torch.ones_like(value, dtype=dtype) if value.is_floating_point() else value
+    return ones
 
 
 def _weight_changes(dense: nn.Module, candidates: CandidateList, data: Splits) -> dict[str, Tensor]:
     """w · ∂L/∂w of every weight that can be pruned, by name."""
     weights = pruned_weights(dense, candidates)
-    gradients = weight_gradients(dense, list(weights), data.measured_train)
+    gradients = weight_gradients(dense, list(weights), data.measured_train, data.task)
     return {name: weight.detach() * gradients[name] for name, weight in weights.items()}

@@ -31,6 +31,8 @@ from trueoracle.networks.tracing import trace
 from trueoracle.pruning.candidates import CandidateList, Candidates
 from trueoracle.pruning.groups import Group, Part
 from trueoracle.pruning.surgery import l1_survivors, prune
+from trueoracle.tasks.base import INPUT, TARGET, Task
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate, evaluate_together
 
 __all__ = ["Exact", "Shared", "evaluate_all", "evaluate_each"]
@@ -66,44 +68,63 @@ def evaluate_each(
     dense: nn.Module,
     candidates: CandidateList,
     split: AnySplit,
+    task: Task,
     indices: Iterable[int] | None = None,
 ) -> np.ndarray:
-    """The mean cross-entropy (nats) ``[P]`` of each pruned network, one network at a time.
+    """The task's loss ``[P]`` of each pruned network, one network at a time.
 
     ``indices`` are the candidates to evaluate, all where left out. The reference of
     :func:`evaluate_all`.
     """
     wanted = list(range(len(candidates)) if indices is None else indices)
     if not split.is_streamed:
-        return np.array([evaluate(candidates.prune(dense, index), split).loss for index in wanted])
+        return np.array(
+            [evaluate(candidates.prune(dense, index), split, task)["loss"] for index in wanted]
+        )
     losses: list[float] = []
     for i in range(0, len(wanted), STREAMED_NETWORKS):
         some = [candidates.prune(dense, index) for index in wanted[i : i + STREAMED_NETWORKS]]
-        losses += [metrics.loss for metrics in evaluate_together(some, split)]
+        losses += [metrics["loss"] for metrics in evaluate_together(some, split, task)]
     return np.array(losses)
 
 
-def evaluate_all(dense: nn.Module, candidates: CandidateList, split: AnySplit) -> np.ndarray:
-    """The mean cross-entropy (nats) ``[P]`` of each pruned network, in evaluation mode.
+def evaluate_all(
+    dense: nn.Module, candidates: CandidateList, split: AnySplit, task: Task
+) -> np.ndarray:
+    """The task's loss ``[P]`` of each pruned network, in evaluation mode.
 
-    Networks whose candidates cannot share, and candidates whose loss is not finite (a pruned
-    channel that overflows does not vanish when multiplied by zero), are evaluated one at a time.
+    Evaluated one at a time are networks whose candidates cannot share, tasks other than
+    classification, and candidates whose loss is not finite: a pruned channel that overflows does
+    not vanish when multiplied by zero.
     """
     # Masks of single weights leave nothing to share.
-    few = split.take(torch.arange(min(TRIED_IMAGES, len(split)))).images
-    exact = _tried(dense, cast(Candidates, candidates), few) if candidates.groups else None
+    if not candidates.groups or not _tells_classes(split, task):
+        return evaluate_each(dense, candidates, split, task)
+    few = split.take(torch.arange(min(TRIED_IMAGES, len(split)))).inputs
+    exact = _tried(dense, cast(Candidates, candidates), few)
     if exact is None:
-        return evaluate_each(dense, candidates, split)
+        return evaluate_each(dense, candidates, split, task)
     exact.use_native(few)
     if split.is_streamed:
         losses = np.zeros(len(candidates))
-        for images, labels in split.batches(STREAMED_IMAGES):
-            losses += exact.losses(images, labels) * (len(labels) / len(split))
+        for batch in split.batches(STREAMED_IMAGES):
+            share = len(batch[TARGET]) / len(split)
+            losses += exact.losses(batch[INPUT], batch[TARGET]) * share
     else:
-        losses = exact.losses(split.images, split.labels)
+        whole = split.take(torch.arange(len(split), device=split.device))
+        losses = exact.losses(whole.inputs, whole.targets)
     odd = np.flatnonzero(~np.isfinite(losses))
-    losses[odd] = evaluate_each(dense, candidates, split, odd)
+    losses[odd] = evaluate_each(dense, candidates, split, task, odd)
     return losses
+
+
+def _tells_classes(split: AnySplit, task: Task) -> bool:
+    """Whether examples are (input, class), which is all that is computed at once."""
+    return (
+        type(task) is Classification
+        and split.shapes.keys() == {INPUT, TARGET}
+        and (split.shapes[TARGET] == ())
+    )
 
 
 def _tried(dense: nn.Module, candidates: Candidates, images: Tensor) -> Exact | None:

@@ -16,8 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trueoracle.criteria.base import criterion
 from trueoracle.criteria.gradients import own_and_rest, trainable, weight_gradients
 from trueoracle.criteria.importance import kept_of
-from trueoracle.criteria.samples import SAMPLE_IMAGES, sample
-from trueoracle.data.splits import Split, Splits
+from trueoracle.criteria.samples import sample
+from trueoracle.data.splits import Split, Splits, input_shape
 from trueoracle.engines import native
 from trueoracle.errors import NotApplicableError
 from trueoracle.native.lowering import lower
@@ -25,6 +25,7 @@ from trueoracle.native.program import Images, Program
 from trueoracle.networks.copying import copied
 from trueoracle.pruning.candidates import CandidateList, Candidates
 from trueoracle.pruning.groups import by_filter, layer_weights
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.recipe import Retraining
 
 __all__ = ["gradient_flow", "gradient_norm", "tpp"]
@@ -76,19 +77,19 @@ def tpp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray
 def gradient_norm(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Minus the squared gradient norm of each pruned network. Scores ``[P]``, nats².
 
-    ‖∂L/∂θ‖² over all weights that train, L the mean cross-entropy over a fixed 512 of the training
+    ‖∂L/∂θ‖² over all weights that train, L the task's loss over a fixed 512 of the training
     images, in evaluation mode. To first order, a step of gradient descent lowers the loss by the
     learning rate times this: the larger it is, the faster the pruned network trains, so that (as in
     GraSP) the largest is best and the score has a minus.
     """
-    few = sample(data.measured_train, SAMPLE_IMAGES)
+    few = sample(data.measured_train, data.task)
     example = candidates.prune(dense, 0).eval()
     if native.refusal(example, data, Retraining()) is None:
         return -_native_squares(dense, candidates, few.take(torch.arange(len(few))))
     squares = []
     for index in range(len(candidates)):
         network = candidates.prune(dense, index)
-        gradients = weight_gradients(network, trainable(network), few)
+        gradients = weight_gradients(network, trainable(network), few, data.task)
         squares.append(sum(float(g.double().square().sum()) for g in gradients.values()))
     return -np.array(squares)
 
@@ -119,16 +120,19 @@ def gradient_flow(
             f"gradient flow is the limit of SGD, and retraining.optimizer is {recipe.optimizer!r}"
         )
     weights = sum(p.numel() for p in dense.parameters() if p.requires_grad)
+    if type(data.task) is not Classification or data.train.targets.ndim > 1:
+        raise NotApplicableError("gradient flow is solved for a cross-entropy of classes")
+    classes = data.task.classes
     with torch.no_grad():
-        one = copied(dense).eval()(data.train.take(torch.arange(1)).images)
+        one = data.task.forward(copied(dense).eval(), data.example(1))
     logits = one.shape[1]
     most = min(TANGENT_OUTPUTS, JACOBIAN_BYTES // (one.element_size() * weights)) // logits
-    if most < data.classes:
+    if most < classes:
         raise NotApplicableError(
             f"the tangent kernel of {weights:,} weights and {logits} logits holds {most} images, "
-            f"fewer than the {data.classes} classes"
+            f"fewer than the {classes} classes"
         )
-    split = sample(data.measured_train, most)
+    split = sample(data.measured_train, data.task, most)
     few = split.take(torch.arange(len(split)))
     time = _flow_time(recipe, len(data.train))
     return np.array(
@@ -140,8 +144,8 @@ def _native_squares(dense: nn.Module, candidates: CandidateList, split: Split) -
     """The squared gradient norms ``[P]`` on the CPU's native kernels, many candidates as one."""
     example = candidates.prune(dense, 0)
     dtype = next(example.parameters()).dtype
-    program = Program(lower(example, split.image_shape), dtype)
-    seen = Images(split.images.to(dtype).contiguous(), split.labels.contiguous())
+    program = Program(lower(example, input_shape(split)), dtype)
+    seen = Images(split.inputs.to(dtype).contiguous(), split.targets.contiguous())
     size = program.lanes * NATIVE_GROUPS * torch.get_num_threads()
     squares = []
     for start in range(0, len(candidates), size):
@@ -167,7 +171,7 @@ def _flow_time(recipe: Retraining, images: int) -> float:
 def _flow(network: nn.Module, split: Split, time: float) -> float:
     """The loss of the linearised network after a time of gradient flow; NaN where it has none."""
     outputs, kernel = _tangent_kernel(network.eval(), split)
-    labels = split.labels.cpu().numpy()
+    labels = split.targets.cpu().numpy()
     images, classes = outputs.shape
     truth = np.eye(classes)[labels]
 
@@ -200,9 +204,9 @@ def _tangent_kernel(network: nn.Module, split: Split) -> tuple[np.ndarray, np.nd
         return functional_call(network, (weights, rest), (image[None],))[0]  # type: ignore[no-any-return]
 
     with sdpa_kernel(SDPBackend.MATH):
-        each = vmap(jacrev(outputs), (None, 0))(own, split.images)
+        each = vmap(jacrev(outputs), (None, 0))(own, split.inputs)
     with torch.no_grad():
-        logits = network(split.images)
+        logits = network(split.inputs)
     kernel = logits.new_zeros(logits.numel(), logits.numel())
     for jacobian in each.values():
         rows = jacobian.flatten(0, 1).flatten(1)

@@ -19,6 +19,7 @@ from PIL import Image
 from trueoracle.data.splits import AnySplit, Split, Splits, capped, stratified, without
 from trueoracle.data.streaming import class_names, open_folder, parts_of
 from trueoracle.errors import InputError, first_line, unknown
+from trueoracle.tasks.classification import Classification
 
 __all__ = ["DATASETS", "DatasetInfo", "at_hand", "data_folder", "dataset_info", "load"]
 
@@ -335,16 +336,16 @@ def load(
             for arrays, most in zip(parts, (train_images, test_images), strict=True)
         )
     if train_images is not None and train_images < len(train):
-        train = train.select(capped(train.labels, train_images, split_seed))
+        train = train.select(capped(train.targets, train_images, split_seed))
     if test_images is not None and test_images < len(test):
-        test = test.select(capped(test.labels, test_images, split_seed))
+        test = test.select(capped(test.targets, test_images, split_seed))
     validation = None
     if validation_images:
-        drawn = stratified(train.labels, validation_images, split_seed)
+        drawn = stratified(train.targets, validation_images, split_seed)
         rest = without(len(train), drawn.tolist())
         validation, train = train.select(drawn), train.select(rest)
     fill = tuple(-m / s for m, s in zip(info.mean, info.std, strict=True))
-    splits = Splits(train, validation, test, info.classes, fill)
+    splits = Splits(train, validation, test, Classification(info.classes), fill)
     return splits.measured_in_part(measured_fraction, split_seed)
 
 
@@ -398,4 +399,4 @@ def _as_tensors(pixels: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> Sp
     images = torch.from_numpy(pixels).float().div_(255)
     images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (info.mean, info.std))
-    return Split(images.sub_(mean).div_(std), torch.from_numpy(labels.astype(np.int64)))
+    return Split.of(images.sub_(mean).div_(std), torch.from_numpy(labels.astype(np.int64)))

@@ -1,4 +1,4 @@
-"""A user's own numbers as images and labels: kept as they are, or refused.
+"""A user's own numbers as inputs and targets: kept as they are, or refused.
 
 Nothing is dropped in silence. What tensors of float32 and int64 cannot hold raises
 :class:`InputError`; what they hold, though a reader may have meant it otherwise, comes with a note.
@@ -6,7 +6,8 @@ Nothing is dropped in silence. What tensors of float32 and int64 cannot hold rai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from trueoracle.errors import InputError, first_line
+from trueoracle.tasks.base import INPUT, TARGET, TARGETS, Targets
 
-__all__ = ["read_images", "read_items", "read_labels"]
+__all__ = ["read_inputs", "read_items", "read_targets"]
 
 _EXACT_IN_FLOAT32 = 2**24
 """Up to here float32 holds every whole number."""
@@ -24,36 +26,91 @@ _PIECE = 1024
 """Images compared at a time, so that the comparison takes little memory."""
 
 
-def read_images(values: object) -> tuple[Tensor, str]:
-    """Images as float32 of the same shape, and a note on how they were read.
+def read_inputs(values: object, name: str, uint8: str | None = None) -> tuple[Tensor, str]:
+    """What a network is given, of the same shape, and a note on how it was read.
 
-    The note goes on from a split's name ("train images are uint8: …"); it is empty where nothing
-    is to be said. Raises :class:`InputError` where float32 does not hold the numbers.
+    Real numbers become float32. Whole numbers stay int64 where they are tokens: sequences
+    ``[N, T]`` of int64, or fields of a mapping. Bytes are asked about: ``uint8`` is ``"scale"``
+    (divide by 255) or ``"keep"``. The note goes on from a split's name ("train input is int32:
+    …"); it is empty where nothing is to be said. Raises :class:`InputError` where float32 does not
+    hold the numbers.
     """
-    given = _real(values, "images")
-    images = given.to(torch.float32)
+    given = _real(values, name)
     kind = _kind(given)
+    named = name != INPUT and not name.startswith(f"{INPUT}_")
+    if given.dtype == torch.int64 and (named or given.ndim <= 2):
+        said = "" if named else f"{name} is int64: read as tokens, not as real numbers"
+        return given, said
+    numbers = given.to(torch.float32)
     if given.dtype == torch.bool:
-        return images, "images are bool: False is read as 0, True as 1"
+        if named:  # a mask
+            return given, ""
+        return numbers, f"{name} is bool: False is read as 0, True as 1"
+    if given.dtype == torch.uint8:
+        if uint8 is None:
+            raise InputError(
+                f"{name} is uint8, whole numbers up to {_range(given)[1]}: say data.uint8 = "
+                "'scale' to divide by 255, or 'keep' to read them as they are"
+            )
+        scaled = numbers / 255 if uint8 == "scale" else numbers
+        how = (
+            "divided by 255" if uint8 == "scale" else "read as it is, neither scaled nor normalised"
+        )
+        return scaled, f"{name} is uint8: {how}"
     if not given.is_floating_point():
         low, high = _range(given)
         if max(abs(low), abs(high)) > _EXACT_IN_FLOAT32:
             raise InputError(
-                f"images hold {kind} numbers from {low} to {high}, and networks read float32, "
+                f"{name} holds {kind} numbers from {low} to {high}, and networks read float32, "
                 f"which is exact up to {_EXACT_IN_FLOAT32:,} only: scale them first"
             )
-        return images, f"images are {kind}: read as they are, neither scaled nor normalised"
-    if not (changed := _largest_change(given, images)):
-        return images, ""
+        return numbers, f"{name} is {kind}: read as it is, neither scaled nor normalised"
+    return numbers, _rounded(given, numbers, name)
+
+
+def read_targets(values: object, kind: Targets = "classes") -> tuple[Tensor, str]:
+    """Targets of the same shape, and a note as :func:`read_inputs` has one.
+
+    Whole numbers become int64, real ones float32. Raises :class:`InputError` for what these types
+    do not tell apart, and for targets of another ``kind``.
+    """
+    given = _real(values, "targets")
+    if kind == "any":
+        kind = "numbers" if given.is_floating_point() else "indices"
+    if kind == "numbers":
+        numbers = given.to(torch.float32)
+        if given.is_floating_point():
+            return numbers, _rounded(given, numbers, "targets")
+        low, high = _range(given)
+        if max(abs(low), abs(high)) > _EXACT_IN_FLOAT32:
+            raise InputError(f"targets hold whole numbers up to {high}, which float32 rounds")
+        return numbers, ""
+    if kind == "classes" and given.ndim == 2 and given.shape[1] > 1:
+        if _is_one_hot(given):
+            return given.to(torch.float32), "labels are one-hot: read as class probabilities"
+        if given.is_floating_point():
+            return given.to(torch.float32), ""
+    return read_labels(given)
+
+
+def _is_one_hot(values: Tensor) -> bool:
+    ones = (values == 1).sum(1)
+    return bool(((values == 0) | (values == 1)).all() and (ones == 1).all())
+
+
+def _rounded(given: Tensor, numbers: Tensor, name: str) -> str:
+    if not (changed := _largest_change(given, numbers)):
+        return ""
     if changed == float("inf"):
         raise InputError(
-            f"images hold {kind} numbers beyond float32's largest, 3.4e38: scale them first"
+            f"{name} holds {_kind(given)} numbers beyond float32's largest, 3.4e38: scale them "
+            "first"
         )
-    return images, f"images are {kind}: rounded to float32, by up to {changed:.1e}"
+    return f"{name} is {_kind(given)}: rounded to float32, by up to {changed:.1e}"
 
 
 def read_labels(values: object) -> tuple[Tensor, str]:
-    """Labels as int64 of the same shape, and a note as :func:`read_images` has one.
+    """Labels as int64 of the same shape, and a note as :func:`read_inputs` has one.
 
     Raises :class:`InputError` for fractions, for what is not finite, and for numbers that their
     type, or int64, does not tell apart.
@@ -68,46 +125,59 @@ def read_labels(values: object) -> tuple[Tensor, str]:
     return given.to(torch.int64), ""
 
 
-def read_items(items: Sequence[object]) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """The items of a Dataset, each ``(image, label)``, as images, labels and notes.
+def read_items(
+    items: Sequence[object], columns: Mapping[str, str] | None = None
+) -> dict[str, object]:
+    """The items of a Dataset, tuples or mappings that are alike, as fields ``[N, ...]``.
 
-    A label may be a number, or a tensor or array of one. Raises :class:`InputError` as
-    :func:`read_images` and :func:`read_labels` do, and for items that are not alike.
+    ``columns`` renames fields of mappings, and leaves out all others. Raises :class:`InputError`
+    for items that are not alike.
     """
-    pairs: list[tuple[object, object]] = []
+    if not items:
+        raise InputError("a split needs at least one example")
+    first = items[0]
+    if isinstance(first, Mapping):
+        names = {str(name): str(name) for name in first} if columns is None else dict(columns)
+        for item in items:
+            if not isinstance(item, Mapping) or not names.keys() <= item.keys():
+                raise InputError(
+                    f"the Dataset's items must be alike, with {', '.join(names)}: one is "
+                    f"{_what(item)}"
+                )
+        mappings = cast(Sequence[Mapping[str, object]], items)
+        return {new: _stacked([item[old] for item in mappings], new) for old, new in names.items()}
     for item in items:
-        if not isinstance(item, tuple | list) or len(item) != 2:
+        if not isinstance(item, tuple | list) or not 2 <= len(item) == _length(first):
             raise InputError(
-                f"the Dataset's items must be (image tensor, label), got {_what(item)}"
+                f"the Dataset's items must be (input, target), or mappings, got {_what(item)}"
             )
-        pairs.append((item[0], item[1]))
-    parts = [_real(image, "images") for image, _ in pairs]
-    if len(kinds := sorted({_kind(part) for part in parts})) > 1:
-        raise InputError(f"the Dataset's images are of different types: {', '.join(kinds)}")
-    if len(shapes := sorted({tuple(part.shape) for part in parts})) > 1:
-        raise InputError(
-            f"the Dataset's images are of different shapes: {list(shapes[0])} and {list(shapes[1])}"
-        )
-    images, note = read_images(torch.stack(parts) if parts else torch.zeros(0, 1))
-    labels, said = _label_of_each([label for _, label in pairs])
-    return images, labels, tuple(filter(None, [note, said]))
+    parts = zip(*cast(Sequence[Sequence[object]], items), strict=True)
+    names_of = [INPUT, *(f"{INPUT}_{place}" for place in range(1, _length(first) - 1)), TARGET]
+    return {name: _stacked(list(part), name) for name, part in zip(names_of, parts, strict=True)}
 
 
-def _label_of_each(labels: Sequence[object]) -> tuple[Tensor, str]:
-    whole = [label for label in labels if type(label) is int]
-    if len(whole) == len(labels):  # the usual case, and the fastest
-        for extreme in (min(whole, default=0), max(whole, default=0)):
+def _length(item: object) -> int:
+    return len(item) if isinstance(item, tuple | list) else 0
+
+
+def _stacked(parts: Sequence[object], name: str) -> object:
+    """One field of all items as one tensor, where they are of one type and shape."""
+    whole = [part for part in parts if type(part) is int]
+    if len(whole) == len(parts):  # the usual labels, and the fastest
+        for extreme in (min(whole), max(whole)):
             if abs(extreme) > torch.iinfo(torch.int64).max:  # numpy would make them float64
                 raise InputError(f"labels must be classes counted from 0: found {extreme}")
-        return torch.tensor(whole, dtype=torch.int64), ""
-    read = [read_labels(label) for label in labels]
-    for label, _ in read:
-        if label.numel() != 1:
-            raise InputError(
-                f"an item's label must be one class, got numbers of shape {list(label.shape)} "
-                "(one-hot targets, masks and boxes are not)"
-            )
-    return torch.stack([label.reshape(()) for label, _ in read]), read[0][1]
+        return torch.tensor(whole, dtype=torch.int64)
+    tensors = [_real(part, name) for part in parts]
+    if len(kinds := sorted({_kind(tensor) for tensor in tensors})) > 1:
+        raise InputError(f"the Dataset's {name} is of different types: {', '.join(kinds)}")
+    if len(shapes := sorted({tuple(tensor.shape) for tensor in tensors})) > 1:
+        raise InputError(
+            f"the Dataset's {name} is of different shapes: {list(shapes[0])} and "
+            f"{list(shapes[1])}: a DataLoader's collate function may pad them"
+        )
+    stacked = torch.stack(tensors)
+    return stacked[:, 0] if name in TARGETS and stacked.shape[1:] == (1,) else stacked
 
 
 def _real(values: object, what: str) -> Tensor:

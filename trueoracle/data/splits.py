@@ -1,59 +1,55 @@
-"""Training, validation and test images: what every later stage reads."""
+"""Training, validation and test examples: what every later stage reads."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self, cast
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from trueoracle.data.augmentation import crop_box, cut_out, draw_crops
-from trueoracle.data.reading import read_images, read_items, read_labels
-from trueoracle.errors import InputError, first_line
+from trueoracle.errors import InputError
+from trueoracle.tasks.base import INPUT, TARGET, TARGETS, Batch, Task
 
 __all__ = [
     "AnySplit",
     "Split",
     "Splits",
-    "as_split",
-    "as_splits",
     "capped",
     "fraction",
+    "input_shape",
     "stratified",
 ]
 
+T = TypeVar("T")
+
 
 class AnySplit(Protocol):
-    """Images and their classes, in memory (:class:`Split`) or streamed (``StreamedSplit``)."""
+    """Examples in memory (:class:`Split`) or streamed (``StreamedSplit``)."""
 
     @property
-    def images(self) -> Tensor:
-        """All of them, float32 ``[N, C, H, W]``; :class:`InputError` where they are streamed."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The fields of an example, each with its shape: ``input`` ``(C, H, W)``, say."""
 
     @property
-    def labels(self) -> Tensor:
-        """Their classes, int64 ``[N]``, counted from 0."""
-
-    @property
-    def image_shape(self) -> tuple[int, ...]:
-        """The shape of one image, ``(C, H, W)``."""
+    def targets(self) -> Tensor:
+        """What the network is to tell of each example ``[N, ...]``, in memory."""
 
     @property
     def device(self) -> torch.device:
-        """Where images and labels are handed out."""
+        """Where examples are handed out."""
 
     @property
     def is_streamed(self) -> bool:
-        """Whether the images are read from files whenever they are needed."""
+        """Whether the inputs are read from files whenever they are needed."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How the images and labels were read, where another reading was possible.
+        """How the examples were read, where another reading was possible.
 
         Each goes on from the split's name, such as "images are uint8: read as they are".
         """
@@ -64,141 +60,154 @@ class AnySplit(Protocol):
         """The same, handed out on another device."""
 
     def select(self, index: Tensor) -> Self:
-        """Some of the images, streamed where these are."""
+        """Some of the examples, streamed where these are."""
 
     def take(self, index: Tensor) -> Split:
-        """Some of the images in memory."""
+        """Some of the examples in memory."""
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images and labels in order, ``size`` at a time."""
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All examples in order, ``size`` at a time."""
 
     def training_batches(
         self, indices: Sequence[Tensor], resized_crop: float | None, seed: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images and labels of each of ``indices`` (int64 ``[N]``, on the CPU).
+    ) -> Iterator[Batch]:
+        """The examples of each of ``indices`` (int64 ``[N]``, on the CPU).
 
         Where ``resized_crop`` is given, a random part of at least that area is cut out of each
         image and resized; ``seed`` says which.
         """
 
     def add_to(self, digest: hashlib._Hash) -> None:
-        """Let a hash know of every image and label."""
+        """Let a hash know of every example."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their classes.
+    """Examples in memory.
 
-    ``images`` is float32 ``[N, C, H, W]`` (or any ``[N, ...]`` that the network takes), already
-    normalised; ``labels`` is int64 ``[N]``, counted from 0. ``notes`` say how they were read, as
-    :class:`AnySplit` has it.
+    ``fields`` are tensors with a leading axis N. Pairs are the fields ``input`` and ``target``:
+    ``Split.of(images, labels)``. ``notes`` say how they were read, as :class:`AnySplit` has it.
     """
 
-    images: Tensor
-    labels: Tensor
+    fields: Batch
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.labels.ndim != 1 or len(self.labels) != len(self.images):
-            raise InputError(
-                f"labels must be [N], one class an image, for images [N, ...]: got labels "
-                f"{list(self.labels.shape)} for images {list(self.images.shape)}"
-            )
-        if len(self.labels) == 0:
-            raise InputError("a split needs at least one image")
-        if self.images.ndim < 2:
-            raise InputError(f"images must be [N, …], got {list(self.images.shape)}")
-        if self.images.dtype != torch.float32 or self.labels.dtype != torch.int64:
-            raise InputError(
-                f"images must be float32 and labels int64, got {self.images.dtype} and "
-                f"{self.labels.dtype}: as_split((images, labels)) converts them"
-            )
+        lengths = {name: len(value) for name, value in self.fields.items() if value.ndim}
+        if not lengths or len(lengths) < len(self.fields):
+            raise InputError("a split needs named tensors with a leading axis of examples")
+        if len(set(lengths.values())) > 1:
+            said = ", ".join(f"{name} {list(v.shape)}" for name, v in self.fields.items())
+            raise InputError(f"all fields of a split need as many examples: got {said}")
+        if not len(self):
+            raise InputError("a split needs at least one example")
+
+    @classmethod
+    def of(cls, inputs: Tensor, targets: Tensor, notes: tuple[str, ...] = ()) -> Split:
+        """Pairs: inputs ``[N, ...]``, such as images ``[N, C, H, W]``, and targets ``[N, ...]``."""
+        return cls({INPUT: inputs, TARGET: targets}, notes)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(next(iter(self.fields.values())))
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        return tuple(self.images.shape[1:])
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape[1:]) for name, value in self.fields.items()}
+
+    @property
+    def inputs(self) -> Tensor:
+        """The field ``input`` ``[N, ...]``; raises :class:`InputError` where there is none."""
+        return _field(self.fields, INPUT)
+
+    @property
+    def targets(self) -> Tensor:
+        for name in TARGETS:
+            if name in self.fields:
+                return self.fields[name]
+        raise InputError(f"the data has no targets, only {', '.join(self.fields)}")
 
     @property
     def device(self) -> torch.device:
-        return self.images.device
+        return next(iter(self.fields.values())).device
 
     @property
     def is_streamed(self) -> bool:
         return False
 
     def to(self, device: torch.device) -> Split:
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        return self._each(lambda value: value.to(device))
 
     def take(self, index: Tensor) -> Split:
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        return self._each(lambda value: value[index])
 
     def select(self, index: Tensor) -> Split:
         return self.take(index)
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.images.split(size), self.labels.split(size), strict=True)
+    def batches(self, size: int) -> Iterator[Batch]:
+        for parts in zip(*(value.split(size) for value in self.fields.values()), strict=True):
+            yield dict(zip(self.fields, parts, strict=True))
 
     def training_batches(
         self, indices: Sequence[Tensor], resized_crop: float | None, seed: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
         for index in indices:
-            batch = self.take(index.to(self.device))
-            images = batch.images
+            batch = self.take(index.to(self.device)).fields
             if resized_crop is not None:
+                images = batch[INPUT]
                 height, width = images.shape[2:]
                 numbers = draw_crops(len(images), generator)
                 images = cut_out(
                     images, [crop_box(one, height, width, resized_crop) for one in numbers]
                 )
-            yield images, batch.labels
+                batch = {**batch, INPUT: images}
+            yield batch
 
     def add_to(self, digest: hashlib._Hash) -> None:
-        digest.update(self.images.detach().cpu().contiguous().numpy().tobytes())
-        digest.update(self.labels.detach().cpu().contiguous().numpy().tobytes())
+        for value in self.fields.values():
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Split:
+        return replace(self, fields={name: change(v) for name, v in self.fields.items()})
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The training, validation and test splits of one data set.
+    """The training, validation and test splits of one data set, and what networks learn of them.
 
-    ``classes`` is the number of classes; ``fill`` (one value a channel) is what an image's
+    ``task`` says what they are trained for. ``fill`` (one value a channel) is what an image's
     outside looks like after normalisation, for shifts. ``validation`` may be absent. ``measured``
-    is the part of the training images on which train loss is measured, where it is not all.
+    is the part of the training examples on which train loss is measured, where it is not all.
     """
 
     train: AnySplit
     validation: AnySplit | None
     test: AnySplit
-    classes: int
+    task: Task
     fill: tuple[float, ...] = field(default=(0.0,))
     measured: AnySplit | None = None
 
     def __post_init__(self) -> None:
-        shape = self.train.image_shape
-        if len(self.fill) not in (1, shape[0]):
-            raise InputError(f"fill has {len(self.fill)} values for {shape[0]} channels")
+        shapes = self.train.shapes
+        if INPUT in shapes and len(self.fill) not in (1, shapes[INPUT][0] if shapes[INPUT] else 1):
+            raise InputError(f"fill has {len(self.fill)} values for {shapes[INPUT][0]} channels")
         for name, split in self._distinct():
-            if split.image_shape != shape:
+            if split.shapes != shapes:
                 raise InputError(
-                    f"{name} images are {list(split.image_shape)} but train images are "
-                    f"{list(shape)}: all splits need one shape"
+                    f"{name} examples are {_in_words(split.shapes)} but train examples are "
+                    f"{_in_words(shapes)}: all splits need one shape"
                 )
-            low, high = int(split.labels.min()), int(split.labels.max())
-            if low < 0 or high >= self.classes:
-                raise InputError(
-                    f"labels out of range in the {name} split: found {low}…{high}, "
-                    f"expected 0…{self.classes - 1} for {self.classes} classes"
-                )
-            if not split.is_streamed and not torch.isfinite(split.images).all():
-                raise InputError(f"the {name} images hold values that are not finite")
+            self.task.check_targets(split, name)
+            if isinstance(split, Split):
+                for field_name, value in split.fields.items():
+                    if value.is_floating_point() and not torch.isfinite(value).all():
+                        raise InputError(
+                            f"the {name} split's {field_name} holds values that are not finite"
+                        )
 
     @property
     def measured_train(self) -> AnySplit:
-        """The training images on which train loss is measured, before and after retraining."""
+        """The training examples on which train loss is measured, before and after retraining."""
         return self.train if self.measured is None else self.measured
 
     @property
@@ -206,10 +215,25 @@ class Splits:
         """How the splits were read, where another reading was possible: one line for each note."""
         names: dict[str, list[str]] = {}
         for name, split in self._distinct():
-            if split is not self.measured:  # a part of the training images
+            if split is not self.measured:  # a part of the training examples
                 for note in split.notes:
                     names.setdefault(note, []).append(name)
         return [f"{', '.join(where)} {note}" for note, where in names.items()]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one input, such as ``(C, H, W)``; :class:`InputError` without ``input``."""
+        return input_shape(self.train)
+
+    def example(self, count: int = 2) -> Batch:
+        """The first training examples."""
+        return self.train.take(torch.arange(min(count, len(self.train)))).fields
+
+    def few(self, count: int) -> Splits:
+        """The first examples of every split, in memory."""
+        train, test = (_first(split, count) for split in (self.train, self.test))
+        validation = None if self.validation is None else _first(self.validation, count)
+        return replace(self, train=train, validation=validation, test=test, measured=None)
 
     def named(self) -> list[tuple[str, AnySplit]]:
         """What is evaluated, as (name, split), in the order train, validation, test.
@@ -229,12 +253,11 @@ class Splits:
         return [("train", self.train), *self.named()[1:], *also]
 
     def measured_in_part(self, share: float, seed: int) -> Splits:
-        """The same, with train loss measured on a share (0 … 1) of each class's images."""
+        """The same, with train loss measured on a share (0 … 1) of each kind of examples."""
         if share == 1:
             return self
-        return replace(
-            self, measured=self.train.select(fraction(self.train.labels.cpu(), share, seed))
-        )
+        kinds = self.task.groups(self.train).cpu()
+        return replace(self, measured=self.train.select(fraction(kinds, share, seed)))
 
     def to(self, device: torch.device) -> Splits:
         validation = None if self.validation is None else self.validation.to(device)
@@ -248,61 +271,40 @@ class Splits:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over every image and label: the identity of data given in Python.
+        """SHA-256 over every example: the identity of data given in Python.
 
         Of streamed images, over the names and sizes of their files instead.
         """
-        digest = hashlib.sha256(f"{self.classes} {self.fill}".encode())
+        digest = hashlib.sha256(f"{self.task.label} {self.task.options()} {self.fill}".encode())
         for name, split in self._distinct():
-            digest.update(f"{name} {(len(split), *split.image_shape)}".encode())
+            digest.update(f"{name} {len(split)} {split.shapes}".encode())
             split.add_to(digest)
         return digest.hexdigest()
 
 
-def as_split(data: AnySplit | tuple[Tensor, Tensor] | Dataset[Any]) -> AnySplit:
-    """A split from a ``(images, labels)`` tuple of tensors or from a map-style ``Dataset``.
+def input_shape(split: AnySplit) -> tuple[int, ...]:
+    """The shape of one input, such as ``(C, H, W)``; :class:`InputError` where there is none."""
+    return _field(split.shapes, INPUT)
 
-    A ``Dataset`` is read through once, so its transforms are applied once: leave random ones out.
-    Raises :class:`InputError` where items are not ``(image tensor, label)``, and where float32
-    images and int64 labels do not hold the numbers that are given.
-    """
-    if hasattr(data, "is_streamed"):  # a split already
-        return cast(AnySplit, data)
-    if isinstance(data, tuple | list):
-        if len(data) != 2:
-            raise InputError(
-                f"expected (images, labels), got a {type(data).__name__} of {len(data)}"
-            )
-        images, image_note = read_images(data[0])
-        labels, label_note = read_labels(data[1])
-        return Split(images, labels, tuple(filter(None, [image_note, label_note])))
-    try:
-        items = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
-    except Exception as error:  # a user's Dataset runs: anything can come out
+
+def _field(fields: Mapping[str, T], name: str) -> T:
+    if name not in fields:
         raise InputError(
-            "a split must be (images, labels), or a Dataset with a length whose items are "
-            f"(image tensor, label): {type(error).__name__}: {first_line(error)}"
-        ) from error
-    return Split(*read_items(items))
+            f"this needs examples (input, target), and the data has {', '.join(fields)}"
+        )
+    return fields[name]
 
 
-def as_splits(data: object) -> Splits:
-    """Splits from what a user has: ``Splits``, ``(train, test)`` or ``(train, validation, test)``.
+def _first(split: AnySplit, count: int) -> Split:
+    return split.take(torch.arange(min(count, len(split))))
 
-    Each part is whatever :func:`as_split` takes; a validation part of None is allowed. The number
-    of classes is one more than the largest training label.
-    """
-    if isinstance(data, Splits):
-        return data
-    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
-        raise InputError("data must be Splits, (train, test) or (train, validation, test)")
-    train, test = as_split(data[0]), as_split(data[-1])
-    validation = as_split(data[1]) if len(data) == 3 and data[1] is not None else None
-    return Splits(train, validation, test, classes=int(train.labels.max()) + 1)
+
+def _in_words(shapes: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Indices ``[count]`` of a random draw with equal shares of each class, ascending.
+    """Indices ``[count]`` of a random draw with equal shares of each class ``[N]``, ascending.
 
     ``count`` is spread as evenly as it goes over the classes present (the first ones get one more).
     Raises :class:`InputError` where a class would have no image left.

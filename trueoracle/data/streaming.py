@@ -17,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 from trueoracle.data.augmentation import crop_box, draw_crops
 from trueoracle.data.splits import Split
 from trueoracle.errors import InputError, first_line
+from trueoracle.tasks.base import INPUT, TARGET, Batch
 
 __all__ = [
     "BATCHES_AHEAD",
@@ -87,15 +87,12 @@ class StreamedSplit:
         return len(self.names)
 
     @property
-    def images(self) -> NoReturn:
-        raise InputError(
-            f"the {len(self):,} images in {self.folder} are streamed, not in memory: "
-            "take(index) reads some of them, batches(size) all, one batch after the other"
-        )
+    def targets(self) -> Tensor:
+        return self.labels
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        return (3, self.image_size, self.image_size)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {INPUT: (3, self.image_size, self.image_size), TARGET: ()}
 
     @property
     def is_streamed(self) -> bool:
@@ -113,15 +110,15 @@ class StreamedSplit:
         return replace(self, names=names, labels=self.labels[index.to(self.device)])
 
     def take(self, index: Tensor) -> Split:
-        ((images, labels),) = self._decoded([index], None, seed=0)
-        return Split(images, labels)
+        (batch,) = self._decoded([index], None, seed=0)
+        return Split(batch)
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int) -> Iterator[Batch]:
         return self._decoded(torch.arange(len(self)).split(size), None, seed=0)
 
     def training_batches(
         self, indices: Sequence[Tensor], resized_crop: float | None, seed: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Batch]:
         return self._decoded(indices, resized_crop, seed)
 
     def add_to(self, digest: hashlib._Hash) -> None:
@@ -131,7 +128,7 @@ class StreamedSplit:
 
     def _decoded(
         self, indices: Sequence[Tensor], resized_crop: float | None, seed: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[Batch]:
         """The batches of ``indices`` in order; threads decode the next ones meanwhile.
 
         Crops are drawn here, batch after batch, so that they depend on no thread's pace.
@@ -172,7 +169,7 @@ class StreamedSplit:
                 for following in waiting:
                     start(following)
                     break
-                yield self._normalised(pixels), self.labels[index.to(self.device)]
+                yield {INPUT: self._normalised(pixels), TARGET: self.labels[index.to(self.device)]}
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

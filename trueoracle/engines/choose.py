@@ -12,24 +12,25 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trueoracle.data.splits import Splits
-from trueoracle.engines import native, wide
-from trueoracle.engines.continuing import MemberState, restore, state_of
+from trueoracle.engines.base import Engine
+from trueoracle.engines.continuing import MemberState
+from trueoracle.engines.loop import LoopEngine
 from trueoracle.engines.memory import available_memory, readable_bytes, training_bytes
+from trueoracle.engines.native import NativeEngine
+from trueoracle.engines.wide import WideEngine
 from trueoracle.errors import InputError, unknown
 from trueoracle.networks.copying import copied
-from trueoracle.training.evaluate import evaluate_together
-from trueoracle.training.loop import EpochRecord, Stream, make_optimizer, train_epoch
-from trueoracle.training.recipe import Recipe
+from trueoracle.tasks.base import INPUT
+from trueoracle.training.loop import EpochRecord, Stream, epoch_record
+from trueoracle.training.recipe import Recipe, Retraining
 
 __all__ = [
     "ENGINES",
-    "Engine",
     "Plan",
     "check_engine",
     "plan",
@@ -38,20 +39,14 @@ __all__ = [
     "train_population",
 ]
 
-Engine = Literal["loop", "wide", "native"]
-ENGINES: tuple[str, ...] = ("auto", *get_args(Engine))
-
 CHUNK_SECONDS = 60.0
 """Aim for one call of :func:`train_population`: what a killed run loses at most, roughly.
 
 A call has to train one group for each thread, however long that takes.
 """
 
-_MOST_WIDE = 16
-"""Members of a wide population on the CPU: more at once gain nothing, and large tensors cost."""
-
-_PILOT_IMAGES = 64
-_PILOT_MEMBERS = 4
+_PILOT_EXAMPLES = 64
+_PILOT_LARGE = 4
 _LARGE = 128
 """Images of more pixels a side take long enough for a few of them to tell."""
 
@@ -65,7 +60,7 @@ class Plan:
     retraining, evaluation included, with all threads at work; None without a trial.
     """
 
-    engine: Engine
+    engine: str
     reason: str
     group: int = 1
     groups: int = 1
@@ -76,71 +71,12 @@ class Plan:
         return f"engine {self.engine}, {many}: {self.reason}"
 
 
-class Population(Protocol):
-    """What an engine is: networks of one shape in training."""
-
-    def train_epoch(self, epoch: int) -> None:
-        """One pass over the training images."""
-
-    def measure(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Losses and accuracies, float64 ``[P]``, by split name."""
-
-    def write_back(self) -> None:
-        """The weights as they are now into the networks given."""
-
-    def states(self) -> list[MemberState]:
-        """What the optimiser remembers of each member: all that going on needs, but weights."""
-
-
-class LoopPopulation:
-    """The reference as a population: each network is trained by itself."""
-
-    def __init__(
-        self,
-        networks: Sequence[nn.Module],
-        streams: Sequence[Stream],
-        data: Splits,
-        recipe: Recipe,
-        *,
-        states: Sequence[MemberState] | None = None,
-    ) -> None:
-        self._networks, self._streams = networks, streams
-        self._data, self._recipe = data, recipe
-        self._optimizers = [make_optimizer(n.parameters(), recipe) for n in networks]
-        for network, optimizer, state in zip(
-            networks, self._optimizers, states or (), strict=False
-        ):
-            restore(optimizer, dict(network.named_parameters()), [state], stacked=False)
-
-    def train_epoch(self, epoch: int) -> None:
-        for network, optimizer, stream in zip(
-            self._networks, self._optimizers, self._streams, strict=True
-        ):
-            train_epoch(network, optimizer, self._data, self._recipe, epoch, stream)
-
-    def measure(self) -> dict[str, tuple[Tensor, Tensor]]:
-        measured = {}
-        for name, split in self._data.named():
-            found = evaluate_together(self._networks, split)
-            values = torch.tensor([(m.loss, m.accuracy) for m in found], dtype=torch.float64)
-            measured[name] = (values[:, 0], values[:, 1])
-        return measured
-
-    def write_back(self) -> None:
-        """They were trained in place."""
-
-    def states(self) -> list[MemberState]:
-        return [
-            state_of(optimizer, dict(network.named_parameters()))
-            for network, optimizer in zip(self._networks, self._optimizers, strict=True)
-        ]
-
-
-_POPULATIONS: dict[Engine, Callable[..., Population]] = {
-    "loop": LoopPopulation,
-    "wide": wide.WidePopulation,
-    "native": native.NativePopulation,
+_ENGINES: dict[str, Engine] = {
+    engine.name: engine for engine in (NativeEngine(), WideEngine(), LoopEngine())
 }
+"""From the fastest on: of those before the loop that can express a network, the first is tried."""
+
+ENGINES = ("auto", *reversed(_ENGINES))
 
 
 def train_population(
@@ -149,7 +85,7 @@ def train_population(
     data: Splits,
     recipe: Recipe,
     *,
-    engine: Engine,
+    engine: str,
     on_epoch: Callable[[int], None] | None = None,
 ) -> list[list[EpochRecord]]:
     """Train networks of equal shapes in place; one list of records a network, as ``train`` gives.
@@ -171,7 +107,7 @@ def train_epochs(
     recipe: Recipe,
     epochs: range,
     *,
-    engine: Engine,
+    engine: str,
     states: Sequence[MemberState] | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> tuple[list[list[EpochRecord]], list[MemberState]]:
@@ -181,36 +117,24 @@ def train_epochs(
     None at the recipe's beginning. Whoever goes on ends as without the break: members may be left
     out, grouped otherwise, or trained on by another engine. Else as :func:`train_population`.
     """
-    population = _POPULATIONS[engine](networks, streams, data, recipe, states=states)
+    population = _ENGINES[engine].start(networks, streams, data, recipe, states=states)
     records: list[list[EpochRecord]] = [[] for _ in networks]
     for epoch in epochs:
         population.train_epoch(epoch)
-        for own, record in zip(records, _records(population, recipe, epoch), strict=True):
+        rate, measured = recipe.learning_rate_at(epoch), population.measure()
+        for member, own in enumerate(records):
             if not (own and own[-1].diverged):
-                own.append(record)
+                values = {
+                    split: {metric: float(each[member]) for metric, each in of_split.items()}
+                    for split, of_split in measured.items()
+                }
+                own.append(epoch_record(epoch, rate, values, data.task))
         if on_epoch is not None:
             on_epoch(len(networks))
         if all(own[-1].diverged for own in records):
             break
     population.write_back()
     return records, population.states()
-
-
-def _records(population: Population, recipe: Recipe, epoch: int) -> list[EpochRecord]:
-    nothing = {"validation_loss": math.nan, "validation_accuracy": math.nan}
-    columns: dict[str, list[float]] = {}
-    for name, (losses, accuracies) in population.measure().items():
-        columns[f"{name}_loss"] = losses.tolist()
-        columns[f"{name}_accuracy"] = accuracies.tolist()
-    rate = recipe.learning_rate_at(epoch)
-    return [
-        EpochRecord(
-            epoch=epoch,
-            learning_rate=rate,
-            **(nothing | dict(zip(columns, values, strict=True))),
-        )
-        for values in zip(*columns.values(), strict=True)
-    ]
 
 
 def plan(
@@ -232,7 +156,7 @@ def plan(
     check_engine(engine, network, data, recipe)
     budget = memory or available_memory(data.train.device) // 2
     refusals: dict[str, str] = {}
-    wanted = [cast(Engine, engine)]
+    wanted = [engine]
     if engine == "auto":
         wanted, refusals = _possible(network, data, recipe)
     trials = [_try(name, network, data, recipe, budget) for name in wanted]
@@ -243,11 +167,11 @@ def plan(
             f"one, need {readable_bytes(trials[0].needs)}, and --memory leaves "
             f"{readable_bytes(budget)}"
         )
-    best = min(fitting, key=lambda trial: trial.seconds * _HANDICAP[trial.engine])
+    best = min(fitting, key=lambda trial: trial.seconds * _ENGINES[trial.engine].handicap)
     reason = "asked for"
     if engine == "auto":
         figures = ", ".join(f"{t.engine} {t.seconds * 1000:.3g} ms" for t in fitting)
-        reason = f"{figures} a network and step of {_pilot_images(data, recipe)} images"
+        reason = f"{figures} a network and step of {_pilot_examples(data, recipe)} examples"
         reason += "".join(f"; {name} cannot: {why}" for name, why in refusals.items())
         reason += "".join(
             f"; {t.engine} needs {readable_bytes(t.needs)}, and --memory leaves "
@@ -255,20 +179,21 @@ def plan(
             for t in trials
             if not t.fits
         )
-    if best.engine == "loop":
-        _check_loop(network, data, recipe)
+    if not best.needs:
+        _check_alone(network, data, recipe)
     return _sized(best, reason, data, recipe, members)
 
 
-def _check_loop(network: nn.Module, data: Splits, recipe: Recipe) -> None:
+def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
     """Refuse what no memory is left for even one network at a time, by :class:`InputError`."""
     batch = min(recipe.batch_size, len(data.train))
-    needed = training_bytes(network, data.train.image_shape, batch, recipe)
+    needed = training_bytes(network, data.example(1), batch, recipe)
     free = available_memory(data.train.device)
     if needed > free:
         raise InputError(
-            f"retraining one network on {batch:,} images at a time needs {readable_bytes(needed)} "
-            f"of memory, and {readable_bytes(free)} are free: lower retraining.batch_size"
+            f"retraining one network on {batch:,} examples at a time needs "
+            f"{readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: lower "
+            "retraining.batch_size"
         )
 
 
@@ -276,50 +201,40 @@ def check_engine(engine: str, network: nn.Module, data: Splits, recipe: Recipe) 
     """Refuse an engine that cannot train the network, or is none, by :class:`InputError`."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    if why := _refusal(engine, network, data, recipe):
+    if engine != "auto" and (why := _refusal(engine, network, data, recipe)):
         raise InputError(f"engine {engine!r} cannot train this network: {why}")
 
 
 def _refusal(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
-    if engine == "native":
-        return native.refusal(network, data, recipe)
-    if engine == "wide":
-        few = torch.arange(min(2, len(data.train)))
-        return wide.refusal(network, recipe, data.train.take(few).images)
-    return None
+    if isinstance(recipe, Retraining) and recipe.procedure and engine != LoopEngine.name:
+        return "retraining.procedure trains one network at a time"
+    return _ENGINES[engine].refusal(network, data, recipe)
 
 
-def _possible(
-    network: nn.Module, data: Splits, recipe: Recipe
-) -> tuple[list[Engine], dict[str, str]]:
+def _possible(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[list[str], dict[str, str]]:
     """The engines to try, and why the others cannot.
 
     What the native kernels can express they train several times as fast as ``wide``, whose own
     trial would then only cost time.
     """
     refusals: dict[str, str] = {}
-    fast: tuple[Engine, Engine] = ("native", "wide")
+    *fast, last = _ENGINES
     for name in fast:
         why = _refusal(name, network, data, recipe)
         if why is None:
-            return [name, "loop"], refusals
+            return [name, last], refusals
         refusals[name] = why
-    return ["loop"], refusals
-
-
-# Which engine is fastest is seen with a stopwatch, so that a near tie could fall otherwise in the
-# next sitting: a clear order decides those.
-_HANDICAP = {"native": 0.7, "wide": 1.0, "loop": 0.95}
+    return [last], refusals
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What an engine did with a few images: seconds a network and step; members that fit.
+    """What an engine did with a few examples: seconds a network and step; members that fit.
 
     ``needs`` is the memory of one group, in bytes.
     """
 
-    engine: Engine
+    engine: str
     group: int
     most: int
     seconds: float
@@ -330,44 +245,44 @@ class _Trial:
         return self.most >= self.group
 
 
-def _try(engine: Engine, network: nn.Module, data: Splits, recipe: Recipe, budget: int) -> _Trial:
-    group, most, members, fixed, each = 1, 1, 1, 0, 0
-    if engine == "native":
-        group = native.lanes(network, data)
-        fixed, each = native.measure_memory(network, data, recipe)
-        most = (budget - fixed) // each
-        members = group * max(1, min(torch.get_num_threads(), most // group))
-    elif engine == "wide":
-        fixed, each = wide.measure_memory(network, data, recipe)
-        most = (budget - fixed) // max(each, 1)
-        members = max(1, min(most, _PILOT_MEMBERS))
+def _try(name: str, network: nn.Module, data: Splits, recipe: Recipe, budget: int) -> _Trial:
+    engine = _ENGINES[name]
+    lanes, memory = engine.lanes(network, data), engine.memory(network, data, recipe)
+    most = (budget - memory.fixed) // max(memory.each, 1) if any(memory) else lanes
     seconds = math.inf
-    if most >= group:
-        images = _pilot_images(data, recipe)
-        seconds = _seconds_a_step(engine, network, data, recipe, members, images)
-    return _Trial(engine, group, most, seconds, needs=fixed + each * group)
+    if most >= lanes:
+        members, examples = engine.trial_members(lanes, most), _pilot_examples(data, recipe)
+        seconds = _seconds_a_step(name, network, data, recipe, members, examples)
+    needs = memory.fixed + memory.each * lanes
+    return _Trial(name, lanes, most, seconds, needs)
 
 
 def seconds_alone(network: nn.Module, data: Splits, recipe: Recipe) -> float:
-    """Seconds that the loop will take to train one network, from three steps of a few images."""
-    images = _pilot_images(data, recipe)
-    if min(data.train.image_shape[1:], default=0) >= _LARGE:
-        images = min(images, _PILOT_MEMBERS)
-    step = _seconds_a_step("loop", network, data, recipe, 1, images)
-    return step / images * _images_seen(data, recipe)
+    """Seconds that the loop will take to train one network, from three steps of a few examples."""
+    examples = _pilot_examples(data, recipe)
+    if _are_large(data):
+        examples = min(examples, _PILOT_LARGE)
+    step = _seconds_a_step(LoopEngine.name, network, data, recipe, 1, examples)
+    return step / examples * _examples_seen(data, recipe)
 
 
-def _images_seen(data: Splits, recipe: Recipe) -> float:
-    """Images of a whole training; evaluation costs about a third of a training step an image."""
+def _are_large(data: Splits) -> bool:
+    shape = data.train.shapes.get(INPUT, ())
+    return len(shape) == 3 and min(shape[1:]) >= _LARGE
+
+
+def _examples_seen(data: Splits, recipe: Recipe) -> float:
+    """Examples of a whole training; evaluation costs about a third of a training step each."""
     return recipe.epochs * (len(data.train) + sum(len(s) for _, s in data.named()) / 3)
 
 
 def _seconds_a_step(
-    engine: Engine, network: nn.Module, data: Splits, recipe: Recipe, members: int, images: int
+    engine: str, network: nn.Module, data: Splits, recipe: Recipe, members: int, examples: int
 ) -> float:
-    few = replace(data, train=data.train.take(torch.arange(images)), validation=None, measured=None)
+    train = data.train.take(torch.arange(examples))
+    few = replace(data, train=train, validation=None, measured=None)
     networks = [copied(network) for _ in range(members)]
-    population = _POPULATIONS[engine](networks, [(0, "")] * members, few, recipe)
+    population = _ENGINES[engine].start(networks, [(0, "")] * members, few, recipe)
     seconds = math.inf
     for _ in range(3):  # the first warms up
         started = time.perf_counter()
@@ -378,26 +293,23 @@ def _seconds_a_step(
     return seconds / members
 
 
-def _pilot_images(data: Splits, recipe: Recipe) -> int:
-    return min(_PILOT_IMAGES, recipe.batch_size, len(data.train))
+def _pilot_examples(data: Splits, recipe: Recipe) -> int:
+    return min(_PILOT_EXAMPLES, recipe.batch_size, len(data.train))
 
 
 def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: int) -> Plan:
     """How many networks at once: within memory, and in calls of about a minute."""
-    images = _pilot_images(data, recipe)
-    expected = trial.seconds * _images_seen(data, recipe) / images
+    engine, examples = _ENGINES[trial.engine], _pilot_examples(data, recipe)
+    expected = trial.seconds * _examples_seen(data, recipe) / examples
     in_time = max(1, int(CHUNK_SECONDS / expected))
-    if trial.engine == "loop":
-        return Plan("loop", reason, seconds_a_network=expected)
-    if trial.engine == "wide":
+    if not engine.uses_threads:
         on_cpu = data.train.device.type == "cpu"
-        most = min(trial.most, _MOST_WIDE) if on_cpu else trial.most
-        group = min(most, members, max(in_time, _PILOT_MEMBERS))
-        return Plan("wide", reason, group, seconds_a_network=expected)
+        group = min(engine.group(trial.group, trial.most, in_time, on_cpu=on_cpu), members)
+        return Plan(engine.name, reason, group, seconds_a_network=expected)
     threads = torch.get_num_threads()
     # A group each for the threads, however long that takes, and whole rounds of them.
     groups = max(threads, in_time // trial.group // threads * threads)
     groups = min(groups, trial.most // trial.group)
     at_once = trial.group * threads
     expected *= math.ceil(members / at_once) * at_once / members  # empty lanes take as long
-    return Plan("native", reason, trial.group, groups, expected)
+    return Plan(engine.name, reason, trial.group, groups, expected)

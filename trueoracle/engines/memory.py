@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from trueoracle.errors import InputError, shown
+from trueoracle.tasks.base import Batch, inputs_of
 from trueoracle.training.recipe import Recipe
 
 __all__ = [
@@ -58,10 +58,8 @@ def weight_bytes(network: nn.Module) -> int:
     return sum(v.nbytes for v in chain(network.parameters(), network.buffers()))
 
 
-def training_bytes(
-    network: nn.Module, image_shape: Sequence[int], images: int, recipe: Recipe
-) -> int:
-    """Bytes that one network takes at least while it is trained on ``images`` at a time.
+def training_bytes(network: nn.Module, example: Batch, count: int, recipe: Recipe) -> int:
+    """Bytes that one network takes at least while it is trained on ``count`` examples at a time.
 
     Weights, their gradients, what the optimiser remembers of them, and what a forward pass keeps
     for the gradients, found by a pass over shapes alone. The last is left out where the network
@@ -69,13 +67,13 @@ def training_bytes(
     """
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     remembered = 2 if recipe.optimizer != "sgd" else int(recipe.momentum > 0)
-    kept = _kept_for_gradients(network, image_shape, images)
+    kept = _kept_for_gradients(network, example, count)
     if recipe.autocast:  # most of it in 16 bits
         kept //= 2
     return weight_bytes(network) + (1 + remembered) * trained + kept
 
 
-def _kept_for_gradients(network: nn.Module, image_shape: Sequence[int], images: int) -> int:
+def _kept_for_gradients(network: nn.Module, example: Batch, count: int) -> int:
     """Bytes that autograd keeps of one batch in training, weights aside; 0 where that fails."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
@@ -92,7 +90,12 @@ def _kept_for_gradients(network: nn.Module, image_shape: Sequence[int], images: 
     with suppress(Exception), torch.random.fork_rng(devices=[]), torch.enable_grad():
         shapes_alone = copy.deepcopy(network, memo).train()
         with torch.device("meta"), saved_tensors_hooks(keep, lambda value: value):
-            shapes_alone(torch.empty(images, *image_shape))
+            batch = {
+                name: torch.empty(count, *value.shape[1:], dtype=value.dtype)
+                for name, value in example.items()
+            }
+            args, kwargs = inputs_of(shapes_alone, batch)
+            shapes_alone(*args, **kwargs)
         return sum(v.untyped_storage().nbytes() for key, v in kept.items() if key not in own)
     return 0
 

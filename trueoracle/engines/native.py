@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
-from trueoracle.data.splits import Splits
+from trueoracle.data.splits import AnySplit, Split, Splits
+from trueoracle.engines.base import Engine, Measured, Memory
 from trueoracle.engines.continuing import STEP, MemberState
 from trueoracle.native.library import Kernel, Optimizer
 from trueoracle.native.lowering import CannotLowerError, lower
 from trueoracle.native.program import Images, Program
 from trueoracle.networks.copying import copied
+from trueoracle.tasks.base import INPUT, TARGET
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.loop import Stream, batches
 from trueoracle.training.recipe import Recipe, Retraining
 
-__all__ = ["NativePopulation", "measure_memory", "refusal"]
+__all__ = ["NativeEngine", "NativePopulation", "lanes", "measure_memory", "refusal"]
 
 SEGMENT_BYTES = 64 * 2**20
 """Augmented images made ahead of the kernels; one epoch of most data sets that they are for."""
@@ -32,6 +37,10 @@ _STATES = {kind: len(names) for kind, names in _REMEMBERED.items()}
 
 def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     """Why the kernels cannot train this network on these images; None where they can."""
+    if type(data.task) is not Classification:
+        return f"the native kernels know classification, not {data.task.label!r}"
+    if [*data.train.shapes] != [INPUT, TARGET] or data.train.shapes[TARGET]:
+        return "the native kernels take one class an image"
     if recipe.autocast:
         return "the native kernels know no bfloat16 (autocast)"
     if recipe.mixup or recipe.cutmix:
@@ -53,7 +62,7 @@ def _agrees(network: nn.Module, data: Splits) -> bool:
     In double precision, so that what differs differs; a forward can do more than tracing shows.
     """
     tried = copied(network).double()
-    images, labels = data.train.images[:2].double().contiguous(), data.train.labels[:2]
+    images, labels = data.example(2)[INPUT].double().contiguous(), data.example(2)[TARGET]
     program = _program(tried, data)
     weights, seen = [program.pack([tried])], [Images(images, labels.contiguous())]
     with torch.no_grad():
@@ -72,20 +81,21 @@ def lanes(network: nn.Module, data: Splits) -> int:
     return _program(network, data).lanes
 
 
-def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[int, int]:
+def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
     """The bytes that a population takes at all, and those that each member adds.
 
     The kernels say how much they ask for; nothing is estimated but the images made ahead.
     """
     program = _program(network, data)
-    images = min(SEGMENT_BYTES, data.train.images.numel() * program.dtype.itemsize)
+    image = math.prod(data.image_shape)
+    images = min(SEGMENT_BYTES, len(data.train) * image * program.dtype.itemsize)
     fixed = torch.get_num_threads() * program.workspace(backward=True) + 2 * images
     # Weights, the optimiser's state, and the network itself, which holds no gradients.
     numbers = program.lowered.weights * (2 + _STATES[recipe.optimizer])
     if isinstance(recipe, Retraining) and not recipe.common_random_numbers:
         # A batch of its own, as it is made and beside those of the other lanes.
-        numbers += 2 * recipe.batch_size * data.train.images[0].numel()
-    return fixed, numbers * program.dtype.itemsize
+        numbers += 2 * recipe.batch_size * image
+    return Memory(fixed, numbers * program.dtype.itemsize)
 
 
 class NativePopulation:
@@ -139,12 +149,13 @@ class NativePopulation:
             )
             self._steps += -(-len(segment[0]) // recipe.batch_size)
 
-    def measure(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def measure(self) -> Measured:
         """Mean losses (nats) and accuracies on each split, both float64 ``[P]``."""
-        measured = {}
+        measured: Measured = {}
         for name, split in self._data.named():
             images = Images(
-                split.images.to(self._program.dtype).contiguous(), split.labels.contiguous()
+                _in_memory(split).inputs.to(self._program.dtype).contiguous(),
+                split.targets.contiguous(),
             )
             answers = self._program.evaluate(self._weights, [images] * len(self._groups))
             losses = torch.empty(len(self._networks), dtype=torch.float64)
@@ -152,7 +163,7 @@ class NativePopulation:
             for members, (loss, hits) in zip(self._groups, answers, strict=True):
                 losses[members] = loss[: len(members)]
                 right[members] = hits[: len(members)].double()
-            measured[name] = (losses / len(split), right / len(split))
+            measured[name] = {"loss": losses / len(split), "accuracy": right / len(split)}
         return measured
 
     def write_back(self) -> None:
@@ -204,7 +215,7 @@ class NativePopulation:
         }
         shared = all(len({self._streams[i] for i in group}) == 1 for group in self._groups)
         copies = len(distinct) if shared else len(self._groups) * self._program.lanes
-        image = self._data.train.images[0].numel() * self._program.dtype.itemsize
+        image = math.prod(self._data.image_shape) * self._program.dtype.itemsize
         batch = copies * image * self._recipe.batch_size
         at_once = max(1, SEGMENT_BYTES // batch)
         while True:
@@ -213,9 +224,9 @@ class NativePopulation:
                 taken = list(itertools.islice(iterator, at_once))
                 if not taken:
                     return
-                pixels = torch.cat([images for images, _ in taken]).to(self._program.dtype)
+                pixels = torch.cat([batch[INPUT] for batch in taken]).to(self._program.dtype)
                 seen[stream] = Images(
-                    pixels.contiguous(), torch.cat([labels for _, labels in taken])
+                    pixels.contiguous(), torch.cat([batch[TARGET] for batch in taken])
                 )
             yield [self._seen_by([self._streams[i] for i in group], seen) for group in self._groups]
 
@@ -228,11 +239,38 @@ class NativePopulation:
         return Images(pixels.contiguous(), labels.contiguous())
 
 
+def _in_memory(split: AnySplit) -> Split:
+    if not isinstance(split, Split):
+        raise TypeError("the native kernels need the images in memory")
+    return split
+
+
+class NativeEngine(Engine):
+    """The CPU's kernels: one network in each lane of a register, a group for each thread."""
+
+    name: ClassVar[str] = "native"
+    handicap: ClassVar[float] = 0.7
+    uses_threads: ClassVar[bool] = True
+    start = NativePopulation
+
+    def refusal(self, network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
+        return refusal(network, data, recipe)
+
+    def memory(self, network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
+        return measure_memory(network, data, recipe)
+
+    def lanes(self, network: nn.Module, data: Splits) -> int:
+        return lanes(network, data)
+
+    def trial_members(self, lanes: int, room: int) -> int:
+        return lanes * max(1, min(torch.get_num_threads(), room // lanes))
+
+
 def _program(network: nn.Module, data: Splits, kernel: Kernel | None = None) -> Program:
     kinds = {parameter.dtype for parameter in network.parameters()}
     if kinds not in ({torch.float32}, {torch.float64}):
         raise CannotLowerError(f"its weights are {', '.join(sorted(map(str, kinds)))}")
-    return Program(lower(network, data.train.image_shape), kinds.pop(), kernel)
+    return Program(lower(network, data.image_shape), kinds.pop(), kernel)
 
 
 def _groups(streams: Sequence[Stream], lanes: int) -> list[list[int]]:

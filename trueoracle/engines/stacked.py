@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from trueoracle.networks.copying import copied
 from trueoracle.networks.tracing import trace
+from trueoracle.tasks.base import unwrap
 
 __all__ = ["Convolution", "Each", "Input", "Stacked", "tensors", "wait_for"]
 
@@ -89,16 +90,17 @@ class Stacked:
         return list(dict.fromkeys(value for value in self.state.values() if value.requires_grad))
 
     def __call__(self, images: Input) -> Tensor:
-        """Logits ``[P, N, K]`` of images ``[N, ...]``, or of each member's own."""
+        """Outputs ``[P, N, ...]`` of inputs ``[N, ...]``, or of each member's own."""
         values: dict[int, Any] = {}
         for step in self._programs[self._network.training]:
             values[step.slot] = self._run(step, values) if step.slot else images
             for dead in step.dead:
                 del values[dead]
-        (logits,) = values.values()
-        if not isinstance(logits, Each) or logits.tensor.ndim != 3:
-            raise ValueError("the output is no tensor [N, classes] that depends on the weights")
-        return logits.tensor
+        (given,) = values.values()
+        # What does not depend on the weights is no output.
+        tensors = pytree.tree_map(lambda v: v.tensor if isinstance(v, Each) else None, given)
+        found: Tensor = unwrap(tensors)
+        return found
 
     def _run(self, step: _Step, values: Mapping[int, Any]) -> Any:
         args, kwargs = _filled_in(step.args, values), _filled_in(step.kwargs, values)

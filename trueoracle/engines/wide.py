@@ -10,25 +10,39 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trueoracle.data.splits import AnySplit, Split, Splits
+from trueoracle.data.splits import AnySplit, Splits
+from trueoracle.engines.base import Engine, Measured, Memory
 from trueoracle.engines.continuing import MemberState, restore, state_of
 from trueoracle.engines.stacked import Convolution, Each, Input, Stacked, tensors, wait_for
 from trueoracle.errors import first_line
 from trueoracle.networks.copying import copied
-from trueoracle.training.evaluate import evaluation_batch
-from trueoracle.training.loop import Stream, batches, make_optimizer, stream_seed
+from trueoracle.tasks.base import INPUT, TARGETS, Batch, Task
+from trueoracle.training.evaluate import add_sums, evaluation_batch
+from trueoracle.training.loop import (
+    Stream,
+    batches,
+    make_optimizer,
+    stream_seed,
+    training_task,
+)
 from trueoracle.training.recipe import Recipe, Retraining
 
-__all__ = ["WidePopulation", "measure_memory", "refusal"]
+__all__ = ["WideEngine", "WidePopulation", "measure_memory", "refusal"]
+
+_MOST_ON_A_CPU = 16
+"""Members of a population: more at once gain nothing there, and large tensors cost."""
+
+_TRIED = 4
+"""Members that it is tried with."""
 
 
 class WidePopulation:
@@ -63,6 +77,7 @@ class WidePopulation:
         if not networks or len(networks) != len(streams):
             raise ValueError(f"{len(networks)} networks need as many streams, got {len(streams)}")
         self._networks, self._data, self._recipe = list(networks), data, recipe
+        self._task = training_task(data.task, recipe)
         self._streams = list(dict.fromkeys(streams))
         self._stream_of = [self._streams.index(stream) for stream in streams]
         self._device = data.train.device
@@ -85,11 +100,11 @@ class WidePopulation:
             seed, stream = self._streams[0]
             torch.manual_seed(stream_seed(seed, epoch, "network", stream))
             with _attention_that_maps(self._device):
-                for images, labels in self._batches(epoch):
-                    self._step(images, labels)
+                for inputs, batch in self._batches(epoch):
+                    self._step(inputs, batch)
 
-    def measure(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean losses and accuracies, float64 ``[P]`` each, of every split, as ``evaluate``."""
+    def measure(self) -> Measured:
+        """The metrics of every split, float64 ``[P]`` each, as ``evaluate``."""
         self._stacked.train(False)
         with torch.inference_mode(), _attention_that_maps(self._device):
             return {name: self._evaluate(split) for name, split in self._data.named()}
@@ -106,66 +121,72 @@ class WidePopulation:
         named = self._stacked.state
         return [state_of(self._optimizer, named, i) for i in range(len(self._networks))]
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Input, Tensor]]:
-        """Images and labels ``[N]`` for all; where streams differ, of each: labels ``[P, N]``.
-
-        With mixup or cutmix, labels have one more dimension: the probability of each class.
-        """
+    def _batches(self, epoch: int) -> Iterator[tuple[Input, Batch]]:
+        """Inputs and batch for all; where streams differ, of each: fields ``[P, N, ...]``."""
         sources = [batches(self._data, self._recipe, s, epoch, name) for s, name in self._streams]
         for parts in zip(*sources, strict=True):
             if len(parts) == 1:
-                yield parts[0]
+                yield parts[0][INPUT], parts[0]
             else:
-                images, labels = zip(*(parts[i] for i in self._stream_of), strict=True)
-                yield Each(torch.stack(images)), torch.stack(labels)
+                own = [parts[i] for i in self._stream_of]
+                batch = {name: torch.stack([one[name] for one in own]) for name in own[0]}
+                yield Each(batch[INPUT]), batch
 
-    def _step(self, images: Input, labels: Tensor) -> None:
+    def _step(self, inputs: Input, batch: Batch) -> None:
         """One step of the optimiser; nothing in it waits for the device."""
         self._optimizer.zero_grad()
-        loss_of: Callable[[Input, Tensor], Tensor] = self._loss
+        loss_of: Callable[[Input, Batch], Tensor] = self._loss
         # The first step of a size runs as it is: it may choose paths, with a stopwatch.
-        if self._compiled is not None and labels.shape in self._shapes_seen:
+        shape = batch[INPUT].shape
+        if self._compiled is not None and shape in self._shapes_seen:
             loss_of = self._compiled
-        self._shapes_seen.add(labels.shape)
-        loss_of(images, labels).backward()
+        self._shapes_seen.add(shape)
+        loss_of(inputs, batch).backward()
         if self._recipe.gradient_clip is not None:
             _clip_gradients(self._stacked.parameters(), self._recipe.gradient_clip)
         self._optimizer.step()
 
-    def _loss(self, images: Input, labels: Tensor) -> Tensor:
+    def _loss(self, inputs: Input, batch: Batch) -> Tensor:
         """The sum of the members' losses, of which each gives its member's gradient only."""
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._recipe.autocast):
-            logits = self._stacked(images)
-            return _losses(logits, labels, self._recipe.label_smoothing).mean(1).sum()
+            outputs = self._stacked(inputs)
+            of_each = 0 if isinstance(inputs, Each) else None
+            loss = vmap(self._task.loss, (0, of_each), randomness="same")
+            losses: Tensor = loss(outputs, dict(batch))
+            return losses.sum()
 
-    def _evaluate(self, split: AnySplit) -> tuple[Tensor, Tensor]:
-        count = len(self._networks)
-        losses = torch.zeros(count, dtype=torch.float64, device=self._device)
-        right = torch.zeros(count, dtype=torch.int64, device=self._device)
-        # As in evaluate(): a norm without running statistics depends on it.
-        for images, labels in split.batches(evaluation_batch(split.image_shape)):
-            logits = self._stacked(images)
-            losses += _losses(logits, labels).sum(1, dtype=torch.float64)
-            right += (logits.argmax(2) == labels).sum(1)
-        return losses / len(split), right.double() / len(split)
+    def _evaluate(self, split: AnySplit) -> dict[str, Tensor]:
+        totals: dict[str, Tensor] = {}
+        # Batches as in evaluate(): a norm without running statistics depends on them.
+        for batch in split.batches(evaluation_batch(split)):
+            sums = vmap(self._task.sums, (0, None))(self._stacked(batch[INPUT]), dict(batch))
+            add_sums(totals, sums)
+        return self._task.finish(totals)
 
 
-def refusal(network: nn.Module, recipe: Recipe, example: Tensor) -> str | None:
+def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     """Why networks like this one cannot be trained as one, in a few words; None where they can.
 
     It is tried, not guessed: two members of different weights compute gradients and predictions
-    for ``example`` ``[N, C, H, W]``, together and alone, on the CPU. The network and the global
-    random numbers are left as they were.
+    for a few examples, together and alone, on the CPU. The network and the global random numbers
+    are left as they were.
     """
     if isinstance(recipe, Retraining) and not recipe.common_random_numbers and _drops(network):
         return "dropout draws from one stream for all members, and each is to have its own"
+    inputs = [name for name in data.train.shapes if name not in TARGETS]
+    if inputs != [INPUT]:
+        return f"it takes several inputs: {', '.join(inputs)}"
+    read = getattr(data.task, "task", data.task)  # a distilled one's own
+    if type(read).forward is not Task.forward or not read.is_mappable:
+        return f"task {data.task.label!r} is not computed for many networks at once"
+    few = data.few(2).to(torch.device("cpu"))
     members = [_without_dropout(copied(network).cpu()) for _ in range(2)]
     with torch.random.fork_rng(devices=[]), _attention_that_maps(torch.device("cpu")):
         try:
             with torch.no_grad():
                 for parameter in members[1].parameters():
                     parameter.mul_(1 + 0.1 * torch.rand_like(parameter))
-            difference = _difference(members, recipe, example.cpu())
+            difference = _difference(members, recipe, few)
         except Exception as error:  # the user's forward runs: anything can come out
             return first_line(error)
     if difference is None:
@@ -177,7 +198,7 @@ def _drops(network: nn.Module) -> bool:
     return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p for m in network.modules())
 
 
-def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[int, int]:
+def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
     """Bytes that a population takes beyond data and networks: (fixed, more for each member).
 
     Measured at the peak of two steps (the second finds the optimiser's state) and one evaluation
@@ -185,9 +206,9 @@ def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[in
     all tensors alive, where what a kernel takes and gives back within itself is not seen.
     """
     index = torch.arange(len(data.train), device=data.train.device)
-    sizes = recipe.batch_size, evaluation_batch(data.train.image_shape)
+    sizes = recipe.batch_size, evaluation_batch(data.train)
     batch, many = (data.train.take(index[:n]) for n in sizes)
-    few = Splits(batch, None, many, data.classes, data.fill)
+    few = Splits(batch, None, many, data.task, data.fill)
     common = not isinstance(recipe, Retraining) or recipe.common_random_numbers
 
     def train(members: int) -> None:
@@ -199,23 +220,26 @@ def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[in
 
     two, four = (_peak_bytes(functools.partial(train, n), index.device) for n in (2, 4))
     each = max(0, four - two) // 2
-    return max(0, two - 2 * each), each
+    return Memory(max(0, two - 2 * each), each)
 
 
-def _losses(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy ``[P, N]`` of logits ``[P, N, K]``, for labels ``[N]`` or ``[P, N]``.
+class WideEngine(Engine):
+    """Networks computed as one, on their stacked weights."""
 
-    Or for class probabilities, floating-point ``[N, K]`` or ``[P, N, K]``.
-    """
-    members, images = logits.shape[:2]
-    of_all = labels.shape[-2:] if labels.is_floating_point() else labels.shape[-1:]
-    flat = functional.cross_entropy(
-        logits.flatten(0, 1),
-        labels.expand(members, *of_all).flatten(0, 1),
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
-    return flat.view(members, images)
+    name: ClassVar[str] = "wide"
+    start = WidePopulation
+
+    def refusal(self, network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
+        return refusal(network, data, recipe)
+
+    def memory(self, network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
+        return measure_memory(network, data, recipe)
+
+    def trial_members(self, lanes: int, room: int) -> int:
+        return max(1, min(room, _TRIED))
+
+    def group(self, lanes: int, room: int, wanted: int, *, on_cpu: bool) -> int:
+        return min(room, _MOST_ON_A_CPU if on_cpu else room, max(wanted, _TRIED))
 
 
 def _clip_gradients(parameters: Sequence[Tensor], largest: float) -> None:
@@ -249,29 +273,26 @@ def _without_dropout(network: nn.Module) -> nn.Module:
     return network
 
 
-def _difference(members: Sequence[nn.Module], recipe: Recipe, images: Tensor) -> str | None:
+def _difference(members: Sequence[nn.Module], recipe: Recipe, data: Splits) -> str | None:
     """The first tensor in which members together differ from members alone, None if none."""
+    batch = data.train.take(torch.arange(len(data.train))).fields
     with torch.no_grad():
-        logits = members[0].eval()(images)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        return "their output, which is no tensor [N, classes]"
-    split = Split(images, torch.arange(len(images)) % logits.shape[1])
-    data = Splits(split, None, split, classes=logits.shape[1])
+        outputs = data.task.forward(members[0].eval(), _fresh(batch))
+    if not isinstance(outputs, Tensor) or len(outputs) != len(batch[INPUT]):
+        return "their output, which is no tensor [N, ...]"
     population = WidePopulation(members, [(0, "")] * len(members), data, recipe)
-    stacked = population._stacked
+    stacked, task = population._stacked, population._task
     stacked.train(True)
     torch.default_generator.manual_seed(0)
-    population._loss(images.clone(), split.labels).backward()
+    population._loss(batch[INPUT].clone(), batch).backward()
     together = {name: v.grad if v.requires_grad else v for name, v in stacked.state.items()}
     stacked.train(False)
     with torch.no_grad():
-        predicted = stacked(images.clone())
+        predicted = stacked(batch[INPUT].clone())
     for i, member in enumerate(members):
         member.train()
         torch.default_generator.manual_seed(0)
-        functional.cross_entropy(
-            member(images.clone()), split.labels, label_smoothing=recipe.label_smoothing
-        ).backward()
+        task.loss(task.forward(member, _fresh(batch)), batch).backward()
         alone = {n: v.grad if v.requires_grad else v for n, v in tensors(member).items()}
         gradients = (p.grad for p in member.parameters() if p.grad is not None)
         scale = max((float(gradient.norm()) for gradient in gradients), default=0.0)
@@ -282,9 +303,14 @@ def _difference(members: Sequence[nn.Module], recipe: Recipe, images: Tensor) ->
             if found is not None and expected is not None and not _close(found[i], expected, scale):
                 return name
         with torch.no_grad():
-            if not _close(predicted[i], member.eval()(images.clone()), 1.0):
+            if not _close(predicted[i], task.forward(member.eval(), _fresh(batch)), 1.0):
                 return "their predictions"
     return None
+
+
+def _fresh(batch: Batch) -> Batch:
+    """A copy, which a network may write into."""
+    return {name: value.clone() for name, value in batch.items()}
 
 
 def _close(found: Tensor, expected: Tensor, scale: float) -> bool:

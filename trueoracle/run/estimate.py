@@ -18,6 +18,7 @@ from trueoracle.pruning.candidates import CandidateList
 from trueoracle.run.footprint import part_sizes
 from trueoracle.run.prepare import find_device, list_study
 from trueoracle.spec.spec import StudySpec
+from trueoracle.tasks.classification import Classification
 
 __all__ = ["Estimate", "Estimator"]
 
@@ -100,8 +101,8 @@ def _try(spec: StudySpec, candidates: CandidateList, device: torch.device) -> tu
     large = min(shape[1:]) >= _LARGE
     count = 4 if large else _IMAGES
     images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
-    split = Split(images, torch.arange(count) % info.classes)
-    data = Splits(split, None, split, info.classes).to(device)
+    split = Split.of(images, torch.arange(count) % info.classes)
+    data = Splits(split, None, split, Classification(info.classes)).to(device)
     recipe = spec.retraining.model_copy(
         update={"epochs": 3, "milestones": (), "batch_size": min(count, spec.retraining.batch_size)}
     )

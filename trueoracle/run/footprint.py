@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from trueoracle.data import datasets
-from trueoracle.data.splits import Splits
+from trueoracle.data.splits import Split, Splits, input_shape
 from trueoracle.data.streaming import (
     BATCHES_AHEAD,
     Look,
@@ -29,6 +30,7 @@ from trueoracle.errors import InputError
 from trueoracle.networks.registry import build, is_shipped
 from trueoracle.run.progress import about
 from trueoracle.spec.spec import DataSpec, StudySpec
+from trueoracle.tasks.base import Batch
 
 __all__ = [
     "check_images",
@@ -103,20 +105,21 @@ def check_weights(spec: StudySpec, shape: tuple[int, ...], classes: int) -> None
 
 
 def check_training(
-    spec: StudySpec, network: nn.Module, shape: tuple[int, ...], images: int, device: torch.device
+    spec: StudySpec, network: nn.Module, example: Batch, count: int, device: torch.device
 ) -> None:
     """Refuse a dense network that memory does not hold while it is trained here.
 
-    ``images`` are those to train on. How pruned networks are retrained, and whether that fits, is
-    found when the engine is chosen.
+    ``count`` is how many examples there are to train on. How pruned networks are retrained, and
+    whether that fits, is found when the engine is chosen.
     """
     if spec.network.arrives_trained:
         return
-    batch = min(spec.dense.batch_size, images)
-    needed, free = training_bytes(network, shape, batch, spec.dense), available_memory(device)
+    batch = min(spec.dense.batch_size, count)
+    needed, free = training_bytes(network, example, batch, spec.dense), available_memory(device)
     if needed > free:
+        numbers = " and ".join(_by(value.shape[1:]) for value in example.values() if value.ndim > 1)
         raise InputError(
-            f"training the dense network on {batch:,} images of {_by(shape)} numbers at a time "
+            f"training the dense network on {batch:,} examples of {numbers} numbers at a time "
             f"needs {readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: lower "
             "dense.batch_size or data.image_size"
         )
@@ -145,7 +148,7 @@ def check_reading(data: Splits, batch: int) -> Reading:
     split, most = max(zip(streamed, seen, strict=True), key=lambda both: both[1].at_once_bytes)
     path, (width, height) = split.folder / most.largest, most.largest_shape
     largest = f"the largest, {printable(path)} of {width:,} x {height:,} pixels"
-    ahead = BATCHES_AHEAD * min(batch, len(data.train)) * math.prod(split.image_shape)
+    ahead = BATCHES_AHEAD * min(batch, len(data.train)) * math.prod(input_shape(split))
     needed, free = most.at_once_bytes + ahead, available_memory(_CPU)
     if needed > free:
         raise InputError(
@@ -178,15 +181,18 @@ def _seconds_an_image(split: StreamedSplit, seen: Look, most: Look, alone: float
 
 
 def held_bytes(spec: StudySpec, network: nn.Module, data: Splits) -> int:
-    """Bytes that a study holds while one network is trained: the images, and that network."""
+    """Bytes that a study holds while one network is trained: the data, and that network."""
     recipe = spec.retraining if spec.network.arrives_trained else spec.dense
-    shape, images = data.train.image_shape, len(data.train)
-    held = 0
-    if not data.train.is_streamed:
-        every = sum(len(split) for _, split in data.named())
-        held = (every + (images if data.measured is not None else 0)) * math.prod(shape) * _FLOAT32
-    return held + training_bytes(network, shape, min(recipe.batch_size, images), recipe)
+    splits = [data.train, *(split for _, split in data.named() if split is not data.train)]
+    held = sum(
+        value.nbytes
+        for split in splits
+        if isinstance(split, Split)
+        for value in split.fields.values()
+    )
+    batch = min(recipe.batch_size, len(data.train))
+    return held + training_bytes(network, data.example(1), batch, recipe)
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -15,7 +15,8 @@ from torch import nn
 from trueoracle.analysis.numbers import many
 from trueoracle.criteria.base import Criterion, find_criterion
 from trueoracle.data import datasets
-from trueoracle.data.splits import Splits
+from trueoracle.data.splits import Split, Splits
+from trueoracle.engines.procedure import find_procedure
 from trueoracle.errors import InputError, NotApplicableError, first_line
 from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build, is_shipped
@@ -38,13 +39,27 @@ from trueoracle.run.footprint import (
 )
 from trueoracle.run.progress import about
 from trueoracle.spec.spec import DataSpec, PruningSpec, StudySpec
+from trueoracle.tasks.base import (
+    INPUT,
+    TARGET,
+    Batch,
+    Task,
+    as_input,
+    in_words,
+    inputs_of,
+    output_in_words,
+    run_network,
+)
+from trueoracle.tasks.classification import Classification
+from trueoracle.tasks.registry import find_task
 from trueoracle.training.loop import stream_seed
 
 __all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
 
 _SLOW_SECONDS = 1.0
 _EXAMPLES = 3
-"""Images that a network is first tried on."""
+"""Examples that a network is first tried on."""
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,38 +95,41 @@ def prepare(
     *,
     network: nn.Module | None = None,
     data: Splits | None = None,
+    task: Task | type[Task] | None = None,
     device: str = "auto",
     say: Callable[[str], None] | None = None,
 ) -> Prepared:
     """Build the network, list the candidates, load the data; refuse what cannot work.
 
-    ``network`` and ``data`` stand in for the spec's where they are given. ``say`` is told where
+    ``network``, ``data`` and ``task`` stand in for the spec's where they are given. ``say`` is told where
     the network is so slow that these checks take long themselves. Raises :class:`InputError`, in
     one line, before any long work.
     """
     criteria = tuple(find_criterion(name) for name in spec.criteria)
+    if spec.retraining.procedure is not None:
+        find_procedure(spec.retraining.procedure)
     where = find_device(device)
     if data is None:
         info = _info(spec.data)
-        shape: tuple[int, ...] = info.shape
-        classes = info.classes
-        check_images(spec.data, shape)
+        check_images(spec.data, info.shape)
+        of_images = _of_images(task or spec.task, info)
+        example, known = _images(info), part_sizes(spec.data)
+        count = known.train if known is not None else None
     else:
         data = _given(data, spec.data)
-        shape, classes = data.train.image_shape, data.classes
-    made = _build(spec, shape, classes) if network is None else copied(network).cpu()
-    known = part_sizes(spec.data) if data is None else None
-    images = known.train if known is not None else len(data.train) if data is not None else None
-    check_training(spec, made, shape, images or _EXAMPLES, where)
-    if say is not None and (slow := _slow_in_words(made, shape, spec)):
+        of_images, example, count = data.task, _example(data), len(data.train)
+    made = copied(network).cpu() if network is not None else _built(spec, data)
+    check_training(spec, made, example, count or _EXAMPLES, where)
+    if say is not None and (slow := _slow_in_words(made, of_images, example, spec)):
         say(slow)
     shipped = network is None and is_shipped(spec.network.name)
     # The tests try the groups of every shipped network, and those that are pruned are tried below.
     find = follow_groups if shipped else find_groups
-    candidates = _list(made, shape, classes, spec, find=find)
-    _check_recipes(made, shape, classes, spec)
-    remark = "" if spec.network.weights is None else load_weights(made, spec.network.weights)
-    _check_pruning(made, candidates, _example(shape))
+    candidates, remarks = _list(made, of_images, example, spec, find=find)
+    _check_recipes(made, of_images, example, spec)
+    if spec.network.weights is not None:
+        remarks.append(load_weights(made, spec.network.weights))
+    _check_pruning(made, candidates, example)
     if data is None:  # last, because it may download
         data = datasets.load(
             spec.data.name,
@@ -123,15 +141,17 @@ def prepare(
             test_images=spec.data.test_images,
             measured_fraction=spec.data.measured_fraction,
         )
-        if images is None:
-            check_training(spec, made, shape, len(data.train), where)
+        if task is not None or spec.task != Classification.name:
+            data = replace(data, task=find_task(task or spec.task, data.train))
+        if count is None:
+            check_training(spec, made, example, len(data.train), where)
     batch = max(spec.dense.batch_size, spec.retraining.batch_size)
     reading = check_reading(data, batch)
     if not shipped:
         # Noise does not bring out all that a forward may do with values.
-        few = torch.arange(min(8, len(data.train)))
+        few = data.train.take(torch.arange(min(8, len(data.train)))).to(_CPU)
         if len(few) > 1:
-            _check_pruning(made, candidates, data.train.take(few).images.cpu())
+            _check_pruning(made, candidates, few.fields)
     _check_batches(made, data, spec)
     named = dict(zip(spec.criteria, criteria, strict=True))
     skipped = _check_criteria(made, candidates, named, data, spec, shipped=shipped)
@@ -151,7 +171,7 @@ def prepare(
         criteria,
         where,
         skipped,
-        (*filter(None, [remark]), *(f"data: {n}" for n in (*data.notes, *reading.notes))),
+        (*filter(None, remarks), *(f"data: {n}" for n in (*data.notes, *reading.notes))),
         reading.seconds,
     )
 
@@ -162,14 +182,13 @@ def list_study(spec: StudySpec) -> CandidateList:
     Of ``folder`` the names of the classes are read.
     """
     info = _info(spec.data)
-    network = _build(spec, info.shape, info.classes)
-    return _list(network, info.shape, info.classes, spec, find=follow_groups)
+    network, task = _built(spec, None), _of_images(spec.task, info)
+    return _list(network, task, _images(info), spec, find=follow_groups)[0]
 
 
 def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
     """The untrained network of a study, and the shape of its images."""
-    info = _info(spec.data)
-    return _build(spec, info.shape, info.classes), info.shape
+    return _built(spec, None), _info(spec.data).shape
 
 
 def _info(data: DataSpec) -> datasets.DatasetInfo:
@@ -196,61 +215,92 @@ def _given(data: Splits, spec: DataSpec) -> Splits:
     return data.measured_in_part(spec.measured_fraction, spec.split_seed)
 
 
-def _build(spec: StudySpec, shape: tuple[int, ...], classes: int) -> nn.Module:
-    check_weights(spec, shape, classes)
+def _of_images(task: str | Task | type[Task], info: datasets.DatasetInfo) -> Task:
+    """The task of a data set that is not loaded yet."""
+    if task == Classification.name:
+        return Classification(info.classes)
+    # One image of each class: all that a task reads off targets.
+    labels = torch.arange(info.classes)
+    return find_task(task, Split.of(torch.zeros(info.classes, *info.shape), labels))
+
+
+def _built(spec: StudySpec, data: Splits | None) -> nn.Module:
+    """The network by its name, for the data set's images or for data given in Python."""
+    if data is not None:
+        shape, outputs = data.image_shape, data.task.outputs(data.train)
+    else:
+        info = _info(spec.data)
+        shape, outputs = info.shape, info.classes
+    check_weights(spec, shape, outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(spec.dense.seed, 0, "initial weights"))
-        return build(spec.network.name, spec.network.arguments, input_shape=shape, classes=classes)
+        return build(spec.network.name, spec.network.arguments, input_shape=shape, classes=outputs)
 
 
-def _example(shape: tuple[int, ...]) -> torch.Tensor:
-    # Several images, none of them constant, so that batch norms have something to norm.
+def _noise(*shape: int) -> torch.Tensor:
+    # Several examples, none of them constant, so that batch norms have something to norm.
     return torch.rand(_EXAMPLES, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def _slow_in_words(network: nn.Module, shape: tuple[int, ...], spec: StudySpec) -> str:
-    """How long training takes, where one pass over a few images takes a second or more."""
-    tried, example = copied(network).eval(), _example(shape)
+def _images(info: datasets.DatasetInfo) -> Batch:
+    return {INPUT: _noise(*info.shape), TARGET: torch.arange(_EXAMPLES) % info.classes}
+
+
+def _example(data: Splits) -> Batch:
+    """A few examples of data given in Python, with noise in the place of images."""
+    index = torch.arange(_EXAMPLES) % len(data.train)
+    fields = dict(data.train.take(index).to(_CPU).fields)
+    if INPUT in fields and fields[INPUT].is_floating_point():
+        fields[INPUT] = _noise(*data.image_shape)
+    return fields
+
+
+def _slow_in_words(network: nn.Module, task: Task, example: Batch, spec: StudySpec) -> str:
+    """How long training takes, where one pass over a few examples takes a second or more."""
+    tried = copied(network).eval()
     seconds = 0.0
     for _ in range(2):  # the first warms up
         started = time.perf_counter()
         with suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad():
-            tried(example)  # what finds the groups says best why a network does not run
+            task.forward(
+                tried, example
+            )  # what finds the groups says best why a network does not run
         seconds = time.perf_counter() - started
         if seconds < _SLOW_SECONDS:
             return ""
     recipe = spec.retraining if spec.network.arrives_trained else spec.dense
     epoch = about(3 * 1000 * seconds / _EXAMPLES)  # a step costs three forward passes
     return (
-        f"the network takes {seconds:.2g} s for {_EXAMPLES} images on the CPU: checking the study "
-        f"takes minutes, and training it {epoch} for each of {many(recipe.epochs, 'epoch')} and "
-        "1,000 images"
+        f"the network takes {seconds:.2g} s for {_EXAMPLES} examples on the CPU: checking the "
+        f"study takes minutes, and training it {epoch} for each of "
+        f"{many(recipe.epochs, 'epoch')} and 1,000 examples"
     )
 
 
 def _list(
     network: nn.Module,
-    shape: tuple[int, ...],
-    classes: int,
+    task: Task,
+    example: Batch,
     spec: StudySpec,
     *,
-    find: Callable[[nn.Module, torch.Tensor], GroupMap],
-) -> CandidateList:
-    """The candidates, once the network is known to take the images and to tell the classes."""
-    pruning, example = spec.pruning, _example(shape)
+    find: Callable[[nn.Module, Any], GroupMap],
+) -> tuple[CandidateList, list[str]]:
+    """The candidates, once the network is known to fit the task; and what is to be said of it."""
+    pruning = spec.pruning
     # What finds the groups says best why a network does not run.
-    available = find(network, example) if pruning.kind == "structured" else None
-    _check_answer(network, example, classes, spec)
+    structured = pruning.kind == "structured"
+    available = find(network, as_input(network, example)) if structured else None
+    remarks = _check_answer(network, task, example, spec)
     count = _count(pruning)
     if available is not None:
         return list_candidates(
             available, pruning.layers, count=count, seed=pruning.seed, surgery=pruning.surgery
-        )
+        ), remarks
     if count == "all":
         raise InputError("pruning.kind = 'unstructured' needs a number of candidates to sample")
     return list_weight_candidates(
         network, pruning.layers, count=count, seed=pruning.seed, scope=pruning.scope
-    )
+    ), remarks
 
 
 def _count(pruning: PruningSpec) -> int | Literal["all"] | Path:
@@ -261,64 +311,68 @@ def _count(pruning: PruningSpec) -> int | Literal["all"] | Path:
     return "all" if given == "all" else Path(given)
 
 
-def _check_answer(network: nn.Module, example: torch.Tensor, classes: int, spec: StudySpec) -> None:
+def _check_answer(network: nn.Module, task: Task, example: Batch, spec: StudySpec) -> list[str]:
+    """Refuse a network whose outputs do not fit the task; what a user should know of others."""
+    args, kwargs = inputs_of(network, example)
     was_training = network.training
-    network.eval()
     try:
         with torch.no_grad():
-            answer = network(example)
+            answer = network.eval()(*args, **kwargs)
     except Exception as error:  # the user's forward runs: anything can come out
         raise InputError(
-            f"{type(network).__name__} does not run on images of shape "
-            f"{list(example.shape[1:])}: {first_line(error)}"
+            f"{type(network).__name__} does not run on {in_words(example)}: {first_line(error)}"
         ) from error
     finally:
         network.train(was_training)
-    is_tensor = isinstance(answer, torch.Tensor)
-    if not is_tensor or answer.ndim != 2 or len(answer) != _EXAMPLES or answer.shape[1] < classes:
-        got = list(answer.shape) if is_tensor else type(answer).__name__
-        raise InputError(
-            f"network {spec.network.name!r} gives {got} for {_EXAMPLES} images, expected "
-            f"[{_EXAMPLES}, {classes}]: "
-            "one logit for each class of the data"
-        )
-    if not answer.is_floating_point():
-        raise InputError(
-            f"network {spec.network.name!r} gives {str(answer.dtype).removeprefix('torch.')} "
-            "numbers, expected logits in floating point"
-        )
+    try:
+        said = list(task.check(run_network(network, example, task), example))
+    except InputError as error:
+        raise InputError(f"network {spec.network.name!r}: {error}") from error
+    read = output_in_words(answer) if type(task).forward is Task.forward else ""
+    return [f"network: {note}" for note in filter(None, [read, *said])]
 
 
-def _check_pruning(network: nn.Module, candidates: CandidateList, example: torch.Tensor) -> None:
+def _check_pruning(network: nn.Module, candidates: CandidateList, example: Batch) -> None:
     """Try the pruning itself, each kind in its own way."""
+    given = as_input(network, example)
     if candidates.weights:
-        check_masks(network, cast(WeightCandidates, candidates), example)
+        check_masks(network, cast(WeightCandidates, candidates), given)
     else:
-        check_parity(network, cast(Candidates, candidates), example)
+        check_parity(network, cast(Candidates, candidates), given)
 
 
-def _check_recipes(
-    network: nn.Module, shape: tuple[int, ...], classes: int, spec: StudySpec
-) -> None:
+def _check_recipes(network: nn.Module, task: Task, example: Batch, spec: StudySpec) -> None:
     if not any(p.requires_grad for p in network.parameters()):
         raise InputError("none of the network's parameters requires a gradient: nothing can train")
+    shape = tuple(example[INPUT].shape[1:]) if INPUT in example else ()
+    is_image = len(shape) == 3 and example[INPUT].is_floating_point()
+    classes = task.classes if isinstance(task, Classification) else None
     for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
         for field in ("shift", "flip", "resized_crop", "cutmix"):
-            if getattr(recipe, field) and len(shape) != 3:
-                raise InputError(f"{stage}.{field} needs images [C, H, W], got {list(shape)}")
+            if getattr(recipe, field) and not is_image:
+                raise InputError(f"{stage}.{field} needs images [C, H, W], got {in_words(example)}")
+            if getattr(recipe, field) and task.has_spatial_targets:
+                raise InputError(
+                    f"{stage}.{field} would move images and not what task {task.label!r} compares "
+                    "them with: augment the data that is given"
+                )
         if recipe.shift and recipe.shift >= min(shape[1:]):
             raise InputError(
                 f"{stage}.shift = {recipe.shift:,} moves images of {shape[1]}x{shape[2]} pixels "
                 "out of sight: expected fewer pixels than a side has"
             )
+        for field in ("mixup", "cutmix", "label_smoothing"):
+            if getattr(recipe, field) and classes is None:
+                raise InputError(f"{stage}.{field} needs classes, and task {task.label!r} has none")
         if recipe.mixup or recipe.cutmix:
-            with torch.no_grad():
-                logits = copied(network).eval()(_example(shape)).shape[1]
+            logits = run_network(network, example, task).shape[1]
             if logits != classes:
                 raise InputError(
                     f"{stage}.mixup and {stage}.cutmix need one logit for each of {classes} "
                     f"classes: network {spec.network.name!r} gives {logits}"
                 )
+    if spec.retraining.distil is not None:
+        task.logits(run_network(network, example, task))
 
 
 def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
@@ -330,10 +384,10 @@ def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
         if (len(data.train) % size or size) > 1:
             continue
         try:
-            copied(network).train()(data.train.take(torch.arange(1)).images)
+            data.task.forward(copied(network).train(), data.example(1))
         except Exception as error:  # the user's forward runs: anything can come out
             raise InputError(
-                f"{stage}.batch_size = {size} leaves a last batch of one image (of "
+                f"{stage}.batch_size = {size} leaves a last batch of one example (of "
                 f"{len(data.train):,}), on which the network cannot train: {first_line(error)}"
             ) from error
 
@@ -362,12 +416,12 @@ def _check_criteria(
             except NotApplicableError as reason:
                 skipped[name] = str(reason)
             continue
-        few, images = (1, 16) if criterion.is_shipped else (3, 64)
+        few, count = (1, 16) if criterion.is_shipped else (3, 64)
         try:
             criterion(
                 copied(network).eval(),
                 candidates.take(range(min(few, len(candidates)))),
-                _few_images(data, images),
+                data.few(count),
                 spec.retraining,
             )
         except NotApplicableError as reason:
@@ -380,17 +434,6 @@ def _check_criteria(
     if len(skipped) == len(criteria):
         raise InputError(f"no criterion of the study applies: {'; '.join(skipped.values())}")
     return skipped
-
-
-def _few_images(data: Splits, count: int) -> Splits:
-    """The first images of the training split, and of the others where they exist."""
-    train, test = (
-        split.take(torch.arange(min(count, len(split)))) for split in (data.train, data.test)
-    )
-    validation = data.validation
-    if validation is not None:
-        validation = validation.take(torch.arange(min(count, len(validation))))
-    return replace(data, train=train, validation=validation, test=test, measured=None)
 
 
 def find_device(name: str) -> torch.device:

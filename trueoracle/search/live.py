@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from trueoracle.analysis.outcomes import higher_is_better
 from trueoracle.data.splits import Splits
-from trueoracle.engines.choose import Plan, train_epochs
+from trueoracle.engines.choose import Plan
 from trueoracle.engines.memory import available_memory, readable_bytes
+from trueoracle.engines.retrain import retrain, retraining_data, stream_of
 from trueoracle.errors import InputError, StoreError, TrainingError, first_line
 from trueoracle.files import (
     checked_json,
@@ -68,7 +69,7 @@ class SearchRecord:
         """Write it, all or nothing; raises :class:`StoreError` where the disk does not take it."""
         fields = asdict(self)
         fields["epochs"] = {
-            name: [_plain(asdict(one)) for one in own] for name, own in self.epochs.items()
+            name: [_plain(one.as_row()) for one in own] for name, own in self.epochs.items()
         }
         write_bytes(folder / RECORD, checked_json(fields).encode())
 
@@ -79,7 +80,8 @@ class SearchRecord:
         try:
             fields = read_checked_json(path.read_text(encoding="utf-8"))
             fields["epochs"] = {
-                name: [_numbers(one) for one in own] for name, own in fields["epochs"].items()
+                name: [EpochRecord.from_row(one) for one in own]
+                for name, own in fields["epochs"].items()
             }
             return TypeAdapter(cls).validate_python(fields)
         except FileNotFoundError:
@@ -193,13 +195,13 @@ class Search:
                         self._give(network, member)
                         states.append(member.state)
                     networks.append(network)
-                records, after = train_epochs(
+                records, after = retrain(
                     networks,
                     [self._stream(index) for index in chunk],
-                    self.data,
+                    retraining_data(self.data, self.recipe, self.dense),
                     self.recipe,
-                    epochs,
                     engine=chosen.engine,
+                    epochs=epochs,
                     states=states or None,
                     on_epoch=on_epoch,
                 )
@@ -249,14 +251,14 @@ class Search:
     def _value(self, own: Sequence[EpochRecord]) -> float:
         if own[-1].diverged:
             return math.nan
-        value = float(getattr(own[-1], self.by))
+        value = own[-1].values[self.by]
         return -value if higher_is_better(self.by) else value
 
     def _network(self, index: int) -> nn.Module:
         return self.candidates.prune(self.dense, index)
 
     def _stream(self, index: int) -> tuple[int, str]:
-        return self.seed, "" if self.recipe.common_random_numbers else self.candidates.ids[index]
+        return stream_of(self.recipe, self.seed, self.candidates.ids[index])
 
     # The folder
 
@@ -467,7 +469,3 @@ def _chunks(members: Sequence[int], size: int) -> Iterator[list[int]]:
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
     return {k: v if math.isfinite(v) else None for k, v in fields.items()}
-
-
-def _numbers(fields: dict[str, Any]) -> dict[str, Any]:
-    return {k: math.nan if v is None else v for k, v in fields.items()}

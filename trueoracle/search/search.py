@@ -17,9 +17,10 @@ from trueoracle.engines.choose import Plan, check_engine, plan
 from trueoracle.errors import InputError, NotApplicableError, unknown
 from trueoracle.record.results import SEARCHES, Results
 from trueoracle.record.store import locked
-from trueoracle.run import runner
+from trueoracle.run.dense import read_dense
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
+from trueoracle.run.runner import score
 from trueoracle.search.export import Origin, export
 from trueoracle.search.live import Search, SearchRecord, check_memory, folder_name
 from trueoracle.search.replay import selection_metric
@@ -163,7 +164,7 @@ def search(
 
     prior = _recorded(prepared, folder, progress, priors, passed_over)
     recorded = Results(folder)
-    dense = runner.read_dense(prepared, folder, recorded.dense or {})
+    dense = read_dense(prepared, folder, recorded.dense or {})
     # An order that takes no criterion takes their number only.
     scores = [0.0] * len(candidates)
     if prior:
@@ -272,14 +273,14 @@ def _recorded(
         if passed_over:
             progress.message(f"candidates are ordered by {prior}, since {passed_over}")
         try:
-            runner.run(prepared, folder, progress, retrain=False, criteria=(prior,))
+            score(prepared, folder, progress, criteria=(prior,))
         except NotApplicableError as reason:  # which only all images told
             if place == len(priors):
                 raise
             passed_over = str(reason)
         else:
             return prior
-    runner.run(prepared, folder, progress, retrain=False, criteria=())
+    score(prepared, folder, progress, criteria=())
     return ""
 
 
@@ -356,7 +357,7 @@ def _origin(prepared: Prepared, index: int) -> Origin:
     return Origin(
         name=None if network.fingerprint else network.name,
         arguments=dict(network.arguments),
-        input_shape=tuple(prepared.data.train.image_shape),
-        classes=prepared.data.classes,
+        input_shape=prepared.data.image_shape,
+        classes=prepared.data.task.outputs(prepared.data.train),
         pruned=pruned,
     )

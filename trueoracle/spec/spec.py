@@ -32,7 +32,7 @@ __all__ = [
     "split_arm",
 ]
 
-DIGEST_FORMAT = 1
+DIGEST_FORMAT = 2
 """Raise when the meaning of a recorded number changes though no field does."""
 
 MOST_IMAGES = 10**9
@@ -137,6 +137,11 @@ class DataSpec(Frozen):
         "measured; imagenet's and folder's default is 0.1",
     )
     split_seed: Seed = Field(0, description="of all these draws")
+    uint8: Literal["scale", "keep"] | None = Field(
+        None,
+        description="images given in Python as whole numbers from 0 to 255: divide by 255, or read "
+        "them as they are; none: ask",
+    )
     fingerprint: str | None = Field(
         None, description="set by Study for data given in Python: SHA-256 of images and labels"
     )
@@ -217,6 +222,12 @@ class StudySpec(Frozen):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*$", max_length=100)
     purpose: str = Field("", description="one line for the list of studies")
+    task: str = Field(
+        "classification",
+        description="what is trained for: classification, multilabel, regression, segmentation, "
+        "next-token, answers, or module:attribute of one's own",
+        max_length=500,
+    )
     network: NetworkSpec
     data: DataSpec = DataSpec()
     dense: DenseTraining = DenseTraining()
@@ -239,7 +250,7 @@ class StudySpec(Frozen):
     @property
     def dense_digest(self) -> str:
         """What the dense network depends on: studies that agree in it share the network."""
-        return _digest(self.model_dump(mode="json", include={"network", "data", "dense"}))
+        return _digest(self.model_dump(mode="json", include={"task", "network", "data", "dense"}))
 
     @property
     def score_digest(self) -> str:

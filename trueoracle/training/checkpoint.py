@@ -6,7 +6,6 @@ import copy
 import io
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ class Checkpoint:
         return self._path.exists() and read_checked(self._path) is None
 
     def load(self, network: nn.Module, optimizer: optim.Optimizer) -> list[dict[str, Any]]:
-        """Put network and optimiser in the kept state; the fields of the epochs' records so far."""
+        """Put network and optimiser in the kept state; the rows of the epochs so far."""
         initial = copy.deepcopy(network.state_dict())
         content = read_checked(self._path)
         if content is None:
@@ -67,7 +66,7 @@ class Checkpoint:
             "identity": self._identity,
             "network": network.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "records": [asdict(record) for record in records],
+            "records": list(records),
         }
         content = io.BytesIO()
         torch.save(state, content)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["DenseTraining", "Frozen", "Recipe", "Retraining", "Seed"]
+__all__ = ["DenseTraining", "Distil", "Frozen", "Recipe", "Retraining", "Seed"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -87,6 +87,13 @@ class Recipe(Frozen):
         return self.learning_rate
 
 
+class Distil(Frozen):
+    """Learning from the dense network's answers (Hinton et al. 2015, arXiv 1503.02531)."""
+
+    weight: float = Field(0.5, ge=0, le=1, description="share of the loss; the rest is the task's")
+    temperature: float = Field(4.0, ge=1e-3, le=1e3, description="of both networks' logits")
+
+
 class DenseTraining(Recipe):
     """The recipe of the dense network."""
 
@@ -98,6 +105,15 @@ class Retraining(Recipe):
 
     learning_rate: float = Field(0.001, ge=1e-12, le=1e30, description="at the first epoch")
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="one retraining each")
+    distil: Distil | None = Field(
+        None, description="learn from the dense network as well: {weight = 0.5, temperature = 4.0}"
+    )
+    procedure: str | None = Field(
+        None,
+        max_length=500,
+        description="a training of one's own in place of the recipe's: module:function, called "
+        "with (network, data, recipe, seed, report)",
+    )
     common_random_numbers: bool = Field(
         True, description="all candidates see the same batches and augmentation within a seed"
     )

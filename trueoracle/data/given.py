@@ -1,0 +1,206 @@
+"""Examples given in Python: tensors, arrays, datasets and loaders to splits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from trueoracle.data.reading import read_inputs, read_items, read_targets
+from trueoracle.data.splits import AnySplit, Split, Splits
+from trueoracle.errors import InputError, first_line
+from trueoracle.tasks.base import INPUT, TARGET, TARGETS, Targets, Task
+from trueoracle.tasks.registry import TASKS, find_task
+
+__all__ = ["Uint8", "as_split", "as_splits"]
+
+Uint8 = Literal["scale", "keep"]
+"""What to do with images of whole numbers from 0 to 255: divide by 255, or read as they are."""
+
+_TWICE = 3
+"""Items that are read twice, to find transforms that are random."""
+
+_EXPECTED = (
+    "a split must be (inputs, targets), a mapping of tensors, a Dataset with a length, a "
+    "DataLoader or a split of Hugging Face's datasets"
+)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How fields become tensors."""
+
+    targets: Targets
+    uint8: Uint8 | None = None
+
+    def split(self, fields: Mapping[str, object], notes: Sequence[str] = ()) -> Split:
+        read, said = {}, list(notes)
+        for name, values in fields.items():
+            if name in TARGETS:
+                read[name], note = read_targets(values, self.targets)
+            else:
+                read[name], note = read_inputs(values, name, self.uint8)
+            said += [note] if note else []
+        return Split(read, tuple(said))
+
+
+def as_splits(
+    data: object,
+    task: str | Task | type[Task] = "classification",
+    *,
+    uint8: Uint8 | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Splits:
+    """Splits from what a user has: ``Splits``, ``(train, test)`` or ``(train, validation, test)``.
+
+    Each part is whatever :func:`as_split` takes; a validation part of None is allowed. ``task`` is
+    a name, a class or an object, and reads what it must know off the training examples, such as
+    the number of classes.
+    """
+    if isinstance(data, Splits):
+        return data
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
+        raise InputError("data must be Splits, (train, test) or (train, validation, test)")
+
+    def read(part: object) -> AnySplit:
+        return as_split(part, task, uint8=uint8, columns=columns)
+
+    train, test = read(data[0]), read(data[-1])
+    validation = read(data[1]) if len(data) == 3 and data[1] is not None else None
+    return Splits(train, validation, test, find_task(task, train))
+
+
+def as_split(
+    data: object,
+    task: str | Task | type[Task] = "classification",
+    *,
+    uint8: Uint8 | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> AnySplit:
+    """A split from what a user has.
+
+    - ``(inputs, targets)``, tensors or arrays; of more than two, the last are the targets;
+    - a mapping of tensors: the fields ``target``, ``targets``, ``label`` or ``labels`` are the
+      targets, all others are given to the network, by name where it knows them;
+    - a map-style ``Dataset`` of tuples or mappings, which is read through once;
+    - a ``DataLoader``, of which the dataset and the collate function are taken;
+    - a split of Hugging Face's ``datasets``.
+
+    ``columns`` renames fields (``{"img": "input", "label": "target"}``) and leaves out all others.
+    ``uint8`` says how images of whole numbers from 0 to 255 are read. Raises :class:`InputError`
+    where examples are not alike, and where tensors do not hold the numbers that are given.
+    """
+    if hasattr(data, "is_streamed"):  # a split already
+        return cast(AnySplit, data)
+    reader = _Reader(_kind_of_targets(task), uint8)
+    if isinstance(data, Mapping):
+        return reader.split(_renamed(data, columns))
+    if isinstance(data, tuple | list):
+        return reader.split(_fields(data))
+    collate: Callable[[list[Any]], Any] | None = None
+    if isinstance(data, DataLoader):
+        if data.collate_fn is not default_collate:
+            collate = data.collate_fn
+        data = data.dataset
+    if hasattr(data, "column_names") and hasattr(data, "with_format"):
+        return _from_hub(data, reader, columns)
+    items, notes = _items(data)
+    if collate is not None:
+        return _collated(items, collate, reader, notes, columns)
+    fields = read_items(items, columns)
+    return reader.split(fields, notes)
+
+
+def _kind_of_targets(task: str | Task | type[Task]) -> Targets:
+    found = TASKS.find(task) if isinstance(task, str) else task
+    return getattr(found, "targets", "any")
+
+
+def _fields(parts: Sequence[object]) -> dict[str, object]:
+    if len(parts) < 2:
+        raise InputError(
+            f"expected (inputs, targets), got a {type(parts).__name__} of {len(parts)}"
+        )
+    names = [INPUT if place == 0 else f"{INPUT}_{place}" for place in range(len(parts) - 1)]
+    return dict(zip([*names, TARGET], parts, strict=True))
+
+
+def _renamed(
+    fields: Mapping[str, object], columns: Mapping[str, str] | None
+) -> Mapping[str, object]:
+    if columns is None:
+        return fields
+    if missing := [name for name in columns if name not in fields]:
+        raise InputError(f"the data has no {missing[0]!r}, only {', '.join(map(str, fields))}")
+    return {new: fields[old] for old, new in columns.items()}
+
+
+def _items(data: object) -> tuple[list[object], list[str]]:
+    """The items of a Dataset, read once, and what is to be said of them."""
+    try:
+        count = len(data)  # type: ignore[arg-type]
+        items = [data[i] for i in range(count)]  # type: ignore[index]
+        again = [data[i] for i in range(min(_TWICE, count))]  # type: ignore[index]
+    except Exception as error:  # a user's Dataset runs: anything can come out
+        raise InputError(f"{_EXPECTED}: {type(error).__name__}: {first_line(error)}") from error
+    if all(_same(one, other) for one, other in zip(items, again, strict=False)):
+        return items, []
+    return items, [
+        "items differ when they are read again: a random transform is in the Dataset, and each "
+        "item is read once (leave it out, and let the recipe augment)"
+    ]
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(_same(one[name], other.get(name)) for name in one)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and bool(
+            torch.equal(one.nan_to_num(), other.nan_to_num())
+            if one.is_floating_point()
+            else torch.equal(one, other)
+        )
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
+    return True  # what else there may be is refused when it is read
+
+
+def _collated(
+    items: list[Any],
+    collate: Callable[[list[Any]], Any],
+    reader: _Reader,
+    notes: list[str],
+    columns: Mapping[str, str] | None,
+) -> Split:
+    """All items as one batch of a loader's own collate function, which may pad them."""
+    try:
+        batch = collate(items)
+    except Exception as error:  # the user's function runs
+        raise InputError(f"the DataLoader's collate function: {first_line(error)}") from error
+    if isinstance(batch, Mapping):
+        return reader.split(_renamed(batch, columns), notes)
+    if isinstance(batch, tuple | list):
+        return reader.split(_fields(batch), notes)
+    raise InputError(
+        f"the DataLoader's collate function gives a {type(batch).__name__}, expected a tuple or a "
+        "mapping of tensors"
+    )
+
+
+def _from_hub(data: Any, reader: _Reader, columns: Mapping[str, str] | None) -> Split:
+    """A split of Hugging Face's datasets: its columns as fields."""
+    wanted = list(columns) if columns is not None else list(data.column_names)
+    if missing := [name for name in wanted if name not in data.column_names]:
+        raise InputError(f"the data has no {missing[0]!r}, only {', '.join(data.column_names)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of arrays that are not writable
+        rows = data.select_columns(wanted).with_format("numpy")[:]
+    return reader.split(_renamed(rows, columns))

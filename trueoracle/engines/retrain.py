@@ -1,0 +1,68 @@
+"""Pruning and retraining some candidates of one dense network: the one place where that is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from trueoracle.data.splits import Splits
+from trueoracle.engines.choose import train_epochs
+from trueoracle.engines.continuing import MemberState
+from trueoracle.engines.procedure import follow_procedure
+from trueoracle.networks.copying import copied
+from trueoracle.tasks.distillation import Distilled
+from trueoracle.training.loop import EpochRecord, Stream, training_task
+from trueoracle.training.recipe import Retraining
+
+__all__ = ["retrain", "retraining_data", "stream_of"]
+
+
+def stream_of(recipe: Retraining, seed: int, candidate: str) -> Stream:
+    """Where a candidate's random numbers come from: within a seed, all see the same by default."""
+    return seed, "" if recipe.common_random_numbers else candidate
+
+
+def retraining_data(data: Splits, recipe: Retraining, dense: nn.Module) -> Splits:
+    """The data with the task of retraining: that of the data, or learning from ``dense`` too."""
+    if recipe.distil is None:
+        return data
+    teacher = copied(dense).to(data.train.device)
+    task = training_task(data.task, recipe)
+    distilled = Distilled(task, teacher, recipe.distil.weight, recipe.distil.temperature)
+    return replace(data, task=distilled)
+
+
+def retrain(
+    networks: Sequence[nn.Module],
+    streams: Sequence[Stream],
+    data: Splits,
+    recipe: Retraining,
+    *,
+    engine: str,
+    epochs: range | None = None,
+    states: Sequence[MemberState] | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+) -> tuple[list[list[EpochRecord]], list[MemberState]]:
+    """Retrain pruned networks in place, for some ``epochs`` of the recipe or all of them.
+
+    By the recipe, or by its own ``procedure`` one after the other. ``data`` is that of
+    :func:`retraining_data`. Else as :func:`trueoracle.engines.choose.train_epochs`.
+    """
+    if recipe.procedure is not None:
+        records = [
+            follow_procedure(network, data, recipe, seed, on_epoch)
+            for network, (seed, _) in zip(networks, streams, strict=True)
+        ]
+        return records, [{} for _ in networks]
+    return train_epochs(
+        networks,
+        streams,
+        data,
+        recipe,
+        epochs or range(recipe.epochs),
+        engine=engine,
+        states=states,
+        on_epoch=on_epoch,
+    )

@@ -1,0 +1,204 @@
+"""The dense network of a study: recorded, taken over, given, or trained."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from trueoracle.analysis.numbers import many
+from trueoracle.engines.choose import seconds_alone
+from trueoracle.errors import InputError, StoreError, TrainingError
+from trueoracle.files import sha256_of
+from trueoracle.networks.copying import copied
+from trueoracle.networks.weights import (
+    load_weights,
+    read_metadata,
+    save_weights,
+    weights_sha256,
+)
+from trueoracle.record.results import DENSE, UNDER_WAY
+from trueoracle.record.store import Store
+from trueoracle.run.prepare import Prepared
+from trueoracle.run.progress import about
+from trueoracle.run.sitting import Sitting
+from trueoracle.training.checkpoint import Checkpoint
+from trueoracle.training.loop import EpochRecord, measure, train
+
+__all__ = ["check_dense_file", "make_dense", "read_dense", "warn_of_chance"]
+
+
+def make_dense(at: Sitting) -> nn.Module:
+    """The dense network: recorded, taken over from a like study, given, or trained now."""
+    prepared, folder, store, progress = at.prepared, at.folder, at.store, at.progress
+    spec, path, recorded = prepared.spec, folder / DENSE, store.dense()
+    given = weights_sha256(prepared.network) if spec.network.arrives_trained else None
+    if recorded is not None and given not in (None, recorded["sha256"]):
+        raise InputError(
+            f"{spec.network.weights} has changed since this study began: give the study "
+            "another name to start anew with it"
+        )
+    if recorded is not None and path.is_file():
+        network = read_dense(prepared, folder, recorded)
+        if recorded["file_sha256"] is None:  # an older record: now its weights have been looked at
+            store.record_dense_file(sha256_of(path))
+        return network
+    wanted = recorded["sha256"] if recorded else store.network()
+    if wanted is not None:
+        progress.message(
+            f"{path if recorded else 'the record of the dense network'} is missing: the network is "
+            "made again, and taken if it is the one that was recorded"
+        )
+    checkpoint = Checkpoint(folder / UNDER_WAY, f"{spec.dense_digest}-{prepared.architecture}")
+    network, origin, epochs, seconds = _made(at, checkpoint, wanted)
+    found = weights_sha256(network)
+    counts = store.counts()
+    if wanted is not None and found != wanted and (counts["scores"] or counts["retrainings"]):
+        raise StoreError(
+            f"the dense network made again ({found[:12]}) is another one than that ({wanted[:12]}) "
+            f"whose {many(counts['scores'], 'score')} and {many(counts['retrainings'], 'outcome')} "
+            f"{folder} records: put a backup of {DENSE} in its place, or move {folder} away to "
+            "start anew"
+        )
+    final = measure(network, prepared.data, 0, 0.0).as_row()
+    if not math.isfinite(final["train_loss"]):
+        raise TrainingError(
+            f"the dense network's train loss is {final['train_loss']}: there is nothing to prune "
+            "(lower dense.learning_rate, or set dense.gradient_clip)"
+        )
+    metadata = {
+        "dense_digest": spec.dense_digest,
+        "architecture": prepared.architecture,
+        "epochs": epochs,
+    }
+    file = save_weights(network, path, metadata)
+    if recorded is not None and found == wanted:  # what is recorded of it stays
+        store.record_dense_file(file)
+    else:
+        store.record_dense(
+            found, prepared.architecture, origin, seconds, final, epochs, file_sha256=file
+        )
+    checkpoint.remove()
+    return network
+
+
+def check_dense_file(folder: Path, recorded: Mapping[str, Any]) -> None:
+    """Raise :class:`StoreError` where the dense network's file is not the one ``recorded``."""
+    path = folder / DENSE
+    try:
+        if recorded.get("file_sha256") in (None, sha256_of(path)):
+            return
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    raise StoreError(
+        f"{path} is damaged: it is not what the study recorded; put a backup in its place, or "
+        f"'trueoracle verify --repair {folder}' sets it aside, so that running makes it again"
+    )
+
+
+def read_dense(prepared: Prepared, folder: Path, recorded: Mapping[str, Any]) -> nn.Module:
+    """The dense network of a run's folder; raises :class:`StoreError` for any other one."""
+    check_dense_file(folder, recorded)
+    network = copied(prepared.network)
+    try:
+        load_weights(network, folder / DENSE)
+    except InputError as error:  # the user named no file here: it is the record's
+        raise StoreError(f"the record's own weights are damaged: {error}") from error
+    if weights_sha256(network) != recorded["sha256"]:
+        raise StoreError(f"{folder / DENSE} has changed since the study recorded it: put it back")
+    return network
+
+
+def _made(
+    at: Sitting, checkpoint: Checkpoint, wanted: str | None
+) -> tuple[nn.Module, str, list[dict[str, Any]], float]:
+    """A dense network, where it comes from, its epochs, and the seconds that training took.
+
+    ``wanted`` is the SHA-256 of the one that is known to be meant: a file of it that is there,
+    though nothing is recorded of it, is taken.
+    """
+    prepared, folder, progress = at.prepared, at.folder, at.progress
+    network = copied(prepared.network)
+    if prepared.spec.network.arrives_trained:
+        return network, "given", [], 0.0
+    if wanted is not None and _holds(network, folder / DENSE, wanted):
+        return network, "trained", [], 0.0
+    if (sibling := _like(at)) is not None:
+        taken, epochs = sibling
+        load_weights(network, taken / DENSE)
+        progress.message(f"dense network: taken over from {taken.name}")
+        return network, "adopted", epochs, 0.0
+    if checkpoint.is_damaged:
+        progress.message(f"{UNDER_WAY} is damaged: the dense network is trained from the start")
+    started = time.perf_counter()
+    epochs = _train(network, at, checkpoint)
+    return network, "trained", epochs, time.perf_counter() - started
+
+
+def _holds(network: nn.Module, path: Path, sha256: str) -> bool:
+    """Load a file, if there is one with these weights."""
+    tried = copied(network)
+    with suppress(InputError, OSError):
+        load_weights(tried, path)
+        if weights_sha256(tried) == sha256:
+            load_weights(network, path)
+            return True
+    return False
+
+
+def _train(network: nn.Module, at: Sitting, checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    prepared, progress = at.prepared, at.progress
+    recipe = prepared.spec.dense
+    computing = seconds_alone(network, prepared.data, recipe)
+    expected = about(max(computing, at.reading_seconds(recipe)))
+    progress.message(f"training the dense network ({expected})")
+    progress.stage("dense network", recipe.epochs, 0, "epochs")
+
+    def show(record: EpochRecord) -> None:
+        progress.advance(note=f"train loss {record.train_loss:.4f}")
+
+    records = train(
+        network, prepared.data, recipe, seed=recipe.seed, on_epoch=show, checkpoint=checkpoint
+    )
+    return [record.as_row() for record in records]
+
+
+def _like(at: Sitting) -> tuple[Path, list[dict[str, Any]]] | None:
+    """The folder and epochs of a dense network that depends on the very same fields and code."""
+    prepared = at.prepared
+    wanted = (prepared.spec.dense_digest, prepared.architecture)
+    for other in at.siblings():
+        try:
+            metadata = read_metadata(other / DENSE)
+            if (metadata.get("dense_digest"), metadata.get("architecture")) != wanted:
+                continue
+            with Store(other, read_only=True) as record:
+                dense, epochs = record.dense(), record.frame("dense_epochs")
+            if dense is not None:
+                read_dense(prepared, other, dense)
+                return other, [{str(k): v for k, v in row.items()} for row in _records(epochs)]
+        except (StoreError, InputError):  # another study's damage is not this one's
+            continue
+    return None
+
+
+def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    return frame.to_dict("records")
+
+
+def warn_of_chance(at: Sitting) -> None:
+    """Note what a report needs as well, and warn of a network that learnt nothing."""
+    task, values = at.prepared.data.task, at.store.dense() or {}
+    for name, value in task.options().items():
+        at.store.note(at.number, name, value)
+    test = {metric.name: values.get(f"test_{metric.name}", math.nan) for metric in task.metrics}
+    warning = task.chance(test)
+    at.store.note(at.number, "chance", warning)
+    if warning:
+        at.progress.message(f"warning: {warning}")

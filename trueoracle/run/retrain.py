@@ -1,0 +1,128 @@
+"""Retraining a study's candidates, chunk by chunk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from trueoracle.engines.choose import Plan, plan
+from trueoracle.engines.loop import LoopEngine
+from trueoracle.engines.retrain import retrain, retraining_data, stream_of
+from trueoracle.errors import InputError
+from trueoracle.record.store import Retrained
+from trueoracle.run.prepare import Prepared
+from trueoracle.run.progress import about
+from trueoracle.run.sitting import Sitting
+
+__all__ = ["Chunk", "chunks", "plan_retraining", "retrain_candidates", "retrain_chunk"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Networks to retrain in one call, as plain data: (seed, candidate's number) of each."""
+
+    members: tuple[tuple[int, int], ...]
+    engine: str
+
+
+def retrain_chunk(
+    chunk: Chunk,
+    prepared: Prepared,
+    dense: nn.Module,
+    on_epoch: Callable[[int], None] | None = None,
+) -> list[Retrained]:
+    """Prune and retrain a chunk's networks; what is recorded of each."""
+    candidates, recipe = prepared.candidates, prepared.spec.retraining
+    started = time.perf_counter()
+    records, _ = retrain(
+        [candidates.prune(dense, index) for _, index in chunk.members],
+        [stream_of(recipe, seed, candidates.ids[index]) for seed, index in chunk.members],
+        retraining_data(prepared.data, recipe, dense),
+        recipe,
+        engine=chunk.engine,
+        on_epoch=on_epoch,
+    )
+    seconds = (time.perf_counter() - started) / len(chunk.members)
+    return [
+        Retrained(
+            candidate=candidates.ids[index],
+            seed=seed,
+            diverged=own[-1].diverged,
+            seconds=seconds,
+            epochs=[record.as_row() for record in own],
+        )
+        for (seed, index), own in zip(chunk.members, records, strict=True)
+    ]
+
+
+def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
+    """Retrain every candidate with every seed; each chunk is committed when it is done."""
+    prepared, store, progress = at.prepared, at.store, at.progress
+    candidates, recipe = prepared.candidates, prepared.spec.retraining
+    seconds = plan.seconds_a_network
+    if seconds:  # what is trained as one is read once
+        seconds = max(seconds, at.reading_seconds(recipe) / plan.group)
+    expected = f" ({about(seconds * at.left)})" if seconds else ""
+    progress.message(f"retraining{expected}: {plan}")
+    store.note(at.number, "engine", plan.engine)
+    done = store.retrained()
+    left = {
+        seed: [i for i, name in enumerate(candidates.ids) if (seed, name) not in done]
+        for seed in recipe.seeds
+    }
+    count = sum(map(len, left.values()))
+    progress.stage("retrain", prepared.retrainings, prepared.retrainings - count, "networks")
+    for chunk in chunks(left, plan):
+        shown = 0.0
+
+        def show(networks: int) -> None:
+            nonlocal shown  # recording them is the last step
+            step = networks / (recipe.epochs + 1)
+            shown += step
+            progress.advance(step)
+
+        finished = retrain_chunk(chunk, prepared, dense, show)
+        store.record_retrained(finished)
+        diverged = sum(one.diverged for one in finished)
+        progress.advance(
+            len(chunk.members) - shown, note=f"{diverged} diverged" if diverged else ""
+        )
+
+
+def chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[Chunk]:
+    """What is left, as (seed, candidate), in pieces of ``plan.groups`` groups of one seed each."""
+    groups = [
+        [(seed, index) for index in indices[i : i + plan.group]]
+        for seed, indices in left.items()
+        for i in range(0, len(indices), plan.group)
+    ]
+    for i in range(0, len(groups), plan.groups):
+        members = [member for group in groups[i : i + plan.groups] for member in group]
+        yield Chunk(tuple(members), plan.engine)
+
+
+def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None) -> Plan | None:
+    """How to retrain what is left; None where nothing is. A resumed study keeps its engine."""
+    prepared, store, left = at.prepared, at.store, at.left
+    if not left:
+        return None
+    pruned = prepared.candidates.prune(prepared.network, 0)
+
+    recipe = prepared.spec.retraining
+    if recipe.procedure is not None:
+        return Plan(LoopEngine.name, "a training procedure of one's own")
+    data = retraining_data(prepared.data, recipe, prepared.network)
+
+    def choose(name: str) -> Plan:
+        return plan(pruned, data, recipe, members=left, engine=name, memory=memory)
+
+    before = store.noted("engine")
+    if engine == "auto" and before:
+        try:
+            return replace(choose(before), reason="as in the sitting before")
+        except InputError as error:  # on another machine, say
+            at.progress.message(f"retraining cannot go on as it began: {error}")
+    return choose(engine)

@@ -1,0 +1,111 @@
+"""What comes before retraining: the candidates and their scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from torch import nn
+
+from trueoracle.errors import InputError, NotApplicableError
+from trueoracle.networks.copying import copied
+from trueoracle.pruning.cost import cost
+from trueoracle.pruning.listing import write_listing
+from trueoracle.record.results import CANDIDATES
+from trueoracle.run.sitting import Sitting
+
+__all__ = ["list_candidates", "score_candidates"]
+
+SCORE_CHUNK = 32
+"""Candidates scored before the first commit, where the criterion allows it; later chunks grow."""
+CHUNK_SECONDS = 4.0
+"""A chunk that took less is followed by a larger one: what a kill loses is about twice this."""
+
+
+def list_candidates(at: Sitting) -> None:
+    """Record candidates, costs and criteria; drop the scores of a criterion whose code changed."""
+    prepared, store = at.prepared, at.store
+    candidates = prepared.candidates
+    if store.counts()["candidates"] != len(candidates):
+        store.record_candidates(
+            (name, candidates.pruned(index)) for index, name in enumerate(candidates.ids)
+        )
+    write_listing(candidates.listing(), at.folder / CANDIDATES)
+    if not store.has_costs():
+        shape = prepared.data.image_shape
+        dense = cost(prepared.network, shape)
+        costs = candidates.costs(prepared.network, shape)
+        store.record_costs(
+            (dense.parameters, dense.macs),
+            [
+                (name, one.parameters, one.macs)
+                for name, one in zip(candidates.ids, costs, strict=True)
+            ],
+        )
+    for name, criterion in at.applying:
+        if not store.record_criterion(name, criterion.source, criterion.fingerprint):
+            at.progress.message(
+                f"criterion {name}: its code may have changed, so it is scored anew"
+            )
+    at.note_skipped(prepared.skipped)
+
+
+def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | None = None) -> None:
+    """Score every candidate by every criterion, or by those ``wanted``; chunks are committed."""
+    prepared, store, progress = at.prepared, at.store, at.progress
+    candidates, data = prepared.candidates, prepared.data
+    skipped = dict(prepared.skipped)
+    for name, criterion in at.applying:
+        if wanted is not None and name not in wanted:
+            continue
+        scored = store.scored(name)
+        todo = [i for i, identity in enumerate(candidates.ids) if identity not in scored]
+        if not todo:
+            continue
+        progress.stage(
+            f"score by {name}", len(candidates), len(candidates) - len(todo), "candidates"
+        )
+        # Scores of a criterion that is not separable belong to the list they were scored in.
+        size, rest = SCORE_CHUNK, todo
+        if criterion.at_once:
+            size = len(todo)
+        if not criterion.separable:
+            size, rest = len(candidates), list(range(len(candidates)))
+        while rest:
+            chunk, rest = rest[:size], rest[size:]
+            started = time.perf_counter()
+            # A copy: whatever a user's criterion does to it, the dense network stays as it is.
+            network = copied(dense).eval()
+            try:
+                values = criterion(
+                    network, candidates.take(chunk), data, prepared.spec.retraining
+                ).tolist()
+            except InputError as reason:
+                # Skip: the criterion does not apply to this data, or a shipped one failed.
+                if not (isinstance(reason, NotApplicableError) or criterion.is_shipped):
+                    raise
+                skipped[name] = str(reason)
+                at.note_skipped(skipped)
+                break
+            names = [candidates.ids[i] for i in chunk]
+            store.record_scores(name, zip(names, values, strict=True))
+            progress.advance(sum(one not in scored for one in names))
+            size = _next_size(size, time.perf_counter() - started)
+    asked = [name for name in prepared.spec.criteria if wanted is None or name in wanted]
+    if asked and all(name in skipped for name in asked):  # else all would be retrained for nothing
+        reasons = "; ".join(skipped[name] for name in asked)
+        none = "no criterion of the study applies: " if wanted is None else ""
+        raise NotApplicableError(f"{none}{reasons}")
+
+
+def _next_size(size: int, seconds: float) -> int:
+    """The next chunk's size: so that it takes about as long as it should.
+
+    All are multiples of the first, so that the blocks within them hold the same candidates however
+    often a study is resumed, and its scores are the same to the bit.
+    """
+    for growth in (8, 4, 2):
+        if seconds * growth < 2 * CHUNK_SECONDS:
+            return size * growth
+    too_long = seconds > 4 * CHUNK_SECONDS and size > SCORE_CHUNK
+    return size // 2 if too_long else size

@@ -1,0 +1,153 @@
+"""One sitting at a study: its folder locked, its record open, its progress shown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from trueoracle.criteria.base import Criterion
+from trueoracle.errors import InputError
+from trueoracle.files import remove_drafts
+from trueoracle.record.results import DENSE
+from trueoracle.record.store import DATABASE, Store, locked
+from trueoracle.run.prepare import Prepared
+from trueoracle.run.progress import Progress
+from trueoracle.spec.spec import CANDIDATE_FILES
+from trueoracle.training.recipe import Recipe
+from trueoracle.version import __version__
+
+__all__ = ["Sitting", "sitting"]
+
+
+@dataclass(frozen=True, eq=False)
+class Sitting:
+    """What every stage works with; ``number`` is the sitting's in the record."""
+
+    prepared: Prepared
+    folder: Path
+    store: Store
+    progress: Progress
+    number: int
+
+    @property
+    def left(self) -> int:
+        """How many networks are still to be retrained."""
+        return self.prepared.retrainings - self.store.counts()["retrainings"]
+
+    @property
+    def applying(self) -> list[tuple[str, Criterion]]:
+        """The criteria that apply, by the names that the study gives them."""
+        prepared = self.prepared
+        named = zip(prepared.spec.criteria, prepared.criteria, strict=True)
+        return [(name, criterion) for name, criterion in named if name not in prepared.skipped]
+
+    def note_skipped(self, skipped: Mapping[str, str]) -> None:
+        """Record the criteria that do not apply, with their reasons, and say so of new ones."""
+        before = self.store.noted("skipped") or {}
+        for name, reason in skipped.items():
+            if before.get(name) != reason:
+                self.progress.message(f"skipped: {reason}")
+        if skipped != before:
+            self.store.note(self.number, "skipped", dict(skipped))
+
+    def siblings(self) -> Iterator[Path]:
+        """The folders of other studies beside this one that have a record and a dense network."""
+        for other in sorted(self.folder.parent.iterdir()):
+            readable = os.access(other / DATABASE, os.R_OK) and os.access(other / DENSE, os.R_OK)
+            if other != self.folder and readable:
+                yield other
+
+    def reading_seconds(self, recipe: Recipe) -> float:
+        """Of all images that one training reads from files, while it computes."""
+        data = self.prepared.data
+        examples = len(data.train) + sum(len(split) for _, split in data.named())
+        return recipe.epochs * examples * self.prepared.reading_seconds
+
+
+@contextmanager
+def sitting(prepared: Prepared, folder: Path, progress: Progress) -> Iterator[Sitting]:
+    """Sit down at a study in ``folder``: lock it, open its record, check both.
+
+    Raises :class:`BusyError` where another process is at it, :class:`StoreError` where the record
+    cannot be written, :class:`InputError` for the record of another network or other candidates.
+    Whatever ends a sitting, the next one goes on after the last commit.
+    """
+    with locked(folder, patience=1.0), Store(folder) as store:
+        remove_drafts(folder)
+        store.check()
+        begun = Sitting(prepared, folder, store, progress, _begin(prepared, store))
+        for note in prepared.notes:
+            progress.message(note)
+        yield begun
+        store.end(begun.number, _now())
+
+
+def _begin(prepared: Prepared, store: Store) -> int:
+    """Record the spec, versions and machine of this sitting.
+
+    Refuses the record of another network, and of other candidates.
+    """
+    recorded = store.dense()
+    if recorded is not None and recorded["architecture"] != prepared.architecture:
+        raise InputError(
+            f"{_what_changed(prepared, recorded['architecture'])} has changed since this study "
+            "began: give the study another name to start anew with it"
+        )
+    listed = store.candidate_ids()
+    if listed and listed != list(prepared.candidates.ids):
+        given = prepared.spec.pruning.candidates
+        what = given if str(given).endswith(CANDIDATE_FILES) else "what pruning.layers names"
+        raise InputError(
+            f"{what} has changed since this study began: give the study another name to start "
+            "anew with it"
+        )
+    facts = {
+        "trueoracle": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": _device_name(prepared.device),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        "pid": os.getpid(),
+    }
+    return store.begin(_now(), prepared.spec.model_dump(mode="json"), facts)
+
+
+def _what_changed(prepared: Prepared, before: str) -> str:
+    """In words, where the architecture of a record is not the one prepared."""
+    if prepared.architecture.partition("-images-")[0] == before.partition("-images-")[0]:
+        return f"what is in the folder of data set {prepared.spec.data.name!r}"
+    return f"the code of network {prepared.spec.network.name!r}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that the package runs from; None where it is installed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    answer = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return answer.stdout.strip() or None

@@ -1,0 +1,236 @@
+"""What a network is trained for: its loss, its metrics, and which way each is better."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trueoracle.errors import InputError, first_line
+from trueoracle.tasks.metric import Metric
+
+if TYPE_CHECKING:
+    from trueoracle.data.splits import AnySplit
+
+__all__ = [
+    "INPUT",
+    "TARGET",
+    "TARGETS",
+    "Batch",
+    "Targets",
+    "Task",
+    "as_input",
+    "in_words",
+    "inputs_of",
+    "output_in_words",
+    "run_network",
+    "unwrap",
+]
+
+Targets = Literal["classes", "indices", "numbers", "any"]
+"""Classes ``[N]`` or class probabilities; whole numbers; real numbers; whatever is given."""
+
+Batch = Mapping[str, Tensor]
+"""Some examples: named tensors with a leading axis N."""
+
+INPUT, TARGET = "input", "target"
+"""The fields of examples that are given as pairs (input, target)."""
+
+TARGETS = (TARGET, "targets", "label", "labels")
+"""Fields that no network is given, by their usual names."""
+
+_READ = ("logits", "out")
+"""What is read of an output that has parts: transformers' and torchvision's names."""
+
+
+class Task(ABC):
+    """What a network is trained for.
+
+    A task of one's own derives from this and says ``metrics``, :meth:`loss`, :meth:`sums` and
+    :meth:`finish`; the first metric is named ``loss``. Its functions are also called under
+    ``torch.vmap``, many networks at a time, so that they use torch operations only and branch on
+    shapes, never on values. A task that cannot be (``is_mappable = False``) is trained by the loop.
+    """
+
+    name: ClassVar[str] = ""
+    """How a study file names it; a task of one's own may leave it empty."""
+
+    metrics: Sequence[Metric]
+    """What is measured on every split. The first one is the loss."""
+
+    targets: ClassVar[Targets] = "any"
+    """What targets given in Python are read as."""
+    is_mappable: ClassVar[bool] = True
+    """Whether its functions work under ``torch.vmap``."""
+    has_spatial_targets: ClassVar[bool] = False
+    """Whether targets lie over the images, so that shifting an image would have to shift them."""
+
+    @classmethod
+    def of(cls, train: AnySplit) -> Task:
+        """The task for these training examples, such as their number of classes."""
+        return cls()
+
+    def forward(self, network: nn.Module, batch: Batch) -> Any:
+        """The part of the network's output that loss and metrics read."""
+        args, kwargs = inputs_of(network, batch)
+        return unwrap(network(*args, **kwargs))
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """The mean loss of a batch, a differentiable scalar."""
+
+    @abstractmethod
+    def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """What the metrics are made of, each as a sum over the batch's examples.
+
+        Sums and counts, so that those of all batches of a split can be added up.
+        """
+
+    @abstractmethod
+    def finish(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The metrics of a split by name, from its added sums (float64).
+
+        The sums may have further axes in front, of which each is a network of its own.
+        """
+
+    def weight(self, batch: Batch) -> float:
+        """How much a batch's mean loss counts in a split's: its examples, pixels, tokens."""
+        return len(next(iter(batch.values())))
+
+    def check(self, outputs: Any, batch: Batch) -> Sequence[str]:
+        """Refuse outputs or targets that do not fit, by :class:`InputError`.
+
+        Returns what a user should know though it fits, each note a line.
+        """
+        return ()
+
+    def check_targets(self, split: AnySplit, where: str) -> None:  # noqa: B027
+        """Refuse targets of a split that cannot be meant, by :class:`InputError`."""
+
+    def outputs(self, train: AnySplit) -> int:
+        """How many numbers a network is to give for an example, a pixel or a token.
+
+        What a registered network is built for. Raises :class:`InputError` where it is not known.
+        """
+        raise InputError(f"task {self.label!r} does not say how many outputs a network needs")
+
+    def chance(self, measured: Mapping[str, float]) -> str:
+        """A warning of a network that has learnt nothing, from its test metrics; empty else."""
+        return ""
+
+    def groups(self, split: AnySplit) -> Tensor:
+        """The kind ``[N]`` that each example counts as: draws take equal shares of each."""
+        return torch.zeros(len(split), dtype=torch.int64)
+
+    def logits(self, outputs: Any) -> Tensor:
+        """Unnormalised log-probabilities ``[..., classes]``, for distillation.
+
+        Raises :class:`InputError` for a task that has none.
+        """
+        raise InputError(f"task {self.label!r} has no logits")
+
+    def options(self) -> dict[str, Any]:
+        """What :meth:`of` read off the data, as plain values: the record's."""
+        return {}
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        return self.name or type(self).__name__
+
+
+def inputs_of(network: nn.Module, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """What of a batch the network is given: positional and keyword arguments.
+
+    All fields but the targets: by keyword where ``forward`` knows all their names, else in order.
+    """
+    fields = {name: value for name, value in batch.items() if name not in TARGETS}
+    if next(iter(fields), "").startswith(INPUT) and INPUT in fields:  # given as a tuple
+        return tuple(fields.values()), {}
+    parameters = inspect.signature(network.forward).parameters.values()
+    known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if fields.keys() <= known or any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return (), fields
+    return tuple(fields.values()), {}
+
+
+def unwrap(output: Any) -> Any:
+    """The part of an output that the shipped tasks read.
+
+    A tensor is itself; of an object or mapping ``logits`` or ``out``, else the first tensor; of a
+    tuple or list the first element. Raises :class:`InputError` where that is no tensor.
+    """
+    found = output
+    if not isinstance(output, Tensor):
+        if isinstance(output, tuple | list) and not hasattr(output, "logits"):
+            found = output[0] if output else None
+        else:
+            found = _part(output)
+    if not isinstance(found, Tensor):
+        raise InputError(f"the network gives {type(output).__name__}, in which no tensor was found")
+    return found
+
+
+def _part(output: Any) -> Any:
+    for name in _READ:
+        if isinstance(output, Mapping) and name in output:
+            return output[name]
+        if not isinstance(output, Mapping) and hasattr(output, name):
+            return getattr(output, name)
+    values = output.values() if isinstance(output, Mapping) else ()
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def as_input(network: nn.Module, batch: Batch) -> Any:
+    """What a network is given, as its tracing takes it: a tensor, a tuple, or keywords."""
+    args, kwargs = inputs_of(network, batch)
+    if kwargs:
+        return kwargs
+    return args[0] if len(args) == 1 else args
+
+
+def output_in_words(output: Any) -> str:
+    """Which part of an output is read; empty where it is a tensor."""
+    if isinstance(output, Tensor):
+        return ""
+    kind = type(output).__name__
+    if isinstance(output, tuple | list) and not hasattr(output, "logits"):
+        return f"of the network's {kind} of {len(output)} the first element is read"
+    for name in _READ:
+        if isinstance(output, Mapping) and name in output:
+            return f"of the network's {kind} ['{name}'] is read"
+        if not isinstance(output, Mapping) and hasattr(output, name):
+            return f"of the network's {kind} .{name} is read"
+    key = next((key for key, value in output.items() if isinstance(value, Tensor)), None)
+    return f"of the network's {kind} ['{key}'] is read"
+
+
+def run_network(network: nn.Module, batch: Batch, task: Task) -> Any:
+    """The network's outputs for a few examples, in evaluation mode and without gradients.
+
+    Raises :class:`InputError` where the network does not run on them.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            return task.forward(network, batch)
+    except InputError:
+        raise
+    except Exception as error:  # the user's forward runs: anything can come out
+        raise InputError(
+            f"{type(network).__name__} does not run on {in_words(batch)}: {first_line(error)}"
+        ) from error
+    finally:
+        network.train(was_training)
+
+
+def in_words(batch: Batch) -> str:
+    """The shapes of one example, such as "input [3, 32, 32]"."""
+    return ", ".join(
+        f"{name} {list(value.shape[1:])}" for name, value in batch.items() if name not in TARGETS
+    )

@@ -1,0 +1,56 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from trueoracle.errors import InputError
+from trueoracle.registry import Registry
+from trueoracle.tasks.base import Task
+from trueoracle.tasks.classification import Classification, Multilabel
+from trueoracle.tasks.language import Answers, NextToken
+from trueoracle.tasks.regression import Regression
+from trueoracle.tasks.segmentation import Segmentation
+
+if TYPE_CHECKING:
+    from trueoracle.data.splits import AnySplit
+
+__all__ = ["TASKS", "find_task", "given_task"]
+
+TASKS: Registry[Any] = Registry("task")
+for _task in (Classification, Multilabel, Regression, Segmentation, NextToken, Answers):
+    TASKS.add(_task.name, _task, _task)
+
+
+def given_task(task: Task | type[Task]) -> str:
+    """How a study names a task that is given in Python: by its code and what it holds."""
+    kind = task if inspect.isclass(task) else type(task)
+    if TASKS.get(getattr(kind, "name", "")) is kind and inspect.isclass(task):
+        return str(kind.name)
+    try:
+        code = inspect.getsource(kind)
+    except (OSError, TypeError):  # typed at a prompt
+        code = kind.__qualname__
+    held = {} if inspect.isclass(task) else vars(task)
+    text = f"{code}{sorted((name, repr(value)) for name, value in held.items())}"
+    return f"given:{kind.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def find_task(reference: str | Task | type[Task], train: AnySplit) -> Task:
+    """A task by name or ``module:attribute`` (a class or an object), made for training examples.
+
+    Raises :class:`InputError` for an unknown one, and for what is no task.
+    """
+    found: object = TASKS.find(reference) if isinstance(reference, str) else reference
+    if inspect.isclass(found) and issubclass(found, Task):
+        found = found.of(train)
+    if not isinstance(found, Task):
+        raise InputError(f"task {reference!r} is a {type(found).__name__}, expected a Task")
+    names = [metric.name for metric in found.metrics]
+    if not names or names[0] != "loss" or len(set(names)) < len(names):
+        raise InputError(
+            f"task {found.label!r} has the metrics {names}: expected different names, 'loss' first"
+        )
+    return found
