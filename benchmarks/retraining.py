@@ -41,6 +41,7 @@ from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
 from trueoracle.study import Study
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import batches, make_optimizer, train_epoch
 from trueoracle.training.recipe import Recipe
@@ -82,9 +83,9 @@ class Setting:
 
         def noise(count: int) -> Split:
             images = torch.randn(count, 3, 32, 32, generator=generator)
-            return Split(images, torch.arange(count) % 10)
+            return Split.of(images, torch.arange(count) % 10)
 
-        return Splits(noise(self.train_images), None, noise(self.test_images), classes=10)
+        return Splits(noise(self.train_images), None, noise(self.test_images), Classification(10))
 
     def pruned(self, count: int, images: Tensor) -> list[nn.Module]:
         dense = self.make()
@@ -109,9 +110,9 @@ class CompiledPopulation:
         self._network = network.to(memory_format=last)  # type: ignore[call-overload]
         self._compiled = torch.compile(self._network)
         self._data = Splits(
-            Split(data.train.images.contiguous(memory_format=last), data.train.labels),
+            Split.of(data.train.inputs.contiguous(memory_format=last), data.train.targets),
             None,
-            Split(data.test.images.contiguous(memory_format=last), data.test.labels),
+            Split.of(data.test.inputs.contiguous(memory_format=last), data.test.targets),
             classes=data.classes,
             fill=data.fill,
         )
@@ -151,29 +152,29 @@ Trained = Population | SinglePopulation | CompiledPopulation
 def population(variant: str, setting: Setting, data: Splits) -> tuple[Trained, int]:
     """A variant ready to train, and how many networks it trains; raises where it cannot."""
     if variant in ("loop", "compiled"):
-        (network,) = setting.pruned(1, data.train.images)
+        (network,) = setting.pruned(1, data.train.inputs)
         kind = SinglePopulation if variant == "loop" else CompiledPopulation
         return kind(network, data, RECIPE), 1
-    example = setting.pruned(1, data.train.images)[0]
+    example = setting.pruned(1, data.train.inputs)[0]
     if variant == "wide":
         members = setting.wide_members
-        if why := wide.refusal(example, RECIPE, data.train.images[:2]):
+        if why := wide.refusal(example, RECIPE, data.train.inputs[:2]):
             raise ValueError(why)
     else:
         if why := native.refusal(example, data, RECIPE):
             raise ValueError(why)
         members = native.lanes(example, data) * setting.native_groups
-    networks = setting.pruned(members, data.train.images)
+    networks = setting.pruned(members, data.train.inputs)
     kind = wide.WidePopulation if variant == "wide" else native.NativePopulation
     return kind(networks, [(0, "")] * members, data, RECIPE), members
 
 
 def flops_a_step_image(setting: Setting, data: Splits) -> float:
     """Useful FLOPs of forward and backward for one image, by PyTorch's own counter."""
-    (network,) = setting.pruned(1, data.train.images)
+    (network,) = setting.pruned(1, data.train.inputs)
     few = data.train.take(torch.arange(32))
     with FlopCounterMode(display=False) as counter:
-        functional.cross_entropy(network(few.images), few.labels).backward()
+        functional.cross_entropy(network(few.inputs), few.targets).backward()
     return counter.get_total_flops() / 32
 
 
@@ -273,7 +274,7 @@ def measure_study(rounds: int, epochs: int) -> dict[str, Any]:
     lanes = 0
     setting = SETTINGS["lenet5-mini"]
     data = setting.data()
-    lanes = native.lanes(setting.pruned(1, data.train.images)[0], data)
+    lanes = native.lanes(setting.pruned(1, data.train.inputs)[0], data)
     count = lanes * torch.get_num_threads() * 2
     for _ in range(rounds):
         loop = min(loop, study_seconds("loop", 2, epochs))

@@ -67,8 +67,8 @@ def tiny_dataset(few_digits: Splits, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a registered data set of 400 training and 100 test digits."""
 
     def uint8(split: AnySplit) -> tuple[np.ndarray, np.ndarray]:
-        pixels = (split.images * 0.3081 + 0.1307) * 255
-        return pixels[:, 0].round().to(torch.uint8).numpy(), split.labels.numpy()
+        pixels = (split.inputs * 0.3081 + 0.1307) * 255
+        return pixels[:, 0].round().to(torch.uint8).numpy(), split.targets.numpy()
 
     def read(_folder: Path) -> tuple[datasets.Arrays, datasets.Arrays]:
         assert few_digits.validation is not None

@@ -116,7 +116,7 @@ def test_a_few_rows_are_retrained_to_the_same(
         for metric in ("train_loss", "validation_loss", "test_loss"):
             again = [getattr(one, metric) for one in record]
             assert again == pytest.approx(recorded[metric].tolist(), abs=3e-3), metric
-        assert [one.test_accuracy for one in record] == pytest.approx(
+        assert [one.values["test_accuracy"] for one in record] == pytest.approx(
             recorded["test_accuracy"].tolist(), abs=1e-2
         )
 

@@ -41,7 +41,7 @@ def test_activations_are_taken_behind_the_relu_and_before_pooling(
     network = chain()
     candidates = every_way(network, {str(layer): 1 / 4 if layer == 0 else 1 / 3})
     with torch.no_grad():
-        maps = network[: layer + 2](images().train.images).numpy()
+        maps = network[: layer + 2](images().train.inputs).numpy()
     expected = summed({str(layer): statistic(maps)}, candidates)
     assert score(name, network, candidates) == pytest.approx(expected, rel=1e-5)
 
@@ -51,7 +51,7 @@ def test_a_residual_group_is_read_in_two_places(name: str, statistic: Statistic)
     network = residual()
     candidates = every_way(network, {"stem": 0.5})
     with torch.no_grad():
-        x = functional.relu(network.bn(network.stem(images().train.images)))
+        x = functional.relu(network.bn(network.stem(images().train.inputs)))
         y = functional.relu(network.bn1(network.first(x)))
         z = functional.relu(x + network.bn2(network.last(y)))
     expected = summed({"stem": statistic(x.numpy()) + statistic(z.numpy())}, candidates)
@@ -65,7 +65,7 @@ def test_units_of_linear_layers() -> None:
     )
     candidates = every_way(network, {"1": 0.25})
     with torch.no_grad():
-        units = network[:3](images().train.images).numpy()
+        units = network[:3](images().train.inputs).numpy()
     means, zeros = np.abs(units).mean(0), (units == 0).mean(0)
     assert score("activation-mean", network, candidates) == pytest.approx(means)
     assert score("apoz", network, candidates) == pytest.approx(1 - zeros)
@@ -97,7 +97,7 @@ def test_however_maps_are_flattened(name: str, statistic: Statistic, how: str) -
     network = Reshaped(how)
     candidates = every_way(network, {"conv": 0.5})
     with torch.no_grad():
-        maps = functional.relu(network.conv(images().train.images)).numpy()
+        maps = functional.relu(network.conv(images().train.inputs)).numpy()
     expected = summed({"conv": statistic(maps)}, candidates)
     assert score(name, network, candidates) == pytest.approx(expected, rel=1e-5)
 
@@ -126,7 +126,7 @@ def test_filters_are_found_on_whatever_axis(name: str, statistic: Statistic, axi
     network = Moved(axis)
     candidates = every_way(network, {"units": 0.5})
     with torch.no_grad():
-        maps = functional.relu(network.units(images().train.images)).permute(0, 3, 1, 2).numpy()
+        maps = functional.relu(network.units(images().train.inputs)).permute(0, 3, 1, 2).numpy()
     expected = summed({"units": statistic(maps)}, candidates)
     assert score(name, network, candidates) == pytest.approx(expected, rel=1e-5)
 
@@ -149,7 +149,7 @@ def test_what_is_folded_into_the_images_is_a_mean_as_well() -> None:
     network = Folded()
     candidates = every_way(network, {"units": 0.5})
     with torch.no_grad():
-        rows = functional.relu(network.units(images().train.images.reshape(-1, 8)))
+        rows = functional.relu(network.units(images().train.inputs.reshape(-1, 8)))
     expected = summed({"units": rows.mean(0).numpy()}, candidates)
     assert score("activation-mean", network, candidates) == pytest.approx(expected, rel=1e-5)
     for name in ("taylor", "fisher"):

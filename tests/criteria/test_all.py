@@ -145,7 +145,7 @@ def test_without_batch_norm_some_do_not_apply(name: str) -> None:
 
 def test_without_a_validation_split_the_validation_loss_does_not_apply() -> None:
     network, data = chain(), images()
-    without = Splits(data.train, None, data.test, data.classes)
+    without = Splits(data.train, None, data.test, data.task)
     with pytest.raises(NotApplicableError, match="no validation split"):
         CRITERIA["oracle-validation"](network, every_way(network, {"0": 0.5}), without)
 
@@ -181,11 +181,11 @@ def test_transformers(name: str) -> None:
 
 def test_the_sample_is_fixed_and_stratified() -> None:
     labels = torch.arange(1200) % 3
-    split = Split(torch.randn(1200, 2), labels)
+    split = Split.of(torch.randn(1200, 2), labels)
     few = sample(split)
     assert len(few) == 512
-    assert few.labels.bincount().tolist() == [171, 171, 170]
-    assert torch.equal(few.images, sample(split).images)
+    assert few.targets.bincount().tolist() == [171, 171, 170]
+    assert torch.equal(few.inputs, sample(split).inputs)
     assert len(sample(split, 5000)) == 1200
 
 
@@ -201,7 +201,7 @@ def test_streamed_images_give_what_those_in_memory_give(name: str, tmp_path: Pat
     train, held_out, test = (
         split.take(torch.arange(len(split))) for split in (data.train, validation, data.test)
     )
-    memory = Splits(train, held_out, test, data.classes, data.fill)
+    memory = Splits(train, held_out, test, data.task, data.fill)
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(144, data.classes)

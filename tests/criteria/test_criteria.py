@@ -67,7 +67,7 @@ def test_the_oracle_is_the_masked_networks_train_loss(
     train = few_digits.train
     for index, score in enumerate(scores):
         with masked(dense, candidates.groups, candidates.kept(index)) as zeroed, torch.no_grad():
-            loss = functional.cross_entropy(zeroed.eval()(train.images), train.labels)
+            loss = functional.cross_entropy(zeroed.eval()(train.inputs), train.targets)
         assert score == pytest.approx(float(loss), abs=1e-6)
 
 
@@ -222,7 +222,7 @@ def test_images_are_not_to_be_changed(
 
     def brighter(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
         torch.set_grad_enabled(False)
-        data.train.images.add_(1)
+        data.train.inputs.add_(1)
         return [0.0] * len(candidates)
 
     with pytest.raises(InputError, match="criterion 'brighter' changed the images or labels"):
@@ -241,7 +241,7 @@ def test_images_are_not_to_be_changed(
 def test_importance_is_one_number_a_filter(
     importance: Any, found: str, dense: nn.Module, few_digits: Splits
 ) -> None:
-    groups = find_groups(dense, few_digits.train.images[:3])
+    groups = find_groups(dense, few_digits.train.inputs[:3])
     candidates = list_candidates(groups, {"conv1": 0.2})
     wanted = f"importance of conv1 is one number for each of its 10 filters, got {found}"
     with pytest.raises(InputError, match=wanted):

@@ -21,6 +21,7 @@ from tests.criteria.tiny import (
 )
 from trueoracle.criteria import curvature
 from trueoracle.data.splits import Splits
+from trueoracle.tasks.classification import Classification
 
 
 def test_obd_is_the_hessians_diagonal_where_it_is_small() -> None:
@@ -68,7 +69,7 @@ def test_fisher_squares_the_slope_of_each_image(
     importance = torch.zeros(filters)
     for index in range(len(train)):
         one = train.take(torch.tensor([index]))
-        alone = Splits(one, None, one, 3)
+        alone = Splits(one, None, one, Classification(3))
         monkeypatch.setattr("tests.criteria.test_sensitivity.images", lambda alone=alone: alone)
         gates = torch.ones(filters, requires_grad=True)
         (slopes,) = torch.autograd.grad(gated_loss(network, gates, which), gates)
@@ -83,7 +84,7 @@ def test_fisher_of_single_weights() -> None:
     train = images().train
     weight = network.get_parameter("first.weight")
     importance = torch.zeros(weight.shape)
-    for image, label in zip(train.images, train.labels, strict=True):
+    for image, label in zip(train.inputs, train.targets, strict=True):
         loss = functional.cross_entropy(network(image[None]), label[None])
         (slopes,) = torch.autograd.grad(loss, weight)
         importance += (weight.detach() * slopes) ** 2 / (2 * len(train))
@@ -102,7 +103,7 @@ def test_shared_weights_of_other_layers() -> None:
     candidates = masks(network, {"1": 0.5})
     weight, train = network.get_parameter("1.weight"), images().train
     importance = torch.zeros(weight.shape)
-    for image, label in zip(train.images, train.labels, strict=True):
+    for image, label in zip(train.inputs, train.targets, strict=True):
         loss = functional.cross_entropy(network(image[None]), label[None])
         (slopes,) = torch.autograd.grad(loss, weight)
         importance += (weight.detach() * slopes) ** 2 / (2 * len(train))

@@ -28,7 +28,7 @@ def test_it_is_the_error_of_the_next_layer_without_the_set(
     candidates = every_way(network, {str(layer): 0.5 if layer == 0 else 2 / 3})
     before, reader = (network[:3], network[3]) if layer == 0 else (network[:5], network[5:])
     with torch.no_grad():
-        given = before(train.images)
+        given = before(train.inputs)
     expected = []
     for way in candidates:
         zeroed = given.clone()
@@ -41,7 +41,7 @@ def test_the_readers_of_a_group_are_added_up() -> None:
     network, train = residual(), images().train
     candidates = every_way(network, {"stem": 0.5})
     with torch.no_grad():
-        x = functional.relu(network.bn(network.stem(train.images)))
+        x = functional.relu(network.bn(network.stem(train.inputs)))
         y = functional.relu(network.bn1(network.first(x)))
         z = functional.relu(x + network.bn2(network.last(y))).mean((2, 3))
     expected = []

@@ -13,6 +13,7 @@ from tests.criteria.tiny import chain, every_way, images, residual, score
 from trueoracle.criteria import retrained
 from trueoracle.criteria.samples import sample
 from trueoracle.data.splits import Split, Splits
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import batches
 from trueoracle.training.recipe import Retraining
@@ -32,7 +33,7 @@ def test_the_loss_after_steps_is_that_of_so_many_steps(
         epochs=3, batch_size=batch, learning_rate=0.1, milestones=(1,), label_smoothing=0.1
     )
     found = score("loss-after-steps", network, candidates, data, recipe)
-    few = Splits(sample(data.train, used), None, data.test, 3)
+    few = Splits(sample(data.train, used), None, data.test, Classification(3))
     one_batch = recipe.model_copy(update={"batch_size": min(batch, 24)})
     for index in range(2):
         pruned = candidates.prune(network, index).train()
@@ -48,7 +49,9 @@ def test_the_loss_after_steps_is_that_of_so_many_steps(
                 optimizer.step()
                 steps += 1
         assert steps == 4
-        assert found[index] == pytest.approx(evaluate(pruned, data.train).loss, rel=1e-4)
+        assert found[index] == pytest.approx(
+            evaluate(pruned, data.train, Classification(10))["loss"], rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("counts", [(17, 5, 2), (22, 1, 1), (22, 2, 0)])
@@ -58,12 +61,12 @@ def test_it_takes_as_many_steps_on_unbalanced_classes(
     monkeypatch.setattr(retrained, "STEPS", 3)
     data = images()
     labels = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
-    data = Splits(Split(data.train.images, labels), None, data.test, 3)
+    data = Splits(Split.of(data.train.inputs, labels), None, data.test, Classification(3))
     short, few = retrained._cut_short(Retraining(batch_size=7), data)
     assert short.epochs * len(few.train) == 3 * 7
-    assert len(torch.unique(few.train.images, dim=0)) == len(few.train)
+    assert len(torch.unique(few.train.inputs, dim=0)) == len(few.train)
     # What a class lacks of its share others give; none that has its share gives less for it.
-    got = torch.bincount(few.train.labels, minlength=3).tolist()
+    got = torch.bincount(few.train.targets, minlength=3).tolist()
     assert all(found >= min(7, count) for found, count in zip(got, counts, strict=True))
 
 
@@ -90,9 +93,11 @@ def test_batch_norms_statistics_are_those_of_the_images(monkeypatch: pytest.Monk
                 module.momentum = 1.0
                 module.train()
         with torch.no_grad():
-            pruned(data.train.images)
+            pruned(data.train.inputs)
         assert variances
-        assert found[index] == pytest.approx(evaluate(pruned, data.train).loss, rel=1e-5)
+        assert found[index] == pytest.approx(
+            evaluate(pruned, data.train, Classification(10))["loss"], rel=1e-5
+        )
     monkeypatch.setattr(retrained, "STATISTICS_BATCH", 8)
     in_batches = score("oracle-bn", network, candidates, data)
     assert in_batches == pytest.approx(found, rel=0.2)

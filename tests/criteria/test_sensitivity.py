@@ -28,7 +28,7 @@ from trueoracle.pruning.masks import masked
 
 def mean_loss(network: nn.Module) -> Tensor:
     train = images().train
-    return functional.cross_entropy(network.eval()(train.images), train.labels)
+    return functional.cross_entropy(network.eval()(train.inputs), train.targets)
 
 
 def gradients(network: nn.Module) -> dict[str, Tensor]:
@@ -52,13 +52,13 @@ def test_taylor_is_torch_prunings_of_what_reads_the_filters() -> None:
 def gated_loss(network: Residual, gates: Tensor, which: str) -> Tensor:
     """The residual network's loss, written out, with gates on one of its groups."""
     train = images().train
-    x = functional.relu(network.bn(network.stem(train.images)))
+    x = functional.relu(network.bn(network.stem(train.inputs)))
     by_stem = gates[:, None, None] if which == "stem" else torch.ones(1)
     by_first = gates[:, None, None] if which == "first" else torch.ones(1)
     y = functional.relu(network.bn1(network.first(x * by_stem)))
     z = functional.relu(x + network.bn2(network.last(y * by_first)))
     read = functional.adaptive_avg_pool2d(z * by_stem, 1).flatten(1)
-    return functional.cross_entropy(network.head(read), train.labels)
+    return functional.cross_entropy(network.head(read), train.targets)
 
 
 @pytest.mark.parametrize(("which", "filters", "ratio"), [("stem", 4, 0.5), ("first", 5, 0.4)])
@@ -138,7 +138,7 @@ def whole_hessian(network: nn.Module) -> tuple[Tensor, Tensor, dict[str, slice]]
     def loss(flat: Tensor) -> Tensor:
         values = {name: flat[places[name]].view(p.shape) for name, p in named.items()}
         return functional.cross_entropy(
-            functional_call(network, values, (train.images,)), train.labels
+            functional_call(network, values, (train.inputs,)), train.targets
         )
 
     flat = torch.cat([p.detach().flatten() for p in named.values()])
@@ -222,7 +222,7 @@ def test_grasp_of_frozen_layers_and_unused_parameters() -> None:
         def loss(weights: dict[str, Tensor]) -> Tensor:
             every = (own | weights | {"0.weight": frozen},)
             return functional.cross_entropy(
-                functional_call(network, every, (train.images,)), train.labels
+                functional_call(network, every, (train.inputs,)), train.targets
             )
 
         found = grad(loss)({name: own[name] for name in g})

@@ -173,7 +173,7 @@ def test_it_equals_the_pruned_networks_of_lenet(
     network.load_state_dict(dense.state_dict())
     split = few_digits.train.take(torch.arange(20))
     made = assert_exact(
-        network, layers, surgery, split.images.to(dtype), split.labels,
+        network, layers, surgery, split.inputs.to(dtype), split.targets,
         count=10,
     )  # fmt: skip
     assert (made.tail is not None) == (len(made._sums) == 1 and not made._masks)
@@ -232,11 +232,11 @@ def test_chunks_and_blocks_change_nothing(dense: nn.Module, few_digits: Splits) 
     available = find_groups(dense, torch.zeros(2, 1, 32, 32))
     candidates = list_candidates(available, {"conv1": 0.2, "conv2": 0.5}, count=21)
     split = few_digits.train.take(torch.arange(50))
-    made = Exact(dense, candidates, split.images[:2])
-    expected = made.losses(split.images, split.labels)
+    made = Exact(dense, candidates, split.inputs[:2])
+    expected = made.losses(split.inputs, split.targets)
     for images, block in ((1, 21), (7, 1), (50, 64), (64, 5)):
         made.chunk_images, made.block_candidates = images, block
-        assert np.abs(made.losses(split.images, split.labels) - expected).max() < 1e-6
+        assert np.abs(made.losses(split.inputs, split.targets) - expected).max() < 1e-6
 
 
 def test_the_number_of_threads_changes_nothing(dense: nn.Module, few_digits: Splits) -> None:
@@ -246,7 +246,9 @@ def test_the_number_of_threads_changes_nothing(dense: nn.Module, few_digits: Spl
     losses = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        losses.append(Exact(dense, candidates, split.images[:2]).losses(split.images, split.labels))
+        losses.append(
+            Exact(dense, candidates, split.inputs[:2]).losses(split.inputs, split.targets)
+        )
         assert torch.get_num_threads() == threads
     assert losses[0].tolist() == losses[1].tolist() == losses[2].tolist()
 
@@ -258,7 +260,7 @@ def test_blocks_stay_within_their_budget(
     candidates = list_candidates(available, {"conv1": 0.5})
     for budget in (2**18, 2**22):
         monkeypatch.setitem(shared.BLOCK_BYTES, "cpu", budget)
-        made = Exact(dense, candidates, few_digits.train.images[:2])
+        made = Exact(dense, candidates, few_digits.train.inputs[:2])
         # 10 contributions of 10 maps of 10x10 an image; one such sum for each pair.
         assert made.chunk_images * 10 * 4000 <= budget
         assert made.chunk_images * made.block_candidates * 4000 <= budget
@@ -307,12 +309,12 @@ def small(*modules: nn.Module) -> tuple[nn.Module, Candidates, Split]:
     ).eval()
     images, labels = small_images(30, torch.float32)
     candidates = list_candidates(find_groups(network, images[:2]), {"0": 0.5})
-    return network, candidates, Split(images, labels)
+    return network, candidates, Split.of(images, labels)
 
 
 def test_what_cannot_be_merged_is_evaluated_one_by_one() -> None:
     network, candidates, split = small(Centred())
-    assert not Exact(network, candidates, split.images[:16]).agrees(split.images[:16])
+    assert not Exact(network, candidates, split.inputs[:16]).agrees(split.inputs[:16])
     found = evaluate_all(network, candidates, split)
     assert found.tolist() == evaluate_each(network, candidates, split).tolist()
 
@@ -349,17 +351,17 @@ def test_the_tail_and_its_inputs_are_all_that_a_faster_way_needs(
         candidates = list_candidates(
             available, {"conv1": 0.5}, surgery="exact" if surgery == "exact" else "as-released"
         )
-        made = Exact(dense, candidates, split.images[:2])
+        made = Exact(dense, candidates, split.inputs[:2])
         assert made.tail is not None
         assert made.selection.shape == (252, count)
         assert made.selection.sum(1).tolist() == [5] * 252
-        shared = made.share(split.images, split.labels)
+        shared = made.share(split.inputs, split.targets)
         (parts,) = shared.contributions.values()
         assert parts.shape == (20, count, 10, 10, 10)
         with torch.inference_mode():
             sums = torch.einsum("pc,nc...->pn...", made.selection[[7, 100]], parts)
             logits = nn.Sequential(*made.tail)(sums.flatten(0, 1).contiguous())
-            losses = functional.cross_entropy(logits, split.labels.repeat(2), reduction="none")
+            losses = functional.cross_entropy(logits, split.targets.repeat(2), reduction="none")
         found = made.sum_losses(shared)[[7, 100]]
         torch.testing.assert_close(losses.view(2, 20).sum(1).double(), found, rtol=1e-5, atol=1e-5)
 
@@ -370,7 +372,7 @@ def test_the_tail_and_its_inputs_are_all_that_a_faster_way_needs(
 def test_the_native_kernels_compute_the_same_tail(
     dense: nn.Module, few_digits: Splits, layer: str, surgery: Surgery
 ) -> None:
-    images, labels = few_digits.test.images, few_digits.test.labels
+    images, labels = few_digits.test.inputs, few_digits.test.targets
     candidates = list_candidates(find_groups(dense, images[:2]), {layer: 0.5}, surgery=surgery)
     candidates = candidates.take(range(37))  # the last lanes not full
     by_torch = Exact(dense, candidates, images)
@@ -388,7 +390,7 @@ def test_the_native_kernels_compute_the_same_tail(
 def test_native_scores_do_not_depend_on_which_are_scored_together(
     dense: nn.Module, few_digits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    candidates = list_candidates(find_groups(dense, few_digits.test.images[:2]), {"conv1": 0.5})
+    candidates = list_candidates(find_groups(dense, few_digits.test.inputs[:2]), {"conv1": 0.5})
     whole = evaluate_all(dense, candidates, few_digits.test)
     monkeypatch.setattr(shared, "NATIVE_BYTES", 200_000)
     parts = [candidates.take(range(a, b)) for a, b in ((0, 7), (7, 100), (100, 252))]
@@ -403,7 +405,7 @@ def test_kernels_that_disagree_are_not_used(
         return torch.ones(len(groups) * 64, dtype=torch.float64)
 
     monkeypatch.setattr(NativeTail, "sum_losses", wrong)
-    candidates = list_candidates(find_groups(dense, few_digits.test.images[:2]), {"conv1": 0.5})
-    shared = Exact(dense, candidates, few_digits.test.images)
-    shared.use_native(few_digits.test.images[:5])
+    candidates = list_candidates(find_groups(dense, few_digits.test.inputs[:2]), {"conv1": 0.5})
+    shared = Exact(dense, candidates, few_digits.test.inputs)
+    shared.use_native(few_digits.test.inputs[:5])
     assert not shared.is_native

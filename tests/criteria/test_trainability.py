@@ -12,6 +12,7 @@ from tests.criteria.tiny import chain, every_way, images, masks, residual, score
 from trueoracle.data.splits import Splits
 from trueoracle.engines import native
 from trueoracle.errors import NotApplicableError
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.recipe import Retraining
 
@@ -40,7 +41,7 @@ def test_tpp_is_lowest_where_the_pruned_filter_is_unlike_all_others() -> None:
 
 
 def squared_norm(network: nn.Module, data: Splits) -> float:
-    loss = functional.cross_entropy(network.eval()(data.train.images), data.train.labels)
+    loss = functional.cross_entropy(network.eval()(data.train.inputs), data.train.targets)
     slopes = torch.autograd.grad(loss, list(network.parameters()))
     return sum(float(slope.double().square().sum()) for slope in slopes)
 
@@ -70,7 +71,7 @@ def test_a_masked_networks_gradient_is_that_of_the_kept_weights() -> None:
         kept = candidates.kept(index)["0"]
         with torch.no_grad():
             by_hand.get_parameter("0.weight").mul_(kept)
-        loss = functional.cross_entropy(by_hand(data.train.images), data.train.labels)
+        loss = functional.cross_entropy(by_hand(data.train.inputs), data.train.targets)
         first, *others = torch.autograd.grad(loss, list(by_hand.parameters()))
         total = sum(float(g.double().square().sum()) for g in ((first * kept), *others))
         assert found[index] == pytest.approx(-total, rel=1e-4)
@@ -80,7 +81,7 @@ def linearised(network: nn.Module, data: Splits, rate: float, steps: int) -> flo
     """Gradient descent on the network's linearisation, in the space of its weights."""
     train = data.train
     network = network.double().eval()
-    pixels, labels = train.images.double(), train.labels
+    pixels, labels = train.inputs.double(), train.targets
     weights = list(network.parameters())
     outputs = network(pixels)
     rows = [
@@ -115,7 +116,8 @@ def test_without_time_gradient_flow_is_the_pruned_loss() -> None:
     candidates = every_way(network, {"0": 0.5})
     still = Retraining(epochs=1, learning_rate=1e-12)
     expected = [
-        evaluate(candidates.prune(network, i), data.train).loss for i in range(len(candidates))
+        evaluate(candidates.prune(network, i), data.train, Classification(10))["loss"]
+        for i in range(len(candidates))
     ]
     found = score("gradient-flow", network, candidates, data, still)
     assert found == pytest.approx(expected, rel=1e-5)
@@ -126,7 +128,7 @@ def test_gradient_flow_is_of_sgd_and_of_few_classes() -> None:
     candidates = every_way(network, {"0": 0.5})
     with pytest.raises(NotApplicableError, match=r"retraining\.optimizer is 'adam'"):
         score("gradient-flow", network, candidates, data, Retraining(optimizer="adam"))
-    many = Splits(data.train, None, data.test, 150)
+    many = Splits(data.train, None, data.test, Classification(150))
     with pytest.raises(NotApplicableError, match="3 logits holds 133 images, fewer than the 150"):
         score("gradient-flow", network, candidates, many)
 

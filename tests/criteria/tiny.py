@@ -14,6 +14,7 @@ from trueoracle.data.splits import Split, Splits
 from trueoracle.pruning.candidates import Candidates, list_candidates
 from trueoracle.pruning.unstructured import WeightCandidates, list_weight_candidates
 from trueoracle.pruning.walk import find_groups
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.recipe import Retraining
 
 SHAPE = (1, 8, 8)
@@ -69,9 +70,9 @@ def images(count: int = 24, seed: int = 0) -> Splits:
         pixels = torch.randn(size, *SHAPE, generator=generator)
         labels = pixels.flatten(1)[:, :CLASSES].argmax(1)
         labels[:CLASSES] = torch.arange(CLASSES)
-        return Split(pixels, labels)
+        return Split.of(pixels, labels)
 
-    return Splits(split(count), split(12), split(12), CLASSES)
+    return Splits(split(count), split(12), split(12), Classification(CLASSES))
 
 
 def every_way(network: nn.Module, ratios: Mapping[str, float]) -> Candidates:

@@ -37,8 +37,8 @@ def test_the_embedded_digits_split_as_promised() -> None:
     sizes = {name: len(split) for name, split in data.named()}
     assert sizes == {"train": 3500, "validation": 500, "test": 1000}
     for (_, split), each in zip(data.named(), (350, 50, 100), strict=True):
-        assert split.labels.bincount().tolist() == [each] * 10
-        assert split.images.shape[1:] == (1, 32, 32)
+        assert split.targets.bincount().tolist() == [each] * 10
+        assert split.inputs.shape[1:] == (1, 32, 32)
     again = datasets.load("mnist-5k", validation_images=500, split_seed=0)
     assert again.fingerprint() == data.fingerprint()
     other = datasets.load("mnist-5k", validation_images=500, split_seed=1)
@@ -47,7 +47,7 @@ def test_the_embedded_digits_split_as_promised() -> None:
 
 def test_splits_share_no_image(digits: Splits) -> None:
     data = datasets.load("mnist-5k", validation_images=500, split_seed=0)
-    rows = torch.cat([split.images.flatten(1) for _, split in data.named()])
+    rows = torch.cat([split.inputs.flatten(1) for _, split in data.named()])
     assert len(rows) == 5000
     # The 5,000 digits hold no duplicates, so that a shared image would show.
     assert len(torch.unique(rows, dim=0)) == 5000
@@ -56,8 +56,8 @@ def test_splits_share_no_image(digits: Splits) -> None:
 
 def test_pixels_are_normalised_by_mnists_mean_and_deviation(digits: Splits) -> None:
     black, white = -0.1307 / 0.3081, (1 - 0.1307) / 0.3081
-    assert float(digits.train.images.min()) == pytest.approx(black)
-    assert float(digits.train.images.max()) == pytest.approx(white)
+    assert float(digits.train.inputs.min()) == pytest.approx(black)
+    assert float(digits.train.inputs.max()) == pytest.approx(white)
     assert digits.fill == pytest.approx((black,))
 
 
@@ -109,8 +109,8 @@ def test_idx_files_placed_by_hand_are_read(
         "validation": 100,
         "test": 100,
     }
-    assert torch.equal(data.test.images, digits.test.images[::10])
-    assert torch.equal(data.test.labels, digits.test.labels[::10])
+    assert torch.equal(data.test.inputs, digits.test.inputs[::10])
+    assert torch.equal(data.test.targets, digits.test.targets[::10])
 
 
 @needs_torchvision
@@ -165,10 +165,10 @@ def test_real_images_packed_as_they_are_downloaded(
     no_network(class_name, monkeypatch)
     assert datasets.at_hand(name, tmp_path)
     data = datasets.load(name, validation_images=0, split_seed=0, folder=tmp_path, image_size=28)
-    assert data.test.labels.tolist() == [label for _, label in images[12:]]
+    assert data.test.targets.tolist() == [label for _, label in images[12:]]
     pixels = np.stack([image for image, _ in images[:12]])[:, None] / 255
     torch.testing.assert_close(
-        data.train.images, torch.from_numpy((pixels - 0.1307) / 0.3081).float()
+        data.train.inputs, torch.from_numpy((pixels - 0.1307) / 0.3081).float()
     )
 
 
@@ -187,16 +187,16 @@ def test_cifars_batches_of_real_images_are_read(
     data = datasets.load(name, validation_images=0, split_seed=0, folder=tmp_path)
     info = datasets.dataset_info(name)
     assert data.classes == classes
-    assert data.train.image_shape == (3, 32, 32)
-    assert data.test.labels.tolist() == [label for _, label in images[15:]]
+    assert data.image_shape == (3, 32, 32)
+    assert data.test.targets.tolist() == [label for _, label in images[15:]]
     order = [i for first in range(5) for i in range(first, 15, 5)]
     order = order if classes == 10 else list(range(15))
     pixels = np.stack([images[i][0] for i in order]) / 255
     expected = torch.from_numpy((pixels - np.array(info.mean)) / np.array(info.std)).float()
-    torch.testing.assert_close(data.train.images, expected.permute(0, 3, 1, 2))
+    torch.testing.assert_close(data.train.inputs, expected.permute(0, 3, 1, 2))
     assert data.fill == pytest.approx([-m / s for m, s in zip(info.mean, info.std, strict=True)])
     smaller = datasets.load(name, validation_images=0, split_seed=0, folder=tmp_path, image_size=16)
-    assert smaller.test.image_shape == (3, 16, 16)
+    assert smaller.image_shape == (3, 16, 16)
 
 
 @needs_torchvision
@@ -278,27 +278,27 @@ def test_images_can_be_capped_and_resized() -> None:
         train_images=100,
         test_images=30,
     )
-    sizes = {name: split.labels.bincount().tolist() for name, split in data.named()}
+    sizes = {name: split.targets.bincount().tolist() for name, split in data.named()}
     assert sizes == {"train": [8] * 10, "validation": [2] * 10, "test": [3] * 10}
-    assert data.test.image_shape == (1, 12, 12)
+    assert data.image_shape == (1, 12, 12)
     other = datasets.load(
         "mnist-5k", validation_images=0, split_seed=4, image_size=12, train_images=100
     )
-    assert not torch.equal(data.train.images[:8], other.train.images[:8])
+    assert not torch.equal(data.train.inputs[:8], other.train.inputs[:8])
     whole = datasets.load("mnist-5k", validation_images=0, split_seed=4, train_images=4000)
-    assert torch.equal(whole.train.labels.bincount(), torch.full((10,), 400))
+    assert torch.equal(whole.train.targets.bincount(), torch.full((10,), 400))
 
 
 def test_train_loss_can_be_measured_in_part(digits: Splits) -> None:
     data = datasets.load("mnist-5k", validation_images=0, split_seed=0, measured_fraction=0.1)
-    assert torch.equal(data.train.images, digits.train.images)
+    assert torch.equal(data.train.inputs, digits.train.inputs)
     named = dict(data.named())
-    assert named["train"].labels.bincount().tolist() == [40] * 10
+    assert named["train"].targets.bincount().tolist() == [40] * 10
     assert data.measured_train is named["train"]
-    rows = torch.cat([data.train.images, named["train"].images]).flatten(1)
+    rows = torch.cat([data.train.inputs, named["train"].inputs]).flatten(1)
     assert len(torch.unique(rows, dim=0)) == 4000  # all of them are training images
     again = datasets.load("mnist-5k", validation_images=0, split_seed=0, measured_fraction=0.1)
-    assert torch.equal(again.measured_train.images, data.measured_train.images)
+    assert torch.equal(again.measured_train.inputs, data.measured_train.inputs)
     assert data.fingerprint() != digits.fingerprint()
     assert digits.measured_in_part(1.0, seed=0) is digits
     assert digits.measured_train is digits.train

@@ -8,44 +8,45 @@ from torch.utils.data import Dataset, TensorDataset
 from trueoracle.data.augmentation import augment
 from trueoracle.data.splits import Split, Splits, as_split, as_splits, capped, fraction, stratified
 from trueoracle.errors import InputError
+from trueoracle.tasks.classification import Classification
 
 
 def split(count: int = 6, classes: int = 3, shape: tuple[int, ...] = (1, 4, 4)) -> Split:
-    return Split(torch.randn(count, *shape), torch.arange(count) % classes)
+    return Split.of(torch.randn(count, *shape), torch.arange(count) % classes)
 
 
 def test_labels_out_of_range_are_refused() -> None:
     with pytest.raises(InputError, match="labels out of range in the test split: found 0…4"):
-        Splits(split(), None, split(classes=5), classes=3)
-    negative = Split(torch.zeros(1, 1, 4, 4), torch.tensor([-1]))
+        Splits(split(), None, split(classes=5), Classification(3))
+    negative = Split.of(torch.zeros(1, 1, 4, 4), torch.tensor([-1]))
     with pytest.raises(InputError, match="found -1…-1, expected 0…2"):
-        Splits(negative, None, split(), classes=3)
+        Splits(negative, None, split(), Classification(3))
 
 
 def test_splits_of_different_shapes_are_refused() -> None:
     with pytest.raises(InputError, match=r"test images are \[3, 4, 4\] but train images are"):
-        Splits(split(), None, split(shape=(3, 4, 4)), classes=3)
+        Splits(split(), None, split(shape=(3, 4, 4)), task=Classification(3))
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
     broken = split()
-    broken.images[0, 0, 0, 0] = float("nan")
+    broken.inputs[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match="validation images hold values that are not finite"):
-        Splits(split(), broken, split(), classes=3)
+        Splits(split(), broken, split(), Classification(3))
 
 
 def test_images_and_labels_must_match() -> None:
     with pytest.raises(InputError, match=r"labels \[2\] for images \[3, 1, 4, 4\]"):
-        Split(torch.zeros(3, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
+        Split.of(torch.zeros(3, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(InputError, match=r"float32 and labels int64, got torch\.uint8"):
-        Split(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+        Split.of(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(InputError, match="labels must be whole numbers"):
         as_split((torch.zeros(2, 1, 4, 4), torch.tensor([0.0, 0.7])))
     assert as_split((torch.zeros(1, 1, 4, 4), torch.tensor([2.0]))).labels.tolist() == [2]
     with pytest.raises(InputError, match="fill has 3 values for 1 channels"):
-        Splits(split(), None, split(), classes=3, fill=(0.0, 0.0, 0.0))
+        Splits(split(), None, split(), Classification(3), fill=(0.0, 0.0, 0.0))
     with pytest.raises(InputError, match="at least one image"):
-        Split(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64))
+        Split.of(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64))
 
 
 class Squares(Dataset[tuple[Tensor, int]]):
@@ -80,13 +81,13 @@ def test_other_things_are_refused() -> None:
 
 def test_a_fingerprint_sees_every_pixel_and_label() -> None:
     train, test = split(), split()
-    before = Splits(train, None, test, classes=3).fingerprint()
-    assert Splits(train, None, test, classes=3).fingerprint() == before
-    test.images[5, 0, 3, 3] += 1
-    changed = Splits(train, None, test, classes=3).fingerprint()
+    before = Splits(train, None, test, Classification(3)).fingerprint()
+    assert Splits(train, None, test, Classification(3)).fingerprint() == before
+    test.inputs[5, 0, 3, 3] += 1
+    changed = Splits(train, None, test, Classification(3)).fingerprint()
     assert changed != before
-    train.labels[0] = 2
-    assert Splits(train, None, test, classes=3).fingerprint() != changed
+    train.targets[0] = 2
+    assert Splits(train, None, test, Classification(3)).fingerprint() != changed
 
 
 def test_a_stratified_draw_takes_equal_shares() -> None:
@@ -120,8 +121,8 @@ def test_a_fraction_takes_the_same_share_of_each_class() -> None:
 
 def test_what_is_measured_is_checked_and_moved_too() -> None:
     with pytest.raises(InputError, match=r"measured images are \[1, 5, 5\] but train images are"):
-        Splits(split(), None, split(), 3, measured=split(shape=(1, 5, 5)))
-    data = Splits(split(), None, split(), 3, measured=split(2))
+        Splits(split(), None, split(), Classification(3), measured=split(shape=(1, 5, 5)))
+    data = Splits(split(), None, split(), Classification(3), measured=split(2))
     assert [(name, len(part)) for name, part in data.named()] == [("train", 2), ("test", 6)]
     assert data.to(torch.device("cpu")).measured is not None
 

@@ -25,6 +25,7 @@ from trueoracle.networks.mlp import mlp
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
 from trueoracle.study import Study
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import batches, train
 from trueoracle.training.recipe import Recipe
@@ -56,7 +57,7 @@ def streamed(split: object) -> StreamedSplit:
 def in_memory(data: Splits) -> Splits:
     """The same images, decoded."""
     train, test = (s.take(torch.arange(len(s))) for s in (data.train, data.test))
-    return Splits(train, None, test, data.classes, data.fill)
+    return Splits(train, None, test, data.task, data.fill)
 
 
 def test_classes_are_the_folders_in_order(folder: Path) -> None:
@@ -69,12 +70,12 @@ def test_classes_are_the_folders_in_order(folder: Path) -> None:
     deeper.mkdir()
     (folder / "train" / "class 2" / "0002.jpeg").rename(deeper / "0002.JPEG")
     data = load(folder)
-    assert data.train.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
-    assert data.test.labels.bincount().tolist() == [4, 4, 4]
+    assert data.train.targets.tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    assert data.test.targets.bincount().tolist() == [4, 4, 4]
     assert data.classes == 3
-    assert data.train.image_shape == (3, SIZE, SIZE)
+    assert data.image_shape == (3, SIZE, SIZE)
     assert streamed(data.train).names[-1] == "class 2/more/0002.JPEG"
-    assert sorted(data.train.take(torch.arange(30)).labels.tolist()) == data.train.labels.tolist()
+    assert sorted(data.train.take(torch.arange(30)).targets.tolist()) == data.train.targets.tolist()
 
 
 def test_test_images_may_lie_in_a_folder_test(folder: Path) -> None:
@@ -92,7 +93,7 @@ def test_an_image_is_resized_cut_and_normalised(tmp_path: Path) -> None:
     path = write_folder(tmp_path, {"train": images, "val": images}, suffix="png")
     data = datasets.load("folder", path=str(path), image_size=28, validation_images=0, split_seed=0)
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    for (pixels, _), found in zip(images, data.train.take(torch.arange(4)).images, strict=True):
+    for (pixels, _), found in zip(images, data.train.take(torch.arange(4)).inputs, strict=True):
         image = Image.fromarray(pixels).convert("RGB")
         height, width = pixels.shape[:2]
         new = (32, height * 32 // width) if width <= height else (width * 32 // height, 32)
@@ -119,7 +120,7 @@ def test_it_is_what_torchvision_makes_of_real_images(tmp_path: Path) -> None:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (train.mean, train.std))
     assert data.classes == 19
     labels = sorted({label for _, label in files})
-    for name, image, label in zip(train.names, some.images, some.labels.tolist(), strict=False):
+    for name, image, label in zip(train.names, some.inputs, some.targets.tolist(), strict=False):
         with Image.open(train.folder / name) as opened:
             expected = usual(opened.convert("RGB"))
         torch.testing.assert_close(image * std + mean, expected, atol=1e-6, rtol=0)
@@ -140,8 +141,8 @@ def test_threads_and_batches_change_nothing(data: Splits) -> None:
         assert torch.equal(other[0], one[0][0]) == (crop is None)
     whole = split.take(torch.arange(30))
     again = list(split.batches(4))
-    assert torch.equal(torch.cat([images for images, _ in again]), whole.images)
-    assert torch.equal(torch.cat([labels for _, labels in again]), whole.labels)
+    assert torch.equal(torch.cat([images for images, _ in again]), whole.inputs)
+    assert torch.equal(torch.cat([labels for _, labels in again]), whole.targets)
 
 
 def test_random_parts_come_from_the_whole_image(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_random_parts_come_from_the_whole_image(tmp_path: Path) -> None:
     image[:, :8] = 255
     path = write_folder(tmp_path, {"train": [(image, 0)], "val": [(image, 0)]}, suffix="png")
     data = load(path)
-    dark = data.train.take(torch.tensor([0])).images.max()
+    dark = data.train.take(torch.tensor([0])).inputs.max()
     index = [torch.zeros(40, dtype=torch.int64)]
     ((images, _),) = data.train.training_batches(index, 0.1, seed=0)
     bright = (images.amax((1, 2, 3)) > dark + 1).sum()
@@ -169,7 +170,7 @@ def test_a_damaged_image_is_named(folder: Path) -> None:
     victim.write_bytes(victim.read_bytes()[:-200])
     data = load(folder)  # found when it is read: opening a million files takes too long
     with pytest.raises(InputError, match=r"class 1/0004\.jpeg cannot be read as an image \(.+\)"):
-        evaluate(mlp((3, SIZE, SIZE), 3, hidden=(4,)), data.train)
+        evaluate(mlp((3, SIZE, SIZE), 3, hidden=(4,)), data.train, Classification(10))
     victim.write_text("no image at all")
     with pytest.raises(InputError, match=r"class 1/0004\.jpeg cannot be read"):
         data.train.take(torch.arange(30))
@@ -210,12 +211,12 @@ def test_imagenet_has_a_thousand_classes(folder: Path, tmp_path: Path) -> None:
     assert datasets.at_hand("imagenet", tmp_path / "data")
     data = datasets.load("imagenet", folder=tmp_path / "data", test_images=20, **options)  # type: ignore[arg-type]
     assert (len(data.train), len(data.test), data.classes) == (1000, 20, 1000)
-    assert data.test.take(torch.tensor([0])).images.shape == (1, 3, 224, 224)
+    assert data.test.take(torch.tensor([0])).inputs.shape == (1, 3, 224, 224)
 
 
 def test_all_images_at_once_are_refused_with_what_to_use(data: Splits) -> None:
     with pytest.raises(InputError, match=r"30 images in .* are streamed.*take\(index\)"):
-        _ = data.train.images
+        _ = data.train.inputs
 
 
 def test_streamed_splits_can_be_given_to_a_study(data: Splits) -> None:
@@ -255,7 +256,7 @@ def test_wide_populations_share_what_is_decoded(data: Splits) -> None:
     found = train_population(networks, [(0, "")] * 2, data, recipe, engine="wide")
     expected = train(alone, data, recipe, seed=0)
     for one, other in zip(found[1], expected, strict=True):
-        assert one.test_loss == pytest.approx(other.test_loss, abs=1e-5)
+        assert one.values["test_loss"] == pytest.approx(other.values["test_loss"], abs=1e-5)
         assert one.train_loss == pytest.approx(other.train_loss, abs=1e-5)
     assert native.refusal(alone, data, recipe) is not None
     chosen = plan(alone, data, recipe, members=4, engine="loop")
@@ -384,7 +385,7 @@ def test_names_may_be_any_bytes(folder: Path) -> None:
     save(odd, colours(1)[0][0])
     data = load(folder)
     assert len(data.train) == 31
-    assert data.train.take(torch.tensor([30])).images.shape == (1, 3, SIZE, SIZE)
+    assert data.train.take(torch.tensor([30])).inputs.shape == (1, 3, SIZE, SIZE)
     assert data.fingerprint() != before
     odd.write_text("no image")
     with pytest.raises(InputError, match=r"class \\xff/n\\xe9w\.png cannot be read") as caught:
@@ -400,7 +401,7 @@ def test_a_folder_may_be_a_thousand_levels_deep(folder: Path) -> None:
     save(deep / "x.png", colours(1)[0][0])
     data = load(folder)
     assert len(data.train) == 31
-    assert data.train.take(torch.arange(31)).labels.bincount().tolist() == [10, 11, 10]
+    assert data.train.take(torch.arange(31)).targets.bincount().tolist() == [10, 11, 10]
     (deep / "x.png").unlink()
     for level in reversed(levels):  # what removes folders after a test does not go so deep
         level.rmdir()

@@ -155,8 +155,8 @@ def test_every_engine_gives_what_the_loop_gives(few_digits: Splits, engine: Engi
     assert epochs == [3, 3]
     for single, records, (seed, stream) in zip(singles, found, streams, strict=True):
         expected = train(single, few_digits, RECIPE, seed=seed, stream=stream)
-        assert [r.test_loss for r in records] == pytest.approx(
-            [r.test_loss for r in expected], abs=1e-5
+        assert [r.values["test_loss"] for r in records] == pytest.approx(
+            [r.values["test_loss"] for r in expected], abs=1e-5
         )
         if engine == "loop":
             assert records == expected

@@ -13,6 +13,7 @@ from trueoracle.engines.choose import Engine, train_epochs, train_population
 from trueoracle.native.library import kernels
 from trueoracle.networks.lenet import lenet5_mini
 from trueoracle.networks.registry import build
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.loop import EpochRecord
 from trueoracle.training.recipe import Recipe
 
@@ -32,7 +33,9 @@ ENGINES = [
 @pytest.fixture(scope="module")
 def data(few_digits: Splits) -> Splits:
     few = few_digits.train.take(torch.arange(100))
-    return Splits(few, None, few_digits.test.take(torch.arange(20)), 10, few_digits.fill)
+    return Splits(
+        few, None, few_digits.test.take(torch.arange(20)), Classification(10), few_digits.fill
+    )
 
 
 @pytest.fixture(autouse=True)

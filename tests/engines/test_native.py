@@ -16,6 +16,7 @@ from trueoracle.engines.native import NativePopulation
 from trueoracle.native.library import kernels
 from trueoracle.networks.lenet import lenet5_mini
 from trueoracle.networks.mlp import mlp
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.loop import EpochRecord, Stream, train
 from trueoracle.training.recipe import Recipe
 
@@ -165,12 +166,12 @@ def test_a_member_that_diverges_leaves_the_others_alone(few_digits: Splits) -> N
 
 def test_flat_images_and_linear_layers(few_digits: Splits) -> None:
     def flat(split: AnySplit | None) -> Split | None:
-        return None if split is None else Split(split.images.flatten(1), split.labels)
+        return None if split is None else Split.of(split.inputs.flatten(1), split.targets)
 
     train_split, test_split = flat(few_digits.train), flat(few_digits.test)
     assert train_split is not None
     assert test_split is not None
-    data = Splits(train_split, None, test_split, classes=10)
+    data = Splits(train_split, None, test_split, Classification(10))
     recipe = Recipe(epochs=2, batch_size=32, learning_rate=0.01)
     torch.manual_seed(0)
     networks: list[nn.Module] = [mlp((1024,), 10, hidden=(20, 10)) for _ in range(2)]
@@ -178,26 +179,28 @@ def test_flat_images_and_linear_layers(few_digits: Splits) -> None:
     found = train_population(networks, [COMMON] * 2, data, recipe, engine="native")
     for single, records in zip(singles, found, strict=True):
         expected = train(single, data, recipe, seed=0)
-        assert [r.test_loss for r in records] == pytest.approx(
-            [r.test_loss for r in expected], abs=1e-4
+        assert [r.values["test_loss"] for r in records] == pytest.approx(
+            [r.values["test_loss"] for r in expected], abs=1e-4
         )
 
 
 def test_images_with_channels_last_in_memory(few_digits: Splits) -> None:
     def colour(split: AnySplit) -> Split:
         """As pictures come from NumPy."""
-        pixels = split.images.expand(-1, 3, -1, -1)[:, :, ::4, ::4].permute(0, 2, 3, 1).contiguous()
-        return Split(pixels.permute(0, 3, 1, 2), split.labels)
+        pixels = split.inputs.expand(-1, 3, -1, -1)[:, :, ::4, ::4].permute(0, 2, 3, 1).contiguous()
+        return Split.of(pixels.permute(0, 3, 1, 2), split.targets)
 
-    data = Splits(colour(few_digits.train), None, colour(few_digits.test), classes=10)
-    assert not data.train.images.is_contiguous()
+    data = Splits(colour(few_digits.train), None, colour(few_digits.test), Classification(10))
+    assert not data.train.inputs.is_contiguous()
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     single = copy.deepcopy(network)
     recipe = Recipe(epochs=2, batch_size=64, learning_rate=0.01)
     (found,) = train_population([network], [COMMON], data, recipe, engine="native")
     expected = train(single, data, recipe, seed=0)
-    assert found[-1].test_loss == pytest.approx(expected[-1].test_loss, abs=1e-5)
+    assert found[-1].values["test_loss"] == pytest.approx(
+        expected[-1].values["test_loss"], abs=1e-5
+    )
 
 
 def test_adam_follows_pytorch_in_single_precision_too(few_digits: Splits) -> None:

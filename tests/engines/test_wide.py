@@ -15,6 +15,7 @@ from trueoracle.engines.wide import WidePopulation, _LiveBytes, measure_memory, 
 from trueoracle.networks.registry import build
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import EpochRecord, train
 from trueoracle.training.recipe import Recipe, Retraining
@@ -107,7 +108,7 @@ def data(few_digits: Splits) -> Splits:
     """Real digits, very few: 90 in batches of 32 leave a smaller last batch."""
     parts = [few_digits.train.take(torch.arange(i, i + n)) for i, n in ((0, 90), (100, 30))]
     few_to_test = few_digits.test.take(torch.arange(0, 100, 3))
-    return Splits(parts[0], parts[1], few_to_test, 10, few_digits.fill)
+    return Splits(parts[0], parts[1], few_to_test, Classification(10), few_digits.fill)
 
 
 @pytest.fixture(autouse=True)
@@ -238,10 +239,10 @@ def test_a_population_is_measured_as_evaluate_does(data: Splits) -> None:
     assert list(measured) == ["train", "validation", "test"]
     for name, split in data.named():
         for i, network in enumerate(networks):
-            expected = evaluate(network, split)
-            assert float(measured[name][0][i]) == pytest.approx(expected.loss, abs=1e-5)
-            assert float(measured[name][1][i]) == expected.accuracy
-    without = Splits(data.train, None, data.test, 10)
+            expected = evaluate(network, split, Classification(10))
+            assert float(measured[name][0][i]) == pytest.approx(expected["loss"], abs=1e-5)
+            assert float(measured[name][1][i]) == expected["accuracy"]
+    without = Splits(data.train, None, data.test, Classification(10))
     measured = WidePopulation(networks, [(0, "")] * 3, without, Recipe()).measure()
     assert list(measured) == ["train", "test"]
 
@@ -259,7 +260,7 @@ def test_networks_change_only_when_written_back(data: Splits) -> None:
         for name, value in network.state_dict().items():
             assert not torch.equal(value, old.state_dict()[name]), name
     assert int(networks[0].get_buffer("norm1.num_batches_tracked")) == 3
-    assert evaluate(networks[1], data.test).loss == pytest.approx(
+    assert evaluate(networks[1], data.test, Classification(10))["loss"] == pytest.approx(
         float(population.measure()["test"][0][1]), abs=1e-6
     )
 
@@ -272,7 +273,7 @@ def test_gradients_are_those_of_the_members(path: Any, data: Splits) -> None:
     recipe = recipe_of(momentum=0, weight_decay=0, learning_rate=1)
     population = WidePopulation(networks, [(0, "")] * 2, data, recipe, convolution=path)
     population._stacked.train(True)
-    images, labels = data.train.images[:8].double(), data.train.labels[:8]
+    images, labels = data.train.inputs[:8].double(), data.train.targets[:8]
     population._step(images, labels)
     population.write_back()
     for moved, one in zip(networks, alone, strict=True):
@@ -287,8 +288,8 @@ def test_dropout_is_that_of_the_loop_where_members_share_a_stream(data: Splits) 
 
 
 def test_dropout_is_independent_where_streams_differ_and_repeats_itself(data: Splits) -> None:
-    constant = Split(torch.ones_like(data.train.images), torch.zeros_like(data.train.labels))
-    same_batches = Splits(constant, None, data.test, 10)
+    constant = Split.of(torch.ones_like(data.train.inputs), torch.zeros_like(data.train.targets))
+    same_batches = Splits(constant, None, data.test, Classification(10))
     results = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -307,7 +308,7 @@ def test_training_leaves_the_global_random_numbers_alone(data: Splits) -> None:
     expected = torch.rand(1)
     torch.manual_seed(3)
     train_wide(networks, data, recipe_of(epochs=1))
-    assert refusal(networks[0], Recipe(), data.train.images[:4]) is None
+    assert refusal(networks[0], Recipe(), data.train.inputs[:4]) is None
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -389,12 +390,14 @@ def test_autocast_trains_in_bfloat16_and_measures_in_float32(data: Splits) -> No
     assert not torch.equal(found, plain)
     assert float(found.max()) < 2.25
     for network, loss in zip(networks, found.tolist(), strict=True):
-        assert evaluate(network, data.train).loss == pytest.approx(loss, abs=1e-5)
+        assert evaluate(network, data.train, Classification(10))["loss"] == pytest.approx(
+            loss, abs=1e-5
+        )
     # Numbers of 8 bits drift apart in large steps, on some processors sooner: small ones are taken.
     small = rounded.model_copy(update={"epochs": 8, "learning_rate": 0.002})
     together = train_wide(members(pruned_lenet), data, small)["train"][0]
     (alone,) = members(pruned_lenet)[:1]
-    untrained = evaluate(alone, data.train).loss
+    untrained = evaluate(alone, data.train, Classification(10))["loss"]
     records = train(alone, data, small, seed=0)
     assert records[-1].train_loss == pytest.approx(float(together[0]), abs=0.05)  # 8 bits
     assert min(untrained - records[-1].train_loss, untrained - float(together[0])) > 0.1
@@ -455,7 +458,7 @@ def test_constants_are_common_or_refused(data: Splits) -> None:
 def test_what_cannot_be_trained_as_one_is_refused_in_words(
     factory: Factory, words: str, data: Splits
 ) -> None:
-    reason = refusal(factory(), Recipe(), data.train.images[:4])
+    reason = refusal(factory(), Recipe(), data.train.inputs[:4])
     assert reason is not None
     assert words in reason
     assert "\n" not in reason
@@ -467,7 +470,7 @@ def test_what_cannot_be_trained_as_one_is_refused_in_words(
 def test_what_can_be_trained_as_one_is_not_refused(factory: Factory, data: Splits) -> None:
     network = factory().eval()
     before = copy.deepcopy(network.state_dict())
-    assert refusal(network, recipe_of(label_smoothing=0.1), data.train.images[:4]) is None
+    assert refusal(network, recipe_of(label_smoothing=0.1), data.train.inputs[:4]) is None
     assert not network.training
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
@@ -517,7 +520,7 @@ def test_memory_of_many_members_is_foretold_by_few(factory: Factory, data: Split
 def test_dropout_of_ones_own_is_refused(data: Splits) -> None:
     # One stream of random numbers cannot give each member what it would draw alone.
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(1024, 10))
-    images = data.train.images[:4]
+    images = data.train.inputs[:4]
     assert refusal(network, Retraining(), images) is None
     reason = refusal(network, Retraining(common_random_numbers=False), images)
     assert reason is not None

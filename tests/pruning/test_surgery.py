@@ -15,6 +15,7 @@ from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import Candidates, Surgery, list_candidates
 from trueoracle.pruning.masks import masked
 from trueoracle.pruning.walk import find_groups
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 
 LAYERS = ("conv1", "conv2", "conv3")
@@ -173,8 +174,12 @@ def crosscheck_dense(crosscheck: Path) -> nn.Module:
 def test_the_crosscheck_network_loses_what_its_readme_says(
     crosscheck_dense: nn.Module, digits: Splits
 ) -> None:
-    assert evaluate(crosscheck_dense, digits.train).loss == pytest.approx(0.145533, abs=1e-6)
-    assert evaluate(crosscheck_dense, digits.test).accuracy == pytest.approx(0.943)
+    assert evaluate(crosscheck_dense, digits.train, Classification(10))["loss"] == pytest.approx(
+        0.145533, abs=1e-6
+    )
+    assert evaluate(crosscheck_dense, digits.test, Classification(10))["accuracy"] == pytest.approx(
+        0.943
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +190,7 @@ def test_losses_equal_those_of_independent_code(
 ) -> None:
     with (crosscheck / "lenet5-mini-conv1-0.5.csv").open() as file:
         rows = list(csv.DictReader(file))
-    available = find_groups(crosscheck_dense, digits.test.images[:2])
+    available = find_groups(crosscheck_dense, digits.test.inputs[:2])
     candidates = list_candidates(available, {"conv1": 0.5}, surgery=surgery)
     assert [" ".join(map(str, one[0])) for one in candidates] == [
         row["pruned_filters"] for row in rows

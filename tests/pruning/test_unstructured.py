@@ -25,6 +25,7 @@ from trueoracle.pruning.unstructured import (
     list_weight_candidates,
     unmasked,
 )
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.recipe import Retraining
 
@@ -126,7 +127,7 @@ def test_zeros_stay_zero_in_a_population_that_equals_its_members(
     network = small()
     listed = list_weight_candidates(network, {"*": 0.5}, count=3)
     alone, together = ([listed.prune(network, i) for i in range(3)] for _ in range(2))
-    few = Splits(few_digits.train, None, few_digits.test, classes=10)
+    few = Splits(few_digits.train, None, few_digits.test, Classification(10))
     one = train_population(alone, [(0, "")] * 3, few, recipe, engine="loop")
     many = train_population(together, [(0, "")] * 3, few, recipe, engine="wide")
     for index in range(3):
@@ -138,14 +139,16 @@ def test_zeros_stay_zero_in_a_population_that_equals_its_members(
                 weight = plain.get_parameter(f"{name}.weight")
                 assert (weight[~kept] == 0).all()
                 assert (weight[kept] != network.get_parameter(f"{name}.weight")[kept]).all()
-            assert evaluate(plain, few.test) == evaluate(trained, few.test)
+            assert evaluate(plain, few.test, Classification(10), Classification(10)) == evaluate(
+                trained, few.test
+            )
 
 
 def test_engines_that_can_are_chosen_and_the_kernels_say_why_not(few_digits: Splits) -> None:
     network, recipe = small(), Retraining(epochs=1, batch_size=64)
     pruned = list_weight_candidates(network, {"0": 0.5}, count=1).prune(network, 0)
     assert native.refusal(pruned, few_digits, recipe) == "0 is a ParametrizedConv2d"
-    assert wide.refusal(pruned, recipe, few_digits.train.images[:2]) is None
+    assert wide.refusal(pruned, recipe, few_digits.train.inputs[:2]) is None
     chosen = plan(pruned, few_digits, recipe, members=4)
     assert chosen.engine in ("wide", "loop")
     assert "native cannot: 0 is a ParametrizedConv2d" in chosen.reason
@@ -211,7 +214,7 @@ def test_criteria_of_single_weights(few_digits: Splits) -> None:
         gone = torch.cat(parts).double()
         expected["l1"].append(float(gone.abs().sum()))
         expected["l2"].append(float((gone**2).sum()))
-        expected["oracle"].append(evaluate(pruned, few_digits.train).loss)
+        expected["oracle"].append(evaluate(pruned, few_digits.train, Classification(10))["loss"])
     for name, scores in expected.items():
         found = find_criterion(name)(network, listed, few_digits)
         np.testing.assert_allclose(found, scores, rtol=1e-6)

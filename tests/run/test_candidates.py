@@ -24,12 +24,12 @@ from trueoracle.networks.registry import build
 from trueoracle.networks.weights import load_weights, weights_sha256
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
-from trueoracle.record.results import Results
+from trueoracle.record.results import CANDIDATES, DENSE, Results
 from trueoracle.record.store import DATABASE
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import cost_in_words, summarise
-from trueoracle.run import runner
 from trueoracle.study import Study
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 
 
@@ -45,7 +45,7 @@ def quick(tiny_fields: dict[str, Any]) -> dict[str, Any]:
 def test_two_studies_share_their_candidates(quick: dict[str, Any], tmp_path: Path) -> None:
     sampled = quick | {"pruning": {"layers": {"conv1": 0.2}, "candidates": 4, "seed": 3}}
     first = Study(**sampled, runs=tmp_path).run(progress=False)
-    path = first.folder / runner.CANDIDATES
+    path = first.folder / CANDIDATES
     shared = quick | {
         "name": "released",
         "pruning": {
@@ -55,7 +55,7 @@ def test_two_studies_share_their_candidates(quick: dict[str, Any], tmp_path: Pat
     second = Study(**shared, runs=tmp_path).run(progress=False)
     assert second.finished
     assert second.candidates["candidate"].tolist() == first.candidates["candidate"].tolist()
-    assert (second.folder / runner.CANDIDATES).read_text() == path.read_text()
+    assert (second.folder / CANDIDATES).read_text() == path.read_text()
     progress = Recorder()
     Study(**shared, runs=tmp_path).run(progress=progress)
     assert progress.stages == []
@@ -105,16 +105,16 @@ def test_the_papers_own_files_run_by_both_surgeries(
         study = Study(**fields, runs=tmp_path / "runs")
         results = study.run(progress=False)
         assert results.finished
-        assert json.loads((results.folder / runner.CANDIDATES).read_text())["candidates"] == listed
+        assert json.loads((results.folder / CANDIDATES).read_text())["candidates"] == listed
         recorded = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
-        load_weights(recorded, results.folder / runner.DENSE)
+        load_weights(recorded, results.folder / DENSE)
         assert weights_sha256(recorded) == weights_sha256(trained)
         # What is scored are those networks, cut by that surgery.
         prepared = study.prepare()
         losses[surgery], ids[surgery] = results.scores["oracle"], results.candidates["candidate"]
         for index in range(3):
             pruned = prepared.candidates.prune(trained, index)
-            expected = evaluate(pruned.eval(), prepared.data.train).loss
+            expected = evaluate(pruned.eval(), prepared.data.train, Classification(10))["loss"]
             assert losses[surgery].iloc[index] == pytest.approx(expected, rel=1e-5)
     assert (losses["exact"].to_numpy() != losses["as-released"].to_numpy()).all()
     assert ids["exact"].tolist() == ids["as-released"].tolist()
@@ -203,7 +203,7 @@ def test_a_study_of_single_weights_from_start_to_report(
     assert "L1 norm of the pruned weights" in page
     # Its candidates can be shared, too.
     shared = fields | {"pruning": fields["pruning"] | {"candidates": str(
-        results.folder / runner.CANDIDATES
+        results.folder / CANDIDATES
     )}}  # fmt: skip
     again = Study(**shared, runs=tmp_path).prepare()
     assert list(again.candidates.ids) == results.candidates["candidate"].tolist()

@@ -28,7 +28,7 @@ def test_fields_of_the_data_are_followed(tiny_fields: dict[str, Any]) -> None:
     assert 15 <= len(data.measured_train) <= 25
     assert 150 <= len(data.train) <= 200
     other = prepare(spec_from(tiny_fields, changes | {"data.split_seed": 1}), device="cpu").data
-    assert not torch.equal(other.measured_train.images[:5], data.measured_train.images[:5])
+    assert not torch.equal(other.measured_train.inputs[:5], data.measured_train.inputs[:5])
 
 
 def test_images_of_another_size(tiny_fields: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ def test_images_of_another_size(tiny_fields: dict[str, Any]) -> None:
     fields["pruning"] = {"layers": {"fc1": 0.5}}
     spec = spec_from(fields, {"data.image_size": 12})
     assert len(list_study(spec)) == 20
-    assert prepare(spec, device="cpu").data.train.image_shape == (1, 12, 12)
+    assert prepare(spec, device="cpu").data.image_shape == (1, 12, 12)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_mixing_needs_a_logit_for_each_class(few_digits: Splits) -> None:
 
 def test_crops_need_images(few_digits: Splits) -> None:
     flat = tuple(
-        (split.images.flatten(1), split.labels) for split in (few_digits.train, few_digits.test)
+        (split.inputs.flatten(1), split.targets) for split in (few_digits.train, few_digits.test)
     )
     for field, value in (("resized_crop", 0.5), ("cutmix", 1.0), ("shift", 1)):
         study = Study(

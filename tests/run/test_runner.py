@@ -34,7 +34,7 @@ from trueoracle.networks.weights import (
     weights_sha256,
 )
 from trueoracle.pruning.candidates import Candidates
-from trueoracle.record.results import Results
+from trueoracle.record.results import DENSE, Results
 from trueoracle.record.store import DATABASE, locked
 from trueoracle.run import runner
 from trueoracle.spec import spec
@@ -119,7 +119,7 @@ def test_what_is_recorded_is_what_the_parts_compute(study: Study) -> None:
     results = study.run(progress=False, engine="loop")
     prepared = study.prepare()
     network = prepared.network
-    load_weights(network, results.folder / runner.DENSE)
+    load_weights(network, results.folder / DENSE)
     candidate = prepared.candidates.ids[6]
     score = find_criterion("oracle")(network, prepared.candidates.take([6]), prepared.data)[0]
     recorded = results.scores.set_index("candidate").loc[candidate, "oracle"]
@@ -127,8 +127,10 @@ def test_what_is_recorded_is_what_the_parts_compute(study: Study) -> None:
     pruned = prepared.candidates.prune(network, 6)
     records = train(pruned, prepared.data, study.spec.retraining, seed=1)
     rows = results.outcomes.query("candidate == @candidate and seed == 1")
-    assert rows["test_loss"].tolist() == [record.test_loss for record in records]
-    assert rows["validation_accuracy"].tolist() == [r.validation_accuracy for r in records]
+    assert rows["test_loss"].tolist() == [record.values["test_loss"] for record in records]
+    assert rows["validation_accuracy"].tolist() == [
+        r.values["validation_accuracy"] for r in records
+    ]
 
 
 def test_running_again_does_nothing_again(study: Study) -> None:
@@ -360,7 +362,7 @@ def test_a_dense_network_that_diverges_ends_the_study(
 
 def test_a_missing_or_changed_dense_file_is_noticed(study: Study) -> None:
     study.run(progress=False)
-    path = study.folder / runner.DENSE
+    path = study.folder / DENSE
     other = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
     whole = path.read_bytes()
     save_weights(other, path, {"dense_digest": "x", "epochs": []})
@@ -376,7 +378,7 @@ def test_a_dense_network_made_again_is_taken_where_it_is_the_same(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = study.run(progress=False)
-    path = study.folder / runner.DENSE
+    path = study.folder / DENSE
     path.unlink()
     progress = Recorder()
     again = study.run(progress=progress)
@@ -426,7 +428,7 @@ def test_a_neighbours_changed_weights_are_not_taken_over(
     study: Study, tiny_fields: dict[str, Any]
 ) -> None:
     first = study.run(progress=False)
-    path = first.folder / runner.DENSE
+    path = first.folder / DENSE
     network = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
     save_weights(network, path, read_metadata(path))
     fields = tiny_fields | {"criteria": ["l2"]}
@@ -515,7 +517,7 @@ OWN: dict[str, Any] = {
 def test_a_network_and_tensors_of_ones_own(few_digits: Splits, tmp_path: Path) -> None:
     network = own_network()
     before = weights_sha256(network)
-    tensors = tuple((split.images, split.labels) for _, split in few_digits.named())
+    tensors = tuple((split.inputs, split.targets) for _, split in few_digits.named())
     study = Study(**OWN, network=network, data=tensors, runs=tmp_path)
     results = study.run(progress=False)
     assert results.finished

@@ -76,7 +76,7 @@ def test_the_search_finds_what_the_record_says(study: Study) -> None:
         losses = losses[losses["epoch"] == rung.epochs - 1].set_index("candidate")
         going = list(losses["validation_loss"].sort_values().index)
     assert found.chosen == going[0]
-    assert found.outcome.test_accuracy == outcomes.loc[(found.chosen, 3), "test_accuracy"]
+    assert found.outcome.values["test_accuracy"] == outcomes.loc[(found.chosen, 3), "test_accuracy"]
     (place,) = results.candidates.index[results.candidates["candidate"] == found.chosen]
     pruned: dict[str, list[int]] = results.candidates["pruned"].tolist()[place]
     assert {name: list(filters) for name, filters in found.pruned.items()} == pruned
@@ -399,7 +399,9 @@ def test_the_survivors_fit_the_chunks_whatever_they_are(
     monkeypatch.setattr("trueoracle.search.search.plan", in_pairs)
     found = searched(Study(**fields, runs=tmp_path / "pairs"), 12, engine="wide")
     assert found.chosen == whole.chosen
-    assert found.outcome.test_loss == pytest.approx(whole.outcome.test_loss, rel=1e-4)
+    assert found.outcome.values["test_loss"] == pytest.approx(
+        whole.outcome.values["test_loss"], rel=1e-4
+    )
 
 
 def test_what_is_wrong_is_said_before_any_work(study: Study) -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from trueoracle.data.splits import Split, Splits
 from trueoracle.networks.registry import build
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import batches, train
 from trueoracle.training.recipe import Recipe
@@ -32,9 +33,11 @@ def test_training_learns_and_records_every_epoch(network: nn.Module, few_digits:
     assert records[0].learning_rate == 0.05
     assert records[-1].learning_rate == pytest.approx(0.005)
     assert records[-1].train_loss < 0.5 < records[0].train_loss
-    assert records[-1].test_accuracy > 0.7
-    assert records[-1].train_loss == pytest.approx(evaluate(network, few_digits.train).loss)
-    assert records[-1].validation_loss != records[-1].test_loss
+    assert records[-1].values["test_accuracy"] > 0.7
+    assert records[-1].train_loss == pytest.approx(
+        evaluate(network, few_digits.train, Classification(10))["loss"]
+    )
+    assert records[-1].values["validation_loss"] != records[-1].values["test_loss"]
 
 
 def test_the_same_seed_gives_the_same_network(network: nn.Module, few_digits: Splits) -> None:
@@ -66,7 +69,7 @@ def test_batches_are_common_within_a_seed_and_cover_the_split(few_digits: Splits
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
     assert [len(labels) for _, labels in first] == [64, 64, 64, 64, 44]
     order = torch.cat([labels for _, labels in first])
-    assert torch.equal(order.bincount(), few_digits.train.labels.bincount())
+    assert torch.equal(order.bincount(), few_digits.train.targets.bincount())
     for seed, epoch in ((2, 2), (1, 3)):
         different = torch.cat([labels for _, labels in batches(few_digits, recipe, seed, epoch)])
         assert not torch.equal(order, different)
@@ -136,8 +139,12 @@ def test_train_loss_is_measured_on_its_part_and_trained_on_all(
         train(one, data, recipe, seed=0) for one, data in ((other, few_digits), (network, part))
     )
     assert torch.equal(weights(network), weights(other))
-    assert record.train_loss == evaluate(network, part.measured_train).loss != whole.train_loss
-    assert record.test_loss == whole.test_loss
+    assert (
+        record.train_loss
+        == evaluate(network, part.measured_train, Classification(10))["loss"]
+        != whole.train_loss
+    )
+    assert record.values["test_loss"] == whole.values["test_loss"]
     assert len(part.measured_train) < 70
 
 
@@ -197,26 +204,27 @@ def test_a_network_that_diverges_is_stopped_and_says_so(
 def test_without_a_validation_split_its_metrics_are_nan(
     network: nn.Module, few_digits: Splits
 ) -> None:
-    data = Splits(few_digits.train, None, few_digits.test, classes=10)
+    data = Splits(few_digits.train, None, few_digits.test, Classification(10))
     record = train(network, data, Recipe(epochs=1), seed=0)[0]
-    assert math.isnan(record.validation_loss)
-    assert math.isnan(record.validation_accuracy)
+    assert math.isnan(record.values["validation_loss"])
+    assert math.isnan(record.values["validation_accuracy"])
     assert not record.diverged
 
 
 def test_evaluation_uses_evaluation_mode_and_restores_the_mode() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(4, 2))
-    split = Split(torch.randn(50, 1, 2, 2), torch.randint(0, 2, (50,)))
+    split = Split.of(torch.randn(50, 1, 2, 2), torch.randint(0, 2, (50,)))
     network.train()
-    assert evaluate(network, split) == evaluate(network, split)
+    task = Classification(2)
+    assert evaluate(network, split, task) == evaluate(network, split, task)
     assert network.training
 
 
 def test_evaluation_does_not_depend_on_its_batches(network: nn.Module, few_digits: Splits) -> None:
-    whole = evaluate(network, few_digits.train, batch_size=300)
-    parts = evaluate(network, few_digits.train, batch_size=7)
-    assert parts.loss == pytest.approx(whole.loss, abs=1e-6)
-    assert parts.accuracy == whole.accuracy
-    logits = network.eval()(few_digits.train.images)
-    expected = functional.cross_entropy(logits, few_digits.train.labels)
-    assert whole.loss == pytest.approx(float(expected.detach()), abs=1e-6)
+    whole = evaluate(network, few_digits.train, few_digits.task, 300)
+    parts = evaluate(network, few_digits.train, few_digits.task, 7)
+    assert parts["loss"] == pytest.approx(whole["loss"], abs=1e-6)
+    assert parts["accuracy"] == whole["accuracy"]
+    logits = network.eval()(few_digits.train.inputs)
+    expected = functional.cross_entropy(logits, few_digits.train.targets)
+    assert whole["loss"] == pytest.approx(float(expected.detach()), abs=1e-6)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from trueoracle.search.search import SearchResult
+    from trueoracle.tasks.metric import Metric
 
 
 @guarded
@@ -191,6 +192,12 @@ def search(
         out().print(f"to write the network: {again}", soft_wrap=True)
 
 
+def _is_more_better(found: SearchResult) -> bool:
+    return any(
+        metric.higher_is_better and found.by.endswith(f"_{metric.name}") for metric in found.metrics
+    )
+
+
 def _show(found: SearchResult) -> None:
     from trueoracle.analysis.numbers import number
     from trueoracle.run.progress import duration
@@ -203,7 +210,7 @@ def _show(found: SearchResult) -> None:
         zip(found.schedule.rungs, found.history.groupby("rung"), strict=True), start=1
     ):
         last = own[1].groupby("candidate").last()[found.by]
-        best = last.max() if found.by.endswith("accuracy") else last.min()
+        best = last.max() if _is_more_better(found) else last.min()
         shown.add_row(str(place), f"{rung.candidates:,}", str(rung.epochs), number(best, 4))
     console.print(f"\n{titled(found.study)}, {found.strategy}", soft_wrap=True)
     console.print(shown)
@@ -212,8 +219,11 @@ def _show(found: SearchResult) -> None:
     )
     console.print(f"\nchosen: candidate {found.chosen}" + (f", without {pruned}" if pruned else ""))
     console.print(
-        f"test accuracy {found.outcome.values['test_accuracy']:.2%}, test loss "
-        f"{number(found.outcome.values['test_loss'], 4)}, {metric} "
+        "".join(
+            f"test {metric.label} {_value(metric, found.outcome.values[f'test_{metric.name}'])}, "
+            for metric in found.metrics
+        )
+        + f"{metric} "
         f"{number(found.outcome.values[found.by], 4)}"
     )
     console.print(
@@ -221,6 +231,13 @@ def _show(found: SearchResult) -> None:
         f"({found.spent / found.full_budget:.1%}), in {duration(found.seconds)}; "
         f"recorded in {found.folder}"
     )
+
+
+def _value(metric: Metric, value: float) -> str:
+    from trueoracle.analysis.numbers import number
+
+    is_share = (metric.low, metric.high) == (0, 1)
+    return f"{value:.2%}" if is_share else number(value, 4)
 
 
 def _replay(

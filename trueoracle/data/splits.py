@@ -36,6 +36,10 @@ class AnySplit(Protocol):
         """The fields of an example, each with its shape: ``input`` ``(C, H, W)``, say."""
 
     @property
+    def inputs(self) -> Tensor:
+        """The field ``input`` ``[N, ...]``; :class:`InputError` where it is absent or streamed."""
+
+    @property
     def targets(self) -> Tensor:
         """What the network is to tell of each example ``[N, ...]``, in memory."""
 
@@ -116,7 +120,6 @@ class Split:
 
     @property
     def inputs(self) -> Tensor:
-        """The field ``input`` ``[N, ...]``; raises :class:`InputError` where there is none."""
         return _field(self.fields, INPUT)
 
     @property

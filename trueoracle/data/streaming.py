@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -85,6 +86,13 @@ class StreamedSplit:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def inputs(self) -> NoReturn:
+        raise InputError(
+            f"the {len(self):,} images in {self.folder} are streamed, not in memory: "
+            "take(index) reads some of them, batches(size) all, one batch after the other"
+        )
 
     @property
     def targets(self) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trueoracle.data.splits import AnySplit, Split, Splits
+from trueoracle.data.splits import Splits
 from trueoracle.engines.base import Engine, Measured, Memory
 from trueoracle.engines.continuing import STEP, MemberState
 from trueoracle.native.library import Kernel, Optimizer
@@ -154,7 +154,7 @@ class NativePopulation:
         measured: Measured = {}
         for name, split in self._data.named():
             images = Images(
-                _in_memory(split).inputs.to(self._program.dtype).contiguous(),
+                split.inputs.to(self._program.dtype).contiguous(),
                 split.targets.contiguous(),
             )
             answers = self._program.evaluate(self._weights, [images] * len(self._groups))
@@ -237,12 +237,6 @@ class NativePopulation:
         pixels = torch.stack([seen[stream].pixels for stream in streams], dim=-1)
         labels = torch.stack([seen[stream].labels for stream in streams], dim=-1)
         return Images(pixels.contiguous(), labels.contiguous())
-
-
-def _in_memory(split: AnySplit) -> Split:
-    if not isinstance(split, Split):
-        raise TypeError("the native kernels need the images in memory")
-    return split
 
 
 class NativeEngine(Engine):

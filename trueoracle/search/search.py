@@ -27,6 +27,7 @@ from trueoracle.search.replay import selection_metric
 from trueoracle.search.schedule import ETA, Schedule, parse_budget
 from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_strategy
 from trueoracle.spec.spec import DataSpec
+from trueoracle.tasks.metric import Metric
 from trueoracle.training.loop import EpochRecord
 
 __all__ = ["SearchResult", "search"]
@@ -37,8 +38,7 @@ class SearchResult:
     """One pruned network, and how it was chosen.
 
     ``chosen`` is the candidate's id, ``pruned`` what it prunes, ``network`` its retrained network,
-    in evaluation mode. ``outcome`` are its losses (nats) and accuracies (fractions) after the last
-    epoch, of which the search compared ``by`` alone. ``history`` has one row a candidate and epoch:
+    in evaluation mode. ``outcome`` are its ``metrics`` on every split after the last epoch, of which the search compared ``by`` alone. ``history`` has one row a candidate and epoch:
     ``candidate``, ``rung`` (from 1), ``epoch`` (from 0), the learning rate and all metrics.
     ``budget``, ``spent`` and ``full_budget`` count epochs of one candidate; ``seconds`` is what
     training took. ``folder`` keeps the search. ``normalised`` says by which mean and standard
@@ -63,6 +63,7 @@ class SearchResult:
     folder: Path
     origin: Origin
     normalised: Mapping[str, Any]
+    metrics: tuple[Metric, ...]
 
     @property
     def spent(self) -> int:
@@ -231,6 +232,7 @@ def search(
         folder=below,
         origin=_origin(prepared, index),
         normalised=_normalised(spec.data),
+        metrics=tuple(prepared.data.task.metrics),
     )
 
 
