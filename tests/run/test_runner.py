@@ -35,7 +35,8 @@ from trueoracle.networks.weights import (
 )
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.record.results import Results
-from trueoracle.record.store import DATABASE, locked
+from trueoracle.record.paths import DATABASE
+from trueoracle.record.store import locked
 from trueoracle.run import runner
 from trueoracle.spec import spec
 from trueoracle.study import Study

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from trueoracle.analysis.numbers import many, quantity
-from trueoracle.analysis.outcomes import chance_in_words
+from trueoracle.analysis.outcomes import chance_in_words, find_outcome
 from trueoracle.criteria.base import Criterion
 from trueoracle.engines.choose import (
     Plan,
@@ -41,12 +41,13 @@ from trueoracle.networks.weights import (
 )
 from trueoracle.pruning.cost import cost
 from trueoracle.pruning.listing import write_listing
-from trueoracle.record.results import CANDIDATES, DENSE, UNDER_WAY
-from trueoracle.record.store import DATABASE, Retrained, Store, locked
+from trueoracle.record.paths import CANDIDATES, DATABASE, DENSE, UNDER_WAY
+from trueoracle.record.store import Retrained, Store, locked
 from trueoracle.run.footprint import held_bytes
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress, about
 from trueoracle.spec.spec import CANDIDATE_FILES, StudySpec
+from trueoracle.tasks.metric import CLASSIFICATION
 from trueoracle.training.checkpoint import Checkpoint
 from trueoracle.training.loop import EpochRecord, measure, train
 from trueoracle.training.recipe import Recipe
@@ -84,6 +85,7 @@ def run(
     with locked(folder, patience=1.0), Store(folder) as store:
         remove_drafts(folder)
         store.check()
+        store.record_task("classification", CLASSIFICATION)
         sitting = _begin(prepared, store)
         for note in prepared.notes:
             progress.message(note)
@@ -290,9 +292,11 @@ def _holds(network: nn.Module, path: Path, sha256: str) -> bool:
 
 
 def _tell_chance(prepared: Prepared, sitting: int, store: Store, progress: Progress) -> None:
-    """Note the classes, which a report needs as well, and warn of a network that learnt nothing."""
-    store.note(sitting, "classes", prepared.data.classes)
-    warning = chance_in_words((store.dense() or {}).get("test_accuracy"), prepared.data.classes)
+    """Note the chance level, which a report needs as well; warn of a network that learnt nothing."""
+    chance = 1 / prepared.data.classes
+    store.note(sitting, "chance", chance)
+    outcome = find_outcome(CLASSIFICATION, "test_accuracy")
+    warning = chance_in_words(outcome, (store.dense() or {}).get(outcome.column), chance)
     if warning:
         progress.message(f"warning: {warning}")
 
@@ -372,7 +376,9 @@ def _list_stage(prepared: Prepared, folder: Path, store: Store, progress: Progre
             ],
         )
     for name, criterion in _applying(prepared):
-        if not store.record_criterion(name, criterion.source, criterion.fingerprint):
+        if not store.record_criterion(
+            name, criterion.source, criterion.fingerprint, criterion.label_of(candidates)
+        ):
             progress.message(f"criterion {name}: its code may have changed, so it is scored anew")
 
 

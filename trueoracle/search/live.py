@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trueoracle.analysis.outcomes import higher_is_better
+from trueoracle.analysis.outcomes import find_outcome
 from trueoracle.data.splits import Splits
 from trueoracle.engines.choose import Plan, train_epochs
 from trueoracle.engines.memory import available_memory, readable_bytes
@@ -36,6 +36,7 @@ from trueoracle.networks.weights import load_state, state_tensors, write_tensors
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.search.schedule import Schedule
 from trueoracle.search.strategies import begin, survivors
+from trueoracle.tasks.metric import CLASSIFICATION
 from trueoracle.training.loop import EpochRecord
 from trueoracle.training.recipe import Retraining
 
@@ -250,7 +251,7 @@ class Search:
         if own[-1].diverged:
             return math.nan
         value = float(getattr(own[-1], self.by))
-        return -value if higher_is_better(self.by) else value
+        return -value if find_outcome(CLASSIFICATION, self.by).higher_is_better else value
 
     def _network(self, index: int) -> nn.Module:
         return self.candidates.prune(self.dense, index)

@@ -15,7 +15,8 @@ from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import dataset_info
 from trueoracle.engines.choose import Plan, check_engine, plan
 from trueoracle.errors import InputError, NotApplicableError, unknown
-from trueoracle.record.results import SEARCHES, Results
+from trueoracle.record.paths import SEARCHES
+from trueoracle.record.results import Results
 from trueoracle.record.store import locked
 from trueoracle.run import runner
 from trueoracle.run.prepare import Prepared
@@ -26,6 +27,7 @@ from trueoracle.search.replay import selection_metric
 from trueoracle.search.schedule import ETA, Schedule, parse_budget
 from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_strategy
 from trueoracle.spec.spec import DataSpec
+from trueoracle.tasks.metric import CLASSIFICATION
 from trueoracle.training.loop import EpochRecord
 
 __all__ = ["SearchResult", "search"]
@@ -143,7 +145,7 @@ def search(
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
     way = _strategy(prepared, strategy)
     priors, passed_over = _priors(prepared, way, criterion)
-    metric = selection_metric(by, has_validation=prepared.data.validation is not None)
+    metric = selection_metric(by, CLASSIFICATION, has_validation=prepared.data.validation is not None)
     start = recipe.seeds[0] if seed is None else seed
     if not 0 <= start < 2**31:
         raise InputError(f"a seed is a whole number from 0 to {2**31 - 1}, got {start}")
