@@ -63,7 +63,8 @@ class Study:
         ``network`` is a registered name, fields, or a trained ``nn.Module``, which is copied and
         stays as it is. ``data`` is fields, or splits as :func:`trueoracle.data.splits.as_splits`
         takes them, with ``columns`` to name their fields. ``task`` is a name, or a
-        :class:`trueoracle.Task` of one's own. ``overrides`` maps dotted fields to values. Results are kept below ``runs``.
+        :class:`trueoracle.Task` of one's own. ``overrides`` maps dotted fields to values. Results
+        are kept below ``runs``.
         """
         self._network = copied(network) if isinstance(network, nn.Module) else None
         self._data: Splits | None = None

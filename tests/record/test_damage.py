@@ -19,8 +19,10 @@ from tests.record.records import older_record
 from trueoracle.errors import StoreError
 from trueoracle.files import sha256_of
 from trueoracle.record.chunks import journal_fault
-from trueoracle.record.results import DENSE, Results
-from trueoracle.record.store import DATABASE, Retrained, Store
+from trueoracle.record.paths import DENSE
+from trueoracle.record.results import Results
+from trueoracle.record.paths import DATABASE
+from trueoracle.record.store import Retrained, Store
 from trueoracle.record.verify import repair, verify
 from trueoracle.run.runner import check_dense_file
 

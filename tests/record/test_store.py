@@ -12,7 +12,8 @@ import pytest
 
 from trueoracle.analysis.outcomes import METRICS
 from trueoracle.errors import BusyError, StoreError
-from trueoracle.record.store import DATABASE, Retrained, Store, is_locked, locked
+from trueoracle.record.paths import DATABASE
+from trueoracle.record.store import Retrained, Store, is_locked, locked
 
 CANDIDATES: Sequence[tuple[str, dict[str, Sequence[int]]]] = [
     ("aa", {"conv1": [0, 1]}),

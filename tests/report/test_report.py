@@ -11,7 +11,8 @@ import pytest
 from trueoracle.analysis.numbers import number
 from trueoracle.criteria.base import CRITERIA, Criterion
 from trueoracle.errors import StoreError
-from trueoracle.record.results import Results, find_arms
+from trueoracle.record.results import Results
+from trueoracle.record.runs import find_arms
 from trueoracle.report.grid import summarise_grid
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import summarise

@@ -14,7 +14,8 @@ from trueoracle.criteria.base import CRITERIA
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, NotApplicableError
 from trueoracle.pruning.candidates import Candidates
-from trueoracle.record.results import Results, read_status
+from trueoracle.record.results import Results
+from trueoracle.record.status import read_status
 from trueoracle.run.progress import SilentProgress
 from trueoracle.study import Study
 from trueoracle.training.recipe import Retraining

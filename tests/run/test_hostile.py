@@ -14,8 +14,10 @@ from tests.cli.test_cli import call
 from tests.record.records import older_record
 from trueoracle.errors import StoreError
 from trueoracle.record.layout import TABLES
-from trueoracle.record.results import Results, read_status
-from trueoracle.record.store import DATABASE, Store
+from trueoracle.record.results import Results
+from trueoracle.record.status import read_status
+from trueoracle.record.paths import DATABASE
+from trueoracle.record.store import Store
 from trueoracle.report.summary import summarise
 
 VALUES: dict[str, object] = {

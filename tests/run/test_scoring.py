@@ -20,7 +20,7 @@ from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
 from trueoracle.pruning.candidates import Candidates, sample
 from trueoracle.record.results import Results
-from trueoracle.record.store import DATABASE
+from trueoracle.record.paths import DATABASE
 from trueoracle.run import runner
 from trueoracle.run.progress import SilentProgress
 from trueoracle.study import Study

@@ -1,4 +1,4 @@
-"""What each filter is worth by itself: an additive model of the outcome, of which are pruned."""
+"""An additive model of the outcome: the sum of what each pruned filter is worth by itself."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trueoracle.analysis.table import CandidateTable
 __all__ = ["Additive", "additive", "predict_additive"]
 
 PENALTY = 1.0
-"""Of the ridge: as much as one candidate more that says nothing. 0.05 to 5 do as well."""
+"""Of the ridge: as much as one more candidate without information. 0.05 to 5 do as well."""
 
 FOLDS = 5
 
 LEAST_A_FILTER = 4
-"""Candidates for each filter: with fewer, a fit says more of their number than of the filters."""
+"""Candidates for each filter: with fewer, a fit depends on their number more than on the filters."""
 
 
 def predict_additive(
@@ -30,9 +30,9 @@ def predict_additive(
     """What every candidate is expected to come to ``[P]``, given the ``values`` ``[K]`` of some.
 
     Ridge regression (Hoerl & Kennard 1970) of the K ``known`` candidates' ranks on which filters
-    they prune, of ``pruned`` ``[P, F]``: the worth of a candidate is the sum of its filters', in
-    ranks, from 1 for the lowest value, so that
-    one network which went wrong does not spoil the rest; infinite values rank last.
+    they prune, ``pruned`` ``[P, F]``: a candidate is worth the sum of what its filters are. Ranks
+    start at 1 for the lowest value, so that one network which went wrong does not spoil the rest;
+    infinite values rank last.
     """
     from scipy.stats import rankdata
     from sklearn.linear_model import Ridge
@@ -45,11 +45,11 @@ def predict_additive(
 
 @dataclass(frozen=True)
 class Additive:
-    """How well a sum over filters can tell the outcome: what importances could reach.
+    """How well a sum over filters can predict the outcome: what importances could reach.
 
-    A criterion that adds up one importance a filter can do no better than the best such sum.
+    A criterion that adds up one importance per filter can do no better than the best such sum.
     ``agreement`` (tau, +1 is perfect) is that of a sum fitted to the outcomes of other candidates
-    of the list, fold by fold: an estimate of it, from below where few candidates were fitted.
+    of the list, fold by fold: an estimate, too low where it was fitted to few candidates.
     """
 
     agreement: float
@@ -63,8 +63,8 @@ class Additive:
 def additive(table: CandidateTable, *, folds: int = FOLDS, seed: int = 0) -> Additive | None:
     """The additive model of a table's mean outcome, cross-validated over candidates.
 
-    None where the table does not say what candidates prune, and for fewer candidates than four a
-    filter or four a fold.
+    None where the table does not say what candidates prune, and for fewer than four candidates per
+    filter or per fold.
     """
     rows = table.order[np.isfinite(table.outcome[table.order])]
     if table.pruned is None or len(rows) < max(4 * folds, LEAST_A_FILTER * table.pruned.shape[1]):

@@ -28,11 +28,21 @@ SIGNIFICANT = 0.05
 class Assessment:
     """One criterion against one outcome.
 
-    ``interval`` is the 95 % interval of tau and ``interval_over`` what was drawn anew for it in
-    words, and what was not; ``standard_error`` that of tau. ``permutation_p_value`` permutes filter
-    labels, and ``adjusted_p_value`` is Holm's over all criteria of the table; both NaN where that
-    cannot be done. ``weighted_tau`` is the top-weighted one, +1 being perfect. ``reliability`` has
-    the ceiling of retraining noise, ``selection`` what choosing by the score is worth.
+    Raw, as :class:`Relation`'s coefficients are:
+
+    - ``interval``: the 95 % interval of tau, and ``interval_over`` what was drawn anew for it, and
+      what was taken as given, in words; ``standard_error`` is tau's.
+
+    Turned, so that +1 means that the score orders candidates as the outcome does:
+
+    - ``agreement_interval``: the same interval of the agreement;
+    - ``weighted_agreement``: the top-weighted tau, in which the best candidates count most;
+    - ``reliability``: with the ceiling, the agreement that retraining noise leaves to a perfect
+      criterion; ``share_of_ceiling`` is the agreement as a share of it.
+
+    Without a sign: ``permutation_p_value`` permutes filter labels, and ``adjusted_p_value`` is
+    Holm's over all criteria of the table; both are NaN where labels cannot be permuted.
+    ``selection`` is what choosing by the score is worth.
     """
 
     criterion: str
@@ -42,9 +52,15 @@ class Assessment:
     standard_error: float
     permutation_p_value: float
     adjusted_p_value: float
-    weighted_tau: float
+    weighted_agreement: float
     reliability: Reliability
     selection: Selection
+
+    @property
+    def agreement_interval(self) -> Interval:
+        """The 95 % interval of the agreement."""
+        low, high = self.interval.low, self.interval.high
+        return self.interval if self.relation.sign > 0 else Interval(-high, -low)
 
     @property
     def share_of_ceiling(self) -> float:
@@ -53,7 +69,7 @@ class Assessment:
 
     @property
     def is_certain(self) -> bool:
-        """Whether tau is told from zero: the one rule of verdicts, tables and figures.
+        """Whether tau is certain not to be zero: the one rule of verdicts, tables and figures.
 
         Holm's p-value of permuted labels is below 0.05, and the interval, where there is one,
         leaves zero out. Never where filter labels could not be permuted: an interval over seeds or
@@ -72,11 +88,13 @@ class Assessment:
                 {
                     "kendall_low": self.interval.low,
                     "kendall_high": self.interval.high,
+                    "agreement_low": self.agreement_interval.low,
+                    "agreement_high": self.agreement_interval.high,
                     "interval_over": self.interval_over,
                     "standard_error": self.standard_error,
                     "permutation_p_value": self.permutation_p_value,
                     "adjusted_p_value": self.adjusted_p_value,
-                    "weighted_tau": self.weighted_tau,
+                    "weighted_agreement": self.weighted_agreement,
                     "ceiling": self.reliability.ceiling,
                     "share_of_ceiling": self.share_of_ceiling,
                     "certain": self.is_certain,
@@ -94,8 +112,8 @@ class Assessment:
             return f"Nothing can be said: {score} or {outcome} is the same for all {relation.n}."
         if self.reliability.ceiling == 0:
             return (
-                f"Nothing can be said: {outcome} comes in another order each time that the "
-                "candidates are retrained."
+                f"Nothing can be said: {outcome} orders the candidates in another way each time "
+                "that they are retrained."
             )
         tau = f"τ {number(relation.kendall.value, 2)}"
         share = self.share_of_ceiling
@@ -165,7 +183,6 @@ def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> lis
     made = []
     for place, name in enumerate(names):
         scores = table.scores[name]
-        chosen_high = name in table.higher_is_chosen
         finite = np.isfinite(scores) & known
         made.append(
             Assessment(
@@ -174,15 +191,15 @@ def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> lis
                     scores,
                     outcome,
                     higher_is_better=table.higher_is_better,
-                    higher_score_is_better=chosen_high,
+                    higher_score_is_better=name in table.higher_is_chosen,
                 ),
                 interval=resampled.interval(place, bounds=(-1, 1)),
                 interval_over=over,
                 standard_error=resampled.standard_error(place),
                 permutation_p_value=permuted[name],
                 adjusted_p_value=adjusted[name],
-                weighted_tau=top_weighted(
-                    (-scores if chosen_high else scores)[finite],
+                weighted_agreement=top_weighted(
+                    table.lowest_first(name)[finite],
                     outcome[finite],
                     higher_is_better=table.higher_is_better,
                 ),
@@ -195,7 +212,7 @@ def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> lis
 
 @dataclass(frozen=True)
 class Pooled:
-    """The mean of tau over dense networks, with the interval that draws networks anew."""
+    """The mean of raw tau over dense networks, with the interval that draws networks anew."""
 
     criterion: str
     tau: float

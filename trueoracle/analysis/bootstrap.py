@@ -15,7 +15,7 @@ from trueoracle.analysis.table import CandidateTable
 __all__ = ["Bootstrap", "Interval", "Statistic", "bootstrap", "levels_in_words"]
 
 RESAMPLES = 400
-"""So many tell a standard error to 4 %."""
+"""A standard error of so many is right to 4 %."""
 
 _NONE = 1e-12
 MOST_UNDEFINED = 0.05
@@ -107,7 +107,7 @@ def bootstrap(
 ) -> Bootstrap:
     """Draw dense networks, or of a single one its seeds, and candidates where they are a sample.
 
-    ``tables`` has one table a dense network; the statistic is its mean over them. Several networks
+    ``tables`` has one table per dense network; the statistic is its mean over them. Several networks
     are drawn whole, with their seeds and candidates: how they scatter has in it what these do
     (Davison & Hinkley 1997, section 3.8). Networks and seeds, of which there are few, are drawn n-1
     at a time with repeats, so that their scatter is not underestimated (Rao & Wu 1988); candidates
@@ -127,11 +127,11 @@ def bootstrap(
 def levels_in_words(tables: Sequence[CandidateTable], networks: int = 1) -> str:
     """What :func:`bootstrap` draws anew, and what the interval takes as given; empty: no interval.
 
-    Such as ``"3 retraining seeds, given the dense network, its filters and the images"``. One table
+    Such as ``"3 retraining seeds, given the dense network, its filters and the examples"``. One table
     may hold candidates of several dense ``networks``, which are given then.
     """
     if len(tables) > 1:
-        return f"{many(len(tables), 'dense network')}, given the images"
+        return f"{many(len(tables), 'dense network')}, given the examples"
     (table,) = tables
     words = []
     if table.seeds > 1:
@@ -145,7 +145,7 @@ def levels_in_words(tables: Sequence[CandidateTable], networks: int = 1) -> str:
         if networks == 1
         else f"these {networks} dense networks, their filters"
     )
-    return f"{' and '.join(words)}, given {given} and the images"
+    return f"{' and '.join(words)}, given {given} and the examples"
 
 
 _Draw = list[tuple[CandidateTable, np.ndarray | None, np.ndarray]]

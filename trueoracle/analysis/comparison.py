@@ -33,13 +33,15 @@ def compare(table: CandidateTable, reference: str | None = None) -> dict[str, An
     """All that can be said of the criteria of one table among each other, as plain values.
 
     ``reference`` is the criterion that the others are compared with, and given which their partial
-    tau is; by default the first.
+    tau is (``kendall_tau``, raw); by default the first.
     """
     first = reference or next(iter(table.scores))
     return {
         "differences": [one.as_dict() for one in differences([table], first)],
         "partial": [
-            finite_or_none({"criterion": name, "given": first, "tau": _partial(table, name, first)})
+            finite_or_none(
+                {"criterion": name, "given": first, "kendall_tau": _partial(table, name, first)}
+            )
             for name in table.scores
             if name != first
         ],
@@ -60,8 +62,9 @@ class Difference:
     """How much better one criterion agrees with the outcome than another.
 
     ``difference`` is that of the agreements (tau with its sign turned so that +1 is perfect), first
-    minus second, with its 95 % interval and p-value by the bootstrap that draws both together;
-    ``adjusted_p_value`` allows for all comparisons of the table.
+    minus second; ``low`` to ``high`` is its 95 % interval, and ``p_value`` comes from the same
+    bootstrap, which draws both together. ``adjusted_p_value`` allows for all differences of the
+    table.
     """
 
     first: str
@@ -143,7 +146,7 @@ def partial_kendall(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Tau among criteria ``[C, C]``, and the order in which alike ones stand together.
+    """Raw tau among criteria ``[C, C]``, and the order in which alike ones stand together.
 
     ``linkage`` ``[C-1, 4]`` is SciPy's, of average distances 1 - tau; empty for a single criterion.
     """
@@ -208,10 +211,10 @@ class Combination:
 def combine(table: CandidateTable, *, folds: int = 5, seed: int = 0) -> Combination | None:
     """How much a fitted combination of all criteria gains over the best single one.
 
-    Cross-validated over candidates; those of a fold overlap with those fitted to, as all candidates
-    do, so that the gain is that within this list. Criteria without a finite score for some
-    candidate are left out. None where fewer than two are left, or fewer than four candidates a
-    fold.
+    Cross-validated over candidates. Those of a fold overlap with those of the fit, as all
+    candidates do, so that the gain holds within this list only. Criteria without a finite score for
+    some candidate are left out. None where fewer than two are left, or fewer than four candidates
+    per fold.
     """
     if folds < 2:
         raise InputError(f"cross-validation needs at least 2 folds, got {folds}")
@@ -229,12 +232,9 @@ def combine(table: CandidateTable, *, folds: int = 5, seed: int = 0) -> Combinat
     from sklearn.linear_model import RidgeCV
 
     # Turned so that low is good on both sides: predictions and outcomes then agree positively.
-    signs = np.array([-1 if name in table.higher_is_chosen else 1 for name in names])
-    ranks = np.column_stack(
-        [rankdata(sign * table.scores[n][rows]) for sign, n in zip(signs, names, strict=True)]
-    )
+    ranks = np.column_stack([rankdata(table.lowest_first(name)[rows]) for name in names])
     ranks = (ranks - ranks.mean(axis=0)) / ranks.std(axis=0)
-    outcome = rankdata((-1 if table.higher_is_better else 1) * table.outcome[rows])
+    outcome = rankdata(-table.better(table.outcome)[rows])
     outcome = (outcome - outcome.mean()) / outcome.std()
     penalties = np.logspace(-2, 4, 13)
     fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(outcome)) % folds

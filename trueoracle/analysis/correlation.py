@@ -14,6 +14,7 @@ __all__ = [
     "kendall",
     "kendall_of_finite",
     "pearson",
+    "sign_of",
     "spearman",
     "top_weighted",
 ]
@@ -31,6 +32,16 @@ class Correlation:
 
 
 UNDEFINED = Correlation(math.nan, math.nan)
+
+
+def sign_of(*, higher_is_better: bool, higher_score_is_better: bool = False) -> int:
+    """What turns a raw coefficient into agreement: 1, or -1.
+
+    A raw coefficient is that of score and outcome as they are. Agreement is +1 where the score
+    orders candidates as the outcome does, which is a raw -1 where low scores are chosen and high
+    outcomes are better. This is the one place that turns a sign.
+    """
+    return -1 if higher_is_better != higher_score_is_better else 1
 
 
 def _stats() -> ModuleType:
@@ -75,11 +86,11 @@ def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
 
 
 def top_weighted(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) -> float:
-    """Kendall's tau that weighs the top: of a score x (lower first) and an outcome y ``[n]``.
+    """Agreement that weighs the top: of a score x (lower is chosen) and an outcome y ``[n]``.
 
-    A pair weighs as the inverses of its ranks together, by score and by outcome in turn (Vigna
-    2015, arXiv 1404.3325). +1 is a perfect criterion, whichever way the outcome counts; NaN where
-    undefined.
+    Kendall's tau in which a pair weighs as the sum of the inverses of its ranks, by score and by
+    outcome in turn (Vigna 2015, arXiv 1404.3325). +1 is a perfect criterion, whichever way the
+    outcome is better; NaN where undefined.
     """
     if not _defined(x, y):
         return math.nan

@@ -1,4 +1,4 @@
-"""Several settings together: random-effects meta-analysis of tau."""
+"""Several studies together: random-effects meta-analysis of tau."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Z = 1.959963984540054
 
 @dataclass(frozen=True)
 class Effect:
-    """Tau in one setting, its standard error and 95 % interval."""
+    """Raw tau in one study, its standard error and 95 % interval."""
 
     label: str
     tau: float
@@ -33,13 +33,15 @@ class Effect:
 
 @dataclass(frozen=True)
 class MetaAnalysis:
-    """The mean of tau over settings that differ.
+    """The mean of raw tau over studies that differ.
 
-    ``low`` and ``high`` bound the mean, ``prediction_low`` and ``prediction_high`` the tau of one
-    more setting like these (95 % both). ``tau2`` is the variance between settings, ``i2`` the share
-    of all variance that it makes up, ``q`` Cochran's statistic and ``p_value`` its: of no
-    difference between settings. ``weights`` of the settings sum to 1. Where there is a single one,
-    all but the tau and its own interval are NaN.
+    - ``low`` to ``high`` bound the mean, ``prediction_low`` to ``prediction_high`` the tau of one
+      more study like these (95 % both);
+    - ``tau2`` is the variance between studies, ``i2`` the share of all variance that it makes up;
+    - ``q`` is Cochran's statistic of no difference between studies, ``p_value`` its p-value;
+    - ``weights`` of the studies sum to 1.
+
+    Where there is a single study, all but its tau and own interval are NaN.
     """
 
     effects: tuple[Effect, ...]
@@ -55,7 +57,7 @@ class MetaAnalysis:
     p_value: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, a study an entry of ``studies``: NaN becomes None."""
+        """Plain values for JSON, one entry of ``studies`` per study: NaN becomes None."""
         plain = finite_or_none(asdict(self))
         del plain["effects"], plain["weights"]
         plain["studies"] = [
@@ -74,7 +76,7 @@ class MetaAnalysis:
 
 
 _LEAST_ERROR = 1e-3
-"""No tau of a few hundred candidates is known better; without a bound one setting could be all."""
+"""No tau of a few hundred candidates is known better; without a bound one study could be all."""
 
 
 def textbook_error(tau: float, n: int) -> float:
@@ -95,7 +97,7 @@ def effect(
     standard_error: float | None = None,
     interval: Interval = NO_INTERVAL,
 ) -> Effect | None:
-    """An effect, by the textbook's error where none is known; None where that has none either."""
+    """An effect, with the textbook's error where none is given; None where that is undefined too."""
     error = math.nan if standard_error is None else standard_error
     if math.isnan(error):
         error = textbook_error(tau, n)
@@ -107,16 +109,16 @@ def effect(
 
 
 def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
-    """The random-effects mean of tau, its variance between settings by Paule and Mandel (1982).
+    """The random-effects mean of tau, its variance between studies by Paule and Mandel (1982).
 
-    Its interval is that of Hartung and Knapp (2001), which holds for few settings, in the form that
+    Its interval is that of Hartung and Knapp (2001), which holds for few studies, in the form that
     is never narrower than the errors by themselves would make it (Röver, Knapp & Friede 2015); the
     prediction interval is that of Higgins, Thompson and Spiegelhalter (2009).
-    Raises :class:`InputError` where there is no setting.
+    Raises :class:`InputError` where there is no study.
     """
     effects = tuple(effects)
     if not effects:
-        raise InputError("a meta-analysis needs at least one setting with a tau")
+        raise InputError("a meta-analysis needs at least one study with a tau")
     taus = np.array([effect.tau for effect in effects])
     errors = np.maximum([effect.standard_error for effect in effects], _LEAST_ERROR)
     if len(effects) == 1:
@@ -125,14 +127,14 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
     from scipy import stats
     from statsmodels.stats.meta_analysis import combine_effects
 
-    with np.errstate(divide="ignore", invalid="ignore"):  # its I², where all settings are equal
+    with np.errstate(divide="ignore", invalid="ignore"):  # its I², where all studies are equal
         fitted = combine_effects(taus, errors**2, method_re="iterated", use_t=True)
     between = max(0.0, float(fitted.tau2))
     weights = 1 / (errors**2 + between)
     weights /= weights.sum()
     mean = float(weights @ taus)
     count = len(taus)
-    # Hartung and Knapp: the scatter that is seen; but a few settings can agree by chance, and then
+    # Hartung and Knapp: the scatter that is seen; but a few studies can agree by chance, and then
     # it is no less than what their errors promise.
     promised = 1 / float((1 / (errors**2 + between)).sum())
     spread = math.sqrt(max(float(weights @ (taus - mean) ** 2) / (count - 1), promised))
@@ -162,7 +164,7 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
 
 @dataclass(frozen=True)
 class Slope:
-    """How tau changes with what makes a setting harder: per unit of it, with its 95 % interval."""
+    """How tau changes with what makes a study harder: per unit of it, with its 95 % interval."""
 
     slope: float
     low: float
@@ -175,10 +177,10 @@ class Slope:
 
 
 def slope_in(effects: Sequence[Effect], complexity: Sequence[float]) -> Slope | None:
-    """Meta-regression of tau on one number a setting, such as width or the dense network's error.
+    """Meta-regression of tau on one number per study, such as width or the dense network's error.
 
-    Weighted least squares, the variance that the slope leaves between settings by Paule and
-    Mandel's equation; errors from the scatter seen. None for fewer than three settings, or where
+    Weighted least squares, the variance that the slope leaves between studies by Paule and
+    Mandel's equation; errors from the scatter seen. None for fewer than three studies, or where
     the number is the same for all.
     """
     both = zip(effects, complexity, strict=True)

@@ -20,12 +20,12 @@ ABSENT = "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Fixed digits with a true minus, never before a zero; a dash for what is not there."""
+    """Fixed digits with a true minus, never before a zero; a dash for what is missing."""
     return ABSENT if value is None else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def interval(low: float | None, high: float | None, digits: int = 2) -> str:
-    """Such as ``"[−0.30, −0.10]"``; a dash where an end is not there."""
+    """Such as ``"[−0.30, −0.10]"``; a dash where an end is missing."""
     if low is None or high is None:
         return ABSENT
     return f"[{number(low, digits)}, {number(high, digits)}]"

@@ -1,89 +1,139 @@
-"""From recorded epochs to one outcome a candidate."""
+"""From recorded epochs to one outcome per candidate."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from trueoracle.errors import InputError, unknown
+from trueoracle.tasks.metric import SPLITS, Metric, columns_of, headline
 
 __all__ = [
-    "METRICS",
     "RULES",
+    "Outcome",
     "chance_in_words",
+    "check_rule",
+    "default_outcomes",
     "final_outcomes",
-    "higher_is_better",
-    "outcome_name",
+    "find_outcome",
     "rule_in_words",
     "seed_outcomes",
     "shared_outcomes",
 ]
 
-METRICS = (
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "test_loss",
-    "test_accuracy",
-)
-
-RULES = {
-    "last": "last epoch",
-    "last-5": "mean of the last 5 epochs",
-    "best-on-validation": "epoch of lowest validation loss",
-    "best-on-test": "epoch of best test accuracy: chosen on the test set, as in the paper",
-}
+RULES = ("last", "last-5", "best-on-validation", "best-on-test")
+"""Which epochs count; :func:`rule_in_words` says what each takes."""
 
 
-_BEST = {"best-on-validation": ("validation_loss", True), "best-on-test": ("test_accuracy", False)}
+@dataclass(frozen=True)
+class Outcome:
+    """What becomes of a retrained network, as one number: a metric on one split.
+
+    - ``column``: the column of the recorded epochs that holds it;
+    - ``split``, ``metric``: where and what is measured;
+    - ``metrics``: all metrics of the task, of which the first is the loss;
+    - ``rule``: which epochs count, one of :data:`RULES`.
+    """
+
+    column: str
+    split: str
+    metric: Metric
+    metrics: tuple[Metric, ...]
+    rule: str = "last"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of it is better."""
+        return self.metric.higher_is_better
+
+    @property
+    def label(self) -> str:
+        """What it is called, without its rule: ``"test loss"``."""
+        return f"{self.split} {self.metric.label}"
+
+    @property
+    def name(self) -> str:
+        """What sentences call it; every rule but the last epoch is said."""
+        return f"final {self.label}" if self.rule == "last" else f"{self.label} ({self.rule})"
+
+    @property
+    def axis(self) -> str:
+        """What the axis of a figure is called: the name with its unit."""
+        return f"{self.name} ({self.metric.unit})" if self.metric.unit else self.name
+
+    @property
+    def rule_in_words(self) -> str:
+        """Which epochs count, in words."""
+        return rule_in_words(self.rule, self.metrics)
 
 
-def chance_in_words(accuracy: float | None, classes: int | None) -> str:
+def find_outcome(metrics: Sequence[Metric], column: str, rule: str = "last") -> Outcome:
+    """The outcome of a column; raises :class:`InputError` for an unknown column or rule."""
+    check_rule(rule)
+    for split in SPLITS:
+        for metric in metrics:
+            if column == f"{split}_{metric.name}":
+                return Outcome(column, split, metric, tuple(metrics), rule)
+    raise unknown("metric", column, columns_of(metrics))
+
+
+def default_outcomes(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """The columns that are looked at where none is named: headline and loss on the test split.
+
+    Both, since they can disagree where pruning regularises.
+    """
+    return tuple(dict.fromkeys(f"test_{one.name}" for one in (headline(metrics), metrics[0])))
+
+
+def chance_in_words(outcome: Outcome, value: float | None, chance: float | None) -> str:
     """A warning of a dense network that is hardly better than chance; empty for any other.
 
-    Up to 1.5 times the accuracy of guessing counts as chance. Empty where ``classes`` is not known.
+    ``chance`` is what a network comes to that has learnt nothing. Values up to half of it better
+    count as chance. Empty where either is not known.
     """
-    if accuracy is None or classes is None or not accuracy <= 1.5 / classes:
+    if value is None or chance is None or not (math.isfinite(value) and math.isfinite(chance)):
+        return ""
+    slack = abs(chance) / 2
+    is_better = value > chance + slack if outcome.higher_is_better else value < chance - slack
+    if is_better:
         return ""
     return (
-        f"the dense network is hardly better than chance: test accuracy {accuracy:.1%} of "
-        f"{classes} classes; what follows says little about pruning"
+        f"the dense network is hardly better than chance: {outcome.label} {value:.3g}, and "
+        f"guessing gives {chance:.3g}; what follows says little about pruning"
     )
 
 
-def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is better; raises :class:`InputError` for an unknown one."""
-    if metric not in METRICS:
-        raise unknown("metric", metric, METRICS)
-    return metric.endswith("accuracy")
-
-
-def outcome_name(metric: str, rule: str = "last") -> str:
-    """What an outcome is called; every rule but the last epoch is said."""
-    words = metric.replace("_", " ")
-    return f"final {words}" if rule == "last" else f"{words} ({rule})"
-
-
-def rule_in_words(rule: str) -> str:
-    """Which epochs a rule takes; raises :class:`InputError` for an unknown one."""
+def check_rule(rule: str) -> None:
+    """Raise :class:`InputError` for an unknown rule."""
     if rule not in RULES:
         raise unknown("outcome rule", rule, RULES)
-    return RULES[rule]
 
 
-def seed_outcomes(
-    epochs: pd.DataFrame, metric: str = "test_accuracy", rule: str = "last"
-) -> pd.DataFrame:
+def rule_in_words(rule: str, metrics: Sequence[Metric]) -> str:
+    """Which epochs a rule takes; raises :class:`InputError` for an unknown one."""
+    check_rule(rule)
+    best = headline(metrics).label
+    return {
+        "last": "last epoch",
+        "last-5": "mean of the last 5 epochs",
+        "best-on-validation": f"epoch of lowest validation {metrics[0].label}",
+        "best-on-test": f"epoch of best test {best}: chosen on the test set, as in the paper",
+    }[rule]
+
+
+def seed_outcomes(epochs: pd.DataFrame, outcome: Outcome) -> pd.DataFrame:
     """One outcome for each retraining: a table of candidates × seeds.
 
-    ``epochs`` has the columns candidate, seed, epoch and the metrics; ``rule`` says which epochs
-    count (``RULES``). A retraining that diverged (a train loss that is not finite) has no outcome:
-    NaN.
+    ``epochs`` has the columns candidate, seed, epoch and the metrics'. A retraining that diverged
+    (a train loss that is not finite) has no outcome: NaN.
     """
-    higher_is_better(metric)
-    rule_in_words(rule)
-    if rule == "best-on-validation" and epochs["validation_loss"].isna().all():
+    loss = outcome.metrics[0].name
+    rule = outcome.rule
+    if rule == "best-on-validation" and epochs[f"validation_{loss}"].isna().all():
         raise InputError("outcome rule 'best-on-validation' needs a validation split")
     keys = ["candidate", "seed"]
     epochs = epochs.sort_values("epoch", kind="stable")
@@ -91,36 +141,35 @@ def seed_outcomes(
         values = epochs.drop_duplicates(keys, keep="last")
     elif rule == "last-5":
         tail = epochs.groupby(keys, sort=False).tail(5)
-        values = tail.groupby(keys, sort=False)[metric].mean().reset_index()
+        values = tail.groupby(keys, sort=False)[outcome.column].mean().reset_index()
     else:
-        by, ascending = _BEST[rule]
-        ranked = epochs.sort_values(by, ascending=ascending, kind="stable")
+        best = headline(outcome.metrics)
+        by, higher = f"validation_{loss}", False
+        if rule == "best-on-test":
+            by, higher = f"test_{best.name}", best.higher_is_better
+        ranked = epochs.sort_values(by, ascending=not higher, kind="stable")
         values = ranked.drop_duplicates(keys)
-    table = values.pivot(index="candidate", columns="seed", values=metric)
-    diverged = epochs[~np.isfinite(epochs["train_loss"])]
+    table = values.pivot(index="candidate", columns="seed", values=outcome.column)
+    diverged = epochs[~np.isfinite(epochs[f"train_{loss}"])]
     for candidate, seed in zip(diverged["candidate"], diverged["seed"], strict=True):
         table.loc[candidate, seed] = float("nan")
     return table
 
 
-def final_outcomes(
-    epochs: pd.DataFrame, metric: str = "test_accuracy", rule: str = "last"
-) -> pd.Series:
+def final_outcomes(epochs: pd.DataFrame, outcome: Outcome) -> pd.Series:
     """The mean over seeds of :func:`seed_outcomes`, by candidate.
 
     All candidates are means over the same seeds, so that what a seed does to all is no difference
     between them: the seeds with which every one of them has been retrained or, where there is none
     yet, the one with the most retrainings. NaN where a candidate lacks one or diverged in it.
     """
-    outcomes: pd.Series = shared_outcomes(epochs, metric, rule).mean(axis=1, skipna=False)
+    outcomes: pd.Series = shared_outcomes(epochs, outcome).mean(axis=1, skipna=False)
     return outcomes.rename("outcome")
 
 
-def shared_outcomes(
-    epochs: pd.DataFrame, metric: str = "test_accuracy", rule: str = "last"
-) -> pd.DataFrame:
+def shared_outcomes(epochs: pd.DataFrame, outcome: Outcome) -> pd.DataFrame:
     """Those columns of :func:`seed_outcomes` that :func:`final_outcomes` is the mean of."""
-    table = seed_outcomes(epochs, metric, rule)
+    table = seed_outcomes(epochs, outcome)
     recorded = epochs.groupby(["candidate", "seed"]).size().unstack().reindex_like(table)
     counts = recorded.notna().sum()
     most = counts[counts == counts.max()].index

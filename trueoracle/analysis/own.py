@@ -33,13 +33,18 @@ def read_tables(
     network: str | None = None,
     pruned: str | None = None,
 ) -> dict[str, CandidateTable]:
-    """The candidates in a CSV file, a table a dense network, by the network's name ("" for one).
+    """The candidates in a CSV file: one table per dense network, by its name ("" for one).
 
-    ``x`` are columns of scores. Outcomes are several columns ``y``, one a retraining seed, or one
-    column of rows that ``candidate`` and ``seed`` tell apart. ``network`` tells dense networks
-    apart. ``pruned`` holds the filters that a candidate prunes: ``"0 3 7"``, or JSON that names
-    them by group, ``{"conv1": [0, 3]}``. ``exhaustive``: the rows are all ways to prune. Raises
-    :class:`InputError`, in one line, for a file or column that cannot be read so.
+    - ``x``: columns of scores;
+    - ``y``: several columns of outcomes, one per retraining seed, or a single one, whose rows are
+      told apart by the columns ``candidate`` and ``seed``;
+    - ``higher_is_better``: of the outcomes;
+    - ``network``: the column that tells dense networks apart;
+    - ``pruned``: the column of the filters that a candidate prunes: ``"0 3 7"``, or JSON that names
+      them by group, ``{"conv1": [0, 3]}``;
+    - ``exhaustive``: the rows are all ways to prune.
+
+    Raises :class:`InputError`, in one line, for a file or column that cannot be read so.
     """
     told_by = [name for name in (candidate, seed, network, pruned) if name is not None]
     named = [*x, *y, *told_by]
@@ -48,7 +53,7 @@ def read_tables(
         if name not in frame.columns:
             raise unknown(f"column of {path}", name, map(str, frame.columns))
     if (candidate is None) != (seed is None):
-        raise InputError("--candidate and --seed go together: one row a candidate and seed")
+        raise InputError("--candidate and --seed go together: one row per candidate and seed")
     if seed is not None and len(y) > 1:
         raise InputError(f"with --seed there is one --y, got {len(y)}")
     for name in dict.fromkeys([*x, *y]):
@@ -81,7 +86,7 @@ def read_tables(
 
 
 def _read(path: Path, wanted: Sequence[str]) -> pd.DataFrame:
-    """The file, as it is written: of candidates' names, "1e2", "100" and "0100" differ."""
+    """The file as text: "1e2", "100" and "0100" name different candidates."""
     try:
         frame = pd.read_csv(path, dtype=str)
         header = pd.read_csv(path, dtype=str, header=None, nrows=1).iloc[0].tolist()
@@ -129,7 +134,7 @@ def _number(cell: object) -> float:
 def _by_seed(
     rows: pd.DataFrame, x: Sequence[str], y: str, candidate: str, seed: str, path: Path
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """One row a candidate, and its outcomes by seed."""
+    """One row per candidate, and its outcomes by seed."""
     twice = rows.duplicated([candidate, seed])
     if twice.any():
         first = rows[twice].iloc[0]

@@ -12,6 +12,7 @@ from trueoracle.analysis.correlation import (
     discordant_ratio,
     kendall,
     pearson,
+    sign_of,
     spearman,
 )
 from trueoracle.analysis.numbers import finite_or_none
@@ -25,17 +26,25 @@ __all__ = ["Relation", "relate"]
 class Relation:
     """The statistics of one score against one outcome.
 
-    ``n`` candidates count; ``dropped`` had no finite score or outcome (diverged, say).
-    Coefficients are those of the columns as they are: where a higher outcome is better, a perfect
-    criterion has tau -1. ``agreement`` is tau with the sign turned so that +1 is perfect.
-    ``chosen`` is the row (in the columns given) of the lowest score. An anomaly ends strictly
-    better than it; ``rank`` is its place by outcome (1 = best) and ``regret`` what the best outcome
-    has over its own, never negative. Where the score is itself an outcome of which more is better
-    (``higher_score_is_better``), the highest one chooses.
+    Two signs occur, and each field has one of them:
 
-    ``tied`` counts the candidates that share the lowest score. Where they are several, each is as
-    likely to be chosen: ``anomalies``, ``anomaly_ratio``, ``chosen_outcome``, ``rank`` and
-    ``regret`` are means over them, and ``chosen`` is None.
+    - raw: ``kendall``, ``spearman`` and ``pearson`` are those of the columns as they are. A
+      perfect criterion has -1 where a higher outcome is better, and +1 where a lower one is;
+    - turned: ``agreement`` is +1 where the score orders candidates as the outcome does, whichever
+      way either is better. It is ``sign`` times Kendall's tau.
+
+    The others have no sign:
+
+    - ``n`` candidates count; ``dropped`` had no finite score or outcome (diverged, say);
+    - ``chosen`` is the row (of the columns given) of the lowest score, or of the highest where
+      ``higher_score_is_better``: where the score is itself an outcome of which more is better;
+    - ``anomalies`` end strictly better than the chosen one; ``anomaly_ratio`` is their share;
+    - ``rank`` is the chosen one's place by outcome (1 = best), and ``regret`` the difference
+      between the best outcome and its own, never negative;
+    - ``discordant_ratio`` is the share of all pairs that score and outcome order oppositely;
+    - ``tied`` counts the candidates that share the lowest score. Where they are several, each is
+      as likely to be chosen: ``anomalies``, ``anomaly_ratio``, ``chosen_outcome``, ``rank`` and
+      ``regret`` are means over them, and ``chosen`` is None.
     """
 
     n: int
@@ -57,12 +66,20 @@ class Relation:
     higher_score_is_better: bool = False
 
     @property
+    def sign(self) -> int:
+        """What turns a raw coefficient into agreement: 1 or -1."""
+        return sign_of(
+            higher_is_better=self.higher_is_better,
+            higher_score_is_better=self.higher_score_is_better,
+        )
+
+    @property
     def agreement(self) -> float:
-        turned = self.higher_is_better != self.higher_score_is_better
-        return -self.kendall.value if turned else self.kendall.value
+        """Kendall's tau, its sign turned so that +1 is perfect."""
+        return self.sign * self.kendall.value
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: NaN becomes None."""
+        """Plain values for JSON: NaN becomes None; ``kendall_tau`` is raw, as are ``…_r``."""
         fields = asdict(self) | {"agreement": self.agreement}
         for name in ("kendall", "spearman", "pearson"):
             coefficient = fields.pop(name)
@@ -81,8 +98,8 @@ def relate(
 ) -> Relation:
     """Relate scores ``x [P]`` (lower = prune this one) to outcomes ``y [P]``.
 
-    ``higher_score_is_better`` is for scores such as the accuracy after a short retraining. Rows
-    where either is not finite are dropped and counted. Raises :class:`InputError` where the lengths
+    ``higher_score_is_better`` is for scores such as an outcome of a short retraining. Rows where
+    either is not finite are dropped and counted. Raises :class:`InputError` where the lengths
     differ or no row is left.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)

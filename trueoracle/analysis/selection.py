@@ -24,15 +24,23 @@ SHARE = 0.05
 class Selection:
     """What the candidates of the lowest scores come to.
 
-    Where scores tie, all of these are means over the ways to break the ties, each as likely.
+    Where scores tie, all of these are means over the ways to break the ties, each as likely. None
+    has a sign: high or low is said of each.
 
-    Of the one of the lowest score: ``percentile``, the share (in percent) of the other candidates
-    that end worse, ties counting half; the 95 % intervals of its ``rank`` (1 = best) and of its
-    ``regret``, had the seeds been others; and ``beats_random``, how often (0 … 1) it ends better
-    than a candidate chosen at random when each is retrained once, with the same seed, ties counting
-    half. Of the ``k`` lowest: ``anomaly_ratio_k``, the mean over them of the share of candidates
-    that end better; ``precision_at_k``, the share of them among the k best; ``regret_at_k``, what
-    the best outcome has over the best of theirs.
+    Of the candidate of the lowest score:
+
+    - ``percentile``: the share (in percent) of the other candidates that end worse, ties counting
+      half;
+    - ``rank_low`` to ``rank_high``, ``regret_low`` to ``regret_high``: 95 % intervals of its rank
+      (1 = best) and of its regret, had the seeds been others;
+    - ``beats_random``: how often (0 … 1) it ends better than a candidate chosen at random when
+      each is retrained once, with the same seed, ties counting half.
+
+    Of the ``k`` lowest:
+
+    - ``anomaly_ratio_k``: the mean over them of the share of candidates that end better;
+    - ``precision_at_k``: the share of them among the k best;
+    - ``regret_at_k``: the difference between the best outcome and the best of theirs.
     """
 
     percentile: float
@@ -97,10 +105,7 @@ def _columns(
     table: CandidateTable, criterion: str, rows: np.ndarray, outcome: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores (lowest chosen) and outcomes (highest best), where both are finite."""
-    scores = table.scores[criterion][rows]
-    if criterion in table.higher_is_chosen:
-        scores = -scores
-    better = outcome if table.higher_is_better else -outcome
+    scores, better = table.lowest_first(criterion)[rows], table.better(outcome)
     finite = np.isfinite(scores) & np.isfinite(better)
     return scores[finite], better[finite]
 

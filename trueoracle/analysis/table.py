@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from trueoracle.analysis.correlation import sign_of
 from trueoracle.errors import InputError
 
 __all__ = ["CandidateTable", "pruned_filters"]
@@ -17,12 +18,13 @@ __all__ = ["CandidateTable", "pruned_filters"]
 class CandidateTable:
     """P candidates of one dense network.
 
-    ``outcomes`` ``[P, S]`` has one column a retraining seed, NaN where a network diverged;
-    ``scores`` one column ``[P]`` a criterion (lower = prune this one), or also outcomes of less
-    retraining, of which ``higher_is_chosen`` names those where more is better. ``sampled`` says
-    that the candidates are a sample of all ways to prune, not all of them. ``pruned`` ``[P, F]`` is
-    True where a candidate prunes a filter, and ``groups`` has the number of filters of each group,
-    F in all; without them no filter labels can be permuted.
+    - ``outcomes`` ``[P, S]``: one column per retraining seed, NaN where a network diverged;
+    - ``scores``: one column ``[P]`` per criterion (lower = prune this one); outcomes of less
+      retraining are scores too, and ``higher_is_chosen`` names those of which more is better;
+    - ``higher_is_better``: of the outcomes;
+    - ``sampled``: the candidates are a sample of all ways to prune, not all of them;
+    - ``pruned`` ``[P, F]``: True where a candidate prunes a filter; ``groups`` has the number of
+      filters of each group, F in all. Without them no filter labels can be permuted.
     """
 
     outcomes: np.ndarray
@@ -43,7 +45,7 @@ class CandidateTable:
             if column.shape != (len(self),):
                 raise InputError(
                     f"scores of {name!r} have the shape {list(column.shape)}, expected "
-                    f"[{len(self)}]: one a candidate"
+                    f"[{len(self)}]: one per candidate"
                 )
         if self.pruned is not None and self.pruned.shape != (len(self), sum(self.groups)):
             raise InputError(
@@ -66,7 +68,7 @@ class CandidateTable:
         By what they prune, then from the best outcome on, then by scores: rows that are equal in
         all of these are interchangeable. What is drawn at random is drawn along it.
         """
-        costs = -self.outcomes if self.higher_is_better else self.outcomes
+        costs = -self.better(self.outcomes)
         columns = [self.scores[name] for name in sorted(self.scores)] + list(costs.T)
         if self.pruned is not None:
             columns += list(self.pruned.T)
@@ -83,9 +85,21 @@ class CandidateTable:
         mean: np.ndarray = self.outcomes[:, np.asarray(seeds)].mean(axis=1)
         return mean
 
+    def better(self, outcome: np.ndarray) -> np.ndarray:
+        """Outcomes with their sign turned so that the highest is the best."""
+        return outcome if self.higher_is_better else -outcome
+
+    def lowest_first(self, criterion: str) -> np.ndarray:
+        """Scores ``[P]`` with their sign turned so that the lowest is chosen."""
+        scores = self.scores[criterion]
+        return -scores if criterion in self.higher_is_chosen else scores
+
     def sign(self, criterion: str) -> int:
-        """1 where a perfect criterion has tau 1 with the outcome, and -1 where it has -1."""
-        return -1 if self.higher_is_better != (criterion in self.higher_is_chosen) else 1
+        """What turns a raw coefficient of a criterion into agreement: 1 or -1."""
+        return sign_of(
+            higher_is_better=self.higher_is_better,
+            higher_score_is_better=criterion in self.higher_is_chosen,
+        )
 
 
 def pruned_filters(
@@ -93,8 +107,8 @@ def pruned_filters(
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Which filters ``[P, F]`` each candidate prunes, and the number of filters of each group.
 
-    ``ways`` has the pruned filters of each candidate by group. A group counts as many filters as
-    the last one that some candidate prunes tells: all of them, where all ways to prune are listed.
+    ``ways`` has the pruned filters of each candidate by group. A group counts its filters up to the
+    last one that some candidate prunes: all of them, where all ways to prune are listed.
     """
     groups = {name: 1 + max(max(way[name]) for way in ways) for name in ways[0]}
     pruned = np.zeros((len(ways), sum(groups.values())), dtype=bool)

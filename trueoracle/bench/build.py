@@ -27,8 +27,9 @@ from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.files import replacing, write_bytes, write_text
 from trueoracle.networks.weights import read_metadata
-from trueoracle.record.results import DENSE, Results
-from trueoracle.record.store import DATABASE, Store, locked
+from trueoracle.record.paths import DATABASE, DENSE
+from trueoracle.record.results import Results
+from trueoracle.record.store import Store, locked
 from trueoracle.run.dense import check_dense_file
 from trueoracle.run.prepare import prepare
 from trueoracle.run.progress import PlainProgress, Progress

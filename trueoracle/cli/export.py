@@ -36,7 +36,8 @@ def export(
 
     - trueoracle export digits-conv1-0.2 --format parquet --out tables
     """
-    from trueoracle.record.results import Results, find_run
+    from trueoracle.record.results import Results
+    from trueoracle.record.runs import find_run
     from trueoracle.spec.spec import parse_overrides
 
     results = Results(find_run(study, runs, parse_overrides(settings or ())))

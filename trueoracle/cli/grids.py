@@ -82,8 +82,8 @@ def recorded_points(points: list[GridPoint], runs: Path, command: str) -> dict[s
     ``command`` is the one that records it.
     """
     from trueoracle.errors import InputError
+    from trueoracle.record.paths import DATABASE
     from trueoracle.record.results import Results
-    from trueoracle.record.store import DATABASE
 
     folders = {point.label: runs / point.spec.folder_name for point in points}
     found = {k: Results(v) for k, v in folders.items() if (v / DATABASE).is_file()}

@@ -60,7 +60,8 @@ def report(
     from trueoracle.cli.grids import print_grid, write_grid
     from trueoracle.cli.tables import notes, relations_of, relations_table
     from trueoracle.errors import InputError
-    from trueoracle.record.results import Results, find_arms, find_run, last_run
+    from trueoracle.record.results import Results
+    from trueoracle.record.runs import find_arms, find_run, last_run
     from trueoracle.report.page import write_report
     from trueoracle.report.words import verdicts
     from trueoracle.spec.spec import parse_overrides

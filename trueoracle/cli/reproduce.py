@@ -107,10 +107,10 @@ def reproduce(
 
     - trueoracle reproduce resnet56-cifar10-0.5 --scale small --surgery as-released
     """
-    from trueoracle.analysis.outcomes import rule_in_words
+    from trueoracle.analysis.outcomes import check_rule
     from trueoracle.errors import InputError
 
-    rule_in_words(outcome)
+    check_rule(outcome)
     settings = with_weights(settings, weights)
     chosen: OurScale | None = scale.value if scale else None
     if name is None:

@@ -254,7 +254,8 @@ def _replay(
     from trueoracle.analysis.numbers import finite_or_none, many
     from trueoracle.errors import StoreError
     from trueoracle.files import replacing
-    from trueoracle.record.results import Results, find_run
+    from trueoracle.record.results import Results
+    from trueoracle.record.runs import find_run
     from trueoracle.search.replay import BUDGETS
     from trueoracle.spec.scale import titled
     from trueoracle.spec.spec import parse_overrides

@@ -47,7 +47,8 @@ def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = Fals
 
 def _rows(runs: Path) -> list[dict[str, Any]]:
     from trueoracle.errors import StoreError
-    from trueoracle.record.results import read_status, recorded_runs
+    from trueoracle.record.runs import recorded_runs
+    from trueoracle.record.status import read_status
 
     rows: list[dict[str, Any]] = []
     for folder in recorded_runs(runs):

@@ -44,7 +44,7 @@ def verify(
     - trueoracle verify runs/digits-conv1-0.2-0123456789ab --repair
     """
     from trueoracle.errors import StoreError
-    from trueoracle.record.results import find_run, recorded_runs
+    from trueoracle.record.runs import find_run, recorded_runs
     from trueoracle.record.verify import repair
     from trueoracle.record.verify import verify as verified
     from trueoracle.spec.spec import parse_overrides

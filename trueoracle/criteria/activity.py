@@ -20,6 +20,7 @@ __all__ = ["activation_mean", "apoz", "hrank"]
 
 @criterion(
     "activation-mean",
+    label="mean activation of the pruned {units}",
     source="Molchanov et al. 2017 (arXiv 1611.06440), section 2.2",
     separable=True,
     at_once=True,
@@ -38,6 +39,7 @@ def activation_mean(dense: nn.Module, candidates: CandidateList, data: Splits) -
 
 @criterion(
     "apoz",
+    label="share of non-zero activations of the pruned {units}",
     source="Hu et al. 2016 (Network Trimming, arXiv 1607.03250), section 3",
     separable=True,
     at_once=True,
@@ -70,6 +72,7 @@ def apoz(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
 
 @criterion(
     "hrank",
+    label="feature map rank of the pruned {units}",
     source="Lin et al. 2020 (HRank, arXiv 2002.10179), section 3",
     separable=True,
     at_once=True,

@@ -41,8 +41,10 @@ _ELSE = {
 class Criterion:
     """A function of candidates before retraining: lower means "prune this one".
 
-    ``name`` is what studies call it, ``source`` the paper it comes from. ``function`` takes the
-    dense network (which it leaves as it is), P candidates and the data, and gives scores ``[P]``.
+    ``name`` is what studies call it, ``label`` what its scores are called in figures and sentences
+    (``{units}`` in it stands for what is pruned, filters or weights; or one label for each),
+    ``source`` the paper it comes from. ``function`` takes the dense network (which it leaves as it
+    is), P candidates and the data, and gives scores ``[P]``.
     ``separable`` says that a candidate's score does not depend on which others are scored with it,
     so that scoring can go piece by piece and resume; ``at_once`` that this would do most of the
     work over again for each piece, as where it goes into the importance of every filter.
@@ -62,6 +64,7 @@ class Criterion:
     conditional: bool = False
     uses_data: bool = True
     uses_recipe: bool = False
+    label: str | Mapping[Units, str] = ""
 
     def __call__(
         self,
@@ -106,7 +109,7 @@ class Criterion:
         if values.shape != (len(candidates),):
             raise InputError(
                 f"criterion {self.name!r} gave scores of shape {list(values.shape)}, "
-                f"expected [{len(candidates)}]: one a candidate"
+                f"expected [{len(candidates)}]: one per candidate"
             )
         return values
 
@@ -135,6 +138,12 @@ class Criterion:
         pruned: Units = "weights" if candidates.weights else "filters"
         if pruned not in self.applies_to:
             raise NotApplicableError(f"criterion {self.name!r}: {_ELSE[pruned]}")
+
+    def label_of(self, candidates: CandidateList) -> str | None:
+        """What its scores of these candidates are called; None where it does not say."""
+        units: Units = "weights" if candidates.weights else "filters"
+        label = self.label if isinstance(self.label, str) else self.label[units]
+        return label.replace("{units}", units) or None
 
     @property
     def documentation(self) -> str:
@@ -285,6 +294,7 @@ CRITERIA: Registry[Criterion] = Registry("criterion")
 def criterion(
     name: str,
     *,
+    label: str | Mapping[Units, str] = "",
     source: str = "",
     separable: bool = False,
     at_once: bool = False,
@@ -313,6 +323,7 @@ def criterion(
             conditional=conditional,
             uses_data=uses_data,
             uses_recipe=uses_recipe,
+            label=label,
         )
         CRITERIA.add(name, made, function)
         return made

@@ -26,6 +26,7 @@ PRODUCTS_AT_ONCE = 16
 
 @criterion(
     "obd",
+    label="OBD saliency of the pruned {units}",
     source="LeCun et al. 1989 (Optimal Brain Damage)",
     separable=True,
     at_once=True,
@@ -55,6 +56,7 @@ def obd(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray
 
 @criterion(
     "fisher",
+    label="Fisher importance of the pruned {units}",
     source="Theis et al. 2018 (arXiv 1801.05787), section 2",
     separable=True,
     at_once=True,

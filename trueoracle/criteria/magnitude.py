@@ -25,6 +25,7 @@ __all__ = ["bn_scale", "fpgm", "l1", "l2", "lamp"]
 
 @criterion(
     "l1",
+    label="L1 norm of the pruned {units}",
     source="Li et al. 2017 (arXiv 1608.08710), section 3.1",
     separable=True,
     uses_data=False,
@@ -42,6 +43,10 @@ def l1(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
 
 @criterion(
     "l2",
+    label={
+        "filters": "L2 norm of the pruned filters",
+        "weights": "squared L2 norm of the pruned weights",
+    },
     source="He et al. 2018 (arXiv 1808.06866), section 3.2",
     separable=True,
     uses_data=False,
@@ -63,6 +68,7 @@ def l2(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
 
 @criterion(
     "lamp",
+    label="LAMP score of the pruned {units}",
     source="Lee et al. 2021 (LAMP, arXiv 2010.07611)",
     separable=True,
     uses_data=False,
@@ -91,6 +97,7 @@ def lamp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
 
 @criterion(
     "fpgm",
+    label="distance of the pruned {units} from all {units}",
     source="He et al. 2019 (FPGM, arXiv 1811.00250), section 3",
     separable=True,
     applies_to=("filters",),
@@ -113,6 +120,7 @@ def fpgm(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
 
 @criterion(
     "bn-scale",
+    label="batch norm scale of the pruned {units}",
     source="Liu et al. 2017 (Network Slimming, arXiv 1708.06519), section 3",
     separable=True,
     applies_to=("filters",),

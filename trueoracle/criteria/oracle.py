@@ -17,7 +17,7 @@ __all__ = ["oracle", "oracle_subset", "oracle_validation"]
 _SOURCE = "Mozer & Smolensky 1988; Molchanov et al. 2017 (arXiv 1611.06440), section 2.1"
 
 
-@criterion("oracle", source=_SOURCE, separable=True)
+@criterion("oracle", label="pruned train loss", source=_SOURCE, separable=True)
 def oracle(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """The task's loss of each pruned network over the training examples.
 
@@ -27,7 +27,9 @@ def oracle(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
     return evaluate_all(dense, candidates, data.measured_train, data.task)
 
 
-@criterion("oracle-subset", source=_SOURCE, separable=True)
+@criterion(
+    "oracle-subset", label="pruned train loss on 512 examples", source=_SOURCE, separable=True
+)
 def oracle_subset(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """The task's loss of each pruned network over 512 of the training examples. ``[P]``.
 
@@ -37,7 +39,13 @@ def oracle_subset(dense: nn.Module, candidates: CandidateList, data: Splits) -> 
     return evaluate_all(dense, candidates, sample(data.measured_train, data.task), data.task)
 
 
-@criterion("oracle-validation", source=_SOURCE, separable=True, conditional=True)
+@criterion(
+    "oracle-validation",
+    label="pruned validation loss",
+    source=_SOURCE,
+    separable=True,
+    conditional=True,
+)
 def oracle_validation(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """The task's loss of each pruned network over the validation examples. ``[P]``.
 

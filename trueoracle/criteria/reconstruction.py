@@ -28,6 +28,7 @@ PARTS_BYTES = 64 * 2**20
 
 @criterion(
     "thinet",
+    label="error of the next layer's output",
     source="Luo et al. 2017 (ThiNet, arXiv 1707.06342), section 3.2",
     separable=True,
     at_once=True,

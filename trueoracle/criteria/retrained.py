@@ -30,6 +30,7 @@ STATISTICS_BATCH = 128
 
 @criterion(
     "loss-after-steps",
+    label="train loss after 20 steps of retraining",
     source="a retraining cut short, as successive halving does: Jamieson & Talwalkar 2016 "
     "(arXiv 1502.07943)",
     separable=True,
@@ -63,6 +64,7 @@ def loss_after_steps(
 
 @criterion(
     "oracle-bn",
+    label="pruned train loss with new batch norm statistics",
     source="Li et al. 2020 (EagleEye, arXiv 2007.02491), section 3",
     separable=True,
     conditional=True,

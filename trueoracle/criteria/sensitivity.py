@@ -25,6 +25,7 @@ __all__ = ["gradient", "grasp", "snip", "synflow", "taylor"]
 
 @criterion(
     "taylor",
+    label="squared first-order loss change of the pruned {units}",
     source="Molchanov et al. 2019 (arXiv 1906.10771), section 3",
     separable=True,
     at_once=True,
@@ -49,6 +50,7 @@ def taylor(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
 
 @criterion(
     "gradient",
+    label="gradient magnitude of the pruned {units}",
     source="the size of the gradient alone, a usual baseline",
     separable=True,
     at_once=True,
@@ -68,6 +70,7 @@ def gradient(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.nd
 
 @criterion(
     "snip",
+    label="connection sensitivity of the pruned {units}",
     source="Lee et al. 2019 (SNIP, arXiv 1810.02340), section 4.1",
     separable=True,
     at_once=True,
@@ -86,6 +89,7 @@ def snip(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
 
 @criterion(
     "grasp",
+    label="gradient flow of the pruned {units}",
     source="Wang et al. 2020 (GraSP, arXiv 2002.07376)",
     separable=True,
     at_once=True,
@@ -110,6 +114,7 @@ def grasp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarr
 
 @criterion(
     "synflow",
+    label="synaptic flow of the pruned {units}",
     source="Tanaka et al. 2020 (SynFlow, arXiv 2006.05467)",
     separable=True,
     at_once=True,

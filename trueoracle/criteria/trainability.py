@@ -42,6 +42,7 @@ NATIVE_GROUPS = 8
 
 @criterion(
     "tpp",
+    label="correlation of the pruned {units} with all {units}",
     source="Wang & Fu 2023 (TPP, arXiv 2207.12534), section 3",
     separable=True,
     applies_to=("filters",),
@@ -71,6 +72,7 @@ def tpp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray
 
 @criterion(
     "gradient-norm",
+    label="minus the squared gradient norm after pruning",
     source="Wang et al. 2020 (GraSP, arXiv 2002.07376)",
     separable=True,
 )
@@ -96,6 +98,7 @@ def gradient_norm(dense: nn.Module, candidates: CandidateList, data: Splits) -> 
 
 @criterion(
     "gradient-flow",
+    label="linearised train loss after retraining",
     source="Jacot et al. 2018 (arXiv 1806.07572); Lee et al. 2019 (arXiv 1902.06720), section 2",
     separable=True,
     conditional=True,

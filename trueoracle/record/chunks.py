@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trueoracle.record.layout import CHECKSUMS, TABLES, Columns, Seal, Table
+from trueoracle.record.layout import CHECKSUMS, Columns, Seal, Table
 
 __all__ = [
     "CHUNKED",
@@ -30,14 +30,14 @@ Rows = dict[int | None, list[tuple[Any, ...]]]
 """Rows as SQLite gives them, each with its chunk as the last value, by chunk."""
 
 
-def schema_fault(db: sqlite3.Connection, version: int) -> str:
-    """What is not as a record of this format is made; empty where all is."""
-    tables = [*TABLES.values(), *([CHECKSUMS] if version >= CHUNKED else [])]
+def schema_fault(db: sqlite3.Connection, version: int, tables: Iterable[Table]) -> str:
+    """What is not as a record of this format with these tables is made; empty where all is."""
+    known = [table for table in (*tables, CHECKSUMS) if table.first <= version]
     made = db.execute("SELECT type, name FROM sqlite_master").fetchall()
     for kind, name in made:
         if kind not in ("table", "index"):
             return f"it holds the {kind} {name!r}, which no record has"
-    for table in tables:
+    for table in known:
         expected = [column.name for column in table.since(version)]
         expected += ["chunk"] if version >= CHUNKED and table is not CHECKSUMS else []
         found = [row[1] for row in db.execute(f"PRAGMA table_info({table.name})")]
@@ -93,7 +93,7 @@ def unsealed(
         return columns
     if seal is None:
         raise ValueError(f"{_many(rows)} of it have no checksum")
-    if Seal.of(table, seal.chunk, seal.network, seal.later, columns) != seal:
+    if Seal.of(table, version, seal.chunk, seal.network, seal.later, columns) != seal:
         raise ValueError(f"{_many(rows)} of it do not have the checksum of what was written")
     return columns
 

@@ -1,7 +1,8 @@
 """What a study's record holds: its tables, what their columns may hold, and their checksums.
 
 This is the one list. The tables are made from it, what is read is checked against it, and a
-checksum is taken over the columns as they stand in it.
+checksum is taken over the columns in the order of it. The columns of what is measured follow from
+the task's metrics.
 """
 
 from __future__ import annotations
@@ -11,24 +12,29 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
 
-from trueoracle.analysis.outcomes import METRICS
+from trueoracle.errors import InputError
+from trueoracle.tasks.metric import SPLITS, Metric, check_metrics
 
 __all__ = [
     "CHECKSUMS",
-    "TABLES",
+    "MEASURED",
+    "METRICS",
     "Column",
     "Columns",
     "Seal",
     "Table",
+    "Task",
     "facts_fault",
     "json_object",
     "pruned_fault",
+    "tables",
+    "task_of",
 ]
 
 Columns = dict[str, Any]
@@ -146,7 +152,7 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
     """What is wrong with a sitting's facts, as far as they are read back; empty where nothing is.
 
     ``skipped`` has reasons by criterion, ``adopted`` rows by folder, ``engine`` is a name and
-    ``classes`` a number of classes.
+    ``chance`` what the headline metric is without any learning.
     """
     for name, kind, inner in (("skipped", dict, str), ("adopted", dict, int)):
         value = facts.get(name, {})
@@ -154,9 +160,8 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
             return f"facts.{name} is {str(value)[:40]!r}, expected an object of {inner.__name__}"
     if not isinstance(facts.get("engine", ""), str):
         return f"facts.engine is {str(facts['engine'])[:40]!r}, expected a name"
-    classes = facts.get("classes", 1)
-    if type(classes) is not int or not 1 <= classes <= _MOST_WHOLE:
-        return f"facts.classes is {str(classes)[:40]!r}, expected a whole number from 1"
+    if type(facts.get("chance", 0.0)) not in (int, float):
+        return f"facts.chance is {str(facts['chance'])[:40]!r}, expected a number"
     return ""
 
 
@@ -201,6 +206,7 @@ class Table:
 
     ``apart`` is the column that rows of one checksum share: what is written, dropped and done again
     together. ``costs`` says that it has parameters and MACs, which are there together or not.
+    ``first`` is the first format that has the table.
     """
 
     name: str
@@ -208,6 +214,7 @@ class Table:
     key: tuple[str, ...]
     apart: str | None = None
     costs: bool = False
+    first: int = 1
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -271,39 +278,105 @@ class Seal:
 
     @classmethod
     def of(
-        cls, table: Table, chunk: int, network: str | None, later: int, columns: Columns
+        cls,
+        table: Table,
+        version: int,
+        chunk: int,
+        network: str | None,
+        later: int,
+        columns: Columns,
     ) -> Seal:
-        """The seal of rows, which are sorted by the table's key."""
+        """The seal of rows, which are sorted by the table's key, in a record of this format."""
         count = len(next(iter(columns.values())))
-        said = [table.name, list(table.names), chunk, count, network, later]
+        own = table.since(version)
+        said = [table.name, [column.name for column in own], chunk, count, network, later]
         digest = hashlib.sha256(json.dumps(said).encode())
-        for column in table.columns:
+        for column in own:
             digest.update(column.bytes(columns[column.name]))
         return cls(chunk, table.name, count, network, later, digest.hexdigest())
 
 
 _CHUNK = Column("chunk", "whole", most=_MOST_COST)
 
-_LOSS: dict[str, Any] = {"kind": "number", "least": -np.inf, "most": np.inf}
-_METRIC_COLUMNS = tuple(
-    Column(name, "number", most=1) if name.endswith("accuracy") else Column(name, **_LOSS)
-    for name in METRICS
-)
 _SECONDS = Column("seconds", "number", most=np.inf)
 _COSTS = (
     Column("parameters", "whole", optional=True, least=1, most=_MOST_COST, since=2),
     Column("macs", "whole", optional=True, most=_MOST_COST, since=2),
 )
-_EPOCH = (
-    Column("epoch", "whole"),
-    Column("learning_rate", "number", most=np.inf),
-    *_METRIC_COLUMNS,
-)
 _CANDIDATE, _SEED = Column("candidate", "text"), Column("seed", "whole")
 
-TABLES: Mapping[str, Table] = {
-    table.name: table
-    for table in (
+
+def _any_number(name: str) -> Column:
+    return Column(name, "number", least=-np.inf, most=np.inf)
+
+
+METRICS = Table(
+    "metrics",
+    (
+        Column("position", "whole"),
+        Column("task", "text"),
+        Column("name", "text"),
+        Column("label", "text"),
+        Column("unit", "text"),
+        Column("better", "text"),
+        _any_number("low"),
+        _any_number("high"),
+        Column("exponential", "text"),
+    ),
+    ("position",),
+    first=4,
+)
+"""The task by its name, and what it measures: one row per metric, the loss first."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a record says of a study's task: its name, and what it measures of a network."""
+
+    name: str
+    metrics: tuple[Metric, ...]
+
+    @property
+    def rows(self) -> list[tuple[Any, ...]]:
+        """The rows of :data:`METRICS`."""
+        return [
+            (place, self.name, m.name, m.label, m.unit, m.better, m.low, m.high, m.exponential)
+            for place, m in enumerate(self.metrics)
+        ]
+
+
+def task_of(columns: Columns) -> Task | None:
+    """The task that the table of metrics names; None where it is empty.
+
+    Raises :class:`ValueError` for what is none.
+    """
+    names = set(columns["task"])
+    if not names:
+        return None
+    fields = [columns[column.name] for column in METRICS.columns[2:]]
+    try:
+        metrics = check_metrics([Metric(*row) for row in zip(*fields, strict=True)])
+    except InputError as fault:
+        raise ValueError(str(fault)) from fault
+    if len(names) > 1:
+        raise ValueError(f"it names the tasks {', '.join(sorted(names))}, expected one")
+    return Task(names.pop(), metrics)
+
+
+@cache
+def tables(metrics: tuple[Metric, ...]) -> Mapping[str, Table]:
+    """The tables of a study whose task measures these metrics, by name.
+
+    Times are in seconds or ISO 8601; each metric says its own unit and bounds.
+    """
+    measured = tuple(
+        Column(f"{split}_{metric.name}", "number", least=metric.low, most=metric.high)
+        for split in SPLITS
+        for metric in metrics
+    )
+    epoch = (Column("epoch", "whole"), Column("learning_rate", "number", most=np.inf), *measured)
+    every = (
+        METRICS,
         Table(
             "provenance",
             (
@@ -323,14 +396,14 @@ TABLES: Mapping[str, Table] = {
                 Column("architecture", "text"),
                 Column("origin", "text"),
                 _SECONDS,
-                *_METRIC_COLUMNS,
+                *measured,
                 *_COSTS,
                 Column("file_sha256", "text", optional=True, since=3),
             ),
             (),
             costs=True,
         ),
-        Table("dense_epochs", _EPOCH, ("epoch",)),
+        Table("dense_epochs", epoch, ("epoch",)),
         Table(
             "candidates",
             (
@@ -344,13 +417,18 @@ TABLES: Mapping[str, Table] = {
         ),
         Table(
             "criteria",
-            (Column("name", "text"), Column("source", "text"), Column("fingerprint", "text")),
+            (
+                Column("name", "text"),
+                Column("source", "text"),
+                Column("fingerprint", "text"),
+                Column("label", "text", optional=True, since=4),
+            ),
             ("name",),
             "name",
         ),
         Table(
             "scores",
-            (_CANDIDATE, Column("criterion", "text"), Column("score", **_LOSS)),
+            (_CANDIDATE, Column("criterion", "text"), _any_number("score")),
             ("criterion", "candidate"),
             "criterion",
         ),
@@ -360,10 +438,13 @@ TABLES: Mapping[str, Table] = {
             ("seed", "candidate"),
             "seed",
         ),
-        Table("outcomes", (_CANDIDATE, _SEED, *_EPOCH), ("seed", "candidate", "epoch"), "seed"),
+        Table("outcomes", (_CANDIDATE, _SEED, *epoch), ("seed", "candidate", "epoch"), "seed"),
     )
-}
-"""Losses are in nats, accuracies fractions, times seconds or ISO 8601."""
+    return {table.name: table for table in every}
+
+
+MEASURED = ("dense", "dense_epochs", "outcomes")
+"""The tables that have a column for each metric and split."""
 
 CHECKSUMS = Table(
     "checksums",
@@ -376,4 +457,5 @@ CHECKSUMS = Table(
         Column("sha256", "text"),
     ),
     ("chunk", "of"),
+    first=3,
 )

@@ -18,8 +18,7 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from trueoracle.analysis.outcomes import METRICS
-from trueoracle.errors import BusyError, StoreError
+from trueoracle.errors import BusyError, InputError, StoreError
 from trueoracle.record.chunks import (
     CHUNKED,
     joined,
@@ -31,23 +30,37 @@ from trueoracle.record.chunks import (
 )
 from trueoracle.record.layout import (
     CHECKSUMS,
-    TABLES,
+    MEASURED,
+    METRICS,
     Columns,
     Seal,
+    Table,
+    Task,
     facts_fault,
     json_object,
     pruned_fault,
+    tables,
+    task_of,
 )
+from trueoracle.record.older import NAMED, OLDER_TASK, with_chance
+from trueoracle.record.paths import DATABASE, LOCK
+from trueoracle.tasks.metric import Metric, check_metrics, columns_of
 
-__all__ = ["DATABASE", "SCHEMA_VERSION", "Retrained", "Store", "is_locked", "locked"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Retrained",
+    "Store",
+    "is_locked",
+    "locked",
+    "metrics_by_columns",
+]
 
-DATABASE = "study.sqlite"
-LOCK = "study.lock"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _COST_COLUMNS = ("parameters", "macs")
-# Format 1 knew no costs, format 2 no checksums: a record of theirs is read as one without, and
-# completed when it is written.
+_BEFORE_METRICS = [name for name, table in tables(()).items() if table.first < NAMED]
+# Format 1 had no costs, format 2 no checksums, format 3 no metrics and no labels of scores: an
+# older record is read as one without, and completed when it is written.
 _UPDATES = {
     1: tuple(
         f"ALTER TABLE {table} ADD COLUMN {name} INTEGER"
@@ -55,13 +68,12 @@ _UPDATES = {
         for name in _COST_COLUMNS
     ),
     2: (
-        *(f"ALTER TABLE {table} ADD COLUMN chunk INTEGER" for table in TABLES),
+        *(f"ALTER TABLE {table} ADD COLUMN chunk INTEGER" for table in _BEFORE_METRICS),
         "ALTER TABLE dense ADD COLUMN file_sha256 TEXT",
         CHECKSUMS.sql,
     ),
+    3: ("ALTER TABLE criteria ADD COLUMN label TEXT", METRICS.sql),
 }
-
-_EPOCH_COLUMNS = ("epoch", "learning_rate", *METRICS)
 
 Rows = Mapping[str, Sequence[Sequence[Any]]]
 """Rows by table, in the order of its columns."""
@@ -69,7 +81,7 @@ Rows = Mapping[str, Sequence[Sequence[Any]]]
 
 @dataclass(frozen=True)
 class Retrained:
-    """One finished retraining: a candidate, a seed, and one mapping of values an epoch."""
+    """One finished retraining: a candidate, a seed, and one mapping of values per epoch."""
 
     candidate: str
     seed: int
@@ -120,6 +132,13 @@ def is_locked(folder: Path) -> bool:
         return False
 
 
+def metrics_by_columns(db: sqlite3.Connection) -> tuple[Metric, ...]:
+    """Metrics that fit the columns of a record which does not name them; no more is known."""
+    found = [row[1] for row in db.execute("PRAGMA table_info(outcomes)")]
+    names = [name.removeprefix("train_") for name in found if name.startswith("train_")]
+    return tuple(Metric(name, name) for name in names)
+
+
 class Store:
     """Reads and writes ``study.sqlite``; use as a context manager."""
 
@@ -127,7 +146,11 @@ class Store:
         """Open the record in ``folder``, making it where it is absent (unless ``read_only``).
 
         Raises :class:`StoreError` for a missing, damaged or newer file.
+
+        ``task`` is what the record says of the study's task; None until :meth:`record_task`.
         """
+        self.task: Task | None = None
+        self._tables = tables(())
         self.path = folder / DATABASE
         self._seals: dict[tuple[str, int], Seal] = {}
         self._listed: Columns | None = None
@@ -167,38 +190,73 @@ class Store:
             raise StoreError(f"nothing is recorded in {self.path.parent}")
         if version == 0:
             with self._transaction():
-                for table in (*TABLES.values(), CHECKSUMS):
+                for table in (*self._tables.values(), CHECKSUMS):
                     self._db.execute(table.sql)
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif version != SCHEMA_VERSION and version not in _UPDATES:
             raise StoreError(
                 f"{self.path} has format {version}, and this trueoracle reads {SCHEMA_VERSION}"
             )
-        if fault := schema_fault(self._db, self._version):
-            raise sqlite3.DatabaseError(fault)
         if self._version >= CHUNKED:
+            self._check_schema((METRICS,))
             self._seals = self._read_seals()
-        elif not read_only:
+        self._take_task(self._read_task())
+        self._check_schema(self._tables.values())
+        if self._version < SCHEMA_VERSION and not read_only:
             self._update()
 
+    def _check_schema(self, known: Iterable[Table]) -> None:
+        if fault := schema_fault(self._db, self._version, known):
+            raise sqlite3.DatabaseError(fault)
+
+    def _read_task(self) -> Task | None:
+        if self._version < NAMED:
+            return OLDER_TASK
+        try:
+            return task_of(self._columns("metrics"))
+        except ValueError as fault:
+            raise self._damaged(f"table metrics: {fault}") from fault
+
+    def _take_task(self, task: Task | None) -> None:
+        """Have the tables of a task's metrics."""
+        self.task = task
+        known = metrics_by_columns(self._db) if task is None else task.metrics
+        self._tables = tables(known)
+        self._measured = columns_of(known)
+        self._of_epoch = ("epoch", "learning_rate", *self._measured)
+
     def _update(self) -> None:
-        """Bring an older record to this format; what it holds is sealed as it is read now."""
-        for name in TABLES:
-            self._columns(name)
+        """Bring an older record to this format.
+
+        What it holds without a checksum is sealed as it is read now.
+        """
+        before = self._version
+        older = [table for table in self._tables.values() if table.first <= before]
+        for table in older:
+            self._columns(table.name)
         with self._transaction():
-            for version in range(self._version, SCHEMA_VERSION):
+            for version in range(before, SCHEMA_VERSION):
                 for statement in _UPDATES[version]:
                     self._db.execute(statement)
             self._version = SCHEMA_VERSION
-            for name, table in TABLES.items():
-                apart = table.apart or "NULL"
-                for (value,) in self._db.execute(f"SELECT DISTINCT {apart} FROM {name}").fetchall():
-                    chunk = self._new_chunk()
-                    where = f" WHERE {apart} = ?" if table.apart else ""
-                    values = (chunk, value) if table.apart else (chunk,)
-                    self._db.execute(f"UPDATE {name} SET chunk = ?{where}", values)
-                    self._seal(name, chunk, later=1)
+            for table in older:
+                if before < CHUNKED:
+                    self._cut(table)
+                elif table.since(before) != table.columns:
+                    for name, chunk in [key for key in self._seals if key[0] == table.name]:
+                        self._seal(name, chunk)
+            self._insert("metrics", self._new_chunk(), OLDER_TASK.rows)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _cut(self, table: Table) -> None:
+        """Divide the rows of a table into chunks, and seal each of them."""
+        apart = table.apart or "NULL"
+        for (value,) in self._db.execute(f"SELECT DISTINCT {apart} FROM {table.name}").fetchall():
+            chunk = self._new_chunk()
+            where = f" WHERE {apart} = ?" if table.apart else ""
+            values = (chunk, value) if table.apart else (chunk,)
+            self._db.execute(f"UPDATE {table.name} SET chunk = ?{where}", values)
+            self._seal(table.name, chunk, later=1)
 
     def _had_content(self) -> bool:
         """Whether the folder holds anything that is written only after the database."""
@@ -267,7 +325,7 @@ class Store:
 
     def _columns(self, name: str) -> Columns:
         """A whole table, by column; raises :class:`StoreError` where it is not what was written."""
-        table, parts = TABLES[name], []
+        table, parts = self._tables[name], []
         with self._errors():
             rows = read_rows(self._db, table, self._version)
             for _, part in sealed(table, self._version, rows, self._seals):
@@ -286,7 +344,7 @@ class Store:
 
     def _insert(self, name: str, chunk: int, rows: Iterable[Sequence[Any]]) -> None:
         """Write rows with their checksum, within a transaction."""
-        table = TABLES[name]
+        table = self._tables[name]
         plain = table.plain(list(rows))
         if not plain:
             return
@@ -296,11 +354,12 @@ class Store:
             [(*row, chunk) for row in plain],
         )
         network = self._network() if name in ("scores", "retrainings", "outcomes") else None
-        self._keep(Seal.of(table, chunk, network, 0, table.read(plain, table.columns)))
+        read = table.read(plain, table.columns)
+        self._keep(Seal.of(table, SCHEMA_VERSION, chunk, network, 0, read))
 
     def _seal(self, name: str, chunk: int, *, later: int | None = None) -> None:
         """Take the checksum of rows as they stand, which were changed within this transaction."""
-        table, before = TABLES[name], self._seals.get((name, chunk))
+        table, before = self._tables[name], self._seals.get((name, chunk))
         names, order = ", ".join(table.names), ", ".join(table.key or ("rowid",))
         rows = self._db.execute(
             f"SELECT {names} FROM {name} WHERE chunk = ? ORDER BY {order}", (chunk,)
@@ -308,7 +367,8 @@ class Store:
         if later is None:
             later = before.later if before else 0
         network = self._network() if name in ("scores", "retrainings", "outcomes") else None
-        self._keep(Seal.of(table, chunk, network, later, table.read(rows, table.columns)))
+        read = table.read(rows, table.columns)
+        self._keep(Seal.of(table, SCHEMA_VERSION, chunk, network, later, read))
 
     def _keep(self, seal: Seal) -> None:
         marks = ", ".join("?" * len(CHECKSUMS.names))
@@ -324,24 +384,36 @@ class Store:
             self._seals.pop((name, chunk), None)
 
     def restore(
-        self, chunks: Iterable[tuple[Seal, Columns]], epochs: Sequence[Mapping[str, Any]]
+        self,
+        task: Task | None,
+        metrics: tuple[Metric, ...],
+        chunks: Iterable[tuple[Seal, Columns]],
+        epochs: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Write chunks of another record, with their seals, into an empty one, as a single file.
+        """Write chunks of another record into an empty one, as a single file.
 
+        The other's ``task`` is None where what it said of it is lost; ``metrics`` name the columns.
         ``epochs`` are those of the dense network's training, where the chunks lack them.
         """
         with self._transaction():
-            for seal, columns in chunks:
-                table = TABLES[seal.table]
+            self._make_measured(tables(metrics))
+            self._tables = tables(metrics)
+            for seal, values in chunks:
+                table = self._tables[seal.table]
                 marks = ", ".join("?" * (1 + len(table.names)))
-                rows = zip(*(c.plain(columns[c.name]) for c in table.columns), strict=True)
+                rows = zip(*(c.plain(values[c.name]) for c in table.columns), strict=True)
                 self._db.executemany(
                     f"INSERT INTO {table.name} ({', '.join(table.names)}, chunk) VALUES ({marks})",
                     [(*row, seal.chunk) for row in rows],
                 )
-                self._keep(seal)
-            left = [[one[name] for name in _EPOCH_COLUMNS] for one in epochs]
+                made = (SCHEMA_VERSION, seal.chunk, seal.network, seal.later, values)
+                self._keep(Seal.of(table, *made))
+            if task is not None and all(name != "metrics" for name, _ in self._seals):
+                self._insert("metrics", self._new_chunk(), task.rows)
+            names = ("epoch", "learning_rate", *columns_of(metrics))
+            left = [[one[name] for name in names] for one in epochs]
             self._insert("dense_epochs", self._new_chunk(), left)
+        self._take_task(task)
         self._rows("PRAGMA journal_mode = DELETE")
 
     def check(self) -> None:
@@ -357,6 +429,38 @@ class Store:
         None where there are none, or where they are older than this is kept.
         """
         return next((seal.network for seal in self._seals.values() if seal.network), None)
+
+    # The task
+
+    def record_task(self, name: str, metrics: Sequence[Metric]) -> None:
+        """Record what the study's task measures; comes before anything that is measured.
+
+        Where it is recorded already, that stays. Raises :class:`InputError` where other metrics
+        are, or the same ones in another direction.
+        """
+        task = Task(name, check_metrics(metrics))
+        if self.task is not None:
+            ours, theirs = ([(m.name, m.better) for m in t.metrics] for t in (task, self.task))
+            if ours != theirs:
+                said = (", ".join(f"{n} ({way} is better)" for n, way in t) for t in (theirs, ours))
+                raise InputError(
+                    f"the study records {next(said)}, and its task now measures {next(said)}: give "
+                    "the study another name to start anew with it"
+                )
+            return
+        with self._transaction():
+            if self._measured != columns_of(task.metrics):
+                if any(chunk for name, chunk in self._seals if name in MEASURED):
+                    raise self._damaged(f"it measured {', '.join(self._measured)}")
+                self._make_measured(tables(task.metrics))
+            self._insert("metrics", self._new_chunk(), task.rows)
+        self._take_task(task)
+
+    def _make_measured(self, known: Mapping[str, Table]) -> None:
+        """Make the empty tables that have a column for each metric anew."""
+        for name in MEASURED:
+            self._db.execute(f"DROP TABLE {name}")
+            self._db.execute(known[name].sql)
 
     # Provenance
 
@@ -400,7 +504,7 @@ class Store:
         for started, ended, text in zip(
             columns["started"], columns["ended"], columns["facts"], strict=True
         ):
-            facts = json_object(text) or {}
+            facts = with_chance(json_object(text) or {})
             if fault := facts_fault(facts):
                 raise self._damaged(f"table provenance: {fault}")
             sittings.append(facts | {"started": started, "ended": ended})
@@ -422,16 +526,18 @@ class Store:
 
         ``sha256`` is that of its weights, ``file_sha256`` of the file that holds them.
         """
+        self._check_task()
         with self._transaction():
             self._drop("dense")
             self._drop("dense_epochs")
             chunk = self._new_chunk()
-            values: dict[str, Any] = {name: metrics[name] for name in METRICS}
+            values: dict[str, Any] = {name: metrics[name] for name in self._measured}
             values |= {"sha256": sha256, "architecture": architecture, "origin": origin}
             values |= {"seconds": seconds, "file_sha256": file_sha256}
-            self._insert("dense", chunk, [[values.get(name) for name in TABLES["dense"].names]])
+            names = self._tables["dense"].names
+            self._insert("dense", chunk, [[values.get(name) for name in names]])
             self._insert(
-                "dense_epochs", chunk, [[one[name] for name in _EPOCH_COLUMNS] for one in epochs]
+                "dense_epochs", chunk, [[one[name] for name in self._of_epoch] for one in epochs]
             )
 
     def record_dense_file(self, file_sha256: str) -> None:
@@ -522,22 +628,31 @@ class Store:
                 self._seal("candidates", chunk)
             self._listed = None
 
-    def record_criterion(self, name: str, source: str, fingerprint: str) -> bool:
+    def record_criterion(
+        self, name: str, source: str, fingerprint: str, label: str | None = None
+    ) -> bool:
         """Record a criterion; returns False, dropping its scores, where its code may have changed.
 
         An empty fingerprint says that the code cannot be read, so that it may always have.
+        ``label`` is what its score is called in figures and sentences.
         """
-        columns = self._columns("criteria")
-        rows = zip(columns["name"], columns["source"], columns["fingerprint"], strict=True)
+        rows = list(zip(*self._columns("criteria").values(), strict=True))
         old = next((row for row in rows if row[0] == name), None)
         changed = old is not None and (old[2] != fingerprint or not fingerprint)
+        new = (name, source, fingerprint, label)
         with self._transaction():
-            if old != (name, source, fingerprint):
+            if old != new:
                 self._drop("criteria", "name = ?", (name,))
-                self._insert("criteria", self._new_chunk(), [(name, source, fingerprint)])
+                self._insert("criteria", self._new_chunk(), [new])
             if changed:
                 self._drop("scores", "criterion = ?", (name,))
         return not changed
+
+    def labels(self) -> dict[str, str]:
+        """What the scores of criteria are called, by criterion, where that is recorded."""
+        columns = self._columns("criteria")
+        both = zip(columns["name"], columns["label"], strict=True)
+        return {name: label for name, label in both if label}
 
     def record_scores(self, criterion: str, rows: Iterable[tuple[str, float]]) -> None:
         """Record (candidate id, score) of one criterion; what is there already stays."""
@@ -565,12 +680,13 @@ class Store:
 
         What is there already stays.
         """
+        self._check_task()
         there = "SELECT 1 FROM retrainings WHERE seed = ? AND candidate = ?"
         new = {(one.seed, one.candidate): one for one in finished}
         new = {key: one for key, one in new.items() if not self._rows(there, key)}
         retrainings = [(one.candidate, one.seed, one.diverged, one.seconds) for one in new.values()]
         outcomes = [
-            (one.candidate, one.seed, *(epoch[name] for name in _EPOCH_COLUMNS))
+            (one.candidate, one.seed, *(epoch[name] for name in self._of_epoch))
             for one in new.values()
             for epoch in one.epochs
         ]
@@ -578,6 +694,10 @@ class Store:
             chunk = self._new_chunk()
             self._insert("retrainings", chunk, retrainings)
             self._insert("outcomes", chunk, outcomes)
+
+    def _check_task(self) -> None:
+        if self.task is None:
+            raise ValueError("record_task says what is measured, and comes first")
 
     def retrained(self) -> set[tuple[int, str]]:
         """The finished retrainings, as (seed, candidate id)."""
@@ -615,7 +735,7 @@ class Store:
             if new and theirs.get(name) == fingerprint:
                 found.append({"scores": other._some("scores", new, "criterion", name)})
         mine, others = self._retrained(), other._retrained()
-        for seed in seeds:
+        for seed in seeds if self._measured == other._measured else ():
             new = {candidate for one, candidate in others - mine if one == seed} & ours
             tables = ("retrainings", "outcomes") if new else ()
             if rows := {table: other._some(table, new, "seed", seed) for table in tables}:

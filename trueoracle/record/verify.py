@@ -19,9 +19,11 @@ from trueoracle.analysis.numbers import many
 from trueoracle.errors import StoreError
 from trueoracle.files import read_checked, read_checked_json, remove_drafts, sha256_of
 from trueoracle.record.chunks import CHUNKED, journal_fault, read_rows, sealed
-from trueoracle.record.layout import CHECKSUMS, TABLES, Columns, Seal, Table
-from trueoracle.record.results import CANDIDATES, DENSE, SEARCHES, UNDER_WAY
-from trueoracle.record.store import DATABASE, SCHEMA_VERSION, Store, is_locked, locked
+from trueoracle.record.layout import CHECKSUMS, METRICS, Columns, Seal, Table, Task, tables, task_of
+from trueoracle.record.older import NAMED, OLDER_TASK
+from trueoracle.record.paths import CANDIDATES, DATABASE, DENSE, SEARCHES, UNDER_WAY
+from trueoracle.record.store import SCHEMA_VERSION, Store, is_locked, locked, metrics_by_columns
+from trueoracle.tasks.metric import Metric
 
 __all__ = ["Part", "Verified", "repair", "verify"]
 
@@ -29,6 +31,7 @@ State = Literal["whole", "unchecked", "damaged"]
 
 _BEFORE = "recorded before checksums were kept"
 _AGAIN = {
+    "metrics": "running records them again",
     "provenance": "that sitting is forgotten",
     "dense": f"running looks at {DENSE} again, or makes the network again",
     "dense_epochs": f"they are taken from {DENSE} where that is whole",
@@ -134,6 +137,8 @@ class _Survey:
     faults: list[Part] = field(default_factory=list)
     whole: dict[tuple[str, int], tuple[Seal, Columns]] = field(default_factory=dict)
     dense: dict[str, Any] | None = None
+    task: Task | None = None
+    metrics: tuple[Metric, ...] = ()
     is_told: bool = False
 
     def chunks(self, table: str) -> list[Columns]:
@@ -150,7 +155,7 @@ def _survey(folder: Path) -> _Survey:
             # A byte that is no text makes its row wrong, not all of them unreadable.
             db.text_factory = lambda text: text.decode(errors="replace")
             (found.version,) = db.execute("PRAGMA user_version").fetchone()
-            if found.version == SCHEMA_VERSION:
+            if CHUNKED <= found.version <= SCHEMA_VERSION:
                 _read(db, found)
             else:
                 _read_older(folder, found)
@@ -173,18 +178,38 @@ def _read(db: sqlite3.Connection, found: _Survey) -> None:
             CHECKSUMS.read([row], CHECKSUMS.columns)
             seals[row[1], row[0]] = Seal(*row)
     found.is_told = True
-    for name, table in TABLES.items():
-        ended: list[sqlite3.Error] = []
-        rows = read_rows(db, table, found.version, ended.append)
-        for chunk, part in sealed(table, found.version, rows, seals):
-            if chunk is not None and not isinstance(part, ValueError):
-                found.whole[name, chunk] = seals[name, chunk], part
-                continue
-            about = _about(table, rows.get(chunk, []))
-            found.faults.append(Part(f"{name} {about}", "damaged", str(part), _AGAIN[name]))
-        found.faults += [Part(name, "damaged", str(error), _AGAIN[name]) for error in ended]
+    if found.version < NAMED:
+        found.task = OLDER_TASK
+    else:
+        _read_table(db, METRICS, found, seals)
+        for columns in found.chunks("metrics"):
+            with suppress(ValueError):
+                found.task = task_of(columns)
+    found.metrics = found.task.metrics if found.task else metrics_by_columns(db)
+    for table in tables(found.metrics).values():
+        if table is not METRICS:
+            _read_table(db, table, found, seals)
     for columns in found.chunks("dense"):
         found.dense = {column: values[0] for column, values in columns.items()}
+
+
+def _read_table(
+    db: sqlite3.Connection,
+    table: Table,
+    found: _Survey,
+    seals: Mapping[tuple[str, int], Seal],
+) -> None:
+    """Which chunks of a table are whole."""
+    ended: list[sqlite3.Error] = []
+    rows = read_rows(db, table, found.version, ended.append)
+    for chunk, part in sealed(table, found.version, rows, seals):
+        if chunk is not None and not isinstance(part, ValueError):
+            found.whole[table.name, chunk] = seals[table.name, chunk], part
+            continue
+        about = f"{table.name} {_about(table, rows.get(chunk, []))}"
+        found.faults.append(Part(about, "damaged", str(part), _AGAIN[table.name]))
+    again = _AGAIN[table.name]
+    found.faults += [Part(table.name, "damaged", str(error), again) for error in ended]
 
 
 def _read_older(folder: Path, found: _Survey) -> None:
@@ -210,7 +235,7 @@ def _database_parts(folder: Path, found: _Survey) -> Iterator[Part]:
     yield from found.faults
     if 0 < found.version < CHUNKED and not found.faults:
         yield Part(DATABASE, "unchecked", _BEFORE, "running keeps checksums of it from then on")
-    for name in TABLES:
+    for name in tables(found.metrics):
         seals = [seal for (table, _), (seal, _) in found.whole.items() if table == name]
         if seals:
             rows = many(sum(seal.rows for seal in seals), "row")
@@ -230,7 +255,7 @@ def _rebuild(folder: Path, found: _Survey, aside: Path) -> list[str]:
     draft = aside / "new"
     draft.mkdir()
     with Store(draft) as store:
-        store.restore(kept.values(), epochs)
+        store.restore(found.task, found.metrics, kept.values(), epochs)
     for file in (path, log):
         if file.exists():
             shutil.copy2(file, aside)
@@ -248,7 +273,7 @@ def _kept(found: _Survey) -> tuple[dict[tuple[str, int], tuple[Seal, Columns]], 
     the record of their criterion, a retraining without its epochs.
     """
     kept = dict(found.whole)
-    dropped = [part for part in found.faults if part.name.split()[0] in TABLES]
+    dropped = [part for part in found.faults if part.name.split()[0] in _AGAIN]
     said = [f"{part.name}: dropped; {part.mend}" for part in dropped]
     criteria = {name for columns in found.chunks("criteria") for name in columns["name"]}
     retrained = _retrained(found, "retrainings") & _retrained(found, "outcomes")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trueoracle.analysis.numbers import finite_or_none
-from trueoracle.analysis.outcomes import rule_in_words
+from trueoracle.analysis.outcomes import check_rule
 from trueoracle.errors import InputError
-from trueoracle.record.results import Results
-from trueoracle.record.store import DATABASE
+from trueoracle.record.paths import DATABASE
+from trueoracle.record.results import SHORT, Results
 from trueoracle.reproduce.published import Published
 from trueoracle.spec.scale import SMALL, changes_from_file, scale_in_words, scale_of
 from trueoracle.spec.spec import StudySpec, load_spec, split_arm
@@ -130,7 +130,7 @@ def ours_of(
     if any(one.outcomes.empty for one in recorded) or (setting.needs_short and short is None):
         return None
     if setting.needs_short and short is not None:
-        relation = results.relation_after(short, _METRIC, rule)
+        relation = results.with_short(short).relation(SHORT, _METRIC, rule)
     elif _CRITERION in results.criteria:
         relation = results.relation(_CRITERION, _METRIC, rule)
     else:
@@ -168,7 +168,7 @@ def recorded_ours(
     shipped settings count (at small scale, with the stand-in for the data set as well); ``scale``
     takes no other. Raises :class:`StoreError` for a damaged record.
     """
-    rule_in_words(rule)
+    check_rule(rule)
     first = None
     scales: tuple[Scale, ...] = ("full", "small") if scale is None else (scale,)
     for one in scales:

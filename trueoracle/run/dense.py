@@ -13,6 +13,7 @@ import pandas as pd
 from torch import nn
 
 from trueoracle.analysis.numbers import many
+from trueoracle.analysis.outcomes import chance_in_words, default_outcomes, find_outcome
 from trueoracle.engines.choose import seconds_alone
 from trueoracle.errors import InputError, StoreError, TrainingError
 from trueoracle.files import sha256_of
@@ -23,7 +24,7 @@ from trueoracle.networks.weights import (
     save_weights,
     weights_sha256,
 )
-from trueoracle.record.results import DENSE, UNDER_WAY
+from trueoracle.record.paths import DENSE, UNDER_WAY
 from trueoracle.record.store import Store
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import about
@@ -193,12 +194,12 @@ def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
 
 
 def warn_of_chance(at: Sitting) -> None:
-    """Note what a report needs as well, and warn of a network that learnt nothing."""
-    task, values = at.prepared.data.task, at.store.dense() or {}
-    for name, value in task.options().items():
-        at.store.note(at.number, name, value)
-    test = {metric.name: values.get(f"test_{metric.name}", math.nan) for metric in task.metrics}
-    warning = task.chance(test)
-    at.store.note(at.number, "chance", warning)
-    if warning:
+    """Note the chance level, which a report needs; warn of a network that learnt nothing."""
+    task = at.prepared.data.task
+    if (chance := task.chance()) is None:
+        return
+    at.store.note(at.number, "chance", chance)
+    outcome = find_outcome(tuple(task.metrics), default_outcomes(task.metrics)[0])
+    value = (at.store.dense() or {}).get(outcome.column)
+    if warning := chance_in_words(outcome, value, chance):
         at.progress.message(f"warning: {warning}")

@@ -101,9 +101,9 @@ def prepare(
 ) -> Prepared:
     """Build the network, list the candidates, load the data; refuse what cannot work.
 
-    ``network``, ``data`` and ``task`` stand in for the spec's where they are given. ``say`` is told where
-    the network is so slow that these checks take long themselves. Raises :class:`InputError`, in
-    one line, before any long work.
+    ``network``, ``data`` and ``task`` stand in for the spec's where they are given. ``say`` is told
+    where the network is so slow that these checks take long themselves. Raises
+    :class:`InputError`, in one line, before any long work.
     """
     criteria = tuple(find_criterion(name) for name in spec.criteria)
     if spec.retraining.procedure is not None:

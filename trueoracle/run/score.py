@@ -11,7 +11,7 @@ from trueoracle.errors import InputError, NotApplicableError
 from trueoracle.networks.copying import copied
 from trueoracle.pruning.cost import cost
 from trueoracle.pruning.listing import write_listing
-from trueoracle.record.results import CANDIDATES
+from trueoracle.record.paths import CANDIDATES
 from trueoracle.run.sitting import Sitting
 
 __all__ = ["list_candidates", "score_candidates"]
@@ -43,7 +43,9 @@ def list_candidates(at: Sitting) -> None:
             ],
         )
     for name, criterion in at.applying:
-        if not store.record_criterion(name, criterion.source, criterion.fingerprint):
+        if not store.record_criterion(
+            name, criterion.source, criterion.fingerprint, criterion.label_of(candidates)
+        ):
             at.progress.message(
                 f"criterion {name}: its code may have changed, so it is scored anew"
             )

@@ -17,8 +17,8 @@ import torch
 from trueoracle.criteria.base import Criterion
 from trueoracle.errors import InputError
 from trueoracle.files import remove_drafts
-from trueoracle.record.results import DENSE
-from trueoracle.record.store import DATABASE, Store, locked
+from trueoracle.record.paths import DATABASE, DENSE
+from trueoracle.record.store import Store, locked
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
 from trueoracle.spec.spec import CANDIDATE_FILES
@@ -84,6 +84,8 @@ def sitting(prepared: Prepared, folder: Path, progress: Progress) -> Iterator[Si
     with locked(folder, patience=1.0), Store(folder) as store:
         remove_drafts(folder)
         store.check()
+        task = prepared.data.task
+        store.record_task(task.label, tuple(task.metrics))
         begun = Sitting(prepared, folder, store, progress, _begin(prepared, store))
         for note in prepared.notes:
             progress.message(note)

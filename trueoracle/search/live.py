@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trueoracle.analysis.outcomes import higher_is_better
+from trueoracle.analysis.outcomes import find_outcome
 from trueoracle.data.splits import Splits
 from trueoracle.engines.choose import Plan
 from trueoracle.engines.memory import available_memory, readable_bytes
@@ -252,7 +252,8 @@ class Search:
         if own[-1].diverged:
             return math.nan
         value = own[-1].values[self.by]
-        return -value if higher_is_better(self.by) else value
+        outcome = find_outcome(tuple(self.data.task.metrics), self.by)
+        return -value if outcome.higher_is_better else value
 
     def _network(self, index: int) -> nn.Module:
         return self.candidates.prune(self.dense, index)

@@ -15,7 +15,8 @@ from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import dataset_info
 from trueoracle.engines.choose import Plan, check_engine, plan
 from trueoracle.errors import InputError, NotApplicableError, unknown
-from trueoracle.record.results import SEARCHES, Results
+from trueoracle.record.paths import SEARCHES
+from trueoracle.record.results import Results
 from trueoracle.record.store import locked
 from trueoracle.run.dense import read_dense
 from trueoracle.run.prepare import Prepared
@@ -38,7 +39,8 @@ class SearchResult:
     """One pruned network, and how it was chosen.
 
     ``chosen`` is the candidate's id, ``pruned`` what it prunes, ``network`` its retrained network,
-    in evaluation mode. ``outcome`` are its ``metrics`` on every split after the last epoch, of which the search compared ``by`` alone. ``history`` has one row a candidate and epoch:
+    in evaluation mode. ``outcome`` has its ``metrics`` on every split after the last epoch, of
+    which the search compared ``by`` alone. ``history`` has one row per candidate and epoch:
     ``candidate``, ``rung`` (from 1), ``epoch`` (from 0), the learning rate and all metrics.
     ``budget``, ``spent`` and ``full_budget`` count epochs of one candidate; ``seconds`` is what
     training took. ``folder`` keeps the search. ``normalised`` says by which mean and standard
@@ -145,7 +147,9 @@ def search(
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
     way = _strategy(prepared, strategy)
     priors, passed_over = _priors(prepared, way, criterion)
-    metric = selection_metric(by, has_validation=prepared.data.validation is not None)
+    metric = selection_metric(
+        by, tuple(prepared.data.task.metrics), has_validation=prepared.data.validation is not None
+    )
     start = recipe.seeds[0] if seed is None else seed
     if not 0 <= start < 2**31:
         raise InputError(f"a seed is a whole number from 0 to {2**31 - 1}, got {start}")

@@ -118,9 +118,9 @@ class Task(ABC):
         """
         raise InputError(f"task {self.label!r} does not say how many outputs a network needs")
 
-    def chance(self, measured: Mapping[str, float]) -> str:
-        """A warning of a network that has learnt nothing, from its test metrics; empty else."""
-        return ""
+    def chance(self) -> float | None:
+        """What the headline (the second metric) is without any learning; None: not known."""
+        return None
 
     def groups(self, split: AnySplit) -> Tensor:
         """The kind ``[N]`` that each example counts as: draws take equal shares of each."""

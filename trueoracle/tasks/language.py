@@ -11,12 +11,15 @@ from torch.nn import functional
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import InputError
 from trueoracle.tasks.base import Batch, Targets, Task
-from trueoracle.tasks.metric import LOSS, Metric
+from trueoracle.tasks.metric import Metric
 
 __all__ = ["IGNORED", "Answers", "NextToken"]
 
 IGNORED = -100
 """The label of a token that counts nowhere, as transformers has it."""
+
+
+_LOSS = Metric("loss", "loss", unit="nats", exponential="perplexity")
 
 
 class NextToken(Task):
@@ -30,7 +33,7 @@ class NextToken(Task):
     name: ClassVar[str] = "next-token"
     targets: ClassVar[Targets] = "indices"
     metrics: Sequence[Metric] = (
-        LOSS,
+        _LOSS,
         Metric("token_accuracy", "token accuracy", better="higher", low=0.0, high=1.0),
     )
 
@@ -96,7 +99,7 @@ class Answers(NextToken):
 
     name: ClassVar[str] = "answers"
     metrics: Sequence[Metric] = (
-        LOSS,
+        _LOSS,
         Metric("token_accuracy", "answer token accuracy", better="higher", low=0.0, high=1.0),
     )
 

@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ACCURACY", "CLASSIFICATION", "LOSS", "Metric"]
+from trueoracle.errors import InputError
+
+__all__ = [
+    "ACCURACY",
+    "CLASSIFICATION",
+    "LOSS",
+    "SPLITS",
+    "Metric",
+    "check_metrics",
+    "columns_of",
+    "headline",
+]
+
+SPLITS = ("train", "validation", "test")
+"""The splits on which every metric is measured; a study may have no validation split."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_MOST = 50
 
 
 @dataclass(frozen=True)
 class Metric:
     """One number that a task measures on a split.
 
-    ``name`` is its part of a column's name (``test_accuracy`` is the accuracy on the test split),
-    ``label`` what sentences and figures call it, ``unit`` is empty where it has none. ``better``
-    says which way it improves; its values lie between ``low`` and ``high``, both included.
+    - ``name``: its part of a column's name (``test_accuracy`` is the accuracy on the test split):
+      up to 40 lower-case letters, digits and underscores, a letter first;
+    - ``label``: what sentences and figures call it;
+    - ``unit``: empty where it has none;
+    - ``better``: which way it improves;
+    - ``low``, ``high``: its values lie between them, both included;
+    - ``exponential``: what its exponential is called, such as ``"perplexity"``, where readers
+      expect to see that beside it; it is shown, and never a finding of its own.
+
+    Raises :class:`InputError` for a value that none of these can be.
     """
 
     name: str
@@ -24,14 +50,44 @@ class Metric:
     better: Literal["lower", "higher"] = "lower"
     low: float = -math.inf
     high: float = math.inf
+    exponential: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be recorded or said."""
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise InputError(
+                f"a metric's name is {self.name!r}, expected up to 40 lower-case letters, digits "
+                "and underscores, a letter first"
+            )
+        for field in ("label", "unit", "exponential"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not value.isprintable() or len(value) > 200:
+                raise InputError(f"metric {self.name!r}: {field} is {value!r}, expected plain text")
+        if not self.label.strip():
+            raise InputError(f"metric {self.name!r}: its label is empty, expected a few words")
+        if self.better not in ("lower", "higher"):
+            raise InputError(
+                f"metric {self.name!r}: better is {self.better!r}, expected 'lower' or 'higher'"
+            )
+        if not self.low <= self.high:  # NaN too
+            raise InputError(
+                f"metric {self.name!r}: its values lie from {self.low} to {self.high}, expected "
+                "low <= high"
+            )
 
     @property
     def higher_is_better(self) -> bool:
         """Whether more of it is better."""
         return self.better == "higher"
 
+    @property
+    def is_share(self) -> bool:
+        """Whether it is a share from 0 to 1, which is shown in percent."""
+        return (self.low, self.high, self.unit) == (0, 1, "")
 
-LOSS = Metric("loss", "loss", unit="nats", low=0.0)
+
+# Not from 0 on: rounding can take the loss of a network that is sure of everything below it.
+LOSS = Metric("loss", "loss", unit="nats")
 """A cross-entropy."""
 
 ACCURACY = Metric("accuracy", "accuracy", better="higher", low=0.0, high=1.0)
@@ -39,3 +95,32 @@ ACCURACY = Metric("accuracy", "accuracy", better="higher", low=0.0, high=1.0)
 
 CLASSIFICATION = (LOSS, ACCURACY)
 """What every record held before it named its metrics."""
+
+
+def check_metrics(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
+    """The metrics of a task, of which the first is the loss.
+
+    Raises :class:`InputError` where there is none, where two share a name, or where more of the
+    first would be better.
+    """
+    checked = tuple(metrics)
+    names = [metric.name for metric in checked]
+    if not 1 <= len(names) <= _MOST:
+        raise InputError(f"a task has {len(names)} metrics, expected 1 to {_MOST}")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"a task has two metrics named {twice[0]!r}")
+    if checked[0].higher_is_better:
+        raise InputError(
+            f"the first metric of a task is its loss, of which less is better; got {names[0]!r}"
+        )
+    return checked
+
+
+def columns_of(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """The columns that the metrics are recorded in: ``train_loss``, …, split by split."""
+    return tuple(f"{split}_{metric.name}" for split in SPLITS for metric in metrics)
+
+
+def headline(metrics: Sequence[Metric]) -> Metric:
+    """The metric that is spoken of first: the second one, or the loss where it is alone."""
+    return metrics[1] if len(metrics) > 1 else metrics[0]

@@ -1,0 +1,33 @@
+"""What records of earlier formats leave out, as far as it is known all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trueoracle.record.layout import Task
+from trueoracle.tasks.metric import CLASSIFICATION
+
+__all__ = ["NAMED", "OLDER_TASK", "fallback_label", "with_chance"]
+
+NAMED = 4
+"""The first format that names the task, its metrics and the labels of scores."""
+
+OLDER_TASK = Task("classification", CLASSIFICATION)
+"""The task of every record before."""
+
+_CLASSES = "classes"
+
+
+def with_chance(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A sitting's facts with the headline's chance level, which older ones gave as a count."""
+    made = dict(facts)
+    count = made.pop(_CLASSES, None)
+    if count is not None and "chance" not in made:
+        made["chance"] = 1 / count if type(count) is int and count > 0 else count
+    return made
+
+
+def fallback_label(criterion: str) -> str:
+    """What a score is called where the record does not say."""
+    return "pruned train loss" if criterion == "oracle" else f"score by {criterion}"

@@ -1,0 +1,23 @@
+"""What the files in a run's folder are called."""
+
+from __future__ import annotations
+
+__all__ = ["CANDIDATES", "DATABASE", "DENSE", "LOCK", "SEARCHES", "UNDER_WAY"]
+
+DATABASE = "study.sqlite"
+"""All tables."""
+
+LOCK = "study.lock"
+"""Held by the process that works on the run."""
+
+DENSE = "dense.safetensors"
+"""The dense network."""
+
+UNDER_WAY = "dense.partial.pt"
+"""The dense network's training, until it is done."""
+
+CANDIDATES = "candidates.json"
+"""The candidates, which another study can take (``pruning.candidates``)."""
+
+SEARCHES = "search"
+"""The folder of the searches."""

@@ -1,0 +1,130 @@
+"""Where runs are found: by name, by folder, and those that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from trueoracle.errors import InputError, StoreError, unknown
+from trueoracle.record.paths import DATABASE
+from trueoracle.record.results import Results
+from trueoracle.spec.grid import refuse_grid
+from trueoracle.spec.spec import load_spec, shipped_grids, shipped_studies, split_arm
+
+__all__ = ["find_arms", "find_run", "find_short", "last_run", "recorded_runs"]
+
+
+def find_short(results: Results, others: Iterable[Results]) -> Results | None:
+    """The arm ``short`` of a study among others: the same pruning, retrained for fewer epochs.
+
+    Of several, the one whose recipe and candidates are most like the study's.
+    """
+    fitting = [other for other in others if _is_short(results, other)]
+    return max(fitting, key=lambda other: _likeness(results, other), default=None)
+
+
+def _is_short(results: Results, other: Results) -> bool:
+    ours, theirs = results.spec, other.spec
+    return (
+        theirs.name == f"{ours.name}@short"
+        and (other.dense or {}).get("sha256") == (results.dense or {}).get("sha256")
+        and theirs.data == ours.data
+        and theirs.pruning.kind == ours.pruning.kind
+        and theirs.pruning.surgery == ours.pruning.surgery
+        and theirs.retraining.epochs < ours.retraining.epochs
+        and not results.outcomes.empty
+        and not other.outcomes.empty
+        and bool(results.candidates["candidate"].isin(other.candidates["candidate"]).any())
+    )
+
+
+def _likeness(results: Results, short: Results) -> tuple[int, int]:
+    """How many fields of the recipe, and then how many candidates, two retrainings share."""
+    ours, theirs = (dict(one.spec.retraining) for one in (results, short))
+    shared = results.candidates["candidate"].isin(short.candidates["candidate"])
+    return sum(ours[field] == theirs[field] for field in ours), int(shared.sum())
+
+
+def recorded_runs(runs: Path) -> list[Path]:
+    """The folders below ``runs`` that hold a recorded study, the last changed one first."""
+    if not runs.is_dir():
+        return []
+    found = [path.parent for path in runs.glob(f"*/{DATABASE}")]
+    return sorted(found, key=_changed, reverse=True)
+
+
+def _changed(folder: Path) -> float:
+    # A reader makes an empty write-ahead log, which is no change.
+    files = [folder / DATABASE, folder / f"{DATABASE}-wal"]
+    times = (path.stat().st_mtime for path in files if path.is_file() and path.stat().st_size)
+    return max(times, default=0.0)
+
+
+def last_run(runs: Path) -> Path:
+    """The folder of the last changed study; raises :class:`InputError` where none is recorded."""
+    return _some_runs(runs)[0]
+
+
+def _some_runs(runs: Path) -> list[Path]:
+    recorded = recorded_runs(runs)
+    if not recorded:
+        raise InputError(f"no study is recorded in {runs}: 'trueoracle run STUDY' records one")
+    return recorded
+
+
+def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None) -> Path:
+    """The folder of a recorded study.
+
+    ``reference`` is a run's folder (or its name below ``runs``), a shipped name, a ``.toml`` or a
+    grid's point, whose run with exactly its settings is meant, or another recorded name, whose last
+    changed run is meant. Raises :class:`InputError` where there is none.
+    """
+    for folder in (Path(reference), runs / reference):
+        if (folder / DATABASE).is_file():
+            return folder
+    base = split_arm(reference)[0]
+    shipped = base in shipped_studies() or base.partition("+")[0] in shipped_grids()
+    exactly = shipped or ".toml" in reference
+    if exactly:
+        refuse_grid(reference)
+    recorded = _some_runs(runs)
+    name = reference
+    if exactly:
+        spec = load_spec(reference, overrides)
+        if (runs / spec.folder_name / DATABASE).is_file():
+            return runs / spec.folder_name
+        name = spec.name
+    named = [run for run in recorded if _name(run) == name]
+    if not named:
+        raise unknown("recorded study", name, {_name(run) for run in recorded})
+    if exactly or overrides:
+        others = " or ".join(map(str, named[:3]))
+        raise InputError(f"{name!r} is not recorded with these settings; there is {others}")
+    return named[0]
+
+
+def find_arms(results: Results) -> list[Results]:
+    """The recorded arms of a study, or the study and other arms of an arm, one run a name.
+
+    The last changed run of each; of the study's short retraining the one that fits it best.
+    """
+    base, short = results.spec.name.partition("@")[0], f"{results.spec.name}@short"
+    arms: dict[str, list[Results]] = {}
+    for run in recorded_runs(results.folder.parent):
+        name = _name(run)
+        if name.partition("@")[0] != base or name == results.spec.name:
+            continue
+        if name in arms and name != short:
+            continue
+        try:
+            other = Results(run)
+        except StoreError:  # a damaged neighbour is reported where it is asked for
+            continue
+        if other.spec.dense_digest == results.spec.dense_digest and not other.outcomes.empty:
+            arms.setdefault(name, []).append(other)
+    return [find_short(results, found) or found[0] for found in arms.values()]
+
+
+def _name(folder: Path) -> str:
+    return folder.name.rpartition("-")[0]

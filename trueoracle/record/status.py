@@ -1,0 +1,95 @@
+"""How far a study has come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trueoracle.errors import StoreError
+from trueoracle.record.paths import SEARCHES
+from trueoracle.record.store import Store, is_locked
+from trueoracle.spec.spec import StudySpec
+
+__all__ = ["read_status", "recorded_spec", "skipped_in", "status_of"]
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The status of a recorded study, without reading its tables; raises :class:`StoreError`."""
+    with Store(folder, read_only=True) as store:
+        spec = recorded_spec(store, folder)
+        return status_of(folder, spec, store.counts(), store.provenance())
+
+
+def recorded_spec(store: Store, folder: Path) -> StudySpec:
+    """The study of a record; raises :class:`StoreError` where there is none, or one not known."""
+    fields = store.spec()
+    if fields is None:
+        raise StoreError(f"nothing is recorded in {folder}")
+    try:
+        return StudySpec.model_validate(fields)
+    except ValueError as error:
+        raise StoreError(f"{folder} was recorded by another version of trueoracle") from error
+
+
+def skipped_in(provenance: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The criteria that the latest sitting to say so skipped, each with the reason.
+
+    A record of an earlier version skips none.
+    """
+    said: list[dict[str, str]] = [one["skipped"] for one in provenance if "skipped" in one]
+    return said[-1] if said else {}
+
+
+def status_of(
+    folder: Path,
+    spec: StudySpec,
+    counts: Mapping[str, int],
+    provenance: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """How far a study is, as plain values."""
+    skipped = skipped_in(provenance)
+    to_score = counts["candidates"] * (len(spec.criteria) - len(skipped))
+    to_retrain = counts["candidates"] * len(spec.retraining.seeds)
+    finished = (
+        counts["candidates"] > 0
+        and counts["scores"] >= to_score
+        and counts["retrainings"] >= to_retrain
+    )
+    scored = 0 < to_score <= counts["scores"] and counts["retrainings"] == 0
+    ended = provenance[-1]["ended"] is not None
+    searches = list(folder.glob(f"{SEARCHES}/*/*.json"))
+    if is_locked(folder):
+        state = "running"
+    elif finished:
+        state = "finished"
+    elif searches and ended and counts["retrainings"] == 0:
+        state = "searched" if any(map(_is_complete, searches)) else "interrupted"
+    else:
+        state = "scored" if scored and ended else "interrupted"
+    return {
+        "study": spec.name,
+        "digest": spec.digest,
+        "folder": str(folder),
+        "state": state,
+        "candidates": counts["candidates"],
+        "scored": counts["scores"],
+        "to_score": to_score,
+        "skipped": skipped,
+        "retrained": counts["retrainings"],
+        "to_retrain": to_retrain,
+        "diverged": counts["diverged"],
+        "started": provenance[0]["started"],
+        "last_started": provenance[-1]["started"],
+        "ended": provenance[-1]["ended"],
+    }
+
+
+def _is_complete(search: Path) -> bool:
+    """Whether a search's record has all the rungs that were planned; not where it is damaged."""
+    try:
+        record = json.loads(search.read_text(encoding="utf-8"))
+        return len(record["rungs"]) == len(record["settings"]["rungs"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
