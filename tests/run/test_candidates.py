@@ -24,14 +24,8 @@ from trueoracle.networks.registry import build
 from trueoracle.networks.weights import load_weights, weights_sha256
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
-<<<<<<< HEAD
+from trueoracle.record.paths import CANDIDATES, DATABASE, DENSE
 from trueoracle.record.results import Results
-from trueoracle.record.paths import CANDIDATES, DENSE
-from trueoracle.record.paths import DATABASE
-=======
-from trueoracle.record.results import Results
-from trueoracle.record.paths import DATABASE
->>>>>>> part-record
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import cost_in_words, summarise
 from trueoracle.study import Study
