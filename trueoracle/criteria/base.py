@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import inspect
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,6 +16,7 @@ from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import InputError, NotApplicableError, TrueOracleError, first_line
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.registry import Registry
+from trueoracle.sources import code_fingerprint
 from trueoracle.training.recipe import Retraining
 
 __all__ = ["CRITERIA", "Criterion", "as_criterion", "criterion", "find_criterion"]
@@ -165,21 +161,7 @@ class Criterion:
         """
         if self.is_shipped:
             return "shipped"
-        function = self.function
-        if not inspect.isfunction(function):  # an object, whose state is anybody's guess
-            return ""
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        values = [*cells, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        module = inspect.getmodule(function)
-        if not all(isinstance(v, str | int | float | None) for v in values) or module is None:
-            return ""
-        try:
-            inspect.getsource(module)
-            sources = _own_sources(module, {})
-        except (OSError, TypeError, SyntaxError):  # typed at a prompt
-            return ""
-        code = f"{sources}{function.__qualname__}{values!r}"
-        return hashlib.sha256(code.encode()).hexdigest()[:16]
+        return code_fingerprint(self.function) if inspect.isfunction(self.function) else ""
 
 
 def _as_numbers(scores: object) -> np.ndarray:
@@ -255,37 +237,6 @@ def _versions(data: Splits) -> list[int]:
         for tensor in split.fields.values()
         if not tensor.is_inference()  # these cannot be written to, nor count it
     ]
-
-
-def _own_sources(module: ModuleType, found: dict[str, str]) -> dict[str, str]:
-    """Hashes of a module's file and of all that it imports, but for what is installed, by name."""
-    path = Path(str(module.__file__))
-    content = path.read_bytes()
-    found[module.__name__] = hashlib.sha256(content).hexdigest()
-    if path.suffix != ".py":  # compiled: it says nothing of what it imports
-        return found
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(content)):
-        if isinstance(node, ast.Import):
-            names |= {one.name for one in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            package = (module.__package__ or "").split(".")
-            inner = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            base = ".".join(part for part in (inner, node.module) if part)
-            names |= {base, *(f"{base}.{one.name}" for one in node.names)}
-    for name in sorted(names):
-        other = sys.modules.get(name)
-        if other is not None and name not in found and _is_own(other):
-            _own_sources(other, found)
-    return found
-
-
-def _is_own(module: ModuleType) -> bool:
-    """Whether a module is a user's: neither the language's, nor installed, nor this package's."""
-    name, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
-    if file is None or name in sys.stdlib_module_names or name == "trueoracle":
-        return False
-    return not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion")

@@ -38,7 +38,8 @@ _STATES = {kind: len(names) for kind, names in _REMEMBERED.items()}
 def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     """Why the kernels cannot train this network on these images; None where they can."""
     if type(data.task) is not Classification:
-        return f"the native kernels know classification, not {data.task.label!r}"
+        kind = type(data.task).__name__.lower()
+        return f"the native kernels train plain classification only, and this is {kind}"
     if [*data.train.shapes] != [INPUT, TARGET] or data.train.shapes[TARGET]:
         return "the native kernels take one class an image"
     if recipe.autocast:

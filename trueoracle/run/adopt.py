@@ -18,12 +18,14 @@ def adopt(at: Sitting) -> dict[str, int]:
     for other in at.siblings():
         try:
             with Store(other, read_only=True) as record:
-                fields, dense = record.spec(), record.dense()
+                fields, dense, code = record.spec(), record.dense(), record.noted("code") or {}
             theirs = StudySpec.model_validate(fields)
         except (StoreError, ValueError):  # damaged, or of another version
             continue
         same = ("sha256", "architecture")
         if not dense or not ours or any(dense[name] != ours[name] for name in same):
+            continue
+        if code != dict(prepared.code):
             continue
         if not other.name.endswith(theirs.digest):  # recorded under another DIGEST_FORMAT
             continue

@@ -26,7 +26,7 @@ _IMAGES = 64
 _LARGE = 128
 """Images of more pixels a side are tried four at a time, one network at a time."""
 
-_MOST_WIDE = 8
+_MOST_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ def _try(spec: StudySpec, candidates: CandidateList, device: torch.device) -> tu
         chosen = plan(pruned, data, recipe, members=1000)
     # As many as are trained side by side; more would only take longer.
     members = chosen.group * min(chosen.groups, torch.get_num_threads())
-    if chosen.engine == "wide":
-        members = min(members, _MOST_WIDE)
+    if chosen.groups == 1:
+        members = min(members, _MOST_AT_ONCE)
     networks = [copied(pruned) for _ in range(members)]
     ends: list[float] = []
     train_population(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -38,6 +39,7 @@ from trueoracle.run.footprint import (
     part_sizes,
 )
 from trueoracle.run.progress import about
+from trueoracle.sources import code_fingerprint
 from trueoracle.spec.spec import DataSpec, PruningSpec, StudySpec
 from trueoracle.tasks.base import (
     INPUT,
@@ -70,7 +72,8 @@ class Prepared:
     ``architecture`` tells networks of a user's own apart, whose name does not say all, and folders
     of images. ``skipped`` says of the criteria that do not apply why. ``notes`` say what else is to
     be known before the work begins: how data and weights are read, where there was a choice.
-    ``reading_seconds`` is what reading an image from a file takes.
+    ``reading_seconds`` is what reading an image from a file takes. ``code`` has hashes of the code
+    that task and training procedure of a user's own are made by.
     """
 
     spec: StudySpec
@@ -83,6 +86,7 @@ class Prepared:
     skipped: Mapping[str, str]
     notes: tuple[str, ...] = ()
     reading_seconds: float = 0.0
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def retrainings(self) -> int:
@@ -173,7 +177,19 @@ def prepare(
         skipped,
         (*filter(None, remarks), *(f"data: {n}" for n in (*data.notes, *reading.notes))),
         reading.seconds,
+        _code(spec, data.task),
     )
+
+
+def _code(spec: StudySpec, task: Task) -> dict[str, str]:
+    """Hashes of the code of a task and a procedure of a user's own."""
+    found = {}
+    if ":" in spec.task:
+        found["task"] = code_fingerprint(type(task))
+    procedure = spec.retraining.procedure and find_procedure(spec.retraining.procedure)
+    if inspect.isfunction(procedure):
+        found["retraining.procedure"] = code_fingerprint(procedure)
+    return found
 
 
 def list_study(spec: StudySpec) -> CandidateList:
@@ -197,9 +213,9 @@ def _info(data: DataSpec) -> datasets.DatasetInfo:
 
 def _given(data: Splits, spec: DataSpec) -> Splits:
     """Data given in Python, measured in the part that is asked for."""
-    for field in ("path", "image_size", "train_images", "test_images"):
-        if (value := getattr(spec, field)) is not None:
-            raise InputError(f"data.{field} = {value!r} does nothing for data given in Python")
+    for name in ("path", "image_size", "train_images", "test_images"):
+        if (value := getattr(spec, name)) is not None:
+            raise InputError(f"data.{name} = {value!r} does nothing for data given in Python")
     if spec.validation_images != len(data.validation or ()):
         raise InputError(
             f"data.validation_images = {spec.validation_images} does nothing for data given in "
@@ -348,12 +364,12 @@ def _check_recipes(network: nn.Module, task: Task, example: Batch, spec: StudySp
     is_image = len(shape) == 3 and example[INPUT].is_floating_point()
     classes = task.classes if isinstance(task, Classification) else None
     for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
-        for field in ("shift", "flip", "resized_crop", "cutmix"):
-            if getattr(recipe, field) and not is_image:
-                raise InputError(f"{stage}.{field} needs images [C, H, W], got {in_words(example)}")
-            if getattr(recipe, field) and task.has_spatial_targets:
+        for name in ("shift", "flip", "resized_crop", "cutmix"):
+            if getattr(recipe, name) and not is_image:
+                raise InputError(f"{stage}.{name} needs images [C, H, W], got {in_words(example)}")
+            if getattr(recipe, name) and task.has_spatial_targets:
                 raise InputError(
-                    f"{stage}.{field} would move images and not what task {task.label!r} compares "
+                    f"{stage}.{name} would move images and not what task {task.label!r} compares "
                     "them with: augment the data that is given"
                 )
         if recipe.shift and recipe.shift >= min(shape[1:]):
@@ -361,9 +377,9 @@ def _check_recipes(network: nn.Module, task: Task, example: Batch, spec: StudySp
                 f"{stage}.shift = {recipe.shift:,} moves images of {shape[1]}x{shape[2]} pixels "
                 "out of sight: expected fewer pixels than a side has"
             )
-        for field in ("mixup", "cutmix", "label_smoothing"):
-            if getattr(recipe, field) and classes is None:
-                raise InputError(f"{stage}.{field} needs classes, and task {task.label!r} has none")
+        for name in ("mixup", "cutmix", "label_smoothing"):
+            if getattr(recipe, name) and classes is None:
+                raise InputError(f"{stage}.{name} needs classes, and task {task.label!r} has none")
         if recipe.mixup or recipe.cutmix:
             logits = run_network(network, example, task).shape[1]
             if logits != classes:

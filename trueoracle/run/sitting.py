@@ -104,6 +104,12 @@ def _begin(prepared: Prepared, store: Store) -> int:
             f"{_what_changed(prepared, recorded['architecture'])} has changed since this study "
             "began: give the study another name to start anew with it"
         )
+    for what, before in (store.noted("code") or {}).items():
+        if prepared.code.get(what) != before:
+            raise InputError(
+                f"the code of {what} {_named(prepared, what)!r} has changed since this study "
+                "began: give the study another name to start anew with it"
+            )
     listed = store.candidate_ids()
     if listed and listed != list(prepared.candidates.ids):
         given = prepared.spec.pruning.candidates
@@ -121,7 +127,15 @@ def _begin(prepared: Prepared, store: Store) -> int:
         "git_commit": _git_commit(),
         "pid": os.getpid(),
     }
-    return store.begin(_now(), prepared.spec.model_dump(mode="json"), facts)
+    number = store.begin(_now(), prepared.spec.model_dump(mode="json"), facts)
+    if prepared.code:
+        store.note(number, "code", dict(prepared.code))
+    return number
+
+
+def _named(prepared: Prepared, what: str) -> str | None:
+    spec = prepared.spec
+    return spec.task if what == "task" else spec.retraining.procedure
 
 
 def _what_changed(prepared: Prepared, before: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trueoracle.errors import InputError
 from trueoracle.registry import Registry
+from trueoracle.sources import code_fingerprint
 from trueoracle.tasks.base import Task
 from trueoracle.tasks.classification import Classification, Multilabel
 from trueoracle.tasks.language import Answers, NextToken
@@ -29,10 +30,7 @@ def given_task(task: Task | type[Task]) -> str:
     kind = task if inspect.isclass(task) else type(task)
     if TASKS.get(getattr(kind, "name", "")) is kind and inspect.isclass(task):
         return str(kind.name)
-    try:
-        code = inspect.getsource(kind)
-    except (OSError, TypeError):  # typed at a prompt
-        code = kind.__qualname__
+    code = code_fingerprint(kind) or kind.__qualname__
     held = {} if inspect.isclass(task) else vars(task)
     text = f"{code}{sorted((name, repr(value)) for name, value in held.items())}"
     return f"given:{kind.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,0 +1,66 @@
+"""Hashes of a user's own code, so that what was made by other code is not taken for the same."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sys
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+__all__ = ["code_fingerprint"]
+
+
+def code_fingerprint(made_by: FunctionType | type) -> str:
+    """A hash that changes with the code of a function or class; empty where that cannot be told.
+
+    Of the text of its module and of those of the user's that it imports; of a function also its
+    plain defaults and closure.
+    """
+    values: list[object] = []
+    if inspect.isfunction(made_by):
+        cells = [cell.cell_contents for cell in made_by.__closure__ or ()]
+        defaults = [*(made_by.__defaults__ or ()), *(made_by.__kwdefaults__ or {}).values()]
+        values = [*cells, *defaults]
+    module = inspect.getmodule(made_by)
+    if not all(isinstance(v, str | int | float | None) for v in values) or module is None:
+        return ""
+    try:
+        inspect.getsource(module)
+        sources = _own_sources(module, {})
+    except (OSError, TypeError, SyntaxError):  # typed at a prompt
+        return ""
+    code = f"{sources}{made_by.__qualname__}{values!r}"
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def _own_sources(module: ModuleType, found: dict[str, str]) -> dict[str, str]:
+    """Hashes of a module's file and of all that it imports, but for what is installed, by name."""
+    path = Path(str(module.__file__))
+    content = path.read_bytes()
+    found[module.__name__] = hashlib.sha256(content).hexdigest()
+    if path.suffix != ".py":  # compiled: it says nothing of what it imports
+        return found
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.Import):
+            names |= {one.name for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = (module.__package__ or "").split(".")
+            inner = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            base = ".".join(part for part in (inner, node.module) if part)
+            names |= {base, *(f"{base}.{one.name}" for one in node.names)}
+    for name in sorted(names):
+        other = sys.modules.get(name)
+        if other is not None and name not in found and _is_own(other):
+            _own_sources(other, found)
+    return found
+
+
+def _is_own(module: ModuleType) -> bool:
+    """Whether a module is a user's: neither the language's, nor installed, nor this package's."""
+    name, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
+    if file is None or name in sys.stdlib_module_names or name == "trueoracle":
+        return False
+    return not {"site-packages", "dist-packages"} & set(Path(file).parts)
