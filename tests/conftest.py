@@ -14,6 +14,7 @@ from torch import nn
 from trueoracle.data import datasets
 from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.networks.registry import build
+from trueoracle.tasks.classification import Classification
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -50,7 +51,7 @@ def few_digits(digits: Splits) -> Splits:
         digits.train.take(order[:300]),
         digits.train.take(order[300:400]),
         digits.test.take(torch.arange(0, 1000, 10)),
-        classes=10,
+        task=Classification(10),
         fill=digits.fill,
     )
 

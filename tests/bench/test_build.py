@@ -14,7 +14,7 @@ from trueoracle.errors import InputError
 from trueoracle.record.results import Results
 from trueoracle.run.prepare import prepare
 from trueoracle.run.progress import SilentProgress
-from trueoracle.run.runner import run
+from trueoracle.run.runner import score
 from trueoracle.spec.grid import GridPoint, expand
 from trueoracle.study import Study
 
@@ -114,7 +114,7 @@ def test_a_grid_goes_on_from_the_dense_networks_of_the_table(tmp_path: Path) -> 
     point = next(p for p in expand("lenet5-mini-bench") if p.label == "seed-0+layers-conv3-0.9")
     folder = tmp_path / point.spec.folder_name
     prepared = prepare(point.spec, device="cpu")
-    run(prepared, folder, SilentProgress(), retrain=False, criteria=[])
+    score(prepared, folder, SilentProgress(), criteria=[])
     dense = Results(folder).dense or {}
     assert dense["origin"] == "adopted"
     assert dense["sha256"] == known["sha256"]

@@ -128,7 +128,7 @@ def test_every_text_of_every_command(
 def test_texts_that_are_read_late(
     option: str, folder: Path, tiny_dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trueoracle.run.runner._begin", stop)
+    monkeypatch.setattr("trueoracle.run.sitting._begin", stop)
     late = tuple(one for one in SETTINGS if "'" in one)
     given = late if option == "--set" else ("", "\udcff", LONG, "9" * 400 + "TB", "cpu:99", "²")
     for text in given:

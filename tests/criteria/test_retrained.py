@@ -33,7 +33,7 @@ def test_the_loss_after_steps_is_that_of_so_many_steps(
         epochs=3, batch_size=batch, learning_rate=0.1, milestones=(1,), label_smoothing=0.1
     )
     found = score("loss-after-steps", network, candidates, data, recipe)
-    few = Splits(sample(data.train, used), None, data.test, Classification(3))
+    few = Splits(sample(data.train, data.task, used), None, data.test, Classification(3))
     one_batch = recipe.model_copy(update={"batch_size": min(batch, 24)})
     for index in range(2):
         pruned = candidates.prune(network, index).train()
@@ -42,9 +42,11 @@ def test_the_loss_after_steps_is_that_of_so_many_steps(
         )
         steps = 0
         for epoch in range(passes):
-            for pixels, labels in batches(few, one_batch, 0, epoch, "loss-after-steps"):
+            for step in batches(few, one_batch, 0, epoch, "loss-after-steps"):
                 optimizer.zero_grad()
-                loss = functional.cross_entropy(pruned(pixels), labels, label_smoothing=0.1)
+                loss = functional.cross_entropy(
+                    pruned(step["input"]), step["target"], label_smoothing=0.1
+                )
                 loss.backward()
                 optimizer.step()
                 steps += 1

@@ -18,6 +18,7 @@ from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import Candidates, Surgery, list_candidates
 from trueoracle.pruning.masks import masked
 from trueoracle.pruning.walk import find_groups
+from trueoracle.tasks.classification import Classification
 
 SURGERIES = ("exact", "as-released")
 LENET_PRUNINGS: list[dict[str, float]] = [
@@ -270,9 +271,9 @@ def test_many_calls_share_blocks_to_the_bit(dense: nn.Module, few_digits: Splits
     available = find_groups(dense, torch.zeros(2, 1, 32, 32))
     candidates = list_candidates(available, {"conv1": 0.5}, count=100)
     split = few_digits.train.take(torch.arange(64))
-    whole = evaluate_all(dense, candidates, split)
+    whole = evaluate_all(dense, candidates, split, few_digits.task)
     parts = [
-        evaluate_all(dense, candidates.take(range(start, end)), split)
+        evaluate_all(dense, candidates.take(range(start, end)), split, few_digits.task)
         for start, end in ((0, 32), (32, 96), (96, 100))
     ]
     assert np.concatenate(parts).tolist() == whole.tolist()
@@ -282,8 +283,8 @@ def test_shipped_networks_share(
     dense: nn.Module, few_digits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*args: Any) -> np.ndarray:
-        assert len(args) == 4
-        assert len(args[3]) == 0
+        assert len(args) == 5
+        assert len(args[4]) == 0
         return np.array([])
 
     monkeypatch.setattr(shared, "evaluate_each", never)
@@ -292,7 +293,10 @@ def test_shipped_networks_share(
         network = build(name, input_shape=(1, 32, 32), classes=10)
         available = find_groups(network, torch.zeros(2, 1, 32, 32))
         candidates = list_candidates(available, layers, count=3)
-        assert np.isfinite(evaluate_all(network, candidates, split)).all()
+        assert np.isfinite(evaluate_all(network, candidates, split, few_digits.task)).all()
+
+
+FIVE = Classification(5)
 
 
 class Centred(nn.Module):
@@ -315,8 +319,8 @@ def small(*modules: nn.Module) -> tuple[nn.Module, Candidates, Split]:
 def test_what_cannot_be_merged_is_evaluated_one_by_one() -> None:
     network, candidates, split = small(Centred())
     assert not Exact(network, candidates, split.inputs[:16]).agrees(split.inputs[:16])
-    found = evaluate_all(network, candidates, split)
-    assert found.tolist() == evaluate_each(network, candidates, split).tolist()
+    found = evaluate_all(network, candidates, split, FIVE)
+    assert found.tolist() == evaluate_each(network, candidates, split, FIVE).tolist()
 
 
 def test_what_cannot_be_planned_is_evaluated_one_by_one(
@@ -328,8 +332,8 @@ def test_what_cannot_be_planned_is_evaluated_one_by_one(
     monkeypatch.setattr(shared, "trace", untraceable)
     network, candidates, split = small()
     with caplog.at_level("INFO"):
-        found = evaluate_all(network, candidates, split)
-    assert found.tolist() == evaluate_each(network, candidates, split).tolist()
+        found = evaluate_all(network, candidates, split, FIVE)
+    assert found.tolist() == evaluate_each(network, candidates, split, FIVE).tolist()
     assert "one at a time: TypeError: this network cannot be traced" in caplog.text
 
 
@@ -337,9 +341,9 @@ def test_a_pruned_filter_that_overflows_does_no_harm() -> None:
     network, candidates, split = small()
     with torch.no_grad():
         network.get_parameter("0.weight")[2] = math.inf
-    expected = evaluate_each(network, candidates, split)
+    expected = evaluate_each(network, candidates, split, FIVE)
     assert np.isfinite(expected).sum() == 3  # of 6 candidates, those without the filter
-    np.testing.assert_allclose(evaluate_all(network, candidates, split), expected, rtol=1e-6)
+    np.testing.assert_allclose(evaluate_all(network, candidates, split, FIVE), expected, rtol=1e-6)
 
 
 def test_the_tail_and_its_inputs_are_all_that_a_faster_way_needs(
@@ -382,7 +386,7 @@ def test_the_native_kernels_compute_the_same_tail(
     assert not by_torch.is_native
     found = native.losses(images, labels)
     np.testing.assert_allclose(found, by_torch.losses(images, labels), rtol=2e-6)
-    expected = evaluate_each(dense, candidates, few_digits.test, [0, 20, 36])
+    expected = evaluate_each(dense, candidates, few_digits.test, few_digits.task, [0, 20, 36])
     np.testing.assert_allclose(found[[0, 20, 36]], expected, rtol=2e-6)
 
 
@@ -391,10 +395,10 @@ def test_native_scores_do_not_depend_on_which_are_scored_together(
     dense: nn.Module, few_digits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     candidates = list_candidates(find_groups(dense, few_digits.test.inputs[:2]), {"conv1": 0.5})
-    whole = evaluate_all(dense, candidates, few_digits.test)
+    whole = evaluate_all(dense, candidates, few_digits.test, few_digits.task)
     monkeypatch.setattr(shared, "NATIVE_BYTES", 200_000)
     parts = [candidates.take(range(a, b)) for a, b in ((0, 7), (7, 100), (100, 252))]
-    scores = [evaluate_all(dense, part, few_digits.test) for part in parts]
+    scores = [evaluate_all(dense, part, few_digits.test, few_digits.task) for part in parts]
     assert np.concatenate(scores).tolist() == whole.tolist()
 
 

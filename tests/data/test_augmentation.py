@@ -69,11 +69,12 @@ def test_cutting_out_is_resizing_the_part() -> None:
 def test_training_batches_in_memory_are_cut() -> None:
     split = Split.of(torch.randn(9, 1, 8, 8, generator=generator()), torch.arange(9))
     indices = torch.arange(9).split(4)
-    plain = [images for images, _ in split.training_batches(indices, None, seed=1)]
+    plain = [batch["input"] for batch in split.training_batches(indices, None, seed=1)]
     assert torch.equal(torch.cat(plain), split.inputs)
-    cut = torch.cat([images for images, _ in split.training_batches(indices, 0.3, seed=1)])
-    again = torch.cat([images for images, _ in split.training_batches(indices, 0.3, seed=1)])
-    other = torch.cat([images for images, _ in split.training_batches(indices, 0.3, seed=2)])
+    cut, again, other = (
+        torch.cat([batch["input"] for batch in split.training_batches(indices, 0.3, seed)])
+        for seed in (1, 1, 2)
+    )
     assert cut.shape == split.inputs.shape
     assert torch.equal(cut, again)
     assert not torch.allclose(cut, other)

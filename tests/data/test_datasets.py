@@ -186,7 +186,7 @@ def test_cifars_batches_of_real_images_are_read(
     assert datasets.at_hand(name, tmp_path)
     data = datasets.load(name, validation_images=0, split_seed=0, folder=tmp_path)
     info = datasets.dataset_info(name)
-    assert data.classes == classes
+    assert data.task.options() == {"classes": classes}
     assert data.image_shape == (3, 32, 32)
     assert data.test.targets.tolist() == [label for _, label in images[15:]]
     order = [i for first in range(5) for i in range(first, 15, 5)]

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from trueoracle.data.augmentation import augment
-from trueoracle.data.splits import Split, Splits, as_split, as_splits, capped, fraction, stratified
+from trueoracle.data.given import as_split, as_splits
+from trueoracle.data.splits import Split, Splits, capped, fraction, stratified
 from trueoracle.errors import InputError
 from trueoracle.tasks.classification import Classification
 
@@ -24,28 +25,36 @@ def test_labels_out_of_range_are_refused() -> None:
 
 
 def test_splits_of_different_shapes_are_refused() -> None:
-    with pytest.raises(InputError, match=r"test images are \[3, 4, 4\] but train images are"):
+    with pytest.raises(
+        InputError, match=r"test examples are input \[3, 4, 4\], target \[\] but train examples are"
+    ):
         Splits(split(), None, split(shape=(3, 4, 4)), task=Classification(3))
 
 
 def test_values_that_are_not_finite_are_refused() -> None:
     broken = split()
     broken.inputs[0, 0, 0, 0] = float("nan")
-    with pytest.raises(InputError, match="validation images hold values that are not finite"):
+    with pytest.raises(
+        InputError, match="validation split's input holds values that are not finite"
+    ):
         Splits(split(), broken, split(), Classification(3))
 
 
 def test_images_and_labels_must_match() -> None:
-    with pytest.raises(InputError, match=r"labels \[2\] for images \[3, 1, 4, 4\]"):
+    with pytest.raises(
+        InputError, match=r"as many examples: got input \[3, 1, 4, 4\], target \[2\]"
+    ):
         Split.of(torch.zeros(3, 1, 4, 4), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(InputError, match=r"float32 and labels int64, got torch\.uint8"):
-        Split.of(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"named tensors with a leading axis of examples"):
+        Split({"input": torch.zeros(2, 1, 4, 4), "target": torch.tensor(1)})
+    with pytest.raises(InputError, match=r"named tensors with a leading axis of examples"):
+        Split({})
     with pytest.raises(InputError, match="labels must be whole numbers"):
         as_split((torch.zeros(2, 1, 4, 4), torch.tensor([0.0, 0.7])))
-    assert as_split((torch.zeros(1, 1, 4, 4), torch.tensor([2.0]))).labels.tolist() == [2]
+    assert as_split((torch.zeros(1, 1, 4, 4), torch.tensor([2.0]))).targets.tolist() == [2]
     with pytest.raises(InputError, match="fill has 3 values for 1 channels"):
         Splits(split(), None, split(), Classification(3), fill=(0.0, 0.0, 0.0))
-    with pytest.raises(InputError, match="at least one image"):
+    with pytest.raises(InputError, match="at least one example"):
         Split.of(torch.zeros(0, 1, 4, 4), torch.zeros(0, dtype=torch.int64))
 
 
@@ -61,20 +70,20 @@ class Squares(Dataset[tuple[Tensor, int]]):
 
 def test_datasets_and_tensors_become_splits() -> None:
     from_dataset = as_split(Squares())
-    assert from_dataset.labels.tolist() == [0, 1, 0, 1, 0]
-    assert from_dataset.images[3].unique().tolist() == [3.0]
+    assert from_dataset.targets.tolist() == [0, 1, 0, 1, 0]
+    assert from_dataset.inputs[3].unique().tolist() == [3.0]
     tensors = (torch.zeros(4, 1, 4, 4), torch.tensor([0, 1, 2, 1]))
     assert len(as_split(TensorDataset(*tensors))) == 4
     data = as_splits((tensors, Squares()))
-    assert data.classes == 3
+    assert data.task.options() == {"classes": 3}
     assert data.validation is None
     assert [name for name, _ in data.named()] == ["train", "test"]
     assert as_splits((tensors, Squares(), tensors)).validation is not None
 
 
 def test_other_things_are_refused() -> None:
-    with pytest.raises(InputError, match="image tensor, label"):
-        as_split(range(5))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"must be \(input, target\), or mappings, got int"):
+        as_split(range(5))
     with pytest.raises(InputError, match="data must be"):
         as_splits("nothing")
 
@@ -120,7 +129,9 @@ def test_a_fraction_takes_the_same_share_of_each_class() -> None:
 
 
 def test_what_is_measured_is_checked_and_moved_too() -> None:
-    with pytest.raises(InputError, match=r"measured images are \[1, 5, 5\] but train images are"):
+    with pytest.raises(
+        InputError, match=r"measured examples are input \[1, 5, 5\], target \[\] but train"
+    ):
         Splits(split(), None, split(), Classification(3), measured=split(shape=(1, 5, 5)))
     data = Splits(split(), None, split(), Classification(3), measured=split(2))
     assert [(name, len(part)) for name, part in data.named()] == [("train", 2), ("test", 6)]

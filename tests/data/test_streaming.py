@@ -16,7 +16,8 @@ from torch import nn
 from tests.data.formats import colours, real_files, write_folder
 from trueoracle.criteria.shared import evaluate_all, evaluate_each
 from trueoracle.data import datasets, streaming
-from trueoracle.data.splits import Split, Splits, as_splits
+from trueoracle.data.given import as_splits
+from trueoracle.data.splits import Split, Splits
 from trueoracle.data.streaming import StreamedSplit
 from trueoracle.engines import native
 from trueoracle.engines.choose import plan, train_population
@@ -72,7 +73,7 @@ def test_classes_are_the_folders_in_order(folder: Path) -> None:
     data = load(folder)
     assert data.train.targets.tolist() == [0] * 10 + [1] * 10 + [2] * 10
     assert data.test.targets.bincount().tolist() == [4, 4, 4]
-    assert data.classes == 3
+    assert data.task.options() == {"classes": 3}
     assert data.image_shape == (3, SIZE, SIZE)
     assert streamed(data.train).names[-1] == "class 2/more/0002.JPEG"
     assert sorted(data.train.take(torch.arange(30)).targets.tolist()) == data.train.targets.tolist()
@@ -118,7 +119,7 @@ def test_it_is_what_torchvision_makes_of_real_images(tmp_path: Path) -> None:
     train = streamed(data.train)
     some = train.take(torch.arange(6))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (train.mean, train.std))
-    assert data.classes == 19
+    assert data.task.options() == {"classes": 19}
     labels = sorted({label for _, label in files})
     for name, image, label in zip(train.names, some.inputs, some.targets.tolist(), strict=False):
         with Image.open(train.folder / name) as opened:
@@ -134,15 +135,15 @@ def test_threads_and_batches_change_nothing(data: Splits) -> None:
         one, many = (
             list(replace(split, threads=n).training_batches(indices, crop, seed=3)) for n in (1, 5)
         )
-        assert [len(labels) for _, labels in one] == [7, 7, 7, 7, 2]
-        assert all(torch.equal(a[0], b[0]) for a, b in zip(one, many, strict=True))
-        assert all(torch.equal(a[1], b[1]) for a, b in zip(one, many, strict=True))
+        assert [len(batch["target"]) for batch in one] == [7, 7, 7, 7, 2]
+        assert all(torch.equal(a["input"], b["input"]) for a, b in zip(one, many, strict=True))
+        assert all(torch.equal(a["target"], b["target"]) for a, b in zip(one, many, strict=True))
         other = next(iter(split.training_batches(indices, crop, seed=4)))
-        assert torch.equal(other[0], one[0][0]) == (crop is None)
+        assert torch.equal(other["input"], one[0]["input"]) == (crop is None)
     whole = split.take(torch.arange(30))
     again = list(split.batches(4))
-    assert torch.equal(torch.cat([images for images, _ in again]), whole.inputs)
-    assert torch.equal(torch.cat([labels for _, labels in again]), whole.targets)
+    assert torch.equal(torch.cat([batch["input"] for batch in again]), whole.inputs)
+    assert torch.equal(torch.cat([batch["target"] for batch in again]), whole.targets)
 
 
 def test_random_parts_come_from_the_whole_image(tmp_path: Path) -> None:
@@ -153,8 +154,8 @@ def test_random_parts_come_from_the_whole_image(tmp_path: Path) -> None:
     data = load(path)
     dark = data.train.take(torch.tensor([0])).inputs.max()
     index = [torch.zeros(40, dtype=torch.int64)]
-    ((images, _),) = data.train.training_batches(index, 0.1, seed=0)
-    bright = (images.amax((1, 2, 3)) > dark + 1).sum()
+    (batch,) = data.train.training_batches(index, 0.1, seed=0)
+    bright = (batch["input"].amax((1, 2, 3)) > dark + 1).sum()
     assert 0 < int(bright) < 40
 
 
@@ -210,7 +211,7 @@ def test_imagenet_has_a_thousand_classes(folder: Path, tmp_path: Path) -> None:
             (path / "ILSVRC2012_1.JPEG").write_bytes(image)
     assert datasets.at_hand("imagenet", tmp_path / "data")
     data = datasets.load("imagenet", folder=tmp_path / "data", test_images=20, **options)  # type: ignore[arg-type]
-    assert (len(data.train), len(data.test), data.classes) == (1000, 20, 1000)
+    assert (len(data.train), len(data.test), data.task.options()) == (1000, 20, {"classes": 1000})
     assert data.test.take(torch.tensor([0])).inputs.shape == (1, 3, 224, 224)
 
 
@@ -222,7 +223,7 @@ def test_all_images_at_once_are_refused_with_what_to_use(data: Splits) -> None:
 def test_streamed_splits_can_be_given_to_a_study(data: Splits) -> None:
     given = as_splits((data.train, data.test))
     assert given.train is data.train
-    assert given.classes == 3
+    assert given.task.options() == {"classes": 3}
 
 
 def test_a_fingerprint_sees_names_sizes_and_labels(folder: Path) -> None:
@@ -269,10 +270,14 @@ def test_criteria_score_streamed_images(data: Splits) -> None:
     candidates = list_candidates(
         find_groups(network, torch.rand(2, 3, SIZE, SIZE)), {"fc1": 0.5}, count="all"
     )
-    expected = evaluate_each(network, candidates, in_memory(data).train)
+    expected = evaluate_each(network, candidates, in_memory(data).train, data.task)
     assert len(expected) == 20
-    np.testing.assert_allclose(evaluate_all(network, candidates, data.train), expected, rtol=1e-5)
-    np.testing.assert_allclose(evaluate_each(network, candidates, data.train), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        evaluate_all(network, candidates, data.train, data.task), expected, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        evaluate_each(network, candidates, data.train, data.task), expected, rtol=1e-6
+    )
 
 
 def test_a_study_of_a_folder_of_ones_own(folder: Path, tmp_path: Path) -> None:
@@ -300,7 +305,10 @@ def test_a_study_of_a_folder_of_ones_own(folder: Path, tmp_path: Path) -> None:
     results = study.run(progress=False, device="cpu")
     assert results.finished
     expected = evaluate_each(
-        results_network(study), prepared.candidates, prepared.data.measured_train
+        results_network(study),
+        prepared.candidates,
+        prepared.data.measured_train,
+        prepared.data.task,
     )
     found = results.points("oracle")["score"].to_numpy()
     np.testing.assert_allclose(np.sort(found), np.sort(expected), rtol=1e-5)
@@ -308,7 +316,7 @@ def test_a_study_of_a_folder_of_ones_own(folder: Path, tmp_path: Path) -> None:
 
 def results_network(study: Study) -> nn.Module:
     from trueoracle.networks.weights import load_weights
-    from trueoracle.run.runner import DENSE
+    from trueoracle.record.paths import DENSE
 
     network = study.prepare(device="cpu").network
     load_weights(network, study.folder / DENSE)
@@ -318,7 +326,7 @@ def results_network(study: Study) -> nn.Module:
 def test_batches_are_common_within_a_seed(data: Splits) -> None:
     recipe = Recipe(batch_size=8, resized_crop=0.2, flip=True)
     first, again, other = (
-        [images for images, _ in batches(data, recipe, seed, 2)] for seed in (1, 1, 2)
+        [batch["input"] for batch in batches(data, recipe, seed, 2)] for seed in (1, 1, 2)
     )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])

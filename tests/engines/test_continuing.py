@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trueoracle.data.splits import Splits
-from trueoracle.engines.choose import Engine, train_epochs, train_population
+from trueoracle.engines.choose import train_epochs, train_population
 from trueoracle.native.library import kernels
 from trueoracle.networks.lenet import lenet5_mini
 from trueoracle.networks.registry import build
@@ -50,7 +50,7 @@ def networks(count: int) -> list[nn.Module]:
 
 
 def in_pieces(
-    made: list[nn.Module], data: Splits, recipe: Recipe, first: Engine, then: Engine
+    made: list[nn.Module], data: Splits, recipe: Recipe, first: str, then: str
 ) -> list[list[EpochRecord]]:
     """All for one epoch; the second and the last to the end. Their records."""
     streams = [(5, "")] * len(made)
@@ -70,9 +70,7 @@ def in_pieces(
 
 @pytest.mark.parametrize("recipe", [SGD, ADAM, PLAIN], ids=["sgd", "adamw", "no momentum"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_who_goes_on_ends_as_without_the_break(
-    data: Splits, engine: Engine, recipe: Recipe
-) -> None:
+def test_who_goes_on_ends_as_without_the_break(data: Splits, engine: str, recipe: Recipe) -> None:
     count = 18 if engine == "native" else 3  # more than one register holds
     made = networks(count)
     whole = copy.deepcopy(made)
@@ -93,9 +91,7 @@ def test_who_goes_on_ends_as_without_the_break(
 @pytest.mark.skipif(not kernels(), reason="installed without the kernels")
 @pytest.mark.parametrize("recipe", [SGD, ADAM], ids=["sgd", "adamw"])
 @pytest.mark.parametrize(("first", "then"), [("native", "loop"), ("wide", "native")])
-def test_another_engine_can_go_on(
-    data: Splits, first: Engine, then: Engine, recipe: Recipe
-) -> None:
+def test_another_engine_can_go_on(data: Splits, first: str, then: str, recipe: Recipe) -> None:
     made = networks(3)
     expected = train_population(copy.deepcopy(made), [(5, "")] * 3, data, recipe, engine="loop")
     found = in_pieces(made, data, recipe, first, then)
@@ -104,7 +100,7 @@ def test_another_engine_can_go_on(
 
 
 @pytest.mark.parametrize("engine", ["loop", "wide"])
-def test_running_statistics_go_on_too(data: Splits, engine: Engine) -> None:
+def test_running_statistics_go_on_too(data: Splits, engine: str) -> None:
     def members() -> list[nn.Module]:
         torch.manual_seed(1)
         arguments = {"hidden": (8,), "batch_norm": True}

@@ -46,11 +46,11 @@ def assert_same(found: list[EpochRecord], expected: list[EpochRecord], tolerance
     for one, other in zip(found, expected, strict=True):
         assert one.learning_rate == other.learning_rate
         for name in ("train_loss", "validation_loss", "test_loss"):
-            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=tolerance)
+            assert one.values[name] == pytest.approx(other.values[name], abs=tolerance)
         for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
             # A digit on the border may fall to either side by rounding, in single precision.
             allowed = 0.0 if tolerance < 1e-6 else 0.011
-            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=allowed)
+            assert one.values[name] == pytest.approx(other.values[name], abs=allowed)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_every_kernel_trains_alike(few_digits: Splits) -> None:
     for kernel in kernels():
         population = NativePopulation(lenets(3), [COMMON] * 3, few_digits, recipe, kernel=kernel)
         population.train_epoch(0)
-        losses.append(population.measure()["test"][0])
+        losses.append(population.measure()["test"]["loss"])
     for other in losses[1:]:
         torch.testing.assert_close(other, losses[0], rtol=1e-4, atol=1e-5)
 

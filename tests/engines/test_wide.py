@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trueoracle.data.splits import Split, Splits
+from trueoracle.engines.base import Measured
 from trueoracle.engines.wide import WidePopulation, _LiveBytes, measure_memory, refusal
 from trueoracle.networks.registry import build
 from trueoracle.pruning.surgery import prune
@@ -123,7 +124,7 @@ def train_wide(
     recipe: Recipe,
     streams: Sequence[tuple[int, str]] | None = None,
     **options: Any,
-) -> dict[str, tuple[Tensor, Tensor]]:
+) -> Measured:
     population = WidePopulation(
         networks, streams or [(7, "")] * len(networks), data, recipe, **options
     )
@@ -136,16 +137,17 @@ def train_wide(
 
 def assert_same(
     networks: Sequence[nn.Module],
-    measured: dict[str, tuple[Tensor, Tensor]],
+    measured: Measured,
     alone: Sequence[nn.Module],
     records: Sequence[EpochRecord],
     atol: float = 1e-4,
 ) -> None:
     for i, record in enumerate(records):
-        for name, (losses, accuracies) in measured.items():
+        for name, metrics in measured.items():
+            losses, accuracies = metrics["loss"], metrics["accuracy"]
             assert losses.dtype == accuracies.dtype == torch.float64
-            assert float(losses[i]) == pytest.approx(getattr(record, f"{name}_loss"), abs=atol)
-            assert float(accuracies[i]) == pytest.approx(getattr(record, f"{name}_accuracy"))
+            assert float(losses[i]) == pytest.approx(record.values[f"{name}_loss"], abs=atol)
+            assert float(accuracies[i]) == pytest.approx(record.values[f"{name}_accuracy"])
     for together, one in zip(networks, alone, strict=True):
         expected = one.state_dict()
         for name, value in together.state_dict().items():
@@ -224,12 +226,12 @@ def test_results_do_not_depend_on_who_is_in_the_population(path: str, data: Spli
     recipe = recipe_of()
     whole = train_wide(together, data, recipe, convolution=path)
     parts = [train_wide(apart[i : i + 3], data, recipe, convolution=path) for i in (0, 3)]
-    for name, (losses, accuracies) in whole.items():
-        joined = [torch.cat(values) for values in zip(*(part[name] for part in parts), strict=True)]
-        torch.testing.assert_close(losses, joined[0], atol=1e-5, rtol=0)
-        assert torch.equal(accuracies, joined[1])
+    for name, metrics in whole.items():
+        joined = {key: torch.cat([part[name][key] for part in parts]) for key in metrics}
+        torch.testing.assert_close(metrics["loss"], joined["loss"], atol=1e-5, rtol=0)
+        assert torch.equal(metrics["accuracy"], joined["accuracy"])
     alone = train_wide(members(pruned_lenet, 1), data, recipe, convolution=path)
-    torch.testing.assert_close(alone["test"][0], whole["test"][0][:1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(alone["test"]["loss"], whole["test"]["loss"][:1], atol=1e-5, rtol=0)
 
 
 def test_a_population_is_measured_as_evaluate_does(data: Splits) -> None:
@@ -240,8 +242,8 @@ def test_a_population_is_measured_as_evaluate_does(data: Splits) -> None:
     for name, split in data.named():
         for i, network in enumerate(networks):
             expected = evaluate(network, split, Classification(10))
-            assert float(measured[name][0][i]) == pytest.approx(expected["loss"], abs=1e-5)
-            assert float(measured[name][1][i]) == expected["accuracy"]
+            assert float(measured[name]["loss"][i]) == pytest.approx(expected["loss"], abs=1e-5)
+            assert float(measured[name]["accuracy"][i]) == expected["accuracy"]
     without = Splits(data.train, None, data.test, Classification(10))
     measured = WidePopulation(networks, [(0, "")] * 3, without, Recipe()).measure()
     assert list(measured) == ["train", "test"]
@@ -261,7 +263,7 @@ def test_networks_change_only_when_written_back(data: Splits) -> None:
             assert not torch.equal(value, old.state_dict()[name]), name
     assert int(networks[0].get_buffer("norm1.num_batches_tracked")) == 3
     assert evaluate(networks[1], data.test, Classification(10))["loss"] == pytest.approx(
-        float(population.measure()["test"][0][1]), abs=1e-6
+        float(population.measure()["test"]["loss"][1]), abs=1e-6
     )
 
 
@@ -274,7 +276,7 @@ def test_gradients_are_those_of_the_members(path: Any, data: Splits) -> None:
     population = WidePopulation(networks, [(0, "")] * 2, data, recipe, convolution=path)
     population._stacked.train(True)
     images, labels = data.train.inputs[:8].double(), data.train.targets[:8]
-    population._step(images, labels)
+    population._step(images, {"input": images, "target": labels})
     population.write_back()
     for moved, one in zip(networks, alone, strict=True):
         functional.cross_entropy(one(images), labels).backward()
@@ -308,7 +310,7 @@ def test_training_leaves_the_global_random_numbers_alone(data: Splits) -> None:
     expected = torch.rand(1)
     torch.manual_seed(3)
     train_wide(networks, data, recipe_of(epochs=1))
-    assert refusal(networks[0], Recipe(), data.train.inputs[:4]) is None
+    assert refusal(networks[0], data, Recipe()) is None
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -318,8 +320,8 @@ def test_a_member_that_diverges_leaves_the_others_alone(path: str, data: Splits)
     healthy, spoilt = members(Residual), members(Residual)
     with torch.no_grad():
         spoilt[1].get_parameter("conv1.weight").fill_(math.nan)
-    expected = train_wide(healthy, data, recipe, convolution=path)["train"][0]
-    found = train_wide(spoilt, data, recipe, convolution=path)["train"][0]
+    expected = train_wide(healthy, data, recipe, convolution=path)["train"]["loss"]
+    found = train_wide(spoilt, data, recipe, convolution=path)["train"]["loss"]
     assert math.isnan(float(found[1]))
     assert torch.equal(found[[0, 2]], expected[[0, 2]])
 
@@ -378,15 +380,15 @@ def test_a_compiled_step_computes_the_same(data: Splits, monkeypatch: pytest.Mon
     recipe = recipe_of(epochs=2, batch_size=45)
     plain = train_wide(members(norm_mlp), data, recipe)
     compiled = train_wide(members(norm_mlp), data, recipe, compiled=True)
-    torch.testing.assert_close(compiled["test"][0], plain["test"][0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(compiled["test"]["loss"], plain["test"]["loss"], atol=1e-5, rtol=0)
 
 
 def test_autocast_trains_in_bfloat16_and_measures_in_float32(data: Splits) -> None:
     recipe = recipe_of(epochs=4, optimizer="adam", learning_rate=0.01)
-    plain = train_wide(members(pruned_lenet), data, recipe)["train"][0]
+    plain = train_wide(members(pruned_lenet), data, recipe)["train"]["loss"]
     networks = members(pruned_lenet)
     rounded = recipe.model_copy(update={"autocast": True})
-    found = train_wide(networks, data, rounded)["train"][0]
+    found = train_wide(networks, data, rounded)["train"]["loss"]
     assert not torch.equal(found, plain)
     assert float(found.max()) < 2.25
     for network, loss in zip(networks, found.tolist(), strict=True):
@@ -395,7 +397,7 @@ def test_autocast_trains_in_bfloat16_and_measures_in_float32(data: Splits) -> No
         )
     # Numbers of 8 bits drift apart in large steps, on some processors sooner: small ones are taken.
     small = rounded.model_copy(update={"epochs": 8, "learning_rate": 0.002})
-    together = train_wide(members(pruned_lenet), data, small)["train"][0]
+    together = train_wide(members(pruned_lenet), data, small)["train"]["loss"]
     (alone,) = members(pruned_lenet)[:1]
     untrained = evaluate(alone, data.train, Classification(10))["loss"]
     records = train(alone, data, small, seed=0)
@@ -416,6 +418,13 @@ class Branching(nn.Module):
 class Tuple(Branching):
     def forward(self, x: Tensor) -> Any:
         return self.fc(x.flatten(1)), x
+
+
+class Transposed(Branching):
+    """Gives classes × examples."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(x.flatten(1)).T
 
 
 class Asking(Branching):
@@ -447,18 +456,23 @@ def test_constants_are_common_or_refused(data: Splits) -> None:
         WidePopulation([network, Remembering()], [(0, "")] * 2, data, Recipe())
 
 
+def test_of_a_tuple_the_first_is_trained(data: Splits) -> None:
+    assert refusal(Tuple(), data, Recipe()) is None
+    check_against_loop(Tuple, data, recipe_of(epochs=1))
+
+
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
         (Branching, "control flow"),
-        (Tuple, "no tensor"),
+        (Transposed, "no tensor [N, ...]"),
         (Asking, "item"),
     ],
 )
 def test_what_cannot_be_trained_as_one_is_refused_in_words(
     factory: Factory, words: str, data: Splits
 ) -> None:
-    reason = refusal(factory(), Recipe(), data.train.inputs[:4])
+    reason = refusal(factory(), data, Recipe())
     assert reason is not None
     assert words in reason
     assert "\n" not in reason
@@ -470,7 +484,7 @@ def test_what_cannot_be_trained_as_one_is_refused_in_words(
 def test_what_can_be_trained_as_one_is_not_refused(factory: Factory, data: Splits) -> None:
     network = factory().eval()
     before = copy.deepcopy(network.state_dict())
-    assert refusal(network, recipe_of(label_smoothing=0.1), data.train.inputs[:4]) is None
+    assert refusal(network, data, recipe_of(label_smoothing=0.1)) is None
     assert not network.training
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name])
@@ -520,8 +534,7 @@ def test_memory_of_many_members_is_foretold_by_few(factory: Factory, data: Split
 def test_dropout_of_ones_own_is_refused(data: Splits) -> None:
     # One stream of random numbers cannot give each member what it would draw alone.
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(1024, 10))
-    images = data.train.inputs[:4]
-    assert refusal(network, Retraining(), images) is None
-    reason = refusal(network, Retraining(common_random_numbers=False), images)
+    assert refusal(network, data, Retraining()) is None
+    reason = refusal(network, data, Retraining(common_random_numbers=False))
     assert reason is not None
     assert reason.startswith("dropout draws from one stream")

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trueoracle.data.splits import Split, Splits
 from trueoracle.engines.wide import refusal
 from trueoracle.networks.registry import NETWORKS, build
 from trueoracle.networks.tracing import trace
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.recipe import Recipe
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -102,7 +104,9 @@ def test_its_trace_computes_the_same_in_both_modes(name: str, arguments: dict[st
 
 @every_family
 def test_a_population_of_it_trains_as_one(name: str, arguments: dict[str, Any]) -> None:
-    assert refusal(made(name, arguments), Recipe(), images()) is None
+    few = Split.of(images(), torch.arange(len(images())) % CLASSES)
+    data = Splits(few, None, few, Classification(CLASSES))
+    assert refusal(made(name, arguments), data, Recipe()) is None
 
 
 @every_family

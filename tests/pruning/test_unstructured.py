@@ -139,16 +139,14 @@ def test_zeros_stay_zero_in_a_population_that_equals_its_members(
                 weight = plain.get_parameter(f"{name}.weight")
                 assert (weight[~kept] == 0).all()
                 assert (weight[kept] != network.get_parameter(f"{name}.weight")[kept]).all()
-            assert evaluate(plain, few.test, Classification(10), Classification(10)) == evaluate(
-                trained, few.test
-            )
+            assert evaluate(plain, few.test, few.task) == evaluate(trained, few.test, few.task)
 
 
 def test_engines_that_can_are_chosen_and_the_kernels_say_why_not(few_digits: Splits) -> None:
     network, recipe = small(), Retraining(epochs=1, batch_size=64)
     pruned = list_weight_candidates(network, {"0": 0.5}, count=1).prune(network, 0)
     assert native.refusal(pruned, few_digits, recipe) == "0 is a ParametrizedConv2d"
-    assert wide.refusal(pruned, recipe, few_digits.train.inputs[:2]) is None
+    assert wide.refusal(pruned, few_digits, recipe) is None
     chosen = plan(pruned, few_digits, recipe, members=4)
     assert chosen.engine in ("wide", "loop")
     assert "native cannot: 0 is a ParametrizedConv2d" in chosen.reason

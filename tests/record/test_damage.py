@@ -23,7 +23,7 @@ from trueoracle.record.paths import DATABASE, DENSE
 from trueoracle.record.results import Results
 from trueoracle.record.store import Retrained, Store
 from trueoracle.record.verify import repair, verify
-from trueoracle.run.runner import check_dense_file
+from trueoracle.run.dense import check_dense_file
 
 FLIPS = int(os.environ.get("TRUEORACLE_FLIPS", "200"))
 LOG = f"{DATABASE}-wal"

@@ -99,24 +99,25 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_made(
 def test_a_batch_that_does_not_fit_is_refused(few_digits: Splits, free: Any) -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 8, 4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 10))
     spec = spec_from(FIELDS | {"dense": {"batch_size": 10_000}})
-    needed = training_bytes(network, (1, 32, 32), 300, spec.dense)
+    example = few_digits.example(1)
+    needed = training_bytes(network, example, 300, spec.dense)
     free(needed)
-    footprint.check_training(spec, network, (1, 32, 32), 300, torch.device("cpu"))
+    footprint.check_training(spec, network, example, 300, torch.device("cpu"))
     free(needed - 1)
     with pytest.raises(InputError, match=r"training the dense network on 300 .* lower"):
-        footprint.check_training(spec, network, (1, 32, 32), 300, torch.device("cpu"))
+        footprint.check_training(spec, network, example, 300, torch.device("cpu"))
     trained = spec_from(FIELDS | {"network": {"name": "mine", "fingerprint": "ab"}})
-    footprint.check_training(trained, network, (1, 32, 32), 300, torch.device("cpu"))
+    footprint.check_training(trained, network, example, 300, torch.device("cpu"))
     recipe = Recipe(batch_size=10_000, epochs=1)
-    free(training_bytes(network, (1, 32, 32), 300, recipe) - 1)
-    with pytest.raises(InputError, match="retraining one network on 300 images"):
+    free(training_bytes(network, example, 300, recipe) - 1)
+    with pytest.raises(InputError, match="retraining one network on 300 examples"):
         plan(network, few_digits, recipe, members=3, engine="loop")
 
 
 def test_what_is_held_is_the_images_and_a_network(few_digits: Splits) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
     spec = spec_from(FIELDS)
-    training = training_bytes(network, (1, 32, 32), 256, spec.dense)
+    training = training_bytes(network, few_digits.example(1), 256, spec.dense)
     assert held_bytes(spec, network, few_digits) == 500 * 1024 * 4 + training
     part = few_digits.measured_in_part(0.2, seed=0)
     more = len(part.measured_train) * 1024 * 4

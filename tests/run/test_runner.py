@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ from trueoracle.pruning.candidates import Candidates
 from trueoracle.record.paths import DATABASE, DENSE
 from trueoracle.record.results import Results
 from trueoracle.record.store import locked
-from trueoracle.run import runner
+from trueoracle.run import dense, retrain, score
+from trueoracle.run.retrain import Chunk, chunks
 from trueoracle.spec import spec
 from trueoracle.study import Study
 from trueoracle.training.loop import train
@@ -153,12 +154,11 @@ def test_the_same_study_gives_the_same_numbers(tiny_fields: dict[str, Any], tmp_
 def test_an_interrupted_study_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped within the second population; the first one is kept."""
     whole = Study(study.spec, runs=study.folder.parent.parent / "whole").run(progress=False)
-    whole_chunks = runner._chunks
 
-    def seed_by_seed(left: dict[int, list[int]], plan: Plan) -> Iterator[list[tuple[int, int]]]:
-        return whole_chunks(left, replace(plan, group=10, groups=1))
+    def seed_by_seed(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[Chunk]:
+        return chunks(left, replace(plan, group=10, groups=1))
 
-    monkeypatch.setattr(runner, "_chunks", seed_by_seed)
+    monkeypatch.setattr(retrain, "chunks", seed_by_seed)
 
     class Stopper(Recorder):
         def advance(self, count: float = 1, note: str = "") -> None:
@@ -232,16 +232,16 @@ def test_chunks_hold_every_network_once_and_one_seed_a_group(
     left: dict[int, list[int]], group: int, groups: int
 ) -> None:
     plan = Plan("native", "a test", group, groups)
-    chunks = list(runner._chunks(left, plan))
-    members = [member for chunk in chunks for member in chunk]
+    found = [chunk.members for chunk in chunks(left, plan)]
+    members = [member for chunk in found for member in chunk]
     assert members == [(seed, index) for seed, indices in left.items() for index in indices]
-    assert all(0 < len(chunk) <= group * groups for chunk in chunks)
-    assert all(len(chunk) == group * groups for chunk in chunks[:-1]) or len(left) > 1
+    assert all(0 < len(chunk) <= group * groups for chunk in found)
+    assert all(len(chunk) == group * groups for chunk in found[:-1]) or len(left) > 1
 
 
 def test_scoring_is_resumed_too(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "SCORE_CHUNK", 3)
-    monkeypatch.setattr(runner, "CHUNK_SECONDS", 0)
+    monkeypatch.setattr(score, "SCORE_CHUNK", 3)
+    monkeypatch.setattr(score, "CHUNK_SECONDS", 0)
 
     class Stopper(Recorder):
         def advance(self, count: float = 1, note: str = "") -> None:
@@ -399,7 +399,7 @@ def test_a_dense_network_made_again_is_taken_where_it_is_the_same(
         next(network.parameters()).data[0] += 1e-3
         return records
 
-    monkeypatch.setattr(runner, "train", otherwise)
+    monkeypatch.setattr(dense, "train", otherwise)
     with pytest.raises(StoreError, match=r"is another one than .* 20 scores and 20 outcomes"):
         study.run(progress=False)
     assert not path.exists()

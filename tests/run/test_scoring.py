@@ -21,7 +21,7 @@ from trueoracle.errors import InputError
 from trueoracle.pruning.candidates import Candidates, sample
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.results import Results
-from trueoracle.run import runner
+from trueoracle.run import score
 from trueoracle.run.progress import SilentProgress
 from trueoracle.study import Study
 
@@ -81,7 +81,7 @@ def test_resumed_scores_are_the_same_to_the_bit(
     whole = Study(**fields, runs=tmp_path / "whole").score(progress=False)
     study = Study(**fields, runs=tmp_path / "part")
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "CHUNK_SECONDS", 0)  # so that chunks stay as small as they begin
+        patch.setattr(score, "CHUNK_SECONDS", 0)  # so that chunks stay as small as they begin
         with pytest.raises(KeyboardInterrupt):
             study.score(progress=Stopper(96))
     assert study.results().counts["scores"] == 96
@@ -100,7 +100,7 @@ def test_chunks_grow_while_they_are_quick(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     seconds: float, expected: list[int],
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(runner, "CHUNK_SECONDS", seconds)
+    monkeypatch.setattr(score, "CHUNK_SECONDS", seconds)
     sizes: list[int] = []
     name = f"sizes-{len(expected)}"
     assert name not in CRITERIA

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 from trueoracle.data.splits import Split, Splits
 from trueoracle.networks.registry import build
+from trueoracle.tasks.base import Batch
 from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import batches, train
@@ -20,6 +22,15 @@ from trueoracle.training.recipe import Recipe
 def network() -> nn.Module:
     torch.manual_seed(0)
     return build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
+
+
+def labels_of(found: Iterable[Batch]) -> Tensor:
+    return torch.cat([batch["target"] for batch in found])
+
+
+def only(found: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    (batch,) = found
+    return batch["input"], batch["target"]
 
 
 def weights(network: nn.Module) -> Tensor:
@@ -66,14 +77,14 @@ def test_batches_are_common_within_a_seed_and_cover_the_split(few_digits: Splits
     recipe = Recipe(batch_size=64, shift=1)
     first = list(batches(few_digits, recipe, seed=1, epoch=2))
     again = list(batches(few_digits, recipe, seed=1, epoch=2))
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
-    assert [len(labels) for _, labels in first] == [64, 64, 64, 64, 44]
-    order = torch.cat([labels for _, labels in first])
+    assert all(torch.equal(a["input"], b["input"]) for a, b in zip(first, again, strict=True))
+    assert [len(batch["target"]) for batch in first] == [64, 64, 64, 64, 44]
+    order = labels_of(first)
     assert torch.equal(order.bincount(), few_digits.train.targets.bincount())
     for seed, epoch in ((2, 2), (1, 3)):
-        different = torch.cat([labels for _, labels in batches(few_digits, recipe, seed, epoch)])
+        different = labels_of(batches(few_digits, recipe, seed, epoch))
         assert not torch.equal(order, different)
-    own = torch.cat([labels for _, labels in batches(few_digits, recipe, 1, 2, stream="candidate")])
+    own = labels_of(batches(few_digits, recipe, 1, 2, stream="candidate"))
     assert not torch.equal(order, own)
 
 
@@ -85,7 +96,8 @@ def test_one_step_of_sgd_is_its_formula(network: nn.Module, few_digits: Splits) 
     )  # fmt: skip
     by_hand = copy.deepcopy(network).train()
     velocity = [torch.zeros_like(p) for p in by_hand.parameters()]
-    for images, labels in batches(few_digits, recipe, seed=4, epoch=0):
+    for batch in batches(few_digits, recipe, seed=4, epoch=0):
+        images, labels = batch["input"], batch["target"]
         by_hand.zero_grad()
         logits = functional.log_softmax(by_hand(images), dim=1)
         target = functional.one_hot(labels, 10) * 0.9 + 0.01
@@ -112,8 +124,8 @@ def test_mixed_batches_train_on_class_probabilities(network: nn.Module, few_digi
     plain = recipe.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
     for seed in (0, 1, 2):
         by_hand, trained = copy.deepcopy(network), copy.deepcopy(network)
-        ((images, soft),) = batches(few_digits, recipe, seed, epoch=0)
-        ((unmixed, labels),) = batches(few_digits, plain, seed, epoch=0)
+        images, soft = only(batches(few_digits, recipe, seed, epoch=0))
+        unmixed, labels = only(batches(few_digits, plain, seed, epoch=0))
         assert images.shape == unmixed.shape
         assert not torch.equal(images, unmixed)
         assert soft.shape == (300, 10)
