@@ -22,8 +22,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from common import machine, peak_bytes, sgemm_gflops, show, timed
@@ -34,7 +35,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from trueoracle.data import datasets
 from trueoracle.data.splits import Split, Splits
 from trueoracle.engines import native, wide
-from trueoracle.engines.choose import Population
 from trueoracle.errors import first_line
 from trueoracle.native.library import kernels
 from trueoracle.networks.registry import build
@@ -76,7 +76,7 @@ class Setting:
                 whole.train.take(torch.arange(self.train_images)),
                 None,
                 whole.test.take(torch.arange(self.test_images)),
-                classes=10,
+                whole.task,
                 fill=whole.fill,
             )
         generator = torch.Generator().manual_seed(0)
@@ -108,12 +108,12 @@ class CompiledPopulation:
     def __init__(self, network: nn.Module, data: Splits, recipe: Recipe) -> None:
         last = torch.channels_last
         self._network = network.to(memory_format=last)  # type: ignore[call-overload]
-        self._compiled = torch.compile(self._network)
+        self._compiled: Any = torch.compile(self._network)
         self._data = Splits(
             Split.of(data.train.inputs.contiguous(memory_format=last), data.train.targets),
             None,
             Split.of(data.test.inputs.contiguous(memory_format=last), data.test.targets),
-            classes=data.classes,
+            data.task,
             fill=data.fill,
         )
         self._recipe = recipe
@@ -121,14 +121,15 @@ class CompiledPopulation:
 
     def train_epoch(self, epoch: int) -> None:
         self._network.train()
-        for images, labels in batches(self._data, self._recipe, 0, epoch):
+        for batch in batches(self._data, self._recipe, 0, epoch):
             self._optimizer.zero_grad()
-            functional.cross_entropy(self._compiled(images), labels).backward()
+            logits = self._compiled(batch["input"])
+            functional.cross_entropy(logits, batch["target"]).backward()
             self._optimizer.step()
 
     def measure(self) -> None:
         for _, split in self._data.named():
-            evaluate(self._compiled, split)
+            evaluate(self._compiled, split, self._data.task)
 
 
 class SinglePopulation:
@@ -143,30 +144,38 @@ class SinglePopulation:
 
     def measure(self) -> None:
         for _, split in self._data.named():
-            evaluate(self._network, split)
+            evaluate(self._network, split, self._data.task)
 
 
-Trained = Population | SinglePopulation | CompiledPopulation
+class Trained(Protocol):
+    """Networks in training, whichever way."""
+
+    def train_epoch(self, epoch: int) -> None: ...
+
+    def measure(self) -> object: ...
 
 
 def population(variant: str, setting: Setting, data: Splits) -> tuple[Trained, int]:
     """A variant ready to train, and how many networks it trains; raises where it cannot."""
     if variant in ("loop", "compiled"):
         (network,) = setting.pruned(1, data.train.inputs)
-        kind = SinglePopulation if variant == "loop" else CompiledPopulation
-        return kind(network, data, RECIPE), 1
+        if variant == "loop":
+            return SinglePopulation(network, data, RECIPE), 1
+        return CompiledPopulation(network, data, RECIPE), 1
     example = setting.pruned(1, data.train.inputs)[0]
     if variant == "wide":
         members = setting.wide_members
-        if why := wide.refusal(example, RECIPE, data.train.inputs[:2]):
+        if why := wide.refusal(example, data, RECIPE):
             raise ValueError(why)
     else:
         if why := native.refusal(example, data, RECIPE):
             raise ValueError(why)
         members = native.lanes(example, data) * setting.native_groups
     networks = setting.pruned(members, data.train.inputs)
-    kind = wide.WidePopulation if variant == "wide" else native.NativePopulation
-    return kind(networks, [(0, "")] * members, data, RECIPE), members
+    streams = [(0, "")] * members
+    if variant == "wide":
+        return wide.WidePopulation(networks, streams, data, RECIPE), members
+    return native.NativePopulation(networks, streams, data, RECIPE), members
 
 
 def flops_a_step_image(setting: Setting, data: Splits) -> float:
@@ -175,7 +184,7 @@ def flops_a_step_image(setting: Setting, data: Splits) -> float:
     few = data.train.take(torch.arange(32))
     with FlopCounterMode(display=False) as counter:
         functional.cross_entropy(network(few.inputs), few.targets).backward()
-    return counter.get_total_flops() / 32
+    return float(counter.get_total_flops()) / 32
 
 
 def memory_of(variant: str, name: str) -> Callable[[], object]:
@@ -211,10 +220,8 @@ def measure_setting(name: str, rounds: int, variants: tuple[str, ...]) -> list[d
     for _ in range(rounds):
         sgemm = max(sgemm, sgemm_gflops())
         for variant, (one, members) in made.items():
-            train[variant] = min(train[variant], timed(lambda o=one: o.train_epoch(0)) / members)
-            evaluation[variant] = min(
-                evaluation[variant], timed(lambda o=one: o.measure()) / members
-            )
+            train[variant] = min(train[variant], timed(partial(one.train_epoch, 0)) / members)
+            evaluation[variant] = min(evaluation[variant], timed(one.measure) / members)
     useful = flops_a_step_image(setting, data) * len(data.train)
     epoch = {variant: train[variant] + evaluation[variant] for variant in made}
     for variant, (_, members) in made.items():

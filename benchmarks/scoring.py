@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import nn
 
 from trueoracle.criteria.shared import Exact, evaluate_all, evaluate_each
 from trueoracle.data import datasets
-from trueoracle.data.splits import Split
+from trueoracle.data.splits import Splits
 from trueoracle.native.library import kernels
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import Candidates, list_candidates
@@ -30,35 +31,41 @@ FEW = 6
 """Candidates evaluated one at a time."""
 
 
-def setting(width: int) -> tuple[nn.Module, Candidates, Split]:
-    """The dense network, all candidates, and the images."""
+def setting(width: int) -> tuple[nn.Module, Candidates, Splits]:
+    """The dense network, all candidates, and the digits."""
     torch.manual_seed(0)
     dense = build("lenet5-mini", {"width": width}, input_shape=(1, 32, 32), classes=10).eval()
-    images = datasets.load("mnist-5k", validation_images=0, split_seed=0).train
-    return dense, list_candidates(find_groups(dense, images.images[:2]), {"conv1": 0.5}), images
+    data = datasets.load("mnist-5k", validation_images=0, split_seed=0)
+    available = find_groups(dense, data.train.inputs[:2])
+    return dense, list_candidates(available, {"conv1": 0.5}), data
 
 
 def score_all(width: int, count: int) -> Callable[[], object]:
     """For a fresh process: prepare, and return the scoring of some candidates."""
-    dense, candidates, images = setting(width)
+    dense, candidates, data = setting(width)
     some = candidates.take(range(count))
-    return lambda: evaluate_all(dense, some, images)
+    return lambda: evaluate_all(dense, some, data.train, data.task)
+
+
+def _keep(way: Callable[[], np.ndarray], found: list[np.ndarray]) -> None:
+    found.append(way())
 
 
 def measure(width: int, count: int, rounds: int) -> list[dict[str, Any]]:
     """One row a way of scoring ``count`` candidates of a network of this width."""
-    dense, candidates, images = setting(width)
+    dense, candidates, data = setting(width)
     some = candidates.take(range(min(count, len(candidates))))
     few = some.take(range(FEW))
 
     def each() -> np.ndarray:
-        return evaluate_each(dense, few, images)
+        return evaluate_each(dense, few, data.train, data.task)
 
     def shared() -> np.ndarray:
-        return Exact(dense, some, images.images[:16]).losses(images.images, images.labels)
+        images, labels = data.train.inputs, data.train.targets
+        return Exact(dense, some, images[:16]).losses(images, labels)
 
     def best() -> np.ndarray:
-        return evaluate_all(dense, some, images)
+        return evaluate_all(dense, some, data.train, data.task)
 
     ways = {"one by one": each, "shared": shared, "native": best}
     if not kernels():
@@ -70,7 +77,7 @@ def measure(width: int, count: int, rounds: int) -> list[dict[str, Any]]:
     for _ in range(rounds):
         for name, way in ways.items():
             keep: list[np.ndarray] = []
-            seconds[name] = min(seconds[name], timed(lambda w=way, k=keep: k.append(w())))
+            seconds[name] = min(seconds[name], timed(partial(_keep, way, keep)))
             losses[name] = keep[0]
     each_second = seconds["one by one"] / FEW
     return [
