@@ -210,7 +210,7 @@ def test_a_loaders_collate_function_pads_all_examples_alike() -> None:
     assert split.take(torch.tensor([1])).fields["input_ids"].tolist() == [[1, 2, 0, 0, 0, 0]]
     assert split.targets.dtype == torch.int64
     assert split.targets[1].tolist() == [1, 2, -100, -100, -100, -100]
-    with pytest.raises(InputError, match=r"of different shapes: .* a DataLoader's collate function"):
+    with pytest.raises(InputError, match=r"different shapes: .* a DataLoader's collate function"):
         as_split(Items(ragged), "next-token")
 
 
