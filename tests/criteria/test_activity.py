@@ -153,5 +153,5 @@ def test_what_is_folded_into_the_images_is_a_mean_as_well() -> None:
     expected = summed({"units": rows.mean(0).numpy()}, candidates)
     assert score("activation-mean", network, candidates) == pytest.approx(expected, rel=1e-5)
     for name in ("taylor", "fisher"):
-        with pytest.raises(NotApplicableError, match="head reads 192 rows of 24 images"):
+        with pytest.raises(NotApplicableError, match="head reads 192 rows of 24 examples"):
             score(name, network, candidates)

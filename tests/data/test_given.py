@@ -246,8 +246,8 @@ def test_a_random_transform_is_noticed() -> None:
         assert note.startswith(said)
     (note,) = as_split(moved, "regression").notes
     assert note.startswith(said)
-    data = as_splits((noisy, Items(pair)))
-    assert data.notes == [f"train {as_split(noisy).notes[0]}"]
+    whole = as_splits((noisy, Items(pair)))
+    assert whole.notes == [f"train {as_split(noisy).notes[0]}"]
     unknown = torch.full((1, 2, 2), float("nan"))
     assert as_split(Items(lambda i: (unknown.clone(), 0))).notes == ()  # NaN is not another NaN
 

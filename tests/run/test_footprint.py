@@ -118,10 +118,10 @@ def test_what_is_held_is_the_images_and_a_network(few_digits: Splits) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
     spec = spec_from(FIELDS)
     training = training_bytes(network, few_digits.example(1), 256, spec.dense)
-    assert held_bytes(spec, network, few_digits) == 500 * 1024 * 4 + training
+    assert held_bytes(spec, network, few_digits) == 500 * (1024 * 4 + 8) + training
     part = few_digits.measured_in_part(0.2, seed=0)
-    more = len(part.measured_train) * 1024 * 4
-    assert held_bytes(spec, network, part) == 500 * 1024 * 4 + more + training
+    more = len(part.measured_train) * (1024 * 4 + 8)
+    assert held_bytes(spec, network, part) == 500 * (1024 * 4 + 8) + more + training
 
 
 @pytest.fixture
@@ -190,10 +190,13 @@ def test_a_slow_network_is_told_of_before_the_checks(
 
     monkeypatch.setattr(prepare, "find_groups", groups)
     times = iter(range(0, 1000, 6))
-    for seconds, expected in ((1e9, []), (1.0, ["the network takes 6 s for 3 images on the CPU"])):
+    for seconds, expected in (
+        (1e9, []),
+        (1.0, ["the network takes 6 s for 3 examples on the CPU"]),
+    ):
         monkeypatch.setattr(prepare, "_SLOW_SECONDS", seconds)
         monkeypatch.setattr("time.perf_counter", lambda: next(times))
         with pytest.raises(InputError, match="the checks begin"):
             prepare.prepare(spec, network=network, data=few_digits, device="cpu", say=said.append)
         assert [line.partition(":")[0] for line in said] == expected
-    assert "about 1 h 40 min for each of 30 epochs and 1,000 images" in said[0]
+    assert "about 1 h 40 min for each of 30 epochs and 1,000 examples" in said[0]

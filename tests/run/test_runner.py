@@ -91,11 +91,11 @@ def test_a_study_from_beginning_to_end(study: Study) -> None:
     # One of ten filters is gone, and with it a tenth of what reads them.
     macs = 9 * 25 * 784 + 9 * 250 * 100 + 2500 + 100 + 100
     assert progress.messages[0] == (
-        "the study: 20 networks of 0.404 M MACs, 2 epochs of 300 images each: "
+        "the study: 20 networks of 0.404 M MACs, 2 epochs of 300 examples each: "
         f"{3 * macs * 300 * 2 * 20:.1e} MACs of training (3 × forward)".replace("e+", "e")
     )
     # 500 images of 32 x 32 numbers; 5,500 weights, their gradients and their momentum, and a batch.
-    memory = re.fullmatch(r"memory: at least (\S+) MB, of images .*", progress.messages[1])
+    memory = re.fullmatch(r"memory: at least (\S+) MB, of data .*", progress.messages[1])
     assert memory is not None
     assert 500 * 1024 * 4 + 3 * 5500 * 4 < float(memory[1]) * 1e6 < 5e6
     assert re.fullmatch(r"training the dense network \(about \d+ .*\)", progress.messages[2])
@@ -740,7 +740,7 @@ def test_networks_and_images_that_do_not_go_together_are_refused(
     few_digits: Splits, tmp_path: Path
 ) -> None:
     too_few = nn.Sequential(nn.Conv2d(1, 4, 32), nn.ReLU(), nn.Flatten(), nn.Linear(4, 5))
-    with pytest.raises(InputError, match=r"gives \[3, 5\] for 3 images, expected \[3, 10\]"):
+    with pytest.raises(InputError, match=r"gives \[3, 5\] for 3 examples, expected \[3, 10\]"):
         Study(**OWN, network=too_few, data=few_digits, runs=tmp_path).run(progress=False)
     frozen = own_network().requires_grad_(requires_grad=False)
     with pytest.raises(InputError, match="nothing can train"):
