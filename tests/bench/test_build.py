@@ -61,7 +61,7 @@ def test_recorded_runs_become_a_table(conv2: Recorded, table: Path) -> None:
     assert bench.card["dense"]["0"]["sha256"] == (results.dense or {})["sha256"]
     dense = results.folder / "dense.safetensors"
     assert dense_file(0, table).read_bytes() == dense.read_bytes()
-    assert bench.settings[0].study == "lenet5-mini-bench+seed-0+layers-conv2-0.1"
+    assert bench.studies[0].name == "lenet5-mini-bench+seed-0+layers-conv2-0.1"
 
 
 def test_new_points_join_a_table(conv2: Recorded, table: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from tests.cli.test_cli import call
 from tests.record.records import older_record
-from trueoracle.record.results import Results
 from trueoracle.record.paths import DATABASE
+from trueoracle.record.results import Results
 from trueoracle.record.store import Store, locked
 from trueoracle.study import Study
 

@@ -19,9 +19,8 @@ from tests.record.records import older_record
 from trueoracle.errors import StoreError
 from trueoracle.files import sha256_of
 from trueoracle.record.chunks import journal_fault
-from trueoracle.record.paths import DENSE
+from trueoracle.record.paths import DATABASE, DENSE
 from trueoracle.record.results import Results
-from trueoracle.record.paths import DATABASE
 from trueoracle.record.store import Retrained, Store
 from trueoracle.record.verify import repair, verify
 from trueoracle.run.runner import check_dense_file

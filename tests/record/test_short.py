@@ -10,7 +10,7 @@ import pytest
 
 from trueoracle.analysis.relation import relate
 from trueoracle.errors import InputError
-from trueoracle.record.results import SHORT, Results
+from trueoracle.record.results import Results
 from trueoracle.record.runs import find_arms, find_short
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import summarise

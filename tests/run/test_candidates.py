@@ -24,8 +24,8 @@ from trueoracle.networks.registry import build
 from trueoracle.networks.weights import load_weights, weights_sha256
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
-from trueoracle.record.results import Results
 from trueoracle.record.paths import DATABASE
+from trueoracle.record.results import Results
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import cost_in_words, summarise
 from trueoracle.run import runner

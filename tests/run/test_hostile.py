@@ -14,9 +14,9 @@ from tests.cli.test_cli import call
 from tests.record.records import older_record
 from trueoracle.errors import StoreError
 from trueoracle.record.layout import TABLES
+from trueoracle.record.paths import DATABASE
 from trueoracle.record.results import Results
 from trueoracle.record.status import read_status
-from trueoracle.record.paths import DATABASE
 from trueoracle.record.store import Store
 from trueoracle.report.summary import summarise
 

@@ -34,8 +34,8 @@ from trueoracle.networks.weights import (
     weights_sha256,
 )
 from trueoracle.pruning.candidates import Candidates
-from trueoracle.record.results import Results
 from trueoracle.record.paths import DATABASE
+from trueoracle.record.results import Results
 from trueoracle.record.store import locked
 from trueoracle.run import runner
 from trueoracle.spec import spec

@@ -19,8 +19,8 @@ from trueoracle.criteria.base import CRITERIA
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
 from trueoracle.pruning.candidates import Candidates, sample
-from trueoracle.record.results import Results
 from trueoracle.record.paths import DATABASE
+from trueoracle.record.results import Results
 from trueoracle.run import runner
 from trueoracle.run.progress import SilentProgress
 from trueoracle.study import Study

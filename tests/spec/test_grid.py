@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import Writer
 from trueoracle.errors import InputError
-from trueoracle.record.runs import find_run
 from trueoracle.record.paths import DATABASE
+from trueoracle.record.runs import find_run
 from trueoracle.run.prepare import list_study
 from trueoracle.spec.grid import expand, grid_digest, is_grid, refuse_grid
 from trueoracle.spec.spec import arms_of, load_spec, shipped_grids, shipped_studies

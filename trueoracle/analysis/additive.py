@@ -21,7 +21,7 @@ PENALTY = 1.0
 FOLDS = 5
 
 LEAST_A_FILTER = 4
-"""Candidates for each filter: with fewer, a fit depends on their number more than on the filters."""
+"""Candidates per filter: with fewer, a fit depends on their number more than on the filters."""
 
 
 def predict_additive(

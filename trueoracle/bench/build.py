@@ -1,4 +1,4 @@
-"""Makes the shipped table, or adds to it, from recorded runs.
+"""Makes the shipped bench, or adds to it, from recorded runs.
 
     python -m trueoracle.bench.build --start RUNS     # the table's dense networks, to go on from
     trueoracle run lenet5-mini-bench --runs RUNS      # or single points of it
@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trueoracle.analysis.outcomes import METRICS
 from trueoracle.bench.scoring import score_bench
-from trueoracle.bench.table import DATA, GRID, KEYS, Bench, dense_file, read_bench
+from trueoracle.bench.table import DATA, GRID, KEYS, METRICS, Bench, dense_file, read_bench
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.files import replacing, write_bytes, write_text
@@ -34,6 +33,9 @@ from trueoracle.run.prepare import prepare
 from trueoracle.run.progress import PlainProgress, Progress
 from trueoracle.run.runner import DENSE, check_dense_file, run
 from trueoracle.spec.grid import GridPoint, expand
+from trueoracle.tasks.metric import SPLITS, columns_of
+
+_COLUMNS = columns_of(METRICS)
 
 __all__ = ["build", "recorded", "start"]
 
@@ -66,7 +68,8 @@ def start(runs: Path, progress: Progress, table: Path = DATA) -> None:
                 content = file.read_bytes()
                 write_bytes(folder / DENSE, content)
                 metadata: Any = read_metadata(file)
-                metrics = {name: facts[name] for name in METRICS}
+                store.record_task("classification", METRICS)
+                metrics = {name: facts[name] for name in _COLUMNS}
                 store.record_dense(
                     facts["sha256"],
                     metadata["architecture"],
@@ -118,7 +121,7 @@ def build(
             write_bytes(dense_file(network, out), file.read_bytes())
     known = [] if before is None else [before.epochs.join(before.keys, on="candidate")]
     epochs = pd.concat([*known, *(_epochs(*one) for one in points)], ignore_index=True)
-    epochs = epochs[[*KEYS, "seed", "epoch", *METRICS]]
+    epochs = epochs[[*KEYS, "seed", "epoch", *_COLUMNS]]
     epochs = epochs.sort_values(["network", "layer"], kind="stable", ignore_index=True)
     keys = epochs[KEYS].drop_duplicates().reset_index(drop=True)
     bench = Bench(keys, epochs, {}, {})
@@ -126,7 +129,7 @@ def build(
     for name in criteria or list(CRITERIA):
         started = time.perf_counter()
         column = _known(bench, name, None if name in rescore else before)
-        left = [one for one in bench.settings if np.isnan(column[one.rows]).any()]
+        left = [one for one in bench.studies if np.isnan(column[one.rows]).any()]
         if left:
             fresh = score_bench(CRITERIA[name], bench, progress, left, folder=out)
             column = np.where(np.isnan(column), fresh, column)
@@ -146,7 +149,9 @@ def build(
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
     """As Parquet; floats byte by byte, which makes the table smaller by a third."""
-    split = [name for name in frame if name not in KEYS and not str(name).endswith("accuracy")]
+    # Of few values a dictionary is smaller: keys, and shares of a whole number of examples.
+    shares = {f"{split}_{m.name}" for split in SPLITS for m in METRICS if m.is_share}
+    split = [name for name in frame if name not in KEYS and name not in shares]
     split = [name for name in split if frame[name].dtype.kind == "f"]
     with replacing(path) as draft:
         frame.to_parquet(
@@ -163,7 +168,7 @@ def _new_points(
     points: Sequence[tuple[GridPoint, Results]], before: Bench
 ) -> list[tuple[GridPoint, Results]]:
     """Those that a table has not; all must prune its dense networks."""
-    held = {setting.study for setting in before.settings}
+    held = {study.name for study in before.studies}
     for point, results in points:
         network = str(point.spec.dense.seed)
         known = before.card["dense"].get(network, {}).get("sha256")
@@ -186,7 +191,7 @@ def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
 
 
 def _epochs(point: GridPoint, results: Results) -> pd.DataFrame:
-    """One row a candidate, seed and epoch; float32 holds losses to seven digits."""
+    """One row per candidate, seed and epoch; float32 holds losses to seven digits."""
     ((layer, _),) = point.spec.pruning.layers.items()
     masks = {
         candidate: sum(1 << filter_ for filter_ in pruned[layer])
@@ -204,7 +209,7 @@ def _epochs(point: GridPoint, results: Results) -> pd.DataFrame:
             "pruned": frame["candidate"].map(masks).to_numpy(dtype=np.int16),
             "seed": frame["seed"].to_numpy(dtype=np.int16),
             "epoch": frame["epoch"].to_numpy(dtype=np.int16),
-            **{metric: frame[metric].to_numpy(dtype=np.float32) for metric in METRICS},
+            **{metric: frame[metric].to_numpy(dtype=np.float32) for metric in _COLUMNS},
         }
     )
 
@@ -220,7 +225,7 @@ def _card(
     trained = sum(float(results.retrainings["seconds"].sum()) for _, results in points)
     dense = {
         str(point.spec.dense.seed): {
-            name: results.dense[name] for name in ("sha256", *METRICS) if name in results.dense
+            name: results.dense[name] for name in ("sha256", *_COLUMNS) if name in results.dense
         }
         for point, results in points
         if results.dense is not None
@@ -235,7 +240,7 @@ def _card(
     return {
         "grid": GRID,
         "command": f"trueoracle run {GRID}+seed-NETWORK+layers-LAYER-RATIO",
-        "points": sorted({one.study for one in Bench(keys, keys, {}, {}).settings}),
+        "points": sorted({one.name for one in Bench(keys, keys, {}, {}).studies}),
         "network": "LeNet5-Mini",
         "data": "5,000 embedded MNIST digits",
         "layers": {

@@ -12,7 +12,9 @@ from trueoracle.pruning.candidates import CandidateList
 __all__ = ["random"]
 
 
-@criterion("random", label="a random number", source="the usual baseline", separable=True, uses_data=False)
+@criterion(
+    "random", label="a random number", source="the usual baseline", separable=True, uses_data=False
+)
 def random(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """A number in [0, 1) for each candidate, read off its id: the same in every study. ``[P]``."""
     # Ids are uniform hash digits; only the leading 53 bits fit a float exactly.

@@ -27,7 +27,9 @@ def oracle(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
     return evaluate_all(dense, candidates, data.measured_train)
 
 
-@criterion("oracle-subset", label="pruned train loss on 512 examples", source=_SOURCE, separable=True)
+@criterion(
+    "oracle-subset", label="pruned train loss on 512 examples", source=_SOURCE, separable=True
+)
 def oracle_subset(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Mean cross-entropy (nats) of each pruned network over 512 of the training images. ``[P]``.
 
@@ -37,7 +39,13 @@ def oracle_subset(dense: nn.Module, candidates: CandidateList, data: Splits) -> 
     return evaluate_all(dense, candidates, sample(data.measured_train, SAMPLE_IMAGES))
 
 
-@criterion("oracle-validation", label="pruned validation loss", source=_SOURCE, separable=True, conditional=True)
+@criterion(
+    "oracle-validation",
+    label="pruned validation loss",
+    source=_SOURCE,
+    separable=True,
+    conditional=True,
+)
 def oracle_validation(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Mean cross-entropy (nats) of each pruned network over the validation images. ``[P]``.
 

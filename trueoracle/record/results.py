@@ -31,7 +31,6 @@ from trueoracle.record.older import fallback_label
 from trueoracle.record.status import recorded_spec, skipped_in, status_of
 from trueoracle.record.store import Store
 from trueoracle.spec.scale import titled
-from trueoracle.tasks.metric import Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -162,10 +161,10 @@ class Results:
         if criterion == SHORT and self.short is not None:
             ours = outcome or self.outcome()
             theirs = self.short.outcome(ours.column, ours.rule)
-            values = final_outcomes(self.short.outcomes, theirs)
+            found = final_outcomes(self.short.outcomes, theirs)
             epochs = many(self.short.spec.retraining.epochs, "epoch")
             return Score(
-                values.reindex(self.candidates["candidate"]).to_numpy(dtype=np.float64),
+                found.reindex(self.candidates["candidate"]).to_numpy(dtype=np.float64),
                 f"{ours.label} after a short retraining ({epochs})",
                 higher_is_chosen=ours.higher_is_better,
             )
@@ -288,9 +287,7 @@ class Results:
             pruned=pruned,
         )
 
-    def correlate(
-        self, columns: Sequence[str] | None = None, rule: str = "last"
-    ) -> pd.DataFrame:
+    def correlate(self, columns: Sequence[str] | None = None, rule: str = "last") -> pd.DataFrame:
         """One row per criterion and outcome (``metric``), with all fields of :class:`Assessment`.
 
         ``columns`` are those of outcomes, by default ``default_outcomes``.

@@ -292,7 +292,7 @@ def _holds(network: nn.Module, path: Path, sha256: str) -> bool:
 
 
 def _tell_chance(prepared: Prepared, sitting: int, store: Store, progress: Progress) -> None:
-    """Note the chance level, which a report needs as well; warn of a network that learnt nothing."""
+    """Note the chance level, which a report needs too; warn of a network that learnt nothing."""
     chance = 1 / prepared.data.classes
     store.note(sitting, "chance", chance)
     outcome = find_outcome(CLASSIFICATION, "test_accuracy")

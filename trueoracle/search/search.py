@@ -145,7 +145,9 @@ def search(
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
     way = _strategy(prepared, strategy)
     priors, passed_over = _priors(prepared, way, criterion)
-    metric = selection_metric(by, CLASSIFICATION, has_validation=prepared.data.validation is not None)
+    metric = selection_metric(
+        by, CLASSIFICATION, has_validation=prepared.data.validation is not None
+    )
     start = recipe.seeds[0] if seed is None else seed
     if not 0 <= start < 2**31:
         raise InputError(f"a seed is a whole number from 0 to {2**31 - 1}, got {start}")
