@@ -165,12 +165,12 @@ def test_a_place_is_the_mean_of_tau_over_settings(shipped: Bench) -> None:
     assert place.regret == pytest.approx(np.average(regrets, weights=sizes))
     assert place.studies == 9
     assert place.interval_over == (
-        "3 retraining seeds, given the dense network, its filters and the images"
+        "3 retraining seeds, given the dense network, its filters and the examples"
     )
     assert place.low < place.agreement < place.high
     every = leaderboard(shipped, "test_accuracy")
     assert every[0].interval_over == (
-        "3 retraining seeds, given these 2 dense networks, their filters and the images"
+        "3 retraining seeds, given these 2 dense networks, their filters and the examples"
     )
 
 

@@ -191,7 +191,7 @@ def test_what_has_no_order_is_refused(
         (lambda dense, candidates: None, "is called with (dense, candidates, data) "),
         (lambda dense, candidates, data, recipe: None, "uses_recipe=True"),
         (lambda *_: None, "it gave nothing (None), expected numbers"),
-        (lambda *_: np.zeros((12, 2)), "scores of shape [12, 2], expected [12]: one a candidate"),
+        (lambda *_: np.zeros((12, 2)), "scores of shape [12, 2], expected [12]: one per candidate"),
         (lambda *_: sys.exit(3), "failed: SystemExit: 3"),
     ],
 )

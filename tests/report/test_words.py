@@ -107,7 +107,7 @@ def test_a_combination_gains_or_loses(gain: float | None, words: str) -> None:
 def test_a_sum_over_filters_is_one_sentence() -> None:
     said = additive_sentence({"agreement": 0.61, "folds": 5}, "final test loss")
     assert (
-        "tried on the others (5 folds), agrees with final test loss to 0.61 on the images that"
+        "tried on the others (5 folds), agrees with final test loss to 0.61 on the examples that"
         in said
     )
     assert said.endswith("On other images it can agree far less.")
