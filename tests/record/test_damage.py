@@ -284,7 +284,7 @@ def test_metrics_that_are_damaged_are_recorded_again(record: Path, statement: st
     whole = tables(record)
     folder = copied(record, "one")
     changed(folder, statement)
-    with pytest.raises(StoreError, match="damaged .table metrics: "):
+    with pytest.raises(StoreError, match=r"damaged .table metrics: "):
         Results(folder)
     assert "metrics " in [part.name for part in verify(folder).damaged]
     repair(folder)

@@ -140,7 +140,7 @@ def test_values_lie_between_a_metrics_bounds(folder: Path, value: float) -> None
     with Store(folder) as store:
         store.record_task("segmentation", metrics)
         store.record_candidates(CANDIDATES)
-        with pytest.raises(ValueError, match="test_mean_iou is float .* from 0 to 1, or nothing"):
+        with pytest.raises(ValueError, match=r"test_mean_iou is float .* from 0 to 1, or nothing"):
             store.record_retrained([bad])
         assert store.retrained() == set()
 

@@ -27,7 +27,7 @@ LEAST_A_FILTER = 4
 def predict_additive(
     pruned: np.ndarray, known: Sequence[int] | np.ndarray, values: Sequence[float] | np.ndarray
 ) -> np.ndarray:
-    """What every candidate is expected to come to ``[P]``, given the ``values`` ``[K]`` of some.
+    """The expected value ``[P]`` of every candidate, given the ``values`` ``[K]`` of some.
 
     Ridge regression (Hoerl & Kennard 1970) of the K ``known`` candidates' ranks on which filters
     they prune, ``pruned`` ``[P, F]``: a candidate is worth the sum of what its filters are. Ranks

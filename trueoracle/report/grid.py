@@ -213,7 +213,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
             title=titled(summary["grid"]),
             ceilings=ceilings,
         )
-        told = ", ".join(
+        values = ", ".join(
             f"{_line(entry, relation)} at {_place(entry)[0]} {number(relation['kendall_tau'], 2)}"
             for entry, relation in own
         )
@@ -221,7 +221,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
             folder.draw(
                 draw_trend(trend),
                 f"{summary['grid']}-tau-{column}",
-                alt=f"Kendall's τ with {outcome} against {axis}: {told}.",
+                alt=f"Kendall's τ with {outcome} against {axis}: {values}.",
                 caption=f"Kendall's τ against {axis}{bars}."
                 + (
                     " The grey line is the ceiling that retraining noise leaves."
@@ -243,8 +243,10 @@ def _forests(
         score, outcome = names[criterion, metric]
         figure = forest_figure(meta, score=score, outcome=outcome, title=summary["grid"])
         stem = f"{summary['grid']}-{slug(criterion)}-{metric}-forest"
-        told = ", ".join(f"{one['label']} {number(one['tau'], 2)}" for one in meta["studies"])
-        alt = f"Forest plot of {score} and {outcome}: {told}. {meta_sentence(meta, score, outcome)}"
+        values = ", ".join(f"{one['label']} {number(one['tau'], 2)}" for one in meta["studies"])
+        alt = (
+            f"Forest plot of {score} and {outcome}: {values}. {meta_sentence(meta, score, outcome)}"
+        )
         drawn.append((criterion, folder.draw(figure, stem, alt=alt)))
     return drawn
 

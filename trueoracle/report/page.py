@@ -294,7 +294,7 @@ def _alike_in_words(agreement: Mapping[str, Any]) -> str:
 
 
 def dense_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the dense network comes to: each value with its words; none before it is recorded."""
+    """The dense network in numbers: (value, words) of each; none before it is recorded."""
     dense = summary["dense"]
     if not dense:
         return []

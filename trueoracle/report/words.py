@@ -174,11 +174,11 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
         (one["criterion"], one["metric"]): (one["score_name"], one["outcome_name"]) for one in found
     }
     criteria = list(dict.fromkeys(one["criterion"] for one in found))
-    told = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
+    spoken_of = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
     said = [
         meta_sentence(meta, *names[meta["criterion"], meta["metric"]])
         for meta in summary.get("meta") or []
-        if meta["criterion"] in told and (meta["criterion"], meta["metric"]) in names
+        if meta["criterion"] in spoken_of and (meta["criterion"], meta["metric"]) in names
     ]
     return [*said, INDEPENDENT] if said else []
 
