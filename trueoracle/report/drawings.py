@@ -50,7 +50,7 @@ _LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure in a page: the source of its image, what it shows in words, and its caption.
+    """A figure in a page: the source of its picture, what it shows in words, and its caption.
 
     ``spots`` are points that say something under the pointer: thousandths of the width from the
     left, of the height from the top, and the words.
@@ -103,9 +103,9 @@ def _places(
 
 
 def _source(svg: Path, png: Path) -> str:
-    """A figure as the source of an image.
+    """A figure as the source of a picture.
 
-    An image of its own, so that ids inside one figure cannot meet another's.
+    A picture of its own, so that ids inside one figure cannot meet another's.
     """
     slim = _slim(svg.read_text(encoding="utf-8")).encode()
     if len(slim) <= _MOST_SVG:

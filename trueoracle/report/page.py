@@ -307,7 +307,7 @@ def dense_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def headline_in_words(summary: Mapping[str, Any]) -> str:
-    """The dense network's headline metric, such as ``"test accuracy 97.4%"``."""
+    """The dense network's headline metric, such as ``"test mean IoU 71.3%"``."""
     metrics = summary["metrics"]
     value, words = _on_test(metrics[1] if len(metrics) > 1 else metrics[0], summary["dense"] or {})
     return f"{words} {value}"
