@@ -103,7 +103,7 @@ def test_the_share_of_the_ceiling_is_of_what_retraining_noise_leaves() -> None:
     assert found.share_of_ceiling == found.relation.kendall.value / ceiling
     assert f"{found.share_of_ceiling:.0%} of what retraining noise allows" in found.sentence()
     assert found.interval_over == (
-        "4 retraining seeds, given the dense network, its filters and the images"
+        "4 retraining seeds, given the dense network, its filters and the examples"
     )
     assert found.interval.low < found.relation.kendall.value < found.interval.high
 
@@ -126,7 +126,7 @@ def test_retraining_that_does_not_repeat_itself_says_nothing() -> None:
     x = np.arange(30.0)
     (found,) = assess(table(np.column_stack([x, -x + 0.01 * x**2]), c=x))
     assert found.reliability.ceiling == 0
-    assert found.sentence("the loss", "accuracy").startswith("Nothing can be said: accuracy comes")
+    assert found.sentence("the loss", "accuracy").startswith("Nothing can be said: accuracy orders")
     (single,) = assess(table(np.array([0.5]), c=np.array([1.0])))
     assert single.sentence() == "Nothing can be said of a single candidate."
 
@@ -168,7 +168,7 @@ def test_what_has_no_value_is_left_out() -> None:
 
 
 def test_columns_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InputError, match="one a candidate"):
+    with pytest.raises(InputError, match="one per candidate"):
         table(np.zeros(3), c=np.zeros(2))
     with pytest.raises(InputError, match="candidates × seeds"):
         CandidateTable(np.zeros((0, 2)), {}, higher_is_better=True)
@@ -186,7 +186,7 @@ def test_dense_networks_are_pooled() -> None:
     (pooled,) = pool(tables)
     each = [kendall(one.scores["c"], one.outcome).value for one in tables]
     assert pooled.tau == pytest.approx(np.mean(each))
-    assert pooled.interval_over == "3 dense networks, given the images"
+    assert pooled.interval_over == "3 dense networks, given the examples"
     assert pooled.interval.low < min(each)
     assert pooled.interval.high > max(each)
     assert pooled.as_dict()["kendall_tau"] == pooled.tau

@@ -73,7 +73,7 @@ def test_candidates_are_drawn_where_they_are_a_sample() -> None:
     bound = math.sqrt(2 / 80 * (1 - found.estimate[0] ** 2))
     assert 0.3 * bound < found.standard_error() < bound
     assert levels_in_words([table]) == (
-        "80 sampled candidates, given the dense network, its filters and the images"
+        "80 sampled candidates, given the dense network, its filters and the examples"
     )
     few = bootstrap([made(y[:20, None], sampled=True)], tau)
     assert few.standard_error() > found.standard_error()
@@ -138,4 +138,4 @@ def test_networks_are_drawn_whole() -> None:
     means = [table.outcome.mean() for table in tables]
     assert found.standard_error() == pytest.approx(np.std(means, ddof=1) / math.sqrt(6), rel=1e-6)
     assert found.freedom[0] == 5
-    assert levels_in_words(tables) == "6 dense networks, given the images"
+    assert levels_in_words(tables) == "6 dense networks, given the examples"

@@ -38,7 +38,13 @@ from trueoracle.analysis.correlation import (
     spearman,
     top_weighted,
 )
-from trueoracle.analysis.outcomes import METRICS, final_outcomes, seed_outcomes, shared_outcomes
+from trueoracle.analysis.outcomes import (
+    RULES,
+    final_outcomes,
+    find_outcome,
+    seed_outcomes,
+    shared_outcomes,
+)
 from trueoracle.analysis.own import read_tables
 from trueoracle.analysis.permutation import (
     label_permutation_p_values,
@@ -51,6 +57,7 @@ from trueoracle.analysis.reliability import noise_ceiling
 from trueoracle.analysis.selection import select
 from trueoracle.analysis.table import CandidateTable, pruned_filters
 from trueoracle.analysis.ties import chances_of_lowest, count_above, lowest
+from trueoracle.tasks.metric import CLASSIFICATION, columns_of
 
 WAYS = list(itertools.combinations(range(7), 2))
 PRUNED = np.array([[f in way for f in range(7)] for way in WAYS])
@@ -258,15 +265,17 @@ def test_epochs_in_another_order_come_to_the_same_outcomes(
 ) -> None:
     epochs = pd.DataFrame(
         [
-            {"candidate": str(i // 2), "seed": i % 2, "epoch": e} | dict.fromkeys(METRICS, row[e])
+            {"candidate": str(i // 2), "seed": i % 2, "epoch": e}
+            | dict.fromkeys(columns_of(CLASSIFICATION), row[e])
             for i, row in enumerate(rows[:20])
             for e in range(3)
         ]
     )
     places = np.argsort(np.random.default_rng(order[0]).random(len(epochs)))
-    for rule in ("last", "last-5", "best-on-validation", "best-on-test"):
+    for rule in RULES:
+        outcome = find_outcome(CLASSIFICATION, "test_accuracy", rule)
         for read in (seed_outcomes, final_outcomes, shared_outcomes):
-            same(read(epochs.iloc[places], rule=rule), read(epochs, rule=rule))
+            same(read(epochs.iloc[places], outcome), read(epochs, outcome))
 
 
 def test_a_file_in_another_order_is_the_same_file(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_recorded_runs_become_a_table(conv2: Recorded, table: Path) -> None:
     assert bench.card["dense"]["0"]["sha256"] == (results.dense or {})["sha256"]
     dense = results.folder / "dense.safetensors"
     assert dense_file(0, table).read_bytes() == dense.read_bytes()
-    assert bench.settings[0].study == "lenet5-mini-bench+seed-0+layers-conv2-0.1"
+    assert bench.studies[0].name == "lenet5-mini-bench+seed-0+layers-conv2-0.1"
 
 
 def test_new_points_join_a_table(conv2: Recorded, table: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_new_points_join_a_table(conv2: Recorded, table: Path, tmp_path: Path) -
     assert np.allclose(after.scores["l1"][new], expected)
     assert np.isfinite(after.scores["l2"]).all()
 
-    with pytest.raises(InputError, match="finished and not in the table yet"):
+    with pytest.raises(InputError, match="finished and not in the bench yet"):
         build([conv2], larger, SilentProgress(), ["l1"], onto=larger)
     with pytest.raises(InputError, match="unknown criterion 'l11'"):
         build([], larger, SilentProgress(), ["l1"], onto=larger, rescore=["l11"])
@@ -102,7 +102,7 @@ def test_new_points_join_a_table(conv2: Recorded, table: Path, tmp_path: Path) -
 
 def test_points_of_another_dense_network_are_refused(table: Path, tmp_path: Path) -> None:
     stranger = record(8, tmp_path, **{"dense.epochs": 2})
-    with pytest.raises(InputError, match="prunes another dense network of seed 0 than the table"):
+    with pytest.raises(InputError, match="prunes another dense network of seed 0 than the bench"):
         build([stranger], table, SilentProgress(), ["l1"], onto=table)
 
 
@@ -131,8 +131,8 @@ def test_there_must_be_finished_points(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--rescore", "l11"], "error: unknown criterion 'l11'"),
-        (["--anew", "--rescore", "l1"], "error: a table made anew is scored anew"),
-        ([], "error: no point of lenet5-mini-bench is finished and not in the table yet"),
+        (["--anew", "--rescore", "l1"], "error: a bench made anew is scored anew"),
+        ([], "error: no point of lenet5-mini-bench is finished and not in the bench yet"),
     ],
 )
 def test_the_command_says_in_one_line_what_is_wrong(

@@ -13,7 +13,7 @@ from trueoracle.analysis.additive import predict_additive
 from trueoracle.analysis.comparison import adjusted_p_values
 from trueoracle.analysis.correlation import kendall
 from trueoracle.bench.leaderboard import additive_agreement, leaderboard
-from trueoracle.bench.table import Bench, Setting, read_bench
+from trueoracle.bench.table import Bench, BenchStudy, read_bench
 
 PAGE = Path(__file__).parents[2] / "docs" / "bench.md"
 FILTERS, RELABELLINGS = 10, 100
@@ -35,21 +35,21 @@ def mean_outcome(shipped: Bench, metric: str) -> np.ndarray:
     return outcome
 
 
-def weighted(settings: Sequence[Setting], values: Sequence[float]) -> float:
+def weighted(studies: Sequence[BenchStudy], values: Sequence[float]) -> float:
     known = np.isfinite(values)
-    sizes = np.array([len(one.rows) for one in settings])
+    sizes = np.array([len(one.rows) for one in studies])
     return float(np.average(np.array(values)[known], weights=sizes[known]))
 
 
 def test_images_limit_more_than_seeds(shipped: Bench, said: str) -> None:
     validation, test = (mean_outcome(shipped, f"{part}_loss") for part in ("validation", "test"))
 
-    def agreement(settings: Sequence[Setting]) -> float:
-        taus = [kendall(validation[one.rows], test[one.rows]).value for one in settings]
-        return weighted(settings, taus)
+    def agreement(studies: Sequence[BenchStudy]) -> float:
+        taus = [kendall(validation[one.rows], test[one.rows]).value for one in studies]
+        return weighted(studies, taus)
 
-    each = [agreement([s for s in shipped.settings if s.network == n]) for n in (0, 1)]
-    assert f"τ {agreement(shipped.settings):.2f} with each other" in said
+    each = [agreement([s for s in shipped.studies if s.network == n]) for n in (0, 1)]
+    assert f"τ {agreement(shipped.studies):.2f} with each other" in said
     assert f"({each[0]:.2f} for dense network 0, {each[1]:.2f} for dense network 1)" in said
     ceilings = [leaderboard(shipped, m)[0].ceiling for m in ("test_loss", "test_accuracy")]
     assert f"{ceilings[0]:.2f} for test loss, {ceilings[1]:.2f} for test accuracy" in said
@@ -62,8 +62,8 @@ def test_a_sum_over_filters_is_of_the_images_that_it_was_fitted_on(
         mean_outcome(shipped, f"{part}_loss") for part in ("validation", "test")
     )
     taus = []
-    for setting in shipped.settings:
-        table, rows = shipped.table(setting, "test_loss"), setting.rows
+    for study in shipped.studies:
+        table, rows = shipped.table(study, "test_loss"), study.rows
         assert table.pruned is not None
         if len(rows) < 4 * FILTERS:
             taus.append(float("nan"))
@@ -75,7 +75,7 @@ def test_a_sum_over_filters_is_of_the_images_that_it_was_fitted_on(
             predicted = predict_additive(table.pruned, seen, fitted_on[rows][seen])
             held.append(kendall(predicted[fold == one], judged_by[rows][fold == one]).value)
         taus.append(float(np.mean(held)))
-    assert f"judged by test outcomes, it has {weighted(shipped.settings, taus):.2f}." in said
+    assert f"judged by test outcomes, it has {weighted(shipped.studies, taus):.2f}." in said
     assert f"τ {additive_agreement(shipped, 'test_loss'):.2f} with the loss on the same" in said
 
 
@@ -87,13 +87,13 @@ def mean_taus(
     One relabelling for each layer of each dense network, for all of its ratios at once.
     """
     generator = np.random.default_rng(0)
-    layers = sorted({(one.network, one.layer) for one in shipped.settings})
+    layers = sorted({(one.network, one.layer) for one in shipped.studies})
     labels: list[Draws] = [{key: np.arange(FILTERS) for key in layers}]
     labels += [{k: generator.permutation(FILTERS) for k in layers} for _ in range(RELABELLINGS)]
     sums = {key: np.zeros((len(labels), len(names))) for key in layers}
     sizes = dict.fromkeys(layers, 0)
-    for setting in shipped.settings:
-        key, rows = (setting.network, setting.layer), setting.rows
+    for study in shipped.studies:
+        key, rows = (study.network, study.layer), study.rows
         masks = shipped.keys["pruned"].to_numpy()[rows]
         bits = masks[:, None] >> np.arange(FILTERS) & 1
         place = np.zeros(1 << FILTERS, dtype=int)
@@ -142,7 +142,7 @@ def test_no_criterion_differs_from_chance(shipped: Bench, said: str, metric: str
 def test_the_places_that_the_page_names(shipped: Bench, said: str) -> None:
     by_network = []
     for network in (0, 1):
-        some = [s for s in shipped.settings if (s.network, s.layer) == (network, "conv1")]
+        some = [s for s in shipped.studies if (s.network, s.layer) == (network, "conv1")]
         places = {place.criterion: place for place in leaderboard(shipped, "test_loss", some)}
         by_network.append(places["oracle"].agreement)
     one, other = by_network

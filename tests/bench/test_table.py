@@ -9,7 +9,7 @@ import torch
 
 from trueoracle.analysis.correlation import kendall
 from trueoracle.bench.leaderboard import Taus, leaderboard
-from trueoracle.bench.scoring import score_bench, study_of
+from trueoracle.bench.scoring import score_bench, spec_of
 from trueoracle.bench.table import DATA, Bench, dense_file, read_bench, ways_of
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.data import datasets
@@ -49,12 +49,12 @@ def test_it_holds_every_proper_subset_with_every_seed(shipped: Bench) -> None:
 
 def test_settings_are_studies_of_the_grid(shipped: Bench) -> None:
     points = {point.spec.name for point in expand("lenet5-mini-bench")}
-    for setting in shipped.settings:
-        assert load_spec(setting.study).name in points
-        ways = ways_of(shipped.keys["pruned"].to_numpy()[setting.rows])
-        count = round(setting.ratio * 10)
+    for study in shipped.studies:
+        assert load_spec(study.name).name in points
+        ways = ways_of(shipped.keys["pruned"].to_numpy()[study.rows])
+        count = round(study.ratio * 10)
         assert sorted(ways) == list(itertools.combinations(range(10), count))
-        table = shipped.table(setting, "test_loss")
+        table = shipped.table(study, "test_loss")
         assert table.pruned is not None
         assert [tuple(map(int, np.flatnonzero(row))) for row in table.pruned] == ways
         assert not table.sampled
@@ -75,12 +75,12 @@ def test_the_dense_weights_are_those_of_the_card(shipped: Bench) -> None:
 def test_a_few_rows_are_retrained_to_the_same(
     shipped: Bench, network: int, layer: str, epochs: int
 ) -> None:
-    """All epochs of one setting, and the first of others: each begins with the whole recipe's."""
+    """All epochs of one study, and the first of others: each begins with the whole recipe's."""
     wanted = (network, layer, 0.5)
-    (setting,) = (s for s in shipped.settings if (s.network, s.layer, s.ratio) == wanted)
-    spec = study_of(setting)
+    (study,) = (s for s in shipped.studies if (s.network, s.layer, s.ratio) == wanted)
+    spec = spec_of(study)
     dense, shape = build_study(spec)
-    load_weights(dense, dense_file(setting.network))
+    load_weights(dense, dense_file(study.network))
     groups = find_groups(dense, torch.rand(3, *shape))
     candidates = list_candidates(groups, spec.pruning.layers)
     data = datasets.load(
@@ -123,7 +123,7 @@ def test_a_few_rows_are_retrained_to_the_same(
 
 @pytest.mark.parametrize("name", ["oracle", "l1", "taylor"])
 def test_shipped_scores_are_those_of_the_criteria(shipped: Bench, name: str) -> None:
-    some = [one for one in shipped.settings if one.ratio == 0.2]
+    some = [one for one in shipped.studies if one.ratio == 0.2]
     again = score_bench(CRITERIA[name], shipped, SilentProgress(), some)
     rows = np.concatenate([one.rows for one in some])
     assert np.allclose(again[rows], shipped.scores[name][rows], rtol=1e-4)
@@ -152,31 +152,31 @@ def test_a_perfect_criterion_is_first_and_has_no_regret(shipped: Bench) -> None:
 
 
 def test_a_place_is_the_mean_of_tau_over_settings(shipped: Bench) -> None:
-    some = [one for one in shipped.settings if one.layer == "conv1" and one.network == 0]
+    some = [one for one in shipped.studies if one.layer == "conv1" and one.network == 0]
     place = {p.criterion: p for p in leaderboard(shipped, "test_accuracy", some)}["l1"]
     taus, sizes, regrets = [], [], []
-    for setting in some:
-        table = shipped.table(setting, "test_accuracy")
+    for study in some:
+        table = shipped.table(study, "test_accuracy")
         taus.append(-kendall(table.scores["l1"], table.outcome).value)
         sizes.append(len(table))
         chosen = int(np.argmin(table.scores["l1"]))
         regrets.append(table.outcome.max() - table.outcome[chosen])
     assert place.agreement == pytest.approx(np.average(taus, weights=sizes))
     assert place.regret == pytest.approx(np.average(regrets, weights=sizes))
-    assert place.settings == 9
+    assert place.studies == 9
     assert place.interval_over == (
-        "3 retraining seeds, given the dense network, its filters and the images"
+        "3 retraining seeds, given the dense network, its filters and the examples"
     )
     assert place.low < place.agreement < place.high
     every = leaderboard(shipped, "test_accuracy")
     assert every[0].interval_over == (
-        "3 retraining seeds, given these 2 dense networks, their filters and the images"
+        "3 retraining seeds, given these 2 dense networks, their filters and the examples"
     )
 
 
 def test_places_of_overlapping_settings_share_their_taus(shipped: Bench) -> None:
     known: Taus = {}
-    some = [one for one in shipped.settings if one.layer == "conv1" and one.ratio <= 0.2]
+    some = [one for one in shipped.studies if one.layer == "conv1" and one.ratio <= 0.2]
     whole = leaderboard(shipped, "test_loss", some, known)
     count = len(known)
     part = leaderboard(shipped, "test_loss", some[:2], known)

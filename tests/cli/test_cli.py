@@ -217,6 +217,27 @@ def test_analyse_a_table_of_ones_own(tmp_path: Path) -> None:
     assert json.loads(lower.out)["rank"] == 3
 
 
+@pytest.mark.parametrize(
+    ("column", "options", "better"),
+    [
+        ("test_loss", (), "lower"),
+        ("loss", (), "lower"),
+        ("test_accuracy", (), "higher"),
+        ("test_loss", ("--higher-is-better",), "higher"),
+        ("my_test_loss", (), "higher"),  # a name that ends like one says nothing
+        ("inaccuracy", (), "higher"),
+        ("inaccuracy", ("--lower-is-better",), "lower"),
+    ],
+)
+def test_analyse_takes_a_direction_from_options_and_from_names_of_a_studys_own(
+    column: str, options: tuple[str, ...], better: str, tmp_path: Path
+) -> None:
+    points = tmp_path / "points.csv"
+    points.write_text(f"x,{column}\n1,8\n2,9\n3,7\n4,5\n")
+    called = call("analyse", points, "--x", "x", "--y", column, *options)
+    assert called.out.startswith(f"{better} {column} is better; ")
+
+
 def test_analyse_several_scores_and_seeds(tmp_path: Path) -> None:
     points = tmp_path / "points.csv"
     rows = [f"{i},{i % 3},{-i + i % 2},{-i + i % 5},{i}" for i in range(30)]
@@ -228,7 +249,7 @@ def test_analyse_several_scores_and_seeds(tmp_path: Path) -> None:
     assert "bad against good: −" in called.out
     assert "cross-validated" in called.out
     fields = json.loads(call("analyse", points, *columns, "--json").out)
-    good, bad = fields["settings"]
+    good, bad = fields["studies"]
     assert good["kendall_tau"] < -0.9 < bad["kendall_tau"]
     assert good["kendall_low"] < good["kendall_tau"] < good["kendall_high"]
     assert 0.9 < good["ceiling"] <= 1
@@ -238,25 +259,25 @@ def test_analyse_several_scores_and_seeds(tmp_path: Path) -> None:
     assert fields["meta"] == fields["pooled"] == []
     whole = call("analyse", points, *columns, "--exhaustive", "--pruned", "pruned", "--json")
     # Each row prunes another of 30 filters: any order of them is a relabelling.
-    assert json.loads(whole.out)["settings"][0]["permutation_p_value"] < 0.01
+    assert json.loads(whole.out)["studies"][0]["permutation_p_value"] < 0.01
 
 
-def test_analyse_several_settings_and_networks(tmp_path: Path) -> None:
+def test_analyse_several_studies_and_networks(tmp_path: Path) -> None:
     figure = tmp_path / "forest.svg"
     paths = []
-    for setting, noise in enumerate((1, 4, 9)):
-        path = tmp_path / f"setting{setting}.csv"
+    for place, noise in enumerate((1, 4, 9)):
+        path = tmp_path / f"study{place}.csv"
         rows = [f"{i},{i + (i * 7) % (1 + 5 * noise)},{i % 2}" for i in range(40)]
         path.write_text("\n".join(["x,y,net", *rows]) + "\n")
         paths.append(path)
     columns = ("--x", "x", "--y", "y", "--lower-is-better")
     called = call("analyse", *paths, *columns, "--figure", figure)
     assert called.code == 0
-    assert "over 3 settings (random effects; I² " in called.out
+    assert "over 3 studies (random effects; I² " in called.out
     assert "one more like these" in called.out
     assert "<svg" in figure.read_text()
     (meta,) = json.loads(call("analyse", *paths, *columns, "--json").out)["meta"]
-    assert [one["label"] for one in meta["studies"]] == ["setting0", "setting1", "setting2"]
+    assert [one["label"] for one in meta["studies"]] == ["study0", "study1", "study2"]
     assert meta["low"] < meta["tau"] < meta["high"]
     pooled = call("analyse", paths[1], *columns, "--network", "net")
     assert "mean tau" in pooled.out

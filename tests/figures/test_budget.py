@@ -3,10 +3,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from tests.search.test_replay import EPOCHS, recorded, scores
+from tests.search.test_replay import EPOCHS, recorded, replay, scores
 from trueoracle.errors import InputError
 from trueoracle.figures.budget import budget_data, draw_budget
-from trueoracle.search.replay import replay
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from trueoracle.record.results import Results
 from trueoracle.record.store import Retrained, Store
 from trueoracle.record.verify import repair, verify
 from trueoracle.run.dense import check_dense_file
+from trueoracle.tasks.metric import CLASSIFICATION
 
 FLIPS = int(os.environ.get("TRUEORACLE_FLIPS", "200"))
 LOG = f"{DATABASE}-wal"
@@ -73,7 +74,8 @@ def killed(older: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert old.dense is not None
     with Store(folder) as store:
         shutil.copy(older / DENSE, folder)
-        sitting = store.begin("2026-01-01", old.spec.model_dump(mode="json"), {"classes": 10})
+        store.record_task("classification", CLASSIFICATION)
+        sitting = store.begin("2026-01-01", old.spec.model_dump(mode="json"), {"chance": 0.1})
         epochs = old.dense_epochs.to_dict("records")
         file = sha256_of(folder / DENSE)
         store.record_dense(
@@ -84,7 +86,7 @@ def killed(older: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.record_candidates(pruned)
         store.record_costs((5500, 9), [(name, 5000, 8) for name in old.candidates["candidate"]])
         for name in ("oracle", "l1"):
-            store.record_criterion(name, "a paper", "mark")
+            store.record_criterion(name, "a paper", "mark", f"score {name}")
             scores = list(zip(old.scores["candidate"], old.scores[name], strict=True))
             store.record_scores(name, scores[:6])
             store.record_scores(name, scores[6:])
@@ -247,6 +249,7 @@ def test_a_damaged_chunk_is_dropped_and_the_others_stay(record: Path) -> None:
         ("DELETE FROM dense_epochs WHERE epoch = 1", "dense_epochs "),
         ("UPDATE dense SET test_loss = 0", "dense "),
         ("UPDATE provenance SET started = 'x'", "provenance (id 1)"),
+        ("UPDATE criteria SET label = 'x' WHERE name = 'l1'", "criteria (name l1)"),
     ],
 )
 def test_what_is_damaged_is_said_and_set_aside(record: Path, statement: str, name: str) -> None:
@@ -266,6 +269,31 @@ def test_what_is_damaged_is_said_and_set_aside(record: Path, statement: str, nam
         store.check()
     if name.startswith("dense_epochs"):  # the dense network's file tells them, too
         pd.testing.assert_frame_equal(Results(folder).dense_epochs, Results(record).dense_epochs)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE metrics SET better = 'lower' WHERE name = 'accuracy'",
+        "UPDATE metrics SET label = 'x'",
+        "DELETE FROM checksums WHERE of = 'metrics'",
+        "DELETE FROM metrics",
+    ],
+)
+def test_metrics_that_are_damaged_are_recorded_again(record: Path, statement: str) -> None:
+    whole = tables(record)
+    folder = copied(record, "one")
+    changed(folder, statement)
+    with pytest.raises(StoreError, match=r"damaged .table metrics: "):
+        Results(folder)
+    assert "metrics " in [part.name for part in verify(folder).damaged]
+    repair(folder)
+    assert verify(folder).state == "whole"
+    with pytest.raises(StoreError, match="does not say what its task measures: run the study"):
+        Results(folder)
+    with Store(folder) as store:  # as running does
+        store.record_task("classification", CLASSIFICATION)
+    assert is_same(tables(folder), whole)
 
 
 def test_damage_to_the_pages_is_mended_from_what_can_be_read(record: Path) -> None:
@@ -310,6 +338,35 @@ def test_an_older_record_is_unchecked_until_it_is_written(older: Path) -> None:
     assert is_same(whole, upgraded)
     notes = [part.what for part in verify(folder).parts if part.name == "outcomes"]
     assert notes == ["28 rows in 2 commits, recorded before checksums were kept and sealed later"]
+
+
+def test_a_record_without_metrics_is_checked_and_completed_when_it_is_written(
+    tmp_path: Path,
+) -> None:
+    folder = older_record(tmp_path, 3)
+    assert verify(folder).state == "whole"
+    whole = tables(folder)
+    assert Results(folder).metrics == CLASSIFICATION
+    with Store(folder) as store:
+        store.check()
+        store.record_task("classification", CLASSIFICATION)
+    found = verify(folder)
+    assert found.state == "whole"
+    assert "metrics" in [part.name for part in found.parts]
+    assert is_same(whole, tables(folder))
+
+
+def test_a_record_without_metrics_is_repaired_into_one_with_them(tmp_path: Path) -> None:
+    folder = older_record(tmp_path, 3)
+    changed(folder, "UPDATE scores SET score = -1 WHERE criterion = 'l1'")
+    assert [part.name for part in verify(folder).damaged] == ["scores (criterion l1)"]
+    before = tables(copied(older_record(tmp_path / "whole", 3), "same"))
+    repair(folder)
+    assert verify(folder).state == "whole"
+    left = tables(folder)
+    for name in ("candidates", "outcomes", "retrainings", "dense_epochs", "metrics", "dense"):
+        pd.testing.assert_frame_equal(left[name], before[name])
+    assert list(left["scores"].columns) == ["candidate", "oracle"]
 
 
 def test_a_format_that_a_flipped_bit_makes_older_is_no_older_record(record: Path) -> None:

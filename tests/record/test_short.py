@@ -10,7 +10,7 @@ import pytest
 
 from trueoracle.analysis.relation import relate
 from trueoracle.errors import InputError
-from trueoracle.record.results import Results
+from trueoracle.record.results import SHORT, Results
 from trueoracle.record.runs import find_arms, find_short
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import summarise
@@ -32,17 +32,28 @@ def test_the_short_retraining_is_a_score_of_the_full_one(run: Any, tmp_path: Pat
     full, short = run("tiny", retraining={"epochs": 3}), run("tiny@short")
     assert find_short(full, find_arms(full)) is not None
     assert find_short(short, [full]) is None
-    points = full.points_after(short)
+    both = full.with_short(short)
+    points = both.points(SHORT)
     for mine, column in ((short, "score"), (full, "outcome")):
         last = mine.outcomes[mine.outcomes["epoch"] == mine.outcomes["epoch"].max()]
         expected = last.set_index("candidate")["test_accuracy"][points["candidate"]]
         assert np.array_equal(points[column].to_numpy(), expected.to_numpy())
-    relation = full.relation_after(short)
+    relation = both.relation(SHORT)
     assert relation.chosen_score == points["score"].max()
     by_hand = relate(-points["score"], points["outcome"], higher_is_better=True)
     assert relation.kendall.value == -by_hand.kendall.value
-    losses = full.relation_after(short, "test_loss")
-    assert losses.chosen_score == full.points_after(short, "test_loss")["score"].min()
+    losses = both.relation(SHORT, "test_loss")
+    assert losses.chosen_score == both.points(SHORT, "test_loss")["score"].min()
+    # One more column of scores: the others stay, and are adjusted for themselves alone.
+    assert both.criteria == full.criteria
+    assert full.short is None
+    assert [one.as_dict() for one in both.assess()] == [one.as_dict() for one in full.assess()]
+    (assessed,) = both.assess(criteria=[SHORT])
+    assert assessed.relation.agreement == relation.agreement == relation.kendall.value
+    assert both.score(SHORT).label == "test accuracy after a short retraining (1 epoch)"
+    assert both.plot(SHORT, "test_loss").axes
+    with pytest.raises(InputError, match="unknown recorded criterion 'short retraining'"):
+        full.points(SHORT)
 
     assert summarise(full)["short_retraining"] is None
     told = summarise(full, short=short)["short_retraining"]
@@ -84,8 +95,8 @@ def test_other_networks_and_candidates_are_not_compared(run: Any) -> None:
     other = run("tiny@short", dense={"epochs": 1})
     assert find_short(full, [other]) is None
     with pytest.raises(InputError, match="tiny@short and tiny prune different networks"):
-        full.points_after(other)
+        full.with_short(other)
     apart = run("tiny@short", pruning={"layers": {"conv2": 0.1}})
     assert find_short(full, [apart]) is None
     with pytest.raises(InputError, match="share no candidate"):
-        full.relation_after(apart)
+        full.with_short(apart)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from trueoracle.analysis.outcomes import METRICS
-from trueoracle.errors import BusyError, StoreError
+from trueoracle.errors import BusyError, InputError, StoreError
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.store import Retrained, Store, is_locked, locked
+from trueoracle.tasks.metric import ACCURACY, CLASSIFICATION, LOSS, Metric, columns_of
 
 CANDIDATES: Sequence[tuple[str, dict[str, Sequence[int]]]] = [
     ("aa", {"conv1": [0, 1]}),
@@ -22,7 +22,8 @@ CANDIDATES: Sequence[tuple[str, dict[str, Sequence[int]]]] = [
 
 
 def epoch(number: int, loss: float = 0.5) -> dict[str, Any]:
-    metrics = {name: loss if name.endswith("loss") else 0.5 for name in METRICS}
+    columns = columns_of(CLASSIFICATION)
+    metrics = {name: loss if name.endswith("loss") else 0.5 for name in columns}
     return {"epoch": number, "learning_rate": 0.1, **metrics}
 
 
@@ -39,6 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 def fill(folder: Path) -> None:
     with Store(folder) as store:
+        store.record_task("classification", CLASSIFICATION)
         store.begin("2026-01-01T00:00:00+00:00", {"name": "study"}, {"torch": "x"})
         store.record_candidates(CANDIDATES)
         store.record_criterion("l1", "a paper", "f1")
@@ -105,17 +107,105 @@ def test_scores_of_a_criterion_whose_code_changed_are_dropped(folder: Path) -> N
         assert not store.record_criterion("typed", "", "")
 
 
+MIOU = Metric("mean_iou", "mean IoU", better="higher", low=0.0, high=1.0)
+ODD = (Metric("elbo", "negative ELBO", unit="nats", exponential="odds"), MIOU, Metric("mae", "MAE"))
+
+
+@pytest.mark.parametrize("metrics", [CLASSIFICATION, (LOSS,), ODD])
+def test_the_tables_are_those_of_the_tasks_metrics(folder: Path, metrics: Any) -> None:
+    columns = columns_of(metrics)
+    values = dict.fromkeys(columns, 0.25)
+    epochs = [{"epoch": e, "learning_rate": 0.1, **values} for e in range(2)]
+    with Store(folder) as store:
+        assert store.task is None
+        store.record_task("mine", metrics)
+        store.record_dense("s", "", "trained", 1.0, values, epochs)
+        store.record_candidates(CANDIDATES)
+        store.record_retrained([Retrained("aa", 0, False, 1.0, epochs)])
+        store.record_task("mine", metrics)  # again: it stays
+    with Store(folder, read_only=True) as store:
+        assert store.task is not None
+        assert (store.task.name, store.task.metrics) == ("mine", metrics)
+        expected = ["candidate", "seed", "epoch", "learning_rate", *columns]
+        assert list(store.frame("outcomes").columns) == expected
+        assert (store.dense() or {})[columns[-1]] == 0.25
+        store.check()
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_values_lie_between_a_metrics_bounds(folder: Path, value: float) -> None:
+    metrics = (LOSS, MIOU)
+    own = {**dict.fromkeys(columns_of(metrics), 0.5), "test_mean_iou": value}
+    bad = Retrained("aa", 0, False, 1.0, [{"epoch": 0, "learning_rate": 0.1, **own}])
+    with Store(folder) as store:
+        store.record_task("segmentation", metrics)
+        store.record_candidates(CANDIDATES)
+        with pytest.raises(ValueError, match=r"test_mean_iou is float .* from 0 to 1, or nothing"):
+            store.record_retrained([bad])
+        assert store.retrained() == set()
+
+
+def test_a_task_that_measures_something_else_is_refused(folder: Path) -> None:
+    fill(folder)
+    worse = Metric("accuracy", "accuracy")
+    renamed = Metric("accuracy", "share of hits", better="higher", low=0.0, high=1.0)
+    with Store(folder) as store:
+        store.record_task("classification", (LOSS, renamed))
+        assert store.task is not None
+        assert store.task.metrics == (LOSS, ACCURACY)  # as it was recorded
+        for metrics in ((LOSS,), (LOSS, worse), (LOSS, ACCURACY, worse)):
+            with pytest.raises(InputError):
+                store.record_task("classification", metrics)
+        with pytest.raises(
+            InputError, match=r"records loss \(lower is better\), accuracy \(higher"
+        ):
+            store.record_task("classification", (LOSS, MIOU))
+
+
+def test_what_is_measured_comes_after_the_task(folder: Path) -> None:
+    with Store(folder) as store:
+        store.record_candidates(CANDIDATES)
+        with pytest.raises(ValueError, match="record_task"):
+            store.record_retrained([retrained("aa")])
+
+
+def test_labels_of_scores_are_recorded(folder: Path) -> None:
+    fill(folder)
+    with Store(folder) as store:
+        assert store.labels() == {}
+        assert store.record_criterion("l1", "a paper", "f1", "sum of weights")
+        assert store.scored("l1") == {"aa", "bb"}  # a label is no other number
+    with Store(folder, read_only=True) as store:
+        assert store.labels() == {"l1": "sum of weights"}
+
+
+def test_records_of_other_metrics_are_not_adopted(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours-1", tmp_path / "theirs-2"
+    for made in (ours, theirs):
+        made.mkdir()
+    with Store(theirs) as store:
+        store.record_task("classification", CLASSIFICATION)
+        store.record_candidates(CANDIDATES)
+        store.record_retrained([retrained("aa")])
+    with Store(ours) as store, Store(theirs, read_only=True) as other:
+        store.record_task("segmentation", (LOSS, MIOU))
+        store.record_candidates(CANDIDATES)
+        assert store.offered(other, criteria={}, seeds=[0]) == []
+
+
 def test_another_record_is_adopted_for_our_candidates_only(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours-1", tmp_path / "theirs-2"
     for made in (ours, theirs):
         made.mkdir()
     with Store(theirs) as store:
+        store.record_task("classification", CLASSIFICATION)
         store.record_candidates([*CANDIDATES, ("cc", {"conv1": [1, 2]})])
         for name in ("l1", "l2"):
             store.record_criterion(name, "", "f1")
             store.record_scores(name, [("aa", 1.0), ("cc", 3.0)])
         store.record_retrained([retrained(c, seed) for c in ("aa", "cc") for seed in (0, 1)])
     with Store(ours) as store:
+        store.record_task("classification", CLASSIFICATION)
         store.record_candidates(CANDIDATES)
         store.record_retrained([Retrained("aa", 0, False, 7.0, [epoch(0, loss=7.0)])])
         with Store(theirs, read_only=True) as other:
@@ -166,7 +256,7 @@ def test_another_format_is_refused(folder: Path) -> None:
     with sqlite3.connect(folder / DATABASE) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(StoreError, match="has format 99, and this trueoracle reads 3"):
+    with pytest.raises(StoreError, match="has format 99, and this trueoracle reads 4"):
         Store(folder)
 
 
@@ -188,7 +278,6 @@ FILL_THE_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from tests.record.test_store import retrained
-from trueoracle.analysis.outcomes import METRICS
 from trueoracle.errors import StoreError
 from trueoracle.record.store import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

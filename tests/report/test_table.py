@@ -3,10 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 from trueoracle.report.table import (
+    Column,
+    brief_table,
     differences_table,
     further_table,
+    number_cell,
     partial_table,
     relations_table,
+    text_table_of,
 )
 
 
@@ -31,7 +35,7 @@ KNOWN = {
     "adjusted_p_value": 0.08, "ceiling": 0.6, "share_of_ceiling": -0.031, "percentile": 98.9,
     "regret_low": 0.001, "regret_high": 0.002, "rank_low": 3, "rank_high": 40, "k": 10,
     "anomaly_ratio_k": 0.301, "precision_at_k": 0.2, "regret_at_k": 0.0, "beats_random": 0.75,
-    "weighted_tau": 0.24, "tied": 5,
+    "weighted_agreement": 0.24, "tied": 5,
 }  # fmt: skip
 
 
@@ -57,7 +61,7 @@ def test_all_that_is_known_has_a_column() -> None:
     assert dict(zip(further.headings, further.rows[0], strict=True)) == {
         "criterion": "l1",
         "n": "1,000",
-        "top-weighted τ": "0.24",
+        "top-weighted": "0.24",
         "Spearman": "−0.30",
         "p (textbook)": "0.03",
         "discordant": "40.0%",
@@ -102,6 +106,31 @@ def test_the_surest_difference_comes_first_within_each_outcome() -> None:
 
 
 def test_partial_correlations_name_what_is_given() -> None:
-    table = partial_table([("y", {"criterion": "l1", "given": "oracle", "tau": 0.1})])
+    table = partial_table([("y", {"criterion": "l1", "given": "oracle", "kendall_tau": 0.1})])
     assert table.headings == ("outcome", "criterion", "given", "partial τ")
     assert table.rows == (("y", "l1", "oracle", "0.10"),)
+
+
+def test_the_terminals_table_has_every_column_whatever_is_known() -> None:
+    known = relation("l1", **KNOWN)
+    blank = {"kendall_tau": None, "ceiling": None, "adjusted_p_value": None, "anomalies": 0}
+    unknown = known | blank | {"kendall_low": None, "kendall_p_value": 0.5, "regret": None}
+    table = brief_table([({"study": "a", "criterion": "l1"}, unknown)])
+    assert table.headings == (
+        "study", "criterion", "n", "tau", "95%", "p (Holm)", "ceiling", "anomalies", "rank",
+        "regret",
+    )  # fmt: skip
+    assert table.texts == 2
+    assert table.rows == (("a", "l1", "1000", "–", "–", "(0.5)", "–", "25.0%", "12", "–"),)
+
+
+def test_a_table_drops_what_nobody_knows_and_marks_its_rows() -> None:
+    columns = (Column("a", "", number_cell("a", 1)), Column("b", "", number_cell("b", 1)))
+    entries = [{"a": 1.0}, {"a": 2.0}]
+    words = [("name", "who", ["x", "y"])]
+    table = text_table_of(words, (), columns, entries, "a", marked=[1])
+    assert table.headings == ("name", "a")
+    assert (table.texts, table.strong, table.marked) == (1, 1, (1,))
+    whole = text_table_of(words, (), columns, entries, keep_empty=True)
+    assert whole.rows == (("x", "1.0", "–"), ("y", "2.0", "–"))
+    assert whole.strong == -1

@@ -63,7 +63,7 @@ def test_of_many_the_best_and_the_oracle_are_told() -> None:
     first, second = verdicts({"relations": relations})
     assert first == (
         "Of 5 criteria, taylor agrees most with final test accuracy (τ = −0.41 [−0.50, −0.30], 65% "
-        "of the ceiling), the pruned train loss is number 3 (τ = −0.12); 1 of 5 tell it better "
+        "of the ceiling), the pruned train loss is number 3 (τ = −0.12); 1 of 5 predict it better "
         "than chance (Holm's p < 0.05, and no interval with zero in it). Intervals are over 2 "
         "retraining seeds, given …."
     )
@@ -85,8 +85,8 @@ def test_the_ceiling_is_told_where_it_is_known() -> None:
     summary["ceilings"] = {"test_accuracy": known, "test_loss": None}
     assert ceiling_sentences(summary) == [
         "The ceiling of 0.63 for final test accuracy counts retraining noise only (τ = 0.45 "
-        "between halves of the seeds): so far could a perfect criterion agree on these images. "
-        "That other images would order the candidates otherwise, too, is not counted."
+        "between halves of the seeds): so far could a perfect criterion agree on these examples. "
+        "It does not count that other examples would order the candidates in another way, too."
     ]
     summary["ceilings"] = {"test_accuracy": known | {"ceiling": None}}
     assert ceiling_sentences(summary) == []
@@ -107,10 +107,10 @@ def test_a_combination_gains_or_loses(gain: float | None, words: str) -> None:
 def test_a_sum_over_filters_is_one_sentence() -> None:
     said = additive_sentence({"agreement": 0.61, "folds": 5}, "final test loss")
     assert (
-        "tried on the others (5 folds), agrees with final test loss to 0.61 on the images that"
+        "tried on the others (5 folds), agrees with final test loss to 0.61 on the examples that"
         in said
     )
-    assert said.endswith("On other images it can agree far less.")
+    assert said.endswith("On others it can agree far less.")
 
 
 META = {
@@ -124,7 +124,7 @@ def test_a_meta_analysis_is_one_sentence() -> None:
     assert meta_sentence(META, "pruned train loss", "final test accuracy") == (
         "Over 2 studies, pruned train loss has τ = −0.12 [−0.22, −0.01] with final test accuracy; "
         "63% of its variation is between the studies (p = 0.02), and in another one of their kind "
-        "[−0.45, 0.20] is to be expected."
+        "[−0.45, 0.20] is expected."
     )
     plain = META | {"i2": None, "prediction_low": None}
     assert (

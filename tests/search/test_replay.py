@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations, permutations
 
 import numpy as np
@@ -7,8 +8,11 @@ import pandas as pd
 import pytest
 
 from trueoracle.errors import InputError
-from trueoracle.search.replay import _best_of_random, replay, selection_metric
+from trueoracle.search import replay as module
+from trueoracle.search.replay import _best_of_random, selection_metric
+from trueoracle.tasks.metric import CLASSIFICATION, Metric
 
+replay = partial(module.replay, metrics=CLASSIFICATION)
 COUNT, EPOCHS, SEEDS = 20, 4, (0, 1, 2)
 
 
@@ -163,11 +167,38 @@ def test_accuracy_can_be_compared_too() -> None:
 
 def test_what_is_never_compared() -> None:
     with pytest.raises(InputError, match="does not choose by test_loss: take validation_loss, "):
-        selection_metric("test_loss", has_validation=True)
+        selection_metric("test_loss", CLASSIFICATION, has_validation=True)
     with pytest.raises(InputError, match="validation_accuracy needs a validation split"):
-        selection_metric("validation_accuracy", has_validation=False)
+        selection_metric("validation_accuracy", CLASSIFICATION, has_validation=False)
     with pytest.raises(InputError, match="unknown metric of a search 'loss'"):
-        selection_metric("loss", has_validation=True)
+        selection_metric("loss", CLASSIFICATION, has_validation=True)
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_metrics_of_any_task_are_compared_in_their_direction(better: str) -> None:
+    loss = Metric("error", "squared error")
+    metrics = (loss, Metric("fit", "fit", better=better))  # type: ignore[arg-type]
+    renamed = {f"{split}_loss": f"{split}_error" for split in ("train", "validation", "test")}
+    outcomes = recorded().rename(columns=renamed).drop(columns="validation_accuracy")
+    outcomes = outcomes.drop(columns="test_accuracy")
+    sign = -1 if better == "higher" else 1
+    for split in ("train", "validation", "test"):
+        outcomes[f"{split}_fit"] = sign * outcomes[f"{split}_error"]
+    assert selection_metric(None, metrics, has_validation=True) == "validation_error"
+    assert selection_metric(None, metrics, has_validation=False) == "train_error"
+    table = module.replay(
+        outcomes, scores(), metrics=metrics, epochs=EPOCHS, by="validation_fit", strategies=["full"]
+    )
+    assert set(table["outcome"]) == {"validation_fit", "test_fit", "test_error"}
+    assert (table["regret"] == 0).all()
+
+
+def test_a_task_with_a_loss_alone_is_judged_by_it() -> None:
+    outcomes = recorded().drop(columns=["validation_accuracy", "test_accuracy"])
+    table = module.replay(
+        outcomes, scores(), metrics=CLASSIFICATION[:1], epochs=EPOCHS, budgets=[0.5]
+    )
+    assert set(table["outcome"]) == {"validation_loss", "test_loss"}
 
 
 def test_an_unfinished_record_is_refused() -> None:

@@ -21,13 +21,13 @@ PENALTY = 1.0
 FOLDS = 5
 
 LEAST_A_FILTER = 4
-"""Candidates for each filter: with fewer, a fit depends on their number more than on the filters."""
+"""Candidates per filter: with fewer, a fit depends on their number more than on the filters."""
 
 
 def predict_additive(
     pruned: np.ndarray, known: Sequence[int] | np.ndarray, values: Sequence[float] | np.ndarray
 ) -> np.ndarray:
-    """What every candidate is expected to come to ``[P]``, given the ``values`` ``[K]`` of some.
+    """The expected value ``[P]`` of every candidate, given the ``values`` ``[K]`` of some.
 
     Ridge regression (Hoerl & Kennard 1970) of the K ``known`` candidates' ranks on which filters
     they prune, ``pruned`` ``[P, F]``: a candidate is worth the sum of what its filters are. Ranks

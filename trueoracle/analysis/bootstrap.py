@@ -107,7 +107,7 @@ def bootstrap(
 ) -> Bootstrap:
     """Draw dense networks, or of a single one its seeds, and candidates where they are a sample.
 
-    ``tables`` has one table per dense network; the statistic is its mean over them. Several networks
+    ``tables`` has one table per dense network; the statistic is its mean over them. Several of them
     are drawn whole, with their seeds and candidates: how they scatter has in it what these do
     (Davison & Hinkley 1997, section 3.8). Networks and seeds, of which there are few, are drawn n-1
     at a time with repeats, so that their scatter is not underestimated (Rao & Wu 1988); candidates
@@ -127,8 +127,8 @@ def bootstrap(
 def levels_in_words(tables: Sequence[CandidateTable], networks: int = 1) -> str:
     """What :func:`bootstrap` draws anew, and what the interval takes as given; empty: no interval.
 
-    Such as ``"3 retraining seeds, given the dense network, its filters and the examples"``. One table
-    may hold candidates of several dense ``networks``, which are given then.
+    Such as ``"3 retraining seeds, given the dense network, its filters and the examples"``. One
+    table may hold candidates of several dense ``networks``, which are given then.
     """
     if len(tables) > 1:
         return f"{many(len(tables), 'dense network')}, given the examples"

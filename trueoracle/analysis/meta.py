@@ -97,7 +97,7 @@ def effect(
     standard_error: float | None = None,
     interval: Interval = NO_INTERVAL,
 ) -> Effect | None:
-    """An effect, with the textbook's error where none is given; None where that is undefined too."""
+    """An effect, with the textbook's error where none is given; None where neither is defined."""
     error = math.nan if standard_error is None else standard_error
     if math.isnan(error):
         error = textbook_error(tau, n)

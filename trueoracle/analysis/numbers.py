@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 __all__ = [
+    "ABSENT",
     "finite_or_none",
     "interval",
     "many",
@@ -44,9 +45,9 @@ def p_value(value: float | None) -> str:
     return shown.replace("-", "−")
 
 
-def many(count: int, what: str) -> str:
-    """A count with its noun: ``"1 epoch"``, ``"1,000 candidates"``."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def many(count: int, what: str, plural: str = "") -> str:
+    """A count with its noun: ``"1 epoch"``, ``"1,000 candidates"``; ``plural`` where s is wrong."""
+    return f"{count:,} {what if count == 1 else plural or f'{what}s'}"
 
 
 def mean_count(count: float | None) -> str:

@@ -92,7 +92,7 @@ def default_outcomes(metrics: Sequence[Metric]) -> tuple[str, ...]:
 def chance_in_words(outcome: Outcome, value: float | None, chance: float | None) -> str:
     """A warning of a dense network that is hardly better than chance; empty for any other.
 
-    ``chance`` is what a network comes to that has learnt nothing. Values up to half of it better
+    ``chance`` is the value of a network that has learnt nothing. Values up to half of it better
     count as chance. Empty where either is not known.
     """
     if value is None or chance is None or not (math.isfinite(value) and math.isfinite(chance)):

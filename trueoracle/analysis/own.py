@@ -46,8 +46,8 @@ def read_tables(
 
     Raises :class:`InputError`, in one line, for a file or column that cannot be read so.
     """
-    told_by = [name for name in (candidate, seed, network, pruned) if name is not None]
-    named = [*x, *y, *told_by]
+    identifying = [name for name in (candidate, seed, network, pruned) if name is not None]
+    named = [*x, *y, *identifying]
     frame = _read(path, named)
     for name in named:
         if name not in frame.columns:
@@ -58,10 +58,10 @@ def read_tables(
         raise InputError(f"with --seed there is one --y, got {len(y)}")
     for name in dict.fromkeys([*x, *y]):
         frame[name] = _numeric(frame, name, path)
-    for told in told_by:
-        if frame[told].isna().any():
-            row = int(np.flatnonzero(frame[told].isna())[0]) + 2  # the header is line 1
-            raise InputError(f"column {told!r} of {path} is empty in line {row}")
+    for column in identifying:
+        if frame[column].isna().any():
+            row = int(np.flatnonzero(frame[column].isna())[0]) + 2  # the header is line 1
+            raise InputError(f"column {column!r} of {path} is empty in line {row}")
     parts = {"": frame} if network is None else dict(tuple(frame.groupby(network)))
     parts = dict(sorted(parts.items(), key=lambda part: _as_counted(str(part[0]))))
     made = {}
@@ -127,7 +127,7 @@ def _number(cell: object) -> float:
     if "_" in text:  # Python's own way to write thousands
         raise ValueError(f"could not convert string to float: {cell!r}")
     if text.lstrip("+-").isdecimal() and (np.isinf(number) or int(number) != int(text)):
-        raise ValueError(f"{text[:40]} is not told apart from {number:.17g}: scale it first")
+        raise ValueError(f"{text[:40]} has the same float64 as {number:.17g}: scale it first")
     return number
 
 

@@ -1,4 +1,4 @@
-"""Whether a tau could come about by chance, when candidates overlap in what they prune."""
+"""Whether a tau could arise by chance, where candidates overlap in what they prune."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def label_permutation_p_values(
     Candidates that prune nearly the same filters have nearly the same scores and outcomes, so that
     252 candidates of 10 filters are far from 252 independent ones, as a textbook p-value takes
     them. Relabelling the filters of a group at random carries every candidate to another one and
-    keeps those likenesses, as the quadratic assignment procedure does for matrices (Hubert &
+    keeps those similarities, as the quadratic assignment procedure does for matrices (Hubert &
     Schultz 1976; Dekker, Krackhardt & Snijders 2007). The p-value is the share of relabellings, the
     given labels among them, with a tau at least as far from zero; all of them are enumerated where
     there are no more than ``permutations`` (by default 2,000, or 500 of more than 500 candidates).

@@ -80,7 +80,7 @@ class Relation:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: NaN becomes None; ``kendall_tau`` is raw, as are ``…_r``."""
-        fields = asdict(self) | {"agreement": self.agreement}
+        fields = asdict(self) | {"sign": self.sign, "agreement": self.agreement}
         for name in ("kendall", "spearman", "pearson"):
             coefficient = fields.pop(name)
             label = "kendall_tau" if name == "kendall" else f"{name}_r"

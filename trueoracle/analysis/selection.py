@@ -22,7 +22,7 @@ SHARE = 0.05
 
 @dataclass(frozen=True)
 class Selection:
-    """What the candidates of the lowest scores come to.
+    """How good the candidates of the lowest scores are.
 
     Where scores tie, all of these are means over the ways to break the ties, each as likely. None
     has a sign: high or low is said of each.

@@ -1,8 +1,8 @@
-"""Makes the shipped table, or adds to it, from recorded runs.
+"""Makes the shipped bench, or adds to it, from recorded runs.
 
-    python -m trueoracle.bench.build --start RUNS     # the table's dense networks, to go on from
+    python -m trueoracle.bench.build --start RUNS     # the bench's dense networks, to go on from
     trueoracle run lenet5-mini-bench --runs RUNS      # or single points of it
-    python -m trueoracle.bench.build RUNS             # what is finished joins the table
+    python -m trueoracle.bench.build RUNS             # what is finished joins the bench
 
 Points that are not finished are left out.
 """
@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trueoracle.analysis.outcomes import METRICS
 from trueoracle.bench.scoring import score_bench
-from trueoracle.bench.table import DATA, GRID, KEYS, Bench, dense_file, read_bench
+from trueoracle.bench.table import DATA, GRID, KEYS, METRICS, Bench, dense_file, read_bench
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.files import replacing, write_bytes, write_text
@@ -35,6 +34,9 @@ from trueoracle.run.prepare import prepare
 from trueoracle.run.progress import PlainProgress, Progress
 from trueoracle.run.runner import score
 from trueoracle.spec.grid import GridPoint, expand
+from trueoracle.tasks.metric import SPLITS, columns_of
+
+_COLUMNS = columns_of(METRICS)
 
 __all__ = ["build", "recorded", "start"]
 
@@ -49,25 +51,26 @@ def recorded(runs: Path) -> list[tuple[GridPoint, Results]]:
     return found
 
 
-def start(runs: Path, progress: Progress, table: Path = DATA) -> None:
-    """Begin the grid in ``runs`` with a table's dense networks, so that it goes on from these.
+def start(runs: Path, progress: Progress, source: Path = DATA) -> None:
+    """Begin the grid in ``runs`` with the dense networks of the bench in ``source``.
 
     Training is not the same to the bit on every machine, so that the same seed can give another
     dense network. Raises :class:`InputError` where ``runs`` holds another one already.
     """
-    for network, facts in read_bench(table).card["dense"].items():
+    for network, facts in read_bench(source).card["dense"].items():
         spec = next(one.spec for one in expand(GRID) if one.spec.dense.seed == int(network))
         folder = runs / spec.folder_name
         with locked(folder, patience=1.0), Store(folder) as store:
             recorded = store.dense()
             if recorded is not None and recorded["sha256"] != facts["sha256"]:
-                raise InputError(f"{folder} holds another dense network than the table's")
+                raise InputError(f"{folder} holds another dense network than the bench's")
             if recorded is None:
-                file = dense_file(int(network), table)
+                file = dense_file(int(network), source)
                 content = file.read_bytes()
                 write_bytes(folder / DENSE, content)
                 metadata: Any = read_metadata(file)
-                metrics = {name: facts[name] for name in METRICS}
+                store.record_task("classification", METRICS)
+                metrics = {name: facts[name] for name in _COLUMNS}
                 store.record_dense(
                     facts["sha256"],
                     metadata["architecture"],
@@ -89,24 +92,24 @@ def build(
     onto: Path | None = None,
     rescore: Collection[str] = (),
 ) -> None:
-    """Write the table's files to ``out``: outcomes, scores, dense weights and card.
+    """Write the bench's files to ``out``: outcomes, scores, dense weights and card.
 
     ``criteria`` are all registered ones by default; those that do not apply to the network are left
-    out. ``onto`` is the folder of a smaller table (``out`` itself, say), which the points join: its
+    out. ``onto`` is the folder of a smaller bench (``out`` itself, say), which the points join: its
     networks are not taken again, nor scored again but by the criteria to ``rescore``. Raises
     :class:`InputError` where there is nothing to do, and where a point was pruned from another
-    dense network than the table's of the same seed.
+    dense network than the bench's of the same seed.
     """
     for name in rescore:
         if name not in CRITERIA:
             raise unknown("criterion", name, CRITERIA)
     before = None if onto is None else read_bench(onto)
     if before is None and rescore:
-        raise InputError("a table made anew is scored anew: leave --rescore out")
+        raise InputError("a bench made anew is scored anew: leave --rescore out")
     if before is not None:
         points = _new_points(points, before)
     if not points and not (before and rescore):
-        which = "finished" if before is None else "finished and not in the table yet"
+        which = "finished" if before is None else "finished and not in the bench yet"
         raise InputError(f"no point of {GRID} is {which}: trueoracle run {GRID} records them")
     out.mkdir(parents=True, exist_ok=True)
     files = {point.spec.dense.seed: results.folder / DENSE for point, results in points}
@@ -119,7 +122,7 @@ def build(
             write_bytes(dense_file(network, out), file.read_bytes())
     known = [] if before is None else [before.epochs.join(before.keys, on="candidate")]
     epochs = pd.concat([*known, *(_epochs(*one) for one in points)], ignore_index=True)
-    epochs = epochs[[*KEYS, "seed", "epoch", *METRICS]]
+    epochs = epochs[[*KEYS, "seed", "epoch", *_COLUMNS]]
     epochs = epochs.sort_values(["network", "layer"], kind="stable", ignore_index=True)
     keys = epochs[KEYS].drop_duplicates().reset_index(drop=True)
     bench = Bench(keys, epochs, {}, {})
@@ -127,7 +130,7 @@ def build(
     for name in criteria or list(CRITERIA):
         started = time.perf_counter()
         column = _known(bench, name, None if name in rescore else before)
-        left = [one for one in bench.settings if np.isnan(column[one.rows]).any()]
+        left = [one for one in bench.studies if np.isnan(column[one.rows]).any()]
         if left:
             fresh = score_bench(CRITERIA[name], bench, progress, left, folder=out)
             column = np.where(np.isnan(column), fresh, column)
@@ -137,7 +140,7 @@ def build(
         seconds[name] = round(spent, 1)
         if np.isfinite(column).any():
             scores[name] = column
-    # Written when all is scored: until then a table that was there stays what it was.
+    # Written when all is scored: until then a bench that was there stays what it was.
     _write(epochs, out / "outcomes.parquet")
     _write(scores, out / "scores.parquet")
     seeds = int(epochs["seed"].nunique())
@@ -146,8 +149,10 @@ def build(
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
-    """As Parquet; floats byte by byte, which makes the table smaller by a third."""
-    split = [name for name in frame if name not in KEYS and not str(name).endswith("accuracy")]
+    """As Parquet; floats byte by byte, which makes the bench smaller by a third."""
+    # Of few values a dictionary is smaller: keys, and shares of a whole number of examples.
+    shares = {f"{split}_{m.name}" for split in SPLITS for m in METRICS if m.is_share}
+    split = [name for name in frame if name not in KEYS and name not in shares]
     split = [name for name in split if frame[name].dtype.kind == "f"]
     with replacing(path) as draft:
         frame.to_parquet(
@@ -163,21 +168,21 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
 def _new_points(
     points: Sequence[tuple[GridPoint, Results]], before: Bench
 ) -> list[tuple[GridPoint, Results]]:
-    """Those that a table has not; all must prune its dense networks."""
-    held = {setting.study for setting in before.settings}
+    """The points that a bench lacks; all must prune its dense networks."""
+    held = {study.name for study in before.studies}
     for point, results in points:
         network = str(point.spec.dense.seed)
         known = before.card["dense"].get(network, {}).get("sha256")
         if results.dense is not None and known not in (None, results.dense["sha256"]):
             raise InputError(
                 f"{results.folder.name} prunes another dense network of seed {network} than the "
-                "table does: begin with --start, or make the table --anew"
+                "bench does: begin with --start, or make the bench --anew"
             )
     return [(point, results) for point, results in points if point.spec.name not in held]
 
 
 def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
-    """The scores ``[R]`` that another table has of the same networks; NaN elsewhere."""
+    """The scores ``[R]`` that another bench has of the same networks; NaN elsewhere."""
     if before is None or name not in before.scores:
         return np.full(len(bench.keys), np.nan)
     scored = before.keys.assign(score=before.scores[name])
@@ -187,7 +192,7 @@ def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
 
 
 def _epochs(point: GridPoint, results: Results) -> pd.DataFrame:
-    """One row a candidate, seed and epoch; float32 holds losses to seven digits."""
+    """One row per candidate, seed and epoch; float32 holds losses to seven digits."""
     ((layer, _),) = point.spec.pruning.layers.items()
     masks = {
         candidate: sum(1 << filter_ for filter_ in pruned[layer])
@@ -205,7 +210,7 @@ def _epochs(point: GridPoint, results: Results) -> pd.DataFrame:
             "pruned": frame["candidate"].map(masks).to_numpy(dtype=np.int16),
             "seed": frame["seed"].to_numpy(dtype=np.int16),
             "epoch": frame["epoch"].to_numpy(dtype=np.int16),
-            **{metric: frame[metric].to_numpy(dtype=np.float32) for metric in METRICS},
+            **{metric: frame[metric].to_numpy(dtype=np.float32) for metric in _COLUMNS},
         }
     )
 
@@ -221,7 +226,7 @@ def _card(
     trained = sum(float(results.retrainings["seconds"].sum()) for _, results in points)
     dense = {
         str(point.spec.dense.seed): {
-            name: results.dense[name] for name in ("sha256", *METRICS) if name in results.dense
+            name: results.dense[name] for name in ("sha256", *_COLUMNS) if name in results.dense
         }
         for point, results in points
         if results.dense is not None
@@ -236,7 +241,7 @@ def _card(
     return {
         "grid": GRID,
         "command": f"trueoracle run {GRID}+seed-NETWORK+layers-LAYER-RATIO",
-        "points": sorted({one.study for one in Bench(keys, keys, {}, {}).settings}),
+        "points": sorted({one.name for one in Bench(keys, keys, {}, {}).studies}),
         "network": "LeNet5-Mini",
         "data": "5,000 embedded MNIST digits",
         "layers": {
@@ -257,15 +262,15 @@ def _card(
 
 
 def main() -> None:
-    """Build the table from the runs named on the command line."""
+    """Build the bench from the runs named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--out", type=Path, default=DATA, help="folder of the table")
+    parser.add_argument("--out", type=Path, default=DATA, help="folder of the bench")
     parser.add_argument(
-        "--start", action="store_true", help="only lay the table's dense networks down in RUNS"
+        "--start", action="store_true", help="only lay the bench's dense networks down in RUNS"
     )
     parser.add_argument(
-        "--anew", action="store_true", help="leave out what the table in --out holds already"
+        "--anew", action="store_true", help="leave out what the bench in --out holds already"
     )
     parser.add_argument(
         "--rescore", action="append", default=[], help="a criterion whose code has changed"

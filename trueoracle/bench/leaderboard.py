@@ -1,4 +1,4 @@
-"""Criteria side by side on the shipped table: one place each."""
+"""Criteria side by side on the shipped bench: one place each."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from trueoracle.analysis.additive import additive
 from trueoracle.analysis.bootstrap import bootstrap, levels_in_words
 from trueoracle.analysis.correlation import kendall_of_finite
 from trueoracle.analysis.numbers import finite_or_none
-from trueoracle.analysis.outcomes import higher_is_better
+from trueoracle.analysis.outcomes import find_outcome
 from trueoracle.analysis.reliability import noise_ceiling
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.analysis.ties import lowest
-from trueoracle.bench.table import Bench, Setting
+from trueoracle.bench.table import METRICS, Bench, BenchStudy
 
 __all__ = ["Place", "Taus", "additive_agreement", "leaderboard"]
 
 
 @dataclass(frozen=True)
 class Place:
-    """How one criterion does on a set of settings.
+    """How one criterion does on a set of studies, which weigh by their candidates.
 
-    ``agreement`` is the mean of tau over the settings, signs turned so that +1 is perfect (a
-    setting whose scores are all equal counts as 0), with its 95 % interval ``low`` to ``high`` over
-    ``interval_over``: what other seeds would give, not other filters or images.
-    ``share_of_ceiling`` is its share of the mean ceiling of retraining noise. ``regret`` is
-    the mean of what the best candidate has over the one of the lowest score (over those that share
-    it), ``random_regret`` the same of a random choice, both in the outcome's units. Settings weigh
-    by their candidates in all of these. ``rank`` is the place among the ``of`` criteria that score
-    every candidate, by agreement; ``coverage`` is the share of candidates with a finite score, and
-    without all of them there is no rank, and no other number either.
+    - ``agreement``: the mean of tau over the studies, its sign turned so that +1 is perfect (a
+      study whose scores are all equal counts as 0), with its 95 % interval ``low`` to ``high`` over
+      ``interval_over``: what other seeds would give, not other filters or examples;
+    - ``ceiling``: the mean agreement that retraining noise leaves, and ``share_of_ceiling`` the
+      share of it that the criterion reaches;
+    - ``regret``: the mean difference between the best candidate and the one of the lowest score
+      (the mean of those that share it); ``random_regret``: that of a random choice, both in the
+      outcome's units;
+    - ``rank``: the place by agreement among the ``of`` criteria that score every candidate;
+    - ``coverage``: the share of candidates with a finite score. Without all of them there is no
+      rank, and no other number either.
     """
 
     criterion: str
@@ -49,7 +51,7 @@ class Place:
     share_of_ceiling: float
     regret: float
     random_regret: float
-    settings: int
+    studies: int
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: NaN becomes None."""
@@ -57,40 +59,40 @@ class Place:
 
 
 Taus = dict[tuple[str, str, str, bytes], float]
-"""By metric, setting, criterion and outcomes: what places of overlapping settings share."""
+"""By metric, study, criterion and outcomes: what places of overlapping studies share."""
 
 
 def leaderboard(
     bench: Bench,
     metric: str,
-    settings: Sequence[Setting] | None = None,
+    studies: Sequence[BenchStudy] | None = None,
     known: Taus | None = None,
 ) -> list[Place]:
     """All criteria of ``bench.scores``, the best first; those that do not score everything last.
 
-    Of all ``settings``, or some. ``known`` is filled with what is computed, for other places of the
-    same bench.
+    ``metric`` is the column of the outcome. Of all ``studies``, or some. ``known`` is filled with
+    what is computed, for other places of the same bench.
     """
     taus: Taus = {} if known is None else known
-    chosen = bench.settings if settings is None else list(settings)
+    chosen = bench.studies if studies is None else list(studies)
     rows = np.concatenate([one.rows for one in chosen])
     sizes = [len(one.rows) for one in chosen]
-    # Where each setting's rows lie among those taken.
+    # Where each study's rows lie among those taken.
     spans = np.split(np.arange(len(rows)), np.cumsum(sizes)[:-1])
     weights = np.array(sizes, dtype=np.float64)
     table = CandidateTable(
         bench.outcomes(metric)[rows],
         {name: column[rows] for name, column in bench.scores.items()},
-        higher_is_better(metric),
+        find_outcome(METRICS, metric).higher_is_better,
     )
     coverage = {name: float(np.isfinite(x).mean()) for name, x in table.scores.items()}
     names = [name for name, share in coverage.items() if share == 1]
 
     def agreements(one: CandidateTable, _: np.ndarray, outcome: np.ndarray) -> Sequence[float]:
         found = []
-        for setting, span in zip(chosen, spans, strict=True):
+        for study, span in zip(chosen, spans, strict=True):
             own = outcome[span]
-            keys = [(metric, setting.study, name, own.tobytes()) for name in names]
+            keys = [(metric, study.name, name, own.tobytes()) for name in names]
             for name, key in zip(names, keys, strict=True):
                 if key not in taus:
                     taus[key] = _agreement(one, name, span, own)
@@ -100,7 +102,7 @@ def leaderboard(
     resampled = bootstrap([table], agreements)
     ceilings = [noise_ceiling(table.outcomes[span]).ceiling for span in spans]
     ceiling = float(np.average(ceilings, weights=weights))
-    better = table.outcome if table.higher_is_better else -table.outcome
+    better = table.better(table.outcome)
     random_regret = np.average([better[s].max() - better[s].mean() for s in spans], weights=weights)
     nothing = Place(
         criterion="",
@@ -115,7 +117,7 @@ def leaderboard(
         share_of_ceiling=math.nan,
         regret=math.nan,
         random_regret=float(random_regret),
-        settings=len(chosen),
+        studies=len(chosen),
     )
     ranked = []
     for place, name in enumerate(names):
@@ -144,14 +146,14 @@ def leaderboard(
 
 
 def additive_agreement(
-    bench: Bench, metric: str, settings: Sequence[Setting] | None = None
+    bench: Bench, metric: str, studies: Sequence[BenchStudy] | None = None
 ) -> float:
-    """The agreement that a sum over filters reaches, fitted to other candidates of the setting.
+    """The agreement that a sum over filters reaches, fitted to other candidates of the study.
 
-    The mean over settings that hold enough candidates, each weighing by its candidates; NaN where
+    The mean over studies that hold enough candidates, each weighing by its candidates; NaN where
     none does. See :func:`trueoracle.analysis.additive.additive`.
     """
-    chosen = bench.settings if settings is None else settings
+    chosen = bench.studies if studies is None else studies
     found = [(len(one.rows), additive(bench.table(one, metric))) for one in chosen]
     known = [(size, made.agreement) for size, made in found if made is not None]
     if not known:

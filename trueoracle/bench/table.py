@@ -1,4 +1,4 @@
-"""The shipped table: every proper subset of a layer's filters, pruned and retrained. No torch.
+"""The shipped bench: every proper subset of a layer's filters, pruned and retrained. No torch.
 
 As NAS-Bench-101 did for architectures (Ying et al. 2019, arXiv 1902.09635): retrain once, look up
 ever after.
@@ -16,16 +16,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from trueoracle.analysis.outcomes import higher_is_better, shared_outcomes
+from trueoracle.analysis.outcomes import default_outcomes, find_outcome, shared_outcomes
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import StoreError, first_line
+from trueoracle.tasks.metric import CLASSIFICATION
 
-__all__ = ["DATA", "GRID", "Bench", "Setting", "dense_file", "read_bench", "ways_of"]
+__all__ = ["DATA", "GRID", "METRICS", "Bench", "BenchStudy", "dense_file", "read_bench", "ways_of"]
 
 GRID = "lenet5-mini-bench"
-"""The grid of studies that the table is made of."""
+"""The grid of studies that the bench is made of."""
 
 DATA = Path(__file__).parent / "data"
+METRICS = CLASSIFICATION
+"""What its studies measure."""
+
 KEYS = ["network", "layer", "pruned"]
 
 
@@ -42,10 +46,10 @@ def ways_of(pruned: np.ndarray) -> list[tuple[int, ...]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Setting:
-    """All ways to prune one number of filters of one layer of one dense network.
+class BenchStudy:
+    """One study of the grid: all ways to prune so many filters of a layer of one dense network.
 
-    ``rows`` are those of the table; ``ratio`` is the share of the ``filters`` that is pruned.
+    ``rows`` are those of the bench; ``ratio`` is the share of the ``filters`` that is pruned.
     """
 
     network: int
@@ -55,8 +59,8 @@ class Setting:
     rows: np.ndarray
 
     @property
-    def study(self) -> str:
-        """The study that recorded it."""
+    def name(self) -> str:
+        """The name of the study that recorded it."""
         return f"{GRID}+seed-{self.network}+layers-{self.layer}-{self.ratio:g}"
 
 
@@ -64,9 +68,11 @@ class Setting:
 class Bench:
     """R pruned networks and what became of them.
 
-    ``keys`` has one row each: ``network`` (the seed of the dense one), ``layer`` and ``pruned`` (a
-    bit mask). ``epochs`` has one row for each of them, retraining seed and epoch, with the metrics.
-    ``scores`` has the shipped criteria's, ``[R]`` each. ``card`` says how all of it was made.
+    - ``keys``: one row per pruned network: ``network`` (the seed of the dense one), ``layer`` and
+      ``pruned`` (a bit mask);
+    - ``epochs``: one row per pruned network, retraining seed and epoch, with the metrics;
+    - ``scores``: of the shipped criteria, ``[R]`` each;
+    - ``card``: how all of it was made.
     """
 
     keys: pd.DataFrame
@@ -75,7 +81,7 @@ class Bench:
     card: dict[str, Any]
 
     @cached_property
-    def settings(self) -> list[Setting]:
+    def studies(self) -> list[BenchStudy]:
         """By network, layer and number of pruned filters."""
         counts = self.keys["pruned"].map(int.bit_count)
         filters = self.keys.groupby("layer")["pruned"].max().map(int.bit_length)
@@ -85,7 +91,7 @@ class Bench:
             first = some.iloc[0]
             size = int(filters[first["layer"]])
             made.append(
-                Setting(
+                BenchStudy(
                     network=int(first["network"]),
                     layer=str(first["layer"]),
                     ratio=int(first["count"]) / size,
@@ -100,38 +106,38 @@ class Bench:
         """The dense networks, by seed."""
         return sorted(map(int, self.keys["network"].unique()))
 
-    def outcomes(self, metric: str) -> np.ndarray:
-        """The last epoch's outcome ``[R, S]`` of every seed."""
-        wide = shared_outcomes(self.epochs, metric)
+    def outcomes(self, column: str) -> np.ndarray:
+        """The last epoch's value ``[R, S]`` of a metric's column, by seed."""
+        wide = shared_outcomes(self.epochs, find_outcome(METRICS, column))
         outcomes: np.ndarray = wide.reindex(range(len(self.keys))).to_numpy(dtype=np.float64)
         return outcomes
 
-    def table(self, setting: Setting, metric: str) -> CandidateTable:
-        """One setting as the statistics read it, with all scores."""
-        rows = setting.rows
+    def table(self, study: BenchStudy, column: str) -> CandidateTable:
+        """One study as the statistics read it, with all scores."""
+        rows = study.rows
         masks = self.keys["pruned"].to_numpy()[rows]
-        bits = masks[:, None] >> np.arange(setting.filters) & 1
+        bits = masks[:, None] >> np.arange(study.filters) & 1
         return CandidateTable(
-            outcomes=self._outcomes[metric][rows],
+            outcomes=self._outcomes[column][rows],
             scores={name: column[rows] for name, column in self.scores.items()},
-            higher_is_better=higher_is_better(metric),
+            higher_is_better=find_outcome(METRICS, column).higher_is_better,
             pruned=bits.astype(bool),
-            groups=(setting.filters,),
+            groups=(study.filters,),
         )
 
     @cached_property
     def _outcomes(self) -> dict[str, np.ndarray]:
-        return {metric: self.outcomes(metric) for metric in ("test_loss", "test_accuracy")}
+        return {column: self.outcomes(column) for column in default_outcomes(METRICS)}
 
 
 def read_bench(folder: Path = DATA) -> Bench:
-    """Read the table; raises :class:`StoreError` where it cannot be read."""
+    """Read the bench; raises :class:`StoreError` where it cannot be read."""
     try:
         epochs = pd.read_parquet(folder / "outcomes.parquet")
         scores = pd.read_parquet(folder / "scores.parquet")
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StoreError(f"the table of {GRID} cannot be read: {first_line(error)}") from error
+        raise StoreError(f"the bench of {GRID} cannot be read: {first_line(error)}") from error
     keys = scores[KEYS].reset_index(drop=True)
     names = [name for name in scores.columns if name not in KEYS]
     numbered = keys.assign(candidate=np.arange(len(keys)))

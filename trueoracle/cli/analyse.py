@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trueoracle.analysis.numbers import many, number, p_value, percent
-from trueoracle.cli.console import Debug, Json, guarded, out, print_json, table
-from trueoracle.cli.tables import NUMBERS, notes, relation_cells
+from trueoracle.analysis.numbers import number, p_value, percent
+from trueoracle.cli.console import Debug, Json, guarded, out, print_json, text_table
+from trueoracle.cli.tables import notes
+from trueoracle.report.table import brief_table
 
 if TYPE_CHECKING:
     from trueoracle.analysis.assessment import Assessment
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @guarded
 def analyse(
     points: Annotated[
-        list[Path], typer.Argument(help="CSV files with a header; several: one a setting.")
+        list[Path], typer.Argument(help="CSV files with a header; several: one per study.")
     ],
     x: Annotated[
         list[str],
@@ -28,16 +29,17 @@ def analyse(
     y: Annotated[
         list[str],
         typer.Option(
-            "--y", help="Column of outcomes after retraining; repeated: one column a seed."
+            "--y", help="Column of outcomes after retraining; repeated: one column per seed."
         ),
     ],
     higher_is_better: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--higher-is-better/--lower-is-better",
-            help="Whether a higher outcome is better (an accuracy) or a lower one (a loss).",
+            help="Whether a higher outcome is better (an accuracy) or a lower one (a loss) "
+            "[default: higher, but of columns named as a study's losses are].",
         ),
-    ] = True,
+    ] = None,
     exhaustive: Annotated[
         bool,
         typer.Option(
@@ -45,10 +47,11 @@ def analyse(
         ),
     ] = False,
     candidate: Annotated[
-        str | None, typer.Option(help="Column naming candidates, where there is a row a seed.")
+        str | None, typer.Option(help="Column naming candidates, where there is one row per seed.")
     ] = None,
     seed: Annotated[
-        str | None, typer.Option(help="Column of retraining seeds, where there is a row a seed.")
+        str | None,
+        typer.Option(help="Column of retraining seeds, where there is one row per seed."),
     ] = None,
     network: Annotated[
         str | None, typer.Option(help="Column telling dense networks apart.")
@@ -60,7 +63,7 @@ def analyse(
     figure: Annotated[
         Path | None,
         typer.Option(
-            help="Also draw, to a .png, .svg or .pdf: a scatter, of several settings a forest."
+            help="Also draw, to a .png, .svg or .pdf: a scatter, of several studies a forest."
         ),
     ] = None,
     as_json: Json = False,
@@ -68,7 +71,8 @@ def analyse(
 ) -> None:
     """Apply the statistics of a study to tables of your own.
 
-    Rows whose x or y is missing are left out and counted.
+    Rows whose x or y is missing are left out and counted. Say --lower-is-better where --y is a loss
+    or an error: a name does not say it, but for those of a study's own columns (test_loss).
 
     Examples:
 
@@ -94,13 +98,14 @@ def analyse(
     names = {p: p.stem if stems.count(p.stem) == 1 else str(p) for p in points}
     if len(points) == 1:
         names = {points[0]: ""}
-    settings: dict[str, CandidateTable] = {}
+    higher = _higher_is_better(y) if higher_is_better is None else higher_is_better
+    studies: dict[str, CandidateTable] = {}
     for path in points:
         read = read_tables(
             path,
             x,
             y,
-            higher_is_better=higher_is_better,
+            higher_is_better=higher,
             exhaustive=exhaustive,
             candidate=candidate,
             seed=seed,
@@ -108,18 +113,18 @@ def analyse(
             pruned=pruned,
         )
         for label, one in read.items():
-            settings[" ".join(filter(None, (names[path], label)))] = one
+            studies[" ".join(filter(None, (names[path], label)))] = one
     outcome = y[0] if len(y) == 1 else f"{y[0]} … {y[-1]}"
     found = {
-        label: _assess(one, label or str(points[0]), outcome) for label, one in settings.items()
+        label: _assess(one, label or str(points[0]), outcome) for label, one in studies.items()
     }
-    pooled = _pooled(list(settings.values())) if network is not None and len(points) == 1 else []
+    pooled = _pooled(list(studies.values())) if network is not None and len(points) == 1 else []
     meta = _meta(found)
     if figure is not None:
-        _draw(figure, settings, found, meta, x, outcome)
+        _draw(figure, studies, found, meta, x, outcome)
     if as_json:
         entries = [
-            {"setting": label, "x": one.criterion, "y": outcome, **one.as_dict()}
+            {"study": label, "x": one.criterion, "y": outcome, **one.as_dict()}
             | {"verdict": _verdict(one, outcome)}
             for label, assessments in found.items()
             for one in assessments
@@ -129,9 +134,9 @@ def analyse(
             return
         print_json(
             {
-                "settings": entries,
+                "studies": entries,
                 "comparison": {
-                    label: _compared(one) for label, one in settings.items() if len(x) > 1
+                    label: _compared(one) for label, one in studies.items() if len(x) > 1
                 },
                 "pooled": pooled,
                 "meta": meta,
@@ -139,14 +144,26 @@ def analyse(
         )
         return
     _print(
-        settings,
+        studies,
         found,
         pooled,
         meta,
         outcome,
-        higher_is_better=higher_is_better,
+        higher_is_better=higher,
         wants_permutation=pruned is not None,
     )
+
+
+def _higher_is_better(y: list[str]) -> bool:
+    """The direction that the columns of a study have; of any other column, higher is better."""
+    from trueoracle.tasks.metric import CLASSIFICATION, SPLITS
+
+    known = {
+        name: metric.higher_is_better
+        for metric in CLASSIFICATION
+        for name in (metric.name, *(f"{split}_{metric.name}" for split in SPLITS))
+    }
+    return all(known.get(name, True) for name in y)
 
 
 def _assess(one: CandidateTable, where: str, outcome: str) -> list[Assessment]:
@@ -172,7 +189,7 @@ def _pooled(tables: list[CandidateTable]) -> list[dict[str, Any]]:
 
 
 def _meta(found: dict[str, list[Assessment]]) -> list[dict[str, Any]]:
-    """The random-effects mean of each criterion's tau over the settings."""
+    """The random-effects mean of each criterion's tau over the studies."""
     from trueoracle.analysis.meta import Effect, effect, meta_analysis
 
     effects: dict[str, list[Effect]] = {}
@@ -197,7 +214,7 @@ def _verdict(one: Assessment, outcome: str) -> str:
 
 def _draw(
     figure: Path,
-    settings: dict[str, CandidateTable],
+    studies: dict[str, CandidateTable],
     found: dict[str, list[Assessment]],
     meta: list[dict[str, Any]],
     x: list[str],
@@ -209,10 +226,10 @@ def _draw(
         from trueoracle.report.drawings import forest_figure
 
         first = meta[0]
-        what = many(len(first["studies"]), "setting")
+        what = f"{len(first['studies'])} studies"
         made = forest_figure(first, score=first["criterion"], outcome=outcome, title=what)
     else:
-        one = next(iter(settings.values()))
+        one = next(iter(studies.values()))
         made = draw_scatter(
             scatter_data(
                 one.scores[x[0]],
@@ -226,7 +243,7 @@ def _draw(
 
 
 def _print(
-    settings: dict[str, CandidateTable],
+    studies: dict[str, CandidateTable],
     found: dict[str, list[Assessment]],
     pooled: list[dict[str, Any]],
     meta: list[dict[str, Any]],
@@ -240,13 +257,20 @@ def _print(
         f"{better} {outcome} is better; a perfect score has tau {-1 if higher_is_better else 1}\n"
     )
     several = len(found) > 1
-    names = ("setting", "score") if several else ("score",)
-    made = table(*names, *NUMBERS, right=NUMBERS)
-    for label, assessments in found.items():
-        for one in assessments:
-            cells = (label, one.criterion) if several else (one.criterion,)
-            made.add_row(*cells, *relation_cells(one.as_dict()))
-    out().print(made)
+    out().print(
+        text_table(
+            brief_table(
+                [
+                    (
+                        ({"study": label} if several else {}) | {"score": one.criterion},
+                        one.as_dict(),
+                    )
+                    for label, assessments in found.items()
+                    for one in assessments
+                ]
+            )
+        )
+    )
     from trueoracle.analysis.permutation import why_not_permuted
 
     entries = [
@@ -256,8 +280,8 @@ def _print(
     ]
     for note in notes(entries):
         out().print(note, soft_wrap=True)
-    if wants_permutation and any(one.pruned is not None for one in settings.values()):
-        for label, one_table in settings.items():
+    if wants_permutation and any(one.pruned is not None for one in studies.values()):
+        for label, one_table in studies.items():
             if reason := why_not_permuted(one_table):
                 out().print(f"{label + ': ' if label else ''}labels are not permuted: {reason}")
     for label, assessments in found.items():
@@ -271,7 +295,7 @@ def _print(
     if not several:
         for one in next(iter(found.values())):
             out().print(_verdict(one, outcome))
-    for label, one_table in settings.items():
+    for label, one_table in studies.items():
         if len(one_table.scores) > 1:
             over = found[label][0].interval_over
             _print_comparison(label, _compared(one_table), over)
@@ -285,7 +309,7 @@ def _print(
         low, high = number(entry["low"], 2), number(entry["high"], 2)
         text = (
             f"{entry['criterion']}: tau {number(entry['tau'], 2)} [{low}, {high}] over "
-            f"{len(entry['studies'])} settings (random effects; I² {percent(entry['i2'])}, "
+            f"{len(entry['studies'])} studies (random effects; I² {percent(entry['i2'])}, "
             f"p of no difference {p_value(entry['p_value'])})"
         )
         if entry["prediction_low"] is not None:
@@ -294,8 +318,8 @@ def _print(
         out().print(text)
     if meta:
         out().print(
-            "random effects take the settings for independent: of one dense network, or of the "
-            "same images, they are not, and the intervals are too narrow"
+            "random effects take the studies for independent: of one dense network, or of the "
+            "same examples, they are not, and the intervals are too narrow"
         )
 
 
@@ -322,5 +346,5 @@ def _print_comparison(label: str, compared: dict[str, Any], over: str) -> None:
     if sums is not None:
         out().print(
             f"{where}a sum of one number per filter, fitted to other candidates' outcomes on the "
-            f"same images: agreement {number(sums['agreement'], 2)}"
+            f"same examples: agreement {number(sums['agreement'], 2)}"
         )

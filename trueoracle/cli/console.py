@@ -22,6 +22,7 @@ from rich.text import Text
 
 from trueoracle.cli import signals
 from trueoracle.errors import InputError, StoreError, TrueOracleError, first_line
+from trueoracle.report.table import TextTable
 from trueoracle.run.progress import (
     PlainProgress,
     Progress,
@@ -47,6 +48,7 @@ __all__ = [
     "out",
     "print_json",
     "shown_progress",
+    "text_table",
     "with_weights",
 ]
 
@@ -218,6 +220,14 @@ def print_json(value: Any) -> None:
     """Indented JSON on standard output."""
     text = json.dumps(value, indent=2, allow_nan=False, default=str)
     typer.echo(text, file=_JSON_STREAM.get())
+
+
+def text_table(made: TextTable) -> Table:
+    """A table of text for the terminal; marked rows are bold."""
+    shown = table(*made.headings, right=made.headings[made.texts :])
+    for place, row in enumerate(made.rows):
+        shown.add_row(*row, style="bold" if place in made.marked else None)
+    return shown
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:

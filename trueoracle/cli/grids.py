@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from trueoracle.cli.console import shown_progress, table
-from trueoracle.cli.tables import NUMBERS, notes, relation_cells
+from trueoracle.cli.console import shown_progress
+from trueoracle.cli.tables import entries_table, notes
 
 if TYPE_CHECKING:
     from trueoracle.record.results import Results
@@ -110,20 +110,23 @@ def write_grid(
 
 
 def grid_table(summary: dict[str, Any]) -> Table:
-    """One row for each point, criterion and metric, and numbers."""
+    """One row per point, criterion and outcome."""
     from trueoracle.spec.scale import titled
 
-    made = table("point", "criterion", "outcome", *NUMBERS, right=NUMBERS)
-    made.title = titled(summary["grid"])
-    made.title_justify = "left"
-    for entry in summary["points"]:
-        for relation in (entry["summary"] or {"relations": []})["relations"]:
-            made.add_row(
-                entry["label"],
+    made = entries_table(
+        [
+            (
+                {"point": entry["label"]},
                 relation["criterion"],
                 relation["outcome_name"].removeprefix("final "),
-                *relation_cells(relation),
+                relation,
             )
+            for entry in summary["points"]
+            for relation in (entry["summary"] or {"relations": []})["relations"]
+        ]
+    )
+    made.title = titled(summary["grid"])
+    made.title_justify = "left"
     return made
 
 

@@ -54,8 +54,8 @@ def score(
     """Score every candidate of a study and rank them, without retraining any.
 
     Trains the dense network and evaluates every criterion, as **run** does first: **trueoracle
-    run** goes on from there, and scoring that was stopped is resumed. The oracle's scores are
-    exact, over the whole training split; all ways to prune half of 20 filters take minutes.
+    run** goes on from there, and scoring that was stopped is resumed. The oracle's scores are over
+    the whole training split; all ways to prune half of 20 filters take minutes.
 
     Where every way to prune is scored, *mean rank* and *90%* say which place the lowest score of
     --sample ways takes among all (1 is the true oracle), over all such samples; *own rank* is that
@@ -98,7 +98,7 @@ def score(
 
 
 def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
-    """The status of the study and one ranking a criterion, as plain values."""
+    """The status of the study and one ranking per criterion, as plain values."""
     import numpy as np
 
     rankings = []
@@ -106,6 +106,7 @@ def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
         if not np.isfinite(results.scores[criterion]).any():
             continue  # there is nothing to rank
         ranking = results.ranking(criterion, sample, seed)
+        label = results.score(criterion).label
         candidate, pruned = None, None
         if ranking.oracle is not None:
             candidate, pruned = (
@@ -114,11 +115,11 @@ def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
         rankings.append(
             {
                 "criterion": criterion,
-                "score_name": results.score_name(criterion),
+                "score_name": label,
                 "oracle_candidate": candidate,
                 "oracle_pruned": pruned,
                 **ranking.as_dict(),
-                "verdict": ranking.sentence(results.score_name(criterion)),
+                "verdict": ranking.sentence(label),
             }
         )
     spec = results.spec

@@ -1,4 +1,4 @@
-"""Which criteria say the same: rank agreement as a heat map, in the order of a dendrogram."""
+"""How alike criteria order candidates: a heat map of tau, in the order of a dendrogram."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class BudgetPanel:
 
 @dataclass(frozen=True)
 class BudgetData:
-    """What the figure shows: one panel an outcome."""
+    """What the figure shows: one panel per outcome."""
 
     panels: tuple[BudgetPanel, ...]
     title: str
@@ -67,8 +67,8 @@ def budget_data(
 ) -> BudgetData:
     """The values of the figure, from the table of :func:`trueoracle.search.replay.replay`.
 
-    ``outcomes`` are the panels, by default all; ``network`` says whose outcome the regret is in
-    (``own``, ``other seeds``). Strategies that spend the same whatever the budget are one point.
+    ``outcomes`` are the panels, by default all; ``network`` says which network judges the choice
+    (``own``, ``other seeds``). A strategy that spends the same whatever the budget is one point.
     Raises :class:`InputError` where the table has no row for a panel.
     """
     panels = []

@@ -23,7 +23,7 @@ _STUDY, _POOLED, _PREDICTION = "#0072B2", "#000000", "#D55E00"
 
 @dataclass(frozen=True)
 class ForestData:
-    """What the plot shows: ``tau, low, high [n]`` and ``share [n]`` of the weight a study.
+    """What the plot shows: ``tau, low, high [n]`` of each study, and its ``share [n]`` of weight.
 
     ``pooled`` is tau with its interval over all studies, ``prediction`` the interval in which the
     tau of another study is expected, NaN where there is none. ``note`` says how studies differ.

@@ -1,4 +1,4 @@
-"""Criteria in order of how well they tell the outcome, under the ceiling that retraining sets."""
+"""Criteria in order of how well they predict the outcome, below the ceiling of retraining noise."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LadderColumn:
 
 @dataclass(frozen=True)
 class LadderData:
-    """What the ladder shows: criteria from the best down, and one column an outcome.
+    """What the ladder shows: criteria from the best down, and one column per outcome.
 
     ``marked`` are the criteria that stand out in bold.
     """

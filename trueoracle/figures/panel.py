@@ -1,4 +1,4 @@
-"""Scatters side by side, one a study, all in one style."""
+"""Scatters side by side, one per study, all in one style."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_COLUMNS = 4
 
 @dataclass(frozen=True)
 class PanelData:
-    """What the panel shows: one scatter a study, in order, and the words that all share."""
+    """What the panel shows: one scatter per study, in order, and the words that all share."""
 
     scatters: tuple[ScatterData, ...]
     x_label: str

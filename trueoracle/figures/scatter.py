@@ -1,4 +1,4 @@
-"""The paper's figure: score before retraining against outcome after it, one dot a candidate."""
+"""The paper's figure: score before retraining against outcome after it, one dot per candidate."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def scatter_data(
 ) -> ScatterData:
     """The values of the scatter; candidates without a finite score and outcome are left out.
 
-    The note has tau's interval where it is known. ``ceiling`` is the tau, without its sign, that
+    The note has raw tau, and its interval where that is known. ``ceiling`` is the agreement that
     retraining noise leaves to a perfect criterion.
     """
     relation = relate(

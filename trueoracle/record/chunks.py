@@ -64,7 +64,7 @@ def read_rows(
 ) -> Rows:
     """All rows of a table by chunk, each sorted by the table's key; None is no chunk.
 
-    ``on_error`` is told why reading ended early, where it did; without it, that is raised.
+    ``on_error`` is called with the error that ended reading early; without it, that is raised.
     """
     columns = ", ".join(column.name for column in table.since(version))
     chunk = "chunk" if version >= CHUNKED else "NULL"

@@ -24,7 +24,7 @@ def with_chance(facts: Mapping[str, Any]) -> dict[str, Any]:
     made = dict(facts)
     count = made.pop(_CLASSES, None)
     if count is not None and "chance" not in made:
-        made["chance"] = 1 / count if type(count) is int and count > 0 else count
+        made["chance"] = 1 / count if type(count) is int and count > 0 else str(count)
     return made
 
 

@@ -161,10 +161,10 @@ class Results:
         if criterion == SHORT and self.short is not None:
             ours = outcome or self.outcome()
             theirs = self.short.outcome(ours.column, ours.rule)
-            values = final_outcomes(self.short.outcomes, theirs)
+            found = final_outcomes(self.short.outcomes, theirs)
             epochs = many(self.short.spec.retraining.epochs, "epoch")
             return Score(
-                values.reindex(self.candidates["candidate"]).to_numpy(dtype=np.float64),
+                found.reindex(self.candidates["candidate"]).to_numpy(dtype=np.float64),
                 f"{ours.label} after a short retraining ({epochs})",
                 higher_is_chosen=ours.higher_is_better,
             )

@@ -158,7 +158,7 @@ class Store:
         if read_only and not self.path.is_file():
             raise StoreError(f"nothing is recorded in {folder}")
         with self._errors():
-            # A writer's log is not looked at while it grows; whoever writes here holds the lock.
+            # A log is not read while another process writes to it; a writer here holds the lock.
             if (not read_only or not is_locked(folder)) and (fault := journal_fault(self.path)):
                 raise sqlite3.DatabaseError(fault)
             uri = self.path.resolve().as_uri() + ("?mode=ro" if read_only else "")

@@ -94,7 +94,7 @@ def repair(folder: Path) -> list[str]:
     """Set aside what is damaged, so that running makes it again; says what was done.
 
     The damaged files are kept in a folder ``damaged-…`` of the run. Of the database, what is whole
-    is written to a new one. Raises :class:`StoreError` where it cannot be told what is whole.
+    is written to a new one. Raises :class:`StoreError` where it is not known what is whole.
     """
     with locked(folder, patience=1.0):
         remove_drafts(folder)
@@ -108,9 +108,9 @@ def repair(folder: Path) -> list[str]:
         }
         if not database and not files and not searches:
             return []
-        if database and not found.is_told:
+        if database and not found.is_readable:
             raise StoreError(
-                f"{folder / DATABASE} cannot be repaired: what of it is whole cannot be told "
+                f"{folder / DATABASE} cannot be repaired: it is not known what of it is whole "
                 f"({database[0].what}); put a backup in its place, or move {folder} away to start "
                 "anew"
             )
@@ -139,7 +139,7 @@ class _Survey:
     dense: dict[str, Any] | None = None
     task: Task | None = None
     metrics: tuple[Metric, ...] = ()
-    is_told: bool = False
+    is_readable: bool = False
 
     def chunks(self, table: str) -> list[Columns]:
         return [columns for (name, _), (_, columns) in self.whole.items() if name == table]
@@ -177,7 +177,7 @@ def _read(db: sqlite3.Connection, found: _Survey) -> None:
         with suppress(ValueError):
             CHECKSUMS.read([row], CHECKSUMS.columns)
             seals[row[1], row[0]] = Seal(*row)
-    found.is_told = True
+    found.is_readable = True
     if found.version < NAMED:
         found.task = OLDER_TASK
     else:
@@ -297,7 +297,7 @@ def _keys(columns: Columns) -> set[tuple[int, str]]:
 
 
 def _epochs_in(path: Path) -> list[dict[str, Any]]:
-    """The epochs of the dense network's training, which its file tells as well."""
+    """The epochs of the dense network's training, which its file holds as well."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     epochs: list[dict[str, Any]] = json.loads(header["__metadata__"]["epochs"])

@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from trueoracle.analysis.numbers import number
-from trueoracle.analysis.outcomes import higher_is_better, outcome_name
 from trueoracle.figures.agreement import agreement_data, draw_agreement
 from trueoracle.figures.forest import draw_forest, forest_data
 from trueoracle.figures.ladder import draw_ladder, ladder_data
@@ -51,7 +50,7 @@ _LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure in a page: the source of its image, what it shows in words, and its caption.
+    """A figure in a page: the source of its picture, what it shows in words, and its caption.
 
     ``spots`` are points that say something under the pointer: thousandths of the width from the
     left, of the height from the top, and the words.
@@ -104,9 +103,9 @@ def _places(
 
 
 def _source(svg: Path, png: Path) -> str:
-    """A figure as the source of an image.
+    """A figure as the source of a picture.
 
-    An image of its own, so that ids inside one figure cannot meet another's.
+    A picture of its own, so that ids inside one figure cannot meet another's.
     """
     slim = _slim(svg.read_text(encoding="utf-8")).encode()
     if len(slim) <= _MOST_SVG:
@@ -134,7 +133,7 @@ def _slim(svg: str) -> str:
 
 
 def ladder_figure(summary: Mapping[str, Any], relations: Sequence[Mapping[str, Any]]) -> Figure:
-    """The criteria of one study in order of their agreement, one column an outcome."""
+    """The criteria of one study in order of their agreement, one column per outcome."""
     ceilings = {r["outcome_name"]: r["ceiling"] for r in relations if r.get("ceiling") is not None}
     data = ladder_data(
         [(r["outcome_name"], r["criterion"], *_agreement(r)) for r in relations],
@@ -158,13 +157,11 @@ def ladder_in_words(relations: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _agreement(relation: Mapping[str, Any]) -> tuple[float, float, float, bool]:
-    """Agreement with its interval, tau's with the sign turned where agreement's is; if certain."""
-    names = ("agreement", "kendall_low", "kendall_high")
+    """Agreement, its interval, and whether it is certain not to be zero."""
+    names = ("agreement", "agreement_low", "agreement_high")
     agreement, low, high = (
         math.nan if relation.get(name) is None else float(relation[name]) for name in names
     )
-    if relation["higher_is_better"] != relation["higher_score_is_better"]:
-        low, high = -high, -low
     return agreement, low, high, bool(relation.get("certain"))
 
 
@@ -182,24 +179,21 @@ def agreement_figure(agreement: Mapping[str, Any], title: str) -> Figure:
 
 
 def scatter_figure(
-    results: Results, relation: Mapping[str, Any], rule: str, short: Results | None = None
+    results: Results, relation: Mapping[str, Any], rule: str
 ) -> tuple[Figure, list[tuple[float, float, str]]]:
-    """One criterion, or with ``short`` the short retraining, against one outcome.
+    """One criterion against one outcome, and what each of its points prunes.
 
-    With it what each of its points prunes: (score, outcome, words).
+    The latter as (score, outcome, words).
     """
-    metric = relation["metric"]
-    if short is None:
-        points = results.points(relation["criterion"], metric, rule)
-    else:
-        points = results.points_after(short, metric, rule)
+    outcome = results.outcome(relation["metric"], rule)
+    points = results.points(relation["criterion"], outcome.column, rule)
     data = scatter_data(
         points["score"].to_numpy(),
         points["outcome"].to_numpy(),
-        higher_is_better=higher_is_better(metric),
+        higher_is_better=outcome.higher_is_better,
         higher_score_is_better=relation["higher_score_is_better"],
         x_label=relation["score_name"],
-        y_label=relation["outcome_name"],
+        y_label=outcome.axis,
         title=titled(results.spec.name),
         tau_interval=(relation.get("kendall_low"), relation.get("kendall_high")),
         ceiling=relation.get("ceiling"),
@@ -213,19 +207,19 @@ def scatter_figure(
 
 
 def panel_figure(
-    results: Results, relations: Sequence[Mapping[str, Any]], metric: str, rule: str
+    results: Results, relations: Sequence[Mapping[str, Any]], column: str, rule: str
 ) -> Figure:
     """Every criterion against one outcome, in the order given."""
-    points = []
+    outcome, points = results.outcome(column, rule), []
     for relation in relations:
-        table = results.points(relation["criterion"], metric, rule)
+        table = results.points(relation["criterion"], column, rule)
         columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
         points.append((relation["criterion"], *columns))
     data = panel_data(
         points,
-        higher_is_better=higher_is_better(metric),
+        higher_is_better=outcome.higher_is_better,
         x_label="score before retraining",
-        y_label=outcome_name(metric, rule),
+        y_label=outcome.axis,
         title=titled(results.spec.name),
         tau_intervals={
             r["criterion"]: (r.get("kendall_low"), r.get("kendall_high")) for r in relations

@@ -11,16 +11,15 @@ from typing import Any
 from trueoracle.analysis.bootstrap import NO_INTERVAL, Interval
 from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in
 from trueoracle.analysis.numbers import number
-from trueoracle.analysis.outcomes import higher_is_better, outcome_name, rule_in_words
+from trueoracle.analysis.outcomes import check_rule, rule_in_words
 from trueoracle.errors import InputError
 from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.trend import draw_trend, trend_data
 from trueoracle.files import write_text
-from trueoracle.record.names import score_name
 from trueoracle.record.results import Results
 from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
-from trueoracle.report.page import render, tables_of
-from trueoracle.report.summary import REPORTED_METRICS, summarise
+from trueoracle.report.page import headline_in_words, render, tables_of
+from trueoracle.report.summary import summarise
 from trueoracle.report.words import FEW, grid_verdicts, meta_sentence, slope_sentence
 from trueoracle.spec.grid import GridPoint
 from trueoracle.spec.scale import scale_in_words, scale_of, titled
@@ -44,12 +43,13 @@ def summarise_grid(
     """The summary of a grid, as far as it has come, as plain values.
 
     ``recorded`` holds the results of points by label. Each entry of ``points`` has the point's
-    ``label``, ``values`` and ``summary`` (None where nothing is recorded). ``meta`` has one entry a
-    criterion and metric with two points or more: the fields of
+    ``label``, ``values`` and ``summary`` (None where nothing is recorded). ``meta`` has one entry
+    per criterion and outcome with two points or more: the fields of
     :class:`trueoracle.analysis.meta.MetaAnalysis`, and ``slopes`` against what makes the points
     harder, numbers on an axis and the dense network's test loss (``by``, and the fields of
     :class:`trueoracle.analysis.meta.Slope`).
     """
+    check_rule(rule)
     entries = []
     for point in points:
         results = recorded.get(point.label)
@@ -63,6 +63,7 @@ def summarise_grid(
             }
         )
     first = points[0]
+    known = next((one for point in points if (one := recorded.get(point.label))), None)
     axes = {axis: list(dict.fromkeys(p.values[axis] for p in points)) for axis in first.values}
     return {
         "grid": first.grid,
@@ -71,7 +72,7 @@ def summarise_grid(
         "scale_in_words": scale_in_words(*(point.spec for point in points)),
         "axes": axes,
         "outcome": rule,
-        "outcome_in_words": rule_in_words(rule),
+        "outcome_in_words": "" if known is None else rule_in_words(rule, known.metrics),
         "interval": _interval_in_words(entries),
         "points": entries,
         "meta": _meta(entries),
@@ -122,7 +123,10 @@ def _slopes(found: Sequence[tuple[Mapping[str, Any], Effect]]) -> list[dict[str,
     measures = {
         axis: [entry["values"][axis] for entry, _ in found] for axis in found[0][0]["values"]
     }
-    measures["dense test loss"] = [entry["summary"]["dense"].get("test_loss") for entry, _ in found]
+    loss = found[0][0]["summary"]["metrics"][0]
+    measures[f"dense test {loss['label']}"] = [
+        entry["summary"]["dense"].get(f"test_{loss['name']}") for entry, _ in found
+    ]
     slopes = []
     for by, values in measures.items():
         if not all(isinstance(value, int | float) for value in values):
@@ -174,6 +178,11 @@ def write_grid_report(
         panels=[drawn for criterion, drawn in panels if criterion in shown],
         more_panels=[drawn for criterion, drawn in panels if criterion not in shown],
         tables=tables_of(rows),
+        dense={
+            entry["label"]: headline_in_words(entry["summary"])
+            for entry in summary["points"]
+            if entry["summary"]
+        },
     )
     write_text(page, text)
     write_text(summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
@@ -185,18 +194,15 @@ Found = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 
 def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Drawn]:
-    """Tau against the first of the axes, one figure an outcome."""
+    """Tau against the first of the axes, one figure per outcome."""
     drawn = []
     axis = next(iter(summary["axes"]))
     bars = f"; bars: {summary['interval']}" if summary["interval"] else ""
-    for metric in REPORTED_METRICS:
-        own = [(entry, relation) for entry, relation in found if relation["metric"] == metric]
-        if not own:
-            continue
+    for column in dict.fromkeys(relation["metric"] for _, relation in found):
+        own = [(entry, relation) for entry, relation in found if relation["metric"] == column]
         outcome = own[0][1]["outcome_name"]
-        sign = -1 if higher_is_better(metric) else 1
         ceilings = [
-            (_place(entry)[0], sign * relation["ceiling"])
+            (_place(entry)[0], relation["sign"] * relation["ceiling"])  # as raw as tau beside it
             for entry, relation in own
             if relation.get("ceiling") is not None
         ]
@@ -207,15 +213,15 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
             title=titled(summary["grid"]),
             ceilings=ceilings,
         )
-        told = ", ".join(
+        values = ", ".join(
             f"{_line(entry, relation)} at {_place(entry)[0]} {number(relation['kendall_tau'], 2)}"
             for entry, relation in own
         )
         drawn.append(
             folder.draw(
                 draw_trend(trend),
-                f"{summary['grid']}-tau-{metric}",
-                alt=f"Kendall's τ with {outcome} against {axis}: {told}.",
+                f"{summary['grid']}-tau-{column}",
+                alt=f"Kendall's τ with {outcome} against {axis}: {values}.",
                 caption=f"Kendall's τ against {axis}{bars}."
                 + (
                     " The grey line is the ceiling that retraining noise leaves."
@@ -230,15 +236,17 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
 def _forests(
     summary: Mapping[str, Any], names: Mapping[tuple[str, str], tuple[str, str]], folder: Folder
 ) -> list[tuple[str, Drawn]]:
-    """One forest a criterion and outcome, with the criterion."""
+    """One forest per criterion and outcome, with the criterion."""
     drawn = []
     for meta in summary.get("meta") or []:
         criterion, metric = meta["criterion"], meta["metric"]
         score, outcome = names[criterion, metric]
         figure = forest_figure(meta, score=score, outcome=outcome, title=summary["grid"])
         stem = f"{summary['grid']}-{slug(criterion)}-{metric}-forest"
-        told = ", ".join(f"{one['label']} {number(one['tau'], 2)}" for one in meta["studies"])
-        alt = f"Forest plot of {score} and {outcome}: {told}. {meta_sentence(meta, score, outcome)}"
+        values = ", ".join(f"{one['label']} {number(one['tau'], 2)}" for one in meta["studies"])
+        alt = (
+            f"Forest plot of {score} and {outcome}: {values}. {meta_sentence(meta, score, outcome)}"
+        )
         drawn.append((criterion, folder.draw(figure, stem, alt=alt)))
     return drawn
 
@@ -246,45 +254,43 @@ def _forests(
 def _panels(
     found: Found, recorded: Mapping[str, Results], summary: Mapping[str, Any], folder: Folder
 ) -> list[tuple[str, Drawn]]:
-    """One panel of scatters a criterion and outcome, with the criterion."""
+    """One panel of scatters per criterion and outcome, with the criterion."""
     drawn = []
-    rule = summary["outcome"]
-    for criterion in dict.fromkeys(relation["criterion"] for _, relation in found):
-        for metric in REPORTED_METRICS:
-            scatters, intervals = [], {}
-            for entry, relation in found:
-                if (relation["criterion"], relation["metric"]) != (criterion, metric):
-                    continue
-                table = recorded[entry["label"]].points(criterion, metric, rule)
-                columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
-                scatters.append((entry["label"], *columns))
-                intervals[entry["label"]] = (relation["kendall_low"], relation["kendall_high"])
-            if not scatters:
-                continue
-            panel = panel_data(
-                scatters,
-                higher_is_better=higher_is_better(metric),
-                x_label=score_name(criterion),
-                y_label=outcome_name(metric, rule),
-                title=titled(summary["grid"]),
-                tau_intervals=intervals,
-            )
-            words = f"{score_name(criterion)} against {outcome_name(metric, rule)}"
-            words = f"{words[0].upper()}{words[1:]}"
-            one = folder.draw(
-                draw_panel(panel),
-                f"{summary['grid']}-{slug(criterion)}-{metric}",
-                alt=f"{words}, one scatter a study: {', '.join(intervals)}.",
-                caption=f"{words}; a star has the lowest score.",
-            )
-            drawn.append((criterion, one))
+    both: dict[tuple[str, str], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+    for entry, relation in found:
+        both.setdefault((relation["criterion"], relation["metric"]), []).append((entry, relation))
+    for (criterion, column), own in both.items():
+        points, intervals = [], {}
+        for entry, relation in own:
+            table = recorded[entry["label"]].points(criterion, column, summary["outcome"])
+            points.append((entry["label"], table["score"].to_numpy(), table["outcome"].to_numpy()))
+            intervals[entry["label"]] = (relation["kendall_low"], relation["kendall_high"])
+        first, first_relation = own[0]
+        outcome = recorded[first["label"]].outcome(column, summary["outcome"])
+        panel = panel_data(
+            points,
+            higher_is_better=outcome.higher_is_better,
+            x_label=first_relation["score_name"],
+            y_label=outcome.axis,
+            title=titled(summary["grid"]),
+            tau_intervals=intervals,
+        )
+        words = f"{first_relation['score_name']} against {outcome.name}"
+        words = f"{words[0].upper()}{words[1:]}"
+        one = folder.draw(
+            draw_panel(panel),
+            f"{summary['grid']}-{slug(criterion)}-{column}",
+            alt=f"{words}, one scatter per study: {', '.join(intervals)}.",
+            caption=f"{words}; a star has the lowest score.",
+        )
+        drawn.append((criterion, one))
     return drawn
 
 
 def _line(entry: Mapping[str, Any], relation: Mapping[str, Any]) -> str:
     """The line that a value belongs to: a criterion, and the values of all axes but the first."""
     others = [f"{axis} {value}" for axis, value in list(entry["values"].items())[1:]]
-    return ", ".join([score_name(relation["criterion"]), *others])
+    return ", ".join([relation["score_name"], *others])
 
 
 def _place(entry: Mapping[str, Any]) -> tuple[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from trueoracle.analysis.numbers import ABSENT, many, mean_count, number, p_value, percent
 from trueoracle.files import write_text
-from trueoracle.record.results import Results, find_short
+from trueoracle.record.results import SHORT, Results
+from trueoracle.record.runs import find_short
 from trueoracle.report.drawings import (
     Drawn,
     Folder,
@@ -25,7 +27,7 @@ from trueoracle.report.drawings import (
 )
 from trueoracle.report.summary import cost_in_words, summarise
 from trueoracle.report.table import (
-    Table,
+    TextTable,
     differences_table,
     further_table,
     partial_table,
@@ -44,15 +46,24 @@ from trueoracle.report.words import (
 from trueoracle.run.progress import duration
 from trueoracle.spec.scale import changes_in_words, titled
 
-__all__ = ["WrittenReport", "render", "tables_of", "write_report"]
+__all__ = [
+    "WrittenReport",
+    "dense_facts",
+    "headline_in_words",
+    "render",
+    "tables_of",
+    "write_report",
+]
+
+_LARGEST_EXPONENT = 100.0
 
 FEW = 4
-"""Up to so many criteria each has a scatter of its own; of more, the best and the oracle have."""
+"""Up to so many criteria have a scatter each; of more, only the best and the oracle have."""
 
 _LADDER = (
     "Agreement is τ with its sign turned so that +1 is perfect; criteria are in the order of its "
-    f"mean over the outcomes. A dot is filled where it is certain not to be zero: {CERTAIN}. It is "
-    "never where filter labels could not be permuted."
+    f"mean over the outcomes. A filled dot is certain not to be zero: {CERTAIN}. Without permuted "
+    "filter labels, none is."
 )
 
 
@@ -70,15 +81,15 @@ class WrittenReport:
 class Comparison:
     """What a page says of a study's criteria beside each other.
 
-    ``combinations`` are sentences with the weights that they tell of, the greatest first; ``sums``
-    say what adding up filters could tell.
+    ``combinations`` are sentences, each with the weights that it is about, the greatest first;
+    ``sums`` are those on additive models of the filters.
     """
 
     agreement: Drawn | None
     combinations: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
     sums: tuple[str, ...]
-    differences: Table | None
-    partial: Table | None
+    differences: TextTable | None
+    partial: TextTable | None
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,7 @@ def write_report(
         summaries=summaries,
         sections=sections,
         verdicts=verdicts(summaries[0]),
+        facts=dense_facts(summaries[0]),
         tables=tables_of(entries),
         intervals=_intervals([relation for _, relation in entries]),
     )
@@ -129,10 +141,10 @@ def write_report(
 
 def tables_of(
     entries: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]],
-) -> list[tuple[str, Table, Table]]:
+) -> list[tuple[str, TextTable, TextTable]]:
     """The tables of each outcome: its name, the numbers that matter, and the others.
 
-    Entries are (words by heading, relation), one a row.
+    Entries are (words by heading, relation), one per row.
     """
     found = []
     for outcome in dict.fromkeys(relation["outcome_name"] for _, relation in entries):
@@ -147,6 +159,7 @@ def _section(
     name = summary["study"]
     after = (summary["short_retraining"] or {"relations": []})["relations"]
     relations = best_first([*summary["relations"], *after])
+    shown = results if short is None else results.with_short(short)
     ladder = None
     if relations:
         ladder = folder.draw(
@@ -158,11 +171,12 @@ def _section(
     scatters = []
     alone = _alone(summary["relations"])
     for relation in relations:
-        if relation not in after and (relation["criterion"], relation["metric"]) not in alone:
+        if (
+            relation["criterion"] != SHORT
+            and (relation["criterion"], relation["metric"]) not in alone
+        ):
             continue
-        figure, spots = scatter_figure(
-            results, relation, rule, short if relation in after else None
-        )
+        figure, spots = scatter_figure(shown, relation, rule)
         stem = f"{name}-{slug(relation['criterion'])}-{relation['metric']}"
         words = f"{relation['criterion']} against {relation['outcome_name']}: {relation['verdict']}"
         scatters.append(
@@ -204,7 +218,7 @@ def _alone(relations: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
 
 
 def _panels(results: Results, summary: Mapping[str, Any], rule: str, folder: Folder) -> list[Drawn]:
-    """One figure an outcome with every criterion, where not each has a scatter of its own."""
+    """One figure per outcome with every criterion, where not each has a scatter of its own."""
     drawn = []
     for metric in dict.fromkeys(r["metric"] for r in summary["relations"]):
         own = best_first([r for r in summary["relations"] if r["metric"] == metric])
@@ -277,6 +291,33 @@ def _alike_in_words(agreement: Mapping[str, Any]) -> str:
         return f"{text}."
     (least, apart), (most, alike) = min(pairs), max(pairs)
     return f"{text}: most alike {alike} ({number(most, 2)}), least {apart} ({number(least, 2)})."
+
+
+def dense_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The dense network in numbers: (value, words) of each; none before it is recorded."""
+    dense = summary["dense"]
+    if not dense:
+        return []
+    loss, *others = summary["metrics"]
+    train, test = dense.get(f"train_{loss['name']}"), dense.get(f"test_{loss['name']}")
+    facts = [(f"{number(train)} / {number(test)}", f"train / test {loss['label']}")]
+    if loss["exponential"] and test is not None and test < _LARGEST_EXPONENT:
+        facts.append((f"{math.exp(test):,.1f}", f"test {loss['exponential']}"))
+    return facts + [_on_test(metric, dense) for metric in others]
+
+
+def headline_in_words(summary: Mapping[str, Any]) -> str:
+    """The dense network's headline metric, such as ``"test mean IoU 71.3%"``."""
+    metrics = summary["metrics"]
+    value, words = _on_test(metrics[1] if len(metrics) > 1 else metrics[0], summary["dense"] or {})
+    return f"{words} {value}"
+
+
+def _on_test(metric: Mapping[str, Any], dense: Mapping[str, Any]) -> tuple[str, str]:
+    value = dense.get(f"test_{metric['name']}")
+    is_share = (metric["low"], metric["high"], metric["unit"]) == (0, 1, "")
+    shown = percent(value) if is_share else f"{number(value)} {metric['unit']}".strip()
+    return shown, f"test {metric['label']}"
 
 
 def _caption(relation: Mapping[str, Any]) -> str:

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
-
-import pandas as pd
 
 from trueoracle.analysis.assessment import Assessment
 from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.numbers import finite_or_none, quantity
-from trueoracle.analysis.outcomes import chance_in_words, outcome_name, rule_in_words
-from trueoracle.record.results import Results, short_name
+from trueoracle.analysis.outcomes import chance_in_words, rule_in_words
+from trueoracle.record.results import SHORT, Results
 from trueoracle.spec.scale import changes_from_file, scale_in_words, scale_of
 
-__all__ = ["REPORTED_METRICS", "cost_in_words", "summarise"]
-
-REPORTED_METRICS = ("test_accuracy", "test_loss")
-"""Both are looked at: where pruning regularises, loss and accuracy can tell different stories."""
+__all__ = ["cost_in_words", "summarise"]
 
 
 def summarise(results: Results, rule: str = "last", short: Results | None = None) -> dict[str, Any]:
     """The summary of one recorded study, as far as it has come.
 
-    ``short`` is its short retraining (:func:`trueoracle.record.results.find_short`), where there is
-    one: ``short_retraining`` then relates the two.
+    ``short`` is its short retraining (:func:`trueoracle.record.runs.find_short`), where there is
+    one. NaN is given as None.
 
-    ``relations`` has one entry for each criterion and metric: the fields of
-    :class:`trueoracle.analysis.assessment.Assessment` with the names of both, the ``verdict`` and
-    the pruned filters of the chosen candidate (``chosen_pruned``; None where several tie).
-    ``ceilings`` has the reliability of each metric's outcomes, ``comparison`` what
-    :func:`trueoracle.analysis.comparison.compare` says of several criteria. ``warning`` says that
-    the dense network is hardly better than chance, where it is. ``changed`` has the dotted fields
-    whose values are not those of the shipped study of this name, which ``purpose`` tells of.
-    ``cost`` is what pruning saves; None where an older record does not hold it. NaN is given as
-    None.
+    - ``task``, ``metrics``: the task, and what it measures;
+    - ``relations``: one entry for each criterion and outcome (``metric``): the fields of
+      :class:`trueoracle.analysis.assessment.Assessment` with the names of both, the ``verdict`` and
+      the pruned filters of the chosen candidate (``chosen_pruned``; None where several tie);
+    - ``ceilings``: the reliability of each outcome;
+    - ``comparison``: what :func:`trueoracle.analysis.comparison.compare` finds among criteria;
+    - ``short_retraining``: the relations of the short retraining's outcomes to this study's;
+    - ``warning``: that the dense network is hardly better than chance, where it is;
+    - ``changed``: the dotted fields whose values are not those of the shipped study of this name,
+      which ``purpose`` describes;
+    - ``cost``: what pruning saves; None where an older record does not hold it.
     """
     spec = results.spec
     retrainings = results.retrainings
-    recorded = REPORTED_METRICS if len(results.outcomes) else ()
-    found = {metric: results.assess(metric, rule) for metric in recorded}
+    columns = results.default_outcomes if len(results.outcomes) else ()
+    found = {column: results.assess(column, rule) for column in columns}
     return {
         **results.status(),
         "purpose": spec.purpose,
@@ -48,13 +46,15 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
         "scale_in_words": scale_in_words(spec),
         "network": spec.network.name,
         "data": spec.data.name,
+        "task": results.task,
+        "metrics": [finite_or_none(asdict(metric)) for metric in results.metrics],
         "surgery": spec.pruning.surgery,
         "layers": dict(spec.pruning.layers),
         "seeds": list(spec.retraining.seeds),
         "epochs": spec.retraining.epochs,
         "exhaustive": spec.pruning.candidates == "all",
         "outcome": rule,
-        "outcome_in_words": rule_in_words(rule),
+        "outcome_in_words": rule_in_words(rule, results.metrics),
         "dense": finite_or_none(results.dense or {}),
         "warning": _warning(results),
         "cost": _cost(results),
@@ -69,9 +69,10 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
 
 
 def _warning(results: Results) -> str:
-    classes = [sitting["classes"] for sitting in results.provenance if "classes" in sitting]
-    accuracy = finite_or_none(results.dense or {}).get("test_accuracy")
-    return chance_in_words(accuracy, classes[-1] if classes else None)
+    chance = [sitting["chance"] for sitting in results.provenance if "chance" in sitting]
+    outcome = results.outcome()
+    value = (results.dense or {}).get(outcome.column)
+    return chance_in_words(outcome, value, chance[-1] if chance else None)
 
 
 def _cost(results: Results) -> dict[str, Any] | None:
@@ -104,53 +105,41 @@ def cost_in_words(cost: dict[str, Any]) -> str:
 
 
 def _short(results: Results, short: Results, rule: str) -> dict[str, Any]:
-    relations = []
-    for metric in REPORTED_METRICS:
-        found = results.assess_after(short, metric, rule)
-        if found is None:
-            continue
-        points = results.points_after(short, metric, rule)
-        relations.append(
-            _entry(found, "short retraining", short_name(short, metric), metric, rule, points)
-        )
+    both = results.with_short(short)
     return {
         "study": short.spec.name,
         "digest": short.spec.digest,
         "epochs": short.spec.retraining.epochs,
-        "relations": relations,
+        "relations": [
+            _entry(both, one, column, rule)
+            for column in both.default_outcomes
+            for one in both.assess(column, rule, [SHORT])
+        ],
     }
 
 
-def _entry(
-    found: Assessment, criterion: str, score: str, metric: str, rule: str, points: pd.DataFrame
-) -> dict[str, Any]:
-    outcome = outcome_name(metric, rule)
+def _entry(results: Results, found: Assessment, column: str, rule: str) -> dict[str, Any]:
+    outcome = results.outcome(column, rule)
+    score = results.score(found.criterion, outcome).label
     chosen = found.relation.chosen
     return {
-        "criterion": criterion,
-        "metric": metric,
+        "criterion": found.criterion,
+        "metric": column,
         **found.as_dict(),
-        "chosen_pruned": None if chosen is None else points["pruned"].iloc[chosen],
+        "chosen_pruned": None if chosen is None else results.candidates["pruned"].iloc[chosen],
         "score_name": score,
-        "outcome_name": outcome,
-        "verdict": found.sentence(score, outcome),
+        "outcome_name": outcome.name,
+        "verdict": found.sentence(score, outcome.name),
     }
 
 
 def _relations(
     results: Results, found: dict[str, list[Assessment]], rule: str
 ) -> list[dict[str, Any]]:
-    """One entry a criterion and metric, criterion by criterion."""
+    """One entry per criterion and outcome, criterion by criterion."""
     entries = [
-        _entry(
-            one,
-            one.criterion,
-            results.score_name(one.criterion),
-            metric,
-            rule,
-            results.candidates,
-        )
-        for metric, assessments in found.items()
+        _entry(results, one, column, rule)
+        for column, assessments in found.items()
         for one in assessments
     ]
     return sorted(entries, key=lambda entry: results.criteria.index(entry["criterion"]))
@@ -165,7 +154,7 @@ def _ceilings(found: dict[str, list[Assessment]]) -> dict[str, Any]:
 
 
 def _comparison(results: Results, rule: str) -> dict[str, Any]:
-    """The criteria among each other, by metric; empty where there is only one."""
+    """The criteria among each other, by outcome; empty where there is only one."""
     if len(results.criteria) < 2 or results.outcomes.empty:
         return {}
-    return {metric: compare(results.table(metric, rule)) for metric in REPORTED_METRICS}
+    return {one: compare(results.table(one, rule)) for one in results.default_outcomes}

@@ -1,4 +1,8 @@
-"""The numbers of relations as tables of text, for the pages of a study and of a grid alike."""
+"""Numbers as tables of text, for pages and terminals alike.
+
+A table is made here once; a page shows it by ``templates/parts.html``, a terminal by
+``cli/console.py``.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +12,48 @@ from typing import Any
 
 from trueoracle.analysis.numbers import ABSENT, interval, mean_count, number, p_value, percent
 
-__all__ = ["Table", "differences_table", "further_table", "partial_table", "relations_table"]
+__all__ = [
+    "Column",
+    "TextTable",
+    "brief_table",
+    "differences_table",
+    "further_table",
+    "number_cell",
+    "partial_table",
+    "relations_table",
+    "text_table_of",
+]
 
 Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Headings and rows of text; the first ``texts`` columns are words, the others numbers.
 
-    ``titles`` says in a few words what each column is; ``strong`` is the one that matters most.
+    ``titles`` says in a few words what each column is; ``strong`` is the column that matters most,
+    -1 where none does, and ``marked`` are the rows that stand out.
     """
 
     headings: tuple[str, ...]
     titles: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     texts: int
-    strong: int
+    strong: int = -1
+    marked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Column:
+class Column:
+    """A column: its heading, what it is in a few words, and the cell of an entry."""
+
     heading: str
     title: str
     cell: Callable[[Entry], str]
 
 
-def _number(name: str, digits: int) -> Callable[[Entry], str]:
+def number_cell(name: str, digits: int) -> Callable[[Entry], str]:
+    """The cell of one of an entry's numbers."""
     return lambda entry: number(entry.get(name), digits)
 
 
@@ -78,40 +97,69 @@ def _share(entry: Entry) -> str:
     return ABSENT if value is None else f"{value:z.0%}".replace("-", "−")
 
 
-_CRITERION = _Column("criterion", "what scores candidates", lambda r: str(r["criterion"]))
+_CRITERION = Column("criterion", "what scores candidates", lambda r: str(r["criterion"]))
 
 _MAIN = (
-    _Column("agreement", "τ with its sign turned so that +1 is perfect", _number("agreement", 2)),
-    _Column("Kendall's τ", "rank correlation", _number("kendall_tau", 2)),
-    _Column("95% interval", "of τ, given the dense network and images", _interval("kendall", 2)),
-    _Column(
+    Column(
+        "agreement", "τ with its sign turned so that +1 is perfect", number_cell("agreement", 2)
+    ),
+    Column("Kendall's τ", "rank correlation, its sign as it is", number_cell("kendall_tau", 2)),
+    Column("95% interval", "of τ, given the dense network and examples", _interval("kendall", 2)),
+    Column(
         "p (Holm)",
         "filter labels permuted, adjusted for all criteria of a study, by outcome",
         _p_value("adjusted_p_value"),
     ),
-    _Column("ceiling", "what retraining noise leaves, on these images", _number("ceiling", 2)),
-    _Column("of ceiling", "agreement as a share of it", _share),
-    _Column("anomalies", "share that ends better than the lowest score", _percent("anomaly_ratio")),
-    _Column("tied", "candidates that share the lowest score: the others are means", _tied),
-    _Column("over {k} lowest", "mean anomaly ratio of these", _percent("anomaly_ratio_k")),
-    _Column("percentile", "of the chosen candidate, 100 is the best", _percentile),
-    _Column("regret", "what the best has over the chosen", _with_interval("regret", 4)),
+    Column("ceiling", "what retraining noise leaves, on these examples", number_cell("ceiling", 2)),
+    Column("of ceiling", "agreement as a share of it", _share),
+    Column("anomalies", "share that ends better than the lowest score", _percent("anomaly_ratio")),
+    Column("tied", "candidates that share the lowest score: the others are means", _tied),
+    Column("over {k} lowest", "mean anomaly ratio of these", _percent("anomaly_ratio_k")),
+    Column("percentile", "of the chosen candidate, 100 is the best", _percentile),
+    Column("regret", "how much better the best is than the chosen", _with_interval("regret", 4)),
 )
 _FURTHER = (
-    _Column("n", "candidates", lambda r: f"{r['n']:,}"),
-    _Column("top-weighted τ", "the best count most", _number("weighted_tau", 2)),
-    _Column("Spearman", "rank correlation", _number("spearman_r", 2)),
-    _Column("Pearson", "linear correlation", _number("pearson_r", 2)),
-    _Column("p (textbook)", "as if candidates were independent", _p_value("kendall_p_value")),
-    _Column("discordant", "share of pairs in opposite order", _percent("discordant_ratio")),
-    _Column("rank", "of the chosen candidate, 1 is the best", _rank),
-    _Column("beats random", "share of random choices that it beats", _percent("beats_random")),
-    _Column("precision at {k}", "of the lowest scores", _percent("precision_at_k")),
-    _Column("regret at {k}", "of the best of the lowest scores", _number("regret_at_k", 4)),
+    Column("n", "candidates", lambda r: f"{r['n']:,}"),
+    Column("top-weighted", "agreement, the best count most", number_cell("weighted_agreement", 2)),
+    Column("Spearman", "rank correlation", number_cell("spearman_r", 2)),
+    Column("Pearson", "linear correlation", number_cell("pearson_r", 2)),
+    Column("p (textbook)", "as if candidates were independent", _p_value("kendall_p_value")),
+    Column("discordant", "share of pairs in opposite order", _percent("discordant_ratio")),
+    Column("rank", "of the chosen candidate, 1 is the best", _rank),
+    Column("beats random", "share of random choices that it beats", _percent("beats_random")),
+    Column("precision at {k}", "of the lowest scores", _percent("precision_at_k")),
+    Column("regret at {k}", "of the best of the lowest scores", number_cell("regret_at_k", 4)),
 )  # fmt: skip
 
 
-def relations_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> Table:
+def _p_or_textbook(entry: Entry) -> str:
+    """Holm's p-value; where there is none, the textbook's in brackets."""
+    if entry["adjusted_p_value"] is not None:
+        return p_value(entry["adjusted_p_value"])
+    textbook = entry["kendall_p_value"]
+    return p_value(textbook) if textbook is None else f"({p_value(textbook)})"
+
+
+_BRIEF = (
+    Column("n", "candidates", lambda r: str(r["n"])),
+    Column("tau", "rank correlation, its sign as it is", number_cell("kendall_tau", 2)),
+    Column("95%", "interval of tau", _interval("kendall", 2)),
+    Column("p (Holm)", "filter labels permuted; else the textbook's, in brackets", _p_or_textbook),
+    Column("ceiling", "what retraining noise leaves", number_cell("ceiling", 2)),
+    Column("anomalies", "share that ends better than the lowest score", _percent("anomaly_ratio")),
+    Column("rank", "of the chosen candidate", lambda r: mean_count(r["rank"])),
+    Column("regret", "how much better the best is than the chosen", number_cell("regret", 4)),
+)  # fmt: skip
+
+
+def brief_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTable:
+    """The numbers that fit a terminal, from (words by heading, relation) of each row."""
+    words = list(dict.fromkeys(heading for own, _ in entries for heading in own))
+    named = [(heading, "", [own.get(heading, "") for own, _ in entries]) for heading in words]
+    return text_table_of(named, (), _BRIEF, [one for _, one in entries], keep_empty=True)
+
+
+def relations_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTable:
     """The numbers that matter, from (words by heading, relation) of each row.
 
     Columns of which nothing is known are left out.
@@ -119,36 +167,36 @@ def relations_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> Table
     return _of_relations(entries, _MAIN, strong="agreement")
 
 
-def further_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> Table:
+def further_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTable:
     """The other numbers of the same rows."""
     return _of_relations(entries, _FURTHER, strong="")
 
 
 def _of_relations(
-    entries: Sequence[tuple[Mapping[str, str], Entry]], columns: Sequence[_Column], strong: str
-) -> Table:
+    entries: Sequence[tuple[Mapping[str, str], Entry]], columns: Sequence[Column], strong: str
+) -> TextTable:
     relations = [relation for _, relation in entries]
     known = {k for relation in relations if (k := relation.get("k")) is not None}
     k = str(known.pop()) if len(known) == 1 else "k"
     columns = [replace(one, heading=one.heading.format(k=k)) for one in columns]
     words = list(dict.fromkeys(heading for own, _ in entries for heading in own))
     named = [(heading, heading, [own.get(heading, "") for own, _ in entries]) for heading in words]
-    return _table(named, (_CRITERION,), columns, relations, strong)
+    return text_table_of(named, (_CRITERION,), columns, relations, strong)
 
 
-def differences_table(entries: Sequence[tuple[str, Entry]]) -> Table:
+def differences_table(entries: Sequence[tuple[str, Entry]]) -> TextTable:
     """Paired differences of agreement between criteria, from (outcome, difference).
 
     By outcome, and the most certain first.
     """
     columns = (
-        _Column("difference", "of agreement, paired", _number("difference", 2)),
-        _Column("95% interval", "of the difference", lambda d: interval(d["low"], d["high"])),
-        _Column("p (Holm)", "adjusted for all of an outcome", _p_value("adjusted_p_value")),
+        Column("difference", "of agreement, paired", number_cell("difference", 2)),
+        Column("95% interval", "of the difference", lambda d: interval(d["low"], d["high"])),
+        Column("p (Holm)", "adjusted for all of an outcome", _p_value("adjusted_p_value")),
     )
     names = (
-        _Column("first", "its agreement", lambda d: str(d["first"])),
-        _Column("second", "less this one's", lambda d: str(d["second"])),
+        Column("first", "its agreement", lambda d: str(d["first"])),
+        Column("second", "less this one's", lambda d: str(d["second"])),
     )
     outcomes = list(dict.fromkeys(outcome for outcome, _ in entries))
 
@@ -162,43 +210,57 @@ def differences_table(entries: Sequence[tuple[str, Entry]]) -> Table:
     return _of_outcomes(sorted(entries, key=doubt), names, columns, "difference")
 
 
-def partial_table(entries: Sequence[tuple[str, Entry]]) -> Table:
-    """Partial correlations, from (outcome, partial): what a criterion tells beyond another."""
+def partial_table(entries: Sequence[tuple[str, Entry]]) -> TextTable:
+    """Partial correlations, from (outcome, partial): what a criterion adds to another one."""
     names = (
-        _Column("criterion", "what scores candidates", lambda d: str(d["criterion"])),
-        _Column("given", "what is known already", lambda d: str(d["given"])),
+        Column("criterion", "what scores candidates", lambda d: str(d["criterion"])),
+        Column("given", "what is known already", lambda d: str(d["given"])),
     )
-    columns = (_Column("partial τ", "of the criterion with the outcome", _number("tau", 2)),)
+    columns = (
+        Column("partial τ", "of the criterion with the outcome", number_cell("kendall_tau", 2)),
+    )
     return _of_outcomes(entries, names, columns, "partial τ")
 
 
 def _of_outcomes(
     entries: Sequence[tuple[str, Entry]],
-    names: Sequence[_Column],
-    columns: Sequence[_Column],
+    names: Sequence[Column],
+    columns: Sequence[Column],
     strong: str,
-) -> Table:
+) -> TextTable:
     words = [("outcome", "what criteria are held against", [outcome for outcome, _ in entries])]
-    return _table(words, names, columns, [entry for _, entry in entries], strong)
+    return text_table_of(words, names, columns, [entry for _, entry in entries], strong)
 
 
-def _table(
+def text_table_of(
     words: Sequence[tuple[str, str, list[str]]],
-    names: Sequence[_Column],
-    columns: Sequence[_Column],
+    names: Sequence[Column],
+    columns: Sequence[Column],
     entries: Sequence[Entry],
-    strong: str,
-) -> Table:
+    strong: str = "",
+    *,
+    marked: Sequence[int] = (),
+    keep_empty: bool = False,
+) -> TextTable:
+    """A table with one row per entry.
+
+    ``words`` are (heading, title, cells) of columns that are given whole, ``names`` columns of
+    words, ``columns`` those of numbers. Of these, columns without any value are left out, unless
+    ``keep_empty``. ``strong`` is the heading of the column that matters most.
+    """
     filled = list(words)
     filled += [(one.heading, one.title, [one.cell(e) for e in entries]) for one in names]
     texts = len(filled)
     for one in columns:
         cells = [one.cell(entry) for entry in entries]
-        if any(cell != ABSENT for cell in cells):
+        if keep_empty or any(cell != ABSENT for cell in cells):
             filled.append((one.heading, one.title, cells))
     headings = tuple(heading for heading, _, _ in filled)
-    rows = tuple(zip(*(cells for _, _, cells in filled), strict=True))
-    titles = tuple(title for _, title, _ in filled)
-    return Table(
-        headings, titles, rows, texts, headings.index(strong) if strong in headings else -1
+    return TextTable(
+        headings=headings,
+        titles=tuple(title for _, title, _ in filled),
+        rows=tuple(zip(*(cells for _, _, cells in filled), strict=True)),
+        texts=texts,
+        strong=headings.index(strong) if strong in headings else -1,
+        marked=tuple(marked),
     )

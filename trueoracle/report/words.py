@@ -25,7 +25,7 @@ CERTAIN = "Holm's p < 0.05, and no interval with zero in it"
 
 INDEPENDENT = (
     "These intervals take the studies for independent. Studies of one dense network, or of the "
-    "same images, are not: then the intervals are too narrow."
+    "same examples, are not: then the intervals are too narrow."
 )
 
 FEW = 3
@@ -43,13 +43,13 @@ def best_first(relations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def by_agreement(relation: Mapping[str, Any]) -> tuple[bool, float]:
-    """What sorts relations from the greatest agreement down, those without any last."""
+    """The key that sorts relations from the greatest agreement down, those without any last."""
     agreement = relation["agreement"]
     return agreement is None, 0.0 if agreement is None else -agreement
 
 
 def verdicts(summary: Mapping[str, Any]) -> list[str]:
-    """What a study's page says first: of a few criteria each, of many the best and the oracle."""
+    """What a study's page says first: of each criterion, or of many the best and the oracle."""
     relations = summary["relations"]
     criteria = list(dict.fromkeys(relation["criterion"] for relation in relations))
     if len(criteria) <= FEW:
@@ -70,7 +70,7 @@ def _is_oracle(relation: Mapping[str, Any]) -> bool:
 def _of_many(own: Sequence[Mapping[str, Any]]) -> str:
     best = own[0]
     text = (
-        f"Of {many(len(own), 'criterion').replace('criterions', 'criteria')}, {best['criterion']} "
+        f"Of {many(len(own), 'criterion', 'criteria')}, {best['criterion']} "
         f"agrees most with {best['outcome_name']} ({_tau(best)})"
     )
     place = next((i for i, one in enumerate(own, start=1) if _is_oracle(one)), 1)
@@ -83,7 +83,7 @@ def _of_many(own: Sequence[Mapping[str, Any]]) -> str:
             f"{text}; filter labels could not be permuted, so that chance is not ruled out.{given}"
         )
     sure = sum(bool(one.get("certain")) and one["agreement"] > 0 for one in own)
-    return f"{text}; {sure} of {len(own)} tell it better than chance ({CERTAIN}).{given}"
+    return f"{text}; {sure} of {len(own)} predict it better than chance ({CERTAIN}).{given}"
 
 
 def _tau(relation: Mapping[str, Any]) -> str:
@@ -97,7 +97,7 @@ def _tau(relation: Mapping[str, Any]) -> str:
 
 
 def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What retraining noise by itself leaves for any criterion, one sentence an outcome."""
+    """What retraining noise by itself leaves for any criterion, one sentence per outcome."""
     names = {one["metric"]: one["outcome_name"] for one in summary["relations"]}
     said = []
     for metric, known in (summary.get("ceilings") or {}).items():
@@ -108,8 +108,8 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
         order = "" if alike is None else f" (τ = {number(alike, 2)} between halves of the seeds)"
         said.append(
             f"The ceiling of {ceiling} for {names[metric]} counts retraining noise only{order}: so "
-            "far could a perfect criterion agree on these images. That other images would order "
-            "the candidates otherwise, too, is not counted."
+            "far could a perfect criterion agree on these examples. It does not count that other "
+            "examples would order the candidates in another way, too."
         )
     return said
 
@@ -123,7 +123,7 @@ def combination_sentence(combination: Mapping[str, Any], outcome: str) -> str:
         f"({many(combination['folds'], 'fold')}), agree with {outcome} to "
         f"{number(combination['agreement'], 2)}; the best single one, {combination['single']}, to "
         f"{number(combination['single_agreement'], 2)}: {gained} of "
-        f"{number(None if gain is None else abs(gain), 2)} on the same images."
+        f"{number(None if gain is None else abs(gain), 2)} on the same examples."
     )
 
 
@@ -132,8 +132,8 @@ def additive_sentence(additive: Mapping[str, Any], outcome: str) -> str:
     return (
         f"A sum of one number for each filter, fitted to the outcomes of some candidates and tried "
         f"on the others ({many(additive['folds'], 'fold')}), agrees with {outcome} to "
-        f"{number(additive['agreement'], 2)} on the images that it was fitted on. On other images "
-        "it can agree far less."
+        f"{number(additive['agreement'], 2)} on the examples that it was fitted on. On others it "
+        "can agree far less."
     )
 
 
@@ -141,7 +141,7 @@ def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str) -> str:
     """What a random-effects meta-analysis says over the studies of a grid."""
     count = len(meta["studies"])
     text = (
-        f"Over {many(count, 'study').replace('studys', 'studies')}, {score} has "
+        f"Over {many(count, 'study', 'studies')}, {score} has "
         f"τ = {number(meta['tau'], 2)} {interval(meta['low'], meta['high'])} with {outcome}"
     )
     if meta.get("i2") is not None:
@@ -150,7 +150,7 @@ def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str) -> str:
             text += f" (p = {p_value(meta['p_value'])})".replace("= <", "< ")
     if meta.get("prediction_low") is not None and meta.get("prediction_high") is not None:
         expected = interval(meta["prediction_low"], meta["prediction_high"])
-        text += f", and in another one of their kind {expected} is to be expected"
+        text += f", and in another one of their kind {expected} is expected"
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -174,11 +174,11 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
         (one["criterion"], one["metric"]): (one["score_name"], one["outcome_name"]) for one in found
     }
     criteria = list(dict.fromkeys(one["criterion"] for one in found))
-    told = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
+    spoken_of = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
     said = [
         meta_sentence(meta, *names[meta["criterion"], meta["metric"]])
         for meta in summary.get("meta") or []
-        if meta["criterion"] in told and (meta["criterion"], meta["metric"]) in names
+        if meta["criterion"] in spoken_of and (meta["criterion"], meta["metric"]) in names
     ]
     return [*said, INDEPENDENT] if said else []
 

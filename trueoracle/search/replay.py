@@ -1,8 +1,8 @@
 """Searches among networks that were all retrained: what a budget would have cost in quality.
 
-An engineer retrains once: each search sees the curves of one retraining seed. How good its choice
-is, is read twice: from that seed's own network, which would be used, and from the mean over the
-other seeds, which no luck of the choosing has touched. Needs no torch.
+An engineer retrains once, so each search sees the curves of one retraining seed. Its choice is
+judged twice: by that seed's own network, which would be used, and by the mean over the other seeds,
+which the search has not seen. Needs no torch.
 """
 
 from __future__ import annotations
@@ -15,40 +15,39 @@ import numpy as np
 import pandas as pd
 from scipy.special import gammaln
 
-from trueoracle.analysis.outcomes import METRICS, higher_is_better
+from trueoracle.analysis.outcomes import Outcome, default_outcomes, find_outcome
 from trueoracle.errors import InputError, unknown
 from trueoracle.search.schedule import ETA
 from trueoracle.search.strategies import STRATEGIES, Strategy, choose, find_strategy
+from trueoracle.tasks.metric import Metric, columns_of
 
-__all__ = ["BUDGETS", "OUTCOMES", "replay", "selection_metric"]
+__all__ = ["BUDGETS", "replay", "selection_metric"]
 
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of the full budget, which retrains every candidate."""
 
-OUTCOMES = ("test_accuracy", "test_loss")
-"""What the choice is judged by, beside the metric that it was made by."""
-
-SELECTORS = ("validation_loss", "validation_accuracy", "train_loss")
-"""What may be compared in a search: never the test images."""
-
 _INTERVAL = (0.025, 0.975)
 
 
-def selection_metric(by: str | None, *, has_validation: bool) -> str:
-    """The metric that a search compares: ``by``, or validation loss where there is a split for it.
+def selection_metric(by: str | None, metrics: Sequence[Metric], *, has_validation: bool) -> str:
+    """The column that a search compares: ``by``, or validation loss where there is a split for it.
 
-    Raises :class:`InputError` for a metric of the test images, and for one of a split that is
-    missing.
+    ``metrics`` are the task's. Any of them may be compared on the validation split, and the loss on
+    the training split; never one on the test split, which decides nothing. Raises
+    :class:`InputError` for another column, and for one of a split that is missing.
     """
+    train_loss = f"train_{metrics[0].name}"
+    validation = [f"validation_{metric.name}" for metric in metrics]
     if by is None:
-        return "validation_loss" if has_validation else "train_loss"
-    if by not in SELECTORS:
-        if by not in METRICS:
-            raise unknown("metric of a search", by, SELECTORS)
+        return validation[0] if has_validation else train_loss
+    allowed = [*validation, train_loss]
+    if by not in allowed:
+        if by not in columns_of(metrics):
+            raise unknown("metric of a search", by, allowed)
         raise InputError(
-            f"a search does not choose by {by}: take {', '.join(SELECTORS[:-1])} or {SELECTORS[-1]}"
+            f"a search does not choose by {by}: take {', '.join(allowed[:-1])} or {allowed[-1]}"
         )
-    if by.startswith("validation") and not has_validation:
+    if by in validation and not has_validation:
         raise InputError(f"{by} needs a validation split: set data.validation_images")
     return by
 
@@ -57,6 +56,7 @@ def replay(
     outcomes: pd.DataFrame,
     scores: pd.Series,
     *,
+    metrics: Sequence[Metric],
     epochs: int,
     by: str | None = None,
     budgets: Iterable[float] = BUDGETS,
@@ -67,27 +67,36 @@ def replay(
 ) -> pd.DataFrame:
     """Budget against regret, of searches on recorded curves.
 
-    ``outcomes`` has one row a candidate, seed and epoch (``Results.outcomes``), ``scores`` the
-    criterion that orders the candidates, by their ids; ``epochs`` are those of the recipe;
-    ``pruned`` ``[P, F]`` says which filters each prunes, without which strategies that learn from
-    it are left out. One row a strategy, budget, ``outcome`` (the metric compared by, and those of
-    ``OUTCOMES``) and ``network`` (``own``: of the seed that was searched; ``other seeds``: the mean
-    of the rest):
+    - ``outcomes``: one row per candidate, seed and epoch (``Results.outcomes``), with the columns
+      of the task's ``metrics``;
+    - ``scores``: of the criterion that orders the candidates, by their ids;
+    - ``epochs``: those of the recipe;
+    - ``by``: the column that is compared (:func:`selection_metric`);
+    - ``pruned`` ``[P, F]``: which filters each candidate prunes; without it, strategies that learn
+      from it are left out;
+    - ``draws``: how many orders ``random-halving`` draws per seed.
+
+    The table has one row per strategy, budget, ``outcome`` (the column compared, and the task's
+    default outcomes) and ``network`` (``own``: of the seed that was searched; ``other seeds``: the
+    mean of the others):
 
     - ``share``, ``budget``: what may be spent, of the full budget and in epochs of one candidate;
       ``spent``, ``spent_share``: what is;
-    - ``regret``: how much better the best candidate is, the mean over all searches, and ``low``,
-      ``high``: the middle 95 % of searches (seeds × random orders; exact for ``random``), NaN of a
-      single one;
+    - ``regret``: how much better the best candidate is, the mean over all searches; ``low`` to
+      ``high``: the middle 95 % of searches (seeds × random orders; for ``random``, all orders by
+      their chances), NaN where there is a single search;
     - ``rank``: the mean of the chosen candidate's (1 is the best; equal ones share the better);
     - ``in_top``: the share of searches whose choice is among the best 1 % (of fewer than 200
       candidates: is the best one); ``searches``: how many seeds were searched.
 
-    A network that diverged counts as the worst that did not. ``random-halving`` draws ``draws``
-    orders a seed. Raises :class:`InputError` where no seed has every candidate retrained.
+    A network that diverged counts as the worst that did not. Raises :class:`InputError` where no
+    seed has every candidate retrained.
     """
-    chosen_by = selection_metric(by, has_validation=bool(outcomes["validation_loss"].notna().any()))
-    record = _Record.of(outcomes, list(scores.index), epochs, chosen_by)
+    has_validation = bool(outcomes[f"validation_{metrics[0].name}"].notna().any())
+    chosen_by = selection_metric(by, metrics, has_validation=has_validation)
+    judged = dict.fromkeys((chosen_by, *default_outcomes(metrics)))
+    of = [find_outcome(metrics, column) for column in judged]
+    record = _Record.of(outcomes, list(scores.index), epochs, of)
     count = len(scores)
     rows = []
     for share in budgets:
@@ -115,10 +124,10 @@ def replay(
 
 @dataclass(frozen=True)
 class _Record:
-    """Recorded values as costs, lower being better.
+    """Recorded values as costs: their sign is turned so that lower is better.
 
-    ``curves[seed]`` ``[P, epochs]`` are of the metric that is compared; ``final[metric]``
-    ``[seeds, P]``.
+    ``curves[seed]`` ``[P, epochs]`` are of the column that is compared; ``final[column]``
+    ``[seeds, P]`` are the last epoch's.
     """
 
     seeds: tuple[int, ...]
@@ -126,7 +135,10 @@ class _Record:
     final: Mapping[str, np.ndarray]
 
     @classmethod
-    def of(cls, outcomes: pd.DataFrame, ids: list[str], epochs: int, by: str) -> _Record:
+    def of(
+        cls, outcomes: pd.DataFrame, ids: list[str], epochs: int, judged: Sequence[Outcome]
+    ) -> _Record:
+        """The record of the outcomes ``judged``, of which the first is compared."""
         begun = outcomes[outcomes["epoch"] == 0]
         complete = begun[begun["candidate"].isin(ids)].groupby("seed")["candidate"].nunique()
         seeds = tuple(int(seed) for seed in complete.index[complete == len(ids)])
@@ -135,27 +147,28 @@ class _Record:
                 "a replay needs every candidate retrained with one seed at least: 'trueoracle run' "
                 "goes on"
             )
-        metrics = dict.fromkeys((by, *OUTCOMES))
-        tables = {
-            metric: {seed: _curve(outcomes, ids, seed, epochs, metric) for seed in seeds}
-            for metric in metrics
+        curves = {
+            one.column: {seed: _curve(outcomes, ids, seed, epochs, one) for seed in seeds}
+            for one in judged
         }
         final = {
-            metric: np.stack([_finite(one[:, -1]) for one in table.values()])
-            for metric, table in tables.items()
+            column: np.stack([_finite(curve[:, -1]) for curve in own.values()])
+            for column, own in curves.items()
         }
-        return cls(seeds, tables[by], final)
+        return cls(seeds, curves[judged[0].column], final)
 
 
 def _curve(
-    outcomes: pd.DataFrame, ids: list[str], seed: int, epochs: int, metric: str
+    outcomes: pd.DataFrame, ids: list[str], seed: int, epochs: int, outcome: Outcome
 ) -> np.ndarray:
+    """The costs ``[P, epochs]`` of one seed; NaN where a network diverged."""
     own = outcomes[outcomes["seed"] == seed]
-    table = own.pivot(index="candidate", columns="epoch", values=metric)
+    table = own.pivot(index="candidate", columns="epoch", values=outcome.column)
     values = table.reindex(index=ids, columns=range(epochs)).to_numpy(dtype=float)
-    losses = own.pivot(index="candidate", columns="epoch", values="train_loss")
+    loss = f"train_{outcome.metrics[0].name}"
+    losses = own.pivot(index="candidate", columns="epoch", values=loss)
     diverged = ~np.isfinite(losses.reindex(index=ids, columns=range(epochs)).to_numpy(dtype=float))
-    cost = -values if higher_is_better(metric) else values
+    cost = -values if outcome.higher_is_better else values
     return np.where(diverged, np.nan, cost)
 
 
@@ -219,10 +232,10 @@ def _log_choose(n: np.ndarray, k: int) -> np.ndarray:
 
 
 def _judged(record: _Record, found: Sequence[np.ndarray]) -> list[dict[str, object]]:
-    """What the choices are worth, by each outcome, in the own network and in the other seeds'."""
+    """What the choices are worth by each outcome: of the own network, and of the other seeds'."""
     rows: list[dict[str, object]] = []
     weights = np.concatenate(found) / len(found)
-    for metric, values in record.final.items():
+    for column, values in record.final.items():
         targets = {"own": values}
         if len(values) > 1:
             total = values.sum(axis=0)
@@ -236,7 +249,7 @@ def _judged(record: _Record, found: Sequence[np.ndarray]) -> list[dict[str, obje
                 low, high = _quantiles(regret.ravel(), weights)
             rows.append(
                 {
-                    "outcome": metric,
+                    "outcome": column,
                     "network": network,
                     "regret": float(regret.ravel() @ weights),
                     "low": low,

@@ -1,9 +1,9 @@
-"""Who is retrained for how long: successive halving as a plan, before anything is trained.
+"""Which candidates are retrained for how long: successive halving as a plan.
 
 Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943; within Hyperband, Li et al. 2018,
 arXiv 1603.06560) trains many a little, the better of them further, and few to the end. Here every
-rung goes on with the very same retraining, so that whoever is left at the end has had the whole
-recipe, learning rates included. Nothing here needs torch.
+rung goes on with the very same retraining, so that the candidates left at the end have had the
+whole recipe, learning rates included. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from trueoracle.errors import InputError
 __all__ = ["ETA", "Rung", "Schedule", "halving", "parse_budget", "to_the_end"]
 
 ETA = 1.5
-"""Factor of the epochs from rung to rung, and of those who are dropped, by default.
+"""Factor by which epochs grow from rung to rung, and candidates shrink, by default.
 
-Looking costs nothing here, since whoever is left goes on: small steps found better candidates than
-the usual 2 to 4 (measured on four recorded studies, ``docs/search.md``).
+A rung costs nothing by itself, since the candidates that are left go on: on four recorded studies,
+small steps found better candidates than the usual 2 to 4 (``docs/search.md``).
 """
 
 DEFAULT_SHARE = 0.1
-"""The budget where none is said: this share of retraining every candidate."""
+"""The default budget: this share of retraining every candidate."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,10 @@ def halving(
     ``epochs`` are those of the recipe, ``budget`` counts epochs of one candidate. The rungs end
     after ``epochs``, an ``eta``-th of them, and so on, to the nearest whole epoch, down to
     ``first``. Rung r trains as many candidates as make (candidates × epochs) equal in all rungs, or
-    all there are. Where the first rung cannot hold all, whoever orders the candidates says which
-    begin. Rungs that would drop nobody are left out, and the lowest ones where the budget is too
-    small for all. Raises :class:`InputError` where the budget does not finish one network.
+    all there are. Where the first rung cannot hold all, those that are first in the strategy's
+    order begin. Rungs that would drop no candidate are left out, and the lowest ones where the
+    budget is too small for all. Raises :class:`InputError` where the budget does not finish one
+    network.
     """
     _check(candidates, epochs, budget)
     if not eta > 1:

@@ -1,7 +1,7 @@
 """Ways to choose one candidate on a budget: an order to begin in, and a schedule.
 
-What is compared is one number a candidate after so many epochs, lower being better; where it comes
-from (a record, or networks in training) is the caller's. Nothing here needs torch.
+What is compared is one number per candidate after so many epochs, lower being better; the caller
+takes it from a record, or from networks in training. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 BATCHES = 4
-"""In which a strategy that learns begins: few, since all of a batch are trained as one."""
+"""How many batches begin, where a strategy learns; few, since a batch is trained as one."""
 LEAST_BATCH = 4
-"""Candidates of a batch, at the least: where fewer begin, so are the batches."""
+"""The fewest candidates per batch: where few begin, there are fewer batches."""
 
 
 class Values(Protocol):
-    """Where the numbers come from."""
+    """Gives the numbers that are compared."""
 
     def __call__(self, candidates: Sequence[int], epochs: int) -> Sequence[float]:
         """The value of each candidate after so many epochs, lower being better; NaN: diverged."""
@@ -43,7 +43,7 @@ class Values(Protocol):
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to choose: who comes first, and what is spent on whom."""
+    """A way to choose: the order of the candidates, and the epochs that each gets."""
 
     name: str
     words: str
@@ -51,7 +51,7 @@ class Strategy:
     plan: Callable[[int, int, int, float], Schedule]
     """``(candidates, epochs, budget, eta)`` to a schedule."""
     learns: bool = False
-    """Whether the first rung begins in batches, each chosen by what those before it came to."""
+    """Whether the first rung begins in batches, each chosen by the values of those before it."""
 
     def ordered(
         self,
@@ -59,7 +59,7 @@ class Strategy:
         ids: Sequence[str] | Sequence[int],
         seed: int = 0,
     ) -> list[int]:
-        """The rows of the candidates in the order in which they begin; it also breaks ties.
+        """The rows of the candidates in the order in which they begin, which also breaks ties.
 
         By ``scores`` ``[P]``, the lowest first and NaN last, or drawn with ``seed``, or by ``ids``
         ``[P]``. Of equal scores the lower id comes first, so that the order in which candidates are
@@ -76,8 +76,8 @@ class Strategy:
 
 
 def _guided(candidates: int, epochs: int, budget: int, eta: float) -> Schedule:
-    # After a fifth of the epochs values tell more than after one, and the model makes up for it
-    # that fewer begin (measured: docs/search.md).
+    # Values after a fifth of the epochs predict better than after one, and the model makes up for
+    # beginning fewer (docs/search.md has the trial).
     return halving(candidates, epochs, budget, eta, first=-(-epochs // 5))
 
 
@@ -99,14 +99,12 @@ STRATEGIES: dict[str, Strategy] = {
     for one in (
         Strategy(
             "guided",
-            "successive halving, those first whose filters were best to prune in others",
+            "successive halving, first the candidates whose filters were best to prune in others",
             "criterion",
             _guided,
             learns=True,
         ),
-        Strategy(
-            "halving", "successive halving, those of the lowest scores first", "criterion", halving
-        ),
+        Strategy("halving", "successive halving, the lowest scores first", "criterion", halving),
         Strategy("random-halving", "successive halving, in a random order", "random", halving),
         Strategy("top", "the lowest scores, each retrained to the end", "criterion", _to_the_end),
         Strategy("random", "random candidates, each retrained to the end", "random", _to_the_end),
@@ -141,7 +139,7 @@ def choose(
 ) -> Course:
     """Carry a schedule out: the first of ``order`` begin, the best of each rung go on.
 
-    With ``pruned`` those who begin are chosen batch by batch, as :func:`begin` does.
+    With ``pruned``, the first rung's candidates are chosen batch by batch, as :func:`begin` does.
     """
     first, *later = schedule.rungs
     going, own = begin(order, first.candidates, lambda some: values(some, first.epochs), pruned)
@@ -159,12 +157,12 @@ def begin(
     values: Callable[[Sequence[int]], Sequence[float]],
     pruned: np.ndarray | None = None,
 ) -> tuple[list[int], list[float]]:
-    """Who begins, and what they come to: the first ``count`` of ``order``.
+    """The first rung's candidates and their values: the first ``count`` of ``order``.
 
-    With ``pruned`` ``[P, F]``, which filters each candidate prunes, they come in batches: the first
-    by ``order``, each later one of those that an additive model fitted to all before it expects to
-    do best (equal ones by ``order``). Filters are worth about as much whatever else is pruned, so
-    that a few dozen candidates tell of all the others.
+    With ``pruned`` ``[P, F]``, the filters that each candidate prunes, they begin in batches. The
+    first batch is taken by ``order``; each later one holds the candidates that an additive model,
+    fitted to all before it, expects to do best (equal ones by ``order``). A filter is worth about
+    as much whatever else is pruned, so that a few dozen candidates predict all the others.
     """
     batches = 1 if pruned is None else max(1, min(BATCHES, count // LEAST_BATCH))
     going: list[int] = []
@@ -185,7 +183,7 @@ def begin(
 def survivors(candidates: Sequence[int], values: Sequence[float], count: int) -> list[int]:
     """The ``count`` candidates of the lowest values, in the order given.
 
-    Of equal ones the first; what diverged (NaN, infinite) comes last.
+    Of equal ones the first; a candidate that diverged (NaN, infinite) comes last.
     """
     comparable = [value if math.isfinite(value) else math.inf for value in values]
     best = sorted(range(len(candidates)), key=comparable.__getitem__)[:count]

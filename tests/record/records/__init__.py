@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from trueoracle.record.store import Retrained, Store
+from trueoracle.tasks.metric import SPLITS, Metric
 
-__all__ = ["older_record", "stopped_early"]
+__all__ = ["older_record", "stopped_early", "synthetic"]
 
 
-def older_record(runs: Path) -> Path:
-    """A copy below ``runs`` of a run of the second format, which kept no checksums.
+def older_record(runs: Path, version: int = 2) -> Path:
+    """A copy below ``runs`` of a run of the second format, which kept no checksums, or the third.
 
-    It is of the study of the fixture ``tiny_fields``, was stopped while it retrained with the
-    second seed, and has been searched with 50 % of the budget.
+    The third named no metrics. Both are of the study of the fixture ``tiny_fields``, were stopped
+    while they retrained with the second seed, and have been searched with 50 % of the budget.
     """
-    (source,) = (Path(__file__).parent / "format-2").iterdir()
+    (source,) = (Path(__file__).parent / f"format-{version}").iterdir()
     shutil.copytree(source, runs / source.name)
     return runs / source.name
 
@@ -31,3 +38,79 @@ def stopped_early(folder: Path) -> None:
             store._drop("outcomes")
         first = Retrained(own["candidate"].iloc[0], int(own["seed"].iloc[0]), False, 1.0, rows)
         store.record_retrained([first])
+
+
+def synthetic(
+    runs: Path,
+    task: str,
+    metrics: Sequence[Metric],
+    *,
+    name: str = "made-up",
+    epochs: int = 3,
+    validation: bool = True,
+    chance: float | None = None,
+) -> Path:
+    """A finished run of any task, in numbers of its own: all 45 ways to prune 2 of 10 filters.
+
+    A filter has a worth, which all metrics follow in their direction; ``oracle`` scores by it up to
+    noise, ``l1`` by noise alone. Every run of as many ``epochs`` is the same; the dense network is
+    the same in all of them.
+    """
+    draw = np.random.default_rng(0)
+    worth = draw.normal(size=10)
+    ways = list(itertools.combinations(range(10), 2))
+    ids = [hashlib.sha256(str(way).encode()).hexdigest()[:16] for way in ways]
+    fields: dict[str, Any] = {
+        "name": name,
+        "network": {"name": "lenet5-mini"},
+        "data": {"name": "mnist-5k"},
+        "pruning": {"layers": {"conv1": 0.2}},
+        "criteria": ["oracle", "l1", "random"],
+        "retraining": {"epochs": epochs, "seeds": [0, 1, 2]},
+    }
+    folder = runs / f"{name}-{epochs:012x}"
+    folder.mkdir(parents=True)
+
+    def measured(quality: float) -> dict[str, float]:
+        """All metrics of a network: the better, the higher its quality from 0 to 1."""
+        values = {}
+        for split, metric in itertools.product(SPLITS, metrics):
+            low = metric.low if np.isfinite(metric.low) else 0.0
+            high = metric.high if np.isfinite(metric.high) else low + 4.0
+            share = quality if metric.higher_is_better else 1 - quality
+            known = validation or split != "validation"
+            values[f"{split}_{metric.name}"] = low + share * (high - low) if known else np.nan
+        return values
+
+    def course(final: float) -> list[dict[str, Any]]:
+        return [
+            {"epoch": e, "learning_rate": 0.1, **measured(final * (e + 2) / (epochs + 1))}
+            for e in range(epochs)
+        ]
+
+    with Store(folder) as store:
+        store.record_task(task, metrics)
+        facts: dict[str, Any] = {
+            "trueoracle": "0", "torch": "0", "python": "3", "device": "cpu", "threads": 1,
+            "git_commit": None, "pid": 1, "engine": "loop",
+        }  # fmt: skip
+        facts |= {} if chance is None else {"chance": chance}
+        sitting = store.begin("2026-01-01T00:00:00+00:00", fields, facts)
+        store.record_dense("5" * 64, "", "trained", 1.0, measured(0.9), course(0.9))
+        store.record_candidates(
+            (one, {"conv1": list(way)}) for one, way in zip(ids, ways, strict=True)
+        )
+        store.record_costs((5500, 9000), [(one, 5000, 8000) for one in ids])
+        quality = [1 / (1 + np.exp(worth[list(way)].sum() / 2)) for way in ways]
+        labels = {"oracle": "pruned train loss", "l1": "L1 norm of the pruned filters"}
+        for criterion, noise in (("oracle", 0.05), ("l1", 5.0), ("random", 9.0)):
+            store.record_criterion(criterion, "a paper", "shipped", labels.get(criterion))
+            scores = [-q + noise * draw.normal() for q in quality]
+            store.record_scores(criterion, zip(ids, scores, strict=True))
+        for seed in (0, 1, 2):
+            store.record_retrained(
+                Retrained(one, seed, False, 0.5, course(float(np.clip(q + n, 0.02, 0.98))))
+                for one, q, n in zip(ids, quality, 0.03 * draw.normal(size=len(ids)), strict=True)
+            )
+        store.end(sitting, "2026-01-01T00:01:00+00:00")
+    return folder
