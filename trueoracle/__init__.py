@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from trueoracle.criteria.base import criterion
     from trueoracle.data.splits import Split, Splits
     from trueoracle.errors import TrueOracleError
+    from trueoracle.grid import Grid
     from trueoracle.networks.registry import network
     from trueoracle.record.results import Results
     from trueoracle.search.export import load
+    from trueoracle.spec.grid import Variant, variants
     from trueoracle.spec.spec import StudySpec
     from trueoracle.study import Study
 
 __all__ = [
     "Assessment",
     "CandidateTable",
+    "Grid",
     "Relation",
     "Results",
     "Split",
@@ -30,18 +33,21 @@ __all__ = [
     "Study",
     "StudySpec",
     "TrueOracleError",
+    "Variant",
     "__version__",
     "assess",
     "criterion",
     "load",
     "network",
     "relate",
+    "variants",
 ]
 
 # Imported when first used: commands that read tables need no torch, whose import takes seconds.
 _HOMES = {
     "Assessment": "analysis.assessment",
     "CandidateTable": "analysis.table",
+    "Grid": "grid",
     "Relation": "analysis.relation",
     "Results": "record.results",
     "Split": "data.splits",
@@ -49,11 +55,13 @@ _HOMES = {
     "Study": "study",
     "StudySpec": "spec.spec",
     "TrueOracleError": "errors",
+    "Variant": "spec.grid",
     "assess": "analysis.assessment",
     "criterion": "criteria.base",
     "load": "search.export",
     "network": "networks.registry",
     "relate": "analysis.relation",
+    "variants": "spec.grid",
 }
 
 

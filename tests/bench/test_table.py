@@ -21,8 +21,8 @@ from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
 from trueoracle.run.prepare import build_study
 from trueoracle.run.progress import SilentProgress
-from trueoracle.spec.grid import expand
-from trueoracle.spec.spec import load_spec
+from trueoracle.spec.grid import variants
+from trueoracle.spec.grid import load_spec
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_it_holds_every_proper_subset_with_every_seed(shipped: Bench) -> None:
 
 
 def test_settings_are_studies_of_the_grid(shipped: Bench) -> None:
-    points = {point.spec.name for point in expand("lenet5-mini-bench")}
+    points = {point.spec.name for point in variants("lenet5-mini-bench")}
     for setting in shipped.settings:
         assert load_spec(setting.study).name in points
         ways = ways_of(shipped.keys["pruned"].to_numpy()[setting.rows])

@@ -384,7 +384,7 @@ def test_wrong_images_print_one_line_and_no_traceback(
 
 
 def test_a_busy_study_exits_with_3(study: Path, runs: Path) -> None:
-    from trueoracle.spec.spec import load_spec
+    from trueoracle.spec.grid import load_spec
 
     folder = runs / load_spec(str(study)).folder_name
     folder.mkdir(parents=True)
@@ -425,7 +425,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("trueoracle.spec.spec.shipped_studies", broken)
+    monkeypatch.setattr("trueoracle.spec.file.shipped_studies", broken)
     called = call("run", "digits-conv1-0.2")
     assert called.code == 1
     assert called.err == "unexpected error: ZeroDivisionError: a bug (--debug shows where)\n"

@@ -9,7 +9,7 @@ from tests.conftest import Writer
 from trueoracle.errors import InputError
 from trueoracle.reproduce.published import all_settings
 from trueoracle.reproduce.published import published as published_of
-from trueoracle.spec.spec import load_spec
+from trueoracle.spec.grid import load_spec
 
 
 def test_45_settings_are_published_each_once() -> None:

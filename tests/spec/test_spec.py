@@ -16,14 +16,9 @@ from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS
 from trueoracle.reproduce.published import all_settings
 from trueoracle.run.prepare import list_study
-from trueoracle.spec.spec import (
-    StudySpec,
-    arms_of,
-    load_spec,
-    parse_overrides,
-    shipped_studies,
-    spec_from,
-)
+from trueoracle.spec.file import arms_of, parse_overrides, shipped_studies, spec_from
+from trueoracle.spec.grid import load_spec
+from trueoracle.spec.spec import StudySpec
 
 MINIMAL = {
     "name": "mine",

@@ -32,15 +32,15 @@ from trueoracle.record.store import DATABASE, Store, locked
 from trueoracle.run.prepare import prepare
 from trueoracle.run.progress import PlainProgress, Progress
 from trueoracle.run.runner import DENSE, check_dense_file, run
-from trueoracle.spec.grid import GridPoint, expand
+from trueoracle.spec.grid import Variant, variants
 
 __all__ = ["build", "recorded", "start"]
 
 
-def recorded(runs: Path) -> list[tuple[GridPoint, Results]]:
+def recorded(runs: Path) -> list[tuple[Variant, Results]]:
     """The finished points of the grid below ``runs``."""
     found = []
-    for point in expand(GRID):
+    for point in variants(GRID):
         folder = runs / point.spec.folder_name
         if (folder / DATABASE).is_file() and (results := Results(folder)).finished:
             found.append((point, results))
@@ -54,7 +54,7 @@ def start(runs: Path, progress: Progress, table: Path = DATA) -> None:
     dense network. Raises :class:`InputError` where ``runs`` holds another one already.
     """
     for network, facts in read_bench(table).card["dense"].items():
-        spec = next(one.spec for one in expand(GRID) if one.spec.dense.seed == int(network))
+        spec = next(one.spec for one in variants(GRID) if one.spec.dense.seed == int(network))
         folder = runs / spec.folder_name
         with locked(folder, patience=1.0), Store(folder) as store:
             recorded = store.dense()
@@ -79,7 +79,7 @@ def start(runs: Path, progress: Progress, table: Path = DATA) -> None:
 
 
 def build(
-    points: Sequence[tuple[GridPoint, Results]],
+    points: Sequence[tuple[Variant, Results]],
     out: Path,
     progress: Progress,
     criteria: Sequence[str] | None = None,
@@ -159,8 +159,8 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _new_points(
-    points: Sequence[tuple[GridPoint, Results]], before: Bench
-) -> list[tuple[GridPoint, Results]]:
+    points: Sequence[tuple[Variant, Results]], before: Bench
+) -> list[tuple[Variant, Results]]:
     """Those that a table has not; all must prune its dense networks."""
     held = {setting.study for setting in before.settings}
     for point, results in points:
@@ -184,7 +184,7 @@ def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
     return known
 
 
-def _epochs(point: GridPoint, results: Results) -> pd.DataFrame:
+def _epochs(point: Variant, results: Results) -> pd.DataFrame:
     """One row a candidate, seed and epoch; float32 holds losses to seven digits."""
     ((layer, _),) = point.spec.pruning.layers.items()
     masks = {
@@ -209,7 +209,7 @@ def _epochs(point: GridPoint, results: Results) -> pd.DataFrame:
 
 
 def _card(
-    points: Sequence[tuple[GridPoint, Results]],
+    points: Sequence[tuple[Variant, Results]],
     keys: pd.DataFrame,
     seeds: int,
     seconds: dict[str, float],

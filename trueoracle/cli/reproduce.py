@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+import trueoracle
 from trueoracle.analysis.numbers import number, p_value, percent
+from trueoracle.analysis.outcomes import rule_in_words
 from trueoracle.cli.console import (
-    Debug,
-    Device,
-    Engine,
-    Json,
-    Memory,
-    Quiet,
-    Runs,
-    Settings,
-    Weights,
+    Chosen,
+    Machine,
+    Output,
     command_line,
     err,
     guarded,
@@ -27,15 +24,23 @@ from trueoracle.cli.console import (
     print_json,
     shown_progress,
     table,
-    with_weights,
 )
-
-if TYPE_CHECKING:
-    from trueoracle.record.results import Results
-    from trueoracle.reproduce.comparison import Ours
-    from trueoracle.reproduce.comparison import Scale as OurScale
-    from trueoracle.reproduce.published import Published
-    from trueoracle.spec.spec import StudySpec
+from trueoracle.cli.tables import notes, relations_of, relations_table
+from trueoracle.errors import InputError, unknown
+from trueoracle.report.summary import summarise
+from trueoracle.reproduce import comparison
+from trueoracle.reproduce.comparison import Ours
+from trueoracle.reproduce.published import all_settings, published
+from trueoracle.run.progress import duration
+from trueoracle.spec.file import (
+    Published,
+    is_reference,
+    shipped_studies,
+    without_arms,
+)
+from trueoracle.spec.grid import load_spec, load_variant
+from trueoracle.spec.scale import changes_in_words
+from trueoracle.spec.spec import StudySpec
 
 
 class Scale(StrEnum):
@@ -52,8 +57,34 @@ class Surgery(StrEnum):
     as_released = "as-released"
 
 
+@dataclass(frozen=True)
+class Arms:
+    """Options that say which arms of a study are meant, and what is listed of them."""
+
+    scale: Annotated[
+        Scale | None,
+        typer.Option(
+            help="small: cut to what a laptop holds, and marked so [default: that of NAME, full "
+            "without @small; the list shows full scale where it is finished, else small]."
+        ),
+    ] = None
+    surgery: Annotated[
+        Surgery, typer.Option(help="as-released: the wiring of the paper's released code.")
+    ] = Surgery.exact
+    outcome: Annotated[
+        str, typer.Option(help="Epochs that count; best-on-test is the paper's choice.")
+    ] = "last"
+    times: Annotated[
+        bool, typer.Option("--times/--no-times", help="List: estimate how long each takes here.")
+    ] = True
+
+
 @guarded
 def reproduce(
+    arms: Arms,
+    chosen: Chosen,
+    machine: Machine,
+    output: Output,
     name: Annotated[
         str | None,
         typer.Argument(
@@ -61,31 +92,6 @@ def reproduce(
             "left out: list the settings."
         ),
     ] = None,
-    scale: Annotated[
-        Scale | None,
-        typer.Option(
-            help="small: cut to what a laptop holds, and marked so [default: that of NAME, full "
-            "without @small; the list shows full scale where it is finished, else small]."
-        ),
-    ] = None,
-    surgery: Annotated[
-        Surgery, typer.Option(help="as-released: the wiring of the paper's released code.")
-    ] = Surgery.exact,
-    outcome: Annotated[
-        str, typer.Option(help="Epochs that count; best-on-test is the paper's choice.")
-    ] = "last",
-    times: Annotated[
-        bool, typer.Option("--times/--no-times", help="List: estimate how long each takes here.")
-    ] = True,
-    settings: Settings = None,
-    weights: Weights = None,
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
-    engine: Engine = "auto",
-    memory: Memory = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """List the paper's 45 published settings with ours beside them, or run one.
 
@@ -107,54 +113,40 @@ def reproduce(
 
     - trueoracle reproduce resnet56-cifar10-0.5 --scale small --surgery as-released
     """
-    from trueoracle.analysis.outcomes import rule_in_words
-    from trueoracle.errors import InputError
-
-    rule_in_words(outcome)
-    settings = with_weights(settings, weights)
-    chosen: OurScale | None = scale.value if scale else None
-    if name is None:
-        if settings:
-            raise InputError(
-                "--set and --weights change the study that is run: name a setting or a study"
-            )
-        rows = _rows(runs, chosen, surgery.value, outcome, device, times=times, quiet=quiet)
-        if as_json:
-            print_json(rows)
-        elif not quiet:
-            _print_rows(rows)
+    rule_in_words(arms.outcome)
+    if name is not None:
+        results = _run(name, arms, chosen, machine, output)
+        if output.as_json:
+            print_json(results)
+        elif not output.quiet:
+            _print_comparison(results)
         return
-    results = _run(name, chosen, surgery.value, outcome, settings, runs, device,
-                   engine, memory, quiet=quiet)  # fmt: skip
-    if as_json:
-        print_json(results)
-    elif not quiet:
-        _print_comparison(results)
+    if chosen.changes:
+        raise InputError(
+            "--set and --weights change the study that is run: name a setting or a study"
+        )
+    rows = _rows(arms, chosen.runs, machine.device, quiet=output.quiet)
+    if output.as_json:
+        print_json(rows)
+    elif not output.quiet:
+        _print_rows(rows)
 
 
-def _rows(
-    runs: Path,
-    scale: OurScale | None,
-    surgery: str,
-    rule: str,
-    device: str,
-    *,
-    times: bool,
-    quiet: bool,
-) -> list[dict[str, Any]]:
-    from trueoracle.reproduce.comparison import arm_reference, recorded_ours
-    from trueoracle.reproduce.published import all_settings
-    from trueoracle.spec.spec import load_spec
-
+def _rows(arms: Arms, runs: Path, device: str, *, quiet: bool) -> list[dict[str, Any]]:
+    """The published settings, each with ours as far as it is recorded."""
+    surgery = arms.surgery.value
     rows = []
     for one in all_settings():
-        ours = recorded_ours(one, runs, scale=scale, surgery=surgery, rule=rule)
+        scale = arms.scale.value if arms.scale else None
+        ours = comparison.recorded_ours(
+            one, runs, scale=scale, surgery=surgery, rule=arms.outcome
+        )
         shown = scale or (ours.scale if ours else "full")
-        reference = arm_reference(one.study, shown, surgery)
+        reference = comparison.arm_reference(one.study, shown, surgery)
         data = {"data.name": ours.data} if ours else {}  # a stand-in, maybe
         specs = [load_spec(reference, data)]
         if one.needs_short:
-            specs.append(load_spec(f"{reference}@short", data))
+            specs.append(load_spec(comparison.short_reference(reference), data))
         rows.append(
             {
                 **_entry(one, ours),
@@ -165,7 +157,7 @@ def _rows(
                 "specs": specs,
             }
         )
-    if times:
+    if arms.times:
         _add_times(rows, device, quiet=quiet)
     for row in rows:
         del row["specs"]
@@ -186,14 +178,13 @@ def _entry(one: Published, ours: Ours | None) -> dict[str, Any]:
 
 
 def _networks(spec: StudySpec, one: Published) -> int:
-    """Networks to retrain; where every way is listed, they are as many as were published."""
+    """Networks to retrain; of a study that lists every way to prune, as many as were published."""
     count = spec.pruning.candidates
     return (count if isinstance(count, int) else one.n) * len(spec.retraining.seeds)
 
 
 def _add_times(rows: list[dict[str, Any]], device: str, *, quiet: bool) -> None:
-    from trueoracle.errors import InputError
-    from trueoracle.run.estimate import Estimator
+    from trueoracle.run.estimate import Estimator  # imports torch
 
     estimator = Estimator(device)
     with shown_progress(quiet=quiet) as progress:
@@ -211,92 +202,67 @@ def _add_times(rows: list[dict[str, Any]], device: str, *, quiet: bool) -> None:
 
 
 def _run(
-    name: str,
-    scale: OurScale | None,
-    surgery: str,
-    rule: str,
-    settings: list[str],
-    runs: Path,
-    device: str,
-    engine: str,
-    memory: str | None,
-    *,
-    quiet: bool,
+    name: str, arms: Arms, chosen: Chosen, machine: Machine, output: Output
 ) -> dict[str, Any]:
-    from trueoracle.data.datasets import at_hand
-    from trueoracle.report.summary import summarise
-    from trueoracle.reproduce.comparison import (
-        STAND_IN,
-        arm_reference,
-        check_direction,
-        has_published_values,
-        ours_of,
-    )
-    from trueoracle.reproduce.published import published
-    from trueoracle.spec.scale import scale_of
-    from trueoracle.spec.spec import load_spec, parse_overrides, split_arm
-    from trueoracle.study import Study
+    from trueoracle.data.datasets import at_hand  # imports torch
 
     study, wanted = _find(name)
-    reference = arm_reference(study, scale, surgery)
-    overrides = parse_overrides(settings)
-    spec = load_spec(reference, overrides)
-    scale = scale_of(spec.name)
-    direction = any(one.needs_short for one in wanted)
-    if direction:
-        check_direction(reference, overrides)
+    scale = arms.scale.value if arms.scale else None
+    references = [comparison.arm_reference(study, scale, arms.surgery.value)]
+    overrides = chosen.overrides
+    spec = load_spec(references[0], overrides)
+    if any(one.needs_short for one in wanted):
+        references.append(comparison.short_reference(references[0]))
+        comparison.check_direction(*references, overrides)
     replaced = None
-    if scale == "small" and spec.data.path is None and not at_hand(spec.data.name):
+    if spec.scale == "small" and spec.data.path is None and not at_hand(spec.data.name):
         replaced = spec.data.name
-        overrides["data.name"] = STAND_IN
-        if not quiet:
-            err().print(f"data set {replaced} is not at hand: {STAND_IN} stands in for it")
-    references = [reference]
-    if direction:
-        references.append(f"{reference}@short")
-    found: list[Results] = []
-    for one in references:
-        made = Study(load_spec(one, overrides), runs=runs)
-        with shown_progress(quiet=quiet) as progress:
+        overrides["data.name"] = comparison.STAND_IN
+        if not output.quiet:
+            err().print(f"data set {replaced} is not at hand: {comparison.STAND_IN} stands in for it")
+    found = []
+    for place, one in enumerate(references, start=1):
+        made = trueoracle.Study(load_spec(one, overrides), runs=chosen.runs)
+        with shown_progress(quiet=output.quiet) as progress:
             if len(references) > 1:
-                progress.message(f"{len(found) + 1} of {len(references)}: {made.spec.name}")
-            found.append(made.run(progress=progress, device=device, engine=engine, memory=memory))
+                progress.message(f"{place} of {len(references)}: {made.spec.name}")
+            found.append(
+                made.run(
+                    progress=progress,
+                    device=machine.device,
+                    engine=machine.engine,
+                    memory=machine.memory,
+                )
+            )
     short = found[1] if len(found) > 1 else None
-    shown = wanted
-    if not wanted and has_published_values(study):
-        shown = [one for one in published(split_arm(study)[0]) if not one.needs_short]
+    if not wanted and comparison.has_published_values(load_spec(study)):
+        wanted = [one for one in published(without_arms(study)) if not one.needs_short]
+    rule = arms.outcome
     return {
         "study": study,
-        "scale": scale,
+        "scale": spec.scale,
         "replaced_data": replaced,
         "comparisons": [
-            _entry(one, ours_of(one, found[0], short if one.needs_short else None, rule))
-            for one in shown
+            _entry(
+                one, comparison.ours_of(one, found[0], short if one.needs_short else None, rule)
+            )
+            for one in wanted
         ],
         "summary": summarise(found[0], rule, short),
     }
 
 
 def _find(name: str) -> tuple[str, list[Published]]:
-    """The study that a name means, and the setting where it names one."""
-    from trueoracle.errors import unknown
-    from trueoracle.reproduce.comparison import has_published_values
-    from trueoracle.reproduce.published import all_settings, published
-    from trueoracle.spec.grid import find_point, refuse_grid
-    from trueoracle.spec.spec import shipped_grids, shipped_studies, split_arm
-
+    """The study that a name means, and the published settings that are asked for by it."""
     settings = {one.setting: one for one in all_settings()}
     if name in settings:
         return settings[name].study, [settings[name]]
-    reference, _ = split_arm(name)
-    if find_point(name) is not None:
-        return name, []
-    is_file = reference.endswith(".toml")
-    if not is_file and reference not in shipped_studies() | shipped_grids():
+    if not is_reference(name):
         raise unknown("published setting or study", name, {*settings, *shipped_studies()})
-    refuse_grid(name)
+    variant = load_variant(name)
     # A file of one's own has no settings by name: all of its values are meant.
-    return name, published(reference) if is_file and has_published_values(name) else []
+    asked = list(variant.published) if comparison.has_published_values(variant.spec) else []
+    return name, asked
 
 
 COLUMNS = ("n", "tau", "p", "anomalies")
@@ -327,8 +293,6 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 def _long(seconds: float) -> str:
     """Such as ``"3 h 5 min"``, and days from three on."""
-    from trueoracle.run.progress import duration
-
     days = seconds / 86400
     return f"{days:,.0f} days" if days >= 3 else duration(seconds)
 
@@ -353,9 +317,6 @@ def _our_cells(ours: dict[str, Any] | None, scale: str) -> tuple[str, ...]:
 
 
 def _print_comparison(results: dict[str, Any]) -> None:
-    from trueoracle.cli.tables import notes, relations_of, relations_table
-    from trueoracle.spec.scale import changes_in_words
-
     console = out()
     console.print()
     summary = results["summary"]

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trueoracle.cli.console import Debug, Json, Runs, guarded, out, print_json, table
+from trueoracle.errors import StoreError
+from trueoracle.record.results import read_status, recorded_runs
 
 
 @guarded
@@ -46,9 +48,6 @@ def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = Fals
 
 
 def _rows(runs: Path) -> list[dict[str, Any]]:
-    from trueoracle.errors import StoreError
-    from trueoracle.record.results import read_status, recorded_runs
-
     rows: list[dict[str, Any]] = []
     for folder in recorded_runs(runs):
         try:

@@ -18,18 +18,16 @@ NUMBERS = ("n", "tau", "95%", "p (Holm)", "ceiling", "anomalies", "rank", "regre
 
 def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
     """One row for each study, criterion and metric; a single study is named above the table."""
-    from trueoracle.spec.scale import titled  # its pydantic is slow to import for --help
-
     several = len(summaries) > 1
     names = ("study",) if several else ()
     made = table(*names, "criterion", "outcome", *NUMBERS, right=NUMBERS)
     if not several:
-        made.title = f"{titled(summaries[0]['study'])}, {summaries[0]['surgery']} surgery"
+        made.title = f"{summaries[0]['title']}, {summaries[0]['surgery']} surgery"
         made.title_justify = "left"
     for summary in summaries:
         for relation in relations_of(summary):
             made.add_row(
-                *((titled(summary["study"]),) if several else ()),
+                *((summary["title"],) if several else ()),
                 relation["criterion"],
                 relation["outcome_name"].removeprefix("final "),
                 *relation_cells(relation),

@@ -47,7 +47,7 @@ def verify(
     from trueoracle.record.results import find_run, recorded_runs
     from trueoracle.record.verify import repair
     from trueoracle.record.verify import verify as verified
-    from trueoracle.spec.spec import parse_overrides
+    from trueoracle.spec.file import parse_overrides
 
     overrides = parse_overrides(settings or ())
     folders = [find_run(study, runs, overrides) for study in studies or ()]

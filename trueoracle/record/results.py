@@ -26,9 +26,9 @@ from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.files import make_folder, replacing
 from trueoracle.record.names import score_name
 from trueoracle.record.store import DATABASE, Store, is_locked
-from trueoracle.spec.grid import refuse_grid
-from trueoracle.spec.scale import titled
-from trueoracle.spec.spec import StudySpec, load_spec, shipped_grids, shipped_studies, split_arm
+from trueoracle.spec.file import is_reference
+from trueoracle.spec.grid import load_spec
+from trueoracle.spec.spec import StudySpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -243,7 +243,7 @@ class Results:
                 higher_is_better=higher_is_better(metric),
                 x_label=self.score_name(criterion),
                 y_label=outcome_name(metric, rule),
-                title=titled(self.spec.name),
+                title=self.spec.title,
             )
         )
 
@@ -318,7 +318,7 @@ class Results:
                 higher_score_is_better=higher_is_better(metric),
                 x_label=short_name(short, metric),
                 y_label=outcome_name(metric, rule),
-                title=titled(self.spec.name),
+                title=self.spec.title,
             )
         )
 
@@ -436,7 +436,9 @@ def short_name(short: Results, metric: str) -> str:
 
 
 def find_short(results: Results, others: Iterable[Results]) -> Results | None:
-    """The arm ``short`` of a study among others: the same pruning, retrained for fewer epochs.
+    """The short retraining of a study among others: the same pruning, retrained for fewer epochs.
+
+    It is an arm of the study whose role is ``short``.
 
     Of several, the one whose recipe and candidates are most like the study's.
     """
@@ -446,8 +448,10 @@ def find_short(results: Results, others: Iterable[Results]) -> Results | None:
 
 def _is_short(results: Results, other: Results) -> bool:
     ours, theirs = results.spec, other.spec
+    base, _, arm = theirs.name.rpartition("@")
     return (
-        theirs.name == f"{ours.name}@short"
+        base == ours.name
+        and theirs.role(arm) == "short"
         and (other.dense or {}).get("sha256") == (results.dense or {}).get("sha256")
         and theirs.data == ours.data
         and theirs.pruning.kind == ours.pruning.kind
@@ -503,22 +507,15 @@ def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None
     for folder in (Path(reference), runs / reference):
         if (folder / DATABASE).is_file():
             return folder
-    base = split_arm(reference)[0]
-    shipped = base in shipped_studies() or base.partition("+")[0] in shipped_grids()
-    exactly = shipped or ".toml" in reference
-    if exactly:
-        refuse_grid(reference)
+    spec = load_spec(reference, overrides) if is_reference(reference) else None
     recorded = _some_runs(runs)
-    name = reference
-    if exactly:
-        spec = load_spec(reference, overrides)
-        if (runs / spec.folder_name / DATABASE).is_file():
-            return runs / spec.folder_name
-        name = spec.name
+    if spec is not None and (runs / spec.folder_name / DATABASE).is_file():
+        return runs / spec.folder_name
+    name = reference if spec is None else spec.name
     named = [run for run in recorded if _name(run) == name]
     if not named:
         raise unknown("recorded study", name, {_name(run) for run in recorded})
-    if exactly or overrides:
+    if spec is not None or overrides:
         others = " or ".join(map(str, named[:3]))
         raise InputError(f"{name!r} is not recorded with these settings; there is {others}")
     return named[0]
@@ -529,13 +526,14 @@ def find_arms(results: Results) -> list[Results]:
 
     The last changed run of each; of the study's short retraining the one that fits it best.
     """
-    base, short = results.spec.name.partition("@")[0], f"{results.spec.name}@short"
+    base = results.spec.name.partition("@")[0]
     arms: dict[str, list[Results]] = {}
     for run in recorded_runs(results.folder.parent):
         name = _name(run)
         if name.partition("@")[0] != base or name == results.spec.name:
             continue
-        if name in arms and name != short:
+        # Of an arm of its own, each run may be the short retraining that fits.
+        if name in arms and name.rpartition("@")[0] != results.spec.name:
             continue
         try:
             other = Results(run)

@@ -22,8 +22,8 @@ from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
 from trueoracle.report.page import render, tables_of
 from trueoracle.report.summary import REPORTED_METRICS, summarise
 from trueoracle.report.words import FEW, grid_verdicts, meta_sentence, slope_sentence
-from trueoracle.spec.grid import GridPoint
-from trueoracle.spec.scale import scale_in_words, scale_of, titled
+from trueoracle.spec.grid import Variant
+from trueoracle.spec.scale import scale_in_words
 
 __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
 
@@ -39,7 +39,7 @@ class WrittenGrid:
 
 
 def summarise_grid(
-    points: Sequence[GridPoint], recorded: Mapping[str, Results], rule: str = "last"
+    points: Sequence[Variant], recorded: Mapping[str, Results], rule: str = "last"
 ) -> dict[str, Any]:
     """The summary of a grid, as far as it has come, as plain values.
 
@@ -67,7 +67,8 @@ def summarise_grid(
     return {
         "grid": first.grid,
         "purpose": first.spec.purpose,
-        "scale": scale_of(first.grid),
+        "title": first.title,
+        "scale": first.spec.scale,
         "scale_in_words": scale_in_words(*(point.spec for point in points)),
         "axes": axes,
         "outcome": rule,
@@ -133,7 +134,7 @@ def _slopes(found: Sequence[tuple[Mapping[str, Any], Effect]]) -> list[dict[str,
 
 
 def write_grid_report(
-    points: Sequence[GridPoint], recorded: Mapping[str, Results], out: Path, rule: str = "last"
+    points: Sequence[Variant], recorded: Mapping[str, Results], out: Path, rule: str = "last"
 ) -> WrittenGrid:
     """Write ``report.html``, ``summary.json`` and ``figures/`` of a grid below ``out``.
 
@@ -204,7 +205,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
             [(_line(entry, relation), *_place(entry), *_tau(relation)) for entry, relation in own],
             x_label=axis,
             y_label=f"Kendall's τ with {outcome}",
-            title=titled(summary["grid"]),
+            title=summary["title"],
             ceilings=ceilings,
         )
         told = ", ".join(
@@ -235,7 +236,7 @@ def _forests(
     for meta in summary.get("meta") or []:
         criterion, metric = meta["criterion"], meta["metric"]
         score, outcome = names[criterion, metric]
-        figure = forest_figure(meta, score=score, outcome=outcome, title=summary["grid"])
+        figure = forest_figure(meta, score=score, outcome=outcome, title=summary["title"])
         stem = f"{summary['grid']}-{slug(criterion)}-{metric}-forest"
         told = ", ".join(f"{one['label']} {number(one['tau'], 2)}" for one in meta["studies"])
         alt = f"Forest plot of {score} and {outcome}: {told}. {meta_sentence(meta, score, outcome)}"
@@ -266,7 +267,7 @@ def _panels(
                 higher_is_better=higher_is_better(metric),
                 x_label=score_name(criterion),
                 y_label=outcome_name(metric, rule),
-                title=titled(summary["grid"]),
+                title=summary["title"],
                 tau_intervals=intervals,
             )
             words = f"{score_name(criterion)} against {outcome_name(metric, rule)}"

@@ -42,7 +42,7 @@ from trueoracle.report.words import (
     verdicts,
 )
 from trueoracle.run.progress import duration
-from trueoracle.spec.scale import changes_in_words, titled
+from trueoracle.spec.scale import changes_in_words
 
 __all__ = ["WrittenReport", "render", "tables_of", "write_report"]
 
@@ -233,7 +233,7 @@ def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None
         # How criteria agree among each other is the same whatever the outcome.
         alike = next(iter(found.values()))["agreement"]
         agreement = folder.draw(
-            agreement_figure(alike, titled(name)),
+            agreement_figure(alike, summary["title"]),
             f"{name}-agreement",
             alt=_alike_in_words(alike),
             caption="Blue: two criteria order the candidates alike; orange: against each other. "
@@ -319,6 +319,5 @@ def _environment() -> Environment:
         "percent": percent,
         "duration": duration,
         "cost": cost_in_words,
-        "titled": titled,
     }
     return environment

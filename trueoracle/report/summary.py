@@ -11,7 +11,7 @@ from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.numbers import finite_or_none, quantity
 from trueoracle.analysis.outcomes import chance_in_words, outcome_name, rule_in_words
 from trueoracle.record.results import Results, short_name
-from trueoracle.spec.scale import changes_from_file, scale_in_words, scale_of
+from trueoracle.spec.scale import changes_from_file, scale_in_words
 
 __all__ = ["REPORTED_METRICS", "cost_in_words", "summarise"]
 
@@ -44,7 +44,8 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
         "purpose": spec.purpose,
         "changed": changes_from_file(spec),
         "kind": spec.pruning.kind,
-        "scale": scale_of(spec.name),
+        "title": spec.title,
+        "scale": spec.scale,
         "scale_in_words": scale_in_words(spec),
         "network": spec.network.name,
         "data": spec.data.name,

@@ -14,14 +14,18 @@ PUBLISHED = Path(__file__).parent / "published.toml"
 
 
 def all_settings() -> list[Published]:
-    """Every published setting, in the order of their names; each repeats a shipped study."""
+    """Every published setting, in the order of their names; a shipped study repeats each."""
+    return sorted(_in_file(), key=lambda one: one.setting)
+
+
+def _in_file() -> tuple[Published, ...]:
     tables = tomllib.loads(PUBLISHED.read_text(encoding="utf-8"))
     found = [
         {"setting": setting, "x": x, **values}
         for x, settings in tables.items()
         for setting, values in settings.items()
     ]
-    return sorted(read_published(PUBLISHED.name, "", found), key=lambda one: one.setting)
+    return read_published(PUBLISHED.name, "", found)
 
 
 def published(study: str) -> list[Published]:
@@ -33,6 +37,6 @@ def published(study: str) -> list[Published]:
     variant = load_variant(study)
     if variant.published:
         return list(variant.published)
-    settings, digest = all_settings(), variant.spec.digest
+    settings, digest = _in_file(), variant.spec.digest
     same = {one for one in {s.study for s in settings} if load_spec(one).digest == digest}
     return [one for one in settings if one.study in same]

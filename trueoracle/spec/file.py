@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +32,7 @@ __all__ = [
     "shipped_grids",
     "shipped_studies",
     "spec_from",
+    "without_arms",
 ]
 
 SHIPPED = Path(__file__).parent.parent / "studies"
@@ -139,6 +141,11 @@ def parse_reference(text: str) -> Reference:
     if point and base in shipped_grids():
         return Reference(base, point, tuple(arms))
     return Reference(named, "", tuple(arms))
+
+
+def without_arms(reference: str) -> str:
+    """The reference of the study itself."""
+    return str(replace(parse_reference(reference), arms=()))
 
 
 def arms_of(reference: str) -> list[str]:
@@ -308,11 +315,17 @@ def _parsed(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     except (OSError, ValueError, RuntimeError) as error:  # no text, no name, a ring of links
         raise InputError(f"cannot read the study file {path}: {first_line(error)}") from error
     try:
-        return _toml(text)
+        return dict(_content(text))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     except ValueError as error:
         raise InputError(f"{path} {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _content(text: str) -> dict[str, Any]:
+    """What a file says; the bases are read for every study that stands in them."""
+    return _toml(text)
 
 
 def _split(fields: Mapping[str, Any], where: str) -> StudyFile:

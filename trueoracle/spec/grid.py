@@ -47,6 +47,12 @@ class Variant:
     values: Mapping[str, Any] = field(default_factory=dict)
     published: tuple[Published, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """The name of the grid, or else of the study, for headings."""
+        small = " (small scale)" if self.spec.scale == "small" else ""
+        return f"{self.grid}{small}" if self.grid else self.spec.title
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -76,7 +82,8 @@ def variants(reference: str, overrides: Mapping[str, Any] | None = None) -> list
     if named.point:
         raise InputError(f"{named.base!r} is no grid: its file has no table [grid]")
     spec = spec_from(file.fields, overrides)
-    return [Variant(spec, published=read_published(reference, spec.name, file.published))]
+    own_name = spec.name.partition("@")[0]
+    return [Variant(spec, published=read_published(reference, own_name, file.published))]
 
 
 def load_variant(reference: str, overrides: Mapping[str, Any] | None = None) -> Variant:
