@@ -41,8 +41,9 @@ class Grid:
         ``overrides`` maps dotted fields to values in all studies. Results are kept below ``runs``.
         Raises :class:`InputError`, in one line, for what makes no study.
         """
-        named = isinstance(grid, str | Path)
-        self.variants = tuple(variants(str(grid), overrides) if named else grid)
+        if isinstance(grid, str | Path):
+            grid = variants(str(grid), overrides)
+        self.variants = tuple(grid)
         self.runs = Path(runs)
 
     @property
@@ -75,7 +76,9 @@ class Grid:
             lambda study: study.run(progress=shown, device=device, engine=engine, memory=memory),
         )
 
-    def score(self, *, progress: bool | Progress = True, device: str = "auto") -> dict[str, Results]:
+    def score(
+        self, *, progress: bool | Progress = True, device: str = "auto"
+    ) -> dict[str, Results]:
         """Score the candidates of every study and retrain none, otherwise like :meth:`run`."""
         shown = as_progress(progress)
         self._check(shown, device, None)
@@ -100,13 +103,13 @@ class Grid:
         from trueoracle.report.grid import write_grid_report
 
         if not self.is_whole:
-            raise InputError(f"{self.name} is one study, not a grid: report it by Study(…).report()")
+            raise InputError(f"{self.name} is one study, not a grid: use Study(…).report()")
         if not (found := self.results()):
             raise InputError(
                 f"no point of {self.name} is recorded in {self.runs} with these settings"
             )
-        folder = self.runs / f"{self.name}-{grid_digest(self.variants)}" / "report"
-        return write_grid_report(self.variants, found, folder if out is None else Path(out), outcome)
+        own = self.runs / f"{self.name}-{grid_digest(self.variants)}" / "report"
+        return write_grid_report(self.variants, found, Path(out or own), outcome)
 
     def _each(
         self, progress: Progress, carry_out: Callable[[Study], Results]

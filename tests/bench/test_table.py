@@ -21,8 +21,7 @@ from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
 from trueoracle.run.prepare import build_study
 from trueoracle.run.progress import SilentProgress
-from trueoracle.spec.grid import variants
-from trueoracle.spec.grid import load_spec
+from trueoracle.spec.grid import load_spec, variants
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from trueoracle.errors import InputError
 from trueoracle.record.results import find_run
 from trueoracle.record.store import DATABASE
 from trueoracle.run.prepare import list_study
-from trueoracle.spec.grid import grid_digest, load_spec, load_variant, variants
 from trueoracle.spec.file import arms_of, shipped_grids, shipped_studies
+from trueoracle.spec.grid import grid_digest, load_spec, load_variant, variants
 
 BASE = 'extends = "digits-conv1-0.2"\n'
 
@@ -151,7 +151,7 @@ def test_a_grid_is_not_run_as_one_study_but_its_points_are() -> None:
 
 
 def test_what_is_no_grid_has_no_points(write_study: Writer) -> None:
-    with pytest.raises(InputError, match="mine.toml' is no grid: its file has no table"):
+    with pytest.raises(InputError, match=r"mine\.toml' is no grid: its file has no table"):
         load_spec(f"{write_study(BASE)}+epochs-2")
 
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from tests.conftest import Writer
-from trueoracle.spec.scale import changes_from_file, changes_in_words, scale_in_words
 from trueoracle.spec.grid import load_spec
+from trueoracle.spec.scale import changes_from_file, changes_in_words, scale_in_words
 
 
 def test_the_scale_is_that_of_the_arms() -> None:

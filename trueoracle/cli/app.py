@@ -23,10 +23,15 @@ COMMANDS = {
     "bench": "Test a criterion against networks whose every pruning has been retrained.",
     "reproduce": "List the paper's 45 published settings with ours beside them, or run one.",
     "status": "Show the recorded studies and how far each has come, the last changed one first.",
-    "report": "Write report.html, summary.json and the figures (PNG, SVG, PDF) of a recorded study.",
+    "report": (
+        "Write report.html, summary.json and the figures (PNG, SVG, PDF) of a recorded study."
+    ),
     "export": "Write the tables candidates, scores, outcomes, retrainings and dense_epochs.",
     "analyse": "Apply the statistics of a study to tables of your own.",
-    "verify": "Hold everything recorded against its checksums, and say what is damaged and how to mend it.",
+    "verify": (
+        "Hold everything recorded against its checksums, and say what is damaged and how to mend "
+        "it."
+    ),
 }
 """The first line of each command's help. The commands are not imported for a list of them: that
 takes longer than to print it."""

@@ -95,7 +95,6 @@ Weights = Annotated[
 ]
 
 
-
 @dataclass(frozen=True)
 class Chosen:
     """Options that say which study is meant, besides its name."""

@@ -57,8 +57,8 @@ def report(
     from trueoracle.cli.grids import print_grid
     from trueoracle.cli.tables import notes, relations_of, relations_table
     from trueoracle.errors import InputError
-    from trueoracle.record.results import Results, find_arms, find_run, last_run
     from trueoracle.grid import Grid
+    from trueoracle.record.results import Results, find_arms, find_run, last_run
     from trueoracle.report.page import write_report
     from trueoracle.report.words import verdicts
     from trueoracle.spec.file import is_reference, parse_overrides
@@ -110,4 +110,3 @@ def report(
     if written.figures:
         count = len(written.figures)
         console.print(f"figures  {written.figures[0].parent} ({count} files)")
-

@@ -235,9 +235,7 @@ def panel_figure(
 
 def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: str) -> Figure:
     """One criterion's tau in every study of a grid, and over all of them."""
-    data = forest_data(
-        meta, x_label=f"Kendall's τ with {outcome}", title=f"{title}: {score}"
-    )
+    data = forest_data(meta, x_label=f"Kendall's τ with {outcome}", title=f"{title}: {score}")
     return draw_forest(data)
 
 
