@@ -5,15 +5,19 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from tests.conftest import Writer
-from trueoracle.cli.app import app
+from trueoracle.cli.app import COMMANDS, app
+from trueoracle.cli.console import Output, guarded
 from trueoracle.record.store import locked
 from trueoracle.study import Study
 
@@ -448,3 +452,66 @@ def test_reading_commands_do_not_import_torch() -> None:
         " trueoracle.figures.scatter; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def loaded(*arguments: str) -> set[str]:
+    """The modules that a command line imports."""
+    code = (
+        "import sys\nfrom trueoracle.cli.app import app\n"
+        f"try:\n    app({list(arguments)!r})\nfinally:\n"
+        "    print(*sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return set(ended.stderr.split())
+
+
+def test_help_imports_nothing_that_takes_long() -> None:
+    assert not loaded("--help") & {"torch", "pandas", "numpy", "scipy", "pydantic", "matplotlib"}
+    for command in ("run", "score", "search", "studies", "inspect", "reproduce", "report"):
+        assert "torch" not in loaded(command, "--help"), command
+
+
+def test_the_list_of_commands_says_what_each_help_says() -> None:
+    for name, line in COMMANDS.items():
+        command = getattr(import_module(f"trueoracle.cli.{name}"), name)
+        assert command.__doc__.splitlines()[0] == line
+
+
+def test_a_command_that_cannot_be_imported_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "trueoracle.cli.status", None)
+    called = call("status")
+    assert called.code == 1
+    assert called.err.startswith("unexpected error: ModuleNotFoundError: ")
+    assert called.err.count("\n") == 1
+    with pytest.raises(ModuleNotFoundError):
+        call("status", "--debug")
+    assert call("stats").code == 2
+    assert "Did you mean 'status'" in call("stats").err.replace("\n", " ")
+
+
+@dataclass(frozen=True)
+class Options:
+    plain: str | None = field(default=None, metadata={"help": "Told by its metadata."})
+    own: Annotated[int, typer.Option("--other")] = 3
+
+
+def test_options_may_be_fields_of_a_dataclass() -> None:
+    got: list[Any] = []
+
+    @guarded
+    def command(name: Annotated[str, typer.Argument()], options: Options, output: Output) -> None:
+        got.extend([name, options, output])
+
+    alone = typer.Typer()
+    alone.command()(command)
+    result = CliRunner().invoke(alone, ["a", "--other", "4", "--json"])
+    assert result.exit_code == 0, result.output
+    assert got == ["a", Options(None, 4), Output(as_json=True)]
+    shown = CliRunner().invoke(alone, ["--help"]).output
+    assert "--plain" in shown
+    assert "Told by its metadata." in shown
