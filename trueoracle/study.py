@@ -59,7 +59,7 @@ class Study:
         runs: str | Path = "runs",
         **fields: Any,
     ) -> None:
-        """Read the study; raises :class:`InputError` in one line where it makes no sense.
+        """Read the study; raises :class:`InputError`, in one line, for what makes no study.
 
         ``network`` is a registered name, fields, or a trained ``nn.Module``, which is copied and
         stays as it is. ``data`` is fields, or splits as :func:`trueoracle.data.splits.as_splits`
@@ -102,7 +102,7 @@ class Study:
     def prepare(self, device: str = "auto", *, progress: bool | Progress = False) -> Prepared:
         """Check everything and list the candidates; no long work.
 
-        ``progress`` hears of a network that is so slow that this takes minutes.
+        ``progress`` gets a message where the network is so slow that this takes minutes.
         """
         if self.spec.network.fingerprint and self._network is None:
             raise InputError(f"{self.spec.name} needs its network: Study(…, network=…)")
@@ -150,7 +150,7 @@ class Study:
     def score(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
         """Score every candidate and retrain none; :meth:`run` goes on from there.
 
-        :meth:`Results.ranking` then says what the scores alone tell::
+        :meth:`Results.ranking` then ranks the scores::
 
             Study("lenet5-mini-conv1-0.5").score().ranking("oracle").sentence()
         """

@@ -48,9 +48,9 @@ def inspect(
 ) -> None:
     """Show the prunable groups of a network, and say why other layers cannot be pruned.
 
-    A group is what can only go together: layers whose outputs are added up lose the same filters,
-    and norms and the layers that read them lose what belongs to these. The names are those of
-    pruning.layers in a study file; a pattern such as *layer\\*.conv1* names many.
+    A group holds filters that can only be removed together: layers whose outputs are added lose the
+    same filters, and norms and the layers that read these lose the matching channels. The names are
+    those of pruning.layers in a study file; a pattern such as *layer\\*.conv1* names many.
 
     Examples:
 
@@ -80,7 +80,7 @@ def inspect(
         f"{name} on images {'x'.join(map(str, shape))}: {total.parameters:,} parameters, "
         f"{total.macs:,} MACs"
     )
-    columns = ("filters", "parameters a filter", "MACs a filter")
+    columns = ("filters", "parameters per filter", "MACs per filter")
     made_table = table("group", *columns, "goes with", right=columns)
     for one in inspection.groups:
         others = [member for member in one.group.members if member != one.group.name]
@@ -99,7 +99,7 @@ def inspect(
 def _network(
     reference: str, settings: list[str] | None, images: str | None, classes: int | None
 ) -> tuple[Any, str, tuple[int, ...]]:
-    """The network, what it is called, and the shape of its images."""
+    """The network, its name, and the shape of its images."""
     from trueoracle.networks.registry import NETWORKS, build, defaults  # which imports torch
     from trueoracle.run.prepare import build_study
 
@@ -122,7 +122,7 @@ def _network(
 
 def _shape(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.lower().replace(",", "x").split("x")]
-    # By its own digits: others, such as a superscript, are digits to Python too.
+    # Only these digits: Python takes others too, such as superscripts.
     if not all(re.fullmatch("0*[1-9][0-9]{0,8}", part) for part in parts):
         raise InputError(f"--images takes a shape such as 3x224x224, got {shown(text)}")
     return tuple(map(int, parts))

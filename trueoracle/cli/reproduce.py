@@ -66,13 +66,13 @@ def reproduce(
 ) -> None:
     """List the paper's 45 published settings with ours beside them, or run one.
 
-    The list says of each setting its study, the published Kendall's tau, p-value and anomaly ratio,
-    ours where they are recorded below --runs, and the networks to retrain with an estimate of the
-    time that takes here.
+    The list has one row per setting: its study, the published Kendall's tau, p-value and anomaly
+    ratio, ours where they are recorded below --runs, and how many networks it retrains, with an
+    estimate of the time here.
 
-    With a NAME, its study is run as by **run** (run it again to resume), a direction setting's
-    with its short retraining, and the published values are shown beside ours. With --scale small,
-    the embedded digits stand in for a data set that is not at hand.
+    With a NAME, its study is run as by **run** (run it again to resume) and the published values are
+    shown beside ours. The study of a direction setting is run with its short retraining. With
+    --scale small, the embedded digits stand in for a data set that is not at hand.
 
     Examples:
 

@@ -92,7 +92,7 @@ def score(
 
 
 def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
-    """The status of the study and one ranking a criterion, as plain values."""
+    """The status of the study and one ranking per criterion, as plain values."""
     import numpy as np
 
     rankings = []

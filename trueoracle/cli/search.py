@@ -68,12 +68,12 @@ def search(
 ) -> None:
     """Choose one pruned network without retraining them all, and write it to a file.
 
-    Successive halving: the candidates that a criterion prefers are retrained for a few epochs, then
-    those whose filters were good ones to prune in the first, the better ones of all for some more,
-    and so on to the end of the recipe, as the budget affords. The test images decide nothing. A
-    search that was stopped goes on where it was.
+    Successive halving: first, the candidates that a criterion prefers are retrained for a few
+    epochs. Then those are that prune filters which did well in the first. The better ones of all go
+    on for more epochs, and so on to the end of the recipe, as far as the budget goes. The test
+    images decide nothing. A search that was stopped goes on where it was.
 
-    Strategies: **guided** is that one; **halving** begins with the criterion's candidates only,
+    Strategies: **guided** is the above; **halving** begins with the criterion's candidates only,
     **random-halving** with random ones; **top** retrains the lowest scores to the end, **random**
     random candidates, **criterion** the lowest score alone, **full** every candidate.
 

@@ -37,12 +37,12 @@ def scale_in_words(*specs: StudySpec) -> str:
     small = [spec for spec in specs if spec.scale == "small"]
     if not small:
         return ""
-    told: dict[str, None] = {}  # keeps the order
+    said: dict[str, None] = {}  # keeps the order
     for spec in small:
         full = _shipped(spec.without("small"))
         if full is not None:  # the file of a user's own study is not known
-            told |= dict.fromkeys(_in_place(spec, full))
-    return f"small scale: {', '.join(told)}" if told else "small scale"
+            said |= dict.fromkeys(_in_place(spec, full))
+    return f"small scale: {', '.join(said)}" if said else "small scale"
 
 
 def _shipped(name: str) -> StudySpec | None:
@@ -54,7 +54,7 @@ def _shipped(name: str) -> StudySpec | None:
 
 def _in_place(spec: StudySpec, full: StudySpec) -> list[str]:
     """What a study has in place of another, in words."""
-    told = [
+    pairs = [
         (_network(spec.network), _network(full.network)),
         (spec.data.name, full.data.name),
         (_size(spec.data.image_size), _size(full.data.image_size)),
@@ -63,7 +63,7 @@ def _in_place(spec: StudySpec, full: StudySpec) -> list[str]:
         (_epochs(spec), _epochs(full)),
         (_seeds(spec), _seeds(full)),
     ]
-    said = [f"{ours} in place of {theirs}" for ours, theirs in told if ours != theirs]
+    said = [f"{ours} in place of {theirs}" for ours, theirs in pairs if ours != theirs]
     if spec.network.weights != full.network.weights:
         said.append(f"{_weights(spec.network)} in place of {_weights(full.network)}")
     for field, (ours, theirs) in _differences(spec, full):
