@@ -379,6 +379,11 @@ def test_a_role_is_declared_in_the_file(write_study: Writer) -> None:
     assert spec.has_role("short")
     assert not spec.has_role("as-released")
     assert spec.without("short") == "mine@small@plain"
+    extended = 'extends = "digits-conv1-0.2"\n[arms.b]\ndense.seed = 3\n'
+    wrong = write_study(f"roles = 3\n{extended}", "wrong.toml")
+    with pytest.raises(InputError, match="roles: input should be a valid dict"):
+        load_spec(f"{wrong}@b")
+    assert load_spec(f"{write_study(f'name = 3{chr(10)}{extended}', 'n.toml')}@b").name == "3@b"
     with pytest.raises(
         InputError, match="unknown role of the arm 'wrong' 'shrt': did you mean 'short"
     ):

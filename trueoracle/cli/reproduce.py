@@ -70,8 +70,8 @@ def reproduce(
     ratio, ours where they are recorded below --runs, and how many networks it retrains, with an
     estimate of the time here.
 
-    With a NAME, its study is run as by **run** (run it again to resume) and the published values are
-    shown beside ours. The study of a direction setting is run with its short retraining. With
+    With a NAME, its study is run as by **run** (run it again to resume) and the published values
+    are shown beside ours. The study of a direction setting is run with its short retraining. With
     --scale small, the embedded digits stand in for a data set that is not at hand.
 
     Examples:

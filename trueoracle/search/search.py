@@ -38,8 +38,8 @@ class SearchResult:
 
     ``chosen`` is the candidate's id, ``pruned`` what it prunes, ``network`` its retrained network,
     in evaluation mode. ``outcome`` are its losses (nats) and accuracies (fractions) after the last
-    epoch, of which the search compared ``by`` alone. ``history`` has one row per candidate and epoch:
-    ``candidate``, ``rung`` (from 1), ``epoch`` (from 0), the learning rate and all metrics.
+    epoch, of which the search compared ``by`` alone. ``history`` has one row per candidate and
+    epoch: ``candidate``, ``rung`` (from 1), ``epoch`` (from 0), the learning rate and all metrics.
     ``budget``, ``spent`` and ``full_budget`` count epochs of one candidate; ``seconds`` is what
     training took. ``folder`` keeps the search. ``normalised`` says by which mean and standard
     deviation a channel the images were, where the data set has a name.

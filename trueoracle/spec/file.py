@@ -162,38 +162,35 @@ def arm_for(reference: Reference, role: Role) -> str:
 def read_file(reference: Reference) -> StudyFile:
     """Read a study file and lay the arms on it, one on another; the point is left aside.
 
-    Raises :class:`InputError`, in one line, for a file that is missing or no TOML, a name or an arm
-    that is unknown, and an arm that would undo another.
+    Raises :class:`InputError`, in one line, for a file that is missing or no TOML, a name, an arm
+    or a role that is unknown, and an arm that would undo another.
     """
-    file = _read(reference.base)
+    file, roles = _read(reference.base), {}
     for arm in reference.arms:
         if arm not in file.arms:
             raise unknown(f"arm of {reference.base!r}", arm, file.arms)
-        file = _with_arm(file, arm, reference)
-    return file
-
-
-def _with_arm(file: StudyFile, arm: str, reference: Reference) -> StudyFile:
-    changes = dict(file.arms[arm])
-    roles = dict(file.fields.get("roles", {}))
-    if (role := changes.pop("role", None)) is not None:
-        if role not in get_args(Role):
+        role = file.arms[arm].get("role", arm)
+        if role in get_args(Role):
+            roles[arm] = role
+        elif role != arm:
             raise unknown(f"role of the arm {arm!r}", str(role), get_args(Role))
-        roles[arm] = role
-    laid = file.fields["name"].split("@")[1:]
-    short = [one for one in laid if roles.get(one, one) == "short"]
-    if short and roles.get(arm, arm) == "small":
-        # The arm that is laid last has the last word, and small sets the epochs, too.
-        order = [arm, *(one for one in reference.arms if one != arm)]
-        raise InputError(
-            f"'{reference}' would not be short: lay {arm} first: "
-            f"'{replace(reference, arms=tuple(order))}'"
-        )
-    # With arms of its own, an arm changes those that are laid on it.
+        if role == "small" and "short" in roles.values():
+            # The arm that is laid last has the last word, and small sets the epochs, too.
+            order = (arm, *(one for one in reference.arms if one != arm))
+            raise InputError(
+                f"'{reference}' would not be short: lay {arm} first: "
+                f"'{replace(reference, arms=order)}'"
+            )
+        file = _with_arm(file, arm, reference.base)
+    named = {"name": "@".join([str(file.fields["name"]), *reference.arms])}
+    return replace(file, fields={**file.fields, **named} | ({"roles": roles} if roles else {}))
+
+
+def _with_arm(file: StudyFile, arm: str, where: str) -> StudyFile:
+    # What stands beside the study is changed, too: other arms are laid on this one.
     beside = {"arms": file.arms, "grid": file.grid, "published": [*file.published]}
-    made = _split(merged({**file.fields, **beside}, changes), reference.base)
-    named = {"name": f"{made.fields['name']}@{arm}"} | ({"roles": roles} if roles else {})
-    return replace(made, fields={**made.fields, **named})
+    changes = {field: value for field, value in file.arms[arm].items() if field != "role"}
+    return _split(merged({**file.fields, **beside}, changes), where)
 
 
 def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> StudySpec:
