@@ -448,7 +448,8 @@ def test_help_teaches_by_example() -> None:
 def test_reading_commands_do_not_import_torch() -> None:
     # Its import takes longer than all that they do.
     code = (
-        "import sys, trueoracle.cli.app, trueoracle.record.results, trueoracle.report.page,"
+        "import sys, trueoracle.cli.status, trueoracle.cli.report, trueoracle.cli.export,"
+        " trueoracle.cli.verify, trueoracle.cli.analyse, trueoracle.report.page,"
         " trueoracle.figures.scatter; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

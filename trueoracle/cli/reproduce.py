@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import typer
@@ -88,29 +88,15 @@ def reproduce(
         raise InputError(
             "--set and --weights change the study that is run: name a setting or a study"
         )
+    how: dict[str, Any] = {"scale": arms.scale, "surgery": arms.surgery, "rule": arms.outcome}
     with shown_progress(quiet=output.quiet) as progress:
+        how["progress"] = progress
         if name is None:
-            rows = reproduction.list_settings(
-                chosen.runs,
-                scale=arms.scale,
-                surgery=arms.surgery,
-                rule=arms.outcome,
-                device=machine.device if arms.times else None,
-                progress=progress,
-            )
+            device = machine.device if arms.times else None
+            rows = reproduction.list_settings(chosen.runs, device=device, **how)
         else:
-            results = reproduction.reproduce(
-                name,
-                chosen.runs,
-                scale=arms.scale,
-                surgery=arms.surgery,
-                rule=arms.outcome,
-                overrides=chosen.overrides,
-                progress=progress,
-                device=machine.device,
-                engine=machine.engine,
-                memory=machine.memory,
-            )
+            how |= {"overrides": chosen.overrides, **asdict(machine)}
+            results = reproduction.reproduce(name, chosen.runs, **how)
     if output.as_json:
         print_json(rows if name is None else results)
     elif not output.quiet and name is None:

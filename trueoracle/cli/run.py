@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -51,9 +52,7 @@ def run(
     """
     grid = Grid(study, overrides=chosen.overrides, runs=chosen.runs)
     with shown_progress(quiet=output.quiet) as progress:
-        found = grid.run(
-            progress=progress, device=machine.device, engine=machine.engine, memory=machine.memory
-        )
+        found = grid.run(progress=progress, **asdict(machine))
     if output.quiet and not output.as_json:
         return
     if grid.is_whole:

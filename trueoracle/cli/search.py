@@ -69,9 +69,9 @@ def search(
     """Choose one pruned network without retraining them all, and write it to a file.
 
     Successive halving: first, the candidates that a criterion prefers are retrained for a few
-    epochs. Then those are that prune filters which did well in the first. The better ones of all go
-    on for more epochs, and so on to the end of the recipe, as far as the budget goes. The test
-    images decide nothing. A search that was stopped goes on where it was.
+    epochs; next, candidates that prune the filters which did well among these. The better ones of
+    all go on for more epochs, and so on to the end of the recipe, as far as the budget goes. The
+    test images decide nothing. A search that was stopped goes on where it was.
 
     Strategies: **guided** is the above; **halving** begins with the criterion's candidates only,
     **random-halving** with random ones; **top** retrains the lowest scores to the end, **random**
@@ -99,13 +99,7 @@ def search(
         check_export(files.export)
     made = trueoracle.Study(load_spec(study, chosen.overrides), runs=chosen.runs)
     with shown_progress(quiet=output.quiet) as progress:
-        found = made.search(
-            wanted,
-            progress=progress,
-            device=machine.device,
-            engine=machine.engine,
-            memory=machine.memory,
-        )
+        found = made.search(wanted, progress=progress, **asdict(machine))
     if not (output.as_json or output.quiet):
         _show(found, made.spec.title)
     try:
