@@ -17,13 +17,9 @@ from trueoracle.analysis.relation import relate
 from trueoracle.criteria.base import CRITERIA, criterion, find_criterion
 from trueoracle.errors import NotApplicableError
 from trueoracle.record.results import Results
-from trueoracle.spec.spec import (
-    StudySpec,
-    load_spec,
-    shipped_grids,
-    shipped_studies,
-    spec_from,
-)
+from trueoracle.spec.file import shipped_grids, shipped_studies, spec_from
+from trueoracle.spec.grid import load_spec
+from trueoracle.spec.spec import StudySpec
 from trueoracle.study import Study
 from trueoracle.training.recipe import Recipe
 

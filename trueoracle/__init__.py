@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from trueoracle.criteria.base import criterion
     from trueoracle.data.splits import Split, Splits
     from trueoracle.errors import TrueOracleError
+    from trueoracle.grid import Grid
     from trueoracle.networks.registry import network
     from trueoracle.record.results import Results
     from trueoracle.search.export import load
+    from trueoracle.spec.grid import Variant, variants
     from trueoracle.spec.spec import StudySpec
     from trueoracle.study import Study
     from trueoracle.tasks.base import Task
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Assessment",
     "CandidateTable",
+    "Grid",
     "Metric",
     "Relation",
     "Results",
@@ -34,18 +37,21 @@ __all__ = [
     "StudySpec",
     "Task",
     "TrueOracleError",
+    "Variant",
     "__version__",
     "assess",
     "criterion",
     "load",
     "network",
     "relate",
+    "variants",
 ]
 
 # Imported when first used: commands that read tables need no torch, whose import takes seconds.
 _HOMES = {
     "Assessment": "analysis.assessment",
     "CandidateTable": "analysis.table",
+    "Grid": "grid",
     "Metric": "tasks.metric",
     "Relation": "analysis.relation",
     "Results": "record.results",
@@ -55,11 +61,13 @@ _HOMES = {
     "StudySpec": "spec.spec",
     "Task": "tasks.base",
     "TrueOracleError": "errors",
+    "Variant": "spec.grid",
     "assess": "analysis.assessment",
     "criterion": "criteria.base",
     "load": "search.export",
     "network": "networks.registry",
     "relate": "analysis.relation",
+    "variants": "spec.grid",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +11,25 @@ from torch import nn
 
 from trueoracle.data.given import as_splits
 from trueoracle.data.splits import Splits
+from trueoracle.engines.choose import check_engine
 from trueoracle.engines.memory import parse_bytes
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import architecture_sha256, weights_sha256
 from trueoracle.record.results import Results
+from trueoracle.record.runs import find_arms
 from trueoracle.run import runner
 from trueoracle.run.prepare import Prepared, prepare
-from trueoracle.run.progress import PlainProgress, Progress, SilentProgress
-from trueoracle.spec.spec import StudySpec, load_spec, merged, spec_from
+from trueoracle.run.progress import Progress, as_progress
+from trueoracle.search.settings import SearchSettings
+from trueoracle.spec.file import merged, spec_from
+from trueoracle.spec.grid import load_spec
+from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.base import Task
 from trueoracle.tasks.registry import given_task
 
 if TYPE_CHECKING:
+    from trueoracle.report.page import WrittenReport
     from trueoracle.search.search import SearchResult
 
 __all__ = ["Study"]
@@ -58,7 +65,7 @@ class Study:
         runs: str | Path = "runs",
         **fields: Any,
     ) -> None:
-        """Read the study; raises :class:`InputError` in one line where it makes no sense.
+        """Read the study; raises :class:`InputError`, in one line, for what makes no study.
 
         ``network`` is a registered name, fields, or a trained ``nn.Module``, which is copied and
         stays as it is. ``data`` is fields, or splits as :func:`trueoracle.data.splits.as_splits`
@@ -108,7 +115,7 @@ class Study:
     def prepare(self, device: str = "auto", *, progress: bool | Progress = False) -> Prepared:
         """Check everything and list the candidates; no long work.
 
-        ``progress`` hears of a network that is so slow that this takes minutes.
+        ``progress`` gets a message where the network is so slow that this takes minutes.
         """
         if self.spec.network.fingerprint and self._network is None:
             raise InputError(f"{self.spec.name} needs its network: Study(…, network=…)")
@@ -120,8 +127,18 @@ class Study:
             data=self._data,
             task=self._task,
             device=device,
-            say=_shown(progress).message,
+            say=as_progress(progress).message,
         )
+
+    def check(self, device: str = "auto", engine: str | None = None) -> None:
+        """Prepare the study, and try an ``engine`` if one is given, without long work.
+
+        Raises :class:`InputError` where the study cannot run.
+        """
+        prepared = self.prepare(device)
+        if engine is not None:
+            example = prepared.candidates.prune(prepared.network, 0)
+            check_engine(engine, example, prepared.data, self.spec.retraining)
 
     def run(
         self,
@@ -139,7 +156,7 @@ class Study:
         ``"4GB"``) bounds what is retrained at once, by default half of what is free.
         """
         budget = None if memory is None else parse_bytes(memory)
-        shown = _shown(progress)
+        shown = as_progress(progress)
         prepared = self.prepare(device, progress=shown)
         runner.run(prepared, self.folder, shown, engine=engine, memory=budget)
         return self.results()
@@ -147,51 +164,59 @@ class Study:
     def score(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
         """Score every candidate and retrain none; :meth:`run` goes on from there.
 
-        :meth:`Results.ranking` then says what the scores alone tell::
+        :meth:`Results.ranking` then ranks the scores::
 
             Study("lenet5-mini-conv1-0.5").score().ranking("oracle").sentence()
         """
-        shown = _shown(progress)
+        shown = as_progress(progress)
         runner.score(self.prepare(device, progress=shown), self.folder, shown)
         return self.results()
 
     def search(
         self,
-        budget: int | str | None = None,
+        budget: int | str | SearchSettings | None = None,
         *,
-        strategy: str | None = None,
-        criterion: str | None = None,
-        by: str | None = None,
-        seed: int | None = None,
         progress: bool | Progress = True,
         device: str = "auto",
         engine: str = "auto",
         memory: str | None = None,
+        **settings: Any,
     ) -> SearchResult:
         """Choose one candidate and retrain it, for a part of what retraining all would take.
 
         ``budget`` is a number of epochs of one candidate, or a share (``"10%"``, the default) of
-        retraining them all; see :func:`trueoracle.search.search.search` for the other settings::
+        retraining them all. ``settings`` are the other fields of
+        :class:`trueoracle.search.settings.SearchSettings`, which may also be given whole::
 
-            found = Study("digits-conv1-0.2").search("10%")
+            found = Study("digits-conv1-0.2").search("10%", criterion="l1")
             found.network, found.chosen, found.history
             found.export("model.safetensors")
         """
         from trueoracle.search.search import search
 
-        shown = _shown(progress)
+        if not isinstance(budget, SearchSettings):
+            budget = SearchSettings(None if budget is None else str(budget))
+        shown = as_progress(progress)
         return search(
             self.prepare(device, progress=shown),
             self.folder,
             shown,
-            budget=budget,
-            strategy=strategy,
-            criterion=criterion,
-            by=by,
-            seed=seed,
+            replace(budget, **settings),
             engine=engine,
             memory=None if memory is None else parse_bytes(memory),
         )
+
+    def report(self, out: str | Path | None = None, outcome: str = "last") -> WrittenReport:
+        """Write ``report.html``, ``summary.json`` and the figures of what is recorded so far.
+
+        Recorded arms of the study are shown beside it. ``out`` is the folder to write to, by
+        default ``report/`` in the study's own. ``outcome`` says which epochs count.
+        """
+        from trueoracle.report.page import write_report
+
+        results = self.results()
+        folder = self.folder / "report" if out is None else Path(out)
+        return write_report(results, find_arms(results), folder, outcome)
 
     def results(self) -> Results:
         """What is recorded so far; raises :class:`StoreError` where nothing is."""
@@ -202,12 +227,6 @@ def _field(study: str | Path | StudySpec | None, name: str) -> Any:
     if study is None:
         return None
     return getattr(study if isinstance(study, StudySpec) else load_spec(str(study)), name)
-
-
-def _shown(progress: bool | Progress) -> Progress:
-    if isinstance(progress, bool):
-        return PlainProgress() if progress else SilentProgress()
-    return progress
 
 
 def _fingerprint(network: nn.Module) -> str:

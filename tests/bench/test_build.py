@@ -15,7 +15,7 @@ from trueoracle.record.results import Results
 from trueoracle.run.prepare import prepare
 from trueoracle.run.progress import SilentProgress
 from trueoracle.run.runner import score
-from trueoracle.spec.grid import GridPoint, expand
+from trueoracle.spec.grid import Variant, variants
 from trueoracle.study import Study
 
 SMALL = {
@@ -26,11 +26,11 @@ SMALL = {
     "data.test_images": 100,
     "data.validation_images": 50,
 }
-Recorded = tuple[GridPoint, Results]
+Recorded = tuple[Variant, Results]
 
 
 def record(number: int, runs: Path, **changes: Any) -> Recorded:
-    point = expand("lenet5-mini-bench", SMALL | changes)[number]
+    point = variants("lenet5-mini-bench", SMALL | changes)[number]
     return point, Study(point.spec, runs=runs).run(progress=False)
 
 
@@ -111,7 +111,7 @@ def test_a_grid_goes_on_from_the_dense_networks_of_the_table(tmp_path: Path) -> 
     start(tmp_path, SilentProgress())  # again does nothing
     assert recorded(tmp_path) == []
     known = read_bench().card["dense"]["0"]
-    point = next(p for p in expand("lenet5-mini-bench") if p.label == "seed-0+layers-conv3-0.9")
+    point = next(p for p in variants("lenet5-mini-bench") if p.label == "seed-0+layers-conv3-0.9")
     folder = tmp_path / point.spec.folder_name
     prepared = prepare(point.spec, device="cpu")
     score(prepared, folder, SilentProgress(), criteria=[])

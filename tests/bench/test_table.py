@@ -21,8 +21,7 @@ from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
 from trueoracle.run.prepare import build_study
 from trueoracle.run.progress import SilentProgress
-from trueoracle.spec.grid import expand
-from trueoracle.spec.spec import load_spec
+from trueoracle.spec.grid import load_spec, variants
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def test_it_holds_every_proper_subset_with_every_seed(shipped: Bench) -> None:
 
 
 def test_settings_are_studies_of_the_grid(shipped: Bench) -> None:
-    points = {point.spec.name for point in expand("lenet5-mini-bench")}
+    points = {point.spec.name for point in variants("lenet5-mini-bench")}
     for study in shipped.studies:
         assert load_spec(study.name).name in points
         ways = ways_of(shipped.keys["pruned"].to_numpy()[study.rows])

@@ -5,15 +5,19 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from tests.conftest import Writer
-from trueoracle.cli.app import app
+from trueoracle.cli.app import COMMANDS, app
+from trueoracle.cli.console import Output, guarded
 from trueoracle.record.store import locked
 from trueoracle.study import Study
 
@@ -405,7 +409,7 @@ def test_wrong_images_print_one_line_and_no_traceback(
 
 
 def test_a_busy_study_exits_with_3(study: Path, runs: Path) -> None:
-    from trueoracle.spec.spec import load_spec
+    from trueoracle.spec.grid import load_spec
 
     folder = runs / load_spec(str(study)).folder_name
     folder.mkdir(parents=True)
@@ -446,7 +450,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("trueoracle.spec.spec.shipped_studies", broken)
+    monkeypatch.setattr("trueoracle.spec.file.shipped_studies", broken)
     called = call("run", "digits-conv1-0.2")
     assert called.code == 1
     assert called.err == "unexpected error: ZeroDivisionError: a bug (--debug shows where)\n"
@@ -465,7 +469,71 @@ def test_help_teaches_by_example() -> None:
 def test_reading_commands_do_not_import_torch() -> None:
     # Its import takes longer than all that they do.
     code = (
-        "import sys, trueoracle.cli.app, trueoracle.record.results, trueoracle.report.page,"
+        "import sys, trueoracle.cli.status, trueoracle.cli.report, trueoracle.cli.export,"
+        " trueoracle.cli.verify, trueoracle.cli.analyse, trueoracle.report.page,"
         " trueoracle.figures.scatter; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def loaded(*arguments: str) -> set[str]:
+    """The modules that a command line imports."""
+    code = (
+        "import sys\nfrom trueoracle.cli.app import app\n"
+        f"try:\n    app({list(arguments)!r})\nfinally:\n"
+        "    print(*sys.modules, file=sys.stderr)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return set(ended.stderr.split())
+
+
+def test_help_imports_nothing_that_takes_long() -> None:
+    assert not loaded("--help") & {"torch", "pandas", "numpy", "scipy", "pydantic", "matplotlib"}
+    for command in ("run", "score", "search", "studies", "inspect", "reproduce", "report"):
+        assert "torch" not in loaded(command, "--help"), command
+
+
+def test_the_list_of_commands_says_what_each_help_says() -> None:
+    for name, line in COMMANDS.items():
+        command = getattr(import_module(f"trueoracle.cli.{name}"), name)
+        assert command.__doc__.splitlines()[0] == line
+
+
+def test_a_command_that_cannot_be_imported_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "trueoracle.cli.status", None)
+    called = call("status")
+    assert called.code == 1
+    assert called.err.startswith("unexpected error: ModuleNotFoundError: ")
+    assert called.err.count("\n") == 1
+    with pytest.raises(ModuleNotFoundError):
+        call("status", "--debug")
+    assert call("stats").code == 2
+    assert "Did you mean 'status'" in call("stats").err.replace("\n", " ")
+
+
+@dataclass(frozen=True)
+class Options:
+    plain: str | None = field(default=None, metadata={"help": "Told by its metadata."})
+    own: Annotated[int, typer.Option("--other")] = 3
+
+
+def test_options_may_be_fields_of_a_dataclass() -> None:
+    got: list[Any] = []
+
+    @guarded
+    def command(name: Annotated[str, typer.Argument()], options: Options, output: Output) -> None:
+        got.extend([name, options, output])
+
+    alone = typer.Typer()
+    alone.command()(command)
+    result = CliRunner().invoke(alone, ["a", "--other", "4", "--json"])
+    assert result.exit_code == 0, result.output
+    assert got == ["a", Options(None, 4), Output(as_json=True)]
+    shown = CliRunner().invoke(alone, ["--help"]).output
+    assert "--plain" in shown
+    assert "Told by its metadata." in shown

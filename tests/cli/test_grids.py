@@ -10,7 +10,7 @@ from tests.cli.test_cli import TINY, call
 from tests.conftest import Writer
 from trueoracle.record.results import Results
 from trueoracle.report.grid import write_grid_report
-from trueoracle.spec.grid import expand
+from trueoracle.spec.grid import variants
 
 GRID = """
 [arms.small.dense]
@@ -75,7 +75,7 @@ def test_a_grid_is_scored_run_resumed_and_reported(grid: Path, runs: Path, tmp_p
 def test_an_unfinished_grid_is_reported_and_small_scale_marked(
     grid: Path, runs: Path, tmp_path: Path
 ) -> None:
-    points = expand(f"{grid}@small", {"criteria": ["l1"]})
+    points = variants(f"{grid}@small", {"criteria": ["l1"]})
     from trueoracle.study import Study
 
     results = Study(points[0].spec, runs=runs).run(progress=False)

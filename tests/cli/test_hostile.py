@@ -249,7 +249,7 @@ def test_what_a_command_may_raise(
     def broken(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("trueoracle.spec.spec.shipped_studies", broken)
+    monkeypatch.setattr("trueoracle.spec.file.shipped_studies", broken)
     called = call("run", "digits-conv1-0.2")
     assert called.code == code
     assert called.err.startswith("error: ")

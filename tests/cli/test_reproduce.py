@@ -19,15 +19,17 @@ milestones = []
 data = { name = "absent" }
 dense.epochs = 1
 pruning.candidates = 5
-[[published]]
-setting = "paper/conv1"
+"""
+
+PUBLISHED = """
+["pruned train loss"."paper/conv1"]
+study = "tiny-study"
 n = 10
 kendall_tau = -0.5
 p_value = 0.0
 anomaly_ratio = 0.1
-[[published]]
-setting = "direction/conv1"
-x = "short retraining"
+["short retraining"."direction/conv1"]
+study = "tiny-study"
 n = 10
 kendall_tau = 0.7
 p_value = 1e-9
@@ -48,7 +50,9 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_dataset: str) 
         STUDY.partition("\n[arms")[0] + TINY.replace("epochs = 1\nseeds", "epochs = 2\nseeds")
         + "\n[arms" + STUDY.partition("\n[arms")[2]
     )  # fmt: skip
-    monkeypatch.setattr("trueoracle.spec.spec.SHIPPED", folder)
+    monkeypatch.setattr("trueoracle.spec.file.SHIPPED", folder)
+    (tmp_path / "published.toml").write_text(PUBLISHED)
+    monkeypatch.setattr("trueoracle.reproduce.published.PUBLISHED", tmp_path / "published.toml")
     monkeypatch.setitem(datasets.DATASETS, "absent", datasets.DATASETS["kmnist"])
     monkeypatch.setattr(datasets, "at_hand", lambda name: name != "absent", raising=False)
     monkeypatch.setattr("trueoracle.reproduce.comparison.STAND_IN", tiny_dataset)

@@ -90,6 +90,13 @@ def test_the_short_retraining_that_fits_best_is_taken(run: Any) -> None:
     assert found.spec == fitting.spec
 
 
+def test_the_role_says_which_arm_is_short(run: Any) -> None:
+    full = run("tiny", retraining={"epochs": 2})
+    brief = run("tiny@brief", roles={"brief": "short"})
+    assert find_short(full, [run("tiny@other"), brief]) is brief
+    assert find_short(full, find_arms(full)) is not None
+
+
 def test_other_networks_and_candidates_are_not_compared(run: Any) -> None:
     full = run("tiny", retraining={"epochs": 2})
     other = run("tiny@short", dense={"epochs": 1})

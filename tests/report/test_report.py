@@ -16,7 +16,7 @@ from trueoracle.record.runs import find_arms
 from trueoracle.report.grid import summarise_grid
 from trueoracle.report.page import write_report
 from trueoracle.report.summary import summarise
-from trueoracle.spec.grid import expand
+from trueoracle.spec.grid import variants
 from trueoracle.study import Study
 
 
@@ -203,10 +203,10 @@ def test_a_dense_network_at_chance_is_warned_of(
 
 
 def test_a_small_grid_says_what_stands_in_place_of_what() -> None:
-    told = summarise_grid(expand("lenet5-mini-width@small"), {})["scale_in_words"]
+    told = summarise_grid(variants("lenet5-mini-width@small"), {})["scale_in_words"]
     assert told.startswith("small scale: mnist-5k in place of mnist, 60 candidates in place of ")
     assert "60 candidates in place of 1,000 candidates" in told
-    assert summarise_grid(expand("lenet5-mini-width"), {})["scale_in_words"] == ""
+    assert summarise_grid(variants("lenet5-mini-width"), {})["scale_in_words"] == ""
 
 
 def test_names_are_escaped(tiny_fields: dict[str, Any], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from trueoracle.record.runs import find_arms
 from trueoracle.report.grid import write_grid_report
 from trueoracle.report.page import dense_facts, headline_in_words, write_report
 from trueoracle.report.summary import summarise
-from trueoracle.spec.grid import GridPoint
+from trueoracle.spec.grid import Variant
 from trueoracle.tasks.metric import CLASSIFICATION, LOSS, Metric
 
 TOKENS = (
@@ -101,7 +101,7 @@ def test_a_grid_speaks_of_the_tasks_own_metrics(tmp_path: Path) -> None:
         name = f"mine+width-{width}"
         results = Results(synthetic(tmp_path, task, metrics, name=name, epochs=width + 1))
         label = f"width-{width}"
-        points.append(GridPoint("mine", label, {"width": width}, results.spec))
+        points.append(Variant(results.spec, "mine", label, {"width": width}))
         recorded[label] = results
     written = write_grid_report(points, recorded, tmp_path / "out")
     text = text_of(written.page)

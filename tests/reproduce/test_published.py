@@ -7,9 +7,14 @@ import pytest
 
 from tests.conftest import Writer
 from trueoracle.errors import InputError
+from trueoracle.reproduce.comparison import (
+    arm_reference,
+    has_published_values,
+    short_reference,
+)
 from trueoracle.reproduce.published import all_settings
 from trueoracle.reproduce.published import published as published_of
-from trueoracle.spec.spec import load_spec
+from trueoracle.spec.grid import load_spec
 
 
 def test_45_settings_are_published_each_once() -> None:
@@ -82,3 +87,24 @@ def test_a_wrong_value_is_one_line(write_study: Writer, line: str, message: str)
     for read in (published_of, load_spec):
         with pytest.raises(InputError, match=message):
             read(str(path))
+
+
+def test_they_belong_to_any_study_that_is_the_same(write_study: Writer) -> None:
+    same = write_study('extends = "lenet5-mini-conv1-0.5"\n')
+    assert published_of(str(same)) == published_of("lenet5-mini-conv1-0.5")
+    other = write_study('extends = "lenet5-mini-conv1-0.5"\nretraining.epochs = 29\n')
+    assert published_of(str(other)) == []
+
+
+def test_arms_are_found_by_what_they_are_for(write_study: Writer) -> None:
+    path = write_study(
+        'network.name = "lenet5-mini"\npruning.layers = { conv1 = 0.5 }\n[arms.tiny]\n'
+        'role = "small"\n[arms.theirs]\nrole = "as-released"\n[arms.brief]\nrole = "short"\n'
+    )
+    assert arm_reference(str(path), "small", "as-released") == f"{path}@tiny@theirs"
+    assert arm_reference(f"{path}@brief", "small") == f"{path}@tiny@brief"
+    assert short_reference(f"{path}@tiny") == f"{path}@tiny@brief"
+    assert has_published_values(load_spec(f"{path}@tiny@theirs"))
+    assert not has_published_values(load_spec(f"{path}@tiny@brief"))
+    with pytest.raises(InputError, match="is at small scale, so that it takes no --scale full"):
+        arm_reference(f"{path}@tiny", "full")

@@ -5,7 +5,7 @@ import pytest
 from trueoracle.errors import InputError
 from trueoracle.run import estimate
 from trueoracle.run.estimate import Estimator
-from trueoracle.spec.spec import load_spec
+from trueoracle.spec.grid import load_spec
 
 
 def test_a_study_is_estimated_from_one_trial_of_its_network(

@@ -21,7 +21,8 @@ from trueoracle.errors import InputError
 from trueoracle.run import footprint, prepare
 from trueoracle.run.footprint import held_bytes, part_sizes
 from trueoracle.run.prepare import list_study
-from trueoracle.spec.spec import DataSpec, spec_from
+from trueoracle.spec.file import spec_from
+from trueoracle.spec.spec import DataSpec
 from trueoracle.study import Study
 from trueoracle.training.recipe import Recipe
 

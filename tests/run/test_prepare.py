@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
 from trueoracle.run.prepare import list_study, prepare
-from trueoracle.spec.spec import spec_from
+from trueoracle.spec.file import spec_from
 from trueoracle.study import Study
 
 

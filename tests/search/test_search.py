@@ -27,6 +27,7 @@ from trueoracle.record.results import Results
 from trueoracle.record.store import locked
 from trueoracle.search import live
 from trueoracle.search.search import SearchResult
+from trueoracle.search.settings import SearchSettings
 from trueoracle.search.strategies import STRATEGIES, choose
 from trueoracle.study import Study
 
@@ -53,6 +54,21 @@ def study(fields: dict[str, Any], tmp_path: Path) -> Study:
 def searched(study: Study, budget: object = 22, **options: Any) -> SearchResult:
     options = {"engine": "loop", "progress": False} | options
     return study.search(budget, **options)  # type: ignore[arg-type]
+
+
+def test_settings_are_given_by_name_or_whole(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[SearchSettings] = []
+    monkeypatch.setattr(
+        "trueoracle.search.search.search", lambda *given, **_: told.append(given[3])
+    )
+    searched(study, 22, strategy="top", seed=3)
+    searched(study, SearchSettings("22", "top", seed=3))
+    searched(study, SearchSettings("22", "top", seed=1), seed=3)
+    assert told == [SearchSettings(budget="22", strategy="top", seed=3)] * 3
+    searched(study, None)
+    assert told[-1] == SearchSettings()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'strateg'"):
+        searched(study, 22, strateg="top")
 
 
 def test_the_search_finds_what_the_record_says(study: Study) -> None:

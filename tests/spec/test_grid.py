@@ -11,8 +11,8 @@ from trueoracle.errors import InputError
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.runs import find_run
 from trueoracle.run.prepare import list_study
-from trueoracle.spec.grid import expand, grid_digest, is_grid, refuse_grid
-from trueoracle.spec.spec import arms_of, load_spec, shipped_grids, shipped_studies
+from trueoracle.spec.file import arms_of, shipped_grids, shipped_studies
+from trueoracle.spec.grid import grid_digest, load_spec, load_variant, variants
 
 BASE = 'extends = "digits-conv1-0.2"\n'
 
@@ -21,7 +21,7 @@ def test_a_grid_is_the_product_of_its_fields(write_study: Writer) -> None:
     path = write_study(
         BASE + '[grid]\n"network.arguments.width" = [10, 20]\n"retraining.epochs" = [1, 2, 3]\n'
     )
-    points = expand(str(path))
+    points = variants(str(path))
     assert [point.label for point in points] == [
         f"width-{width}+epochs-{epochs}" for width in (10, 20) for epochs in (1, 2, 3)
     ]
@@ -31,8 +31,14 @@ def test_a_grid_is_the_product_of_its_fields(write_study: Writer) -> None:
     assert last.spec.network.arguments == {"width": 20}
     assert last.spec.retraining.epochs == 3
     assert last.spec.dense == load_spec("digits-conv1-0.2").dense
-    assert is_grid(str(path))
-    assert not is_grid("digits-conv1-0.2")
+    assert {point.grid for point in points} == {"mine"}
+
+
+def test_a_plain_study_is_a_grid_of_one() -> None:
+    (only,) = variants("digits-conv1-0.2@short", {"dense.seed": 3})
+    assert (only.grid, only.label, only.values) == ("", "", {})
+    assert only.spec == load_spec("digits-conv1-0.2@short", {"dense.seed": 3})
+    assert (only.spec.name, only.spec.dense.seed) == ("digits-conv1-0.2@short", 3)
 
 
 def test_fields_with_one_last_word_stay_two_axes(write_study: Writer) -> None:
@@ -40,7 +46,7 @@ def test_fields_with_one_last_word_stay_two_axes(write_study: Writer) -> None:
         BASE + '[grid]\n"dense.learning_rate" = [0.1, 0.2]\n"retraining.learning_rate" = [0.3]\n'
         'epochs = [{ dense.epochs = 2 }]\n"retraining.epochs" = [3]\n'
     )
-    first, second = expand(str(path))
+    first, second = variants(str(path))
     assert first.values == {
         "dense.learning_rate": 0.1,
         "retraining.learning_rate": 0.3,
@@ -53,7 +59,7 @@ def test_fields_with_one_last_word_stay_two_axes(write_study: Writer) -> None:
     path = write_study(
         f"{BASE}[grid]\n'pruning.layers.\"a.conv\"' = [0.1]\n'pruning.layers.\"b.conv\"' = [0.2]\n"
     )
-    (point,) = expand(str(path))
+    (point,) = variants(str(path))
     assert point.values == {"pruning ratio of a.conv": 0.1, "pruning ratio of b.conv": 0.2}
     assert point.label == "a.conv-0.1+b.conv-0.2"
 
@@ -63,11 +69,11 @@ def test_named_points_change_several_fields(write_study: Writer) -> None:
         BASE + "[grid]\nratio = [{ pruning.layers.conv1 = 0.3, pruning.candidates = 9 },"
         ' { pruning.layers = { conv2 = 0.5 }, dense.epochs = 2 }]\n"data.name" = ["mnist-5k"]\n'
     )
-    first, second = (point.spec for point in expand(str(path)))
+    first, second = (point.spec for point in variants(str(path)))
     assert (dict(first.pruning.layers), first.pruning.candidates) == ({"conv1": 0.3}, 9)
     assert (dict(second.pruning.layers), second.dense.epochs) == ({"conv2": 0.5}, 2)
     assert first.name == "mine+ratio-0.3+data-mnist-5k"
-    assert expand(str(path))[1].values == {"ratio": 0.5, "data": "mnist-5k"}
+    assert variants(str(path))[1].values == {"ratio": 0.5, "data": "mnist-5k"}
 
 
 def test_arms_and_overrides_reach_every_point(write_study: Writer) -> None:
@@ -79,20 +85,20 @@ def test_arms_and_overrides_reach_every_point(write_study: Writer) -> None:
             "pruning.candidates =", '"pruning.candidates" ='
         )
     )
-    (point,) = expand(f"{path}@tiny@short", {"retraining.seeds": [7]})
+    (point,) = variants(f"{path}@tiny@short", {"retraining.seeds": [7]})
     assert point.spec.name == "mine+layers-conv3-0.1+candidates-all@tiny@short"
     assert (point.spec.dense.epochs, point.spec.retraining.seeds) == (1, (7,))
     assert point.spec.retraining.epochs == 3
     assert point.grid == "mine@tiny@short"
-    assert len(expand(str(path))) == 2
-    assert grid_digest(expand(str(path))) != grid_digest([point])
+    assert len(variants(str(path))) == 2
+    assert grid_digest(variants(str(path))) != grid_digest([point])
 
 
 def test_a_named_point_may_change_nothing(write_study: Writer) -> None:
     path = write_study(
         f"{BASE}[grid]\ndepth = [{{ value = 5 }}, {{ value = 6, network.arguments.depth = 6 }}]\n"
     )
-    plain, deeper = expand(str(path))
+    plain, deeper = variants(str(path))
     assert plain.spec.digest == load_spec("digits-conv1-0.2").digest
     assert (plain.label, plain.values, deeper.label) == ("depth-5", {"depth": 5}, "depth-6")
 
@@ -100,7 +106,6 @@ def test_a_named_point_may_change_nothing(write_study: Writer) -> None:
 @pytest.mark.parametrize(
     ("grid", "overrides", "message"),
     [
-        ("", {}, "is no grid"),
         ('"retraining.epochs" = 3', {}, "grid.retraining.epochs takes a list of values, got 3"),
         ('"retraining.epochs" = []', {}, "takes a list of values"),
         ('"retraining.epochs" = [1, 1]', {}, "two points of the grid are called 'epochs-1'"),
@@ -128,7 +133,7 @@ def test_what_is_no_grid_is_one_clear_line(
 ) -> None:
     path = write_study(f"{BASE}[grid]\n{grid}\n")
     with pytest.raises(InputError) as caught:
-        expand(str(path), overrides)
+        variants(str(path), overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -141,7 +146,13 @@ def test_a_grid_is_not_run_as_one_study_but_its_points_are() -> None:
     assert (point.network.arguments, point.dense.seed) == ({"width": 20}, 3)
     with pytest.raises(InputError, match=r"unknown point .*did you mean 'width-20'"):
         load_spec("lenet5-mini-width+width-2")
-    assert not is_grid("lenet5-mini-width+width-20")
+    (one,) = variants("lenet5-mini-width+width-20")
+    assert (one.grid, one.label, one.values) == ("", "width-20", {"width": 20})
+
+
+def test_what_is_no_grid_has_no_points(write_study: Writer) -> None:
+    with pytest.raises(InputError, match=r"mine\.toml' is no grid: its file has no table"):
+        load_spec(f"{write_study(BASE)}+epochs-2")
 
 
 def test_the_run_of_a_point_is_found_by_its_name_and_settings(
@@ -164,11 +175,11 @@ def test_the_run_of_a_point_is_found_by_its_name_and_settings(
 def test_where_one_study_is_meant_a_grid_names_its_points(write_study: Writer) -> None:
     own = write_study(f'{BASE}[grid]\n"retraining.epochs" = {list(range(1, 15))}\n')
     with pytest.raises(InputError, match=r"mine.toml\+epochs-12, …$"):
-        refuse_grid(str(own))
+        load_variant(str(own))
     with pytest.raises(InputError, match=r"here: lenet5-mini-width\+width-10@small, "):
-        refuse_grid("lenet5-mini-width@small")
-    refuse_grid(f"{own}+epochs-3")
-    refuse_grid("digits-conv1-0.2")
+        load_variant("lenet5-mini-width@small")
+    load_variant(f"{own}+epochs-3")
+    load_variant("digits-conv1-0.2")
 
 
 def test_the_shipped_grids_hold_the_shipped_studies() -> None:
@@ -177,10 +188,10 @@ def test_the_shipped_grids_hold_the_shipped_studies() -> None:
     digests = {load_spec(name).digest for name in shipped_studies()}
     for name in published:
         assert "small" in arms_of(name)
-        for point in expand(name):
+        for point in variants(name):
             # So that what one has retrained, the other takes over.
             assert point.spec.digest in digests, point.label
-        for point in expand(f"{name}@small"):
+        for point in variants(f"{name}@small"):
             assert 0 < len(list_study(point.spec)) <= 60
 
 
@@ -191,6 +202,6 @@ def test_every_value_is_a_point(values: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mine.toml"
         path.write_text(f'{BASE}[grid]\n"retraining.epochs" = {values}\n')
-        points = expand(str(path))
+        points = variants(str(path))
     assert [point.spec.retraining.epochs for point in points] == values
     assert len({point.spec.folder_name for point in points}) == len(values)

@@ -1,21 +1,26 @@
 from __future__ import annotations
 
 from tests.conftest import Writer
-from trueoracle.spec.scale import (
-    changes_from_file,
-    changes_in_words,
-    scale_in_words,
-    scale_of,
-    titled,
-)
-from trueoracle.spec.spec import load_spec
+from trueoracle.spec.grid import load_spec
+from trueoracle.spec.scale import changes_from_file, changes_in_words, scale_in_words
 
 
 def test_the_scale_is_that_of_the_arms() -> None:
-    assert scale_of("lenet5-mini-conv1-0.5@small@as-released") == "small"
-    assert scale_of("small-study@short") == "full"
-    assert titled("a@small") == "a@small (small scale)"
-    assert titled("a@short") == "a@short"
+    small = load_spec("lenet5-mini-conv1-0.5@small@as-released")
+    assert (small.scale, small.title) == ("small", f"{small.name} (small scale)")
+    short = load_spec("lenet5-mini-conv1-0.5@short")
+    assert (short.scale, short.title) == ("full", short.name)
+
+
+def test_an_arm_of_any_name_may_be_the_small_scale(write_study: Writer) -> None:
+    path = write_study(
+        'extends = "digits-conv1-0.2"\n[arms.tiny]\nrole = "small"\nretraining.epochs = 11\n'
+    )
+    spec = load_spec(f"{path}@tiny@short")
+    assert (spec.scale, spec.roles) == ("small", {"tiny": "small", "short": "short"})
+    assert spec.without("small") == "mine@short"
+    assert scale_in_words(spec) == "small scale"
+    assert spec.digest == load_spec("digits-conv1-0.2@short").digest
 
 
 def test_what_a_small_study_has_in_place_of_the_full_one() -> None:

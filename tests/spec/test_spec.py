@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -16,14 +17,18 @@ from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS
 from trueoracle.reproduce.published import all_settings
 from trueoracle.run.prepare import list_study
-from trueoracle.spec.spec import (
-    StudySpec,
+from trueoracle.spec.file import (
+    Reference,
     arms_of,
-    load_spec,
+    is_reference,
     parse_overrides,
+    parse_reference,
+    shipped_grids,
     shipped_studies,
     spec_from,
 )
+from trueoracle.spec.grid import load_spec, variants
+from trueoracle.spec.spec import StudySpec
 
 MINIMAL = {
     "name": "mine",
@@ -107,6 +112,7 @@ def test_the_digest_covers_every_field() -> None:
     assert fields_of(StudySpec) - {
         "name",
         "purpose",
+        "roles",
         "pruning.seed",
         "pruning.kind",
         "pruning.scope",
@@ -126,8 +132,8 @@ def test_the_digest_covers_every_field() -> None:
     assert len(scopes | sampled) == 4
 
 
-def test_name_and_purpose_change_no_number_and_no_digest() -> None:
-    renamed = spec_from(MINIMAL, {"name": "other", "purpose": "something"})
+def test_name_purpose_and_roles_change_no_number_and_no_digest() -> None:
+    renamed = spec_from(MINIMAL, {"name": "other", "purpose": "something", "roles.a": "small"})
     assert renamed.digest == spec_from(MINIMAL).digest
     assert renamed.folder_name == f"other-{renamed.digest}"
 
@@ -166,6 +172,72 @@ SHIPPED_NAMES = [
     "vit-b-16-imagenet-mlp-0.5",
     "vit-b-16-imagenet-width-0.25",
 ]
+
+
+PINNED = {
+    "digits-conv1-0.2": "6791ac86aedc",
+    "lenet5-mini-conv1+2+3-0.5": "8c66ca9ed269",
+    "lenet5-mini-conv1+2-0.5": "c0973abe8725",
+    "lenet5-mini-conv1+3-0.5": "3eca7b433437",
+    "lenet5-mini-conv1-0.2": "462a14d02f47",
+    "lenet5-mini-conv1-0.3": "f3d98dd5cdd5",
+    "lenet5-mini-conv1-0.4": "01ef5c6fb012",
+    "lenet5-mini-conv1-0.5": "eb6a720a7862",
+    "lenet5-mini-conv1-0.6": "710bf1a9c5a9",
+    "lenet5-mini-conv1-0.7": "33ff0833941b",
+    "lenet5-mini-conv1-0.8": "80886e1fa231",
+    "lenet5-mini-conv2+3-0.5": "ff5152ae130e",
+    "lenet5-mini-conv2-0.2": "fda6c39f7ede",
+    "lenet5-mini-conv2-0.3": "7a69c97ff62a",
+    "lenet5-mini-conv2-0.4": "91cc1c30c322",
+    "lenet5-mini-conv2-0.5": "9271f72515cf",
+    "lenet5-mini-conv2-0.6": "c1059498103b",
+    "lenet5-mini-conv2-0.7": "dde1c24c60fd",
+    "lenet5-mini-conv2-0.8": "77d4058380de",
+    "lenet5-mini-conv3-0.2": "78b9553cabfd",
+    "lenet5-mini-conv3-0.3": "7082263fbdf9",
+    "lenet5-mini-conv3-0.4": "54f3828b540d",
+    "lenet5-mini-conv3-0.5": "f33f099221a6",
+    "lenet5-mini-conv3-0.6": "9b3db3408cbb",
+    "lenet5-mini-conv3-0.7": "8a855cd12e71",
+    "lenet5-mini-conv3-0.8": "ec5fda201929",
+    "lenet5-mini-d6-conv1-0.5": "965460132a80",
+    "lenet5-mini-d7-conv1-0.5": "11de11928c95",
+    "lenet5-mini-d8-conv1-0.5": "362aff41507f",
+    "lenet5-mini-fashion-mnist-conv1-0.5": "24d0f0663def",
+    "lenet5-mini-kmnist-conv1-0.5": "0b2e6126250f",
+    "lenet5-mini-w20-conv1-0.5": "7cb3aa9e1b4b",
+    "lenet5-mini-w30-conv1-0.5": "8892f8c3ab38",
+    "lenet5-mini-w40-conv1-0.5": "c08b356358fc",
+    "resnet18-imagenet-0.5": "cbb7111e02f4",
+    "resnet18-imagenet-unstructured-0.5": "6202912b1354",
+    "resnet50-imagenet-0.43": "be1e8cd43277",
+    "resnet56-cifar10-0.5": "8cb7e9887ed0",
+    "vgg19-cifar100-0.5": "1764a001208a",
+    "vit-b-16-imagenet-heads-0.5": "53abcb6af5e4",
+    "vit-b-16-imagenet-mlp-0.5": "12100855e3ea",
+    "vit-b-16-imagenet-width-0.25": "9a00298207ce",
+    "lenet5-mini-bench": "03f730279911",
+    "lenet5-mini-dataset": "f9c525c24f0c",
+    "lenet5-mini-depth": "44a488c9261a",
+    "lenet5-mini-ratio": "a534d244cdd4",
+    "lenet5-mini-width": "2f832f4097a8",
+}
+"""A hash of what each shipped file sets in its studies, with and without each of its arms."""
+
+
+def test_what_the_shipped_files_set_is_pinned() -> None:
+    # Recorded runs and published comparisons rest on these values: change them on purpose only.
+    found = {}
+    for name in (*shipped_studies(), *shipped_grids()):
+        said = [
+            one.spec.model_dump(mode="json", exclude_unset=True, exclude={"name", "roles"})
+            for arm in ("", *(f"@{arm}" for arm in sorted(arms_of(name))))
+            for one in variants(f"{name}{arm}")
+        ]
+        text = json.dumps(said, sort_keys=True)
+        found[name] = hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert found == PINNED
 
 
 # What the first study of that network has built at full size is not built again.
@@ -286,10 +358,61 @@ def test_an_arm_may_take_weights_away(write_study: Writer) -> None:
     assert load_spec(f"{path}@small").digest == load_spec("digits-conv1-0.2").digest
 
 
-def test_small_is_laid_before_short() -> None:
+def test_small_is_laid_before_short(write_study: Writer) -> None:
     with pytest.raises(InputError) as caught:
         load_spec("lenet5-mini-conv1-0.5@short@small")
     assert "lay small first: 'lenet5-mini-conv1-0.5@small@short'" in str(caught.value)
+    path = write_study(
+        'extends = "digits-conv1-0.2"\n[arms.tiny]\nrole = "small"\n[arms.brief]\nrole = "short"\n'
+    )
+    with pytest.raises(InputError, match=r"lay tiny first: '.*mine\.toml@tiny@brief'"):
+        load_spec(f"{path}@brief@tiny")
+
+
+def test_a_role_is_declared_in_the_file(write_study: Writer) -> None:
+    path = write_study(
+        'extends = "digits-conv1-0.2"\n[arms.brief]\nrole = "short"\n[arms.plain]\ndense.seed = 2\n'
+        '[arms.small]\ndense.seed = 3\n[arms.wrong]\nrole = "shrt"\n'
+    )
+    spec = load_spec(f"{path}@small@plain@brief")
+    assert [spec.role(arm) for arm in spec.arms] == ["small", "plain", "short"]
+    assert spec.has_role("short")
+    assert not spec.has_role("as-released")
+    assert spec.without("short") == "mine@small@plain"
+    extended = 'extends = "digits-conv1-0.2"\n[arms.b]\ndense.seed = 3\n'
+    wrong = write_study(f"roles = 3\n{extended}", "wrong.toml")
+    with pytest.raises(InputError, match="roles: input should be a valid dict"):
+        load_spec(f"{wrong}@b")
+    assert load_spec(f"{write_study(f'name = 3{chr(10)}{extended}', 'n.toml')}@b").name == "3@b"
+    with pytest.raises(
+        InputError, match="unknown role of the arm 'wrong' 'shrt': did you mean 'short"
+    ):
+        load_spec(f"{path}@wrong")
+
+
+def test_every_shipped_arm_says_what_it_is_for() -> None:
+    for name in (*shipped_studies(), *shipped_grids()):
+        for arm in arms_of(name):
+            assert variants(f"{name}@{arm}")[0].spec.roles == {arm: arm}
+
+
+def test_a_base_holds_studies_only_where_they_are_shipped(write_study: Writer) -> None:
+    path = write_study('extends = "digits-conv1-0.2"\n[studies.a]\ndense.seed = 2\n')
+    with pytest.raises(InputError, match="unknown field of the study 'studies'"):
+        load_spec(str(path))
+
+
+def test_a_reference_is_told_from_other_texts(write_study: Writer) -> None:
+    for text in ("digits-conv1-0.2@short", "lenet5-mini-conv1+2-0.5", "a/b.toml@x", "b.toml+w-1"):
+        assert is_reference(text)
+    for text in ("resnet56", "runs/digits-conv1-0.2-ded2abdad34d", "lenet5/conv105", ""):
+        assert not is_reference(text)
+    assert parse_reference("lenet5-mini-width+width-20@small@short") == Reference(
+        "lenet5-mini-width", "width-20", ("small", "short")
+    )
+    assert parse_reference("lenet5-mini-conv1+2-0.5@small").point == ""
+    for text in ("a@b/c.toml+p-1@x", "lenet5-mini-width@small", "x.toml"):
+        assert str(parse_reference(text)) == text
 
 
 def test_a_purpose_is_of_its_own_file(write_study: Writer) -> None:

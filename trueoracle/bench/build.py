@@ -33,7 +33,7 @@ from trueoracle.run.dense import check_dense_file
 from trueoracle.run.prepare import prepare
 from trueoracle.run.progress import PlainProgress, Progress
 from trueoracle.run.runner import score
-from trueoracle.spec.grid import GridPoint, expand
+from trueoracle.spec.grid import Variant, variants
 from trueoracle.tasks.metric import SPLITS, columns_of
 
 _COLUMNS = columns_of(METRICS)
@@ -41,10 +41,10 @@ _COLUMNS = columns_of(METRICS)
 __all__ = ["build", "recorded", "start"]
 
 
-def recorded(runs: Path) -> list[tuple[GridPoint, Results]]:
+def recorded(runs: Path) -> list[tuple[Variant, Results]]:
     """The finished points of the grid below ``runs``."""
     found = []
-    for point in expand(GRID):
+    for point in variants(GRID):
         folder = runs / point.spec.folder_name
         if (folder / DATABASE).is_file() and (results := Results(folder)).finished:
             found.append((point, results))
@@ -58,7 +58,7 @@ def start(runs: Path, progress: Progress, source: Path = DATA) -> None:
     dense network. Raises :class:`InputError` where ``runs`` holds another one already.
     """
     for network, facts in read_bench(source).card["dense"].items():
-        spec = next(one.spec for one in expand(GRID) if one.spec.dense.seed == int(network))
+        spec = next(one.spec for one in variants(GRID) if one.spec.dense.seed == int(network))
         folder = runs / spec.folder_name
         with locked(folder, patience=1.0), Store(folder) as store:
             recorded = store.dense()
@@ -84,7 +84,7 @@ def start(runs: Path, progress: Progress, source: Path = DATA) -> None:
 
 
 def build(
-    points: Sequence[tuple[GridPoint, Results]],
+    points: Sequence[tuple[Variant, Results]],
     out: Path,
     progress: Progress,
     criteria: Sequence[str] | None = None,
@@ -166,8 +166,8 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _new_points(
-    points: Sequence[tuple[GridPoint, Results]], before: Bench
-) -> list[tuple[GridPoint, Results]]:
+    points: Sequence[tuple[Variant, Results]], before: Bench
+) -> list[tuple[Variant, Results]]:
     """The points that a bench lacks; all must prune its dense networks."""
     held = {study.name for study in before.studies}
     for point, results in points:
@@ -191,7 +191,7 @@ def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
     return known
 
 
-def _epochs(point: GridPoint, results: Results) -> pd.DataFrame:
+def _epochs(point: Variant, results: Results) -> pd.DataFrame:
     """One row per candidate, seed and epoch; float32 holds losses to seven digits."""
     ((layer, _),) = point.spec.pruning.layers.items()
     masks = {
@@ -216,7 +216,7 @@ def _epochs(point: GridPoint, results: Results) -> pd.DataFrame:
 
 
 def _card(
-    points: Sequence[tuple[GridPoint, Results]],
+    points: Sequence[tuple[Variant, Results]],
     keys: pd.DataFrame,
     seeds: int,
     seconds: dict[str, float],

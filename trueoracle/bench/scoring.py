@@ -19,7 +19,8 @@ from trueoracle.pruning.candidates import Candidates, space_size
 from trueoracle.pruning.walk import find_groups
 from trueoracle.run.prepare import build_study
 from trueoracle.run.progress import Progress
-from trueoracle.spec.spec import StudySpec, load_spec
+from trueoracle.spec.grid import load_spec
+from trueoracle.spec.spec import StudySpec
 
 __all__ = ["score_bench", "spec_of"]
 

@@ -1,41 +1,74 @@
-"""The command ``trueoracle``: its commands by name."""
+"""The command ``trueoracle``: its commands by name, each imported when it is called."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from trueoracle.cli import (
-    analyse,
-    bench,
-    criteria,
-    export,
-    inspect,
-    report,
-    reproduce,
-    run,
-    score,
-    search,
-    status,
-    studies,
-    verify,
-)
+from trueoracle.cli.console import one_line_errors
 from trueoracle.version import __version__
 
-__all__ = ["app"]
+__all__ = ["COMMANDS", "app"]
+
+COMMANDS = {
+    "run": "Run a study, or all studies of a grid; run it again to resume.",
+    "score": "Score every candidate of a study and rank them, without retraining any.",
+    "search": "Choose one pruned network without retraining them all, and write it to a file.",
+    "inspect": "Show the prunable groups of a network, and say why other layers cannot be pruned.",
+    "studies": "List the shipped studies: what each is for and how many networks it retrains.",
+    "criteria": "List the criteria: what each computes, and the paper it comes from.",
+    "bench": "Test a criterion against networks whose every pruning has been retrained.",
+    "reproduce": "List the paper's 45 published settings with ours beside them, or run one.",
+    "status": "Show the recorded studies and how far each has come, the last changed one first.",
+    "report": (
+        "Write report.html, summary.json and the figures (PNG, SVG, PDF) of a recorded study."
+    ),
+    "export": "Write the tables candidates, scores, outcomes, retrainings and dense_epochs.",
+    "analyse": "Apply the statistics of a study to tables of your own.",
+    "verify": (
+        "Hold everything recorded against its checksums, and say what is damaged and how to mend "
+        "it."
+    ),
+}
+"""The first line of each command's help. The commands are not imported for a list of them: that
+takes longer than to print it."""
+
+_SETTINGS: dict[str, Any] = {"rich_markup_mode": "markdown", "pretty_exceptions_enable": False}
+
+
+class LazyGroup(TyperGroup):
+    """Commands of which only the one that is called is imported: function NAME of cli/NAME.py."""
+
+    def __init__(self, **settings: Any) -> None:
+        stubs = {name: TyperCommand(name, help=text) for name, text in COMMANDS.items()}
+        super().__init__(**settings | {"commands": stubs})
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The name, the command itself and its arguments."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            with one_line_errors(debug="--debug" in rest):
+                function = getattr(import_module(f"trueoracle.cli.{name}"), name)
+            alone = typer.Typer(add_completion=False, **_SETTINGS)
+            alone.command(name)(function)
+            command = typer.main.get_command(alone)
+        return name, command, rest
+
 
 app = typer.Typer(
     name="trueoracle",
+    cls=LazyGroup,
     no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
         "Exit codes: 0 done · 1 unexpected error · 2 bad input · 3 another process is at the "
         "study · 4 a file cannot be read or written · 5 the dense network diverged · "
         "130 interrupted · 143 terminated"
     ),
+    **_SETTINGS,
 )
 
 
@@ -58,18 +91,3 @@ def top(
 
     Begin with: **trueoracle run digits-conv1-0.2**, then **trueoracle report digits-conv1-0.2**
     """
-
-
-app.command("run")(run.run)
-app.command("score")(score.score)
-app.command("search")(search.search)
-app.command("inspect")(inspect.inspect)
-app.command("studies")(studies.studies)
-app.command("criteria")(criteria.criteria)
-app.command("bench")(bench.bench)
-app.command("reproduce")(reproduce.reproduce)
-app.command("status")(status.status)
-app.command("report")(report.report)
-app.command("export")(export.export)
-app.command("analyse")(analyse.analyse)
-app.command("verify")(verify.verify)

@@ -1,17 +1,19 @@
-"""What the commands share: where text goes, how errors end, how progress is shown."""
+"""What the commands share: options, where text goes, how errors end, how progress is shown."""
 
 from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec, TextIO, TypeVar
+from typing import Annotated, Any, NoReturn, TextIO, get_origin, get_type_hints
 
 import typer
 from rich.console import Console
@@ -33,11 +35,14 @@ from trueoracle.run.progress import (
 )
 
 __all__ = [
+    "Chosen",
     "Debug",
     "Device",
     "Engine",
     "Json",
+    "Machine",
     "Memory",
+    "Output",
     "Quiet",
     "Runs",
     "Settings",
@@ -45,15 +50,13 @@ __all__ = [
     "command_line",
     "err",
     "guarded",
+    "one_line_errors",
     "out",
     "print_json",
     "shown_progress",
     "text_table",
     "with_weights",
 ]
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[
@@ -93,6 +96,54 @@ Weights = Annotated[
     ),
 ]
 
+
+@dataclass(frozen=True)
+class Chosen:
+    """Options that say which study is meant, besides its name."""
+
+    settings: Settings = None
+    weights: Weights = None
+    runs: Runs = Path("runs")
+
+    @property
+    def changes(self) -> list[str]:
+        """The settings, and the weights as one of them."""
+        return with_weights(self.settings, self.weights)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The settings as dotted fields and values; raises :class:`InputError`."""
+        from trueoracle.spec.file import parse_overrides  # imports pydantic, which is slow
+
+        return parse_overrides(self.changes)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Options that say where and how networks are trained."""
+
+    device: Device = "auto"
+    engine: Engine = "auto"
+    memory: Memory = None
+
+    def as_given(self) -> dict[str, str | None]:
+        """The options by name; None where they are at their default."""
+        return {
+            "device": None if self.device == "auto" else self.device,
+            "engine": None if self.engine == "auto" else self.engine,
+            "memory": self.memory,
+        }
+
+
+@dataclass(frozen=True)
+class Output:
+    """Options that say what is printed."""
+
+    quiet: Quiet = False
+    as_json: Json = False
+    debug: Debug = False
+
+
 INTERRUPTED = 130
 _LONGEST = 2000
 """Characters of an error's line: the whole of a long name says no more."""
@@ -120,7 +171,7 @@ def command_line(
 
 
 class PlainConsole(Console):
-    """Prints text as it is: no markup, no emoji, and nothing that a terminal would obey."""
+    """Prints text as it is: no markup, no emoji, no control characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
@@ -143,30 +194,70 @@ def err() -> Console:
     return PlainConsole(stderr=True, soft_wrap=True)
 
 
-def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn what a command raises into one line and an exit code; ``--debug`` lets it through."""
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command as typer takes it, which ends in one line and an exit code when it fails.
+
+    ``--debug`` lets the exception through. A parameter whose type is a dataclass stands for one
+    option per field; a field without a :class:`typer.Option` has its help in its metadata.
+    """
+    plain: list[inspect.Parameter] = []
+    grouped: dict[str, type] = {}
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if is_dataclass(hint) and isinstance(hint, type):
+            grouped[parameter.name] = hint
+            plain += _options(hint)
+        else:
+            only = inspect.Parameter.KEYWORD_ONLY
+            plain.append(parameter.replace(annotation=hint, kind=only))
 
     @functools.wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            _check_texts(kwargs)
-            if kwargs.get("as_json"):
-                with _stdout_for_json():
-                    return command(*args, **kwargs)
-            return command(*args, **kwargs)
-        except KeyboardInterrupt:
-            _end("interrupted: what was committed is kept; the same command goes on", INTERRUPTED)
-        except (Exception, SystemExit) as error:  # a user's own code runs: it may raise that, too
-            signals.check()
-            if kwargs.get("debug"):
-                raise
-            _end(*_ending(error))
+    def wrapper(**given: Any) -> None:
+        with one_line_errors(debug=given.get("debug", False)):
+            _check_texts(given)
+            with _stdout_for_json() if given.get("as_json") else nullcontext():
+                for name, group in grouped.items():
+                    given[name] = group(**{one.name: given.pop(one.name) for one in fields(group)})
+                command(**given)
 
+    wrapper.__signature__ = inspect.Signature(plain)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {one.name: one.annotation for one in plain}
     return wrapper
 
 
+def _options(group: type) -> list[inspect.Parameter]:
+    """The fields of a dataclass as parameters of a command."""
+    hints = get_type_hints(group, include_extras=True)
+    found = []
+    for one in fields(group):
+        hint = hints[one.name]
+        if get_origin(hint) is not Annotated:
+            hint = Annotated[hint, typer.Option(help=one.metadata["help"])]
+        found.append(
+            inspect.Parameter(
+                one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hint
+            )
+        )
+    return found
+
+
+@contextmanager
+def one_line_errors(*, debug: bool) -> Iterator[None]:
+    """Turn what is raised into one line and an exit code, unless ``debug`` lets it through."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _end("interrupted: what was committed is kept; the same command goes on", INTERRUPTED)
+    except (Exception, SystemExit) as error:  # a user's own code may raise anything
+        signals.check()
+        if debug:
+            raise
+        _end(*_ending(error))
+
+
 def _check_texts(given: Mapping[str, object]) -> None:
-    """Refuse a null character, which no name of a file can hold, wherever it was given."""
+    """Refuse a null character in any argument: no file's name can hold one."""
     for value in given.values():
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, str | Path) and "\0" in str(one):
@@ -207,7 +298,7 @@ _JSON_STREAM: ContextVar[TextIO | None] = ContextVar("json_stream", default=None
 
 @contextmanager
 def _stdout_for_json() -> Iterator[None]:
-    """Within the block, what a user's own code prints goes to standard error."""
+    """Within the block, everything but :func:`print_json` prints to standard error."""
     token = _JSON_STREAM.set(sys.stdout)
     try:
         with redirect_stdout(sys.stderr):
@@ -241,16 +332,10 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 class BarProgress:
-    """A rich progress bar for each stage, with units an hour and the time left."""
+    """A rich progress bar for each stage, with units per hour and the time left."""
 
     def __init__(self) -> None:
-        self._bars = Bars(
-            TextColumn("{task.description:<22}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", style="dim", markup=False),
-            console=err(),
-        )
+        self._bars = _bars(err())
         self._task: TaskID | None = None
         self._unit = ""
         self._rate = Rate(0, 0)
@@ -263,6 +348,10 @@ class BarProgress:
         self._bars.stop()
 
     def stage(self, name: str, total: int, done: int, unit: str) -> None:
+        # A bar of its own, so that the bars of a grid's many studies scroll away.
+        self._bars.stop()
+        self._bars = _bars(self._bars.console)
+        self._bars.start()
         self._unit, self._rate = unit, Rate(total, done)
         self._task = self._bars.add_task(one_line(name), total=total, completed=done, rate=unit)
 
@@ -275,6 +364,16 @@ class BarProgress:
 
     def message(self, text: str) -> None:
         self._bars.console.print(one_line(text))
+
+
+def _bars(console: Console) -> Bars:
+    return Bars(
+        TextColumn("{task.description:<22}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", style="dim", markup=False),
+        console=console,
+    )
 
 
 @contextmanager

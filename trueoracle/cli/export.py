@@ -9,6 +9,9 @@ from typing import Annotated
 import typer
 
 from trueoracle.cli.console import Debug, Json, Runs, Settings, guarded, out, print_json
+from trueoracle.record.results import Results
+from trueoracle.record.runs import find_run
+from trueoracle.spec.file import parse_overrides
 
 
 class Format(StrEnum):
@@ -36,10 +39,6 @@ def export(
 
     - trueoracle export digits-conv1-0.2 --format parquet --out tables
     """
-    from trueoracle.record.results import Results
-    from trueoracle.record.runs import find_run
-    from trueoracle.spec.spec import parse_overrides
-
     results = Results(find_run(study, runs, parse_overrides(settings or ())))
     written = results.export(to, form.value)
     if as_json:

@@ -18,6 +18,9 @@ from trueoracle.cli.console import (
     print_json,
     table,
 )
+from trueoracle.errors import InputError, shown
+from trueoracle.spec.file import is_reference, parse_overrides
+from trueoracle.spec.grid import load_spec
 
 if TYPE_CHECKING:
     from trueoracle.pruning.inspection import Inspection
@@ -45,9 +48,9 @@ def inspect(
 ) -> None:
     """Show the prunable groups of a network, and say why other layers cannot be pruned.
 
-    A group is what can only go together: layers whose outputs are added up lose the same filters,
-    and norms and the layers that read them lose what belongs to these. The names are those of
-    pruning.layers in a study file; a pattern such as *layer\\*.conv1* names many.
+    A group holds filters that can only be removed together: layers whose outputs are added lose the
+    same filters, and norms and the layers that read these lose the matching channels. The names are
+    those of pruning.layers in a study file; a pattern such as *layer\\*.conv1* names many.
 
     Examples:
 
@@ -77,7 +80,7 @@ def inspect(
         f"{name} on images {'x'.join(map(str, shape))}: {total.parameters:,} parameters, "
         f"{total.macs:,} MACs"
     )
-    columns = ("filters", "parameters a filter", "MACs a filter")
+    columns = ("filters", "parameters per filter", "MACs per filter")
     made_table = table("group", *columns, "goes with", right=columns)
     for one in inspection.groups:
         others = [member for member in one.group.members if member != one.group.name]
@@ -96,30 +99,17 @@ def inspect(
 def _network(
     reference: str, settings: list[str] | None, images: str | None, classes: int | None
 ) -> tuple[Any, str, tuple[int, ...]]:
-    """The network, what it is called, and the shape of its images."""
-    from trueoracle.errors import InputError
-    from trueoracle.networks.registry import NETWORKS, build, defaults
+    """The network, its name, and the shape of its images."""
+    from trueoracle.networks.registry import NETWORKS, build, defaults  # which imports torch
     from trueoracle.run.prepare import build_study
-    from trueoracle.spec.grid import find_point, refuse_grid
-    from trueoracle.spec.spec import (
-        load_spec,
-        parse_overrides,
-        shipped_grids,
-        shipped_studies,
-        split_arm,
-    )
 
     overrides = parse_overrides(settings or ())
-    study = split_arm(reference)[0]
-    known = study.endswith(".toml") or study in shipped_studies() | shipped_grids()
-    is_study = known or find_point(reference) is not None
-    if is_study and reference not in NETWORKS:
+    if is_reference(reference) and reference not in NETWORKS:
         if images is not None or classes is not None:
             raise InputError(
                 f"--images and --classes are of a network: {reference!r} is a study, whose data "
                 "say both (--set data.image_size=…)"
             )
-        refuse_grid(reference)
         spec = load_spec(reference, overrides)
         network, shape = build_study(spec)
         return network, f"{spec.network.name} of {spec.name}", shape
@@ -131,10 +121,8 @@ def _network(
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    from trueoracle.errors import InputError, shown
-
     parts = [part.strip() for part in text.lower().replace(",", "x").split("x")]
-    # By its own digits: others, such as a superscript, are digits to Python too.
+    # Only these digits: Python takes others too, such as superscripts.
     if not all(re.fullmatch("0*[1-9][0-9]{0,8}", part) for part in parts):
         raise InputError(f"--images takes a shape such as 3x224x224, got {shown(text)}")
     return tuple(map(int, parts))

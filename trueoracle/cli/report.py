@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,9 +17,6 @@ from trueoracle.cli.console import (
     out,
     print_json,
 )
-
-if TYPE_CHECKING:
-    from trueoracle.spec.grid import GridPoint
 
 
 @guarded
@@ -57,21 +54,29 @@ def report(
 
     - trueoracle report digits-conv1-0.2 --outcome best-on-test --out report-as-in-the-paper
     """
-    from trueoracle.cli.grids import print_grid, write_grid
+    from trueoracle.cli.grids import print_grid
     from trueoracle.cli.tables import notes, relations_of, relations_table
     from trueoracle.errors import InputError
+    from trueoracle.grid import Grid
     from trueoracle.record.results import Results
     from trueoracle.record.runs import find_arms, find_run, last_run
     from trueoracle.report.page import write_report
     from trueoracle.report.words import verdicts
-    from trueoracle.spec.spec import parse_overrides
+    from trueoracle.spec.file import is_reference, parse_overrides
+    from trueoracle.spec.grid import variants
 
     if settings and not study:
         raise InputError("--set says which run of a STUDY is meant: name the study too")
     overrides = parse_overrides(settings or ())
-    if study and (points := _points(study, overrides)):
-        command = command_line("run", study, settings, runs)
-        grid, folder = write_grid(points, runs, to, outcome, command)
+    points = variants(study, overrides) if study and is_reference(study) else []
+    if points and points[0].grid:
+        whole = Grid(points, runs=runs)
+        if not whole.folders():
+            raise InputError(
+                f"no point of {whole.name} is recorded in {runs} with these settings; this records "
+                f"them: {command_line('run', study, settings, runs)}"
+            )
+        grid = whole.report(to, outcome)
         if as_json:
             print_json(grid.summary)
             return
@@ -79,7 +84,7 @@ def report(
         print_grid(console, grid.summary)
         console.print(f"\nreport   {grid.page}")
         console.print(f"summary  {grid.summary_path}")
-        console.print(f"figures  {folder / 'figures'} ({len(grid.figures)} files)")
+        console.print(f"figures  {grid.page.parent / 'figures'} ({len(grid.figures)} files)")
         return
     results = Results(find_run(study, runs, overrides) if study else last_run(runs))
     written = write_report(results, find_arms(results), to or results.folder / "report", outcome)
@@ -106,15 +111,3 @@ def report(
     if written.figures:
         count = len(written.figures)
         console.print(f"figures  {written.figures[0].parent} ({count} files)")
-
-
-def _points(study: str, overrides: dict[str, Any]) -> list[GridPoint]:
-    """The points of a grid; none for anything else, a recorded run's folder or name included."""
-    from trueoracle.cli.grids import grid_points
-    from trueoracle.spec.spec import shipped_grids, split_arm
-
-    reference, _ = split_arm(study)
-    known = reference in shipped_grids() or (
-        reference.endswith(".toml") and Path(reference).is_file()
-    )
-    return grid_points(study, overrides) if known else []

@@ -2,58 +2,60 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.cli.console import (
-    Debug,
-    Device,
-    Engine,
-    Json,
-    Memory,
-    Quiet,
-    Runs,
-    Settings,
-    Weights,
+    Chosen,
+    Machine,
+    Output,
     command_line,
-    err,
     guarded,
     out,
     print_json,
     shown_progress,
     table,
-    with_weights,
 )
-
-if TYPE_CHECKING:
-    from trueoracle.record.results import Results
-    from trueoracle.reproduce.comparison import Ours
-    from trueoracle.reproduce.comparison import Scale as OurScale
-    from trueoracle.reproduce.published import Published
-    from trueoracle.spec.spec import StudySpec
+from trueoracle.cli.tables import notes, relations_of, relations_table
+from trueoracle.errors import InputError
+from trueoracle.reproduce import reproduction
+from trueoracle.run.progress import duration
+from trueoracle.spec.scale import changes_in_words
 
 
-class Scale(StrEnum):
-    """How much of a study is run."""
+@dataclass(frozen=True)
+class Arms:
+    """Options that say which arms of a study are meant, and what is listed of them."""
 
-    full = "full"
-    small = "small"
-
-
-class Surgery(StrEnum):
-    """How filters are removed."""
-
-    exact = "exact"
-    as_released = "as-released"
+    scale: Annotated[
+        Literal["full", "small"] | None,
+        typer.Option(
+            help="small: cut to what a laptop holds, and marked so [default: that of NAME, full "
+            "without @small; the list shows full scale where it is finished, else small]."
+        ),
+    ] = None
+    surgery: Annotated[
+        Literal["exact", "as-released"],
+        typer.Option(help="as-released: the wiring of the paper's released code."),
+    ] = "exact"
+    outcome: Annotated[
+        str, typer.Option(help="Epochs that count; best-on-test is the paper's choice.")
+    ] = "last"
+    times: Annotated[
+        bool, typer.Option("--times/--no-times", help="List: estimate how long each takes here.")
+    ] = True
 
 
 @guarded
 def reproduce(
+    arms: Arms,
+    chosen: Chosen,
+    machine: Machine,
+    output: Output,
     name: Annotated[
         str | None,
         typer.Argument(
@@ -61,41 +63,16 @@ def reproduce(
             "left out: list the settings."
         ),
     ] = None,
-    scale: Annotated[
-        Scale | None,
-        typer.Option(
-            help="small: cut to what a laptop holds, and marked so [default: that of NAME, full "
-            "without @small; the list shows full scale where it is finished, else small]."
-        ),
-    ] = None,
-    surgery: Annotated[
-        Surgery, typer.Option(help="as-released: the wiring of the paper's released code.")
-    ] = Surgery.exact,
-    outcome: Annotated[
-        str, typer.Option(help="Epochs that count; best-on-test is the paper's choice.")
-    ] = "last",
-    times: Annotated[
-        bool, typer.Option("--times/--no-times", help="List: estimate how long each takes here.")
-    ] = True,
-    settings: Settings = None,
-    weights: Weights = None,
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
-    engine: Engine = "auto",
-    memory: Memory = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
 ) -> None:
     """List the paper's 45 published settings with ours beside them, or run one.
 
-    The list says of each setting its study, the published Kendall's tau, p-value and anomaly ratio,
-    ours where they are recorded below --runs, and the networks to retrain with an estimate of the
-    time that takes here.
+    The list has one row per setting: its study, the published Kendall's tau, p-value and anomaly
+    ratio, ours where they are recorded below --runs, and how many networks it retrains, with an
+    estimate of the time here.
 
-    With a NAME, its study is run as by **run** (run it again to resume), a direction setting's
-    with its short retraining, and the published values are shown beside ours. With --scale small,
-    the embedded digits stand in for a data set that is not at hand.
+    With a NAME, its study is run as by **run** (run it again to resume) and the published values
+    are shown beside ours. The study of a direction setting is run with its short retraining. With
+    --scale small, the embedded digits stand in for a data set that is not at hand.
 
     Examples:
 
@@ -107,196 +84,25 @@ def reproduce(
 
     - trueoracle reproduce resnet56-cifar10-0.5 --scale small --surgery as-released
     """
-    from trueoracle.analysis.outcomes import check_rule
-    from trueoracle.errors import InputError
-
-    check_rule(outcome)
-    settings = with_weights(settings, weights)
-    chosen: OurScale | None = scale.value if scale else None
-    if name is None:
-        if settings:
-            raise InputError(
-                "--set and --weights change the study that is run: name a setting or a study"
-            )
-        rows = _rows(runs, chosen, surgery.value, outcome, device, times=times, quiet=quiet)
-        if as_json:
-            print_json(rows)
-        elif not quiet:
-            _print_rows(rows)
-        return
-    results = _run(name, chosen, surgery.value, outcome, settings, runs, device,
-                   engine, memory, quiet=quiet)  # fmt: skip
-    if as_json:
-        print_json(results)
-    elif not quiet:
-        _print_comparison(results)
-
-
-def _rows(
-    runs: Path,
-    scale: OurScale | None,
-    surgery: str,
-    rule: str,
-    device: str,
-    *,
-    times: bool,
-    quiet: bool,
-) -> list[dict[str, Any]]:
-    from trueoracle.reproduce.comparison import arm_reference, recorded_ours
-    from trueoracle.reproduce.published import all_settings
-    from trueoracle.spec.spec import load_spec
-
-    rows = []
-    for one in all_settings():
-        ours = recorded_ours(one, runs, scale=scale, surgery=surgery, rule=rule)
-        shown = scale or (ours.scale if ours else "full")
-        reference = arm_reference(one.study, shown, surgery)
-        data = {"data.name": ours.data} if ours else {}  # a stand-in, maybe
-        specs = [load_spec(reference, data)]
-        if one.needs_short:
-            specs.append(load_spec(f"{reference}@short", data))
-        rows.append(
-            {
-                **_entry(one, ours),
-                "scale": shown,
-                "networks": sum(_networks(spec, one) for spec in specs),
-                "seconds": None,
-                "engine": None,
-                "specs": specs,
-            }
+    if name is None and chosen.changes:
+        raise InputError(
+            "--set and --weights change the study that is run: name a setting or a study"
         )
-    if times:
-        _add_times(rows, device, quiet=quiet)
-    for row in rows:
-        del row["specs"]
-    return rows
-
-
-def _entry(one: Published, ours: Ours | None) -> dict[str, Any]:
-    fields = ("n", "kendall_tau", "p_value", "anomaly_ratio")
-    return {
-        "setting": one.setting,
-        "study": one.study,
-        "x": one.x,
-        "y": one.y,
-        "source": one.source,
-        "published": {field: getattr(one, field) for field in fields},
-        "ours": None if ours is None else ours.as_dict(),
-    }
-
-
-def _networks(spec: StudySpec, one: Published) -> int:
-    """Networks to retrain; where every way is listed, they are as many as were published."""
-    count = spec.pruning.candidates
-    return (count if isinstance(count, int) else one.n) * len(spec.retraining.seeds)
-
-
-def _add_times(rows: list[dict[str, Any]], device: str, *, quiet: bool) -> None:
-    from trueoracle.errors import InputError
-    from trueoracle.run.estimate import Estimator
-
-    estimator = Estimator(device)
-    with shown_progress(quiet=quiet) as progress:
-        progress.stage("time a few networks", len(rows), 0, "settings")
-        for row in rows:
-            try:
-                estimates = [estimator.estimate(spec) for spec in row["specs"]]
-            except InputError as error:  # a network or data set that this installation lacks
-                progress.message(f"{row['setting']}: no estimate: {error}")
-                estimates = [None]
-            if all(estimates):
-                row["seconds"] = sum(one.seconds for one in estimates if one is not None)
-                row["engine"] = estimates[0].engine if estimates[0] else None
-            progress.advance()
-
-
-def _run(
-    name: str,
-    scale: OurScale | None,
-    surgery: str,
-    rule: str,
-    settings: list[str],
-    runs: Path,
-    device: str,
-    engine: str,
-    memory: str | None,
-    *,
-    quiet: bool,
-) -> dict[str, Any]:
-    from trueoracle.data.datasets import at_hand
-    from trueoracle.report.summary import summarise
-    from trueoracle.reproduce.comparison import (
-        STAND_IN,
-        arm_reference,
-        check_direction,
-        has_published_values,
-        ours_of,
-    )
-    from trueoracle.reproduce.published import published
-    from trueoracle.spec.scale import scale_of
-    from trueoracle.spec.spec import load_spec, parse_overrides, split_arm
-    from trueoracle.study import Study
-
-    study, wanted = _find(name)
-    reference = arm_reference(study, scale, surgery)
-    overrides = parse_overrides(settings)
-    spec = load_spec(reference, overrides)
-    scale = scale_of(spec.name)
-    direction = any(one.needs_short for one in wanted)
-    if direction:
-        check_direction(reference, overrides)
-    replaced = None
-    if scale == "small" and spec.data.path is None and not at_hand(spec.data.name):
-        replaced = spec.data.name
-        overrides["data.name"] = STAND_IN
-        if not quiet:
-            err().print(f"data set {replaced} is not at hand: {STAND_IN} stands in for it")
-    references = [reference]
-    if direction:
-        references.append(f"{reference}@short")
-    found: list[Results] = []
-    for one in references:
-        made = Study(load_spec(one, overrides), runs=runs)
-        with shown_progress(quiet=quiet) as progress:
-            if len(references) > 1:
-                progress.message(f"{len(found) + 1} of {len(references)}: {made.spec.name}")
-            found.append(made.run(progress=progress, device=device, engine=engine, memory=memory))
-    short = found[1] if len(found) > 1 else None
-    shown = wanted
-    if not wanted and has_published_values(study):
-        shown = [one for one in published(split_arm(study)[0]) if not one.needs_short]
-    return {
-        "study": study,
-        "scale": scale,
-        "replaced_data": replaced,
-        "comparisons": [
-            _entry(one, ours_of(one, found[0], short if one.needs_short else None, rule))
-            for one in shown
-        ],
-        "summary": summarise(found[0], rule, short),
-    }
-
-
-def _find(name: str) -> tuple[str, list[Published]]:
-    """The study that a name means, and the setting where it names one."""
-    from trueoracle.errors import unknown
-    from trueoracle.reproduce.comparison import has_published_values
-    from trueoracle.reproduce.published import all_settings, published
-    from trueoracle.spec.grid import find_point, refuse_grid
-    from trueoracle.spec.spec import shipped_grids, shipped_studies, split_arm
-
-    settings = {one.setting: one for one in all_settings()}
-    if name in settings:
-        return settings[name].study, [settings[name]]
-    reference, _ = split_arm(name)
-    if find_point(name) is not None:
-        return name, []
-    is_file = reference.endswith(".toml")
-    if not is_file and reference not in shipped_studies() | shipped_grids():
-        raise unknown("published setting or study", name, {*settings, *shipped_studies()})
-    refuse_grid(name)
-    # A file of one's own has no settings by name: all of its values are meant.
-    return name, published(reference) if is_file and has_published_values(name) else []
+    how: dict[str, Any] = {"scale": arms.scale, "surgery": arms.surgery, "rule": arms.outcome}
+    with shown_progress(quiet=output.quiet) as progress:
+        how["progress"] = progress
+        if name is None:
+            device = machine.device if arms.times else None
+            rows = reproduction.list_settings(chosen.runs, device=device, **how)
+        else:
+            how |= {"overrides": chosen.overrides, **asdict(machine)}
+            results = reproduction.reproduce(name, chosen.runs, **how)
+    if output.as_json:
+        print_json(rows if name is None else results)
+    elif not output.quiet and name is None:
+        _print_rows(rows)
+    elif not output.quiet:
+        _print_comparison(results)
 
 
 COLUMNS = ("n", "tau", "p", "anomalies")
@@ -327,8 +133,6 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 def _long(seconds: float) -> str:
     """Such as ``"3 h 5 min"``, and days from three on."""
-    from trueoracle.run.progress import duration
-
     days = seconds / 86400
     return f"{days:,.0f} days" if days >= 3 else duration(seconds)
 
@@ -353,9 +157,6 @@ def _our_cells(ours: dict[str, Any] | None, scale: str) -> tuple[str, ...]:
 
 
 def _print_comparison(results: dict[str, Any]) -> None:
-    from trueoracle.cli.tables import notes, relations_of, relations_table
-    from trueoracle.spec.scale import changes_in_words
-
     console = out()
     console.print()
     summary = results["summary"]

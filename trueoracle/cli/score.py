@@ -69,22 +69,16 @@ def score(
 
     - trueoracle score my-study.toml --quiet --json > ranking.json
     """
-    from trueoracle.cli.grids import grid_points, run_points
-    from trueoracle.spec.spec import load_spec, parse_overrides
-    from trueoracle.study import Study
+    from trueoracle.grid import Grid
+    from trueoracle.spec.file import parse_overrides
 
     settings = with_weights(settings, weights)
-    overrides = parse_overrides(settings)
-    if points := grid_points(study, overrides):
-        found = run_points(points, runs, quiet=quiet, device=device, retrain=False)
-        scored = list(found.values())
-    else:
-        made = Study(load_spec(study, overrides), runs=runs)
-        with shown_progress(quiet=quiet) as progress:
-            scored = [made.score(progress=progress, device=device)]
+    grid = Grid(study, overrides=parse_overrides(settings), runs=runs)
+    with shown_progress(quiet=quiet) as progress:
+        scored = list(grid.score(progress=progress, device=device).values())
     summaries = [_summary(results, sample, seed) for results in scored]
     if as_json:
-        print_json(summaries if points else summaries[0])
+        print_json(summaries if grid.is_whole else summaries[0])
     elif not quiet:
         console = out()
         for results, summary in zip(scored, summaries, strict=True):
@@ -125,6 +119,7 @@ def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
     spec = results.spec
     return {
         **results.status(),
+        "title": results.spec.title,
         "surgery": spec.pruning.surgery,
         "layers": dict(spec.pruning.layers),
         "exhaustive": spec.pruning.candidates == "all",
@@ -133,10 +128,8 @@ def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    from trueoracle.spec.scale import titled
-
     made = table("criterion", *NUMBERS, right=NUMBERS)
-    made.title = f"{titled(summary['study'])}, {summary['surgery']} surgery"
+    made.title = f"{summary['title']}, {summary['surgery']} surgery"
     made.title_justify = "left"
     for ranking in summary["rankings"]:
         made.add_row(ranking["criterion"], *_cells(ranking))

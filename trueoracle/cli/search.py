@@ -2,108 +2,80 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import pandas as pd
 import typer
+from rich.table import Table
 
-from trueoracle.analysis.numbers import interval
+import trueoracle
+from trueoracle.analysis.numbers import finite_or_none, interval, many, number
 from trueoracle.cli.console import (
-    Debug,
-    Device,
-    Engine,
-    Json,
-    Memory,
-    Quiet,
-    Runs,
-    Settings,
-    Weights,
+    Chosen,
+    Machine,
+    Output,
     command_line,
     guarded,
     out,
     print_json,
     shown_progress,
     table,
-    with_weights,
 )
+from trueoracle.errors import InputError, StoreError, TrueOracleError
+from trueoracle.files import replacing
+from trueoracle.record.results import Results
+from trueoracle.record.runs import find_run
+from trueoracle.run.progress import duration
+from trueoracle.search.replay import BUDGETS
+from trueoracle.search.settings import SearchSettings
+from trueoracle.spec.grid import load_spec
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from rich.table import Table
-
     from trueoracle.search.search import SearchResult
     from trueoracle.tasks.metric import Metric
 
 
-@guarded
-def search(
-    study: Annotated[str, typer.Argument(help="A shipped study, or the path of a .toml; @arm.")],
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Epochs of one candidate to spend, or a share of retraining every candidate, such "
-            "as 10% [default: 10%, or one network where that is more]."
-        ),
-    ] = None,
-    strategy: Annotated[
-        str | None,
-        typer.Option(
-            help="guided, halving, random-halving, top, random, criterion or full (see below) "
-            "[default: guided; halving where single weights are pruned]."
-        ),
-    ] = None,
-    criterion: Annotated[
-        str | None,
-        typer.Option(
-            help="Orders the candidates before retraining [default: the study's first that "
-            "applies]."
-        ),
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            help="What is compared: validation_loss, validation_accuracy or train_loss [default: "
-            "validation loss; train loss where there is no validation split]."
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Of the retraining, and of a random order [default: the study's first]."),
-    ] = None,
+@dataclass(frozen=True)
+class Files:
+    """Options of what is written, and of a replay."""
+
     export: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Write the chosen network: .safetensors (trueoracle.load), .onnx or .pt2.",
         ),
-    ] = None,
+    ] = None
     replay: Annotated[
         bool,
         typer.Option("--replay", help="Search in the record of a study that retrained them all."),
-    ] = False,
+    ] = False
     figure: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="With --replay: draw budget against regret."),
-    ] = None,
-    settings: Settings = None,
-    weights: Weights = None,
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
-    engine: Engine = "auto",
-    memory: Memory = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    ] = None
+
+
+@guarded
+def search(
+    study: Annotated[str, typer.Argument(help="A shipped study, or the path of a .toml; @arm.")],
+    wanted: SearchSettings,
+    files: Files,
+    chosen: Chosen,
+    machine: Machine,
+    output: Output,
 ) -> None:
     """Choose one pruned network without retraining them all, and write it to a file.
 
-    Successive halving: the candidates that a criterion prefers are retrained for a few epochs, then
-    those whose filters were good ones to prune in the first, the better ones of all for some more,
-    and so on to the end of the recipe, as the budget affords. The test images decide nothing. A
-    search that was stopped goes on where it was.
+    Successive halving: first, the candidates that a criterion prefers are retrained for a few
+    epochs; next, candidates that prune the filters which did well among these. The better ones of
+    all go on for more epochs, and so on to the end of the recipe, as far as the budget goes. The
+    test images decide nothing. A search that was stopped goes on where it was.
 
-    Strategies: **guided** is that one; **halving** begins with the criterion's candidates only,
+    Strategies: **guided** is the above; **halving** begins with the criterion's candidates only,
     **random-halving** with random ones; **top** retrains the lowest scores to the end, **random**
     random candidates, **criterion** the lowest score alone, **full** every candidate.
 
@@ -117,78 +89,34 @@ def search(
 
     - trueoracle search digits-conv1-0.2 --replay --figure budget.png
     """
-    from trueoracle.errors import InputError, TrueOracleError
-    from trueoracle.spec.spec import parse_overrides
-
-    settings = with_weights(settings, weights)
-    if figure is not None and not replay:
+    if files.figure is not None and not files.replay:
         raise InputError("--figure draws a replay: give --replay too")
-    if replay:
-        for option, value in (
-            *(("--budget", budget), ("--export", export), ("--strategy", strategy)),
-            *(("--seed", seed), ("--memory", memory)),
-            *(("--engine", None if engine == "auto" else engine),),
-            *(("--device", None if device == "auto" else device),),
-        ):
-            if value is not None:
-                raise InputError(
-                    f"{option} does nothing with --replay, which trains no network and tries every "
-                    "strategy, budget and seed"
-                )
-        _replay(study, settings, runs, criterion, by, figure, quiet=quiet, as_json=as_json)
+    if files.replay:
+        _check_replay(wanted, files, machine)
+        _replay(study, wanted, files.figure, chosen, output)
         return
-    from trueoracle.search.export import check_export, is_known
-    from trueoracle.spec.spec import load_spec
-    from trueoracle.study import Study
+    if files.export is not None:
+        from trueoracle.search.export import check_export
 
-    if export is not None:
-        check_export(export)
-    made = Study(load_spec(study, parse_overrides(settings)), runs=runs)
-    with shown_progress(quiet=quiet) as progress:
-        found = made.search(
-            budget,
-            strategy=strategy,
-            criterion=criterion,
-            by=by,
-            seed=seed,
-            progress=progress,
-            device=device,
-            engine=engine,
-            memory=memory,
-        )
-    if not (as_json or quiet):
-        _show(found)
+        check_export(files.export)
+    made = trueoracle.Study(load_spec(study, chosen.overrides), runs=chosen.runs)
+    with shown_progress(quiet=output.quiet) as progress:
+        found = made.search(wanted, progress=progress, **asdict(machine))
+    if not (output.as_json or output.quiet):
+        _show(found, made.spec.title)
     try:
-        written = None if export is None else found.export(export)
+        written = None if files.export is None else found.export(files.export)
     except TrueOracleError:
-        if as_json:  # the search is done, whatever becomes of the file
+        if output.as_json:  # the search is done, whatever becomes of the file
             print_json(found.as_dict() | {"export": None})
         raise
-    if as_json:
+    if output.as_json:
         print_json(found.as_dict() | {"export": None if written is None else str(written)})
-    elif not quiet and written is not None:
-        out().print(f"exported to {written}")
-        if written.suffix == ".safetensors":
-            name = found.origin.name
-            other = ", network=…" if name is None else "" if is_known(name) else ", trust=True"
-            call = f'trueoracle.load("{written}"{other})'
-            out().print(f"    import trueoracle\n    network = {call}", soft_wrap=True)
-    elif not quiet:
-        again = command_line(
-            "search",
-            study,
-            settings,
-            runs,
-            budget=budget,
-            strategy=strategy,
-            criterion=criterion,
-            by=by,
-            seed=seed,
-            device=None if device == "auto" else device,
-            engine=None if engine == "auto" else engine,
-            memory=memory,
-            export="model.safetensors",
-        )
+    elif not output.quiet and written is not None:
+        _show_export(found, written)
+    elif not output.quiet:
+        options = asdict(wanted) | machine.as_given() | {"export": "model.safetensors"}
+        again = command_line("search", study, chosen.changes, chosen.runs, **options)
         out().print(f"to write the network: {again}", soft_wrap=True)
 
 
@@ -198,11 +126,29 @@ def _is_more_better(found: SearchResult) -> bool:
     )
 
 
-def _show(found: SearchResult) -> None:
-    from trueoracle.analysis.numbers import number
-    from trueoracle.run.progress import duration
-    from trueoracle.spec.scale import titled
+def _check_replay(wanted: SearchSettings, files: Files, machine: Machine) -> None:
+    """Refuse options that do nothing in a replay."""
+    given = asdict(wanted) | machine.as_given() | {"export": files.export}
+    for option in ("budget", "export", "strategy", "seed", "memory", "engine", "device"):
+        if given[option] is not None:
+            raise InputError(
+                f"--{option} does nothing with --replay, which trains no network and tries every "
+                "strategy, budget and seed"
+            )
 
+
+def _show_export(found: SearchResult, written: Path) -> None:
+    from trueoracle.search.export import is_known
+
+    out().print(f"exported to {written}")
+    if written.suffix == ".safetensors":
+        name = found.origin.name
+        other = ", network=…" if name is None else "" if is_known(name) else ", trust=True"
+        call = f'trueoracle.load("{written}"{other})'
+        out().print(f"    import trueoracle\n    network = {call}", soft_wrap=True)
+
+
+def _show(found: SearchResult, title: str) -> None:
     console = out()
     metric = found.by.replace("_", " ")
     shown = table("rung", "candidates", "epochs", f"best {metric}", right=("candidates", "epochs"))
@@ -212,7 +158,7 @@ def _show(found: SearchResult) -> None:
         last = own[1].groupby("candidate").last()[found.by]
         best = last.max() if _is_more_better(found) else last.min()
         shown.add_row(str(place), f"{rung.candidates:,}", str(rung.epochs), number(best, 4))
-    console.print(f"\n{titled(found.study)}, {found.strategy}", soft_wrap=True)
+    console.print(f"\n{title}, {found.strategy}", soft_wrap=True)
     console.print(shown)
     pruned = "; ".join(
         f"{name} {', '.join(map(str, filters))}" for name, filters in found.origin.pruned.items()
@@ -241,65 +187,52 @@ def _value(metric: Metric, value: float) -> str:
 
 
 def _replay(
-    study: str,
-    settings: list[str],
-    runs: Path,
-    criterion: str | None,
-    by: str | None,
-    figure: Path | None,
-    *,
-    quiet: bool,
-    as_json: bool,
+    study: str, wanted: SearchSettings, figure: Path | None, chosen: Chosen, output: Output
 ) -> None:
-    from trueoracle.analysis.numbers import finite_or_none, many
-    from trueoracle.errors import StoreError
-    from trueoracle.files import replacing
-    from trueoracle.record.results import Results
-    from trueoracle.record.runs import find_run
-    from trueoracle.search.replay import BUDGETS
-    from trueoracle.spec.scale import titled
-    from trueoracle.spec.spec import parse_overrides
-
-    results = Results(find_run(study, runs, parse_overrides(settings)))
-    found = results.replay(criterion, by=by)
+    results = Results(find_run(study, chosen.runs, chosen.overrides))
+    found = results.replay(wanted.criterion, by=wanted.by)
     if figure is not None:
         from trueoracle.figures.budget import budget_data, draw_budget
 
-        drawn = draw_budget(budget_data(found, title=titled(results.spec.name)))
+        drawn = draw_budget(budget_data(found, title=results.spec.title))
         try:
             with replacing(figure) as draft:
                 drawn.savefig(draft, dpi=110)
         except ValueError as error:  # an ending that is no picture's
             raise StoreError(f"cannot write {figure}: {error}") from error
-    if as_json:
+    if output.as_json:
         rows = [{str(k): v for k, v in row.items()} for row in found.to_dict("records")]
         print_json([finite_or_none(row) for row in rows])
-    elif not quiet:
-        console = out()
-        sampled = "" if results.spec.pruning.candidates == "all" else "a sample of "
-        seeds = many(int(found["searches"].iloc[0]), "retraining seed")
-        console.print(
-            f"{titled(results.spec.name)}: {sampled}{len(results.candidates):,} candidates ordered "
-            f"by {criterion or results.criteria[0]}, {seeds}\n",
-            soft_wrap=True,
-        )
-        for outcome in dict.fromkeys(found["outcome"]):
-            console.print(_replay_table(found[found["outcome"] == outcome], outcome))
-            console.print()
-        console.print(
-            "regret: what the best candidate is better by, with the middle 95 % of searches; top: "
-            "the share of\nsearches that end within the best 1 %; others: the regret judged by the "
-            "mean of the other retraining seeds"
-        )
-        tried = set(found["share"])
-        if left_out := [f"{share:.0%}" for share in BUDGETS if share not in tried]:
-            console.print(f"budgets that finish no network are left out: {', '.join(left_out)}")
+    elif not output.quiet:
+        _show_replay(results, found, wanted.criterion or results.criteria[0])
         if figure is not None:
-            console.print(f"figure {figure}")
+            out().print(f"figure {figure}")
+
+
+def _show_replay(results: Results, found: pd.DataFrame, criterion: str) -> None:
+    console = out()
+    sampled = "" if results.spec.pruning.candidates == "all" else "a sample of "
+    seeds = many(int(found["searches"].iloc[0]), "retraining seed")
+    console.print(
+        f"{results.spec.title}: {sampled}{len(results.candidates):,} candidates ordered "
+        f"by {criterion}, {seeds}\n",
+        soft_wrap=True,
+    )
+    for outcome in dict.fromkeys(found["outcome"]):
+        console.print(_replay_table(found[found["outcome"] == outcome], outcome))
+        console.print()
+    console.print(
+        "regret: what the best candidate is better by, with the middle 95 % of searches; top: "
+        "the share of\nsearches that end within the best 1 %; others: the regret judged by the "
+        "mean of the other retraining seeds"
+    )
+    tried = set(found["share"])
+    if left_out := [f"{share:.0%}" for share in BUDGETS if share not in tried]:
+        console.print(f"budgets that finish no network are left out: {', '.join(left_out)}")
 
 
 def _replay_table(found: pd.DataFrame, outcome: str) -> Table:
-    """What the strategies find of one outcome, at each budget."""
+    """The results of each strategy at each budget, for one outcome."""
     has_others = bool((found["network"] == "other seeds").any())
     names = ["strategy", "budget", "epochs", "regret", "95%", "top"] + ["others"] * has_others
     shown = table(*names, right=tuple(names[1:]))

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from trueoracle.cli.console import Debug, Json, Runs, guarded, out, print_json, table
+from trueoracle.errors import StoreError
+from trueoracle.record.runs import recorded_runs
+from trueoracle.record.status import read_status
 
 
 @guarded
@@ -46,10 +49,6 @@ def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = Fals
 
 
 def _rows(runs: Path) -> list[dict[str, Any]]:
-    from trueoracle.errors import StoreError
-    from trueoracle.record.runs import recorded_runs
-    from trueoracle.record.status import read_status
-
     rows: list[dict[str, Any]] = []
     for folder in recorded_runs(runs):
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trueoracle.analysis.numbers import number
 from trueoracle.cli.console import Debug, Json, guarded, out, print_json, table
-
-if TYPE_CHECKING:
-    from trueoracle.spec.spec import StudySpec
+from trueoracle.errors import InputError
+from trueoracle.spec.file import arms_of, shipped_grids, shipped_studies
+from trueoracle.spec.grid import Variant, variants
+from trueoracle.spec.spec import STREAMED, StudySpec
 
 Counts = tuple[int | None, int | None]
 """Candidates, and the ways to prune."""
@@ -39,30 +40,17 @@ def studies(as_json: Json = False, debug: Debug = False) -> None:
 
 
 def _rows() -> list[dict[str, Any]]:
-    from trueoracle.spec.grid import expand
-    from trueoracle.spec.spec import arms_of, load_spec, shipped_grids, shipped_studies
-
-    rows = []
     known: dict[str, Counts] = {}
-    for name in shipped_studies():
-        row = _row(name, [load_spec(name)], arms_of(name), known)
-        rows.append(row | {"grid": None, "points": []})
-    for name in shipped_grids():
-        points = expand(name)
-        values = {axis: [p.values[axis] for p in points] for axis in points[0].values}
-        grid = {axis: list(dict.fromkeys(varied)) for axis, varied in values.items()}
-        row = _row(name, [point.spec for point in points], arms_of(name), known)
-        rows.append(row | {"grid": grid, "points": [point.spec.name for point in points]})
-    return rows
+    return [_row(name, known) for name in (*shipped_studies(), *shipped_grids())]
 
 
-def _row(
-    name: str, specs: list[StudySpec], arms: list[str], known: dict[str, Counts]
-) -> dict[str, Any]:
-    """One row for a study, or for a grid: the sums over its points, the rest of its first.
+def _row(name: str, known: dict[str, Counts]) -> dict[str, Any]:
+    """One row for a study, or for a grid: the sums over its points, and what its first point is.
 
     ``known`` are the counts by digest: a grid's points are often shipped studies.
     """
+    found = variants(name)
+    specs = [one.spec for one in found]
     spec = specs[0]
     for one in specs:
         if one.digest not in known:
@@ -85,19 +73,24 @@ def _row(
         "seeds": list(spec.retraining.seeds),
         "networks": sum(networks) if len(networks) == len(specs) else None,
         "epochs": spec.retraining.epochs,
-        "arms": arms,
+        "arms": arms_of(name),
+        "grid": _axes(found) if found[0].grid else None,
+        "points": [spec.name for spec in specs] if found[0].grid else [],
     }
 
 
-def _counts(spec: StudySpec) -> Counts:
-    """How many candidates a study has, and out of how many ways.
+def _axes(points: list[Variant]) -> dict[str, list[Any]]:
+    """The values of a grid by axis."""
+    return {axis: list(dict.fromkeys(p.values[axis] for p in points)) for axis in points[0].values}
 
-    The ways are not counted (None) where the images are large: that would build, for a list, every
-    network of ImageNet's.
+
+def _counts(spec: StudySpec) -> Counts:
+    """How many candidates a study has, and out of how many ways to prune.
+
+    The ways are not counted (None) for data that is streamed: a list need not build every network
+    for ImageNet.
     """
-    from trueoracle.errors import InputError
-    from trueoracle.run.prepare import list_study
-    from trueoracle.spec.spec import STREAMED
+    from trueoracle.run.prepare import list_study  # imports torch
 
     count = spec.pruning.candidates
     if isinstance(count, int) and spec.data.name in STREAMED:

@@ -15,13 +15,11 @@ __all__ = ["entries_table", "notes", "relations_of", "relations_table"]
 
 def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
     """One row per study, criterion and outcome; a single study is named above the table."""
-    from trueoracle.spec.scale import titled  # its pydantic is slow to import for --help
-
     several = len(summaries) > 1
     made = entries_table(
         [
             (
-                {"study": titled(summary["study"])} if several else {},
+                {"study": summary["title"]} if several else {},
                 relation["criterion"],
                 relation["outcome_name"].removeprefix("final "),
                 relation,
@@ -31,7 +29,7 @@ def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
         ]
     )
     if not several:
-        made.title = f"{titled(summaries[0]['study'])}, {summaries[0]['surgery']} surgery"
+        made.title = f"{summaries[0]['title']}, {summaries[0]['surgery']} surgery"
         made.title_justify = "left"
     return made
 

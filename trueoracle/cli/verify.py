@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from trueoracle.cli.console import Debug, Json, Runs, Settings, err, guarded, out, print_json
-
-if TYPE_CHECKING:
-    from trueoracle.record.verify import Verified
+from trueoracle.errors import StoreError
+from trueoracle.record.runs import find_run, recorded_runs
+from trueoracle.record.verify import Verified, repair
+from trueoracle.record.verify import verify as verified
+from trueoracle.spec.file import parse_overrides
 
 
 @guarded
@@ -43,12 +45,6 @@ def verify(
 
     - trueoracle verify runs/digits-conv1-0.2-0123456789ab --repair
     """
-    from trueoracle.errors import StoreError
-    from trueoracle.record.runs import find_run, recorded_runs
-    from trueoracle.record.verify import repair
-    from trueoracle.record.verify import verify as verified
-    from trueoracle.spec.spec import parse_overrides
-
     overrides = parse_overrides(settings or ())
     folders = [find_run(study, runs, overrides) for study in studies or ()]
     if not studies:

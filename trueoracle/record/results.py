@@ -30,7 +30,6 @@ from trueoracle.files import make_folder, replacing
 from trueoracle.record.older import fallback_label
 from trueoracle.record.status import recorded_spec, skipped_in, status_of
 from trueoracle.record.store import Store
-from trueoracle.spec.scale import titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -318,7 +317,7 @@ class Results:
                 higher_score_is_better=score.higher_is_chosen,
                 x_label=score.label,
                 y_label=outcome.axis,
-                title=titled(self.spec.name),
+                title=self.spec.title,
             )
         )
 

@@ -9,16 +9,17 @@ from typing import Any
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.results import Results
-from trueoracle.spec.grid import refuse_grid
-from trueoracle.spec.spec import load_spec, shipped_grids, shipped_studies, split_arm
+from trueoracle.spec.file import is_reference
+from trueoracle.spec.grid import load_spec
 
 __all__ = ["find_arms", "find_run", "find_short", "last_run", "recorded_runs"]
 
 
 def find_short(results: Results, others: Iterable[Results]) -> Results | None:
-    """The arm ``short`` of a study among others: the same pruning, retrained for fewer epochs.
+    """The short retraining of a study among others: the same pruning, retrained for fewer epochs.
 
-    Of several, the one whose recipe and candidates are most like the study's.
+    It is an arm of the study whose role is ``short``. Of several, the one whose recipe and
+    candidates are most like the study's.
     """
     fitting = [other for other in others if _is_short(results, other)]
     return max(fitting, key=lambda other: _likeness(results, other), default=None)
@@ -26,8 +27,10 @@ def find_short(results: Results, others: Iterable[Results]) -> Results | None:
 
 def _is_short(results: Results, other: Results) -> bool:
     ours, theirs = results.spec, other.spec
+    base, _, arm = theirs.name.rpartition("@")
     return (
-        theirs.name == f"{ours.name}@short"
+        base == ours.name
+        and theirs.role(arm) == "short"
         and (other.dense or {}).get("sha256") == (results.dense or {}).get("sha256")
         and theirs.data == ours.data
         and theirs.pruning.kind == ours.pruning.kind
@@ -83,22 +86,15 @@ def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None
     for folder in (Path(reference), runs / reference):
         if (folder / DATABASE).is_file():
             return folder
-    base = split_arm(reference)[0]
-    shipped = base in shipped_studies() or base.partition("+")[0] in shipped_grids()
-    exactly = shipped or ".toml" in reference
-    if exactly:
-        refuse_grid(reference)
+    spec = load_spec(reference, overrides) if is_reference(reference) else None
     recorded = _some_runs(runs)
-    name = reference
-    if exactly:
-        spec = load_spec(reference, overrides)
-        if (runs / spec.folder_name / DATABASE).is_file():
-            return runs / spec.folder_name
-        name = spec.name
+    if spec is not None and (runs / spec.folder_name / DATABASE).is_file():
+        return runs / spec.folder_name
+    name = reference if spec is None else spec.name
     named = [run for run in recorded if _name(run) == name]
     if not named:
         raise unknown("recorded study", name, {_name(run) for run in recorded})
-    if exactly or overrides:
+    if spec is not None or overrides:
         others = " or ".join(map(str, named[:3]))
         raise InputError(f"{name!r} is not recorded with these settings; there is {others}")
     return named[0]
@@ -109,13 +105,14 @@ def find_arms(results: Results) -> list[Results]:
 
     The last changed run of each; of the study's short retraining the one that fits it best.
     """
-    base, short = results.spec.name.partition("@")[0], f"{results.spec.name}@short"
+    base = results.spec.name.partition("@")[0]
     arms: dict[str, list[Results]] = {}
     for run in recorded_runs(results.folder.parent):
         name = _name(run)
         if name.partition("@")[0] != base or name == results.spec.name:
             continue
-        if name in arms and name != short:
+        # Of an arm of its own, each run may be the short retraining that fits.
+        if name in arms and name.rpartition("@")[0] != results.spec.name:
             continue
         try:
             other = Results(run)

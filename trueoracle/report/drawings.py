@@ -25,7 +25,6 @@ from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
 from trueoracle.record.results import Results
 from trueoracle.report.words import best_first, pruned_in_words
-from trueoracle.spec.scale import titled
 
 __all__ = [
     "Drawn",
@@ -139,7 +138,7 @@ def ladder_figure(summary: Mapping[str, Any], relations: Sequence[Mapping[str, A
         [(r["outcome_name"], r["criterion"], *_agreement(r)) for r in relations],
         ceilings=ceilings,
         marked=["oracle"],
-        title=titled(summary["study"]),
+        title=summary["title"],
     )
     return draw_ladder(data)
 
@@ -194,7 +193,7 @@ def scatter_figure(
         higher_score_is_better=relation["higher_score_is_better"],
         x_label=relation["score_name"],
         y_label=outcome.axis,
-        title=titled(results.spec.name),
+        title=results.spec.title,
         tau_interval=(relation.get("kendall_low"), relation.get("kendall_high")),
         ceiling=relation.get("ceiling"),
     )
@@ -220,7 +219,7 @@ def panel_figure(
         higher_is_better=outcome.higher_is_better,
         x_label="score before retraining",
         y_label=outcome.axis,
-        title=titled(results.spec.name),
+        title=results.spec.title,
         tau_intervals={
             r["criterion"]: (r.get("kendall_low"), r.get("kendall_high")) for r in relations
         },
@@ -230,9 +229,7 @@ def panel_figure(
 
 def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: str) -> Figure:
     """One criterion's tau in every study of a grid, and over all of them."""
-    data = forest_data(
-        meta, x_label=f"Kendall's τ with {outcome}", title=f"{titled(title)}: {score}"
-    )
+    data = forest_data(meta, x_label=f"Kendall's τ with {outcome}", title=f"{title}: {score}")
     return draw_forest(data)
 
 

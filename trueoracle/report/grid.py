@@ -21,8 +21,8 @@ from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
 from trueoracle.report.page import headline_in_words, render, tables_of
 from trueoracle.report.summary import summarise
 from trueoracle.report.words import FEW, grid_verdicts, meta_sentence, slope_sentence
-from trueoracle.spec.grid import GridPoint
-from trueoracle.spec.scale import scale_in_words, scale_of, titled
+from trueoracle.spec.grid import Variant
+from trueoracle.spec.scale import scale_in_words
 
 __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
 
@@ -38,7 +38,7 @@ class WrittenGrid:
 
 
 def summarise_grid(
-    points: Sequence[GridPoint], recorded: Mapping[str, Results], rule: str = "last"
+    points: Sequence[Variant], recorded: Mapping[str, Results], rule: str = "last"
 ) -> dict[str, Any]:
     """The summary of a grid, as far as it has come, as plain values.
 
@@ -68,7 +68,8 @@ def summarise_grid(
     return {
         "grid": first.grid,
         "purpose": first.spec.purpose,
-        "scale": scale_of(first.grid),
+        "title": first.title,
+        "scale": first.spec.scale,
         "scale_in_words": scale_in_words(*(point.spec for point in points)),
         "axes": axes,
         "outcome": rule,
@@ -137,7 +138,7 @@ def _slopes(found: Sequence[tuple[Mapping[str, Any], Effect]]) -> list[dict[str,
 
 
 def write_grid_report(
-    points: Sequence[GridPoint], recorded: Mapping[str, Results], out: Path, rule: str = "last"
+    points: Sequence[Variant], recorded: Mapping[str, Results], out: Path, rule: str = "last"
 ) -> WrittenGrid:
     """Write ``report.html``, ``summary.json`` and ``figures/`` of a grid below ``out``.
 
@@ -210,7 +211,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
             [(_line(entry, relation), *_place(entry), *_tau(relation)) for entry, relation in own],
             x_label=axis,
             y_label=f"Kendall's τ with {outcome}",
-            title=titled(summary["grid"]),
+            title=summary["title"],
             ceilings=ceilings,
         )
         values = ", ".join(
@@ -241,7 +242,7 @@ def _forests(
     for meta in summary.get("meta") or []:
         criterion, metric = meta["criterion"], meta["metric"]
         score, outcome = names[criterion, metric]
-        figure = forest_figure(meta, score=score, outcome=outcome, title=summary["grid"])
+        figure = forest_figure(meta, score=score, outcome=outcome, title=summary["title"])
         stem = f"{summary['grid']}-{slug(criterion)}-{metric}-forest"
         values = ", ".join(f"{one['label']} {number(one['tau'], 2)}" for one in meta["studies"])
         alt = (
@@ -272,7 +273,7 @@ def _panels(
             higher_is_better=outcome.higher_is_better,
             x_label=first_relation["score_name"],
             y_label=outcome.axis,
-            title=titled(summary["grid"]),
+            title=summary["title"],
             tau_intervals=intervals,
         )
         words = f"{first_relation['score_name']} against {outcome.name}"

@@ -44,7 +44,7 @@ from trueoracle.report.words import (
     verdicts,
 )
 from trueoracle.run.progress import duration
-from trueoracle.spec.scale import changes_in_words, titled
+from trueoracle.spec.scale import changes_in_words
 
 __all__ = [
     "WrittenReport",
@@ -247,7 +247,7 @@ def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None
         # How criteria agree among each other is the same whatever the outcome.
         alike = next(iter(found.values()))["agreement"]
         agreement = folder.draw(
-            agreement_figure(alike, titled(name)),
+            agreement_figure(alike, summary["title"]),
             f"{name}-agreement",
             alt=_alike_in_words(alike),
             caption="Blue: two criteria order the candidates alike; orange: against each other. "
@@ -360,6 +360,5 @@ def _environment() -> Environment:
         "percent": percent,
         "duration": duration,
         "cost": cost_in_words,
-        "titled": titled,
     }
     return environment

@@ -10,7 +10,7 @@ from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.numbers import finite_or_none, quantity
 from trueoracle.analysis.outcomes import chance_in_words, rule_in_words
 from trueoracle.record.results import SHORT, Results
-from trueoracle.spec.scale import changes_from_file, scale_in_words, scale_of
+from trueoracle.spec.scale import changes_from_file, scale_in_words
 
 __all__ = ["cost_in_words", "summarise"]
 
@@ -42,7 +42,8 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
         "purpose": spec.purpose,
         "changed": changes_from_file(spec),
         "kind": spec.pruning.kind,
-        "scale": scale_of(spec.name),
+        "title": spec.title,
+        "scale": spec.scale,
         "scale_in_words": scale_in_words(spec),
         "network": spec.network.name,
         "data": spec.data.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +12,10 @@ from trueoracle.analysis.outcomes import check_rule
 from trueoracle.errors import InputError
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.results import SHORT, Results
-from trueoracle.reproduce.published import Published
-from trueoracle.spec.scale import SMALL, changes_from_file, scale_in_words, scale_of
-from trueoracle.spec.spec import StudySpec, load_spec, split_arm
+from trueoracle.spec.file import Published, arm_for, parse_reference
+from trueoracle.spec.grid import load_spec
+from trueoracle.spec.scale import changes_from_file, scale_in_words
+from trueoracle.spec.spec import StudySpec
 
 __all__ = [
     "STAND_IN",
@@ -25,6 +26,7 @@ __all__ = [
     "has_published_values",
     "ours_of",
     "recorded_ours",
+    "short_reference",
 ]
 
 Scale = Literal["full", "small"]
@@ -38,11 +40,11 @@ _CRITERION, _METRIC = "oracle", "test_accuracy"
 
 @dataclass(frozen=True)
 class Ours:
-    """What one recorded study says where the paper published a scatter.
+    """The results of one recorded study, to be put beside those of a published scatter.
 
-    ``scale_in_words`` is what a small one has in place of the full one's, ``changed`` the fields
-    (dotted, with their values) that are not those of the shipped study. ``retrained`` of
-    ``to_retrain`` networks are recorded, those of the short retraining included where it takes one.
+    ``scale_in_words`` says what a small-scale study has in place of the full-scale one's.
+    ``changed`` are the dotted fields whose values are not those of the shipped study. ``retrained``
+    of ``to_retrain`` networks are recorded; those of the short retraining count, if it takes one.
     """
 
     study: str
@@ -71,45 +73,45 @@ class Ours:
 
 
 def arm_reference(study: str, scale: Scale | None, surgery: str = "exact") -> str:
-    """A study's name with the arms that make a scale and surgery of it, small before others.
+    """A study's reference with the arms for a scale and a surgery; small is laid before others.
 
-    Without a ``scale`` it is that of the name. Raises :class:`InputError` where they contradict
-    each other.
+    Without a ``scale`` it is that of the reference. Raises :class:`InputError` where the reference
+    and the scale contradict each other.
     """
-    base, _ = split_arm(study)
-    named = _arms(study)
-    if SMALL in named and scale == "full":
+    named = parse_reference(study)
+    small, released = arm_for(named, "small"), arm_for(named, "as-released")
+    if small in named.arms and scale == "full":
         raise InputError(f"{study!r} is at small scale, so that it takes no --scale full")
-    wanted: list[str] = [SMALL] if SMALL in named or scale == SMALL else []
-    wanted += [arm for arm in named if arm != SMALL]
-    if surgery != "exact" and surgery not in wanted:
-        wanted.append(surgery)
-    return "@".join([base, *wanted])
+    wanted = [small] if small in named.arms or scale == "small" else []
+    wanted += [arm for arm in named.arms if arm != small]
+    if surgery != "exact" and released not in wanted:
+        wanted.append(released)
+    return str(replace(named, arms=tuple(wanted)))
 
 
-def has_published_values(study: str) -> bool:
+def short_reference(study: str) -> str:
+    """The reference of a study's short retraining."""
+    return f"{study}@{arm_for(parse_reference(study), 'short')}"
+
+
+def has_published_values(spec: StudySpec) -> bool:
     """Whether a study is what was published, or that at small scale or with the other wiring.
 
     Its other arms, such as a short retraining, are experiments of their own.
     """
-    return set(_arms(study)) <= {SMALL, "as-released"}
+    return all(spec.role(arm) in ("small", "as-released") for arm in spec.arms)
 
 
-def _arms(study: str) -> list[str]:
-    return [arm for arm in split_arm(study)[1].split("@") if arm]
+_SET_BY_THE_ARM = ("epochs", "milestones", "schedule")
 
 
-_TOLD_BY_THE_ARM = ("epochs", "milestones", "schedule")
+def check_direction(full: str, short: str, overrides: Mapping[str, Any]) -> None:
+    """Check that ``short`` retrains for fewer epochs than ``full``, whatever the overrides.
 
-
-def check_direction(reference: str, overrides: Mapping[str, Any]) -> None:
-    """Check that a study's arm ``short`` is a shorter retraining, whatever the overrides.
-
-    They are laid on both, so that none may set the epochs or the schedule. Raises
+    These change both studies, so none may set the epochs or the schedule. Raises
     :class:`InputError` in one line.
     """
-    full, short = reference, f"{reference}@short"
-    for field in _TOLD_BY_THE_ARM:
+    for field in _SET_BY_THE_ARM:
         for one in (full, short):
             changed, plain = load_spec(one, overrides).retraining, load_spec(one).retraining
             if getattr(changed, field) != getattr(plain, field):
@@ -125,7 +127,7 @@ def check_direction(reference: str, overrides: Mapping[str, Any]) -> None:
 def ours_of(
     setting: Published, results: Results, short: Results | None = None, rule: str = "last"
 ) -> Ours | None:
-    """What recorded results say of a published setting; None where nothing can be said yet."""
+    """Recorded results for a published setting; None where they are not sufficient yet."""
     recorded = [results] if short is None else [results, short]
     if any(one.outcomes.empty for one in recorded) or (setting.needs_short and short is None):
         return None
@@ -139,7 +141,7 @@ def ours_of(
     return Ours(
         study=results.spec.name,
         folder=str(results.folder),
-        scale=scale_of(results.spec.name),
+        scale=results.spec.scale,
         scale_in_words=scale_in_words(results.spec),
         changed=changes_from_file(results.spec),
         surgery=results.spec.pruning.surgery,
@@ -162,11 +164,12 @@ def recorded_ours(
     surgery: str = "exact",
     rule: str = "last",
 ) -> Ours | None:
-    """What is recorded below ``runs`` of a published setting, full scale if finished, else small.
+    """The results below ``runs`` for a published setting: at full scale if finished, else small.
 
-    Where neither is finished, it is the full one as far as it has come. Only runs of exactly the
-    shipped settings count (at small scale, with the stand-in for the data set as well); ``scale``
-    takes no other. Raises :class:`StoreError` for a damaged record.
+    If neither is finished, they are the full-scale ones as far as they have come. ``scale``
+    restricts the search to one scale. Only runs with exactly the shipped settings count; at small
+    scale, the stand-in for the data set is also accepted. Raises :class:`StoreError` for a damaged
+    record.
     """
     check_rule(rule)
     first = None
@@ -174,13 +177,13 @@ def recorded_ours(
     for one in scales:
         reference = arm_reference(setting.study, one, surgery)
         stand_ins: list[Mapping[str, Any]] = [{}]
-        if one == SMALL:
+        if one == "small":
             stand_ins.append({"data.name": STAND_IN})
         for changes in stand_ins:
             full = _recorded(load_spec(reference, changes), runs)
             short = None
             if full is not None and setting.needs_short:
-                short = _recorded(load_spec(f"{reference}@short", changes), runs)
+                short = _recorded(load_spec(short_reference(reference), changes), runs)
             ours = None if full is None else ours_of(setting, full, short, rule)
             if ours is not None and ours.finished:
                 return ours

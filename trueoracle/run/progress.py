@@ -13,6 +13,7 @@ __all__ = [
     "Rate",
     "SilentProgress",
     "about",
+    "as_progress",
     "duration",
     "one_line",
     "printable",
@@ -56,6 +57,13 @@ class SilentProgress:
     def advance(self, count: float = 1, note: str = "") -> None: ...
 
     def message(self, text: str) -> None: ...
+
+
+def as_progress(progress: bool | Progress) -> Progress:
+    """Plain lines on standard error for True, nothing for False."""
+    if isinstance(progress, bool):
+        return PlainProgress() if progress else SilentProgress()
+    return progress
 
 
 LEAST_SECONDS = 1.0

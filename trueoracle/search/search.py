@@ -26,6 +26,7 @@ from trueoracle.search.export import Origin, export
 from trueoracle.search.live import Search, SearchRecord, check_memory, folder_name
 from trueoracle.search.replay import selection_metric
 from trueoracle.search.schedule import ETA, Schedule, parse_budget
+from trueoracle.search.settings import SearchSettings
 from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_strategy
 from trueoracle.spec.spec import DataSpec
 from trueoracle.tasks.metric import Metric
@@ -122,42 +123,35 @@ def search(
     prepared: Prepared,
     folder: Path,
     progress: Progress,
+    wanted: SearchSettings,
     *,
-    budget: int | str | None = None,
-    strategy: str | None = None,
-    criterion: str | None = None,
-    by: str | None = None,
-    seed: int | None = None,
     eta: float = ETA,
     engine: str = "auto",
     memory: int | None = None,
 ) -> SearchResult:
-    """Choose one candidate of a study and retrain it, for at most ``budget``.
+    """Choose one candidate of a study and retrain it, for at most the budget that is ``wanted``.
 
-    ``budget`` is in epochs of one candidate or a share of retraining every candidate (``"10%"``,
-    the default; for ``full`` all of it). ``strategy`` is by default ``guided``, or ``halving``
-    where single weights are pruned. ``criterion`` (the study's first that applies) orders the
-    candidates before anything is retrained, ``by`` is what is compared afterwards (validation loss,
-    or train loss where there is no validation split), ``seed`` (the study's first) is the
-    retraining's, and that of a random order. ``engine`` and ``memory`` are those of
-    :func:`trueoracle.engines.choose.plan`. The dense network and scores are taken from the
-    record in ``folder``, or made there; a search that was stopped goes on where it was. Raises
+    The default budget of the strategy ``full`` is all of it. ``engine`` and ``memory`` are those of
+    :func:`trueoracle.engines.choose.plan`. The dense network and scores are taken from the record
+    in ``folder``, or made there; a search that was stopped goes on where it was. Raises
     :class:`InputError` before any long work.
     """
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
-    way = _strategy(prepared, strategy)
-    priors, passed_over = _priors(prepared, way, criterion)
+    way = _strategy(prepared, wanted.strategy)
+    priors, passed_over = _priors(prepared, way, wanted.criterion)
     metric = selection_metric(
-        by, tuple(prepared.data.task.metrics), has_validation=prepared.data.validation is not None
+        wanted.by,
+        tuple(prepared.data.task.metrics),
+        has_validation=prepared.data.validation is not None,
     )
-    start = recipe.seeds[0] if seed is None else seed
+    start = recipe.seeds[0] if wanted.seed is None else wanted.seed
     if not 0 <= start < 2**31:
         raise InputError(f"a seed is a whole number from 0 to {2**31 - 1}, got {start}")
     full = len(candidates) * recipe.epochs
-    epochs = parse_budget(budget, len(candidates), recipe.epochs)
+    epochs = parse_budget(wanted.budget, len(candidates), recipe.epochs)
     schedule = way.plan(len(candidates), recipe.epochs, epochs, eta)
     if schedule.cost > epochs:  # it retrains them all, whatever is said
-        if budget is not None:
+        if wanted.budget is not None:
             raise InputError(
                 f"strategy {way.name!r} takes all {full:,} epochs, and the budget is {epochs:,}: "
                 "leave the budget out, or take another strategy"
@@ -207,7 +201,7 @@ def search(
         below,
         pruned,
     )
-    if metric == "train_loss" and by is None:
+    if metric == "train_loss" and wanted.by is None:
         progress.message("there is no validation split: the search compares train loss")
     steps = (f"{many(r.candidates, 'candidate')} until epoch {r.epochs}" for r in schedule.rungs)
     progress.message(

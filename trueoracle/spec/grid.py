@@ -1,45 +1,57 @@
-"""One file that spans several studies: width, depth, data set, ratio."""
+"""From a reference to the studies that it comes to: one file may span several."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trueoracle.errors import InputError, unknown
-from trueoracle.spec.spec import (
-    StudySpec,
-    file_fields,
+from trueoracle.spec.file import (
+    Published,
+    Reference,
+    StudyFile,
     merged,
     override,
-    shipped_grids,
+    parse_reference,
+    read_file,
+    read_published,
     spec_from,
-    split_arm,
 )
+from trueoracle.spec.spec import DESCRIPTIVE, StudySpec
 
-__all__ = ["GridPoint", "expand", "find_point", "grid_digest", "is_grid", "refuse_grid"]
+__all__ = ["Variant", "grid_digest", "load_spec", "load_variant", "variants"]
 
 _MOST_POINTS = 200
 _MOST_SHOWN = 12
-_FILE = ".toml"
 
 
 @dataclass(frozen=True)
-class GridPoint:
-    """One study of a grid.
+class Variant:
+    """One concrete study that a reference comes to.
 
-    ``values`` says by axis (such as ``width``) where in the grid it lies; ``label`` says it in a
-    name (``width-20``), behind a ``+`` in the study's own: ``GRID+width-20``.
+    ``grid`` is the name of the grid that was asked for as a whole, and empty for a single study.
+    ``label`` (``width-20``) is a point's part of the study's name, ``GRID+width-20``; ``values``
+    says by axis (such as ``width``) where in the grid it lies. ``published`` are the values of the
+    study's own file.
     """
 
-    grid: str
-    label: str
-    values: Mapping[str, Any]
     spec: StudySpec
+    grid: str = ""
+    label: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    published: tuple[Published, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The name of the grid, or else of the study, for headings."""
+        small = " (small scale)" if self.spec.scale == "small" else ""
+        return f"{self.grid}{small}" if self.grid else self.spec.title
 
 
 @dataclass(frozen=True)
@@ -53,99 +65,86 @@ class _Step:
     changes: Mapping[str, Any]
 
 
-def is_grid(study: str) -> bool:
-    """Whether a shipped name or ``.toml`` is a grid; raises :class:`InputError` for neither."""
-    return _as_point(study) is None and bool(file_fields(study)["grid"])
+def variants(reference: str, overrides: Mapping[str, Any] | None = None) -> list[Variant]:
+    """The studies that a reference names: one, or all of a grid, the last axis changing fastest.
 
-
-def expand(study: str, overrides: Mapping[str, Any] | None = None) -> list[GridPoint]:
-    """The studies of a grid, the last axis changing fastest.
-
-    ``overrides`` change all of them. Raises :class:`InputError`, in one line, where the file has no
-    grid, an override sets what the grid spans, or a point makes no study.
+    A reference is a shipped name or the path of a ``.toml``, with ``+POINT`` for one study of a
+    grid and ``@ARM`` for arms, which are laid one on another: ``STUDY@small@as-released``.
+    ``overrides`` maps dotted fields to values, changes all of the studies and has the last word.
+    Raises :class:`InputError`, in one line, where a file makes no study or an override sets what
+    the grid spans.
     """
-    fields = file_fields(study)
-    name, grid = str(fields["name"]), fields["grid"]
-    if not grid:
-        raise InputError(f"{study!r} is no grid: its file has no table [grid]")
-    plain = {k: v for k, v in fields.items() if k not in ("arms", "grid", "published")}
-    words = Counter(map(_word, grid))
-    axes = [_axis(name, key, values, words) for key, values in grid.items()]
-    count = 1
-    for axis in axes:
-        count *= len(axis)
-    if count > _MOST_POINTS:
-        raise InputError(f"{name}: the grid has {count:,} points, at most {_MOST_POINTS} are run")
-    for field in overrides or {}:
-        for step in itertools.chain.from_iterable(axes):
-            if any(_overlap(field, spanned) for spanned in step.fields):
-                raise InputError(f"--set {field}: the grid {name!r} spans it by {step.axis!r}")
-    base, at, arms = name.partition("@")
-    points = []
-    for steps in itertools.product(*axes):
-        made = dict(plain)
-        for step in steps:
-            made = merged(made, step.changes)
-        label = "+".join(step.label for step in steps)
-        made["name"] = f"{base}+{label}{at}{arms}"
-        values = {step.axis: step.value for step in steps}
-        points.append(GridPoint(name, label, values, spec_from(made, overrides)))
-    _check_differ(name, points)
-    return points
+    named = parse_reference(reference)
+    file = read_file(named)
+    if file.grid:
+        points = _points(file, overrides or {})
+        return [_point(named, points)] if named.point else points
+    if named.point:
+        raise InputError(f"{named.base!r} is no grid: its file has no table [grid]")
+    spec = spec_from(file.fields, overrides)
+    own_name = spec.name.partition("@")[0]
+    return [Variant(spec, published=read_published(reference, own_name, file.published))]
 
 
-def find_point(study: str, overrides: Mapping[str, Any] | None = None) -> GridPoint | None:
-    """The point that ``GRID+POINT`` names, GRID being shipped or a ``.toml``; None where none is.
-
-    Arms follow: ``GRID+POINT@small``. Raises :class:`InputError` for an unknown point.
-    """
-    found = _as_point(study)
-    if found is None:
-        return None
-    grid, label = found
-    points = {point.label: point for point in expand(grid, overrides)}
-    if label not in points:
-        raise unknown(f"point of the grid {grid!r}", label, points)
-    return points[label]
-
-
-def refuse_grid(study: str) -> None:
-    """Raise :class:`InputError`, which names the points, where one study is needed, not a grid."""
-    if not is_grid(study):
-        return
-    reference, arms = split_arm(study)
-    behind = f"@{arms}" if arms else ""
-    names = [f"{reference}+{point.label}{behind}" for point in expand(study)]
+def load_variant(reference: str, overrides: Mapping[str, Any] | None = None) -> Variant:
+    """The one study that a reference names; raises :class:`InputError` for a whole grid."""
+    found = variants(reference, overrides)
+    if not found[0].grid:
+        return found[0]
+    named = parse_reference(reference)
+    names = [str(replace(named, point=point.label)) for point in found]
     shown = ", ".join(names[:_MOST_SHOWN]) + (", …" if len(names) > _MOST_SHOWN else "")
     raise InputError(
-        f"{study!r} is a grid of studies: 'trueoracle run {study}' runs them all; one of its "
-        f"points is meant here: {shown}"
+        f"{reference!r} is a grid of studies: 'trueoracle run {reference}' runs them all; one of "
+        f"its points is meant here: {shown}"
     )
 
 
-def grid_digest(points: Sequence[GridPoint]) -> str:
+def load_spec(reference: str, overrides: Mapping[str, Any] | None = None) -> StudySpec:
+    """The one study that a reference names (:func:`load_variant`)."""
+    return load_variant(reference, overrides).spec
+
+
+def grid_digest(points: Sequence[Variant]) -> str:
     """12 hex digits over the digests of all points."""
     return hashlib.sha256(" ".join(p.spec.digest for p in points).encode()).hexdigest()[:12]
 
 
-def _as_point(study: str) -> tuple[str, str] | None:
-    """The grid (with arms) and label of a point's name."""
-    reference, arms = split_arm(study)
-    file, own, label = reference.partition(f"{_FILE}+")
-    if own and not reference.endswith(_FILE):
-        grid = file + _FILE
-    else:
-        grid, _, label = reference.partition("+")
-        if not label or grid not in shipped_grids():
-            return None
-    return (f"{grid}@{arms}" if arms else grid), label
+def _point(named: Reference, points: Sequence[Variant]) -> Variant:
+    by_label = {point.label: replace(point, grid="") for point in points}
+    if named.point not in by_label:
+        whole = replace(named, point="")
+        raise unknown(f"point of the grid '{whole}'", named.point, by_label)
+    return by_label[named.point]
+
+
+def _points(file: StudyFile, overrides: Mapping[str, Any]) -> list[Variant]:
+    """All points of a grid."""
+    name, grid = str(file.fields["name"]), file.grid
+    words = Counter(map(_word, grid))
+    axes = [_axis(name, key, values, words) for key, values in grid.items()]
+    count = math.prod(map(len, axes))
+    if count > _MOST_POINTS:
+        raise InputError(f"{name}: the grid has {count:,} points, at most {_MOST_POINTS} are run")
+    for changed, step in itertools.product(overrides, itertools.chain.from_iterable(axes)):
+        if any(_overlap(changed, spanned) for spanned in step.fields):
+            raise InputError(f"--set {changed}: the grid {name!r} spans it by {step.axis!r}")
+    base, at, arms = name.partition("@")
+    points = []
+    for steps in itertools.product(*axes):
+        fields = dict(file.fields)
+        for step in steps:
+            fields = merged(fields, step.changes)
+        label = "+".join(step.label for step in steps)
+        fields["name"] = f"{base}+{label}{at}{arms}"
+        values = {step.axis: step.value for step in steps}
+        points.append(Variant(spec_from(fields, overrides), name, label, values))
+    _check_differ(name, points)
+    return points
 
 
 def _word(key: str) -> str:
-    """What a field is called in short: its last word, or that before, which says more.
-
-    data.name is a data set, network.name a network.
-    """
+    """The short name of a field: its last word; of data.name and network.name the first."""
     if key.partition(".")[0] not in StudySpec.model_fields:
         return key
     return key.removesuffix(".name").rpartition(".")[2].strip('"')
@@ -154,15 +153,15 @@ def _word(key: str) -> str:
 def _axis(grid: str, key: str, values: object, words: Mapping[str, int]) -> list[_Step]:
     """The steps of one axis: values of a dotted field, or tables of changes under a name.
 
-    Such a table is known by its ``value``, or else by the first of its changes. ``words`` counts
-    the fields of the grid that have a short name in common.
+    A table is known by its ``value``, or else by the first of its changes. ``words`` says how many
+    fields of the grid have a short name in common.
     """
     if not isinstance(values, list) or not values:
         raise InputError(f"{grid}: grid.{key} takes a list of values, got {values!r}")
     if key.partition(".")[0] in StudySpec.model_fields:
-        if key in ("name", "purpose"):
+        if key.partition(".")[0] in DESCRIPTIVE:
             raise InputError(f"{grid}: grid.{key} changes no number, and the points are named")
-        # Where two fields have one in common, such as learning_rate, only the whole tells.
+        # Two fields may share a word, such as learning_rate: then the whole name is needed.
         word = _word(key) if words[_word(key)] == 1 else key.replace('"', "")
         axis = word = word.removeprefix("pruning.layers.")
         if key.startswith("pruning.layers."):
@@ -175,8 +174,8 @@ def _axis(grid: str, key: str, values: object, words: Mapping[str, int]) -> list
     for value in values:
         if not isinstance(value, dict) or not value:
             raise InputError(
-                f"{grid}: grid.{key} is no field of a study, so that each of its points is a table "
-                f"of fields, such as {{ data.name = 'mnist' }}, got {value!r}"
+                f"{grid}: grid.{key} is no field of a study, so each of its points is a table of "
+                f"fields, such as {{ data.name = 'mnist' }}, got {value!r}"
             )
         changes = {field: change for field, change in value.items() if field != "value"}
         leaves = _leaves(changes)
@@ -218,7 +217,7 @@ def _overlap(field: str, spanned: str) -> bool:
     return f"{field}.".startswith(f"{spanned}.") or f"{spanned}.".startswith(f"{field}.")
 
 
-def _check_differ(grid: str, points: Sequence[GridPoint]) -> None:
+def _check_differ(grid: str, points: Sequence[Variant]) -> None:
     digests: dict[str, str] = {}
     labels: set[str] = set()
     for point in points:

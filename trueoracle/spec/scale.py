@@ -1,34 +1,22 @@
-"""Small scale and other changes, said plainly: a study that was cut is not the paper's."""
+"""Small scale and other changes in words: a study that was cut down is not the paper's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from trueoracle.analysis.numbers import many
 from trueoracle.errors import InputError
-from trueoracle.spec.spec import NetworkSpec, StudySpec, load_spec
+from trueoracle.spec.grid import load_spec
+from trueoracle.spec.spec import DESCRIPTIVE, NetworkSpec, StudySpec
 
-__all__ = ["SMALL", "changes_from_file", "changes_in_words", "scale_in_words", "scale_of", "titled"]
-
-SMALL = "small"
-"""The arm of a study that is cut to what a laptop holds."""
-
-
-def scale_of(name: str) -> Literal["small", "full"]:
-    """The scale of a study by its name, which its arms are a part of."""
-    return "small" if SMALL in name.split("@")[1:] else "full"
-
-
-def titled(name: str) -> str:
-    """A study's name for headings: small scale is said in words as well."""
-    return f"{name} (small scale)" if scale_of(name) == SMALL else name
+__all__ = ["changes_from_file", "changes_in_words", "scale_in_words"]
 
 
 def changes_from_file(spec: StudySpec) -> dict[str, Any]:
-    """Where a study differs from the shipped one of its name, arms included: dotted field to value.
+    """The fields in which a study differs from the shipped one of its name: dotted field to value.
 
-    Empty where it does not, and for a study of a user's own, whose file is not known by its name.
+    The name includes the arms. Empty where nothing differs, and for a study that is not shipped.
     """
     shipped = _shipped(spec.name)
     return {} if shipped is None else {k: ours for k, (ours, _) in _differences(spec, shipped)}
@@ -41,20 +29,20 @@ def changes_in_words(changes: Mapping[str, Any]) -> str:
 
 
 def scale_in_words(*specs: StudySpec) -> str:
-    """What studies at small scale have in place of the full ones; empty at full scale.
+    """What small-scale studies have in place of the full-scale ones; empty at full scale.
 
-    Such as ``"small scale: mnist-5k in place of cifar10, 24 candidates in place of 1,000"``; of
-    several studies, the points of a grid, what any of them has.
+    Such as ``"small scale: mnist-5k in place of cifar10, 24 candidates in place of 1,000"``. For
+    several studies (the points of a grid) everything that any of them has.
     """
-    small = [spec for spec in specs if scale_of(spec.name) == SMALL]
+    small = [spec for spec in specs if spec.scale == "small"]
     if not small:
         return ""
-    told: dict[str, None] = {}  # keeps the order
+    said: dict[str, None] = {}  # keeps the order
     for spec in small:
-        full = _shipped("@".join(part for part in spec.name.split("@") if part != SMALL))
-        if full is not None:  # else a user's own, whose file is not known by its name
-            told |= dict.fromkeys(_in_place(spec, full))
-    return f"small scale: {', '.join(told)}" if told else "small scale"
+        full = _shipped(spec.without("small"))
+        if full is not None:  # the file of a user's own study is not known
+            said |= dict.fromkeys(_in_place(spec, full))
+    return f"small scale: {', '.join(said)}" if said else "small scale"
 
 
 def _shipped(name: str) -> StudySpec | None:
@@ -66,7 +54,7 @@ def _shipped(name: str) -> StudySpec | None:
 
 def _in_place(spec: StudySpec, full: StudySpec) -> list[str]:
     """What a study has in place of another, in words."""
-    told = [
+    pairs = [
         (_network(spec.network), _network(full.network)),
         (spec.data.name, full.data.name),
         (_size(spec.data.image_size), _size(full.data.image_size)),
@@ -75,14 +63,14 @@ def _in_place(spec: StudySpec, full: StudySpec) -> list[str]:
         (_epochs(spec), _epochs(full)),
         (_seeds(spec), _seeds(full)),
     ]
-    said = [f"{ours} in place of {theirs}" for ours, theirs in told if ours != theirs]
+    said = [f"{ours} in place of {theirs}" for ours, theirs in pairs if ours != theirs]
     if spec.network.weights != full.network.weights:
         said.append(f"{_weights(spec.network)} in place of {_weights(full.network)}")
     for field, (ours, theirs) in _differences(spec, full):
         if field in _SAID or field.startswith("network."):
             continue
         if field.startswith("dense.") and full.network.arrives_trained:
-            continue  # its recipe does nothing
+            continue  # the recipe of a network that arrives trained has no effect
         words = field.replace(".", " ").replace("_", " ")
         said.append(f"{words} {_value(field, ours)} in place of {_value(field, theirs)}")
     return said
@@ -101,7 +89,7 @@ _SAID = {
 
 def _differences(spec: StudySpec, other: StudySpec) -> list[tuple[str, tuple[Any, Any]]]:
     """The dotted fields in which two studies differ, with the values of both."""
-    ours, theirs = (_leaves(one.model_dump(exclude={"name", "purpose"})) for one in (spec, other))
+    ours, theirs = (_leaves(one.model_dump(exclude=DESCRIPTIVE)) for one in (spec, other))
     found = []
     for field in dict.fromkeys([*ours, *theirs]):
         pair = ours.get(field), theirs.get(field)

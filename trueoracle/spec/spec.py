@@ -1,36 +1,18 @@
-"""What a study is: a frozen value read from TOML, with a digest over every field."""
+"""What a study is: a frozen value with a digest over every field."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from trueoracle.errors import InputError, first_line, shown, unknown
+from trueoracle.errors import shown
 from trueoracle.training.recipe import DenseTraining, Frozen, Retraining, Seed
 
-__all__ = [
-    "CANDIDATE_FILES",
-    "DataSpec",
-    "NetworkSpec",
-    "PruningSpec",
-    "StudySpec",
-    "arms_of",
-    "file_fields",
-    "load_spec",
-    "merged",
-    "override",
-    "parse_overrides",
-    "shipped_grids",
-    "shipped_studies",
-    "spec_from",
-    "split_arm",
-]
+__all__ = ["CANDIDATE_FILES", "STREAMED", "DataSpec", "NetworkSpec", "PruningSpec", "StudySpec"]
 
 DIGEST_FORMAT = 2
 """Raise when the meaning of a recorded number changes though no field does."""
@@ -44,15 +26,6 @@ STREAMED = ("imagenet", "folder")
 
 CANDIDATE_FILES = (".json", ".pkl")
 """What lists candidates: a file of another study's, or of the paper's code."""
-
-SHIPPED = Path(__file__).parent.parent / "studies"
-
-_DEEPEST = 20
-"""Tables and lists within each other: an arm's network's arguments are five deep."""
-
-_OF_THE_FILE: dict[str, type] = {"arms": dict, "grid": dict, "published": list}
-"""What a study file says beside the study: no part of it, nor of its digest."""
-
 
 _LARGEST = 10**18
 """Of a network's arguments, which only the network understands."""
@@ -217,11 +190,23 @@ class PruningSpec(Frozen):
         return self
 
 
+Role = Literal["small", "short", "as-released"]
+"""What an arm is for.
+
+``small`` is the study at small scale, ``short`` a shorter retraining that reports relate to the
+study's own, ``as-released`` the wiring of the paper's released code.
+"""
+
+DESCRIPTIVE = {"name", "purpose", "roles"}
+"""The fields of a study that change no number, and are no part of its digest."""
+
+
 class StudySpec(Frozen):
     """One dense network × one pruning × criteria × a retraining recipe × seeds."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*$", max_length=100)
     purpose: str = Field("", description="one line for the list of studies")
+    roles: dict[str, Role] = Field({}, description="set by its arms: what each of them is for")
     task: str = Field(
         "classification",
         description="what is trained for: classification, multilabel, regression, segmentation, "
@@ -243,9 +228,36 @@ class StudySpec(Frozen):
         return names
 
     @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that are laid on the study, which its name ends in."""
+        return tuple(self.name.split("@")[1:])
+
+    def role(self, arm: str) -> str:
+        """What an arm is for; one whose file does not say is for what it is called."""
+        return self.roles.get(arm, arm)
+
+    def has_role(self, role: Role) -> bool:
+        """Whether one of the study's arms has that role."""
+        return any(self.role(arm) == role for arm in self.arms)
+
+    def without(self, role: Role) -> str:
+        """The name of the study without its arms of that role."""
+        base = self.name.partition("@")[0]
+        return "@".join([base, *(arm for arm in self.arms if self.role(arm) != role)])
+
+    @property
+    def scale(self) -> Literal["small", "full"]:
+        return "small" if self.has_role("small") else "full"
+
+    @property
+    def title(self) -> str:
+        """The name for headings; small scale is also said in words."""
+        return f"{self.name} (small scale)" if self.scale == "small" else self.name
+
+    @property
     def digest(self) -> str:
-        """12 hex digits over every field, defaults included; only name and purpose stand aside."""
-        return _digest(self.model_dump(mode="json", exclude={"name", "purpose"}))
+        """12 hex digits over every field that can change a number, defaults included."""
+        return _digest(self.model_dump(mode="json", exclude=DESCRIPTIVE))
 
     @property
     def dense_digest(self) -> str:
@@ -271,252 +283,3 @@ class StudySpec(Frozen):
 def _digest(value: object) -> str:
     text = json.dumps([DIGEST_FORMAT, value], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def shipped_studies() -> dict[str, Path]:
-    """The studies that come with the package, by name; names with an underscore are bases."""
-    return {p.stem: p for p in sorted(SHIPPED.glob("*.toml")) if not p.stem.startswith("_")}
-
-
-def shipped_grids() -> dict[str, Path]:
-    """The grids of studies that come with the package, by name."""
-    return {p.stem: p for p in sorted((SHIPPED / "grids").glob("*.toml"))}
-
-
-def load_spec(study: str, overrides: Mapping[str, Any] | None = None) -> StudySpec:
-    """Read a study: a shipped name or the path of a ``.toml``, with ``@arm`` for one of its arms.
-
-    Several arms are laid one on another: ``study@small@as-released``. ``overrides`` maps dotted
-    fields to values and has the last word. A point of a shipped grid is ``grid+point``. Raises
-    :class:`InputError`, in one line, for a file that is missing, is no TOML, or does not make a
-    study.
-    """
-    from trueoracle.spec.grid import find_point  # which reads its points' studies by this
-
-    if (point := find_point(study, overrides)) is not None:
-        return point.spec
-    fields = file_fields(study)
-    if fields["grid"]:
-        raise InputError(
-            f"{study!r} is a grid of studies, not one: 'trueoracle run' and 'trueoracle report' "
-            f"take it whole, and one of its points is {split_arm(study)[0]}+POINT"
-        )
-    return spec_from({k: v for k, v in fields.items() if k not in _OF_THE_FILE}, overrides)
-
-
-def file_fields(study: str) -> dict[str, Any]:
-    """What a study's file says, with its arms laid on, and all that it extends.
-
-    Beside the fields of the study: ``arms``, ``grid`` (dotted field to values) and ``published``
-    (a list of tables), empty where the file has none.
-    """
-    from trueoracle.reproduce.published import read_published  # which reads its studies by this
-
-    reference, wanted = split_arm(study)
-    fields = _read(_locate(reference))
-    arms = wanted.split("@") if wanted else []
-    if "short" in arms and "small" in arms[arms.index("short") :]:
-        # What is laid last has the last word, and small says for how many epochs, too.
-        in_order = "@".join(["small", *(arm for arm in arms if arm != "small")])
-        raise InputError(f"{study!r} would not be short: lay small first: '{reference}@{in_order}'")
-    for arm in arms:
-        if arm not in fields["arms"]:
-            raise unknown(f"arm of {reference!r}", arm, fields["arms"])
-        # With arms of its own, an arm changes those that are laid on it.
-        fields = merged(fields, fields["arms"][arm])
-        _check_file(reference, fields)
-        fields["name"] = f"{fields['name']}@{arm}"
-    read_published(study, fields)  # a wrong value is told by whatever reads the file
-    return fields
-
-
-def arms_of(study: str) -> list[str]:
-    """The names of the arms that a study's file offers."""
-    return list(_read(_locate(split_arm(study)[0]))["arms"])
-
-
-def split_arm(study: str) -> tuple[str, str]:
-    """A study's name or path, and the arms that are named behind an ``@`` (empty: none)."""
-    folder, slash, name = study.rpartition("/")
-    reference, _, arm = name.partition("@")
-    return folder + slash + reference, arm
-
-
-def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> StudySpec:
-    """A study from plain fields; raises :class:`InputError` in one line."""
-    given = override(fields, overrides or {})
-    if wrong := _unfit(given):
-        raise InputError(f"the study {wrong}")
-    try:
-        return StudySpec.model_validate(given)
-    except ValidationError as error:
-        raise InputError(_one_line(error)) from error
-
-
-def override(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` with dotted fields set to values."""
-    plain = dict(fields)
-    for field, value in changes.items():
-        nested: Any = value
-        for key in reversed(_split_key(field)):
-            nested = {key: nested}
-        plain = merged(plain, nested)
-    return plain
-
-
-def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
-    """``field=value`` texts to values, read as TOML; what is no TOML value is taken as a string."""
-    values = {}
-    for setting in settings:
-        field, equals, text = setting.partition("=")
-        if not equals or not field.strip():
-            raise InputError(f"--set takes field=value, got {setting!r}")
-        try:
-            read = _toml(f"value = {text}")
-        except tomllib.TOMLDecodeError:
-            read = {}
-        except ValueError as error:
-            raise InputError(f"--set {field.strip()}: the value {error}") from error
-        # Behind a new line there may be more that is TOML: it is no value, then.
-        values[field.strip()] = read["value"] if list(read) == ["value"] else text.strip()
-    return values
-
-
-def _toml(text: str) -> dict[str, Any]:
-    """What TOML says; raises ValueError with what is wrong, where its values are of no use."""
-    try:
-        read = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        raise
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
-    except ValueError as error:  # a number that Python does not read
-        raise ValueError("holds a number of too many digits") from error
-    if wrong := _unfit(read):
-        raise ValueError(wrong)
-    return read
-
-
-def _unfit(fields: Mapping[str, Any]) -> str:
-    """What no study can hold, wherever in its fields it is; empty where there is nothing such.
-
-    A null character can be in no name of a file, and half a character in no text.
-    """
-    left: list[tuple[object, int]] = [(fields, 0)]
-    while left:
-        value, depth = left.pop()
-        if depth > _DEEPEST:
-            return "is nested too deeply"
-        if isinstance(value, Mapping):
-            left += [(one, depth + 1) for pair in value.items() for one in pair]
-        elif isinstance(value, list | tuple):
-            left += [(one, depth + 1) for one in value]
-        elif isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
-            return f"holds a character that no text can hold: {shown(value)}"
-    return ""
-
-
-def _locate(reference: str) -> Path:
-    if reference.endswith(".toml"):
-        return Path(reference)
-    shipped = shipped_studies() | shipped_grids()
-    if reference not in shipped:
-        raise unknown("study", reference, shipped)
-    return shipped[reference]
-
-
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The fields of a study file, on top of those of the file that it extends."""
-    try:
-        here = path.resolve()
-        if here in seen:
-            raise InputError(f"{path} extends itself")
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"no study file {path}") from error
-    except InputError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:  # no text, no name, a ring of links
-        raise InputError(f"cannot read the study file {path}: {first_line(error)}") from error
-    try:
-        fields = _toml(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not TOML: {error}") from error
-    except ValueError as error:
-        raise InputError(f"{path} {error}") from error
-    base = fields.pop("extends", None)
-    fields.setdefault("name", path.stem)
-    for name, kind in _OF_THE_FILE.items():
-        fields.setdefault(name, kind())
-    _check_file(str(path), fields)
-    if base is None:
-        return fields
-    if not isinstance(base, str):
-        raise InputError(f"{path}: extends takes a shipped study or a .toml, got {base!r}")
-    bases = {p.stem: p for p in SHIPPED.glob("*.toml")}
-    if not base.endswith(".toml") and base not in bases:
-        raise unknown("study to extend", base, bases)
-    parent = path.parent / base if base.endswith(".toml") else bases[base]
-    inherited = _read(parent, (*seen, here))
-    for own in ("name", "purpose", "grid", "published"):  # what a base is, the study is not
-        inherited.pop(own, None)
-    return merged(inherited, fields)
-
-
-def _check_file(path: str, fields: Mapping[str, Any]) -> None:
-    """Check the form of what a file says beside the study."""
-    arms, grid, published = (fields[name] for name in _OF_THE_FILE)
-    if not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
-        raise InputError(f"{path}: arms are tables of fields, such as [arms.short.retraining]")
-    if not isinstance(grid, dict):
-        raise InputError(f"{path}: [grid] is a table of fields, each with a list of values")
-    if not isinstance(published, list) or not all(isinstance(one, dict) for one in published):
-        raise InputError(f"{path}: each published value is a table [[published]]")
-
-
-# Ratios belong together: a study that names other layers does not mean to add to its base's.
-_REPLACED_WHOLE = {"layers"}
-
-
-def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` with ``changes`` merged in, tables within tables too."""
-    result = dict(fields)
-    for key, value in changes.items():
-        old = result.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in _REPLACED_WHOLE:
-            result[key] = merged(old, value)
-        else:
-            result[key] = value
-    return result
-
-
-def _split_key(field: str) -> list[str]:
-    """``pruning.layers."layer1.0"`` to its keys, by TOML's own rules."""
-    try:
-        nested: object = _toml(f"{field} = 0")
-        keys = []
-        while isinstance(nested, dict):
-            ((key, nested),) = nested.items()
-            keys.append(key)
-    except ValueError as error:  # no TOML, or a comment
-        raise InputError(f"{field!r} is not a field, such as retraining.epochs") from error
-    return keys
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first thing wrong, with the nearest field where one is unknown."""
-    first = error.errors(include_url=False)[0]
-    where = [str(part) for part in first["loc"]]
-    field = ".".join(where)
-    if first["type"] == "extra_forbidden":
-        model: Any = StudySpec
-        for part in where[:-1]:
-            annotation = model.model_fields[part].annotation
-            model = annotation if isinstance(annotation, type) else model
-        parent = ".".join(where[:-1]) or "the study"
-        return str(unknown(f"field of {parent}", where[-1], model.model_fields))
-    if first["type"] == "missing":
-        return f"the study lacks the field {field}"
-    message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] == "value_error" else f", got {shown(first['input'])}"
-    return f"{field}: {message[0].lower()}{message[1:]}{got}" if field else message

@@ -1,0 +1,143 @@
+"""Several studies in Python: all that a reference comes to, run and reported together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trueoracle.errors import InputError
+from trueoracle.record.paths import DATABASE
+from trueoracle.record.results import Results
+from trueoracle.run.progress import Progress, as_progress
+from trueoracle.spec.grid import Variant, grid_digest, variants
+
+if TYPE_CHECKING:
+    from trueoracle.report.grid import WrittenGrid
+    from trueoracle.study import Study
+
+__all__ = ["Grid"]
+
+
+class Grid:
+    """The studies that a reference comes to: every point of a grid; a plain study is a grid of one.
+
+    ::
+
+        grid = Grid("lenet5-mini-width@small")
+        grid.run()["width-20"].correlate()
+        print(grid.report().page)
+    """
+
+    def __init__(
+        self,
+        grid: str | Path | Sequence[Variant],
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        runs: str | Path = "runs",
+    ) -> None:
+        """Resolve a reference (:func:`trueoracle.variants`), or take variants that were resolved.
+
+        ``overrides`` maps dotted fields to values in all studies. Results are kept below ``runs``.
+        Raises :class:`InputError`, in one line, for what makes no study.
+        """
+        if isinstance(grid, str | Path):
+            grid = variants(str(grid), overrides)
+        self.variants = tuple(grid)
+        self.runs = Path(runs)
+
+    @property
+    def name(self) -> str:
+        """The name of the grid, with its arms; of a plain study, the study's."""
+        return self.variants[0].grid or self.variants[0].spec.name
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is a grid, rather than one study."""
+        return bool(self.variants[0].grid)
+
+    def run(
+        self,
+        *,
+        progress: bool | Progress = True,
+        device: str = "auto",
+        engine: str = "auto",
+        memory: str | None = None,
+    ) -> dict[str, Results]:
+        """Run every study, each from where it stopped; the results by the points' labels.
+
+        The arguments are those of :meth:`trueoracle.Study.run`. Every study is checked before the
+        first one runs: :class:`InputError` names the one that cannot work.
+        """
+        shown = as_progress(progress)
+        self._check(shown, device, engine)
+        return self._each(
+            shown,
+            lambda study: study.run(progress=shown, device=device, engine=engine, memory=memory),
+        )
+
+    def score(
+        self, *, progress: bool | Progress = True, device: str = "auto"
+    ) -> dict[str, Results]:
+        """Score the candidates of every study and retrain none, otherwise like :meth:`run`."""
+        shown = as_progress(progress)
+        self._check(shown, device, None)
+        return self._each(shown, lambda study: study.score(progress=shown, device=device))
+
+    def folders(self) -> dict[str, Path]:
+        """The folders of the studies that are recorded so far, by label."""
+        known = {_label(one): self.runs / one.spec.folder_name for one in self.variants}
+        return {label: one for label, one in known.items() if (one / DATABASE).is_file()}
+
+    def results(self) -> dict[str, Results]:
+        """The studies that are recorded so far, by label."""
+        return {label: Results(folder) for label, folder in self.folders().items()}
+
+    def report(self, out: str | Path | None = None, outcome: str = "last") -> WrittenGrid:
+        """Write ``report.html``, ``summary.json`` and the figures of a grid, as far as it has come.
+
+        ``out`` is the folder to write to, by default one of the grid below ``runs``. ``outcome``
+        says which epochs count. Raises :class:`InputError` where no point of the grid is recorded,
+        and for a plain study.
+        """
+        from trueoracle.report.grid import write_grid_report
+
+        if not self.is_whole:
+            raise InputError(f"{self.name} is one study, not a grid: use Study(…).report()")
+        if not (found := self.results()):
+            raise InputError(
+                f"no point of {self.name} is recorded in {self.runs} with these settings"
+            )
+        own = self.runs / f"{self.name}-{grid_digest(self.variants)}" / "report"
+        return write_grid_report(self.variants, found, Path(out or own), outcome)
+
+    def _each(
+        self, progress: Progress, carry_out: Callable[[Study], Results]
+    ) -> dict[str, Results]:
+        found = {}
+        for place, one in enumerate(self.variants, start=1):
+            if one.grid:
+                progress.message(f"{place} of {len(self.variants)}: {one.spec.name}")
+            found[_label(one)] = carry_out(self._study(one))
+        return found
+
+    def _check(self, progress: Progress, device: str, engine: str | None) -> None:
+        """Prepare every point of a grid; a plain study is checked when it runs."""
+        if not self.is_whole:
+            return
+        progress.stage("check", len(self.variants), 0, "studies")
+        for one in self.variants:
+            try:
+                self._study(one).check(device, engine)
+            except InputError as error:
+                raise InputError(f"{one.spec.name}: {error}") from error
+            progress.advance()
+
+    def _study(self, variant: Variant) -> Study:
+        from trueoracle.study import Study  # imports torch, which a report does not need
+
+        return Study(variant.spec, runs=self.runs)
+
+
+def _label(variant: Variant) -> str:
+    return variant.label if variant.grid else variant.spec.name

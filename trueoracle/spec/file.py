@@ -1,0 +1,406 @@
+"""From a study file, with arms and overrides, to the fields of a study."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field, ValidationError
+
+from trueoracle.errors import InputError, first_line, shown, unknown
+from trueoracle.spec.spec import Role, StudySpec
+from trueoracle.training.recipe import Frozen
+
+__all__ = [
+    "PAPER",
+    "Published",
+    "Reference",
+    "StudyFile",
+    "arm_for",
+    "arms_of",
+    "is_reference",
+    "merged",
+    "override",
+    "parse_overrides",
+    "parse_reference",
+    "read_file",
+    "read_published",
+    "shipped_grids",
+    "shipped_studies",
+    "spec_from",
+    "without_arms",
+]
+
+SHIPPED = Path(__file__).parent.parent / "studies"
+"""One file per study; a base, whose name begins with an underscore, may hold several in a table
+``[studies]``."""
+
+_STUDIES = "studies"
+_TOML = ".toml"
+
+_DEEPEST = 20
+"""Tables and lists within each other: an arm's network's arguments are five deep."""
+
+_REPLACED_WHOLE = {"layers"}
+"""Ratios belong together: a study that names other layers does not mean to add to its base's."""
+
+
+PAPER = "Is Oracle Pruning the True Oracle? (arXiv 2412.00143)"
+
+
+class Published(Frozen):
+    """One published scatter: the values that are printed in it.
+
+    ``study`` is the study that repeats it. ``x`` is what is related to ``y``: the pruned train
+    loss, or the accuracy of a short retraining (the study's arm with that role). ``p_value`` is as
+    printed, to five digits, so that 0 means less than half of the last one. ``anomaly_ratio`` is a
+    fraction, absent where none is printed.
+    """
+
+    setting: str
+    study: str
+    n: int = Field(ge=2)
+    kendall_tau: float = Field(ge=-1, le=1)
+    p_value: float = Field(ge=0, le=1)
+    anomaly_ratio: float | None = Field(None, ge=0, le=1)
+    x: Literal["pruned train loss", "short retraining"] = "pruned train loss"
+    y: Literal["test accuracy"] = "test accuracy"
+
+    @property
+    def source(self) -> str:
+        """Where it was published."""
+        return f"{PAPER}, scatter {self.setting!r} on its project page"
+
+    @property
+    def needs_short(self) -> bool:
+        """Whether it takes two studies: the full retraining and a short one."""
+        return self.x == "short retraining"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What names a study: ``BASE``, ``BASE+POINT`` of a grid, and arms behind an ``@`` each.
+
+    ``base`` is a shipped name or the path of a ``.toml``.
+    """
+
+    base: str
+    point: str = ""
+    arms: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "@".join([f"{self.base}+{self.point}" if self.point else self.base, *self.arms])
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A study file with all that it extends and the arms that were laid on it.
+
+    ``fields`` are those of the study, its name included. ``arms``, ``grid`` and ``published`` stand
+    in the file beside the study, and are no part of it or of its digest.
+    """
+
+    fields: Mapping[str, Any]
+    arms: Mapping[str, Mapping[str, Any]]
+    grid: Mapping[str, Any]
+    published: tuple[Mapping[str, Any], ...]
+
+
+def shipped_studies() -> dict[str, Path]:
+    """The studies that come with the package: the files in which they stand, by name."""
+    files = {path.stem: path for path in SHIPPED.glob(f"[!_]*{_TOML}")}
+    for path in _bases().values():
+        files |= dict.fromkeys(_parsed(path).get(_STUDIES, ()), path)
+    return dict(sorted(files.items()))
+
+
+def shipped_grids() -> dict[str, Path]:
+    """The grids of studies that come with the package: their files by name."""
+    return {path.stem: path for path in sorted((SHIPPED / "grids").glob(f"*{_TOML}"))}
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text names a study file: a ``.toml``, a shipped study or grid, or its point."""
+    base = parse_reference(text).base
+    return base.endswith(_TOML) or base in shipped_studies() | shipped_grids()
+
+
+def parse_reference(text: str) -> Reference:
+    """Split a text into its parts, none of which is looked up."""
+    folder, slash, name = text.rpartition("/")
+    named, *arms = name.split("@")
+    named = folder + slash + named
+    file, joint, point = named.partition(f"{_TOML}+")
+    if joint and not named.endswith(_TOML):
+        return Reference(file + _TOML, point, tuple(arms))
+    base, _, point = named.partition("+")
+    if point and base in shipped_grids():
+        return Reference(base, point, tuple(arms))
+    return Reference(named, "", tuple(arms))
+
+
+def without_arms(reference: str) -> str:
+    """The reference of the study itself."""
+    return str(replace(parse_reference(reference), arms=()))
+
+
+def arms_of(reference: str) -> list[str]:
+    """The names of the arms that a study's file offers."""
+    return list(_read(parse_reference(reference).base).arms)
+
+
+def arm_for(reference: Reference, role: Role) -> str:
+    """The name of a file's arm with that role; the role itself, where no arm has it."""
+    arms = read_file(reference).arms
+    return next((arm for arm in arms if arms[arm].get("role", arm) == role), role)
+
+
+def read_file(reference: Reference) -> StudyFile:
+    """Read a study file and lay the arms on it, one on another; the point is left aside.
+
+    Raises :class:`InputError`, in one line, for a file that is missing or no TOML, a name, an arm
+    or a role that is unknown, and an arm that would undo another.
+    """
+    file, roles = _read(reference.base), {}
+    for arm in reference.arms:
+        if arm not in file.arms:
+            raise unknown(f"arm of {reference.base!r}", arm, file.arms)
+        role = file.arms[arm].get("role", arm)
+        if role in get_args(Role):
+            roles[arm] = role
+        elif role != arm:
+            raise unknown(f"role of the arm {arm!r}", str(role), get_args(Role))
+        if role == "small" and "short" in roles.values():
+            # The arm that is laid last has the last word, and small sets the epochs, too.
+            order = (arm, *(one for one in reference.arms if one != arm))
+            raise InputError(
+                f"'{reference}' would not be short: lay {arm} first: "
+                f"'{replace(reference, arms=order)}'"
+            )
+        file = _with_arm(file, arm, reference.base)
+    named = {"name": "@".join([str(file.fields["name"]), *reference.arms])}
+    return replace(file, fields={**file.fields, **named} | ({"roles": roles} if roles else {}))
+
+
+def _with_arm(file: StudyFile, arm: str, where: str) -> StudyFile:
+    # What stands beside the study is changed, too: other arms are laid on this one.
+    beside = {"arms": file.arms, "grid": file.grid, "published": [*file.published]}
+    changes = {field: value for field, value in file.arms[arm].items() if field != "role"}
+    return _split(merged({**file.fields, **beside}, changes), where)
+
+
+def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> StudySpec:
+    """A study from plain fields; raises :class:`InputError` in one line."""
+    given = override(fields, overrides or {})
+    if wrong := _unfit(given):
+        raise InputError(f"the study {wrong}")
+    try:
+        return StudySpec.model_validate(given)
+    except ValidationError as error:
+        raise InputError(_one_line(error)) from error
+
+
+def override(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` with dotted fields set to values."""
+    plain = dict(fields)
+    for field, value in changes.items():
+        nested: Any = value
+        for key in reversed(_split_key(field)):
+            nested = {key: nested}
+        plain = merged(plain, nested)
+    return plain
+
+
+def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` with ``changes`` merged in, tables within tables too."""
+    result = dict(fields)
+    for key, value in changes.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in _REPLACED_WHOLE:
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """``field=value`` texts to values, read as TOML; what is no TOML value is taken as a string."""
+    values = {}
+    for setting in settings:
+        field, equals, text = setting.partition("=")
+        if not equals or not field.strip():
+            raise InputError(f"--set takes field=value, got {setting!r}")
+        try:
+            read = _toml(f"value = {text}")
+        except tomllib.TOMLDecodeError:
+            read = {}
+        except ValueError as error:
+            raise InputError(f"--set {field.strip()}: the value {error}") from error
+        # A new line may be followed by more TOML: then the text is not one value.
+        values[field.strip()] = read["value"] if list(read) == ["value"] else text.strip()
+    return values
+
+
+def read_published(
+    where: str, study: str, tables: Iterable[Mapping[str, Any]]
+) -> tuple[Published, ...]:
+    """The published values of a study from a file's tables; raises :class:`InputError`."""
+    try:
+        return tuple(Published.model_validate({"study": study, **one}) for one in tables)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"{where}: published.{field}: {first['msg'].lower()}") from error
+
+
+def _bases() -> dict[str, Path]:
+    return {path.stem: path for path in SHIPPED.glob(f"_*{_TOML}")}
+
+
+def _read(base: str) -> StudyFile:
+    """The file of a shipped name or a path, without arms."""
+    return _split(_fields(base), base)
+
+
+def _fields(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What the file of a shipped name or a path says, on top of what it extends.
+
+    ``seen`` are the files that extend it.
+    """
+    path = Path(name)
+    if not name.endswith(_TOML):
+        known = shipped_studies() | (_bases() if seen else shipped_grids())
+        if name not in known:
+            raise unknown("study to extend" if seen else "study", name, known)
+        path = known[name]
+        if path.stem != name:  # it stands in the table of its base
+            return _extended(_fields(str(path)), {"name": name, **_parsed(path)[_STUDIES][name]})
+    fields = _parsed(path, seen)
+    if path.parent == SHIPPED:
+        fields.pop(_STUDIES, None)
+    fields.setdefault("name", path.stem)
+    base = fields.pop("extends", None)
+    _split(fields, str(path))  # each file by itself, so that the error names it
+    if base is None:
+        return fields
+    if not isinstance(base, str):
+        raise InputError(f"{path}: extends takes a shipped study or a .toml, got {base!r}")
+    above = str(path.parent / base) if base.endswith(_TOML) else base
+    return _extended(_fields(above, (*seen, path.resolve())), fields)
+
+
+def _extended(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    # What a base is, the study that extends it is not.
+    not_inherited = ("name", "purpose", "grid", "published")
+    return merged({k: v for k, v in base.items() if k not in not_inherited}, fields)
+
+
+def _parsed(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The content of a TOML file; raises :class:`InputError` in one line."""
+    try:
+        if path.resolve() in seen:
+            raise InputError(f"{path} extends itself")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"no study file {path}") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # no text, no name, a ring of links
+        raise InputError(f"cannot read the study file {path}: {first_line(error)}") from error
+    try:
+        return dict(_content(text))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _content(text: str) -> dict[str, Any]:
+    """What a file says; the bases are read for every study that stands in them."""
+    return _toml(text)
+
+
+def _split(fields: Mapping[str, Any], where: str) -> StudyFile:
+    """Tell the study from what stands beside it, whose form is checked."""
+    study = dict(fields)
+    arms, grid = study.pop("arms", {}), study.pop("grid", {})
+    published = study.pop("published", [])
+    if not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
+        raise InputError(f"{where}: arms are tables of fields, such as [arms.short.retraining]")
+    if not isinstance(grid, dict):
+        raise InputError(f"{where}: [grid] is a table of fields, each with a list of values")
+    if not isinstance(published, list) or not all(isinstance(one, dict) for one in published):
+        raise InputError(f"{where}: each published value is a table [[published]]")
+    read_published(where, "", published)  # a wrong value is an error, whatever reads the file
+    return StudyFile(study, arms, grid, tuple(published))
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """What TOML says; raises ValueError with what is wrong, where its values are of no use."""
+    try:
+        read = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    except ValueError as error:  # a number that Python does not read
+        raise ValueError("holds a number of too many digits") from error
+    if wrong := _unfit(read):
+        raise ValueError(wrong)
+    return read
+
+
+def _unfit(fields: Mapping[str, Any]) -> str:
+    """What no study can hold, wherever in its fields it is; empty where there is nothing such.
+
+    A null character can be in no name of a file, and half a character in no text.
+    """
+    left: list[tuple[object, int]] = [(fields, 0)]
+    while left:
+        value, depth = left.pop()
+        if depth > _DEEPEST:
+            return "is nested too deeply"
+        if isinstance(value, Mapping):
+            left += [(one, depth + 1) for pair in value.items() for one in pair]
+        elif isinstance(value, list | tuple):
+            left += [(one, depth + 1) for one in value]
+        elif isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            return f"holds a character that no text can hold: {shown(value)}"
+    return ""
+
+
+def _split_key(field: str) -> list[str]:
+    """``pruning.layers."layer1.0"`` to its keys, by TOML's own rules."""
+    try:
+        nested: object = _toml(f"{field} = 0")
+        keys = []
+        while isinstance(nested, dict):
+            ((key, nested),) = nested.items()
+            keys.append(key)
+    except ValueError as error:  # no TOML, or a comment
+        raise InputError(f"{field!r} is not a field, such as retraining.epochs") from error
+    return keys
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first thing wrong, with the nearest field where one is unknown."""
+    first = error.errors(include_url=False)[0]
+    where = [str(part) for part in first["loc"]]
+    field = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        model: Any = StudySpec
+        for part in where[:-1]:
+            annotation = model.model_fields[part].annotation
+            model = annotation if isinstance(annotation, type) else model
+        parent = ".".join(where[:-1]) or "the study"
+        return str(unknown(f"field of {parent}", where[-1], model.model_fields))
+    if first["type"] == "missing":
+        return f"the study lacks the field {field}"
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if first["type"] == "value_error" else f", got {shown(first['input'])}"
+    return f"{field}: {message[0].lower()}{message[1:]}{got}" if field else message
