@@ -41,6 +41,7 @@ def test_a_grid_is_scored_run_and_reported(grid: Path, runs: Path) -> None:
     assert {one.status()["state"] for one in found.values()} == {"finished"}
     assert list(made.results()) == list(made.folders()) == list(found)
     written = made.report()
+    assert made.summary() == written.summary
     assert written.page.is_relative_to(runs)
     assert json.loads(written.summary_path.read_text())["axes"] == {
         "pruning ratio of conv1": [0.1, 0.9]
@@ -62,6 +63,9 @@ def test_a_plain_study_is_a_grid_of_one(
     assert "1 of 1" not in capsys.readouterr().err
     with pytest.raises(InputError, match=r"mine is one study, not a grid: use Study\(…\)\.report"):
         made.report()
+    assert made.summary()["state"] == "scored"
+    with pytest.raises(InputError, match=r"mine is not recorded in .* with these settings"):
+        Grid(path, overrides={"dense.seed": 3}, runs=runs).summary()
     study = trueoracle.Study(made.variants[0].spec, runs=runs)
     study.run(progress=False)
     assert study.report().page == study.folder / "report" / "report.html"

@@ -93,6 +93,22 @@ class Grid:
         """The studies that are recorded so far, by label."""
         return {label: Results(folder) for label, folder in self.folders().items()}
 
+    def summary(self, outcome: str = "last") -> dict[str, Any]:
+        """What is recorded of the studies, as plain values for JSON.
+
+        The fields are those of a study's or a grid's summary in ``docs/tables.md``. Raises
+        :class:`InputError` for a plain study that is not recorded.
+        """
+        from trueoracle.report.grid import summarise_grid  # imports matplotlib, which is slow
+        from trueoracle.report.summary import summarise
+
+        found = self.results()
+        if self.is_whole:
+            return summarise_grid(self.variants, found, outcome)
+        if not found:
+            raise InputError(f"{self.name} is not recorded in {self.runs} with these settings")
+        return summarise(found[self.name], outcome)
+
     def report(self, out: str | Path | None = None, outcome: str = "last") -> WrittenGrid:
         """Write ``report.html``, ``summary.json`` and the figures of a grid, as far as it has come.
 

@@ -22,7 +22,6 @@ from trueoracle.cli.console import (
 )
 from trueoracle.cli.tables import notes, relations_of, relations_table
 from trueoracle.errors import InputError
-from trueoracle.reproduce import reproduction
 from trueoracle.run.progress import duration
 from trueoracle.spec.scale import changes_in_words
 
@@ -84,6 +83,8 @@ def reproduce(
 
     - trueoracle reproduce resnet56-cifar10-0.5 --scale small --surgery as-released
     """
+    from trueoracle.reproduce import reproduction  # imports pandas, which is slow
+
     if name is None and chosen.changes:
         raise InputError(
             "--set and --weights change the study that is run: name a setting or a study"

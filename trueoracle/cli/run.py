@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+import trueoracle
 from trueoracle.cli.console import (
     Chosen,
     Machine,
@@ -19,10 +20,6 @@ from trueoracle.cli.console import (
 )
 from trueoracle.cli.grids import print_grid
 from trueoracle.cli.tables import notes, relations_of, relations_table
-from trueoracle.grid import Grid
-from trueoracle.record.results import Results
-from trueoracle.report.grid import summarise_grid
-from trueoracle.report.summary import cost_in_words, summarise
 from trueoracle.report.words import verdicts
 
 
@@ -50,23 +47,20 @@ def run(
 
     - trueoracle run my-study.toml --quiet --json > summary.json
     """
-    grid = Grid(study, overrides=chosen.overrides, runs=chosen.runs)
+    grid = trueoracle.Grid(study, overrides=chosen.overrides, runs=chosen.runs)
     with shown_progress(quiet=output.quiet) as progress:
-        found = grid.run(progress=progress, **asdict(machine))
-    if output.quiet and not output.as_json:
-        return
-    if grid.is_whole:
-        report = command_line("report", study, chosen.changes, chosen.runs)
-        _show_grid(grid, found, report, as_json=output.as_json)
-    else:
-        _show(found[grid.name], as_json=output.as_json)
+        grid.run(progress=progress, **asdict(machine))
+    if output.as_json:
+        print_json(grid.summary())
+    elif not output.quiet and grid.is_whole:
+        _show_grid(grid, command_line("report", study, chosen.changes, chosen.runs))
+    elif not output.quiet:
+        _show(grid.summary())
 
 
-def _show(results: Results, *, as_json: bool) -> None:
-    summary = summarise(results)
-    if as_json:
-        print_json(summary)
-        return
+def _show(summary: dict[str, Any]) -> None:
+    from trueoracle.report.summary import cost_in_words  # imports pandas, which is slow
+
     console = out()
     console.print()
     console.print(relations_table([summary]))
@@ -79,17 +73,13 @@ def _show(results: Results, *, as_json: bool) -> None:
         console.print(f"{summary['diverged']} retrainings diverged and have no outcome.")
     if summary["cost"]:
         console.print(cost_in_words(summary["cost"]))
-    console.print(f"\nrecorded in {results.folder}")
-    console.print(f"the figures: {command_line('report', results.folder)}", soft_wrap=True)
+    console.print(f"\nrecorded in {summary['folder']}")
+    console.print(f"the figures: {command_line('report', summary['folder'])}", soft_wrap=True)
 
 
-def _show_grid(grid: Grid, found: dict[str, Results], report: str, *, as_json: bool) -> None:
-    summary = summarise_grid(grid.variants, found)
-    if as_json:
-        print_json(summary)
-        return
+def _show_grid(grid: trueoracle.Grid, report: str) -> None:
     console = out()
     console.print()
-    print_grid(console, summary)
+    print_grid(console, grid.summary())
     console.print(f"\nrecorded in {grid.runs}: {len(grid.variants)} studies")
     console.print(f"the figures: {report}", soft_wrap=True)

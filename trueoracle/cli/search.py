@@ -7,7 +7,6 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 import typer
 from rich.table import Table
 
@@ -26,14 +25,13 @@ from trueoracle.cli.console import (
 )
 from trueoracle.errors import InputError, StoreError, TrueOracleError
 from trueoracle.files import replacing
-from trueoracle.record.results import Results
-from trueoracle.record.runs import find_run
 from trueoracle.run.progress import duration
-from trueoracle.search.replay import BUDGETS
 from trueoracle.search.settings import SearchSettings
 from trueoracle.spec.grid import load_spec
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from trueoracle.search.search import SearchResult
     from trueoracle.tasks.metric import Metric
 
@@ -189,7 +187,9 @@ def _value(metric: Metric, value: float) -> str:
 def _replay(
     study: str, wanted: SearchSettings, figure: Path | None, chosen: Chosen, output: Output
 ) -> None:
-    results = Results(find_run(study, chosen.runs, chosen.overrides))
+    from trueoracle.record.runs import find_run  # imports pandas, which is slow
+
+    results = trueoracle.Results(find_run(study, chosen.runs, chosen.overrides))
     found = results.replay(wanted.criterion, by=wanted.by)
     if figure is not None:
         from trueoracle.figures.budget import budget_data, draw_budget
@@ -209,7 +209,9 @@ def _replay(
             out().print(f"figure {figure}")
 
 
-def _show_replay(results: Results, found: pd.DataFrame, criterion: str) -> None:
+def _show_replay(results: trueoracle.Results, found: pd.DataFrame, criterion: str) -> None:
+    from trueoracle.search.replay import BUDGETS
+
     console = out()
     sampled = "" if results.spec.pruning.candidates == "all" else "a sample of "
     seeds = many(int(found["searches"].iloc[0]), "retraining seed")
