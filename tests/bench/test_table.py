@@ -185,5 +185,5 @@ def test_places_of_overlapping_settings_share_their_taus(shipped: Bench) -> None
 
 
 def test_a_table_that_cannot_be_read_is_told() -> None:
-    with pytest.raises(StoreError, match="the table of lenet5-mini-bench cannot be read"):
+    with pytest.raises(StoreError, match="the bench of lenet5-mini-bench cannot be read"):
         read_bench(DATA / "nothing")

@@ -451,7 +451,8 @@ class Store:
         with self._transaction():
             if self._measured != columns_of(task.metrics):
                 if any(chunk for name, chunk in self._seals if name in MEASURED):
-                    raise self._damaged(f"it measured {', '.join(self._measured)}")
+                    measured = ", ".join(self._measured)
+                    raise self._damaged(f"its columns are {measured}: another task's")
                 self._make_measured(tables(task.metrics))
             self._insert("metrics", self._new_chunk(), task.rows)
         self._take_task(task)
