@@ -415,3 +415,49 @@ def test_what_is_read_of_an_output_is_said(tmp_path: Path) -> None:
     assert any(
         line.startswith("network: the network seems to end in softmax") for line in heard.lines
     )
+
+
+def test_columns_and_bytes_of_ones_own(tmp_path: Path) -> None:
+    def split(count: int, seed: int) -> dict[str, Tensor]:
+        x = images(count, seed)
+        pixels = (x * 40 + 128).clamp(0, 255).to(torch.uint8)
+        return {"img": pixels, "fine": targets("classification", x), "more": torch.zeros(count)}
+
+    data, columns = (split(48, 0), split(24, 2)), {"img": "input", "fine": "target"}
+    with pytest.raises(InputError, match=r"input is uint8, .* say data\.uint8 = 'scale'"):
+        study("bytes", made(Net, 3), data, tmp_path, columns=columns)
+    scaled, kept = (
+        study("bytes", made(Net, 3), data, tmp_path, columns=columns, overrides={"data.uint8": how})
+        for how in ("scale", "keep")
+    )
+    assert scaled.spec.data.uint8 == "scale"
+    assert scaled.folder != kept.folder
+    inputs = scaled.prepare().data.train.inputs
+    assert torch.equal(inputs, data[0]["img"] / 255)
+    heard = Heard()
+    scaled.score(progress=heard)
+    assert "data: train, test input is uint8: divided by 255" in heard.lines
+
+
+def test_the_task_is_part_of_what_a_study_is(tmp_path: Path) -> None:
+    """Numbers 0 and 1 may be labels or just numbers: other losses, and another folder."""
+    data = [(x, (x.mean((2, 3)) > 0).float()) for x in (images(48, 0), images(24, 2))]
+    many, numbers = (
+        study("same", made(Net, 2), data, tmp_path, task=task)
+        for task in ("multilabel", "regression")
+    )
+    assert many.folder != numbers.folder
+    scores = [one.score(progress=False).scores["oracle"] for one in (many, numbers)]
+    assert not np.allclose(scores[0], scores[1])
+
+
+def test_a_study_file_names_its_task(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.toml"
+    path.write_text(
+        'name = "numbers"\ntask = "regression"\ncriteria = ["oracle"]\n'
+        '[network]\nname = "Net"\n[pruning.layers]\nconv = 0.4\n'
+        "[retraining]\nepochs = 1\nseeds = [0]\n"
+    )
+    from_file = Study(path, network=made(Net, 2), data=splits("regression"), runs=tmp_path / "runs")
+    assert from_file.spec.task == "regression"
+    assert from_file.score(progress=False).task == "regression"

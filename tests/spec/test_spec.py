@@ -40,13 +40,17 @@ MINIMAL = {
 def test_digests_are_pinned() -> None:
     # Recorded studies are found by these. A change that is meant changes what is recorded, or
     # raises DIGEST_FORMAT; one that is not meant stops here.
-    assert spec_from(MINIMAL).digest == "866d9b7c8933"
-    assert load_spec("digits-conv1-0.2").digest == "ded2abdad34d"
-    assert load_spec("lenet5-mini-conv1-0.5").digest == "a9921cf4e9b1"
-    assert load_spec("lenet5-mini-conv1+2+3-0.5@short").digest == "6bc9a0ae50e9"
+    assert spec_from(MINIMAL).digest == "13e35868a979"
+    assert load_spec("digits-conv1-0.2").digest == "ec6808818073"
+    assert load_spec("lenet5-mini-conv1-0.5").digest == "ec7c142639c4"
+    assert load_spec("lenet5-mini-conv1+2+3-0.5@short").digest == "b503b46d645a"
 
 
 CHANGES: dict[str, Any] = {
+    "task": "regression",
+    "data.uint8": "scale",
+    "retraining.distil": {"weight": 0.5, "temperature": 4.0},
+    "retraining.procedure": "mine:train",
     "network.name": "lenet5",
     "network.arguments": {"width": 20},
     "network.weights": "dense.safetensors",
@@ -151,6 +155,16 @@ def test_stage_digests_change_with_what_the_stage_depends_on() -> None:
     assert short.score_digest == plain.score_digest
     assert short.outcome_digest != plain.outcome_digest
     released = spec_from(MINIMAL, {"pruning.surgery": "as-released"})
+    for field, value in (("task", "regression"), ("data.uint8", "keep")):
+        other = spec_from(MINIMAL, {field: value})
+        assert other.dense_digest != plain.dense_digest
+        assert other.score_digest != plain.score_digest
+        assert other.outcome_digest != plain.outcome_digest
+    of_retraining: dict[str, Any] = {"distil": {}, "procedure": "mine:train"}
+    for field, value in of_retraining.items():
+        other = spec_from(MINIMAL, {f"retraining.{field}": value})
+        assert other.score_digest == plain.score_digest
+        assert other.outcome_digest != plain.outcome_digest
     assert released.dense_digest == plain.dense_digest
     assert released.score_digest != plain.score_digest
     assert released.outcome_digest != plain.outcome_digest

@@ -13,8 +13,9 @@ from trueoracle.data.splits import Split, Splits
 from trueoracle.networks.registry import build
 from trueoracle.tasks.base import Batch
 from trueoracle.tasks.classification import Classification
+from trueoracle.tasks.language import NextToken
 from trueoracle.training.evaluate import evaluate
-from trueoracle.training.loop import batches, train
+from trueoracle.training.loop import EpochRecord, batches, train
 from trueoracle.training.recipe import Recipe
 
 
@@ -240,3 +241,45 @@ def test_evaluation_does_not_depend_on_its_batches(network: nn.Module, few_digit
     logits = network.eval()(few_digits.train.inputs)
     expected = functional.cross_entropy(logits, few_digits.train.targets)
     assert whole["loss"] == pytest.approx(float(expected.detach()), abs=1e-6)
+
+
+def test_a_record_is_the_row_that_it_is_written_as() -> None:
+    values = {"train_loss": 0.5, "test_loss": 0.25, "validation_loss": math.nan, "test_r2": -1.0}
+    record = EpochRecord(3, 0.01, values)
+    row = record.as_row()
+    assert row == {"epoch": 3, "learning_rate": 0.01, **values}
+    assert repr(EpochRecord.from_row(row)) == repr(record)
+    assert math.isnan(EpochRecord.from_row(row | {"test_r2": None}).values["test_r2"])
+    assert not record.diverged
+    assert EpochRecord.from_row(row | {"train_loss": math.inf}).diverged
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, None])
+def test_tokens_and_pixels_weigh_alike_whatever_the_batches(batch_size: int | None) -> None:
+    """The last text has one token that counts and the first five: no mean of means."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, (7, 6), generator=generator)
+    mask = (torch.arange(6) < torch.tensor([6, 5, 4, 3, 2, 2, 2])[:, None]).long()
+    split = Split({"input_ids": tokens, "attention_mask": mask})
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Embedding(5, 5)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.rows(input_ids) * attention_mask[..., None]}
+
+    torch.manual_seed(0)
+    network = Table()
+    logits = network(tokens, mask)["logits"].detach()
+    losses, right = [], []
+    for text in range(7):
+        for place in range(1, int(mask[text].sum())):
+            row, wanted = logits[text, place - 1], tokens[text, place]
+            losses.append(float(functional.cross_entropy(row, wanted)))
+            right.append(bool(row.argmax() == wanted))
+    found = evaluate(network, split, NextToken(), batch_size)
+    assert found == pytest.approx(
+        {"loss": sum(losses) / 17, "token_accuracy": sum(right) / 17}, rel=1e-5
+    )
