@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trueoracle.networks.attention import Attention
-from trueoracle.pruning.groups import Group
+from trueoracle.pruning.groups import Group, Place
 from trueoracle.pruning.surgery import Kept
 
 __all__ = ["masked"]
@@ -20,61 +20,61 @@ __all__ = ["masked"]
 def masked(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> Iterator[nn.Module]:
     """Within the block, ``dense`` computes what it would without the filters not ``kept``.
 
-    Each consumer's input is multiplied by the group's mask (1 = kept, 0 = pruned). Zeroing there,
+    The input weights of each consumer are zeroed where the pruned filters lie. Zeroing there,
     after norm and activation, is right also where a zero before them would not stay one (a batch
     norm's bias, a sigmoid). A layer norm, whose statistics mix the channels, takes those of the
-    kept ones only. The weights are untouched, and the hooks go when the block ends.
+    kept ones only. When the block ends, the weights are what they were.
     """
-    modules = dict(dense.named_modules())
-    masks: dict[str, Tensor] = {}
-    for group in groups:
-        pruned = torch.ones(group.filters, dtype=torch.bool)
-        pruned[torch.as_tensor(list(kept[group.name]), dtype=torch.int64)] = False
-        for part in (*group.norms, *group.consumers):
-            module = modules.get(part.module)
-            if part in group.consumers or isinstance(module, nn.LayerNorm):
-                if part.module not in masks:
-                    masks[part.module] = torch.ones(_width(modules[part.module]))
-                masks[part.module][part.entries(pruned.nonzero()[:, 0])] = 0
+    before: dict[str, tuple[Tensor, Tensor]] = {}
+    norms: dict[str, Tensor] = {}
     handles = []
-    for name, mask in masks.items():
-        module = modules[name]
-        if isinstance(module, nn.LayerNorm):
-            handles.append(module.register_forward_hook(_MaskedNorm(mask), with_kwargs=True))
-        else:
-            axis = 1 if isinstance(module, nn.Conv2d) else -1
-            handles.append(module.register_forward_pre_hook(_Mask(mask, axis), with_kwargs=True))
     try:
+        with torch.no_grad():
+            for group in groups:
+                goes = torch.ones(group.filters, dtype=torch.bool)
+                goes[torch.as_tensor(np.asarray(kept[group.name]), dtype=torch.int64)] = False
+                for place in group.places:
+                    if place.role == "reads":
+                        _zero(dense, place, goes, before)
+                    elif place.role in ("carries", "counts"):
+                        _mask_norm(dense, place, goes, norms)
+        for name, mask in norms.items():
+            norm = dense.get_submodule(name)
+            handles.append(norm.register_forward_hook(_MaskedNorm(mask), with_kwargs=True))
         yield dense
     finally:
         for handle in handles:
             handle.remove()
+        with torch.no_grad():
+            for value, old in before.values():
+                value.copy_(old)
 
 
-def _width(module: nn.Module) -> int:
-    """How many channels a consumer or layer norm reads."""
-    if isinstance(module, nn.LayerNorm):
-        return module.normalized_shape[0]
-    name = "in_proj_weight" if isinstance(module, Attention) else "weight"
-    return module.get_parameter(name).shape[1]
+def _zero(
+    dense: nn.Module, place: Place, goes: Tensor, before: dict[str, tuple[Tensor, Tensor]]
+) -> None:
+    value: Tensor = getattr(dense.get_submodule(place.owner), place.tensor.rpartition(".")[2])
+    if place.tensor not in before:
+        before[place.tensor] = value, value.detach().clone()
+    entries = place.entries(goes.nonzero()[:, 0], len(goes)).to(value.device)
+    value.index_fill_(place.axis or 0, entries, 0)
 
 
-class _Mask:
-    """A forward pre-hook that multiplies the channels of a module's input."""
+def _mask_norm(dense: nn.Module, place: Place, goes: Tensor, norms: dict[str, Tensor]) -> None:
+    module = dense.get_submodule(place.owner) if _is_module(dense, place.owner) else None
+    if not isinstance(module, nn.LayerNorm):
+        return
+    if place.owner not in norms:
+        norms[place.owner] = torch.ones(module.normalized_shape[0])
+    norms[place.owner][place.entries(goes.nonzero()[:, 0], len(goes))] = 0
 
-    def __init__(self, mask: Tensor, axis: int) -> None:
-        self.mask, self.axis = mask, axis
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
-    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        if args:
-            return (self._masked(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"input": self._masked(kwargs["input"])}
-
-    def _masked(self, inputs: Tensor) -> Tensor:
-        behind = inputs.ndim - 1 - self.axis % inputs.ndim
-        return inputs * self.mask.to(inputs).view(-1, *[1] * behind)
+def _is_module(network: nn.Module, path: str) -> bool:
+    try:
+        network.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 class _MaskedNorm:
