@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from trueoracle.pruning.dependencies import groups_by_dependency
 
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import list_candidates
-from trueoracle.pruning.dependencies import groups_by_dependency
 from trueoracle.pruning.groups import Group, GroupMap
 from trueoracle.pruning.parity import check_parity
 from trueoracle.pruning.walk import find_groups

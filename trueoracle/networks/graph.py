@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ Tensors have a leading axis N.
 OPAQUE = (nn.RNNBase, nn.MultiheadAttention)
 """Modules that are one operation each: their insides depend on sizes that no cut can reach."""
 
+
 @dataclass(frozen=True)
 class Ref:
     """A tensor of a graph, by its number."""
@@ -54,13 +55,15 @@ class Step:
 
     ``name`` is ATen's without the overload (``convolution``), or the class of an opaque module;
     ``module`` the path of the innermost module that was running. ``results`` has one entry per
-    value that came out, None for what is no tensor.
+    value that came out, None for what is no tensor: a new tensor, a ``view`` of the first argument,
+    or that argument itself, which the operation has written (``effect``).
     """
 
     name: str
     arguments: Mapping[str, Any]
     results: tuple[Ref | None, ...]
     module: str
+    effect: Literal["new", "view", "write"] = "new"
     is_pointwise: bool = False
     is_opaque: bool = False
 
@@ -84,6 +87,27 @@ class Graph:
     named: dict[str, int] = field(default_factory=dict)
     inputs: frozenset[int] = frozenset()
     outputs: tuple[int, ...] = ()
+
+    def live(self) -> list[int]:
+        """The numbers of the steps that the answer depends on, in their order.
+
+        A mean that a forward only branches on is none of them.
+        """
+        base: dict[int, int] = {}
+        for step in self.steps:
+            if step.effect == "view":
+                of = step.tensors[0].number
+                for ref in step.results:
+                    if ref is not None:
+                        base[ref.number] = base.get(of, of)
+        wanted = {base.get(number, number) for number in self.outputs}
+        found = []
+        for at in range(len(self.steps) - 1, -1, -1):
+            results = [ref.number for ref in self.steps[at].results if ref is not None]
+            if any(base.get(number, number) in wanted for number in results):
+                found.append(at)
+                wanted.update(base.get(ref.number, ref.number) for ref in self.steps[at].tensors)
+        return found[::-1]
 
 
 def answer(network: nn.Module, example: Example) -> Any:
@@ -138,6 +162,10 @@ class Recorder(TorchDispatchMode):
         given = [one for one in pytree.tree_leaves(example) if isinstance(one, Tensor)]
         self.graph.inputs = frozenset(self._ref(one).number for one in given)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, which takes a second
+
     def run(self) -> Any:
         """Run the network once and return its answer."""
         with torch.no_grad(), plain_attention(), self._entering(), self:
@@ -166,6 +194,7 @@ class Recorder(TorchDispatchMode):
                 arguments,
                 self._results(result),
                 self._running[-1],
+                _effect(func),
                 is_pointwise=torch.Tag.pointwise in func.tags,
             ),
             result,
@@ -200,8 +229,11 @@ class Recorder(TorchDispatchMode):
         handles = []
         for name, module in self._network.named_modules():
             handles += [
-                module.register_forward_pre_hook(_Enter(self, name), prepend=True),
-                module.register_forward_hook(_Leave(self, name), with_kwargs=True, always_call=True),
+                module.register_forward_pre_hook(_Enter(self, name)),
+                # Before the user's own hooks, which are no part of the layer.
+                module.register_forward_hook(
+                    _Leave(self, name), prepend=True, with_kwargs=True, always_call=True
+                ),
             ]
         try:
             yield
@@ -250,6 +282,13 @@ class _Leave:
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         self._recorder.leave(module, self._name, (args, kwargs), result)
+
+
+def _effect(func: Any) -> Literal["new", "view", "write"]:
+    aliases = [one.alias_info for one in func._schema.returns if one.alias_info is not None]
+    if not aliases:
+        return "new"
+    return "write" if any(one.is_write for one in aliases) else "view"
 
 
 def _by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

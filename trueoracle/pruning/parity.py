@@ -313,6 +313,10 @@ class _Coarsest(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.tolerance = TOLERANCE[torch.float64]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, which takes a second
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
@@ -332,6 +336,10 @@ class _Calm(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, which takes a second
 
     def __torch_dispatch__(
         self,

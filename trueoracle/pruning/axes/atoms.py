@@ -28,6 +28,7 @@ class Atom:
     def __init__(self, size: int, reason: str = "") -> None:
         self.size, self.reason = size, reason
         self.cut_by = ""  # what divided it into a sum, in words
+        self.is_multiplied = False  # whether tensors are multiplied and summed over it
         self.product: tuple[Atom, ...] = ()
         self.sum: tuple[Atom, ...] = ()
         self._joined: Atom | None = None
@@ -60,18 +61,19 @@ class Atom:
             second._joined = first
             first.reason = first.reason or second.reason
             first.cut_by = first.cut_by or second.cut_by
+            first.is_multiplied = first.is_multiplied or second.is_multiplied
 
     def factor(self, outer: int) -> None:
         """Divide into a product of ``outer`` and the rest."""
         self.product = (Atom(outer, self.reason), Atom(self.size // outer, self.reason))
         for part in self.product:
-            part.cut_by = self.cut_by
+            part.cut_by, part.is_multiplied = self.cut_by, self.is_multiplied
 
     def cut(self, sizes: Sequence[int], why: str) -> None:
         """Divide into a sum of parts that follow one another; ``why`` in words."""
         self.sum = tuple(Atom(size, self.reason) for size in sizes)
         for part in self.sum:
-            part.cut_by = self.cut_by or why
+            part.cut_by, part.is_multiplied = self.cut_by or why, self.is_multiplied
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from trueoracle.networks.graph import Graph, Ref, Step
-from trueoracle.pruning.axes.atoms import Atom, Axis, fixed, lock
+from trueoracle.pruning.axes.atoms import Atom, Axis, atoms_of, fixed, lock
 from trueoracle.pruning.axes.meeting import united
 
 __all__ = ["Follower", "Rule"]
@@ -18,7 +18,9 @@ class Follower:
 
     ``reads`` are the axes of parameters that an operation sums over, ``writes`` those along which
     its results lie, with the number of the first operation that did so: the layers' inputs and
-    outputs. ``met`` has the number of the first operation that took each parameter or buffer.
+    outputs. ``met`` has the number of the first operation that took each parameter or buffer;
+    ``readings`` names, for each use of a layer's weights, the operation and what it reads;
+    ``computing`` are the modules whose weights are not parameters but computed from them.
     """
 
     def __init__(self, network: nn.Module, graph: Graph) -> None:
@@ -30,6 +32,8 @@ class Follower:
         self.views: set[int] = set()
         self.reads: set[tuple[str, int]] = set()
         self.writes: dict[tuple[str, int], int] = {}
+        self.computing: set[str] = set()
+        self.readings: list[tuple[str, int, Ref]] = []
         self.normed: list[tuple[str, Axis]] = []
         self.met: dict[str, int] = {}
         self.now = 0
@@ -42,7 +46,10 @@ class Follower:
 
     def follow(self, rules: Callable[[Step], Rule | None]) -> None:
         """Go through all operations, each by its rule."""
-        for self.now, step in enumerate(self.graph.steps):
+        for self.now in self.graph.live():
+            step = self.graph.steps[self.now]
+            if step.effect == "view":
+                self.views.update(ref.number for ref in step.results if ref is not None)
             results = self._by_rule(rules(step), step)
             if results is None:
                 self.refuse(step, self.meets(step))
@@ -122,6 +129,8 @@ class Follower:
 
     def meets(self, step: Step) -> str:
         """The beginning of most reasons."""
+        if step.tensors and all(self.is_computed(ref) for ref in step.tensors):
+            return f"its weights are used in {self.place(step)}"
         return f"its output meets {self.place(step)}"
 
     def is_plain(self, step: Step, kind: type[nn.Module]) -> bool:
@@ -162,19 +171,30 @@ class Follower:
         weights = [side for side in sides if side[1][side[2]].origin is not None]
         mine, theirs = (axes[axis] for _, axes, axis in sides)
         united(mine, theirs, self.meets(step))
-        for _, axes, axis in weights:
-            self._weighs(axes, axis)
-        if not weights:
-            computed = any(self.is_computed(ref) for ref, _, _ in sides)
-            reason = "its reader computes its weights from others"
+        for side in weights:
+            other = sides[1] if side is sides[0] else sides[0]
+            self._weighs(side[1], side[2], other[0])
+        if weights:
+            return
+        computed = next((ref for ref, _, _ in sides if self.is_computed(ref)), None)
+        if computed is not None:
             for one in (mine, theirs):
-                lock(one, reason if computed else f"{self.meets(step)} of other tensors")
+                lock(one, f"its reader {step.module} computes its weights from others")
+            for axis in self._of(computed.number):
+                lock(axis, "it computes its weights from others")
+            self.computing.add(step.module)
+            return
+        for one in (mine, theirs):
+            lock(one, f"{self.meets(step)} of other tensors")
+            for atom in atoms_of(one):
+                atom.is_multiplied = True
 
-    def _weighs(self, axes: Sequence[Axis], axis: int) -> None:
+    def _weighs(self, axes: Sequence[Axis], axis: int, given: Ref) -> None:
         """A parameter is a layer's: it is read along one axis, and puts out along the others."""
         read = axes[axis].origin
         if read is not None:
             self.reads.add(read)
+            self.readings.append((read[0], self.now, given))
         for other in axes[:axis] + axes[axis + 1 :]:  # type: ignore[operator]
             self.puts_out(other)
 

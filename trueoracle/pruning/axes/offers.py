@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from trueoracle.networks.attention import Attention
 from trueoracle.networks.graph import OPAQUE, Graph
 from trueoracle.pruning.axes.atoms import Atom, Axis, Segment, resolved, size_of
 from trueoracle.pruning.axes.following import Follower
 from trueoracle.pruning.axes.rules import rule_of
 from trueoracle.pruning.groups import Group, GroupMap, Place, Role
 
-__all__ = ["Offers", "offers"]
+__all__ = ["Offers", "layout", "offers"]
 
 
 @dataclass
@@ -50,7 +49,8 @@ class _Sorting:
             for position, axis in enumerate(known.axes_of(number)):
                 self._axes[name, position] = resolved(axis)
         self._written = {name for name, _ in known.writes}
-        self._owners = {name.rpartition(".")[0] for name in self._written}
+        self._owners = {name.rpartition(".")[0]: at for (name, _), at in known.writes.items()}
+        self._order = {name: position for position, name in enumerate(known.graph.named)}
         self._places: dict[Atom, list[Place]] = {}
         for (name, position), axis in self._axes.items():
             for atom, place in self._of_axis(name, position, axis):
@@ -76,7 +76,7 @@ class _Sorting:
                 self._refuse(found, name, self._axes[name, position])
         for name, module in self._network.named_modules():
             if name and name not in found.refused and self._is_unseen(module, name):
-                found.refused[name] = self._unseen(module)
+                found.refused[name] = self._unseen(module, name)
         return found
 
     def _offer(self, found: Offers, atom: Atom) -> None:
@@ -96,9 +96,8 @@ class _Sorting:
 
     def _rank(self, place: Place) -> tuple[int, int]:
         """Layers as they ran; what runs at the same time, as it is listed in the network."""
-        owners = {name.rpartition(".")[0]: at for (name, _), at in self._known.writes.items()}
-        at = self._known.met.get(place.tensor, owners.get(place.owner, 10**9))
-        return at, list(self._known.graph.named).index(place.tensor) if place.axis is not None else 0
+        at = self._known.met.get(place.tensor, self._owners.get(place.owner, len(self._order)))
+        return at, self._order.get(place.tensor, 0)
 
     def _covering(self, axis: Axis) -> list[Atom]:
         """The atoms that occur in every part of a layer's outputs, the outermost first."""
@@ -117,10 +116,24 @@ class _Sorting:
             written = (place.tensor, place.axis) in self._known.writes
             if written and atom not in self._covering(self._axes[place.tensor, place.axis or 0]):
                 return atom.cut_by or "only a part of its output is used there"
+            if written and (several := self._together(place, atom)):
+                return several
         roles = {place.role for place in self._places[atom]}
         if not {"reads", "writes"} <= roles:
             return "no layer with weights reads its output"
         return ""
+
+    def _together(self, place: Place, atom: Atom) -> str:
+        """Why an index that takes several filters of a layer is no filter; of attention, it is."""
+        count = place.inner * place.outer
+        if count == 1:
+            return ""
+        segments = self._axes[place.tensor, place.axis or 0].segments
+        others = [f for segment in segments for f in segment if isinstance(f, Atom)]
+        if any(other.is_multiplied for other in others):
+            return ""
+        reason = next((f" ({other.reason})" for other in others if other.reason), "")
+        return f"its filters could only go {count} at a time{reason}"
 
     def _refuse(self, found: Offers, name: str, axis: Axis) -> None:
         atoms = [f for segment in axis.segments for f in segment if isinstance(f, Atom)]
@@ -142,15 +155,22 @@ class _Sorting:
 
     def _is_unseen(self, module: nn.Module, name: str) -> bool:
         """Whether a module has weights of more than one axis that no operation was seen to use."""
+        if name in self._known.computing:
+            return any(value.ndim > 1 for value in module.parameters())
         own = {f"{name}.{key}": value for key, value in module._parameters.items()}
         weights = [key for key, value in own.items() if value is not None and value.ndim > 1]
-        used = self._known.met
-        is_known = any(key in self._written or key in used for key in weights)
-        return bool(weights) and not is_known and not isinstance(module, Attention)
+        is_known = any(key in self._written or key in self._known.met for key in weights)
+        return bool(weights) and not is_known
 
-    def _unseen(self, module: nn.Module) -> str:
+    def _unseen(self, module: nn.Module, name: str) -> str:
         if isinstance(module, OPAQUE):
             return f"a {type(module).__name__} is not known"
+        if name in self._known.computing:
+            return "it computes its weights from others"
+        numbers = {self._known.graph.named.get(f"{name}.{key}") for key in module._parameters}
+        steps = self._known.graph.steps
+        if any(ref.number in numbers for step in steps for ref in step.tensors):
+            return "no layer with weights reads its output"
         return "its weights were not used on the example"
 
     # Places
@@ -162,7 +182,7 @@ class _Sorting:
             role = "reads"
         elif (name, position) in self._known.writes or self._is_bias(name):
             role = "writes"
-        for atom, offset, outer, inner in _layout(axis.segments):
+        for atom, offset, outer, inner in layout(axis.segments):
             yield atom, Place(name, position, offset, outer, inner, role)
 
     def _is_bias(self, name: str) -> bool:
@@ -177,7 +197,7 @@ class _Sorting:
         has_tensors = any(isinstance(getattr(owner, n, None), Tensor) for n in _NORM_TENSORS)
         if has_tensors or not hasattr(owner, key):
             return
-        for atom, _, outer, inner in _layout(resolved(axis).segments):
+        for atom, _, outer, inner in layout(resolved(axis).segments):
             place = Place(f"{module}.{key}", None, 0, outer, inner, "counts")
             if place not in self._places.setdefault(atom, []):
                 self._places[atom].append(place)
@@ -186,7 +206,7 @@ class _Sorting:
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
-def _layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]]:
+def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]]:
     """Atoms with their offset, how often they are repeated and how many entries an index has."""
     offset = 0
     for segment in segments:

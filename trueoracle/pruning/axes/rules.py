@@ -29,7 +29,9 @@ def rule_of(step: Step) -> Rule | None:
         return _RULES[name]
     if name.endswith("_") and name.rstrip("_") in _RULES:
         return _RULES[name.rstrip("_")]
-    return _pointwise if step.is_pointwise or not step.tensors else None
+    if not step.tensors:
+        return _created
+    return _pointwise if step.is_pointwise else None
 
 
 def _pointwise(known: Follower, step: Step) -> Results:
@@ -42,6 +44,11 @@ def _same(known: Follower, step: Step) -> Results:
 
 def _filled(known: Follower, step: Step) -> Results:
     return [[fixed(size, True) for size in known.shape(step)]]
+
+
+def _created(known: Follower, step: Step) -> Results:
+    """Numbers of a forward's own: positions, noise."""
+    return [[fixed(size) for size in known.shape(step)]]
 
 
 def _like(known: Follower, step: Step) -> Results:
@@ -241,7 +248,9 @@ _WINDOWS = {
     **dict.fromkeys(("_upsample_bicubic2d_aa", "grid_sampler_2d"), 2),
     **dict.fromkeys(("upsample_nearest3d", "upsample_trilinear3d"), 3),
     **{
-        f"{kind}_pad{n}d": n for kind in ("reflection", "replication", "circular") for n in (1, 2, 3)
+        f"{kind}_pad{n}d": n
+        for kind in ("reflection", "replication", "circular")
+        for n in (1, 2, 3)
     },
     **{f"fractional_max_pool{n}d": n for n in (2, 3)},
     "avg_pool1d": 1,

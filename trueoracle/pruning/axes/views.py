@@ -15,16 +15,6 @@ __all__ = ["RULES"]
 Results = list[list[Axis]] | None
 
 
-def _view(rule: Rule) -> Rule:
-    """The results are the tensor's own memory: what is written into them is written there."""
-
-    def noting(known: Follower, step: Step) -> Results:
-        known.views.update(ref.number for ref in step.results if ref is not None)
-        return rule(known, step)
-
-    return noting
-
-
 def _reshaped(known: Follower, step: Step) -> Results:
     return [reshaped(known.axes(step.arguments["self"]), known.shape(step))]
 
@@ -213,14 +203,14 @@ def _unfolded(known: Follower, step: Step) -> Results:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), _view(_reshaped)),
-    **dict.fromkeys(("transpose", "t", "permute"), _view(_transposed)),
-    **dict.fromkeys(("slice",), _view(_sliced)),
-    **dict.fromkeys(("select", "unbind"), _view(_selected)),
-    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split"), _view(_split)),
-    "expand": _view(_expanded),
-    "unsqueeze": _view(_unsqueezed),
-    "squeeze": _view(_squeezed),
+    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), _reshaped),
+    **dict.fromkeys(("transpose", "t", "permute"), _transposed),
+    **dict.fromkeys(("slice",), _sliced),
+    **dict.fromkeys(("select", "unbind"), _selected),
+    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split"), _split),
+    "expand": _expanded,
+    "unsqueeze": _unsqueezed,
+    "squeeze": _squeezed,
     "repeat": _repeated,
     "cat": _concatenated,
     "stack": _stacked,
