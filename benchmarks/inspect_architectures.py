@@ -146,9 +146,7 @@ def answers(network: nn.Module, example: Any) -> list[Tensor]:
 
 
 def double(example: Any) -> Any:
-    return pytree.tree_map(
-        lambda one: one.double() if one.is_floating_point() else one, example
-    )
+    return pytree.tree_map(lambda one: one.double() if one.is_floating_point() else one, example)
 
 
 def error(network: nn.Module, groups: list[Any], example: Any) -> float:

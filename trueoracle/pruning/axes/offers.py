@@ -51,6 +51,7 @@ class _Sorting:
         self._written = {name for name, _ in known.writes}
         self._owners = {name.rpartition(".")[0]: at for (name, _), at in known.writes.items()}
         self._order = {name: position for position, name in enumerate(known.graph.named)}
+        self._names = {id(value): key for key, value in network.named_parameters()}
         self._places: dict[Atom, list[Place]] = {}
         for (name, position), axis in self._axes.items():
             for atom, place in self._of_axis(name, position, axis):
@@ -116,27 +117,27 @@ class _Sorting:
             written = (place.tensor, place.axis) in self._known.writes
             if written and atom not in self._covering(self._axes[place.tensor, place.axis or 0]):
                 return atom.cut_by or "only a part of its output is used there"
-            if written and (several := self._together(place, atom)):
-                return several
+        if several := self._together(atom):
+            return several
         roles = {place.role for place in self._places[atom]}
         if not {"reads", "writes"} <= roles:
             return "no layer with weights reads its output"
         return ""
 
-    def _together(self, place: Place, atom: Atom) -> str:
+    def _together(self, atom: Atom) -> str:
         """Why an index that takes several filters of a layer is no filter; of attention, it is."""
-        count = place.inner * place.outer
-        if count == 1:
-            return ""
-        segments = self._axes[place.tensor, place.axis or 0].segments
-        others = [f for segment in segments for f in segment if isinstance(f, Atom)]
-        if any(other.is_multiplied for other in others):
+        most, others = 1, set()
+        for place in self._places[atom]:
+            if (place.tensor, place.axis) in self._known.writes:
+                most = max(most, place.inner * place.outer)
+                others.update(_atoms(self._axes[place.tensor, place.axis or 0]))
+        if most == 1 or any(other.is_multiplied for other in others):
             return ""
         reason = next((f" ({other.reason})" for other in others if other.reason), "")
-        return f"its filters could only go {count} at a time{reason}"
+        return f"its filters could only go {most} at a time{reason}"
 
     def _refuse(self, found: Offers, name: str, axis: Axis) -> None:
-        atoms = [f for segment in axis.segments for f in segment if isinstance(f, Atom)]
+        atoms = _atoms(axis)
         reasons = [reason for atom in atoms if (reason := self._unfit(atom))]
         reasons += [atom.cut_by for atom in atoms if atom.cut_by]
         if len(axis.segments) > 1:
@@ -157,17 +158,22 @@ class _Sorting:
         """Whether a module has weights of more than one axis that no operation was seen to use."""
         if name in self._known.computing:
             return any(value.ndim > 1 for value in module.parameters())
-        own = {f"{name}.{key}": value for key, value in module._parameters.items()}
-        weights = [key for key, value in own.items() if value is not None and value.ndim > 1]
-        is_known = any(key in self._written or key in self._known.met for key in weights)
-        return bool(weights) and not is_known
+        weights = [value for value in module._parameters.values() if value is not None]
+        names = [self._names.get(id(value), "") for value in weights if value.ndim > 1]
+        is_tied = any(one.rpartition(".")[0] != name for one in names)
+        is_known = any(one in self._written or one in self._known.met for one in names)
+        return bool(names) and (is_tied or not is_known)
 
     def _unseen(self, module: nn.Module, name: str) -> str:
         if isinstance(module, OPAQUE):
             return f"a {type(module).__name__} is not known"
         if name in self._known.computing:
             return "it computes its weights from others"
-        numbers = {self._known.graph.named.get(f"{name}.{key}") for key in module._parameters}
+        tensors = [self._names.get(id(value), "") for value in module._parameters.values()]
+        first = next(one for one in tensors if one)
+        if first.rpartition(".")[0] != name:
+            return f"it shares its weights with {_layer(first)}"
+        numbers = {self._known.graph.named.get(one) for one in tensors}
         steps = self._known.graph.steps
         if any(ref.number in numbers for step in steps for ref in step.tensors):
             return "no layer with weights reads its output"
@@ -177,13 +183,14 @@ class _Sorting:
 
     def _of_axis(self, name: str, position: int, axis: Axis) -> Iterator[tuple[Atom, Place]]:
         """Where atoms lie along one axis of a parameter or buffer."""
-        role: Role = "carries"
+        roles: list[Role] = []
         if (name, position) in self._known.reads:
-            role = "reads"
-        elif (name, position) in self._known.writes or self._is_bias(name):
-            role = "writes"
+            roles.append("reads")
+        if (name, position) in self._known.writes or self._is_bias(name):
+            roles.append("writes")  # of an embedding that is a reader too, both
         for atom, offset, outer, inner in layout(axis.segments):
-            yield atom, Place(name, position, offset, outer, inner, role)
+            for role in roles or _CARRIES:
+                yield atom, Place(name, position, offset, outer, inner, role)
 
     def _is_bias(self, name: str) -> bool:
         """Whether a tensor of one axis belongs to a layer that puts out filters."""
@@ -203,7 +210,12 @@ class _Sorting:
                 self._places[atom].append(place)
 
 
+_CARRIES: tuple[Role, ...] = ("carries",)
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+
+def _atoms(axis: Axis) -> list[Atom]:
+    return [one for segment in axis.segments for one in segment if isinstance(one, Atom)]
 
 
 def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]]:

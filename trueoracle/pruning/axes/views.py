@@ -202,7 +202,14 @@ def _unfolded(known: Follower, step: Step) -> Results:
     return [[*axes[:-3], product([axes[-3], fixed(window)]), fixed(shape[-1])]]
 
 
+def _restrided(known: Follower, step: Step) -> Results:
+    """Only what a shape that stays is laid out like in memory can be followed."""
+    axes = known.axes(step.arguments["self"])
+    return [axes] if tuple(axis.size for axis in axes) == known.shape(step) else None
+
+
 RULES: dict[str, Rule] = {
+    "as_strided": _restrided,
     **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), _reshaped),
     **dict.fromkeys(("transpose", "t", "permute"), _transposed),
     **dict.fromkeys(("slice",), _sliced),
