@@ -12,7 +12,6 @@ from torch.nn import functional
 from trueoracle.errors import InputError
 from trueoracle.networks.attention import Attention
 from trueoracle.networks.registry import build
-
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.groups import Part
 from trueoracle.pruning.masks import masked

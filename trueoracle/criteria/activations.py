@@ -72,7 +72,7 @@ def reader(network: nn.Module, part: Part) -> nn.Module:
 
     Raises :class:`NotApplicableError` where a parameter is read that is no layer's own.
     """
-    module = dict(network.named_modules()).get(part.module)
+    module: nn.Module | None = dict(network.named_modules()).get(part.module)
     is_known = isinstance(module, nn.Linear | _ConvNd | Attention)
     if module is None or not (is_known or type(module).__name__ == "Conv1D"):
         raise NotApplicableError(f"what {part.module} reads cannot be followed")

@@ -197,7 +197,7 @@ class _Gate:
         for part, gate in self.gates:
             count = gate.shape[1]
             index = part.entries(torch.arange(count, device=inputs.device), count)
-            own = gate.repeat_interleave(len(index) // count, 1)
+            own = gate.repeat_interleave(len(index) // count, 1).to(channels.dtype)
             channels = channels.index_copy(1, index, own)
         shape = [1] * inputs.ndim
         shape[0], shape[axis] = channels.shape

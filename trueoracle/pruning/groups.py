@@ -92,9 +92,10 @@ class Part:
         return entries(filters, count, self.offset, self.outer, self.spread)
 
     def of_filters(self, values: Tensor, count: int, axis: int = 0) -> Tensor:
-        """The filters' own entries along an axis, as two axes: ``[…, count, outer · spread, …]``."""
+        """The filters' entries along an axis, as two axes ``[…, count, outer · spread, …]``."""
         index = self.entries(torch.arange(count, device=values.device), count)
-        return values.index_select(axis, index).unflatten(axis, (count, -1))
+        each: Tensor = values.index_select(axis, index).unflatten(axis, (count, -1))
+        return each
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def layer_weights(
     for place in group.places:
         if place.role == "writes":
             places.setdefault(place.tensor, []).append(place)
-    found = {}
+    found: dict[str, tuple[tuple[int, tuple[Place, ...]], Tensor]] = {}
     for name, here in places.items():
         weight = network.get_parameter(name)
         if weight.ndim > 1:

@@ -41,8 +41,8 @@ filters are pruned.
 def check_network(network: nn.Module, example: Example) -> None:
     """Check that a network answers, with finite numbers and always the same, before it is pruned.
 
-    ``example`` is a batch for it. Raises :class:`InputError` that says what is wrong: pruning is not
-    to be blamed for it.
+    ``example`` is a batch for it. Raises :class:`InputError` that says what is wrong: pruning is
+    not to be blamed for it.
     """
     name = type(network).__name__
     twin = copied(network).eval()
@@ -200,13 +200,12 @@ class _Trial:
 
     def _begin(self, network: nn.Module, example: Example) -> None:
         with torch.no_grad():
-            with _Coarsest() as coarsest:
-                answer(network, example)
             shaken = _shaken(network)
-            is_fit = all(one.isfinite().all() for one in _answers(answer(shaken, example)))
+            with _Coarsest() as coarsest:
+                is_fit = all(one.isfinite().all() for one in _answers(answer(shaken, example)))
         self._network, self._example = shaken if is_fit else network, example
         self._tolerance = coarsest.tolerance
-        self._modes = (False,)
+        self._modes: tuple[bool, ...] = (False,)
         with suppress(Exception):  # whether it trains at all is another check's question
             if all(one.isfinite().all() for one in self._run(self._network, training=True)):
                 self._modes = (False, True)

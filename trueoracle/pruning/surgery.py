@@ -35,15 +35,15 @@ def prune(
     cuts: dict[tuple[str, int], list[tuple[Place, int, Tensor]]] = {}
     with torch.no_grad():
         for group in groups:
-            own = _pruned(group, kept)
-            channels = own if read is None else _pruned(group, read)
+            own = _indices(kept[group.name])
+            channels = own if read is None else _indices(read[group.name])
             for place in group.places:
-                gone = own if place.role in ("writes", "counts") else channels
+                left = own if place.role in ("writes", "counts") else channels
                 if place.axis is None:
-                    _count_down(network, place, len(gone))
+                    _count_down(network, place, group.filters - len(left))
                 else:
                     cuts.setdefault((place.tensor, place.axis), []).append(
-                        (place, group.filters, gone)
+                        (place, group.filters, left)
                     )
         for (tensor, axis), found in cuts.items():
             _cut(network, tensor, axis, found)
@@ -65,11 +65,8 @@ def l1_survivors(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> dict[
     return survivors
 
 
-def _pruned(group: Group, kept: Kept) -> Tensor:
-    """The filters that go."""
-    goes = torch.ones(group.filters, dtype=torch.bool)
-    goes[torch.as_tensor(np.asarray(kept[group.name]), dtype=torch.int64)] = False
-    return goes.nonzero()[:, 0]
+def _indices(given: Sequence[int] | np.ndarray) -> Tensor:
+    return torch.as_tensor(np.asarray(given), dtype=torch.int64)
 
 
 def _cut(
@@ -78,10 +75,7 @@ def _cut(
     """Cut one axis of a parameter or buffer, under all the names that it has."""
     path, _, key = name.rpartition(".")
     value: Tensor = getattr(network.get_submodule(path), key)
-    stays = torch.ones(value.shape[axis], dtype=torch.bool)
-    for place, count, gone in found:
-        stays[place.entries(gone, count)] = False
-    index = stays.nonzero()[:, 0].to(value.device)
+    index = _left(value.shape[axis], found).to(value.device)
     made = value.detach().index_select(axis, index).clone()
     if isinstance(value, nn.Parameter):
         made = nn.Parameter(made, requires_grad=value.requires_grad)
@@ -92,11 +86,34 @@ def _cut(
                     setattr(module, other, made)
 
 
+def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
+    """What is kept of an axis: of each group its kept filters, of the rest everything."""
+    if all((kept.diff() > 0).all() for _, _, kept in found):
+        stays = torch.ones(width, dtype=torch.bool)
+        for place, count, kept in found:
+            goes = torch.ones(count, dtype=torch.bool)
+            goes[kept] = False
+            stays[place.entries(goes.nonzero()[:, 0], count)] = False
+        return stays.nonzero()[:, 0]
+    # Filters in another order, or several times: each block of a group's is put together anew.
+    blocks = sorted(
+        (place.offset + i * count * place.inner, count * place.inner, place.inner, kept)
+        for place, count, kept in found
+        for i in range(place.outer)
+    )
+    pieces, end = [], 0
+    for start, length, inner, kept in blocks:
+        own = (start + kept[:, None] * inner + torch.arange(inner)).flatten()
+        pieces += [torch.arange(end, start), own]
+        end = start + length
+    return torch.cat([*pieces, torch.arange(end, width)])
+
+
 def _count_down(network: nn.Module, place: Place, gone: int) -> None:
     """Lower a number that counts filters; of a shape, its last axis."""
     owner: Any = network.get_submodule(_module_of(network, place.tensor))
     path = place.tensor.removeprefix(_module_of(network, place.tensor)).lstrip(".").split(".")
-    for step in path[:-1]:  # a configuration, which other modules may share
+    for step in path[:-1]:  # to a configuration, which other modules may share
         own = copy.copy(getattr(owner, step))
         setattr(owner, step, own)
         owner = own
@@ -136,7 +153,8 @@ def _fit(module: nn.Module, before: nn.Module) -> None:
         module.num_parameters = len(weight)
     elif hasattr(module, "num_features"):
         held = (weight, getattr(module, "running_mean", None), getattr(module, "bias", None))
-        module.num_features = next((len(one) for one in held if one is not None), 0)
+        named: Any = module
+        named.num_features = next((len(one) for one in held if one is not None), 0)
     elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # of transformers
         module.nx, module.nf = weight.shape
 

@@ -28,7 +28,7 @@ class Atom:
     def __init__(self, size: int, reason: str = "") -> None:
         self.size, self.reason = size, reason
         self.cut_by = ""  # what divided it into a sum, in words
-        self.is_multiplied = False  # whether tensors are multiplied and summed over it
+        self._multiplied = False
         self.product: tuple[Atom, ...] = ()
         self.sum: tuple[Atom, ...] = ()
         self._joined: Atom | None = None
@@ -47,6 +47,16 @@ class Atom:
         """Whether nothing has divided it."""
         return not self.product and not self.sum
 
+    @property
+    def is_multiplied(self) -> bool:
+        """Whether tensors, none of them weights, are multiplied and summed over it."""
+        atom = self.root()
+        return atom._multiplied or any(part.is_multiplied for part in (*atom.product, *atom.sum))
+
+    def multiply(self) -> None:
+        """Note that tensors are multiplied and summed over it."""
+        self.root()._multiplied = True
+
     def lock(self, reason: str) -> None:
         """Note why these indices cannot go; the first reason stays."""
         atom = self.root()
@@ -61,19 +71,19 @@ class Atom:
             second._joined = first
             first.reason = first.reason or second.reason
             first.cut_by = first.cut_by or second.cut_by
-            first.is_multiplied = first.is_multiplied or second.is_multiplied
+            first._multiplied = first._multiplied or second._multiplied
 
     def factor(self, outer: int) -> None:
         """Divide into a product of ``outer`` and the rest."""
         self.product = (Atom(outer, self.reason), Atom(self.size // outer, self.reason))
         for part in self.product:
-            part.cut_by, part.is_multiplied = self.cut_by, self.is_multiplied
+            part.cut_by, part._multiplied = self.cut_by, self._multiplied
 
     def cut(self, sizes: Sequence[int], why: str) -> None:
         """Divide into a sum of parts that follow one another; ``why`` in words."""
         self.sum = tuple(Atom(size, self.reason) for size in sizes)
         for part in self.sum:
-            part.cut_by, part.is_multiplied = self.cut_by or why, self.is_multiplied
+            part.cut_by, part._multiplied = self.cut_by or why, self._multiplied
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,7 @@ class Fixed:
 
     size: int
     uniform: bool = False
+    is_multiplied: bool = False
 
 
 Factor = Atom | Fixed
@@ -139,7 +150,7 @@ def _resolved(segment: Segment) -> list[Segment]:
 
 def _kept(atom: Atom) -> Fixed:
     atom.lock("only a part of its output is used, at several places")
-    return Fixed(atom.size)
+    return Fixed(atom.size, is_multiplied=atom.is_multiplied)
 
 
 def atoms_of(axis: Axis) -> Iterator[Atom]:

@@ -29,7 +29,6 @@ class Follower:
         self._axes: dict[int, list[Axis]] = {}
         self._from_parameters: set[int] = set(graph.named.values())
         self._from_inputs: set[int] = set(graph.inputs)
-        self.views: set[int] = set()
         self.reads: set[tuple[str, int]] = set()
         self.writes: dict[tuple[str, int], int] = {}
         self.computing: set[str] = set()
@@ -46,10 +45,8 @@ class Follower:
 
     def follow(self, rules: Callable[[Step], Rule | None]) -> None:
         """Go through all operations, each by its rule."""
-        for self.now in self.graph.live():
-            step = self.graph.steps[self.now]
-            if step.effect == "view":
-                self.views.update(ref.number for ref in step.results if ref is not None)
+        for now in self.graph.live():
+            self.now, step = now, self.graph.steps[now]
             results = self._by_rule(rules(step), step)
             if results is None:
                 self.refuse(step, self.meets(step))
@@ -187,7 +184,7 @@ class Follower:
         for one in (mine, theirs):
             lock(one, f"{self.meets(step)} of other tensors")
             for atom in atoms_of(one):
-                atom.is_multiplied = True
+                atom.multiply()
 
     def _weighs(self, axes: Sequence[Axis], axis: int, given: Ref) -> None:
         """A parameter is a layer's: it is read along one axis, and puts out along the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from trueoracle.pruning.axes.atoms import (
     Atom,
@@ -63,7 +64,8 @@ def _aligned(
         mine, theirs = _at(mine, ends), _at(theirs, ends)
         if _ends(mine) == ends == _ends(theirs):
             return mine, theirs
-        if not all([_cut_at(one, ends, why) for one in (mine, theirs)]):
+        can_be = [_cut_at(one, ends, why) for one in (mine, theirs)]
+        if not all(can_be):
             return None
     return None
 
@@ -81,7 +83,7 @@ def _at(segments: Sequence[Segment], ends: Sequence[int]) -> tuple[Segment, ...]
             continue
         stops = [0, *inner, size]
         is_uniform = segment[0].uniform
-        found += [(Fixed(b - a, is_uniform),) for a, b in zip(stops[:-1], stops[1:], strict=True)]
+        found += [(Fixed(b - a, is_uniform),) for a, b in pairwise(stops)]
     return tuple(found)
 
 
@@ -99,7 +101,7 @@ def _cut_at(segments: Sequence[Segment], ends: Sequence[int], why: str) -> bool:
         if not isinstance(outer, Atom) or any(point % inner for point in points):
             return False
         stops = [0, *(point // inner for point in points), outer.size]
-        outer.root().cut([b - a for a, b in zip(stops[:-1], stops[1:], strict=True)], why)
+        outer.root().cut([b - a for a, b in pairwise(stops)], why)
     return True
 
 

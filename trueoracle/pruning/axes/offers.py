@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from trueoracle.networks.graph import OPAQUE, Graph
-from trueoracle.pruning.axes.atoms import Atom, Axis, Segment, resolved, size_of
+from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, resolved, size_of
 from trueoracle.pruning.axes.following import Follower
 from trueoracle.pruning.axes.rules import rule_of
 from trueoracle.pruning.groups import Group, GroupMap, Place, Role
@@ -126,14 +126,17 @@ class _Sorting:
 
     def _together(self, atom: Atom) -> str:
         """Why an index that takes several filters of a layer is no filter; of attention, it is."""
-        most, others = 1, set()
+        most = 1
+        others: set[Factor] = set()
         for place in self._places[atom]:
             if (place.tensor, place.axis) in self._known.writes:
                 most = max(most, place.inner * place.outer)
-                others.update(_atoms(self._axes[place.tensor, place.axis or 0]))
+                axis = self._axes[place.tensor, place.axis or 0]
+                others.update(factor for segment in axis.segments for factor in segment)
         if most == 1 or any(other.is_multiplied for other in others):
             return ""
-        reason = next((f" ({other.reason})" for other in others if other.reason), "")
+        reasons = (other.reason for other in others if isinstance(other, Atom))
+        reason = next((f" ({one})" for one in reasons if one), "")
         return f"its filters could only go {most} at a time{reason}"
 
     def _refuse(self, found: Offers, name: str, axis: Axis) -> None:

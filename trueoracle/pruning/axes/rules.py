@@ -11,7 +11,7 @@ from torch import nn
 
 from trueoracle.networks.graph import Ref, Step
 from trueoracle.pruning.axes import views
-from trueoracle.pruning.axes.atoms import Axis, fixed, lock
+from trueoracle.pruning.axes.atoms import Atom, Axis, fixed, lock
 from trueoracle.pruning.axes.following import Follower, Rule
 from trueoracle.pruning.axes.meeting import cut, product, united
 
@@ -43,7 +43,8 @@ def _same(known: Follower, step: Step) -> Results:
 
 
 def _filled(known: Follower, step: Step) -> Results:
-    return [[fixed(size, True) for size in known.shape(step)]]
+    """The same number everywhere, or none yet: the axes are whatever they meet."""
+    return [[Axis(((Atom(size),),)) for size in known.shape(step)]]
 
 
 def _created(known: Follower, step: Step) -> Results:
@@ -58,11 +59,7 @@ def _like(known: Follower, step: Step) -> Results:
 def _copied(known: Follower, step: Step) -> Results:
     """A tensor is written into another one, or into a part of it."""
     into, given = step.arguments["self"], step.arguments["src"]
-    axes = known.meet([given], known.shape(step), known.meets(step))
-    if into.number not in known.views:
-        return [axes]
-    for axis in axes:
-        lock(axis, "its output is written into a part of another tensor")
+    known.meet([into, given], known.shape(step), known.meets(step))
     return [known.axes(into)]
 
 
@@ -218,7 +215,8 @@ def _gated(known: Follower, step: Step) -> Results:
     halves = cut(axes[dim], [size, size], known.meets(step))
     if halves is None:
         return None
-    axes[dim] = united(*halves, known.meets(step))
+    first, second = halves
+    axes[dim] = united(first, second, known.meets(step))
     return [axes]
 
 
