@@ -175,6 +175,9 @@ def inspected(make: Callable[[], nn.Module], example: Any) -> dict[str, Any]:
         network = make()
     except Exception as reason:
         return {"failed": f"not built: {str(reason).splitlines()[0][:70]}"}
+    with torch.no_grad():
+        for parameter in network.parameters():  # a head may begin at zero, and hide all
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)
     started = time.perf_counter()
     try:
         found = find_groups(network, example)

@@ -207,7 +207,10 @@ class _Sorting:
         has_tensors = any(isinstance(getattr(owner, n, None), Tensor) for n in _NORM_TENSORS)
         if has_tensors or not hasattr(owner, key):
             return
+        value = getattr(owner, key)
+        is_whole = axis.size == (value[-1] if isinstance(value, tuple) else value)
         for atom, _, outer, inner in layout(resolved(axis).segments):
+            outer = outer if is_whole else 1  # a norm of instances has folded them into the axis
             place = Place(f"{module}.{key}", None, 0, outer, inner, "counts")
             if place not in self._places.setdefault(atom, []):
                 self._places[atom].append(place)
