@@ -32,13 +32,13 @@ TORCHVISION = {
     **dict.fromkeys(("densenet121", "efficientnet_b0", "efficientnet_v2_s", "mnasnet1_0"), 64),
     **dict.fromkeys(("regnet_y_400mf", "resnext50_32x4d", "wide_resnet50_2"), 64),
     **dict.fromkeys(("shufflenet_v2_x1_0", "convnext_tiny", "swin_t", "googlenet"), 64),
-    **dict.fromkeys(("vit_b_16", "maxvit_t"), 224),
+    "vit_b_16": 224,
 }
 TIMM = {
     **dict.fromkeys(("vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224"), 224),
     **dict.fromkeys(("convnext_atto", "ghostnet_100", "dla34", "res2net50_26w_4s"), 64),
     **dict.fromkeys(("hrnet_w18_small", "mobilevit_xxs", "efficientvit_b0", "poolformer_s12"), 64),
-    **dict.fromkeys(("swin_tiny_patch4_window7_224", "levit_128s", "xcit_nano_12_p16_224"), 224),
+    **dict.fromkeys(("levit_128s", "xcit_nano_12_p16_224"), 224),
 }
 
 

@@ -23,6 +23,7 @@ from trueoracle.networks.copying import copied
 __all__ = [
     "Example",
     "Graph",
+    "Norming",
     "Recorder",
     "Ref",
     "Step",
@@ -74,6 +75,19 @@ class Step:
         return [one for one in leaves if isinstance(one, Ref)]
 
 
+@dataclass(frozen=True)
+class Norming:
+    """A call of a norm: its tensor ``given``, by its number, and the steps within.
+
+    That is a module called so by its class, from one tensor to one of the same shape, without other
+    parameters than one along each axis.
+    """
+
+    module: str
+    given: int
+    steps: range
+
+
 @dataclass
 class Graph:
     """The operations of one run; ``shapes`` by the tensors' numbers.
@@ -87,6 +101,7 @@ class Graph:
     named: dict[str, int] = field(default_factory=dict)
     inputs: frozenset[int] = frozenset()
     outputs: tuple[int, ...] = ()
+    norms: list[Norming] = field(default_factory=list)
 
     def live(self) -> list[int]:
         """The numbers of the steps that the answer depends on, in their order.
@@ -156,6 +171,7 @@ class Recorder(TorchDispatchMode):
         self._network, self._example, self._watch = network, example, watch
         self._numbers = WeakTensorKeyDictionary()
         self._running: list[str] = [""]
+        self._began: list[int] = []
         self._within: str | None = None
         for name, value in (*network.named_parameters(), *network.named_buffers()):
             self.graph.named[name] = self._ref(value).number
@@ -244,12 +260,16 @@ class Recorder(TorchDispatchMode):
     def enter(self, module: nn.Module, name: str) -> None:
         """A module begins to run."""
         self._running.append(name)
+        self._began.append(len(self.graph.steps))
         if isinstance(module, OPAQUE) and self._within is None:
             self._within = name
 
     def leave(self, module: nn.Module, name: str, given: Any, result: Any) -> None:
         """A module has run."""
         self._running.pop()
+        steps = range(self._began.pop(), len(self.graph.steps))
+        if self._within is None and (tensor := _normed(module, given, result)) is not None:
+            self.graph.norms.append(Norming(name, self._ref(tensor).number, steps))
         if self._within == name and isinstance(module, OPAQUE):
             self._within = None
             own = [self._ref(value) for value in module.parameters()]
@@ -282,6 +302,16 @@ class _Leave:
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         self._recorder.leave(module, self._name, (args, kwargs), result)
+
+
+def _normed(module: nn.Module, given: Any, result: Any) -> Tensor | None:
+    """The tensor that a norm takes; None of what is no norm."""
+    tensors = [one for one in pytree.tree_leaves(given) if isinstance(one, Tensor)]
+    is_one = len(tensors) == 1 and isinstance(result, Tensor) and result.shape == tensors[0].shape
+    if not is_one or "norm" not in type(module).__name__.lower():
+        return None
+    is_plain = all(sum(n > 1 for n in value.shape) < 2 for value in module.parameters())
+    return tensors[0] if is_plain else None
 
 
 def _effect(func: Any) -> Literal["new", "view", "write"]:

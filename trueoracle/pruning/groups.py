@@ -21,11 +21,13 @@ __all__ = [
     "layer_weights",
 ]
 
-Role = Literal["writes", "carries", "reads", "counts"]
+Role = Literal["writes", "carries", "reads", "counts", "mixes"]
 """What a place is to the filters that occur in it.
 
 ``writes``: a layer puts them out. ``carries``: a norm, a depthwise convolution or a parameter has
 an entry for each. ``reads``: a layer's input weights. ``counts``: a number that says how many.
+``mixes``: a norm's statistics are taken over them; ``tensor`` is then the norm's path and ``axis``
+that of what it is given, from the last one.
 """
 
 _OF_LAYERS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trueoracle.pruning.groups import Group, Place
-from trueoracle.pruning.surgery import Kept
+from trueoracle.pruning.surgery import Kept, prune
 
 __all__ = ["masked"]
 
@@ -22,25 +23,23 @@ def masked(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> Iterator[nn
 
     The input weights of each consumer are zeroed where the pruned filters lie. Zeroing there,
     after norm and activation, is right also where a zero before them would not stay one (a batch
-    norm's bias, a sigmoid). A layer norm, whose statistics mix the channels, takes those of the
-    kept ones only. When the block ends, the weights are what they were.
+    norm's bias, a sigmoid). A norm whose statistics mix the channels (a layer norm) takes those of
+    the kept ones only. When the block ends, the weights are what they were.
     """
     before: dict[str, tuple[Tensor, Tensor]] = {}
-    norms: dict[str, Tensor] = {}
     handles = []
     try:
         with torch.no_grad():
             for group in groups:
-                goes = torch.ones(group.filters, dtype=torch.bool)
-                goes[torch.as_tensor(np.asarray(kept[group.name]), dtype=torch.int64)] = False
                 for place in group.places:
                     if place.role == "reads":
-                        _zero(dense, place, goes, before)
-                    elif place.role in ("carries", "counts"):
-                        _mask_norm(dense, place, goes, norms)
-        for name, mask in norms.items():
+                        _zero(
+                            dense, place, place.entries(_gone(group, kept), group.filters), before
+                        )
+        for name in _mixing(groups):
             norm = dense.get_submodule(name)
-            handles.append(norm.register_forward_hook(_MaskedNorm(mask), with_kwargs=True))
+            hook = _MaskedNorm(norm, name, groups, kept)
+            handles.append(norm.register_forward_hook(hook, with_kwargs=True))
         yield dense
     finally:
         for handle in handles:
@@ -50,50 +49,62 @@ def masked(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> Iterator[nn
                 value.copy_(old)
 
 
+def _gone(group: Group, kept: Kept) -> Tensor:
+    """The filters that go."""
+    goes = torch.ones(group.filters, dtype=torch.bool)
+    goes[torch.as_tensor(np.asarray(kept[group.name]), dtype=torch.int64)] = False
+    return goes.nonzero()[:, 0]
+
+
+def _mixing(groups: Sequence[Group]) -> list[str]:
+    places = (place for group in groups for place in group.places if place.role == "mixes")
+    return list(dict.fromkeys(place.tensor for place in places))
+
+
 def _zero(
-    dense: nn.Module, place: Place, goes: Tensor, before: dict[str, tuple[Tensor, Tensor]]
+    dense: nn.Module, place: Place, entries: Tensor, before: dict[str, tuple[Tensor, Tensor]]
 ) -> None:
     value: Tensor = getattr(dense.get_submodule(place.owner), place.tensor.rpartition(".")[2])
     if place.tensor not in before:
         before[place.tensor] = value, value.detach().clone()
-    entries = place.entries(goes.nonzero()[:, 0], len(goes)).to(value.device)
-    value.index_fill_(place.axis or 0, entries, 0)
-
-
-def _mask_norm(dense: nn.Module, place: Place, goes: Tensor, norms: dict[str, Tensor]) -> None:
-    module = dense.get_submodule(place.owner) if _is_module(dense, place.owner) else None
-    if not isinstance(module, nn.LayerNorm):
-        return
-    if place.owner not in norms:
-        norms[place.owner] = torch.ones(module.normalized_shape[0])
-    norms[place.owner][place.entries(goes.nonzero()[:, 0], len(goes))] = 0
-
-
-def _is_module(network: nn.Module, path: str) -> bool:
-    try:
-        network.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
+    value.index_fill_(place.axis or 0, entries.to(value.device), 0)
 
 
 class _MaskedNorm:
-    """A forward hook that norms over the kept channels only."""
+    """A forward hook by which a norm knows nothing of the channels that are not kept.
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
+    It norms the kept ones as the smaller norm does, and gives zeros elsewhere.
+    """
+
+    def __init__(self, norm: nn.Module, name: str, groups: Sequence[Group], kept: Kept) -> None:
+        self._gone: dict[int, list[Tensor]] = {}
+        within = []
+        for group in groups:
+            gone = _gone(group, kept)
+            own = []
+            for place in group.places:
+                if place.role == "mixes" and place.tensor == name:
+                    entries = place.entries(gone, group.filters)
+                    self._gone.setdefault(place.axis or 0, []).append(entries)
+                elif place.role != "mixes" and place.tensor.startswith(f"{name}."):
+                    own.append(replace(place, tensor=place.tensor.removeprefix(f"{name}.")))
+            within.append(replace(group, places=tuple(own)))
+        self._small = prune(norm, within, kept)
 
     def __call__(
-        self, module: nn.LayerNorm, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor
+        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
-        inputs = args[0] if args else kwargs["input"]
-        mask = self.mask.to(inputs)
-        count = mask.sum()
-        centred = (inputs - (inputs * mask).sum(-1, keepdim=True) / count) * mask
-        variance = centred.square().sum(-1, keepdim=True) / count
-        normed = centred / (variance + module.eps).sqrt()
-        if module.elementwise_affine:
-            normed = normed * module.weight
-        if module.bias is not None:
-            normed = normed + module.bias
-        return normed * mask
+        inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+        small, places = inputs, []
+        for axis, gone in self._gone.items():
+            stays = torch.ones(inputs.shape[axis], dtype=torch.bool)
+            stays[torch.cat(gone)] = False
+            index = stays.nonzero()[:, 0].to(inputs.device)
+            small = small.index_select(axis, index)
+            places.append((axis, index))
+        result: Tensor = self._small(small)
+        for axis, index in places:
+            shape = list(result.shape)
+            shape[axis] = inputs.shape[axis]
+            result = result.new_zeros(shape).index_copy(axis, index, result)
+        return result

@@ -38,6 +38,8 @@ def prune(
             own = _indices(kept[group.name])
             channels = own if read is None else _indices(read[group.name])
             for place in group.places:
+                if place.role == "mixes":
+                    continue
                 left = own if place.role in ("writes", "counts") else channels
                 if place.axis is None:
                     _count_down(network, place, group.filters - len(left))

@@ -20,6 +20,7 @@ class Follower:
     its results lie, with the number of the first operation that did so: the layers' inputs and
     outputs. ``met`` has the number of the first operation that took each parameter or buffer;
     ``readings`` names, for each use of a layer's weights, the operation and what it reads;
+    ``mixing`` are the norms that mix channels, by their numbers among the run's;
     ``computing`` are the modules whose weights are not parameters but computed from them.
     """
 
@@ -33,6 +34,8 @@ class Follower:
         self.writes: dict[tuple[str, int], int] = {}
         self.computing: set[str] = set()
         self.readings: list[tuple[str, int, Ref]] = []
+        self.mixing: dict[int, None] = {}
+        self._norming = {at: i for i, one in enumerate(graph.norms) for at in one.steps}
         self.normed: list[tuple[str, Axis]] = []
         self.met: dict[str, int] = {}
         self.now = 0
@@ -130,10 +133,12 @@ class Follower:
             return f"its weights are used in {self.place(step)}"
         return f"its output meets {self.place(step)}"
 
-    def is_plain(self, step: Step, kind: type[nn.Module]) -> bool:
-        """Whether an operation is the whole forward of one of torch's layers."""
-        module = self._modules.get(step.module)
-        return isinstance(module, kind) and type(module).forward is kind.forward
+    def is_normed(self) -> bool:
+        """Whether the operation is part of a norm, which may mix channels: masking does it too."""
+        if self.now not in self._norming:
+            return False
+        self.mixing[self._norming[self.now]] = None
+        return True
 
     # What rules do
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from trueoracle.networks.graph import OPAQUE, Graph
+from trueoracle.networks.graph import OPAQUE, Graph, Norming
 from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, resolved, size_of
 from trueoracle.pruning.axes.following import Follower
 from trueoracle.pruning.axes.rules import rule_of
@@ -58,6 +58,8 @@ class _Sorting:
                 self._places.setdefault(atom, []).append(place)
         for module, axis in known.normed:
             self._count(module, axis)
+        for number in known.mixing:
+            self._mix(known.graph.norms[number])
 
     def offers(self) -> Offers:
         """Every layer is in a group, or refused with a reason."""
@@ -214,6 +216,14 @@ class _Sorting:
             place = Place(f"{module}.{key}", None, 0, outer, inner, "counts")
             if place not in self._places.setdefault(atom, []):
                 self._places[atom].append(place)
+
+    def _mix(self, norm: Norming) -> None:
+        axes = self._known.axes_of(norm.given)
+        for position, axis in enumerate(axes, start=-len(axes)):
+            for atom, offset, outer, inner in layout(resolved(axis).segments):
+                place = Place(norm.module, position, offset, outer, inner, "mixes")
+                if place not in self._places.setdefault(atom, []):
+                    self._places[atom].append(place)
 
 
 _CARRIES: tuple[Role, ...] = ("carries",)

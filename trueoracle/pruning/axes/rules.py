@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
-
 from trueoracle.networks.graph import Ref, Step
 from trueoracle.pruning.axes import views
 from trueoracle.pruning.axes.atoms import Atom, Axis, fixed, lock
@@ -148,8 +146,9 @@ def _batch_norm(known: Follower, step: Step) -> Results:
 
 def _layer_norm(known: Follower, step: Step) -> Results:
     axes = known.axes(step.arguments["input"])
-    if len(step.arguments["normalized_shape"]) > 1 or not known.is_plain(step, nn.LayerNorm):
-        for axis in axes[-len(step.arguments["normalized_shape"]) :]:
+    normed = axes[-len(step.arguments["normalized_shape"]) :]
+    if len(normed) > 1 or not known.is_normed():
+        for axis in normed:
             lock(axis, f"{known.meets(step)}, which norms over its channels")
     for name in ("weight", "bias"):
         if (value := step.arguments[name]) is not None:
@@ -168,8 +167,9 @@ def _over(known: Follower, step: Step) -> Results:
     dims = next((step.arguments[n] for n in ("dim", "axis") if n in step.arguments), None)
     listed = [dims] if isinstance(dims, int) else dims
     gone = {dim % len(axes) for dim in listed} if listed else set(range(len(axes)))
-    for dim in gone:
-        lock(axes[dim], known.meets(step))
+    if len(gone) > 1 or not step.arguments.get("keepdim", False) or not known.is_normed():
+        for dim in gone:
+            lock(axes[dim], known.meets(step))
     kept = [Axis(axis.segments) for axis in axes]
     if step.arguments.get("keepdim", False):
         result = [fixed(1) if dim in gone else axis for dim, axis in enumerate(kept)]
