@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.copying import copied
 from trueoracle.networks.graph import Example, answer, converted
-from trueoracle.pruning.axes.counting import Counts, counted, counts_of, remembered
+from trueoracle.pruning.axes.counting import Counts, choices, counted, counts_of, remembered
 from trueoracle.pruning.axes.offers import Offers
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.pruning.groups import Group, GroupMap
@@ -193,6 +193,7 @@ class _Trial:
 
     def __init__(self, dense: nn.Module, example: Example) -> None:
         self._counts: list[Counts] = []  # that a group of this network was found to need
+        self._in_vain: set[Counts] = set()  # of which no choice helped a group
         try:
             self._begin(copied(dense).eval().double(), converted(example, torch.float64))
         except Exception:  # the user's forward runs, and may insist on single precision
@@ -245,15 +246,23 @@ class _Trial:
         if not reason:
             return {group.name: group for group in groups}, {}
         if len(groups) == 1:
-            (group,) = groups
-            for way in counted(self._network, group):
-                if not self._reason([way]):
-                    self._counts.append(counts_of(self._network, way))
-                    return {group.name: way}, {}
-            return {}, {group.name: reason}
+            way = self._with_counts(groups[0])
+            return ({}, {groups[0].name: reason}) if way is None else ({way.name: way}, {})
         half = len(groups) // 2
         first, second = self.settle(groups[:half]), self.settle(groups[half:])
         return first[0] | second[0], first[1] | second[1]
+
+    def _with_counts(self, group: Group) -> Group | None:
+        """The group with the numbers that have to change, once some are found that do."""
+        offered = choices(self._network, group)
+        if offered in self._in_vain:
+            return None
+        for way in counted(self._network, group):
+            if not self._reason([way]):
+                self._counts.append(counts_of(self._network, way))
+                return way
+        self._in_vain.add(offered)
+        return None
 
     def _reason(self, groups: Sequence[Group]) -> str:
         return next(filter(None, (self.failure(groups, kept) for kept in _cover(groups))), "")

@@ -47,8 +47,9 @@ def prune(
                     cuts.setdefault((place.tensor, place.axis), []).append(
                         (place, group.filters, left)
                     )
+        holders = _holders(network) if cuts else {}
         for (tensor, axis), found in cuts.items():
-            _cut(network, tensor, axis, found)
+            _cut(holders[tensor], axis, found)
         for owner in dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in cuts):
             _fit(network.get_submodule(owner), dense.get_submodule(owner))
     return network
@@ -71,21 +72,36 @@ def _indices(given: Sequence[int] | np.ndarray) -> Tensor:
     return torch.as_tensor(np.asarray(given), dtype=torch.int64)
 
 
+def _holders(network: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """The modules that hold each parameter and buffer, and under which name, by its dotted name.
+
+    One that is shared has several, under each of its names.
+    """
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    named = {}
+    for path, module in network.named_modules():
+        for key, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is not None:
+                same = found.setdefault(id(value), [])
+                same.append((module, key))
+                named[f"{path}.{key}" if path else key] = same
+    return named
+
+
 def _cut(
-    network: nn.Module, name: str, axis: int, found: Sequence[tuple[Place, int, Tensor]]
+    holders: Sequence[tuple[nn.Module, str]],
+    axis: int,
+    found: Sequence[tuple[Place, int, Tensor]],
 ) -> None:
-    """Cut one axis of a parameter or buffer, under all the names that it has."""
-    path, _, key = name.rpartition(".")
-    value: Tensor = getattr(network.get_submodule(path), key)
+    """Cut one axis of a parameter or buffer, wherever it is held."""
+    module, key = holders[0]
+    value: Tensor = getattr(module, key)
     index = _left(value.shape[axis], found).to(value.device)
     made = value.detach().index_select(axis, index).clone()
     if isinstance(value, nn.Parameter):
         made = nn.Parameter(made, requires_grad=value.requires_grad)
-    for module in network.modules():
-        for held in (module._parameters, module._buffers):
-            for other, one in held.items():
-                if one is value:
-                    setattr(module, other, made)
+    for module, key in holders:
+        setattr(module, key, made)
 
 
 def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:

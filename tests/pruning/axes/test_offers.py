@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from trueoracle.networks.graph import answer, converted
 from trueoracle.pruning.groups import Group
+from trueoracle.pruning.masks import masked
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups, follow_groups
 
@@ -300,6 +301,7 @@ def test_a_table_that_is_shared_is_cut_once() -> None:
     assert set(found.groups) == {"embed"}
     assert found.refused == {"out": "it shares its weights with embed"}
     pruned = prune(network, [found.groups["embed"]], {"embed": [0, 2, 3]})
+    assert isinstance(pruned, Tied)
     assert pruned.out.weight is pruned.embed.weight
     assert pruned.embed.weight.shape == (10, 3)
     assert pruned.norm.normalized_shape == (3,)
@@ -374,3 +376,86 @@ def test_training_mode_is_tried_too() -> None:
     wrong = find_groups(Masked(lambda h: h * h[:, :1]), noise(3, 5))
     assert wrong.groups == {}
     assert "removing its filters is not the same as zeroing" in wrong.refused["first"]
+
+
+class RootMean(nn.Module):
+    """As language models write it: nothing of torch's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+class OwnRootMeanNorm(RootMean):
+    pass
+
+
+class FirstAxisNorm(nn.LayerNorm):
+    """Of images ``[N, C, H, W]``, over C."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = functional.layer_norm(
+            x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return normed.movedim(-1, 1)
+
+
+class Wide(nn.Module):
+    def __init__(self, norm: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        kind = nn.Conv2d if len(shape) == 4 else nn.Linear
+        more = (1,) if kind is nn.Conv2d else ()
+        self.first, self.norm, self.out = kind(5, 6, *more), norm, kind(6, 3, *more)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.first(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.LayerNorm(6), (3, 5)),
+        (nn.LayerNorm(6, elementwise_affine=False), (3, 4, 5)),
+        (nn.RMSNorm(6), (3, 4, 5)),
+        (OwnRootMeanNorm(6), (3, 4, 5)),
+        (FirstAxisNorm(6), (3, 5, 4, 4)),
+    ],
+)
+def test_norms_over_channels_take_their_statistics_from_the_kept_ones(
+    norm: nn.Module, shape: tuple[int, ...]
+) -> None:
+    network = Wide(norm, shape).double().eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    images = noise(*shape).double()
+    group = find_groups(network, images).groups["first"]
+    kept = [0, 2, 5]
+    with torch.no_grad():
+        # By hand: only the kept channels arrive, and only their weights read.
+        hand = copy.deepcopy(network)
+        axis = 1 if len(shape) == 4 else -1
+        index = torch.tensor(kept)
+        channels = hand.first(images).index_select(axis, index)
+        mean = channels.mean(axis, keepdim=True) if isinstance(norm, nn.LayerNorm) else 0.0
+        spread = (channels - mean).square().mean(axis, keepdim=True)
+        eps = 1e-6 if isinstance(norm, RootMean) else getattr(norm, "eps", None)
+        normed = (channels - mean) / (spread + (eps or torch.finfo(torch.float64).eps)).sqrt()
+        view = (-1, 1, 1) if len(shape) == 4 else (-1,)
+        for name, combine in (("weight", torch.mul), ("bias", torch.add)):
+            if (own := dict(hand.norm.named_parameters()).get(name)) is not None:
+                normed = combine(normed, own[index].view(view))
+        hand.out.weight = nn.Parameter(hand.out.weight.index_select(1, index))
+        expected = hand.out(normed)
+        assert (prune(network, [group], {"first": kept})(images) - expected).abs().max() < 1e-12
+        with masked(network, [group], {"first": kept}) as zeroed:
+            assert (zeroed(images) - expected).abs().max() < 1e-12
+
+
+def test_what_norms_and_is_not_called_so_is_refused() -> None:
+    found = find_groups(Wide(RootMean(6), (3, 5)), noise(3, 5))
+    assert found.groups == {}
+    assert found.refused["first"] == "its output meets 'mean'"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trueoracle.pruning.groups import Group, Place
 
-__all__ = ["Counts", "counted", "counts_of", "remembered"]
+__all__ = ["Counts", "choices", "counted", "counts_of", "remembered"]
 
 Counts = frozenset[tuple[type, str]]
 """Numbers by their modules' classes, such as ``(GPT2Attention, "split_size")``."""
@@ -46,14 +46,19 @@ def counted(network: nn.Module, group: Group) -> Iterator[Group]:
             yield replace(group, places=(*group.places, *chosen))
 
 
+def choices(network: nn.Module, group: Group) -> Counts:
+    """Which numbers may have to change with a group, whatever the modules are called."""
+    return _kinds(network, _numbers(network, group))
+
+
 def counts_of(network: nn.Module, group: Group) -> Counts:
     """Which numbers a group changes, whatever the modules are called."""
-    found = set()
-    for place in group.places:
-        if place.role == "counts":
-            path, key = _split(network, place.tensor)
-            found.add((type(network.get_submodule(path)), key))
-    return frozenset(found)
+    return _kinds(network, [place for place in group.places if place.role == "counts"])
+
+
+def _kinds(network: nn.Module, places: Sequence[Place]) -> Counts:
+    split = (_split(network, place.tensor) for place in places)
+    return frozenset((type(network.get_submodule(path)), key) for path, key in split)
 
 
 def remembered(network: nn.Module, group: Group, known: Sequence[Counts]) -> Group:
