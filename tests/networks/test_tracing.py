@@ -100,11 +100,11 @@ def chain(conv: type[nn.Conv2d]) -> nn.Module:
     ("kind", "reason"),
     [
         (Plain, ""),
-        (Same, "a Same has a forward of its own, which is not followed"),
-        (Doubled, "a Doubled has a forward of its own, which is not followed"),
+        (Same, ""),
+        (Doubled, "it computes its weights from others"),
     ],
 )
-def test_layers_that_inherit_are_pruned_where_they_change_nothing(
+def test_layers_that_inherit_are_pruned_by_what_they_compute(
     kind: type[nn.Conv2d], reason: str
 ) -> None:
     found = find_groups(chain(kind), IMAGES)

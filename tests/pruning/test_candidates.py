@@ -17,12 +17,13 @@ from trueoracle.pruning.candidates import (
     space_size,
     way,
 )
-from trueoracle.pruning.groups import Group, GroupMap, Part
+from trueoracle.pruning.groups import Group, GroupMap, Place
 
 
 def groups(**filters: int) -> GroupMap:
     return GroupMap(
-        {name: Group(name, count, (Part(name),)) for name, count in filters.items()}, {"fc": "why"}
+        {name: Group(name, count, (Place(f"{name}.weight"),)) for name, count in filters.items()},
+        {"fc": "why"},
     )
 
 

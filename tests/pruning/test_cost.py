@@ -80,3 +80,45 @@ def test_candidates_of_filters_cost_the_same(dense: nn.Module) -> None:
     assert costs == [cost(listed.prune(dense, i), (1, 32, 32)) for i in range(5)]
     macs = 8 * 25 * 784 + 5 * 200 * 100 + 10 * 125 + 100 + 100
     assert costs[0] == Cost(8 * 26 + 5 * 201 + 10 * 126 + 110 + 110, macs)
+
+
+class Two(nn.Module):
+    """Two inputs by name, one of them numbers of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.project, self.out = nn.Embedding(9, 4), nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor, features: Tensor) -> Tensor:
+        return self.out(self.table(tokens) + self.project(features)[:, None])  # type: ignore[no-any-return]
+
+
+def test_an_example_batch_is_counted_for_one_item() -> None:
+    tokens, features = torch.randint(9, (7, 6)), torch.rand(7, 5)
+    macs = 5 * 4 + 6 * 4 * 3
+    given = ({"tokens": tokens, "features": features}, (tokens, features))
+    assert [cost(Two(), one).macs for one in given] == [macs, macs]
+    assert macs_by_parameter(Two(), given[0]) == {
+        "project.weight": 20,
+        "project.bias": 20,
+        "out.weight": 72,
+        "out.bias": 72,
+    }
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "macs"),
+    [
+        (nn.Conv1d(2, 6, 3, stride=2), (2, 9), 6 * 2 * 3 * 4),
+        (nn.Conv3d(1, 4, 3, padding=1), (1, 2, 3, 4), 4 * 27 * 24),
+        (nn.ConvTranspose1d(3, 5, 4, stride=2), (3, 6), 3 * 5 * 4 * 6),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2), (4, 5, 5), 4 * 6 * 9 * 25),
+        (nn.ConvTranspose3d(2, 3, 2), (2, 3, 3, 3), 2 * 3 * 8 * 27),
+        (nn.Conv1d(4, 8, 3, groups=4), (4, 10), 8 * 3 * 8),
+    ],
+)
+def test_convolutions_of_any_kind_by_hand(
+    layer: nn.Module, shape: tuple[int, ...], macs: int
+) -> None:
+    assert cost(layer, shape).macs == macs
+    assert cost(layer, torch.zeros(3, *shape)).macs == macs

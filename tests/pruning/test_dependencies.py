@@ -1,4 +1,4 @@
-"""The walk against Torch-Pruning's dependency graph, which finds groups in another way."""
+"""Our groups against Torch-Pruning's dependency graph, which finds them in another way."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.pruning.torch_pruning_groups import Plain, plain_groups
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import list_candidates
-from trueoracle.pruning.dependencies import groups_by_dependency
-from trueoracle.pruning.groups import Group, GroupMap
+from trueoracle.pruning.groups import Group, GroupMap, Part
 from trueoracle.pruning.parity import check_parity
 from trueoracle.pruning.walk import find_groups
 
 
-def plain(found: GroupMap) -> set[tuple[int, frozenset[Any], frozenset[Any]]]:
+def plain(found: GroupMap) -> Plain:
     """Each group without names and order, which the two choose differently."""
 
-    def of(group: Group) -> tuple[int, frozenset[Any], frozenset[Any]]:
+    def of(group: Group) -> tuple[int, frozenset[Part], frozenset[Part]]:
         return group.filters, frozenset((*group.layers, *group.norms)), frozenset(group.consumers)
 
     return {of(group) for group in found.groups.values()}
@@ -42,7 +42,7 @@ def test_the_walk_finds_what_the_dependency_graph_finds(
     torch.manual_seed(0)
     network = build(name, arguments, input_shape=(1, size, size), classes=10)
     images = torch.rand(2, 1, size, size)
-    assert plain(find_groups(network, images)) == plain(groups_by_dependency(network, images))
+    assert plain(find_groups(network, images)) == plain_groups(network, images)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_networks_of_torchvision_are_followed(name: str) -> None:
     network: nn.Module = getattr(models, name)(weights=None, num_classes=10)
     images = torch.rand(2, 3, 32, 32)
     found = find_groups(network, images)
-    assert plain(found) == plain(groups_by_dependency(network.eval(), images))
+    assert plain(found) == plain_groups(network, images)
     candidates = list_candidates(found, {"*": 0.5}, count=2)
     check_parity(network, candidates, images)
 
@@ -74,6 +74,6 @@ def test_instance_norms_are_followed_by_both() -> None:
     torch.manual_seed(0)
     network, images = Instance(), torch.rand(3, 1, 12, 12)
     found = find_groups(network, images)
-    assert plain(found) == plain(groups_by_dependency(network, images))
+    assert plain(found) == plain_groups(network, images)
     assert [part.module for part in found.groups["first"].norms] == ["norm"]
     check_parity(network, list_candidates(found, {"first": 0.5}), images)

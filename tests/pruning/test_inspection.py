@@ -49,3 +49,21 @@ def test_a_network_that_branches_on_values_is_inspected_too() -> None:
     found = inspect_network(Branches(), (1, 8, 8))
     costs = {one.group.name: (one.parameters, one.macs) for one in found.groups}
     assert costs == {"first": (10 + 9, 9 * 36 + 9 * 16), "one": (None, None)}
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.out = nn.Linear(3, 6), nn.Linear(2, 6), nn.Linear(6, 4)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.out(torch.relu(self.left(left) + self.right(right)))}
+
+
+def test_a_network_of_several_inputs_is_inspected_on_an_example() -> None:
+    torch.manual_seed(0)
+    found = inspect_network(Two(), {"left": torch.rand(4, 3), "right": torch.rand(4, 2)})
+    (only,) = found.groups
+    assert [part.module for part in only.group.layers] == ["left", "right"]
+    assert (only.parameters, only.macs) == (3 + 1 + 2 + 1 + 4, 3 + 2 + 4)
+    assert found.cost.macs == 6 * (3 + 2 + 4)

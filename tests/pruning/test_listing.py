@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from trueoracle.errors import InputError, StoreError
 from trueoracle.pruning import listing
 from trueoracle.pruning.candidates import Candidates, list_candidates
-from trueoracle.pruning.groups import Group, GroupMap, Part
+from trueoracle.pruning.groups import Group, GroupMap, Place
 from trueoracle.pruning.listing import Listing, read_listing, write_listing
 
-GROUPS = GroupMap({name: Group(name, n, (Part(name),)) for name, n in (("a", 4), ("b", 6))}, {})
+GROUPS = GroupMap(
+    {name: Group(name, n, (Place(f"{name}.weight"),)) for name, n in (("a", 4), ("b", 6))}, {}
+)
 RATIOS = {"a": 0.5, "b": 0.5}
 
 

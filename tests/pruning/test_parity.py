@@ -12,13 +12,16 @@ from torch.nn import functional
 
 from trueoracle.errors import InputError
 from trueoracle.pruning.candidates import list_candidates
-from trueoracle.pruning.groups import Group, Part
+from trueoracle.pruning.groups import Group, Place
 from trueoracle.pruning.masks import masked
 from trueoracle.pruning.parity import check_network, check_parity, failures
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups, follow_groups
 
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+PLACES = (Place("a.weight"), Place("a.bias"), Place("b.weight", 1, role="reads"))
 
 
 class Small(nn.Module):
@@ -69,7 +72,7 @@ def test_channels_that_are_treated_specially_are_never_offered(kind: str) -> Non
 
 
 def test_what_reading_the_operations_offers_is_tried() -> None:
-    network = Small(SPECIAL["gate of the first"])
+    network = Small(SPECIAL["number of channels"])
     offered = follow_groups(network, IMAGES)
     assert {"a", "b"} == set(offered.groups)
     assert set(failures(network, list(offered.groups.values()), IMAGES)) == {"a"}
@@ -80,7 +83,7 @@ def test_what_reading_the_operations_offers_is_tried() -> None:
 
 @pytest.mark.parametrize("channel", range(12))
 def test_every_filter_is_pruned_once(channel: int) -> None:
-    groups = [Group("a", 12, (Part("a"),), (), (Part("b"),))]
+    groups = [Group("a", 12, PLACES)]
     assert failures(Small(), groups, IMAGES) == {}
     assert set(failures(Small(lambda y: written(y, channel)), groups, IMAGES)) == {"a"}
 
@@ -116,9 +119,9 @@ class Several(Small):
 
 def test_networks_with_several_outputs_are_tried() -> None:
     check_network(Several(), IMAGES)
-    groups = [Group("a", 12, (Part("a"),), (), (Part("b"),))]
+    groups = [Group("a", 12, PLACES)]
     assert failures(Several(), groups, IMAGES) == {}
-    wrong = [Group("a", 12, (Part("a"),), (), (Part("b", offset=0, spread=1), Part("fc")))]
+    wrong = [Group("a", 12, (*PLACES[:2], Place("b.weight", 0, role="reads")))]
     assert set(failures(Several(), wrong, IMAGES)) == {"a"}
 
 

@@ -214,7 +214,7 @@ class Coupled(nn.Module):
 def test_the_released_wiring_is_of_layers_by_themselves() -> None:
     available = find_groups(Coupled(), torch.zeros(2, 1, 8, 8))
     assert len(list_candidates(available, {"second": 0.5})) == 6
-    with pytest.raises(InputError, match="and first goes with second, second, out: leave it out"):
+    with pytest.raises(InputError, match="and first goes with second, out: leave it out"):
         list_candidates(available, {"first": 0.5}, surgery="as-released")
 
 

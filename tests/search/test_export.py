@@ -63,6 +63,37 @@ def test_safetensors_are_loaded_smaller_and_alike(network: nn.Module, tmp_path: 
     assert known["torch"] == torch.__version__
 
 
+class Heads(nn.Module):
+    """Keeps a number of heads and a size beside its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.size = 4, 12
+        self.patches, self.qkv = nn.Conv2d(1, 8, 8, 8), nn.Linear(8, 36)
+        self.back, self.out = nn.Linear(12, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).split(self.size, 2)
+        q, k, v = (one.unflatten(2, (self.heads, -1)).transpose(1, 2) for one in (q, k, v))
+        read = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.out((tokens + self.back(read)).mean(1))  # type: ignore[no-any-return]
+
+
+def test_numbers_that_change_with_a_cut_are_saved_and_set_again(tmp_path: Path) -> None:
+    dense = Heads()
+    groups = find_groups(dense, IMAGES).groups
+    assert groups["qkv"].filters == 4
+    made = prune(dense, [groups["qkv"]], {"qkv": [0, 2, 3]}).eval()
+    about = origin(name=None, input_shape=(1, 32, 32), classes=3, pruned={"qkv": (1,)})
+    path = export(made, tmp_path / "model.safetensors", about, {})
+    loaded = trueoracle.load(path, network=Heads())
+    assert isinstance(loaded, Heads)
+    assert (loaded.heads, loaded.size) == (3, 9)
+    assert torch.equal(loaded(IMAGES), made(IMAGES))
+
+
 def test_norms_come_with_their_statistics(tmp_path: Path) -> None:
     arguments = {"hidden": (8, 6), "batch_norm": True}
     dense = build("mlp", arguments, input_shape=(1, 32, 32), classes=10)

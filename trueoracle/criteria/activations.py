@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError, first_line
+from trueoracle.networks.attention import Attention
 from trueoracle.networks.copying import copied
-from trueoracle.networks.tracing import trace
+from trueoracle.networks.graph import Graph, Recorder, record
+from trueoracle.pruning.axes.atoms import resolved
+from trueoracle.pruning.axes.following import Follower
+from trueoracle.pruning.axes.offers import layout
+from trueoracle.pruning.axes.rules import rule_of
 from trueoracle.pruning.groups import Group, Part
-from trueoracle.pruning.walk import filter_places
-from trueoracle.tasks.base import INPUT, Task
+from trueoracle.tasks.base import Task, as_input
 from trueoracle.training.evaluate import evaluation_batch
 
-__all__ = ["Activations", "consumer_inputs", "filter_activations"]
+__all__ = ["Activations", "channel_axis", "consumer_inputs", "filter_activations", "reader"]
 
 Activations = dict[str, list[Tensor]]
 """By group, one ``[N, filters, …]`` for each place where its filters are read."""
 
-_BEHIND_MODULES = (
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-    *(nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity),
-)
-_BEHIND_CALLS = {
-    *(functional.max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d),
-    *(functional.adaptive_max_pool2d, functional.dropout, functional.dropout2d, torch.max_pool2d),
-    *(torch.flatten, torch.reshape, "flatten", "view", "reshape"),
-    *("contiguous", "mean", torch.mean),
+_BEHIND = {
+    *("max_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d"),
+    *("avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
+    *("adaptive_max_pool2d", "adaptive_max_pool3d", "mean", "native_dropout"),
+    *("view", "_unsafe_view", "reshape", "clone", "squeeze", "unsqueeze", "detach", "alias"),
 }
 """What lies between an activation and its reader without being part of the activation."""
 
@@ -47,31 +47,43 @@ def filter_activations(
     others into it. Raises :class:`NotApplicableError` for a network that cannot be followed.
     """
     network = copied(dense).eval()
-    example = split.take(torch.arange(min(3, len(split)))).inputs
+    few = split.take(torch.arange(min(3, len(split))))
+    example = as_input(network, few.fields)
     try:
-        graph = trace(network)
-        places = filter_places(network, graph, example)
+        graph = record(network, example)
     except Exception as error:  # a user's forward runs: anything can come out
-        raise NotApplicableError(f"the network cannot be traced: {first_line(error)}") from error
-    sources = {group.name: _sources(graph, group) for group in groups}
-    for group in groups:
-        for node, reader in sources[group.name].items():
-            if group.name not in places.get(node, {}):
-                raise NotApplicableError(f"what {reader} reads cannot be followed")
-    wanted = {node for found in sources.values() for node in found}
+        raise NotApplicableError(f"the network cannot be followed: {first_line(error)}") from error
+    sources = _Sources(network, graph)
+    found = {group.name: sources.of(group) for group in groups}
+    wanted = {at for places in found.values() for at, _ in places}
     for batch in split.batches(evaluation_batch(split)):
-        with torch.no_grad():
-            values = _Recorder(graph, wanted).record(batch[INPUT])
+        values = _values(network, as_input(network, batch), wanted, graph)
         yield (
-            len(batch[INPUT]),
+            len(next(iter(batch.values()))),
             {
                 group.name: [
-                    _of_filters(values[node], places[node][group.name], group.filters)
-                    for node in sources[group.name]
+                    _of_filters(values[at], part, group.filters) for at, part in found[group.name]
                 ]
                 for group in groups
             },
         )
+
+
+def reader(network: nn.Module, part: Part) -> nn.Module:
+    """The layer that reads a group's filters, whose one input has them along one axis.
+
+    Raises :class:`NotApplicableError` where a parameter is read that is no layer's own.
+    """
+    module: nn.Module | None = dict(network.named_modules()).get(part.module)
+    is_known = isinstance(module, nn.Linear | _ConvNd | Attention)
+    if module is None or not (is_known or type(module).__name__ == "Conv1D"):
+        raise NotApplicableError(f"what {part.module} reads cannot be followed")
+    return module
+
+
+def channel_axis(module: nn.Module) -> int:
+    """Which axis of a layer's input has its channels, counted from the last one for tokens."""
+    return 1 if isinstance(module, _ConvNd) else -1
 
 
 def consumer_inputs(
@@ -81,69 +93,93 @@ def consumer_inputs(
     network = copied(dense).eval()
     found: dict[str, Tensor] = {}
     for name in names:
+        reader(network, Part(name))
 
         def keep(
             _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], name: str = name
         ) -> None:
+            if name in found:
+                raise NotApplicableError(f"{name} is used more than once")
             # A copy, since what follows may change it in place.
             found[name] = (args[0] if args else kwargs["input"]).clone()
 
         network.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True)
     for batch in split.batches(evaluation_batch(split)):
         with torch.no_grad():
+            found.clear()
             task.forward(network, batch)
         yield found
 
 
 def _of_filters(value: Tensor, part: Part, filters: int) -> Tensor:
     """``[N, filters, …]`` of what an operation puts out."""
-    end = part.offset + filters * part.spread
-    entries = value.movedim(cast(int, part.axis), 1)[:, part.offset : end]
-    each: Tensor = entries.unflatten(1, (filters, part.spread))
-    return each.flatten(2) if part.spread > 1 or value.ndim == 2 else each[:, :, 0]
+    each = part.of_filters(value.movedim(part.axis or 0, 1), filters, 1)
+    return each.flatten(2) if part.spread * part.outer > 1 or value.ndim == 2 else each[:, :, 0]
 
 
-def _sources(graph: fx.GraphModule, group: Group) -> dict[fx.Node, str]:
-    """The operations that put out a group's filters to be read, each with one of its readers."""
-    by_target = {str(n.target): n for n in graph.graph.nodes if n.op == "call_module"}
-    found: dict[fx.Node, str] = {}
-    for part in group.consumers:
-        reader = by_target.get(part.module)
-        if reader is None or len(reader.all_input_nodes) != 1:
-            raise NotApplicableError(f"what {part.module} reads cannot be followed")
-        node = reader.all_input_nodes[0]
-        while (before := _passed(node, graph)) is not None:
-            node = before
-        found.setdefault(node, part.module)
+class _Sources:
+    """Which operations put out what a group's consumers read."""
+
+    def __init__(self, network: nn.Module, graph: Graph) -> None:
+        self._graph = graph
+        self._known = Follower(network, graph)
+        self._known.follow(rule_of)
+
+    def of(self, group: Group) -> list[tuple[int, Part]]:
+        """Operations by their numbers, and where the filters lie in what they put out."""
+        first = next(place for place in group.places if place.role == "writes")
+        number = self._graph.named[first.tensor]
+        axis = resolved(self._known.axes_of(number)[first.axis or 0])
+        where = (first.offset, first.outer, first.inner)
+        atoms = [atom for atom, *there in layout(axis.segments) if tuple(there) == where]
+        found: dict[tuple[int, Part], None] = {}
+        for tensor in dict.fromkeys(p.tensor for p in group.places if p.role == "reads"):
+            readings = [(at, ref) for name, at, ref in self._known.readings if name == tensor]
+            for at, ref in readings:
+                source, position = self._source(at, ref.number)
+                parts = self._parts(ref.number if source is None else position, atoms)
+                if source is None or not parts:
+                    raise NotApplicableError(f"what {tensor} reads cannot be followed")
+                found.update(dict.fromkeys((source, part) for part in parts))
+        return list(found)
+
+    def _parts(self, number: int, atoms: Sequence[object]) -> list[Part]:
+        return [
+            Part("", inner, offset, position, outer)
+            for position, axis in enumerate(self._known.axes_of(number))
+            for atom, offset, outer, inner in layout(resolved(axis).segments)
+            if atom in atoms
+        ]
+
+    def _source(self, at: int, number: int) -> tuple[int | None, int]:
+        """The operation that put a tensor out, before pooling and flattening, and the tensor."""
+        source = None
+        for index in range(at - 1, -1, -1):
+            step = self._graph.steps[index]
+            ref = step.results[0] if step.results else None
+            if ref is None or ref.number != number:
+                continue
+            source = index
+            if step.name not in _BEHIND:
+                break
+            number = step.tensors[0].number
+        is_behind = source is not None and self._graph.steps[source].name in _BEHIND
+        return (None if is_behind else source), number
+
+
+def _values(
+    network: nn.Module, images: Tensor, wanted: set[int], graph: Graph
+) -> Mapping[int, Tensor]:
+    """What some operations of a network put out."""
+    found: dict[int, Tensor] = {}
+
+    def watch(index: int, value: Any) -> None:
+        if index in wanted:
+            # A copy, since what follows may change it in place.
+            found[index] = (value[0] if isinstance(value, tuple | list) else value).clone()
+
+    recorder = Recorder(network, images, watch)
+    recorder.run()
+    if [step.name for step in recorder.graph.steps] != [step.name for step in graph.steps]:
+        raise NotApplicableError("the network does other things with other images")
     return found
-
-
-def _passed(node: fx.Node, graph: fx.GraphModule) -> fx.Node | None:
-    """What lies before an operation that is part of neither an activation nor its reader."""
-    if node.op == "call_module":
-        passes = isinstance(graph.get_submodule(str(node.target)), _BEHIND_MODULES)
-    else:
-        passes = node.op in ("call_function", "call_method") and node.target in _BEHIND_CALLS
-    # Sizes to reshape to may be inputs as well, behind the tensor.
-    return node.all_input_nodes[0] if passes and node.all_input_nodes else None
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a network and keeps what some of its operations put out."""
-
-    def __init__(self, graph: fx.GraphModule, wanted: set[fx.Node]) -> None:
-        super().__init__(graph)
-        self._wanted = wanted
-        self._values: dict[fx.Node, Tensor] = {}
-
-    def record(self, images: Tensor) -> dict[fx.Node, Tensor]:
-        """The values of the wanted operations."""
-        self.run(images)
-        return self._values
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one operation."""
-        value = super().run_node(n)
-        if n in self._wanted:
-            self._values[n] = value
-        return value

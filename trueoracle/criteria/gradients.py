@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from trueoracle.criteria.activations import channel_axis, reader
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError
 from trueoracle.networks.copying import copied
@@ -185,7 +186,7 @@ def _gated(network: nn.Module, groups: Sequence[Group], gates: dict[str, Tensor]
         for part in group.consumers:
             read.setdefault(part.module, []).append((group, part))
     handles = [
-        network.get_submodule(name).register_forward_pre_hook(
+        reader(network, parts[0][1]).register_forward_pre_hook(
             _Gate([(part, gates[group.name]) for group, part in parts]), with_kwargs=True
         )
         for name, parts in read.items()
@@ -211,16 +212,17 @@ class _Gate:
         return args, kwargs | {"input": self._gated(module, kwargs["input"])}
 
     def _gated(self, module: nn.Module, inputs: Tensor) -> Tensor:
-        axis = 1 if isinstance(module, nn.Conv2d) else inputs.ndim - 1
+        axis = channel_axis(module) % inputs.ndim
         channels = inputs.new_ones(len(inputs), inputs.shape[axis])
         images = len(self.gates[0][1])
         if len(inputs) != images:
             where = self.gates[0][0].module
             raise NotApplicableError(f"{where} reads {len(inputs)} rows of {images} examples")
         for part, gate in self.gates:
-            end = part.offset + gate.shape[1] * part.spread
-            own = gate.repeat_interleave(part.spread, 1)
-            channels = torch.cat([channels[:, : part.offset], own, channels[:, end:]], 1)
+            count = gate.shape[1]
+            index = part.entries(torch.arange(count, device=inputs.device), count)
+            own = gate.repeat_interleave(len(index) // count, 1).to(channels.dtype)
+            channels = channels.index_copy(1, index, own)
         shape = [1] * inputs.ndim
         shape[0], shape[axis] = channels.shape
         return inputs * channels.view(shape)

@@ -55,9 +55,7 @@ def sum_layers(parts: Iterable[Tensor]) -> Tensor:
 
 def channel_values(values: Tensor, group: Group, part: Part) -> Tensor:
     """Each filter's share ``[filters, spread]`` of one number a channel, as a group's part says."""
-    end = part.offset + group.filters * part.spread
-    each: Tensor = values[part.offset : end].unflatten(0, (group.filters, part.spread))
-    return each
+    return part.of_filters(values, group.filters)
 
 
 def kept_of(candidates: Candidates, position: int) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
 
 from trueoracle.criteria.activations import consumer_inputs
 from trueoracle.criteria.base import criterion
@@ -24,6 +26,13 @@ __all__ = ["thinet"]
 
 PARTS_BYTES = 64 * 2**20
 """Aim for the most that the filters' parts of the next layer's output take at a time."""
+
+
+_CONVOLVE: tuple[tuple[type[nn.Module], Callable[..., Tensor]], ...] = (
+    (nn.Conv1d, functional.conv1d),
+    (nn.Conv2d, functional.conv2d),
+    (nn.Conv3d, functional.conv3d),
+)
 
 
 @criterion(
@@ -84,23 +93,23 @@ def _filter_products(
 @torch.no_grad()
 def _parts(module: nn.Module, given: Tensor, group: Group, part: Part) -> Tensor:
     """Each filter's part of a consumer's output, ``[filters, numbers]``, of some images."""
-    end = part.offset + group.filters * part.spread
-    if isinstance(module, nn.Conv2d):
-        weight = module.weight[:, part.offset : end]
-        mine: Tensor = given[:, part.offset : end]
+    index = part.entries(torch.arange(group.filters, device=given.device), group.filters)
+    convolve = next((one for kind, one in _CONVOLVE if isinstance(module, kind)), None)
+    if convolve is not None and isinstance(module, _ConvNd):
+        weight, mine = module.weight.index_select(1, index), given.index_select(1, index)
         padding: Any = module.padding
         if module.padding_mode != "zeros":
             around = module._reversed_padding_repeated_twice
             mine, padding = functional.pad(mine, around, mode=module.padding_mode), 0
         kernels = weight.transpose(0, 1).reshape(-1, 1, *module.kernel_size)
-        maps: Tensor = functional.conv2d(
+        maps: Tensor = convolve(
             mine, kernels, None, module.stride, padding, module.dilation, group.filters
         )
         each: Tensor = maps.unflatten(1, (group.filters, -1))
         return each.transpose(0, 1).flatten(1)
     if isinstance(module, nn.Linear | Attention):
         weight = module.in_proj_weight if isinstance(module, Attention) else module.weight
-        rows = weight[:, part.offset : end].unflatten(1, (group.filters, part.spread))
-        mine = given[..., part.offset : end].flatten(0, -2).unflatten(1, rows.shape[1:])
+        rows = part.of_filters(weight, group.filters, 1)
+        mine = part.of_filters(given.flatten(0, -2), group.filters, 1)
         return torch.einsum("ncs,fcs->cnf", mine, rows).flatten(1)
     raise NotApplicableError(f"{part.module}, a {type(module).__name__}, reads {group.name}")

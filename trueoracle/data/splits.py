@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trueoracle.data.augmentation import crop_box, cut_out, draw_crops
 from trueoracle.errors import InputError
-from trueoracle.tasks.base import INPUT, TARGET, TARGETS, Batch, Task
+from trueoracle.tasks.base import INPUT, TARGET, Batch, Task, target_of
 
 __all__ = [
     "AnySplit",
@@ -124,10 +124,7 @@ class Split:
 
     @property
     def targets(self) -> Tensor:
-        for name in TARGETS:
-            if name in self.fields:
-                return self.fields[name]
-        raise InputError(f"the data has no targets, only {', '.join(self.fields)}")
+        return target_of(self.fields)
 
     @property
     def device(self) -> torch.device:

@@ -22,6 +22,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from trueoracle.errors import InputError, shown, unknown
+from trueoracle.networks.graph import Example
 from trueoracle.pruning.cost import Cost, cost
 from trueoracle.pruning.groups import Group, GroupMap
 from trueoracle.pruning.listing import Listing, read_combinations, read_listing
@@ -92,7 +93,7 @@ class CandidateList(Protocol):
     def sum_pruned(self, importance: Importance) -> np.ndarray:
         """Scores ``[P]``: the importance of what is pruned, summed."""
 
-    def costs(self, dense: nn.Module, image_shape: Sequence[int]) -> list[Cost]:
+    def costs(self, dense: nn.Module, given: Sequence[int] | Example) -> list[Cost]:
         """The cost of each pruned network, for one image ``[C, H, W]``."""
 
     def listing(self) -> Listing:
@@ -223,9 +224,9 @@ class Candidates:
         read = l1_survivors(dense, self.groups, kept) if self.surgery == "as-released" else None
         return prune(dense, self.groups, kept, read)
 
-    def costs(self, dense: nn.Module, image_shape: Sequence[int]) -> list[Cost]:
+    def costs(self, dense: nn.Module, given: Sequence[int] | Example) -> list[Cost]:
         """The cost of each pruned network: the same for all, since all have equal shapes."""
-        return [cost(self.prune(dense, 0), image_shape)] * len(self)
+        return [cost(self.prune(dense, 0), given)] * len(self)
 
     def listing(self) -> Listing:
         """The groups with their filters, and the pruned filters of each candidate."""

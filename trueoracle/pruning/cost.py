@@ -1,27 +1,26 @@
-"""What a network costs: its parameters, and the multiply-accumulates for one image."""
+"""What a network costs: its parameters, and the multiply-accumulates for one item of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.copying import copied
+from trueoracle.networks.graph import Example, answer, plain_attention
 
 __all__ = ["Cost", "cost", "macs_by_parameter"]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and MACs (multiply-accumulates; FLOPs are twice as many) for one image.
+    """Parameters, and MACs (multiply-accumulates; FLOPs are twice as many) for one item.
 
     MACs are those of convolutions, linear layers and attention's products; norms, activations and
     pooling have none.
@@ -31,48 +30,71 @@ class Cost:
     macs: int
 
 
-def cost(network: nn.Module, image_shape: Sequence[int]) -> Cost:
-    """The cost of ``network`` for one image ``[C, H, W]``, in evaluation mode.
+def cost(network: nn.Module, given: Sequence[int] | Example) -> Cost:
+    """The cost of ``network`` for one item, in evaluation mode.
 
-    Zeros count like any other weight. It is computed without numbers (on torch's meta device)
-    where the network allows that, else on a real image. ``network`` stays as it is. Raises
-    :class:`InputError` where it does not run on one image.
+    ``given`` is the shape of an image ``[C, H, W]``, or an example batch (a tensor, positional
+    arguments, or keyword arguments by name), whose first item is taken. Zeros count like any other
+    weight. It is computed without numbers (on torch's meta device) where the network allows that,
+    else on the item itself. ``network`` stays as it is. Raises :class:`InputError` where it does
+    not run on one item.
     """
-    return Cost(sum(p.numel() for p in network.parameters()), _macs(network, image_shape)[0])
+    return Cost(sum(p.numel() for p in network.parameters()), _macs(network, given)[0])
 
 
-def macs_by_parameter(network: nn.Module, image_shape: Sequence[int]) -> dict[str, int]:
-    """The MACs for one image that each named parameter takes part in; without entry: none."""
-    return _macs(network, image_shape)[1]
+def macs_by_parameter(network: nn.Module, given: Sequence[int] | Example) -> dict[str, int]:
+    """The MACs for one item that each named parameter takes part in; without entry: none.
+
+    ``given`` is as in :func:`cost`.
+    """
+    return _macs(network, given)[1]
 
 
-def _macs(network: nn.Module, image_shape: Sequence[int]) -> tuple[int, dict[str, int]]:
+def _macs(network: nn.Module, given: Sequence[int] | Example) -> tuple[int, dict[str, int]]:
+    item = _first_item(given)
     try:
         # A network may make tensors of its own as it goes, or branch on values: those are nowhere.
-        return _count(copied(network).to("meta"), image_shape, torch.device("meta"))
+        return _count(copied(network).to("meta"), item, torch.device("meta"))
     except Exception:  # the user's forward runs: anything can come out
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
     try:
-        return _count(copied(network), image_shape, device)
+        return _count(copied(network), item, device)
     except Exception as error:  # likewise
+        what = f"image of shape {list(given)}" if _is_shape(given) else "item of the example"
         raise InputError(
-            f"cannot count the multiply-accumulates of {type(network).__name__} on one image of "
-            f"shape {list(image_shape)}: {first_line(error)}"
+            f"cannot count the multiply-accumulates of {type(network).__name__} on one {what}: "
+            f"{first_line(error)}"
         ) from error
 
 
-def _count(
-    network: nn.Module, image_shape: Sequence[int], device: torch.device
-) -> tuple[int, dict[str, int]]:
+def _is_shape(given: Sequence[int] | Example) -> bool:
+    return not isinstance(given, Tensor | Mapping) and all(isinstance(n, int) for n in given)
+
+
+def _first_item(given: Sequence[int] | Example) -> Any:
+    """A batch of one item, the first of an example."""
+    if _is_shape(given):
+        return torch.zeros(1, *cast(Sequence[int], given))
+    tensors = [one for one in pytree.tree_leaves(given) if isinstance(one, Tensor) and one.ndim]
+    count = len(tensors[0]) if tensors else 1
+
+    def first(one: Any) -> Any:
+        is_batch = isinstance(one, Tensor) and one.ndim and len(one) == count
+        return one[:1] if is_batch else one
+
+    return pytree.tree_map(first, given)
+
+
+def _count(network: nn.Module, item: Any, device: torch.device) -> tuple[int, dict[str, int]]:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
     by_storage = _ByStorage(counter)
     names = {_storage(value): name for name, value in network.named_parameters()}
-    image = torch.zeros(1, *image_shape, device=device)
+    placed = pytree.tree_map(lambda one: one.to(device) if isinstance(one, Tensor) else one, item)
     # Without autograd, and not in inference mode, in which layers arrive in one piece.
-    with _plain_attention(), torch.no_grad(), counter, by_storage:
-        network.eval()(image)
+    with plain_attention(), torch.no_grad(), counter, by_storage:
+        answer(network.eval(), placed)
     found = {names[key]: macs for key, macs in by_storage.macs.items() if key in names}
     return counter.get_total_flops() // 2, found
 
@@ -98,15 +120,3 @@ class _ByStorage(TorchDispatchMode):
 def _storage(value: Tensor) -> int:
     """What tells a tensor's memory from others', for views of it alike."""
     return int(value.untyped_storage()._cdata)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as products, which are counted; its fused kernels are not."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -2,60 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from trueoracle.networks.attention import Attention
+__all__ = [
+    "Group",
+    "GroupMap",
+    "Part",
+    "Place",
+    "Role",
+    "by_filter",
+    "entries",
+    "filter_weights",
+    "layer_weights",
+]
 
-__all__ = ["Group", "GroupMap", "Part", "by_filter", "filter_weights", "layer_weights"]
+Role = Literal["writes", "carries", "reads", "counts", "mixes"]
+"""What a place is to the filters that occur in it.
+
+``writes``: a layer puts them out. ``carries``: a norm, a depthwise convolution or a parameter has
+an entry for each. ``reads``: a layer's input weights. ``counts``: a number that says how many.
+``mixes``: a norm's statistics are taken over them; ``tensor`` is then the norm's path and ``axis``
+that of what it is given, from the last one.
+"""
+
+_OF_LAYERS = {
+    *("weight", "bias", "running_mean", "running_var"),
+    *("in_proj_weight", "in_proj_bias", "num_features", "normalized_shape"),
+}
+"""Tensors and numbers that are a layer's own; others are named themselves."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a group's filters lie in a parameter or buffer, or in a number that counts them.
+
+    ``tensor`` is its dotted name. Along ``axis``, from ``offset`` on, lie ``outer`` blocks of all
+    the filters, and in each block ``inner`` neighbouring entries for each filter. Of a number
+    (``axis`` is None), ``outer · inner`` go with each filter.
+    """
+
+    tensor: str
+    axis: int | None = 0
+    offset: int = 0
+    outer: int = 1
+    inner: int = 1
+    role: Role = "writes"
+
+    @property
+    def owner(self) -> str:
+        """The path of the module that has the tensor."""
+        return self.tensor.rpartition(".")[0]
+
+    def entries(self, filters: Tensor, count: int) -> Tensor:
+        """The entries of some ``filters`` ``[K]`` of a group of ``count``, filter by filter.
+
+        Int64, ``[K · outer · inner]``.
+        """
+        return entries(filters, count, self.offset, self.outer, self.inner)
+
+
+def entries(filters: Tensor, count: int, offset: int, outer: int, inner: int) -> Tensor:
+    """Indices along an axis, as :class:`Place` describes them."""
+    block = torch.arange(outer, device=filters.device)[:, None] * (count * inner)
+    each = torch.arange(inner, device=filters.device)
+    return (offset + filters[:, None, None] * inner + block + each).flatten()
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where a group's filters lie in one module: ``spread`` neighbouring entries for each.
+    """Where a group's filters lie in what one module reads, or has an entry for.
 
     Filter i has the entries from ``offset + i · spread`` on: behind flattening, ``spread`` is H·W;
-    behind a concatenation, ``offset`` is the number of channels before. ``axis`` is that of a
-    parameter which belongs to no layer (``module`` is then its name), such as a position embedding,
-    or of what an operation puts out.
+    behind a concatenation, ``offset`` is the number of channels before; ``outer`` is how often
+    that is repeated, each time behind all filters. ``axis`` is that of a parameter which belongs to
+    no layer (``module`` is then its name), such as a position embedding.
     """
 
     module: str
     spread: int = 1
     offset: int = 0
     axis: int | None = None
+    outer: int = 1
 
-    def entries(self, filters: Tensor) -> Tensor:
-        """The entries of ``filters`` ``[K]``, int64 ``[K · spread]``, in their order."""
-        each = torch.arange(self.spread, device=filters.device)
-        return (self.offset + filters[:, None] * self.spread + each).flatten()
+    def entries(self, filters: Tensor, count: int) -> Tensor:
+        """The entries of some ``filters`` of ``count``, int64 ``[K · outer · spread]``."""
+        return entries(filters, count, self.offset, self.outer, self.spread)
+
+    def of_filters(self, values: Tensor, count: int, axis: int = 0) -> Tensor:
+        """The filters' entries along an axis, as two axes ``[…, count, outer · spread, …]``."""
+        index = self.entries(torch.arange(count, device=values.device), count)
+        each: Tensor = values.index_select(axis, index).unflatten(axis, (count, -1))
+        return each
 
 
 @dataclass(frozen=True)
 class Group:
-    """Filters that can only go together.
+    """Filters that can only go together, and every place where their indices occur.
 
-    ``name`` is that of its first layer in forward order, ``filters`` how many there are. Filter i
-    is filter i of each of the ``layers``, whose outputs are added up (most often there is one);
-    the ``norms`` have one entry a channel (norms, depthwise convolutions, parameters of the
+    ``name`` is that of its first layer in forward order, ``filters`` how many there are. The
+    ``layers`` put the filters out (their outputs are added up where there are several), the
+    ``norms`` have one entry per channel (norms, depthwise convolutions, parameters of the
     channels), the ``consumers`` one slice of input weights. The filters of an attention are its
-    heads.
+    heads, or its groups of heads that share keys and values.
     """
 
     name: str
     filters: int
-    layers: tuple[Part, ...]
-    norms: tuple[Part, ...] = ()
-    consumers: tuple[Part, ...] = ()
+    places: tuple[Place, ...]
+
+    @property
+    def layers(self) -> tuple[Part, ...]:
+        return self._parts("writes")
+
+    @property
+    def norms(self) -> tuple[Part, ...]:
+        return self._parts("carries")
+
+    @property
+    def consumers(self) -> tuple[Part, ...]:
+        return self._parts("reads")
 
     @property
     def members(self) -> tuple[str, ...]:
         """The names of all modules that lose something with a filter."""
-        return tuple(part.module for part in (*self.layers, *self.norms, *self.consumers))
+        parts = (*self.layers, *self.norms, *self.consumers)
+        return tuple(dict.fromkeys(part.module for part in parts))
+
+    def _parts(self, role: Role) -> tuple[Part, ...]:
+        """The places of a role, by module: a bias or a running mean is no part of its own."""
+        found: dict[Part, None] = {}
+        for place in self.places:
+            if place.role == role:
+                found[_part(place)] = None
+        parts = list(found)
+        if role == "reads":
+            return tuple(parts)
+        first = {part.module: part for part in reversed(parts)}
+        return tuple(part for part in parts if first[part.module] is part)
+
+
+def _part(place: Place) -> Part:
+    last = place.tensor.rpartition(".")[2]
+    is_layers = last in _OF_LAYERS and place.owner
+    return Part(
+        place.owner if is_layers else place.tensor,
+        place.inner,
+        place.offset,
+        None if is_layers else place.axis,
+        place.outer,
+    )
 
 
 @dataclass(frozen=True)
@@ -65,9 +165,9 @@ class GroupMap:
     groups: dict[str, Group] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
-    def refuse(self, layers: Sequence[Part], reason: str) -> None:
+    def refuse(self, layers: Iterable[str], reason: str) -> None:
         """Note why layers that hang together cannot be pruned."""
-        names = [part.module for part in layers]
+        names = list(layers)
         for name in names:
             others = [other for other in names if other != name]
             shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
@@ -79,23 +179,35 @@ def filter_weights(network: nn.Module, group: Group) -> Tensor:
 
     Of attention, a head's rows of the input projection.
     """
-    parts = [by_filter(layer, weight) for layer, weight in layer_weights(network, group).values()]
+    parts = [by_filter(rows, weight) for rows, weight in layer_weights(network, group).values()]
     return torch.cat(parts, dim=1)
 
 
-def layer_weights(network: nn.Module, group: Group) -> dict[str, tuple[nn.Module, Tensor]]:
-    """The layers of a group and the weights that make up its filters, by the weights' names."""
-    found = {}
-    for part in group.layers:
-        layer = network.get_submodule(part.module)
-        name = "in_proj_weight" if isinstance(layer, Attention) else "weight"
-        found[f"{part.module}.{name}"] = (layer, cast(Tensor, getattr(layer, name)))
+def layer_weights(
+    network: nn.Module, group: Group
+) -> dict[str, tuple[tuple[int, tuple[Place, ...]], Tensor]]:
+    """The weights that make up a group's filters, by their names, and where the filters lie.
+
+    With each weight (of two axes or more: no bias) comes what :func:`by_filter` takes.
+    """
+    places: dict[str, list[Place]] = {}
+    for place in group.places:
+        if place.role == "writes":
+            places.setdefault(place.tensor, []).append(place)
+    found: dict[str, tuple[tuple[int, tuple[Place, ...]], Tensor]] = {}
+    for name, here in places.items():
+        weight = network.get_parameter(name)
+        if weight.ndim > 1:
+            found[name] = ((group.filters, tuple(here)), weight)
     return found
 
 
-def by_filter(layer: nn.Module, values: Tensor) -> Tensor:
+def by_filter(rows: tuple[int, Sequence[Place]], values: Tensor) -> Tensor:
     """Numbers shaped like a layer's weights, as ``[filters, n]``."""
-    if isinstance(layer, Attention):
-        of_heads: Tensor = values.unflatten(0, (3, layer.heads, layer.head_dim))
-        return of_heads.transpose(0, 1).flatten(1)
-    return values.flatten(1)
+    count, places = rows
+    filters = torch.arange(count, device=values.device)
+    parts = [
+        values.movedim(place.axis or 0, 0)[place.entries(filters, count)].reshape(count, -1)
+        for place in places
+    ]
+    return torch.cat(parts, dim=1)

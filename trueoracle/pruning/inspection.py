@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trueoracle.networks.copying import copied
+from trueoracle.networks.graph import Example
 from trueoracle.pruning.cost import Cost, cost
 from trueoracle.pruning.groups import Group
 from trueoracle.pruning.surgery import prune
@@ -20,7 +21,7 @@ __all__ = ["InspectedGroup", "Inspection", "inspect_network"]
 
 @dataclass(frozen=True)
 class InspectedGroup:
-    """A group, and what one of its filters costs: ``parameters``, and ``macs`` for one image.
+    """A group, and what one of its filters costs: ``parameters``, and ``macs`` for one item.
 
     What the first filter costs; all of a group cost the same. None where it has but one.
     """
@@ -52,14 +53,18 @@ class Inspection:
     refused: dict[str, str]
 
 
-def inspect_network(network: nn.Module, image_shape: Sequence[int]) -> Inspection:
-    """Find the groups of ``network``, which takes images ``[C, H, W]``, and count their cost.
+def inspect_network(network: nn.Module, given: Sequence[int] | Example) -> Inspection:
+    """Find the groups of ``network`` and count their cost.
 
-    Raises :class:`InputError` where the network does not take such images or cannot be followed.
+    ``given`` is the shape of its images ``[C, H, W]``, or an example batch of at least two items: a
+    tensor, a tuple of its arguments, or a dictionary of its keyword arguments. Raises
+    :class:`InputError` where the network does not take that or cannot be followed.
     """
-    example = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
+    example: Any = given
+    if not isinstance(given, Tensor | Mapping) and all(isinstance(n, int) for n in given):
+        example = torch.rand(2, *given, generator=torch.Generator().manual_seed(0))
     found = find_groups(network, example)
-    whole = cost(network, image_shape)
+    whole = cost(network, example)
     # Sizes are all that counts here, and tensors without numbers are cut in no time.
     plain = copied(network).to("meta")
     inspected = []
@@ -68,10 +73,10 @@ def inspect_network(network: nn.Module, image_shape: Sequence[int]) -> Inspectio
             inspected.append(InspectedGroup(group, None, None))
             continue
         try:
-            left = cost(prune(plain, [group], {group.name: range(1, group.filters)}), image_shape)
+            left = cost(prune(plain, [group], {group.name: range(1, group.filters)}), example)
         except Exception:  # the user's forward, which may need numbers
             pruned = prune(network, [group], {group.name: range(1, group.filters)})
-            left = cost(pruned, image_shape)
+            left = cost(pruned, example)
         inspected.append(
             InspectedGroup(group, whole.parameters - left.parameters, whole.macs - left.macs)
         )

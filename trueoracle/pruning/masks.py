@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trueoracle.networks.attention import Attention
-from trueoracle.pruning.groups import Group
-from trueoracle.pruning.surgery import Kept
+from trueoracle.pruning.groups import Group, Place
+from trueoracle.pruning.surgery import Kept, prune
 
 __all__ = ["masked"]
 
@@ -20,80 +21,90 @@ __all__ = ["masked"]
 def masked(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> Iterator[nn.Module]:
     """Within the block, ``dense`` computes what it would without the filters not ``kept``.
 
-    Each consumer's input is multiplied by the group's mask (1 = kept, 0 = pruned). Zeroing there,
+    The input weights of each consumer are zeroed where the pruned filters lie. Zeroing there,
     after norm and activation, is right also where a zero before them would not stay one (a batch
-    norm's bias, a sigmoid). A layer norm, whose statistics mix the channels, takes those of the
-    kept ones only. The weights are untouched, and the hooks go when the block ends.
+    norm's bias, a sigmoid). A norm whose statistics mix the channels (a layer norm) takes those of
+    the kept ones only. When the block ends, the weights are what they were.
     """
-    modules = dict(dense.named_modules())
-    masks: dict[str, Tensor] = {}
-    for group in groups:
-        pruned = torch.ones(group.filters, dtype=torch.bool)
-        pruned[torch.as_tensor(list(kept[group.name]), dtype=torch.int64)] = False
-        for part in (*group.norms, *group.consumers):
-            module = modules.get(part.module)
-            if part in group.consumers or isinstance(module, nn.LayerNorm):
-                if part.module not in masks:
-                    masks[part.module] = torch.ones(_width(modules[part.module]))
-                masks[part.module][part.entries(pruned.nonzero()[:, 0])] = 0
+    before: dict[str, tuple[Tensor, Tensor]] = {}
     handles = []
-    for name, mask in masks.items():
-        module = modules[name]
-        if isinstance(module, nn.LayerNorm):
-            handles.append(module.register_forward_hook(_MaskedNorm(mask), with_kwargs=True))
-        else:
-            axis = 1 if isinstance(module, nn.Conv2d) else -1
-            handles.append(module.register_forward_pre_hook(_Mask(mask, axis), with_kwargs=True))
     try:
+        with torch.no_grad():
+            for group in groups:
+                for place in group.places:
+                    if place.role == "reads":
+                        _zero(
+                            dense, place, place.entries(_gone(group, kept), group.filters), before
+                        )
+        for name in _mixing(groups):
+            norm = dense.get_submodule(name)
+            hook = _MaskedNorm(norm, name, groups, kept)
+            handles.append(norm.register_forward_hook(hook, with_kwargs=True))
         yield dense
     finally:
         for handle in handles:
             handle.remove()
+        with torch.no_grad():
+            for value, old in before.values():
+                value.copy_(old)
 
 
-def _width(module: nn.Module) -> int:
-    """How many channels a consumer or layer norm reads."""
-    if isinstance(module, nn.LayerNorm):
-        return module.normalized_shape[0]
-    name = "in_proj_weight" if isinstance(module, Attention) else "weight"
-    return module.get_parameter(name).shape[1]
+def _gone(group: Group, kept: Kept) -> Tensor:
+    """The filters that go."""
+    goes = torch.ones(group.filters, dtype=torch.bool)
+    goes[torch.as_tensor(np.asarray(kept[group.name]), dtype=torch.int64)] = False
+    return goes.nonzero()[:, 0]
 
 
-class _Mask:
-    """A forward pre-hook that multiplies the channels of a module's input."""
+def _mixing(groups: Sequence[Group]) -> list[str]:
+    places = (place for group in groups for place in group.places if place.role == "mixes")
+    return list(dict.fromkeys(place.tensor for place in places))
 
-    def __init__(self, mask: Tensor, axis: int) -> None:
-        self.mask, self.axis = mask, axis
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
-    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        if args:
-            return (self._masked(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"input": self._masked(kwargs["input"])}
-
-    def _masked(self, inputs: Tensor) -> Tensor:
-        behind = inputs.ndim - 1 - self.axis % inputs.ndim
-        return inputs * self.mask.to(inputs).view(-1, *[1] * behind)
+def _zero(
+    dense: nn.Module, place: Place, entries: Tensor, before: dict[str, tuple[Tensor, Tensor]]
+) -> None:
+    value: Tensor = getattr(dense.get_submodule(place.owner), place.tensor.rpartition(".")[2])
+    if place.tensor not in before:
+        before[place.tensor] = value, value.detach().clone()
+    value.index_fill_(place.axis or 0, entries.to(value.device), 0)
 
 
 class _MaskedNorm:
-    """A forward hook that norms over the kept channels only."""
+    """A forward hook by which a norm knows nothing of the channels that are not kept.
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
+    It norms the kept ones as the smaller norm does, and gives zeros elsewhere.
+    """
+
+    def __init__(self, norm: nn.Module, name: str, groups: Sequence[Group], kept: Kept) -> None:
+        self._gone: dict[int, list[Tensor]] = {}
+        within = []
+        for group in groups:
+            gone = _gone(group, kept)
+            own = []
+            for place in group.places:
+                if place.role == "mixes" and place.tensor == name:
+                    entries = place.entries(gone, group.filters)
+                    self._gone.setdefault(place.axis or 0, []).append(entries)
+                elif place.role != "mixes" and place.tensor.startswith(f"{name}."):
+                    own.append(replace(place, tensor=place.tensor.removeprefix(f"{name}.")))
+            within.append(replace(group, places=tuple(own)))
+        self._small = prune(norm, within, kept)
 
     def __call__(
-        self, module: nn.LayerNorm, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor
+        self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
-        inputs = args[0] if args else kwargs["input"]
-        mask = self.mask.to(inputs)
-        count = mask.sum()
-        centred = (inputs - (inputs * mask).sum(-1, keepdim=True) / count) * mask
-        variance = centred.square().sum(-1, keepdim=True) / count
-        normed = centred / (variance + module.eps).sqrt()
-        if module.elementwise_affine:
-            normed = normed * module.weight
-        if module.bias is not None:
-            normed = normed + module.bias
-        return normed * mask
+        inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+        small, places = inputs, []
+        for axis, gone in self._gone.items():
+            stays = torch.ones(inputs.shape[axis], dtype=torch.bool)
+            stays[torch.cat(gone)] = False
+            index = stays.nonzero()[:, 0].to(inputs.device)
+            small = small.index_select(axis, index)
+            places.append((axis, index))
+        result: Tensor = self._small(small)
+        for axis, index in places:
+            shape = list(result.shape)
+            shape[axis] = inputs.shape[axis]
+            result = result.new_zeros(shape).index_copy(axis, index, result)
+        return result

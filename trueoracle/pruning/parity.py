@@ -1,14 +1,16 @@
 """Trying the surgery, before anything rests on it.
 
-Removing filters has to give the network in which the same filters are zeroed. Reading a network's
-operations does not show all that it does with its channels (one may be written by its index, or
-branch on a value), so every group is tried, with every filter of it pruned at least once.
+Removing filters has to give the network in which the same filters are zeroed, in evaluation and in
+training mode. Following a network's operations does not show all that it does with its channels
+(one may be written by its index, or a number says how many there are), so every group is tried,
+with every filter of it pruned at least once.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,12 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.copying import copied
+from trueoracle.networks.graph import Example, answer, converted
+from trueoracle.pruning.axes.counting import Counts, choices, counted, counts_of, remembered
+from trueoracle.pruning.axes.offers import Offers
 from trueoracle.pruning.candidates import Candidates
-from trueoracle.pruning.groups import Group
+from trueoracle.pruning.groups import Group, GroupMap
 from trueoracle.pruning.masks import masked
 from trueoracle.pruning.surgery import Kept, prune
 
-__all__ = ["check_network", "check_parity", "check_training", "failures"]
+__all__ = ["check_network", "check_parity", "check_training", "failures", "settled"]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Of the largest output, by the coarsest numbers that the network computes with.
@@ -33,27 +38,27 @@ filters are pruned.
 """
 
 
-def check_network(network: nn.Module, example: Tensor) -> None:
+def check_network(network: nn.Module, example: Example) -> None:
     """Check that a network answers, with finite numbers and always the same, before it is pruned.
 
-    ``example`` is a batch ``[N, C, H, W]``. Raises :class:`InputError` that says what is wrong:
-    pruning is not to be blamed for it.
+    ``example`` is a batch for it. Raises :class:`InputError` that says what is wrong: pruning is
+    not to be blamed for it.
     """
     name = type(network).__name__
     twin = copied(network).eval()
     try:
         with torch.no_grad():
-            answer = twin(example)
-            first, second = _answers(answer), _answers(twin(example))
+            given = answer(twin, example)
+            first, second = _answers(given), _answers(answer(twin, example))
     except Exception as error:  # the user's forward runs: anything can come out
         raise InputError(
-            f"{name} does not run on images of shape {list(example.shape[1:])}: {first_line(error)}"
+            f"{name} does not run on {_described(example)}: {first_line(error)}"
         ) from error
     if not first:
-        given = f"a {type(answer).__name__}"
-        if isinstance(answer, Tensor):
-            given = f"{str(answer.dtype).removeprefix('torch.')} numbers"
-        raise InputError(f"{name} gives {given}, expected tensors in floating point")
+        what = f"a {type(given).__name__}"
+        if isinstance(given, Tensor):
+            what = f"{str(given.dtype).removeprefix('torch.')} numbers"
+        raise InputError(f"{name} gives {what}, expected tensors in floating point")
     if not all(one.isfinite().all() for one in first):
         raise InputError(f"{name} gives outputs that are not finite: {_why_not_finite(network)}")
     same = len(first) == len(second) and all(map(torch.equal, first, second))
@@ -64,21 +69,64 @@ def check_network(network: nn.Module, example: Tensor) -> None:
         )
 
 
-def check_training(network: nn.Module, example: Tensor) -> None:
-    """Check that a network trains on a batch ``[N, C, H, W]``, N at least 2.
+def _described(example: Example) -> str:
+    """What an example is, by its shapes without the leading axis."""
+    if isinstance(example, Tensor):
+        kind = "images" if example.ndim == 4 else "a batch of items"
+        return f"{kind} of shape {list(example.shape[1:])}"
+    named = example.items() if isinstance(example, Mapping) else enumerate(example)
+    shapes = [f"{n} {list(v.shape[1:])}" for n, v in named if isinstance(v, Tensor)]
+    return f"a batch of items of shapes {', '.join(shapes)}"
+
+
+def check_training(network: nn.Module, example: Example) -> None:
+    """Check that a network trains on a batch of at least two.
 
     Raises :class:`InputError` where its forward or backward fails in training mode.
     """
     try:
         _train(copied(network), example)
     except Exception as error:  # the user's forward runs: anything can come out
+        what = _described(example).replace("images", "a batch of images")
         raise InputError(
-            f"{type(network).__name__} does not train on a batch of images of shape "
-            f"{list(example.shape[1:])}: {first_line(error)}"
+            f"{type(network).__name__} does not train on {what}: {first_line(error)}"
         ) from error
 
 
-def failures(network: nn.Module, groups: Sequence[Group], example: Tensor) -> dict[str, str]:
+def settled(network: nn.Module, found: Offers, example: Example) -> GroupMap:
+    """The offered groups that can be cut; the others are refused, each with its reason.
+
+    Where a module keeps a number that has to change with the cut (its heads, say), the group
+    remembers it. Where an axis is a product, its next index set is tried once the first has failed.
+    """
+    result = GroupMap({}, dict(found.refused))
+    trial: _Trial | None = None
+    ways = {name: list(groups) for name, groups in found.alternatives.items()}
+    reasons: dict[str, str] = {}
+    while ways:
+        heads = {name: groups.pop(0) for name, groups in ways.items()}
+        triable = [group for group in heads.values() if group.filters > 1]
+        whole = {name: group for name, group in heads.items() if group.filters == 1}
+        failed: dict[str, str] = {}
+        if triable:
+            trial = trial or _Trial(network, example)
+            passed, failed = trial.settle(triable)
+            whole |= passed
+        result.groups.update(whole)
+        for name, reason in failed.items():
+            reasons.setdefault(name, reason)
+        ways = {name: ways[name] for name in failed if ways[name]}
+    for name, reason in reasons.items():
+        if name not in result.groups:
+            layers = [part.module for part in found.alternatives[name][0].layers]
+            taken = {part.module for group in result.groups.values() for part in group.layers}
+            result.refuse([layer for layer in layers if layer not in taken], reason)
+    order = {name: position for position, name in enumerate(found.alternatives)}
+    groups = dict(sorted(result.groups.items(), key=lambda item: order[item[0]]))
+    return GroupMap(groups, result.refused)
+
+
+def failures(network: nn.Module, groups: Sequence[Group], example: Example) -> dict[str, str]:
     """Why groups of ``network`` cannot be pruned after all, by their names; tried on ``example``.
 
     Half of each group's filters are pruned, and then the other half. All groups are tried together,
@@ -89,13 +137,13 @@ def failures(network: nn.Module, groups: Sequence[Group], example: Tensor) -> di
     return _Trial(network, example).failures(triable) if triable else {}
 
 
-def check_parity(dense: nn.Module, candidates: Candidates, example: Tensor) -> None:
+def check_parity(dense: nn.Module, candidates: Candidates, example: Example) -> None:
     """Check that exact surgery equals masking, and that the pruned networks train.
 
-    ``example`` is a batch ``[N, C, H, W]``, N at least 2. Every filter of the pruned groups is
-    tried, then the first, middle and last candidate. Raises :class:`InputError` naming the layers:
-    a network that computes with its channels in a way that tracing does not show is noticed here,
-    and not after hours.
+    ``example`` is a batch of at least two. Every filter of the pruned groups is tried, then the
+    first, middle and last candidate. Raises :class:`InputError` naming the layers: a network that
+    computes with its channels in a way that following it does not show is noticed here, and not
+    after hours.
     """
     check_network(dense, example)
     check_training(dense, example)
@@ -114,9 +162,9 @@ def check_parity(dense: nn.Module, candidates: Candidates, example: Tensor) -> N
             ) from error
 
 
-def _train(network: nn.Module, example: Tensor) -> None:
+def _train(network: nn.Module, example: Example) -> None:
     """One step forward and back, in training mode."""
-    answers = [one for one in _answers(network.train()(example)) if one.requires_grad]
+    answers = [one for one in _answers(answer(network.train(), example)) if one.requires_grad]
     torch.stack([one.sum() for one in answers]).sum().backward()
 
 
@@ -143,24 +191,41 @@ def _why_not_finite(network: nn.Module) -> str:
 class _Trial:
     """Surgery against masking on one network, in double precision where it runs in that."""
 
-    def __init__(self, dense: nn.Module, example: Tensor) -> None:
+    def __init__(self, dense: nn.Module, example: Example) -> None:
+        self._counts: list[Counts] = []  # that a group of this network was found to need
+        self._in_vain: set[Counts] = set()  # of which no choice helped a group
         try:
-            self._begin(copied(dense).eval().double(), example.double())
+            self._begin(copied(dense).eval().double(), converted(example, torch.float64))
         except Exception:  # the user's forward runs, and may insist on single precision
             self._begin(copied(dense).eval(), example)
 
-    def _begin(self, network: nn.Module, example: Tensor) -> None:
+    def _begin(self, network: nn.Module, example: Example) -> None:
         with torch.no_grad():
-            with _Coarsest() as coarsest:
-                network(example)
             shaken = _shaken(network)
-            is_fit = all(one.isfinite().all() for one in _answers(shaken(example)))
+            with _Coarsest() as coarsest:
+                is_fit = all(one.isfinite().all() for one in _answers(answer(shaken, example)))
         self._network, self._example = shaken if is_fit else network, example
         self._tolerance = coarsest.tolerance
+        self._modes: tuple[bool, ...] = (False,)
+        with suppress(Exception):  # whether it trains at all is another check's question
+            if all(one.isfinite().all() for one in self._run(self._network, training=True)):
+                self._modes = (False, True)
+
+    def _run(self, network: nn.Module, *, training: bool) -> list[Tensor]:
+        """What a network gives in a mode; its buffers, which training changes, are put back."""
+        before = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
+        try:
+            with torch.no_grad(), _Calm():
+                return _answers(answer(network.train(training), self._example))
+        finally:
+            with torch.no_grad():
+                for buffer, old in before:
+                    buffer.copy_(old)
+            network.eval()
 
     def failures(self, groups: Sequence[Group]) -> dict[str, str]:
         """Why some of the groups cannot be cut, by their names."""
-        reason = next(filter(None, (self.failure(groups, kept) for kept in _cover(groups))), "")
+        reason = self._reason(groups)
         if not reason:
             return {}
         if len(groups) == 1:
@@ -168,15 +233,55 @@ class _Trial:
         half = len(groups) // 2
         return self.failures(groups[:half]) | self.failures(groups[half:])
 
+    def settle(self, groups: Sequence[Group]) -> tuple[dict[str, Group], dict[str, str]]:
+        """The groups that can be cut, with the numbers that have to change, and why others cannot.
+
+        Both by name. All are tried together, and where that fails, each half of them.
+        """
+        reason = self._reason(groups)
+        if reason and self._counts:
+            known = [remembered(self._network, group, self._counts) for group in groups]
+            if known != list(groups) and not self._reason(known):
+                groups, reason = known, ""
+        if not reason:
+            return {group.name: group for group in groups}, {}
+        if len(groups) == 1:
+            way = self._with_counts(groups[0])
+            return ({}, {groups[0].name: reason}) if way is None else ({way.name: way}, {})
+        half = len(groups) // 2
+        first, second = self.settle(groups[:half]), self.settle(groups[half:])
+        return first[0] | second[0], first[1] | second[1]
+
+    def _with_counts(self, group: Group) -> Group | None:
+        """The group with the numbers that have to change, once some are found that do."""
+        offered = choices(self._network, group)
+        if offered in self._in_vain:
+            return None
+        for way in counted(self._network, group):
+            if not self._reason([way]):
+                self._counts.append(counts_of(self._network, way))
+                return way
+        self._in_vain.add(offered)
+        return None
+
+    def _reason(self, groups: Sequence[Group]) -> str:
+        return next(filter(None, (self.failure(groups, kept) for kept in _cover(groups))), "")
+
     def failure(self, groups: Sequence[Group], kept: Kept) -> str:
         """What goes wrong once only the ``kept`` filters are left; empty: nothing."""
         try:
-            with torch.no_grad():
-                found = _answers(prune(self._network, groups, kept)(self._example))
+            pruned = prune(self._network, groups, kept)
+            for training in self._modes:
+                found = self._run(pruned, training=training)
                 with masked(self._network, groups, kept) as zeroed:
-                    expected = _answers(zeroed(self._example))
+                    expected = self._run(zeroed, training=training)
+                if reason := self._compared(found, expected):
+                    return reason
         except Exception as error:  # the user's forward runs: anything can come out
             return f"without some of its filters the network does not run: {first_line(error)}"
+        return ""
+
+    def _compared(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
         if [one.shape for one in found] != [one.shape for one in expected]:
             return "without some of its filters the network gives outputs of another shape"
         for mine, theirs in zip(found, expected, strict=True):
@@ -216,6 +321,10 @@ class _Coarsest(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.tolerance = TOLERANCE[torch.float64]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, which takes a second
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
@@ -227,4 +336,34 @@ class _Coarsest(TorchDispatchMode):
         for value in pytree.tree_leaves(result):
             if isinstance(value, Tensor) and value.is_floating_point():
                 self.tolerance = max(self.tolerance, TOLERANCE.get(value.dtype, 5e-2))
+        return result
+
+
+class _Calm(TorchDispatchMode):
+    """Random numbers are their means: dropout drops nothing, in networks of any width alike."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, which takes a second
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        aten = torch.ops.aten
+        if func is aten.bernoulli_.float:
+            return args[0].fill_(args[1] if len(args) > 1 else 0.5)
+        if func is aten.native_dropout.default:
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        result = func(*args, **kwargs or {})
+        if func in (aten.rand.default, aten.rand_like.default, aten.uniform_.default):
+            return result.fill_(0.5)
+        if func in (aten.randn.default, aten.randn_like.default, aten.normal_.default):
+            return result.zero_()
         return result

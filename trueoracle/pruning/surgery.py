@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from trueoracle.networks.attention import Attention
 from trueoracle.networks.copying import copied
-from trueoracle.pruning.groups import Group, Part, filter_weights
+from trueoracle.pruning.groups import Group, Place, filter_weights
 
 __all__ = ["Kept", "l1_survivors", "prune"]
 
@@ -30,15 +32,26 @@ def prune(
     of one L1 pass, whatever the candidate keeps (``l1_survivors``).
     """
     network = copied(dense)
-    cuts = _Cuts()
-    for group in groups:
-        own = torch.as_tensor(np.asarray(kept[group.name]))
-        channels = own if read is None else torch.as_tensor(np.asarray(read[group.name]))
-        cuts.add("outputs", group.layers, group.filters, own)
-        cuts.add("channels", group.norms, group.filters, channels)
-        cuts.add("inputs", group.consumers, group.filters, channels)
+    cuts: dict[tuple[str, int], list[tuple[Place, int, Tensor]]] = {}
     with torch.no_grad():
-        cuts.carry_out(network)
+        for group in groups:
+            own = _indices(kept[group.name])
+            channels = own if read is None else _indices(read[group.name])
+            for place in group.places:
+                if place.role == "mixes":
+                    continue
+                left = own if place.role in ("writes", "counts") else channels
+                if place.axis is None:
+                    _count_down(network, place, group.filters - len(left))
+                else:
+                    cuts.setdefault((place.tensor, place.axis), []).append(
+                        (place, group.filters, left)
+                    )
+        holders = _holders(network) if cuts else {}
+        for (tensor, axis), found in cuts.items():
+            _cut(holders[tensor], axis, found)
+        for owner in dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in cuts):
+            _fit(network.get_submodule(owner), dense.get_submodule(owner))
     return network
 
 
@@ -55,104 +68,122 @@ def l1_survivors(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> dict[
     return survivors
 
 
-class _Cuts:
-    """What is to be kept of each module, group by group: behind a concatenation, one layer reads
-    the channels of several, and all of them are cut at once.
+def _indices(given: Sequence[int] | np.ndarray) -> Tensor:
+    return torch.as_tensor(np.asarray(given), dtype=torch.int64)
+
+
+def _holders(network: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
+    """The modules that hold each parameter and buffer, and under which name, by its dotted name.
+
+    One that is shared has several, under each of its names.
     """
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[str, str], list[tuple[Part, int, Tensor]]] = {}
-
-    def add(self, side: str, parts: Sequence[Part], filters: int, kept: Tensor) -> None:
-        for part in parts:
-            self._found.setdefault((part.module, side), []).append((part, filters, kept))
-
-    def carry_out(self, network: nn.Module) -> None:
-        modules = dict(network.named_modules())
-        for (name, side), cuts in self._found.items():
-            if cuts[0][0].axis is not None:  # a parameter that is no layer's
-                owner, _, parameter = name.rpartition(".")
-                _cut(modules[owner], parameter, cuts[0][0].axis, cuts)
-            elif side == "outputs":
-                _cut_outputs(modules[name], cuts)
-            elif side == "inputs":
-                _cut_inputs(modules[name], cuts)
-            else:
-                _cut_channels(modules[name], cuts)
-
-
-def _kept_entries(width: int, cuts: Sequence[tuple[Part, int, Tensor]]) -> Tensor:
-    """What is kept of an axis: of each group's stretch its kept filters, of the rest everything."""
-    pieces, end = [], 0
-    for part, filters, kept in sorted(cuts, key=lambda cut: cut[0].offset):
-        pieces += [torch.arange(end, part.offset), part.entries(kept)]
-        end = part.offset + filters * part.spread
-    return torch.cat([*pieces, torch.arange(end, width)])
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    named = {}
+    for path, module in network.named_modules():
+        for key, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is not None:
+                same = found.setdefault(id(value), [])
+                same.append((module, key))
+                named[f"{path}.{key}" if path else key] = same
+    return named
 
 
 def _cut(
-    module: nn.Module, name: str, axis: int, cuts: Sequence[tuple[Part, int, Tensor]]
-) -> int | None:
-    """Cut one axis of a parameter or buffer, where the module has it; returns what is left."""
-    value = getattr(module, name, None)
-    if value is None:
-        return None
-    index = _kept_entries(value.shape[axis], cuts)
-    cut = value.detach().index_select(axis, index.to(value.device)).clone()
+    holders: Sequence[tuple[nn.Module, str]],
+    axis: int,
+    found: Sequence[tuple[Place, int, Tensor]],
+) -> None:
+    """Cut one axis of a parameter or buffer, wherever it is held."""
+    module, key = holders[0]
+    value: Tensor = getattr(module, key)
+    index = _left(value.shape[axis], found).to(value.device)
+    made = value.detach().index_select(axis, index).clone()
     if isinstance(value, nn.Parameter):
-        cut = nn.Parameter(cut, requires_grad=value.requires_grad)
-    setattr(module, name, cut)
-    return len(index)
+        made = nn.Parameter(made, requires_grad=value.requires_grad)
+    for module, key in holders:
+        setattr(module, key, made)
 
 
-def _cut_outputs(layer: nn.Module, cuts: Sequence[tuple[Part, int, Tensor]]) -> None:
-    if isinstance(layer, Attention):
-        _cut_heads(layer, cuts[0][2])
-        return
-    left = _cut(layer, "weight", 0, cuts)
-    _cut(layer, "bias", 0, cuts)
-    setattr(layer, "out_channels" if isinstance(layer, nn.Conv2d) else "out_features", left)
+def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
+    """What is kept of an axis: of each group its kept filters, of the rest everything."""
+    if all((kept.diff() > 0).all() for _, _, kept in found):
+        stays = torch.ones(width, dtype=torch.bool)
+        for place, count, kept in found:
+            goes = torch.ones(count, dtype=torch.bool)
+            goes[kept] = False
+            stays[place.entries(goes.nonzero()[:, 0], count)] = False
+        return stays.nonzero()[:, 0]
+    # Filters in another order, or several times: each block of a group's is put together anew.
+    blocks = sorted(
+        (place.offset + i * count * place.inner, count * place.inner, place.inner, kept)
+        for place, count, kept in found
+        for i in range(place.outer)
+    )
+    pieces, end = [], 0
+    for start, length, inner, kept in blocks:
+        own = (start + kept[:, None] * inner + torch.arange(inner)).flatten()
+        pieces += [torch.arange(end, start), own]
+        end = start + length
+    return torch.cat([*pieces, torch.arange(end, width)])
 
 
-def _cut_heads(attention: Attention, kept: Tensor) -> None:
-    """Rows of the input projection; the output projection's columns go as any consumer's."""
-    rows = Part("", spread=attention.head_dim)
-    width = attention.heads * attention.head_dim
-    index = torch.cat([third * width + rows.entries(kept) for third in range(3)])
-    for name in ("in_proj_weight", "in_proj_bias"):
-        value = cast(nn.Parameter, getattr(attention, name))
-        cut = value.detach().index_select(0, index.to(value.device)).clone()
-        setattr(attention, name, nn.Parameter(cut, requires_grad=value.requires_grad))
-    attention.heads = len(kept)
+def _count_down(network: nn.Module, place: Place, gone: int) -> None:
+    """Lower a number that counts filters; of a shape, its last axis."""
+    owner: Any = network.get_submodule(_module_of(network, place.tensor))
+    path = place.tensor.removeprefix(_module_of(network, place.tensor)).lstrip(".").split(".")
+    for step in path[:-1]:  # to a configuration, which other modules may share
+        own = copy.copy(getattr(owner, step))
+        setattr(owner, step, own)
+        owner = own
+    value = getattr(owner, path[-1])
+    less = gone * place.outer * place.inner
+    lowered = (*value[:-1], value[-1] - less) if isinstance(value, tuple) else value - less
+    setattr(owner, path[-1], lowered)
 
 
-def _cut_inputs(layer: nn.Module, cuts: Sequence[tuple[Part, int, Tensor]]) -> None:
-    if isinstance(layer, Attention):
-        _cut(layer, "in_proj_weight", 1, cuts)
-        return
-    left = _cut(layer, "weight", 1, cuts)
-    setattr(layer, "in_channels" if isinstance(layer, nn.Conv2d) else "in_features", left)
+def _module_of(network: nn.Module, name: str) -> str:
+    """The longest beginning of a dotted name that is a module's path."""
+    path = name
+    while path:
+        path = path.rpartition(".")[0]
+        try:
+            network.get_submodule(path)
+        except AttributeError:
+            continue
+        return path
+    return ""
 
 
-def _cut_channels(module: nn.Module, cuts: Sequence[tuple[Part, int, Tensor]]) -> None:
-    """Cut what has one entry a channel: a norm, a depthwise convolution, a PReLU."""
-    left = None
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        found = _cut(module, name, 0, cuts)
-        left = left if found is None else found
-    if left is None:  # a norm without parameters of its own
-        left = len(_kept_entries(_width(module), cuts))
-    if isinstance(module, nn.Conv2d):
-        module.in_channels = module.out_channels = module.groups = left
-    elif isinstance(module, nn.LayerNorm):
-        module.normalized_shape = (left,)
+def _fit(module: nn.Module, before: nn.Module) -> None:
+    """Make the sizes that a layer says it has those of its tensors."""
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(module, Attention):
+        module.heads = module.in_proj_weight.shape[0] // (3 * module.head_dim)
+    elif isinstance(module, _ConvNd) and isinstance(before, _ConvNd):
+        _fit_convolution(module, before)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        module.num_embeddings, module.embedding_dim = weight.shape
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.PReLU):
-        module.num_parameters = left
-    else:
-        cast(nn.BatchNorm2d, module).num_features = left
+        module.num_parameters = len(weight)
+    elif hasattr(module, "num_features"):
+        held = (weight, getattr(module, "running_mean", None), getattr(module, "bias", None))
+        named: Any = module
+        named.num_features = next((len(one) for one in held if one is not None), 0)
+    elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # of transformers
+        module.nx, module.nf = weight.shape
 
 
-def _width(norm: nn.Module) -> int:
-    if isinstance(norm, nn.LayerNorm):
-        return norm.normalized_shape[0]
-    return cast(nn.BatchNorm2d, norm).num_features
+def _fit_convolution(module: _ConvNd, before: _ConvNd) -> None:
+    first, second = module.weight.shape[:2]
+    is_depthwise = before.groups == before.in_channels > 1
+    if isinstance(module, _ConvTransposeNd):
+        module.groups = first if is_depthwise else before.groups
+        module.in_channels, module.out_channels = first, second * module.groups
+        return
+    if is_depthwise:
+        module.groups = first * before.groups // before.out_channels
+    module.in_channels, module.out_channels = second * module.groups, first

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from trueoracle.errors import InputError, first_line, shown
 from trueoracle.networks.copying import copied
+from trueoracle.networks.graph import Example
 from trueoracle.pruning.candidates import (
     ENUMERATION_LIMIT,
     Importance,
@@ -173,13 +174,13 @@ class WeightCandidates:
         flat = np.concatenate(parts)
         return np.array([flat[~self._kept(index)].sum() for index in range(len(self))])
 
-    def costs(self, dense: nn.Module, image_shape: Sequence[int]) -> list[Cost]:
+    def costs(self, dense: nn.Module, given: Sequence[int] | Example) -> list[Cost]:
         """The cost of each pruned network, of which zeros are no part.
 
         A layer's MACs shrink with the share of its weights that are left. In scope ``layer`` that
         is the same for all candidates.
         """
-        whole, by_parameter = cost(dense, image_shape), macs_by_parameter(dense, image_shape)
+        whole, by_parameter = cost(dense, given), macs_by_parameter(dense, given)
         macs = [by_parameter.get(f"{name}.weight", 0) for name in self.shapes]
         zeros = sum(self.counts.values())
 

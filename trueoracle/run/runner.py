@@ -18,6 +18,7 @@ from trueoracle.run.progress import Progress
 from trueoracle.run.retrain import plan_retraining, retrain_candidates
 from trueoracle.run.score import list_candidates, score_candidates
 from trueoracle.run.sitting import Sitting, sitting
+from trueoracle.tasks.base import as_input
 
 __all__ = ["run", "score"]
 
@@ -83,7 +84,8 @@ def tell_cost(at: Sitting) -> None:
     data = prepared.data
     examples, epochs = len(data.train), prepared.spec.retraining.epochs
     # Masked weights are multiplied all the same, so this is no candidate's recorded cost.
-    macs = cost(prepared.candidates.prune(prepared.network, 0), data.image_shape).macs
+    pruned = prepared.candidates.prune(prepared.network, 0)
+    macs = cost(pruned, as_input(pruned, data.example(1))).macs
     training = f"{3 * macs * examples * epochs * left:.1e}".replace("e+", "e")
     what = "the study" if left == prepared.retrainings else "what is left"
     progress.message(

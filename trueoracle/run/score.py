@@ -13,6 +13,7 @@ from trueoracle.pruning.cost import cost
 from trueoracle.pruning.listing import write_listing
 from trueoracle.record.paths import CANDIDATES
 from trueoracle.run.sitting import Sitting
+from trueoracle.tasks.base import as_input
 
 __all__ = ["list_candidates", "score_candidates"]
 
@@ -32,9 +33,9 @@ def list_candidates(at: Sitting) -> None:
         )
     write_listing(candidates.listing(), at.folder / CANDIDATES)
     if not store.has_costs():
-        shape = prepared.data.image_shape
-        dense = cost(prepared.network, shape)
-        costs = candidates.costs(prepared.network, shape)
+        example = as_input(prepared.network, prepared.data.example(1))
+        dense = cost(prepared.network, example)
+        costs = candidates.costs(prepared.network, example)
         store.record_costs(
             (dense.parameters, dense.macs),
             [

@@ -28,6 +28,7 @@ __all__ = [
     "inputs_of",
     "output_in_words",
     "run_network",
+    "target_of",
     "unwrap",
 ]
 
@@ -156,6 +157,14 @@ def inputs_of(network: nn.Module, batch: Batch) -> tuple[tuple[Tensor, ...], dic
     if fields.keys() <= known or any(p.kind is p.VAR_KEYWORD for p in parameters):
         return (), fields
     return tuple(fields.values()), {}
+
+
+def target_of(batch: Batch) -> Tensor:
+    """What the network is to tell: the field of one of the targets' names."""
+    for name in TARGETS:
+        if name in batch:
+            return batch[name]
+    raise InputError(f"the examples have no target, only {', '.join(batch)}")
 
 
 def unwrap(output: Any) -> Any:

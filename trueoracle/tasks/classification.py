@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import InputError
-from trueoracle.tasks.base import TARGET, Batch, Targets, Task
+from trueoracle.tasks.base import Batch, Targets, Task, target_of
 from trueoracle.tasks.metric import ACCURACY, LOSS, Metric
 
 __all__ = ["Classification", "Multilabel", "Smoothed"]
@@ -41,10 +41,10 @@ class Classification(Task):
         return {"classes": self.classes}
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return functional.cross_entropy(outputs, _probabilities(outputs, batch[TARGET]))
+        return functional.cross_entropy(outputs, _probabilities(outputs, target_of(batch)))
 
     def sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        target = _probabilities(outputs, batch[TARGET])
+        target = _probabilities(outputs, target_of(batch))
         label = target if target.ndim == 1 else target.argmax(1)
         return {
             "loss": functional.cross_entropy(outputs, target, reduction="sum"),
@@ -69,7 +69,7 @@ class Classification(Task):
         return targets if targets.ndim == 1 else targets.argmax(1)
 
     def check(self, outputs: Tensor, batch: Batch) -> list[str]:
-        count = len(batch[TARGET])
+        count = len(target_of(batch))
         if outputs.ndim != 2 or len(outputs) != count or outputs.shape[1] < self.classes:
             raise InputError(
                 f"the network gives {list(outputs.shape)} for {count} examples, expected "
@@ -114,7 +114,7 @@ class Smoothed(Classification):
         self.smoothing = smoothing
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        target = _probabilities(outputs, batch[TARGET])
+        target = _probabilities(outputs, target_of(batch))
         return functional.cross_entropy(outputs, target, label_smoothing=self.smoothing)
 
 
@@ -134,10 +134,12 @@ class Multilabel(Task):
     )
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(outputs, batch[TARGET].to(outputs.dtype))
+        return functional.binary_cross_entropy_with_logits(
+            outputs, target_of(batch).to(outputs.dtype)
+        )
 
     def sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        target = batch[TARGET].to(outputs.dtype)
+        target = target_of(batch).to(outputs.dtype)
         said, true = outputs > 0, target > 0.5
         return {
             "loss": functional.binary_cross_entropy_with_logits(outputs, target, reduction="sum"),
@@ -156,13 +158,13 @@ class Multilabel(Task):
         }
 
     def outputs(self, train: AnySplit) -> int:
-        return train.shapes[TARGET][0]
+        return train.targets.shape[1]
 
     def check(self, outputs: Tensor, batch: Batch) -> list[str]:
-        if outputs.shape != batch[TARGET].shape:
+        if outputs.shape != target_of(batch).shape:
             raise InputError(
                 f"the network gives {list(outputs.shape)} for targets "
-                f"{list(batch[TARGET].shape)}: expected one logit for each label"
+                f"{list(target_of(batch).shape)}: expected one logit for each label"
             )
         _check_floating(outputs)
         return _probabilities_noted(outputs, "sigmoid")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import InputError
-from trueoracle.tasks.base import TARGET, Batch, Targets, Task
+from trueoracle.tasks.base import Batch, Targets, Task, target_of
 from trueoracle.tasks.metric import Metric
 
 __all__ = ["Regression"]
@@ -48,13 +48,13 @@ class Regression(Task):
         return {"loss": sums["loss"] / sums["count"], "r2": 1 - sums["loss"] / spread}
 
     def outputs(self, train: AnySplit) -> int:
-        return math.prod(train.shapes[TARGET])
+        return math.prod(train.targets.shape[1:])
 
     def chance(self) -> float:
         return 0.0
 
     def check(self, outputs: Tensor, batch: Batch) -> list[str]:
-        target = batch[TARGET]
+        target = target_of(batch)
         if outputs.shape != target.shape and outputs.shape != (*target.shape, 1):
             raise InputError(
                 f"the network gives {list(outputs.shape)} for targets {list(target.shape)}: "
@@ -71,4 +71,4 @@ class Regression(Task):
 
 def _target(outputs: Tensor, batch: Batch) -> Tensor:
     """The targets in the shape of the outputs, so that nothing is broadcast by accident."""
-    return batch[TARGET].to(outputs.dtype).reshape(outputs.shape)
+    return target_of(batch).to(outputs.dtype).reshape(outputs.shape)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import InputError
-from trueoracle.tasks.base import TARGET, Batch, Targets, Task
+from trueoracle.tasks.base import Batch, Targets, Task, target_of
 from trueoracle.tasks.metric import LOSS, Metric
 
 __all__ = ["IGNORED", "Segmentation"]
@@ -52,12 +52,12 @@ class Segmentation(Task):
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         # Written out: the mean of a batch without any pixel that counts is 0, not 0 / 0.
         total = functional.cross_entropy(
-            outputs, batch[TARGET], ignore_index=IGNORED, reduction="sum"
+            outputs, target_of(batch), ignore_index=IGNORED, reduction="sum"
         )
-        return total / (batch[TARGET] != IGNORED).sum().clamp(min=1)
+        return total / (target_of(batch) != IGNORED).sum().clamp(min=1)
 
     def sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        target = batch[TARGET]
+        target = target_of(batch)
         counted = target != IGNORED
         each = torch.arange(outputs.shape[1], device=outputs.device).view(-1, *[1] * target.ndim)
         said = (outputs.argmax(1) == each) & counted
@@ -85,13 +85,13 @@ class Segmentation(Task):
         return self.classes
 
     def weight(self, batch: Batch) -> float:
-        return float((batch[TARGET] != IGNORED).sum())
+        return float((target_of(batch) != IGNORED).sum())
 
     def logits(self, outputs: Tensor) -> Tensor:
         return outputs.movedim(1, -1)
 
     def check(self, outputs: Tensor, batch: Batch) -> list[str]:
-        target = batch[TARGET]
+        target = target_of(batch)
         expected = (len(target), *target.shape[1:])
         if outputs.ndim < 3 or (len(outputs), *outputs.shape[2:]) != expected:
             raise InputError(

@@ -1,0 +1,346 @@
+"""What a network does on one real batch: its ATen operations, in the order in which they ran.
+
+The batch is really run, so a forward may branch on values, take several inputs or none that is an
+image. Nothing is compiled, and no import of ``torch.export`` (seconds) is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from trueoracle.networks.copying import copied
+
+__all__ = [
+    "Example",
+    "Graph",
+    "Norming",
+    "Recorder",
+    "Ref",
+    "Step",
+    "answer",
+    "converted",
+    "plain_attention",
+    "record",
+]
+
+Example = Tensor | Sequence[Any] | Mapping[str, Any]
+"""A batch for a network: a tensor, a tuple of positional arguments, or keyword arguments by name.
+
+Tensors have a leading axis N.
+"""
+
+OPAQUE = (nn.RNNBase, nn.MultiheadAttention)
+"""Modules that are one operation each: their insides depend on sizes that no cut can reach."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor of a graph, by its number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: ``arguments`` by the names of its schema, tensors as :class:`Ref`.
+
+    ``name`` is ATen's without the overload (``convolution``), or the class of an opaque module;
+    ``module`` the path of the innermost module that was running. ``results`` has one entry per
+    value that came out, None for what is no tensor: a new tensor, a ``view`` of the first argument,
+    or that argument itself, which the operation has written (``effect``).
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    results: tuple[Ref | None, ...]
+    module: str
+    effect: Literal["new", "view", "write"] = "new"
+    is_pointwise: bool = False
+    is_opaque: bool = False
+
+    @property
+    def tensors(self) -> list[Ref]:
+        """The tensors among the arguments."""
+        leaves = pytree.tree_leaves(dict(self.arguments))
+        return [one for one in leaves if isinstance(one, Ref)]
+
+
+@dataclass(frozen=True)
+class Norming:
+    """A call of a norm: its tensor ``given``, by its number, and the steps within.
+
+    That is a module called so by its class, from one tensor to one of the same shape, without other
+    parameters than one along each axis.
+    """
+
+    module: str
+    given: int
+    steps: range
+
+
+@dataclass
+class Graph:
+    """The operations of one run; ``shapes`` by the tensors' numbers.
+
+    ``named`` has the numbers of parameters and buffers (of one that is shared, under its first
+    name), ``inputs`` those of the batch, ``outputs`` those of the answer.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    named: dict[str, int] = field(default_factory=dict)
+    inputs: frozenset[int] = frozenset()
+    outputs: tuple[int, ...] = ()
+    norms: list[Norming] = field(default_factory=list)
+
+    def live(self) -> list[int]:
+        """The numbers of the steps that the answer depends on, in their order.
+
+        A mean that a forward only branches on is none of them.
+        """
+        base: dict[int, int] = {}
+        for step in self.steps:
+            if step.effect == "view":
+                of = step.tensors[0].number
+                for ref in step.results:
+                    if ref is not None:
+                        base[ref.number] = base.get(of, of)
+        wanted = {base.get(number, number) for number in self.outputs}
+        found = []
+        for at in range(len(self.steps) - 1, -1, -1):
+            results = [ref.number for ref in self.steps[at].results if ref is not None]
+            if any(base.get(number, number) in wanted for number in results):
+                found.append(at)
+                wanted.update(base.get(ref.number, ref.number) for ref in self.steps[at].tensors)
+        return found[::-1]
+
+
+def answer(network: nn.Module, example: Example) -> Any:
+    """What a network gives for an example batch."""
+    if isinstance(example, Mapping):
+        return network(**example)
+    if isinstance(example, Tensor):
+        return network(example)
+    return network(*example)
+
+
+def converted(example: Example, dtype: torch.dtype) -> Any:
+    """An example batch whose floating-point tensors have another precision."""
+
+    def convert(one: Any) -> Any:
+        return one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one
+
+    return pytree.tree_map(convert, example)
+
+
+def record(network: nn.Module, example: Example) -> Graph:
+    """Run ``network`` on an example in evaluation mode, on a copy, and list what it does.
+
+    Raises whatever the network's forward raises.
+    """
+    twin = copied(network).eval()
+    recorder = Recorder(twin, example)
+    recorder.run()
+    return recorder.graph
+
+
+class Recorder(TorchDispatchMode):
+    """Runs a network, without gradients, and notes its operations.
+
+    ``watch`` is called after each of them with its number and its first result.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        example: Example,
+        watch: Callable[[int, Any], None] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = Graph()
+        self._network, self._example, self._watch = network, example, watch
+        self._numbers = WeakTensorKeyDictionary()
+        self._running: list[str] = [""]
+        self._began: list[int] = []
+        self._within: str | None = None
+        for name, value in (*network.named_parameters(), *network.named_buffers()):
+            self.graph.named[name] = self._ref(value).number
+        given = [one for one in pytree.tree_leaves(example) if isinstance(one, Tensor)]
+        self.graph.inputs = frozenset(self._ref(one).number for one in given)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, which takes a second
+
+    def run(self) -> Any:
+        """Run the network once and return its answer."""
+        with torch.no_grad(), plain_attention(), self._entering(), self:
+            result = answer(self._network, self._example)
+        leaves = [one for one in pytree.tree_leaves(result) if isinstance(one, Tensor)]
+        self.graph.outputs = tuple(self._ref(one).number for one in leaves)
+        return result
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Carry out one operation and note it."""
+        kwargs = kwargs or {}
+        if self._within is not None:
+            return func(*args, **kwargs)
+        arguments = self._refs(_by_name(func, args, kwargs))
+        result = func(*args, **kwargs)
+        space, _, name = func._schema.name.partition("::")
+        self._note(
+            Step(
+                name if space == "aten" else f"{space}.{name}",
+                arguments,
+                self._results(result),
+                self._running[-1],
+                _effect(func),
+                is_pointwise=torch.Tag.pointwise in func.tags,
+            ),
+            result,
+        )
+        return result
+
+    def _note(self, step: Step, result: Any) -> None:
+        if self._watch is not None:
+            self._watch(len(self.graph.steps), result)
+        self.graph.steps.append(step)
+
+    def _ref(self, tensor: Tensor) -> Ref:
+        number = self._numbers.get(tensor)
+        if number is None:
+            number = len(self.graph.shapes)
+            self._numbers[tensor] = number
+            self.graph.shapes.append(tuple(tensor.shape))
+        return Ref(number)
+
+    def _refs(self, values: Any) -> Any:
+        return pytree.tree_map(
+            lambda one: self._ref(one) if isinstance(one, Tensor) else one, values
+        )
+
+    def _results(self, result: Any) -> tuple[Ref | None, ...]:
+        leaves = result if isinstance(result, tuple | list) else (result,)
+        return tuple(self._ref(one) if isinstance(one, Tensor) else None for one in leaves)
+
+    @contextmanager
+    def _entering(self) -> Iterator[None]:
+        """Within the block, the paths of the modules that run are known."""
+        handles = []
+        for name, module in self._network.named_modules():
+            handles += [
+                module.register_forward_pre_hook(_Enter(self, name)),
+                # Before the user's own hooks, which are no part of the layer.
+                module.register_forward_hook(
+                    _Leave(self, name), prepend=True, with_kwargs=True, always_call=True
+                ),
+            ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def enter(self, module: nn.Module, name: str) -> None:
+        """A module begins to run."""
+        self._running.append(name)
+        self._began.append(len(self.graph.steps))
+        if isinstance(module, OPAQUE) and self._within is None:
+            self._within = name
+
+    def leave(self, module: nn.Module, name: str, given: Any, result: Any) -> None:
+        """A module has run."""
+        self._running.pop()
+        steps = range(self._began.pop(), len(self.graph.steps))
+        if self._within is None and (tensor := _normed(module, given, result)) is not None:
+            self.graph.norms.append(Norming(name, self._ref(tensor).number, steps))
+        if self._within == name and isinstance(module, OPAQUE):
+            self._within = None
+            own = [self._ref(value) for value in module.parameters()]
+            leaves = pytree.tree_leaves(result)
+            step = Step(
+                type(module).__name__,
+                {"given": self._refs(pytree.tree_leaves(given)), "own": own},
+                tuple(self._ref(one) if isinstance(one, Tensor) else None for one in leaves),
+                name,
+                is_opaque=True,
+            )
+            self._note(step, leaves[0] if leaves else None)
+
+
+class _Enter:
+    """A forward pre-hook."""
+
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self._recorder, self._name = recorder, name
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self._recorder.enter(module, self._name)
+
+
+class _Leave:
+    """A forward hook."""
+
+    def __init__(self, recorder: Recorder, name: str) -> None:
+        self._recorder, self._name = recorder, name
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        self._recorder.leave(module, self._name, (args, kwargs), result)
+
+
+def _normed(module: nn.Module, given: Any, result: Any) -> Tensor | None:
+    """The tensor that a norm takes; None of what is no norm."""
+    tensors = [one for one in pytree.tree_leaves(given) if isinstance(one, Tensor)]
+    is_one = len(tensors) == 1 and isinstance(result, Tensor) and result.shape == tensors[0].shape
+    if not is_one or "norm" not in type(module).__name__.lower():
+        return None
+    is_plain = all(sum(n > 1 for n in value.shape) < 2 for value in module.parameters())
+    return tensors[0] if is_plain else None
+
+
+def _effect(func: Any) -> Literal["new", "view", "write"]:
+    aliases = [one.alias_info for one in func._schema.returns if one.alias_info is not None]
+    if not aliases:
+        return "new"
+    return "write" if any(one.is_write for one in aliases) else "view"
+
+
+def _by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of an operation by their names, defaults included."""
+    found = {}
+    for position, argument in enumerate(func._schema.arguments):
+        if position < len(args):
+            found[argument.name] = args[position]
+        elif argument.name in kwargs:
+            found[argument.name] = kwargs[argument.name]
+        else:
+            found[argument.name] = argument.default_value
+    return found
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within the block, attention is computed by products of tensors and not by fused kernels."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,0 +1,210 @@
+"""Following the axes of all parameters through the operations of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from trueoracle.networks.graph import Graph, Ref, Step
+from trueoracle.pruning.axes.atoms import Atom, Axis, atoms_of, fixed, lock
+from trueoracle.pruning.axes.meeting import united
+
+__all__ = ["Follower", "Rule"]
+
+
+class Follower:
+    """What is known of a run's tensors so far, by their numbers.
+
+    ``reads`` are the axes of parameters that an operation sums over, ``writes`` those along which
+    its results lie, with the number of the first operation that did so: the layers' inputs and
+    outputs. ``met`` has the number of the first operation that took each parameter or buffer;
+    ``readings`` names, for each use of a layer's weights, the operation and what it reads;
+    ``mixing`` are the norms that mix channels, by their numbers among the run's;
+    ``computing`` are the modules whose weights are not parameters but computed from them.
+    """
+
+    def __init__(self, network: nn.Module, graph: Graph) -> None:
+        self.graph = graph
+        self._modules = dict(network.named_modules())
+        self._axes: dict[int, list[Axis]] = {}
+        self._from_parameters: set[int] = set(graph.named.values())
+        self._from_inputs: set[int] = set(graph.inputs)
+        self.reads: set[tuple[str, int]] = set()
+        self.writes: dict[tuple[str, int], int] = {}
+        self.computing: set[str] = set()
+        self.readings: list[tuple[str, int, Ref]] = []
+        self.mixing: dict[int, None] = {}
+        self._norming = {at: i for i, one in enumerate(graph.norms) for at in one.steps}
+        self.normed: list[tuple[str, Axis]] = []
+        self.met: dict[str, int] = {}
+        self.now = 0
+        self._names = {number: name for name, number in graph.named.items()}
+        for name, number in graph.named.items():
+            shape = graph.shapes[number]
+            self._axes[number] = [
+                Axis(((Atom(size),),), (name, axis)) for axis, size in enumerate(shape)
+            ]
+
+    def follow(self, rules: Callable[[Step], Rule | None]) -> None:
+        """Go through all operations, each by its rule."""
+        for now in self.graph.live():
+            self.now, step = now, self.graph.steps[now]
+            results = self._by_rule(rules(step), step)
+            if results is None:
+                self.refuse(step, self.meets(step))
+                results = []
+            self._note(step, results)
+        for number in self.graph.outputs:
+            for axis in self._of(number):
+                lock(axis, "its output is the network's output")
+
+    def _by_rule(self, rule: Rule | None, step: Step) -> list[list[Axis]] | None:
+        if rule is None:
+            return None
+        try:
+            return rule(self, step)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return None  # arguments in a form that the rule does not expect
+
+    def _note(self, step: Step, results: Sequence[list[Axis]]) -> None:
+        given = [ref.number for ref in step.tensors]
+        for number in given:
+            if number in self._names and not step.is_opaque:
+                self.met.setdefault(self._names[number], self.now)
+        is_input = any(number in self._from_inputs for number in given)
+        is_parameter = any(number in self._from_parameters for number in given)
+        for position, ref in enumerate(step.results):
+            if ref is None:
+                continue
+            shape = self.graph.shapes[ref.number]
+            axes = results[position] if position < len(results) else []
+            if tuple(axis.size for axis in axes) != shape:
+                if axes:
+                    self.refuse(step, self.meets(step))
+                axes = [fixed(size) for size in shape]
+            self._axes[ref.number] = axes
+            if is_input:
+                self._from_inputs.add(ref.number)
+            if is_parameter:
+                self._from_parameters.add(ref.number)
+
+    # What rules ask
+
+    def axes(self, ref: Ref | None) -> list[Axis]:
+        """The axes of a tensor."""
+        if ref is None:
+            raise TypeError("expected a tensor")
+        return self.axes_of(ref.number)
+
+    def axes_of(self, number: int) -> list[Axis]:
+        """The axes of a tensor, by its number."""
+        return list(self._of(number))
+
+    def _of(self, number: int) -> list[Axis]:
+        if number not in self._axes:
+            self._axes[number] = [fixed(size) for size in self.graph.shapes[number]]
+        return self._axes[number]
+
+    def shape(self, step: Step, position: int = 0) -> tuple[int, ...]:
+        """The shape of what an operation puts out."""
+        ref = step.results[position]
+        if ref is None:
+            raise TypeError("expected a tensor")
+        return self.graph.shapes[ref.number]
+
+    def is_computed(self, ref: Ref) -> bool:
+        """Whether a tensor comes of parameters alone, whatever the batch."""
+        return ref.number in self._from_parameters and ref.number not in self._from_inputs
+
+    def place(self, step: Step) -> str:
+        """Where an operation happens, in words: torch's own layer, or the operation's name."""
+        module = self._modules.get(step.module)
+        is_torchs = type(module).__module__.startswith("torch.") and not list(
+            module.children() if module is not None else ()
+        )
+        if module is not None and step.module and (is_torchs or step.is_opaque):
+            return f"{type(module).__name__} ({step.module})"
+        return repr(step.name.rstrip("_"))
+
+    def meets(self, step: Step) -> str:
+        """The beginning of most reasons."""
+        if step.tensors and all(self.is_computed(ref) for ref in step.tensors):
+            return f"its weights are used in {self.place(step)}"
+        return f"its output meets {self.place(step)}"
+
+    def is_normed(self) -> bool:
+        """Whether the operation is part of a norm, which may mix channels: masking does it too."""
+        if self.now not in self._norming:
+            return False
+        self.mixing[self._norming[self.now]] = None
+        return True
+
+    # What rules do
+
+    def refuse(self, step: Step, reason: str) -> None:
+        """Note that nothing that an operation is given can lose an index."""
+        for ref in step.tensors:
+            for axis in self._of(ref.number):
+                lock(axis, reason)
+
+    def meet(self, refs: Sequence[Ref], shape: Sequence[int], meets: str) -> list[Axis]:
+        """The axes of tensors that meet entry by entry, as broadcasting does."""
+        found: list[Axis | None] = [None] * len(shape)
+        for ref in refs:
+            axes = self._of(ref.number)
+            for position, axis in enumerate(axes, start=len(shape) - len(axes)):
+                known = found[position]
+                if axis.size != shape[position]:
+                    lock(axis, f"{meets} of many channels")
+                elif known is None:
+                    found[position] = Axis(axis.segments)
+                else:
+                    found[position] = Axis(united(known, axis, meets).segments)
+        return [axis or fixed(size, True) for axis, size in zip(found, shape, strict=True)]
+
+    def sum_over(self, step: Step, first: tuple[Ref, int], second: tuple[Ref, int]) -> None:
+        """Two tensors are multiplied and summed over an axis of each; one is a layer's weights.
+
+        The indices of a layer's inputs can go: masking zeroes the weights. Where neither is a
+        parameter as it stands, nothing could be zeroed.
+        """
+        sides = [(ref, self.axes(ref), axis) for ref, axis in (first, second)]
+        weights = [side for side in sides if side[1][side[2]].origin is not None]
+        mine, theirs = (axes[axis] for _, axes, axis in sides)
+        united(mine, theirs, self.meets(step))
+        for side in weights:
+            other = sides[1] if side is sides[0] else sides[0]
+            self._weighs(side[1], side[2], other[0])
+        if weights:
+            return
+        computed = next((ref for ref, _, _ in sides if self.is_computed(ref)), None)
+        if computed is not None:
+            for one in (mine, theirs):
+                lock(one, f"its reader {step.module} computes its weights from others")
+            for axis in self._of(computed.number):
+                lock(axis, "it computes its weights from others")
+            self.computing.add(step.module)
+            return
+        for one in (mine, theirs):
+            lock(one, f"{self.meets(step)} of other tensors")
+            for atom in atoms_of(one):
+                atom.multiply()
+
+    def _weighs(self, axes: Sequence[Axis], axis: int, given: Ref) -> None:
+        """A parameter is a layer's: it is read along one axis, and puts out along the others."""
+        read = axes[axis].origin
+        if read is not None:
+            self.reads.add(read)
+            self.readings.append((read[0], self.now, given))
+        for other in axes[:axis] + axes[axis + 1 :]:  # type: ignore[operator]
+            self.puts_out(other)
+
+    def puts_out(self, axis: Axis) -> None:
+        """An axis is that of a layer's outputs."""
+        if axis.origin is not None:
+            self.writes.setdefault(axis.origin, self.now)
+
+
+Rule = Callable[[Follower, Step], list[list[Axis]] | None]
+"""What becomes of the axes: those of each result; None: it cannot be followed."""

@@ -1,0 +1,285 @@
+"""What becomes of axes that meet, follow one another or are reshaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from trueoracle.pruning.axes.atoms import (
+    Atom,
+    Axis,
+    Factor,
+    Fixed,
+    Segment,
+    fixed,
+    lock,
+    resolved,
+    size_of,
+)
+
+__all__ = ["cut", "follow_on", "product", "reshaped", "united"]
+
+
+def united(first: Axis, second: Axis, meets: str) -> Axis:
+    """One axis from two of the same size whose entries meet one by one.
+
+    ``meets`` says in words what happens (``its output meets 'add'``).
+    """
+    origin = first.origin or second.origin
+    aligned = _aligned(first, second, f"{meets} of other channels")
+    if aligned is None:
+        return _apart(first, second, f"{meets} of other channels")
+    found = []
+    for a, b in zip(*aligned, strict=True):
+        segment = _united(a, b, meets)
+        if segment is None:
+            for one in (a, b):
+                lock(Axis((one,)), f"{meets} of other channels")
+            segment = (Fixed(size_of(a)),)
+        found.append(segment)
+    return Axis(tuple(found), origin)
+
+
+def _apart(first: Axis, second: Axis, reason: str) -> Axis:
+    lock(first, reason)
+    lock(second, reason)
+    return fixed(first.size)
+
+
+def _ends(segments: Sequence[Segment]) -> list[int]:
+    found, end = [], 0
+    for segment in segments:
+        end += size_of(segment)
+        found.append(end)
+    return found
+
+
+def _aligned(
+    first: Axis, second: Axis, why: str
+) -> tuple[tuple[Segment, ...], tuple[Segment, ...]] | None:
+    """The segments of two axes, cut where those of the other end; None: they cannot be."""
+    for _ in range(8):  # a cut may divide what the other axis consists of
+        mine, theirs = resolved(first).segments, resolved(second).segments
+        ends = sorted({*_ends(mine), *_ends(theirs)})
+        mine, theirs = _at(mine, ends), _at(theirs, ends)
+        if _ends(mine) == ends == _ends(theirs):
+            return mine, theirs
+        can_be = [_cut_at(one, ends, why) for one in (mine, theirs)]
+        if not all(can_be):
+            return None
+    return None
+
+
+def _at(segments: Sequence[Segment], ends: Sequence[int]) -> tuple[Segment, ...]:
+    """The segments, of which those that keep their size are cut at all ``ends``."""
+    found: list[Segment] = []
+    end = 0
+    for segment in segments:
+        size = size_of(segment)
+        inner = [point - end for point in ends if end < point < end + size]
+        end += size
+        if not inner or len(segment) > 1 or isinstance(segment[0], Atom):
+            found.append(segment)
+            continue
+        stops = [0, *inner, size]
+        is_uniform = segment[0].uniform
+        found += [(Fixed(b - a, is_uniform),) for a, b in pairwise(stops)]
+    return tuple(found)
+
+
+def _cut_at(segments: Sequence[Segment], ends: Sequence[int], why: str) -> bool:
+    """Divide the atoms of an axis so that it has segments that end at ``ends``; False: cannot."""
+    end = 0
+    for segment in segments:
+        size = size_of(segment)
+        points = [point - end for point in ends if end < point < end + size]
+        end += size
+        if not points:
+            continue
+        first = next((i for i, factor in enumerate(segment) if factor.size > 1), 0)
+        outer, inner = segment[first], size_of(segment[first + 1 :])
+        if not isinstance(outer, Atom) or any(point % inner for point in points):
+            return False
+        stops = [0, *(point // inner for point in points), outer.size]
+        outer.root().cut([b - a for a, b in pairwise(stops)], why)
+    return True
+
+
+def _united(first: Segment, second: Segment, meets: str) -> Segment | None:
+    """One product from two of the same size; None: their factors do not match."""
+    a, b = list(first), list(second)
+    found: list[Factor] = []
+    while a or b:
+        if not a or not b:
+            found += [one for one in (*a, *b) if isinstance(one, Atom)]
+            break
+        if not (_opened(a) and _opened(b)):
+            return None
+        x, y = a[0], b[0]
+        if x.size == y.size:
+            found.append(_joined(a.pop(0), b.pop(0), meets))
+        elif not _divided(a, b):
+            return None
+    return tuple(found) or (Fixed(1),)
+
+
+def _opened(factors: list[Factor]) -> bool:
+    """Write out the first factor's product; False where it is a sum, which has no factors."""
+    while isinstance(factors[0], Atom):
+        factors[0] = first = factors[0].root()
+        if first.is_whole:
+            return True
+        if not first.product:
+            return False
+        factors[:1] = first.product
+    return True
+
+
+def _divided(a: list[Factor], b: list[Factor]) -> bool:
+    """Divide the larger of the two first factors by the smaller; False: it does not divide."""
+    small, large = (a, b) if a[0].size < b[0].size else (b, a)
+    first, second = small[0], large[0]
+    if isinstance(first, Fixed) and first.size == 1:
+        small.pop(0)
+        return True
+    if second.size % first.size:
+        return False
+    if isinstance(second, Fixed):
+        sizes = first.size, second.size // first.size
+        large[:1] = [Fixed(size, second.uniform) for size in sizes]
+    else:
+        second.factor(first.size)
+    return True
+
+
+def _joined(first: Factor, second: Factor, meets: str) -> Factor:
+    if isinstance(first, Atom) and isinstance(second, Atom):
+        first.join(second)
+        return first.root()
+    if isinstance(first, Atom) or isinstance(second, Atom):
+        atom, other = (first, second) if isinstance(first, Atom) else (second, first)
+        if isinstance(other, Fixed) and not other.uniform and isinstance(atom, Atom):
+            atom.lock(f"{meets} of something that keeps its size")
+        return atom
+    return Fixed(first.size, first.uniform and second.uniform)
+
+
+def follow_on(axes: Sequence[Axis]) -> Axis:
+    """Axes one behind the other, as in a concatenation."""
+    return Axis(tuple(segment for axis in axes for segment in resolved(axis).segments))
+
+
+def cut(axis: Axis, sizes: Sequence[int], why: str) -> list[Axis] | None:
+    """An axis in pieces of some sizes that follow one another; None: it cannot be divided so."""
+    aligned = _aligned(axis, Axis(tuple((Fixed(size),) for size in sizes if size)), why)
+    if aligned is None:
+        return None
+    rest = list(aligned[0])
+    pieces = []
+    for size in sizes:
+        piece: list[Segment] = []
+        while sum(map(size_of, piece)) < size:
+            piece.append(rest.pop(0))
+        pieces.append(Axis(tuple(piece) or ((Fixed(0),),), axis.origin))
+    return pieces
+
+
+def product(axes: Sequence[Axis]) -> Axis:
+    """Several axes as one, the outermost first."""
+    kept = [axis for axis in axes if axis.segments != ((Fixed(1),),)]
+    if len(kept) == 1:
+        return kept[0]
+    whole = Axis(((),))
+    for axis in kept:
+        inner = resolved(axis).segments
+        if len(inner) > 1 and whole.size > 1:
+            lock(axis, "its output is reshaped behind a concatenation")
+            inner = ((Fixed(axis.size),),)
+        whole = Axis(tuple((*a, *b) for a in whole.segments for b in inner))
+    return Axis(tuple(one or (Fixed(1),) for one in whole.segments))
+
+
+def reshaped(axes: Sequence[Axis], sizes: Sequence[int]) -> list[Axis]:
+    """The axes of a tensor that is viewed in another shape."""
+    found: list[Axis] = []
+    old, new = list(axes), list(sizes)
+    while old or new:
+        block: list[Axis] = [old.pop(0)] if old else []
+        into: list[int] = [new.pop(0)] if new else []
+        while (mine := _total(block)) != (theirs := _size(into)):
+            if mine < theirs:
+                block.append(old.pop(0))
+            else:
+                into.append(new.pop(0))
+        if len(block) == 1 == len(into):
+            found += block
+        else:
+            found += _divided_into(product(block), into)
+    return found
+
+
+def _total(axes: Sequence[Axis]) -> int:
+    return _size([axis.size for axis in axes])
+
+
+def _size(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+def _divided_into(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
+    """One axis seen as several, the outermost first."""
+    found: list[Axis] = []
+    for position, size in enumerate(sizes):
+        inner = _size(sizes[position + 1 :])
+        if size == 1 or not sizes[position + 1 :]:
+            found.append(fixed(1) if sizes[position + 1 :] else axis)
+            continue
+        outer, axis = _peeled(axis, inner)
+        found.append(outer)
+    return found
+
+
+def _peeled(axis: Axis, inner: int) -> tuple[Axis, Axis]:
+    """An axis as its outer part and an inner one of a given size."""
+    outers, inners = [], []
+    for segment in resolved(axis).segments:
+        parted = None if size_of(segment) % inner else _parted(segment, size_of(segment) // inner)
+        if parted is None:
+            lock(axis, "its output is reshaped across its channels")
+            return fixed(axis.size // inner), fixed(inner)
+        outers.append(parted[0])
+        inners.append(Axis((parted[1],), axis.origin))
+    rest = inners[0]
+    for one in inners[1:]:
+        rest = united(rest, one, "its output is reshaped, and meets there a part")
+    return Axis(tuple(outers), axis.origin), rest
+
+
+def _parted(segment: Segment, outer: int) -> tuple[Segment, Segment] | None:
+    """A product as one of a given size and the rest, dividing an atom if need be."""
+    taken: list[Factor] = []
+    rest = list(segment)
+    while rest and (size := size_of(tuple(taken))) <= outer:
+        factor = rest[0].root() if isinstance(rest[0], Atom) else rest[0]
+        if isinstance(factor, Atom) and factor.product:
+            rest[:1] = factor.product
+            continue
+        need = outer // size
+        if need % factor.size == 0 and (factor.size > 1 or need > 1 or isinstance(factor, Atom)):
+            taken.append(factor)
+            rest.pop(0)
+        elif need == 1:
+            break
+        elif factor.size % need:
+            return None
+        elif isinstance(factor, Fixed):
+            sizes = need, factor.size // need
+            rest[:1] = [Fixed(size, factor.uniform) for size in sizes]
+        else:
+            factor.factor(need)
+    if size_of(tuple(taken)) != outer:
+        return None
+    return tuple(taken) or (Fixed(1),), tuple(rest) or (Fixed(1),)

@@ -1,0 +1,253 @@
+"""From followed axes to groups: what can be offered, and why the rest cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from trueoracle.networks.graph import OPAQUE, Graph, Norming
+from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, resolved, size_of
+from trueoracle.pruning.axes.following import Follower
+from trueoracle.pruning.axes.rules import rule_of
+from trueoracle.pruning.groups import Group, GroupMap, Place, Role
+
+__all__ = ["Offers", "layout", "offers"]
+
+
+@dataclass
+class Offers:
+    """Groups by their first layer, each with what could be cut instead, and what is refused.
+
+    Where an axis is a product (heads · width of a head), the outermost index set comes first.
+    """
+
+    alternatives: dict[str, list[Group]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def first(self) -> GroupMap:
+        """The groups that are tried first."""
+        groups = {name: ways[0] for name, ways in self.alternatives.items()}
+        return GroupMap(groups, dict(self.refused))
+
+
+def offers(network: nn.Module, graph: Graph) -> Offers:
+    """The groups of ``network`` as the operations of one run show them."""
+    known = Follower(network, graph)
+    known.follow(rule_of)
+    return _Sorting(network, known).offers()
+
+
+class _Sorting:
+    """Sorts the index sets of one network into those that can go and those that cannot."""
+
+    def __init__(self, network: nn.Module, known: Follower) -> None:
+        self._network, self._known = network, known
+        self._axes: dict[tuple[str, int], Axis] = {}
+        for name, number in known.graph.named.items():
+            for position, axis in enumerate(known.axes_of(number)):
+                self._axes[name, position] = resolved(axis)
+        self._written = {name for name, _ in known.writes}
+        self._owners = {name.rpartition(".")[0]: at for (name, _), at in known.writes.items()}
+        self._order = {name: position for position, name in enumerate(known.graph.named)}
+        self._names = {id(value): key for key, value in network.named_parameters()}
+        self._places: dict[Atom, list[Place]] = {}
+        for (name, position), axis in self._axes.items():
+            for atom, place in self._of_axis(name, position, axis):
+                self._places.setdefault(atom, []).append(place)
+        for module, axis in known.normed:
+            self._count(module, axis)
+        for number in known.mixing:
+            self._mix(known.graph.norms[number])
+
+    def offers(self) -> Offers:
+        """Every layer is in a group, or refused with a reason."""
+        found = Offers()
+        ranked = sorted(self._known.writes.items(), key=lambda item: item[1])
+        for (name, position), _ in ranked:
+            for atom in self._covering(self._axes[name, position]):
+                self._offer(found, atom)
+        taken = {
+            place.tensor
+            for ways in found.alternatives.values()
+            for place in ways[0].places
+            if place.role == "writes"
+        }
+        for (name, position), _ in ranked:
+            if name not in taken:
+                self._refuse(found, name, self._axes[name, position])
+        for name, module in self._network.named_modules():
+            if name and name not in found.refused and self._is_unseen(module, name):
+                found.refused[name] = self._unseen(module, name)
+        return found
+
+    def _offer(self, found: Offers, atom: Atom) -> None:
+        if self._unfit(atom):
+            return
+        places = self._places[atom]
+        ranked = sorted(places, key=self._rank)
+        name = next(
+            _layer(place.tensor)
+            for place in ranked
+            if place.role == "writes" and place.tensor in self._written
+        )
+        ways = found.alternatives.setdefault(name, [])
+        if all(way.places != tuple(ranked) for way in ways):
+            ways.append(Group(name, atom.size, tuple(ranked)))
+            ways.sort(key=lambda way: way.filters == 1)
+
+    def _rank(self, place: Place) -> tuple[int, int]:
+        """Layers as they ran; what runs at the same time, as it is listed in the network."""
+        at = self._known.met.get(place.tensor, self._owners.get(place.owner, len(self._order)))
+        return at, self._order.get(place.tensor, 0)
+
+    def _covering(self, axis: Axis) -> list[Atom]:
+        """The atoms that occur in every part of a layer's outputs, the outermost first."""
+        common = [factor for factor in axis.segments[0] if isinstance(factor, Atom)]
+        return [
+            atom
+            for atom in dict.fromkeys(common)
+            if all(segment.count(atom) == 1 for segment in axis.segments)
+        ]
+
+    def _unfit(self, atom: Atom) -> str:
+        """Why the indices of an atom cannot go; empty: nothing is known to be in the way."""
+        if atom.reason:
+            return atom.reason
+        for place in self._places[atom]:
+            written = (place.tensor, place.axis) in self._known.writes
+            if written and atom not in self._covering(self._axes[place.tensor, place.axis or 0]):
+                return atom.cut_by or "only a part of its output is used there"
+        if several := self._together(atom):
+            return several
+        roles = {place.role for place in self._places[atom]}
+        if not {"reads", "writes"} <= roles:
+            return "no layer with weights reads its output"
+        return ""
+
+    def _together(self, atom: Atom) -> str:
+        """Why an index that takes several filters of a layer is no filter; of attention, it is."""
+        most = 1
+        others: set[Factor] = set()
+        for place in self._places[atom]:
+            if (place.tensor, place.axis) in self._known.writes:
+                most = max(most, place.inner * place.outer)
+                axis = self._axes[place.tensor, place.axis or 0]
+                others.update(factor for segment in axis.segments for factor in segment)
+        if most == 1 or any(other.is_multiplied for other in others):
+            return ""
+        reasons = (other.reason for other in others if isinstance(other, Atom))
+        reason = next((f" ({one})" for one in reasons if one), "")
+        return f"its filters could only go {most} at a time{reason}"
+
+    def _refuse(self, found: Offers, name: str, axis: Axis) -> None:
+        atoms = _atoms(axis)
+        reasons = [reason for atom in atoms if (reason := self._unfit(atom))]
+        reasons += [atom.cut_by for atom in atoms if atom.cut_by]
+        if len(axis.segments) > 1:
+            reasons.sort(key=lambda reason: "of other channels" not in reason)
+        reason = reasons[0] if reasons else "only parts of its output can be followed"
+        if _layer(name) in found.refused:
+            return
+        names = dict.fromkeys(
+            _layer(place.tensor)
+            for atom in atoms[:1]
+            for place in self._places[atom]
+            if (place.tensor, place.axis) in self._known.writes
+        )
+        shown = GroupMap({}, found.refused)
+        shown.refuse([*names] if _layer(name) in names else [_layer(name)], reason)
+
+    def _is_unseen(self, module: nn.Module, name: str) -> bool:
+        """Whether a module has weights of more than one axis that no operation was seen to use."""
+        if name in self._known.computing:
+            return any(value.ndim > 1 for value in module.parameters())
+        weights = [value for value in module._parameters.values() if value is not None]
+        names = [self._names.get(id(value), "") for value in weights if value.ndim > 1]
+        is_tied = any(one.rpartition(".")[0] != name for one in names)
+        is_known = any(one in self._written or one in self._known.met for one in names)
+        return bool(names) and (is_tied or not is_known)
+
+    def _unseen(self, module: nn.Module, name: str) -> str:
+        if isinstance(module, OPAQUE):
+            return f"a {type(module).__name__} is not known"
+        if name in self._known.computing:
+            return "it computes its weights from others"
+        tensors = [self._names.get(id(value), "") for value in module._parameters.values()]
+        first = next(one for one in tensors if one)
+        if first.rpartition(".")[0] != name:
+            return f"it shares its weights with {_layer(first)}"
+        numbers = {self._known.graph.named.get(one) for one in tensors}
+        steps = self._known.graph.steps
+        if any(ref.number in numbers for step in steps for ref in step.tensors):
+            return "no layer with weights reads its output"
+        return "its weights were not used on the example"
+
+    # Places
+
+    def _of_axis(self, name: str, position: int, axis: Axis) -> Iterator[tuple[Atom, Place]]:
+        """Where atoms lie along one axis of a parameter or buffer."""
+        roles: list[Role] = []
+        if (name, position) in self._known.reads:
+            roles.append("reads")
+        if (name, position) in self._known.writes or self._is_bias(name):
+            roles.append("writes")  # of an embedding that is a reader too, both
+        for atom, offset, outer, inner in layout(axis.segments):
+            for role in roles or _CARRIES:
+                yield atom, Place(name, position, offset, outer, inner, role)
+
+    def _is_bias(self, name: str) -> bool:
+        """Whether a tensor of one axis belongs to a layer that puts out filters."""
+        owner, _, last = name.rpartition(".")
+        return owner in self._owners and name not in self._written and "bias" in last
+
+    def _count(self, module: str, axis: Axis) -> None:
+        """A norm without parameters still says how many channels it takes."""
+        owner = self._network.get_submodule(module)
+        key = "normalized_shape" if isinstance(owner, nn.LayerNorm) else "num_features"
+        has_tensors = any(isinstance(getattr(owner, n, None), Tensor) for n in _NORM_TENSORS)
+        if has_tensors or not hasattr(owner, key):
+            return
+        value = getattr(owner, key)
+        is_whole = axis.size == (value[-1] if isinstance(value, tuple) else value)
+        for atom, _, outer, inner in layout(resolved(axis).segments):
+            outer = outer if is_whole else 1  # a norm of instances has folded them into the axis
+            place = Place(f"{module}.{key}", None, 0, outer, inner, "counts")
+            if place not in self._places.setdefault(atom, []):
+                self._places[atom].append(place)
+
+    def _mix(self, norm: Norming) -> None:
+        axes = self._known.axes_of(norm.given)
+        for position, axis in enumerate(axes, start=-len(axes)):
+            for atom, offset, outer, inner in layout(resolved(axis).segments):
+                place = Place(norm.module, position, offset, outer, inner, "mixes")
+                if place not in self._places.setdefault(atom, []):
+                    self._places[atom].append(place)
+
+
+_CARRIES: tuple[Role, ...] = ("carries",)
+_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
+
+
+def _atoms(axis: Axis) -> list[Atom]:
+    return [one for segment in axis.segments for one in segment if isinstance(one, Atom)]
+
+
+def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]]:
+    """Atoms with their offset, how often they are repeated and how many entries an index has."""
+    offset = 0
+    for segment in segments:
+        outer, inner = 1, size_of(segment)
+        for factor in segment:
+            inner //= max(factor.size, 1)
+            if isinstance(factor, Atom):
+                yield factor, offset, outer, inner
+            outer *= factor.size
+        offset += size_of(segment)
+
+
+def _layer(tensor: str) -> str:
+    """What a layer is called: the module that has a weight, or the parameter itself."""
+    owner, _, last = tensor.rpartition(".")
+    return owner if owner and last in ("weight", "in_proj_weight") else tensor

@@ -1,0 +1,229 @@
+"""Rules for operations that only rearrange what a tensor holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trueoracle.networks.graph import Step
+from trueoracle.pruning.axes.atoms import Axis, atoms_of, fixed, lock
+from trueoracle.pruning.axes.following import Follower, Rule
+from trueoracle.pruning.axes.meeting import cut, follow_on, product, reshaped, united
+
+__all__ = ["RULES"]
+
+Results = list[list[Axis]] | None
+
+
+def _reshaped(known: Follower, step: Step) -> Results:
+    return [reshaped(known.axes(step.arguments["self"]), known.shape(step))]
+
+
+def _transposed(known: Follower, step: Step) -> Results:
+    axes = known.axes(step.arguments["self"])
+    if step.name.rstrip("_") == "permute":
+        return [[axes[dim] for dim in step.arguments["dims"]]]
+    if "dim0" in step.arguments:
+        a, b = step.arguments["dim0"], step.arguments["dim1"]
+    else:
+        a, b = 0, len(axes) - 1  # of a matrix, or a vector that stays one
+    if axes:
+        axes[a], axes[b] = axes[b], axes[a]
+    return [axes]
+
+
+def _expanded(known: Follower, step: Step) -> Results:
+    axes, shape = known.axes(step.arguments["self"]), known.shape(step)
+    axes = [fixed(1)] * (len(shape) - len(axes)) + axes
+    result = []
+    for axis, size in zip(axes, shape, strict=True):
+        if axis.size == size:
+            result.append(axis)
+        else:
+            lock(axis, f"{known.meets(step)} to many channels")
+            result.append(fixed(size, True))
+    return [result]
+
+
+def _repeated(known: Follower, step: Step) -> Results:
+    axes, shape = known.axes(step.arguments["self"]), known.shape(step)
+    axes = [fixed(1)] * (len(shape) - len(axes)) + axes
+    times = [size // max(axis.size, 1) for axis, size in zip(axes, shape, strict=True)]
+    return [
+        [
+            axis if n == 1 else product([fixed(n, True), axis])
+            for axis, n in zip(axes, times, strict=True)
+        ]
+    ]
+
+
+def _unsqueezed(known: Follower, step: Step) -> Results:
+    axes = known.axes(step.arguments["self"])
+    dim = step.arguments["dim"] % (len(axes) + 1)
+    return [[*axes[:dim], fixed(1), *axes[dim:]]]
+
+
+def _squeezed(known: Follower, step: Step) -> Results:
+    axes = known.axes(step.arguments["self"])
+    dims = step.arguments.get("dim")
+    listed = range(len(axes)) if dims is None else [dims] if isinstance(dims, int) else dims
+    gone = {dim % len(axes) for dim in listed if axes[dim].size == 1} if axes else set()
+    for dim in gone:
+        lock(axes[dim], known.meets(step))
+    return [[axis for dim, axis in enumerate(axes) if dim not in gone]]
+
+
+def _sliced(known: Follower, step: Step) -> Results:
+    axes = known.axes(step.arguments["self"])
+    dim = step.arguments["dim"] % len(axes)
+    size = axes[dim].size
+    low, high = (_bound(step.arguments[name], size) for name in ("start", "end"))
+    low, high = low or 0, size if high is None else high
+    taken = known.shape(step)[dim]
+    if taken == size:
+        return [axes]
+    pieces = None
+    if step.arguments["step"] == 1 and any(atoms_of(axes[dim])):
+        pieces = cut(axes[dim], [low, taken, size - low - taken], known.meets(step))
+    if pieces is None:
+        lock(axes[dim], known.meets(step))
+        axes[dim] = fixed(taken)
+    else:
+        axes[dim] = pieces[1]
+    return [axes]
+
+
+def _bound(value: Any, size: int) -> int | None:
+    if value is None:
+        return None
+    return max(value + size, 0) if value < 0 else min(int(value), size)
+
+
+def _selected(known: Follower, step: Step) -> Results:
+    axes = known.axes(step.arguments["self"])
+    dim = step.arguments["dim"] % len(axes)
+    lock(axes[dim], known.meets(step))
+    return [axes[:dim] + axes[dim + 1 :]] * len(step.results)
+
+
+def _split(known: Follower, step: Step) -> Results:
+    axes = known.axes(step.arguments["self"])
+    dim = step.arguments["dim"] % len(axes)
+    sizes = [known.shape(step, i)[dim] for i in range(len(step.results))]
+    pieces = cut(axes[dim], sizes, known.meets(step))
+    if pieces is None:
+        return None
+    return [[*axes[:dim], piece, *axes[dim + 1 :]] for piece in pieces]
+
+
+def _concatenated(known: Follower, step: Step) -> Results:
+    refs, shape = step.tensors, known.shape(step)
+    refs = [ref for ref in refs if len(known.axes(ref)) == len(shape)]  # an empty one has one axis
+    dim = step.arguments["dim"] % len(shape)
+    parts = [known.axes(ref)[dim] for ref in refs]
+    others = [*shape[:dim], 1, *shape[dim + 1 :]]
+    result = _met_but(known, step, [known.axes(ref) for ref in refs], dim, others)
+    result[dim] = follow_on([part for part in parts if part.size])
+    return [result]
+
+
+def _stacked(known: Follower, step: Step) -> Results:
+    shape = known.shape(step)
+    dim = step.arguments["dim"] % len(shape)
+    given = [known.axes(ref) for ref in step.tensors]
+    raised = [[*axes[:dim], fixed(1), *axes[dim:]] for axes in given]
+    result = _met_but(known, step, raised, dim, shape)
+    result[dim] = fixed(shape[dim])
+    return [result]
+
+
+def _met_but(
+    known: Follower, step: Step, given: Sequence[list[Axis]], dim: int, shape: Sequence[int]
+) -> list[Axis]:
+    """Tensors that meet along all axes but one."""
+    result = [Axis(axis.segments) for axis in given[0]]
+    for axes in given[1:]:
+        for position, axis in enumerate(axes):
+            if position != dim:
+                met = united(result[position], axis, known.meets(step))
+                result[position] = Axis(met.segments)
+    return result
+
+
+def _padded(known: Follower, step: Step) -> Results:
+    """A border of one value, which belongs to nobody."""
+    axes, given = known.axes(step.arguments["self"]), step.arguments["pad"]
+    for back in range(len(given) // 2):
+        low, high = given[2 * back : 2 * back + 2]
+        dim = len(axes) - 1 - back
+        if low < 0 or high < 0:
+            lock(axes[dim], known.meets(step))
+            axes[dim] = fixed(axes[dim].size + low + high)
+        elif low or high:
+            border = [fixed(n, True) for n in (low, high)]
+            axes[dim] = follow_on([one for one in (border[0], axes[dim], border[1]) if one.size])
+    return [axes]
+
+
+def _indexed(known: Follower, step: Step) -> Results:
+    """Some entries by their numbers, along some axes."""
+    axes, shape = known.axes(step.arguments["self"]), known.shape(step)
+    indices = [*step.arguments["indices"]]
+    indices += [None] * (len(axes) - len(indices))
+    by_number = [dim for dim, one in enumerate(indices) if one is not None]
+    for dim in by_number:
+        lock(axes[dim], known.meets(step))
+    is_together = by_number == list(range(by_number[0], by_number[-1] + 1))
+    kept = [dim for dim in range(len(axes)) if dim not in by_number]
+    before = [axes[dim] for dim in kept if is_together and dim < by_number[0]]
+    after = [axes[dim] for dim in kept if not is_together or dim > by_number[0]]
+    count = len(shape) - len(kept)
+    middle = [fixed(size) for size in shape[len(before) : len(before) + count]]
+    return [[Axis(axis.segments) for axis in (*before, *middle, *after)]]
+
+
+def _shuffled(known: Follower, step: Step) -> Results:
+    """Channels become pixels: filters could only go several at a time, and are kept."""
+    return None
+
+
+def _unshuffled(known: Follower, step: Step) -> Results:
+    """Pixels become channels: each channel becomes several, which are neighbours."""
+    axes, shape = known.axes(step.arguments["self"]), known.shape(step)
+    factor = step.arguments["downscale_factor"]
+    spread = product([axes[-3], fixed(factor * factor)])
+    return [[*axes[:-3], spread, fixed(shape[-2]), fixed(shape[-1])]]
+
+
+def _unfolded(known: Follower, step: Step) -> Results:
+    """Windows of an image as rows: ``[N, C · window, positions]``."""
+    axes, shape = known.axes(step.arguments["self"]), known.shape(step)
+    window = shape[-2] // axes[-3].size
+    return [[*axes[:-3], product([axes[-3], fixed(window)]), fixed(shape[-1])]]
+
+
+def _restrided(known: Follower, step: Step) -> Results:
+    """Only what a shape that stays is laid out like in memory can be followed."""
+    axes = known.axes(step.arguments["self"])
+    return [axes] if tuple(axis.size for axis in axes) == known.shape(step) else None
+
+
+RULES: dict[str, Rule] = {
+    "as_strided": _restrided,
+    **dict.fromkeys(("view", "_unsafe_view", "_reshape_alias", "reshape"), _reshaped),
+    **dict.fromkeys(("transpose", "t", "permute"), _transposed),
+    **dict.fromkeys(("slice",), _sliced),
+    **dict.fromkeys(("select", "unbind"), _selected),
+    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split"), _split),
+    "expand": _expanded,
+    "unsqueeze": _unsqueezed,
+    "squeeze": _squeezed,
+    "repeat": _repeated,
+    "cat": _concatenated,
+    "stack": _stacked,
+    "constant_pad_nd": _padded,
+    "index": _indexed,
+    "pixel_shuffle": _shuffled,
+    "pixel_unshuffle": _unshuffled,
+    "im2col": _unfolded,
+}
