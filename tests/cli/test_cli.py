@@ -194,7 +194,7 @@ def test_export_writes_the_tables(study: Path, runs: Path, tmp_path: Path) -> No
     for form, reader in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
         called = call("export", "mine", "--runs", runs, "--format", form, "--out", tmp_path / form)
         assert called.code == 0
-        names = {"candidates", "scores", "outcomes", "retrainings", "dense_epochs"}
+        names = {"candidates", "scores", "outcomes", "retrainings", "dense_epochs", "metrics"}
         assert {path.stem for path in (tmp_path / form).iterdir()} == names
         frames[form] = {name: reader(tmp_path / form / f"{name}.{form}") for name in names}
     assert len(frames["csv"]["outcomes"]) == 10
