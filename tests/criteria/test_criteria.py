@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 import trueoracle
-from trueoracle.criteria.base import CRITERIA, Criterion, find_criterion
+from tests.criteria.tiny import chain, every_way, masks
+from trueoracle.criteria.base import CRITERIA, Criterion, as_criterion, find_criterion
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, TrueOracleError
 from trueoracle.pruning.candidates import Candidates, list_candidates
@@ -303,3 +304,14 @@ def test_scores_of_the_wrong_shape_are_refused(
     made = trueoracle.criterion("one-for-all")(lambda *_: [1.0])
     with pytest.raises(InputError, match=r"scores of shape \[1\], expected \[12\]"):
         made(dense, candidates, few_digits)
+
+
+def test_scores_are_called_by_a_label_that_says_what_is_pruned() -> None:
+    filters, weights = every_way(chain(), {"0": 0.5}), masks(chain(), {"0": 0.5})
+    l1, l2 = CRITERIA["l1"], CRITERIA["l2"]
+    assert l1.label_of(filters) == "L1 norm of the pruned filters"
+    assert l1.label_of(weights) == "L1 norm of the pruned weights"
+    assert l2.label_of(filters) == "L2 norm of the pruned filters"
+    assert l2.label_of(weights) == "squared L2 norm of the pruned weights"
+    assert CRITERIA["oracle"].label_of(filters) == "pruned train loss"
+    assert as_criterion("mine", lambda *_: [0.0]).label_of(filters) is None
