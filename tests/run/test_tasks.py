@@ -461,3 +461,40 @@ def test_a_study_file_names_its_task(tmp_path: Path) -> None:
     from_file = Study(path, network=made(Net, 2), data=splits("regression"), runs=tmp_path / "runs")
     assert from_file.spec.task == "regression"
     assert from_file.score(progress=False).task == "regression"
+
+
+@pytest.mark.parametrize(
+    ("what", "fields"),
+    [
+        ("task", {"task": "of_their_own:Absolute"}),
+        (
+            "retraining.procedure",
+            {"task": "regression", "retraining": RETRAINING | {"procedure": "of_their_own:train"}},
+        ),
+    ],
+)
+def test_code_that_changed_is_not_taken_for_the_same(
+    what: str, fields: dict[str, Any], own: str, tmp_path: Path
+) -> None:
+    def made_of(name: str) -> Study:
+        few = {"candidates": 3, "layers": {"conv": 0.4}}
+        return study(
+            name, made(Net, 2), splits("regression"), tmp_path / "runs", pruning=few, **fields
+        )
+
+    first = made_of("first").run(progress=False)
+    assert made_of("first").run(progress=False).counts == first.counts
+    heard = Heard()
+    same = made_of("second").run(progress=heard)
+    assert any("results taken over from first-" in line for line in heard.lines)
+    pd.testing.assert_frame_equal(same.outcomes, first.outcomes)
+    path = tmp_path / f"{own}.py"
+    path.write_text(path.read_text().replace(".abs()", ".square()").replace("Adam", "SGD"))
+    sys.modules.pop(own)
+    message = rf"^the code of {what} 'of_their_own:\w+' has changed since this study began: give"
+    with pytest.raises(InputError, match=message):
+        made_of("first").run(progress=False)
+    heard = Heard()
+    other = made_of("third").run(progress=heard)
+    assert not any("results taken over" in line for line in heard.lines)
+    assert not np.allclose(other.outcomes["test_loss"], first.outcomes["test_loss"])
