@@ -498,3 +498,32 @@ def test_code_that_changed_is_not_taken_for_the_same(
     other = made_of("third").run(progress=heard)
     assert not any("results taken over" in line for line in heard.lines)
     assert not np.allclose(other.outcomes["test_loss"], first.outcomes["test_loss"])
+
+
+class Text(nn.Module):
+    """Says the next token from each alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.conv, self.head = nn.Embedding(11, 8), nn.Linear(8, 5), nn.Linear(5, 11)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.head(torch.relu(self.conv(self.tokens(input_ids))))}
+
+
+@pytest.mark.parametrize("task", ["next-token", "answers"])
+def test_a_study_of_padded_texts(task: str, tmp_path: Path) -> None:
+    def split(count: int, seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(10, (count, 6), generator=generator)
+        tokens[:, 1:] = (tokens[:, :1] + torch.arange(1, 6)) % 11  # there is something to learn
+        lengths = torch.randint(3, 7, (count, 1), generator=generator)
+        mask = (torch.arange(6) < lengths).long()
+        fields = {"input_ids": tokens, "attention_mask": mask}
+        if task == "answers":
+            fields["labels"] = tokens.masked_fill(torch.arange(6) < lengths - 2, -100)
+        return fields
+
+    data = (split(48, 0), split(16, 1), split(24, 2))
+    texts = study("texts", made(Text), data, tmp_path, task=task)
+    check(texts.run(progress=False), task, ["loss", "token_accuracy"])
