@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -166,15 +167,38 @@ def test_numbers_without_an_axis_are_trained_alike() -> None:
     check_against_loop(members(Net, 1), Splits(parts[0], parts[0], parts[1], Regression()), RECIPE)
 
 
-def test_class_probabilities_are_trained_alike() -> None:
+def of_probabilities() -> Splits:
     whole = data("classification")
     shares = [
         Split.of(split.inputs, split.inputs.mean((2, 3)).repeat(1, 2)[:, :3].softmax(1))
         for split in (whole.train, whole.test)
     ]
-    given = Splits(shares[0], shares[1], shares[1], Classification(3))
-    check_against_loop(members(Net, 3), given, RECIPE)
-    check_against_loop(members(Net, 4), given, RECIPE)
+    return Splits(shares[0], shares[1], shares[1], Classification(3))
+
+
+def test_class_probabilities_are_trained_alike() -> None:
+    check_against_loop(members(Net, 3), of_probabilities(), RECIPE)
+    check_against_loop(members(Net, 4), of_probabilities(), RECIPE)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mixup": 0.4, "cutmix": 1.0},
+        {"shift": 1, "flip": True, "resized_crop": 0.5},
+        {"label_smoothing": 0.1, "gradient_clip": 0.05},
+    ],
+    ids=["mixtures", "augmentation", "regularisation"],
+)
+@pytest.mark.parametrize("soft", [False, True], ids=["classes", "probabilities"])
+@pytest.mark.parametrize("taught", [False, True], ids=["alone", "taught"])
+def test_every_recipe_trains_on_every_kind_of_targets(
+    fields: dict[str, Any], soft: bool, taught: bool
+) -> None:
+    recipe = RECIPE.model_copy(update=fields | ({"distil": Distil()} if taught else {}))
+    whole = of_probabilities() if soft else data("classification")
+    (teacher,) = members(Net, 3, 1)
+    check_against_loop(members(Net, 3), retraining_data(whole, recipe, teacher), recipe)
 
 
 @pytest.mark.parametrize(

@@ -461,3 +461,69 @@ def test_a_study_file_names_its_task(tmp_path: Path) -> None:
     from_file = Study(path, network=made(Net, 2), data=splits("regression"), runs=tmp_path / "runs")
     assert from_file.spec.task == "regression"
     assert from_file.score(progress=False).task == "regression"
+
+
+@pytest.mark.parametrize(
+    ("what", "fields"),
+    [
+        ("task", {"task": "of_their_own:Absolute"}),
+        (
+            "retraining.procedure",
+            {"task": "regression", "retraining": RETRAINING | {"procedure": "of_their_own:train"}},
+        ),
+    ],
+)
+def test_code_that_changed_is_not_taken_for_the_same(
+    what: str, fields: dict[str, Any], own: str, tmp_path: Path
+) -> None:
+    def made_of(name: str) -> Study:
+        few = {"candidates": 3, "layers": {"conv": 0.4}}
+        return study(
+            name, made(Net, 2), splits("regression"), tmp_path / "runs", pruning=few, **fields
+        )
+
+    first = made_of("first").run(progress=False)
+    assert made_of("first").run(progress=False).counts == first.counts
+    heard = Heard()
+    same = made_of("second").run(progress=heard)
+    assert any("results taken over from first-" in line for line in heard.lines)
+    pd.testing.assert_frame_equal(same.outcomes, first.outcomes)
+    path = tmp_path / f"{own}.py"
+    path.write_text(path.read_text().replace(".abs()", ".square()").replace("Adam", "SGD"))
+    sys.modules.pop(own)
+    message = rf"^the code of {what} 'of_their_own:\w+' has changed since this study began: give"
+    with pytest.raises(InputError, match=message):
+        made_of("first").run(progress=False)
+    heard = Heard()
+    other = made_of("third").run(progress=heard)
+    assert not any("results taken over" in line for line in heard.lines)
+    assert not np.allclose(other.outcomes["test_loss"], first.outcomes["test_loss"])
+
+
+class Text(nn.Module):
+    """Says the next token from each alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.conv, self.head = nn.Embedding(11, 8), nn.Linear(8, 5), nn.Linear(5, 11)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        return {"logits": self.head(torch.relu(self.conv(self.tokens(input_ids))))}
+
+
+@pytest.mark.parametrize("task", ["next-token", "answers"])
+def test_a_study_of_padded_texts(task: str, tmp_path: Path) -> None:
+    def split(count: int, seed: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(10, (count, 6), generator=generator)
+        tokens[:, 1:] = (tokens[:, :1] + torch.arange(1, 6)) % 11  # there is something to learn
+        lengths = torch.randint(3, 7, (count, 1), generator=generator)
+        mask = (torch.arange(6) < lengths).long()
+        fields = {"input_ids": tokens, "attention_mask": mask}
+        if task == "answers":
+            fields["labels"] = tokens.masked_fill(torch.arange(6) < lengths - 2, -100)
+        return fields
+
+    data = (split(48, 0), split(16, 1), split(24, 2))
+    texts = study("texts", made(Text), data, tmp_path, task=task)
+    check(texts.run(progress=False), task, ["loss", "token_accuracy"])

@@ -142,3 +142,15 @@ def test_a_task_may_leave_out_what_it_does_not_know() -> None:
     assert task.groups(split).tolist() == [0] * 6
     assert task.weight({"a": torch.zeros(5, 2)}) == 5
     assert task.label == "Absolute"
+
+
+def test_a_given_task_is_told_apart_by_every_number_that_it_holds() -> None:
+    """A tensor of weights is printed in part only."""
+    weights = torch.ones(3000)
+    other = weights.clone()
+    other[1500] = 2
+    one, same, another = (Absolute() for _ in range(3))
+    for task, held in ((one, weights), (same, weights.clone()), (another, other)):
+        task.weights = held  # type: ignore[attr-defined]
+    assert given_task(one) == given_task(same)
+    assert given_task(one) != given_task(another)

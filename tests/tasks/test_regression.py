@@ -85,3 +85,10 @@ def test_targets_that_are_not_finite_are_refused(value: float) -> None:
     broken[3, 1] = value
     with pytest.raises(InputError, match="the test targets hold values that are not finite"):
         Regression().check_targets(Split.of(torch.zeros(12, 2), broken), "test")
+
+
+def test_numbers_are_compared_at_the_precision_that_they_are_given_in() -> None:
+    """In bfloat16 1,003 is 1,004: a network in autocast would learn other numbers."""
+    said, true = torch.tensor([[1000.0]], dtype=torch.bfloat16), torch.tensor([[1003.0]])
+    assert float(Regression().loss(said, batch(true))) == 9
+    assert measured(Regression(), said, batch(true))["loss"] == 9
