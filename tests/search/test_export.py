@@ -89,6 +89,7 @@ def test_numbers_that_change_with_a_cut_are_saved_and_set_again(tmp_path: Path) 
     about = origin(name=None, input_shape=(1, 32, 32), classes=3, pruned={"qkv": (1,)})
     path = export(made, tmp_path / "model.safetensors", about, {})
     loaded = trueoracle.load(path, network=Heads())
+    assert isinstance(loaded, Heads)
     assert (loaded.heads, loaded.size) == (3, 9)
     assert torch.equal(loaded(IMAGES), made(IMAGES))
 

@@ -408,7 +408,7 @@ class Wide(nn.Module):
         super().__init__()
         kind = nn.Conv2d if len(shape) == 4 else nn.Linear
         more = (1,) if kind is nn.Conv2d else ()
-        self.first, self.norm, self.out = kind(5, 6, *more), norm, kind(6, 3, *more)  # type: ignore[arg-type]
+        self.first, self.norm, self.out = kind(5, 6, *more), norm, kind(6, 3, *more)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.norm(self.first(x)))  # type: ignore[no-any-return]
