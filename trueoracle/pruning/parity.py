@@ -110,8 +110,10 @@ def settled(network: nn.Module, found: Offers, example: Example) -> GroupMap:
         failed: dict[str, str] = {}
         if triable:
             trial = trial or _Trial(network, example)
-            passed, failed = trial.settle(triable)
-            whole |= passed
+            for some in trial.sorted_out(triable):
+                passed, without = trial.settle(some)
+                whole |= passed
+                failed |= without
         result.groups.update(whole)
         for name, reason in failed.items():
             reasons.setdefault(name, reason)
@@ -232,6 +234,24 @@ class _Trial:
             return {groups[0].name: reason}
         half = len(groups) // 2
         return self.failures(groups[:half]) | self.failures(groups[half:])
+
+    def sorted_out(self, groups: Sequence[Group]) -> list[Sequence[Group]]:
+        """The groups to try together, and apart from them those that most likely fail.
+
+        What blocks of one kind need (fewer heads) is learnt from the first of them.
+        """
+        kinds = {}
+        for group in groups:
+            spans = (place.inner * place.outer for place in group.places if place.role == "writes")
+            if max(spans) > 1:
+                kinds[group.name] = choices(self._network, group)
+        first = {kind: name for name, kind in reversed(kinds.items())}
+        for group in groups:
+            if group.name in first.values() and self._reason([group]):
+                self._with_counts(group)
+        doubtful = [group for group in groups if kinds.get(group.name) in self._in_vain]
+        hopeful = [group for group in groups if group not in doubtful]
+        return [some for some in (hopeful, doubtful) if some]
 
     def settle(self, groups: Sequence[Group]) -> tuple[dict[str, Group], dict[str, str]]:
         """The groups that can be cut, with the numbers that have to change, and why others cannot.
