@@ -163,7 +163,7 @@ def test_a_record_before_metrics_is_reported_and_exported(
 ) -> None:
     before = Results(older_record(tmp_path, 3))
     assert before.outcomes.columns.tolist()[-6:] == list(columns_of(CLASSIFICATION))
-    assert before.score("l1").label == "L1 norm of the pruned filters"
+    assert before.score("l1").label == "score by l1"
     assert verify(before.folder).state == "whole"
     assert write_report(before, [], tmp_path / "report").page.is_file()
     assert all(path.is_file() for path in before.export(tmp_path / "tables"))
