@@ -18,6 +18,11 @@ from trueoracle.tasks.base import TARGETS
 from trueoracle.tasks.classification import Classification
 from trueoracle.tasks.regression import Regression
 
+
+def kind(one: object) -> str:
+    return one if isinstance(one, str) else type(one).__name__
+
+
 IMAGES = torch.arange(24.0).reshape(6, 1, 2, 2) / 24
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 OTHER = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
@@ -259,7 +264,9 @@ def test_items_are_read_once_but_for_a_few() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [range(3), 5, None, "images", {1, 2}, Stream(), DataLoader(Stream()), iter([])], ids=str
+    "data",
+    [range(3), 5, None, "images", {1, 2}, Stream(), DataLoader(Stream()), iter([])],
+    ids=kind,
 )
 def test_what_is_no_split_is_refused_in_a_line(data: Any) -> None:
     with pytest.raises(InputError) as caught:
@@ -341,7 +348,11 @@ def test_the_task_comes_with_the_data(name: str) -> None:
     assert few.task is data.task
 
 
-@pytest.mark.parametrize("data", ["digits", (IMAGES,), ((IMAGES, LABELS),) * 4, None], ids=str)
+@pytest.mark.parametrize(
+    "data",
+    ["digits", (IMAGES,), ((IMAGES, LABELS),) * 4, None],
+    ids=kind,
+)
 def test_other_than_two_or_three_splits_are_refused(data: Any) -> None:
     with pytest.raises(InputError) as caught:
         as_splits(data)

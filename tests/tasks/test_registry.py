@@ -18,6 +18,11 @@ from trueoracle.tasks.metric import Metric
 from trueoracle.tasks.registry import TASKS, find_task, given_task
 from trueoracle.tasks.regression import Regression
 
+
+def kind(one: object) -> str:
+    return one if isinstance(one, str) else type(one).__name__
+
+
 TRAIN = Split.of(torch.zeros(6, 2), torch.arange(6) % 3)
 
 
@@ -112,7 +117,7 @@ def test_a_task_of_ones_own_is_found_by_module_and_attribute(
         (Empty, r"task 'Empty' has the metrics \[\]"),
         (3, "task 3 is a int, expected a Task"),
     ],
-    ids=str,
+    ids=kind,
 )
 def test_what_is_no_task_is_refused(task: Any, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:

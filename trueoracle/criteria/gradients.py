@@ -132,6 +132,7 @@ def gate_gradients(
     consumers, and minus it the first-order change of the loss when the filter goes.
     """
     found: dict[str, list[Tensor]] = {group.name: [] for group in groups}
+    total = _total_weight(split, task)
     with _derivable(dense, ()) as (network, _):
         for batch in split.batches(evaluation_batch(split)):
             count = len(next(iter(batch.values())))
@@ -141,8 +142,13 @@ def gate_gradients(
             }
             with _gated(network, groups, gates):
                 outputs = task.forward(network, batch)
-            # The sum of the examples' own losses, each of which knows its own gates only.
-            loss = vmap(_own_loss(task), (0, 0))(outputs, dict(batch)).sum()
+            # The sum of the examples' own losses, each of which knows its own gates only, and
+            # counts as much as it does in the mean over the split.
+            losses = vmap(_own_loss(task), (0, 0))(outputs, dict(batch))
+            counts = [
+                task.weight({n: v[i : i + 1] for n, v in batch.items()}) for i in range(count)
+            ]
+            loss = (losses * losses.new_tensor(counts)).sum() * (len(split) / total)
             gradients = torch.autograd.grad(loss, list(gates.values()))
             for name, gradient in zip(gates, gradients, strict=True):
                 found[name].append(gradient)
@@ -161,12 +167,16 @@ def _derivable(dense: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Modu
 
 def _losses(network: nn.Module, split: AnySplit, task: Task) -> Iterator[Tensor]:
     """Each batch's part of the loss over the whole split."""
-    size = evaluation_batch(split)
-    total = float(len(split))  # streamed are images of one class each
-    if not split.is_streamed:
-        total = sum(task.weight(batch) for batch in split.batches(size))
-    for batch in split.batches(size):
+    total = _total_weight(split, task)
+    for batch in split.batches(evaluation_batch(split)):
         yield task.loss(task.forward(network, batch), batch) * (task.weight(batch) / total)
+
+
+def _total_weight(split: AnySplit, task: Task) -> float:
+    """How much all examples count together."""
+    if split.is_streamed:  # images of one class each
+        return float(len(split))
+    return sum(task.weight(batch) for batch in split.batches(evaluation_batch(split)))
 
 
 def _own_loss(task: Task) -> Callable[[Tensor, dict[str, Tensor]], Tensor]:

@@ -6,6 +6,7 @@ Nothing is dropped in silence. What tensors of float32 and int64 cannot hold rai
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from trueoracle.errors import InputError, first_line
-from trueoracle.tasks.base import INPUT, TARGET, TARGETS, Targets
+from trueoracle.tasks.base import INPUT, TARGET, TARGETS, Targets, is_positional
 
 __all__ = ["read_inputs", "read_items", "read_targets"]
 
@@ -37,7 +38,7 @@ def read_inputs(values: object, name: str, uint8: str | None = None) -> tuple[Te
     """
     given = _real(values, name)
     kind = _kind(given)
-    named = name != INPUT and not name.startswith(f"{INPUT}_")
+    named = not is_positional(name)
     if given.dtype == torch.int64 and (named or given.ndim <= 2):
         said = "" if named else f"{name} is int64: read as tokens, not as real numbers"
         return given, said
@@ -91,6 +92,14 @@ def read_targets(values: object, kind: Targets = "classes") -> tuple[Tensor, str
         if given.is_floating_point():
             return given.to(torch.float32), ""
     return read_labels(given)
+
+
+def _widened(value: Tensor, kind: torch.dtype) -> Tensor:
+    """One number as another type; raises :class:`InputError` where that does not hold it."""
+    widened = value.to(kind).reshape(())
+    if kind.is_floating_point and not value.is_floating_point() and int(widened) != int(value):
+        raise InputError(f"targets mix fractions and {int(value)}, which {kind} does not hold")
+    return widened
 
 
 def _is_one_hot(values: Tensor) -> bool:
@@ -169,6 +178,9 @@ def _stacked(parts: Sequence[object], name: str) -> object:
                 raise InputError(f"labels must be classes counted from 0: found {extreme}")
         return torch.tensor(whole, dtype=torch.int64)
     tensors = [_real(part, name) for part in parts]
+    if name in TARGETS and all(tensor.numel() == 1 for tensor in tensors):
+        wide = functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors})
+        tensors = [_widened(tensor, wide) for tensor in tensors]
     if len(kinds := sorted({_kind(tensor) for tensor in tensors})) > 1:
         raise InputError(f"the Dataset's {name} is of different types: {', '.join(kinds)}")
     if len(shapes := sorted({tuple(tensor.shape) for tensor in tensors})) > 1:

@@ -50,6 +50,7 @@ def follow_procedure(
     """
     procedure = find_procedure(recipe.procedure or "")
     records: list[EpochRecord] = []
+    reported: list[nn.Module] = []
 
     def report(epoch: int, trained: nn.Module | None = None) -> None:
         if (records and epoch <= records[-1].epoch) or epoch < 0:
@@ -58,7 +59,8 @@ def follow_procedure(
             )
         with torch.random.fork_rng():
             rate = recipe.learning_rate_at(epoch)
-            records.append(measure(trained or network, data, epoch, rate))
+            reported.append(network if trained is None else trained)
+            records.append(measure(reported[-1], data, epoch, rate))
         if on_epoch is not None:
             on_epoch(1)
 
@@ -66,14 +68,13 @@ def follow_procedure(
         torch.manual_seed(stream_seed(seed, 0, "procedure"))
         try:
             trained = procedure(network, data, recipe, seed, report)
+            final = trained if isinstance(trained, nn.Module) else network
+            if not records or final is not reported[-1]:
+                report(max(recipe.epochs - 1, records[-1].epoch + 1 if records else 0), final)
+            if final is not network:
+                network.load_state_dict(final.state_dict())
         except Exception as error:  # the user's code runs
             raise TrainingError(
                 f"retraining.procedure {recipe.procedure!r} failed: {first_line(error)}"
             ) from error
-    final = trained if isinstance(trained, nn.Module) else network
-    if isinstance(trained, nn.Module) or not records:
-        last = max(recipe.epochs - 1, records[-1].epoch + 1 if records else 0)
-        report(last, final)
-    if final is not network:
-        network.load_state_dict(final.state_dict())
     return records

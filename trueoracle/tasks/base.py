@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -26,6 +27,7 @@ __all__ = [
     "as_input",
     "in_words",
     "inputs_of",
+    "is_positional",
     "output_in_words",
     "run_network",
     "target_of",
@@ -134,6 +136,10 @@ class Task(ABC):
         """
         raise InputError(f"task {self.label!r} has no logits")
 
+    def counted(self, outputs: Any, batch: Batch) -> Tensor | None:
+        """Which of :meth:`logits` count, bool ``[...]``; None: all of them."""
+        return None
+
     def options(self) -> dict[str, Any]:
         """What :meth:`of` read off the data, as plain values: the record's."""
         return {}
@@ -144,13 +150,18 @@ class Task(ABC):
         return self.name or type(self).__name__
 
 
+def is_positional(field: str) -> bool:
+    """Whether a field's name only says its place: ``input``, ``input_1`` and so on."""
+    return re.fullmatch(rf"{INPUT}(_\d+)?", field) is not None
+
+
 def inputs_of(network: nn.Module, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """What of a batch the network is given: positional and keyword arguments.
 
     All fields but the targets: by keyword where ``forward`` knows all their names, else in order.
     """
     fields = {name: value for name, value in batch.items() if name not in TARGETS}
-    if next(iter(fields), "").startswith(INPUT) and INPUT in fields:  # given as a tuple
+    if all(map(is_positional, fields)):  # given as a tuple
         return tuple(fields.values()), {}
     parameters = inspect.signature(network.forward).parameters.values()
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

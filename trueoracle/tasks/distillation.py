@@ -37,9 +37,14 @@ class Distilled(Task):
             given = self.task.forward(self.teacher, batch)
         taught = functional.log_softmax(self.task.logits(given) / self.temperature, -1)
         said = functional.log_softmax(self.task.logits(outputs) / self.temperature, -1)
-        apart = (taught.exp() * (taught - said)).sum(-1).mean()
+        apart = (taught.exp() * (taught - said)).sum(-1)
+        counted = self.task.counted(outputs, batch)
+        if counted is not None:
+            apart = apart * counted
+        count = torch.tensor(apart.numel()) if counted is None else counted.sum()
+        mean = apart.sum() / count.clamp(min=1)
         own = self.task.loss(outputs, batch)
-        return (1 - self.share) * own + self.share * self.temperature**2 * apart
+        return (1 - self.share) * own + self.share * self.temperature**2 * mean
 
     def forward(self, network: nn.Module, batch: Batch) -> Any:
         return self.task.forward(network, batch)

@@ -60,6 +60,10 @@ class NextToken(Task):
     def logits(self, outputs: Tensor) -> Tensor:
         return outputs
 
+    def counted(self, outputs: Tensor, batch: Batch) -> Tensor:
+        told = self.labels(batch)[:, 1:] != IGNORED  # by the position before each
+        return functional.pad(told, (0, 1))
+
     def labels(self, batch: Batch) -> Tensor:
         """The tokens ``[N, T]`` that positions before them are to tell, -100 where none counts."""
         labels = batch.get("labels", batch["input_ids"])

@@ -71,4 +71,5 @@ class Regression(Task):
 
 def _target(outputs: Tensor, batch: Batch) -> Tensor:
     """The targets in the shape of the outputs, so that nothing is broadcast by accident."""
-    return target_of(batch).to(outputs.dtype).reshape(outputs.shape)
+    target = target_of(batch)
+    return target.to(torch.promote_types(outputs.dtype, target.dtype)).reshape(outputs.shape)

@@ -87,6 +87,9 @@ class Segmentation(Task):
     def weight(self, batch: Batch) -> float:
         return float((target_of(batch) != IGNORED).sum())
 
+    def counted(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return target_of(batch) != IGNORED
+
     def logits(self, outputs: Tensor) -> Tensor:
         return outputs.movedim(1, -1)
 

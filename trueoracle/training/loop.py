@@ -163,7 +163,7 @@ def batches(
             changed[INPUT], changed[TARGET] = mix(
                 images,
                 batch[TARGET],
-                classes=cast(Classification, data.task).classes,
+                classes=cast(Classification, getattr(data.task, "task", data.task)).classes,
                 mixup=recipe.mixup,
                 cutmix=recipe.cutmix,
                 generator=generator,
