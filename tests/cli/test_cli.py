@@ -190,11 +190,15 @@ def test_export_writes_the_tables(study: Path, runs: Path, tmp_path: Path) -> No
     for form, reader in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
         called = call("export", "mine", "--runs", runs, "--format", form, "--out", tmp_path / form)
         assert called.code == 0
-        names = {"candidates", "scores", "outcomes", "retrainings", "dense_epochs"}
+        names = {"candidates", "scores", "outcomes", "retrainings", "dense_epochs", "metrics"}
         assert {path.stem for path in (tmp_path / form).iterdir()} == names
         frames[form] = {name: reader(tmp_path / form / f"{name}.{form}") for name in names}
     assert len(frames["csv"]["outcomes"]) == 10
     assert json.loads(frames["csv"]["candidates"]["pruned"][3]) == {"conv1": [3]}
+    tables = [frames[form].pop("metrics").astype(object) for form in frames]
+    metrics = [table.where(table.notna(), "").to_dict("records") for table in tables]
+    assert metrics[0] == metrics[1]
+    assert [one["name"] for one in metrics[0]] == ["loss", "accuracy"]
     for name, frame in frames["csv"].items():
         pd.testing.assert_frame_equal(frame, frames["parquet"][name], check_dtype=False)
 
