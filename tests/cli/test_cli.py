@@ -199,6 +199,10 @@ def test_export_writes_the_tables(study: Path, runs: Path, tmp_path: Path) -> No
         frames[form] = {name: reader(tmp_path / form / f"{name}.{form}") for name in names}
     assert len(frames["csv"]["outcomes"]) == 10
     assert json.loads(frames["csv"]["candidates"]["pruned"][3]) == {"conv1": [3]}
+    tables = [frames[form].pop("metrics").astype(object) for form in frames]
+    metrics = [table.where(table.notna(), "").to_dict("records") for table in tables]
+    assert metrics[0] == metrics[1]
+    assert [one["name"] for one in metrics[0]] == ["loss", "accuracy"]
     for name, frame in frames["csv"].items():
         same = frames["parquet"][name].replace("", float("nan"))  # as CSV has an empty text
         pd.testing.assert_frame_equal(frame, same, check_dtype=False)

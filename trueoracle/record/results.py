@@ -336,7 +336,11 @@ class Results:
 
     def _metrics_table(self) -> pd.DataFrame:
         fields = ("name", "label", "unit", "better", "low", "high", "exponential")
-        rows = [[getattr(metric, field) for field in fields] for metric in self.metrics]
+        # A text that is empty is missing: an empty cell, or null.
+        rows = [
+            [None if (value := getattr(metric, field)) == "" else value for field in fields]
+            for metric in self.metrics
+        ]
         made = pd.DataFrame(rows, columns=list(fields))
         made.insert(0, "task", self.task)
         return made
