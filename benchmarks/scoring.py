@@ -1,4 +1,4 @@
-"""Exact oracle scores: one pruned network at a time, sharing in PyTorch, and the native kernels.
+"""Oracle scores: one pruned network at a time, sharing in PyTorch, and the native kernels.
 
     python benchmarks/scoring.py            252 candidates, and a part of the 184,756 of width 20
     python benchmarks/scoring.py --all      all 184,756: some minutes
@@ -19,7 +19,7 @@ import torch
 from common import machine, peak_bytes, show, timed
 from torch import nn
 
-from trueoracle.criteria.shared import Exact, evaluate_all, evaluate_each
+from trueoracle.criteria.shared import SharedLosses, evaluate_all, evaluate_each
 from trueoracle.data import datasets
 from trueoracle.data.splits import Splits
 from trueoracle.native.library import kernels
@@ -62,7 +62,7 @@ def measure(width: int, count: int, rounds: int) -> list[dict[str, Any]]:
 
     def shared() -> np.ndarray:
         images, labels = data.train.inputs, data.train.targets
-        return Exact(dense, some, images[:16]).losses(images, labels)
+        return SharedLosses(dense, some, images[:16]).losses(images, labels)
 
     def best() -> np.ndarray:
         return evaluate_all(dense, some, data.train, data.task)

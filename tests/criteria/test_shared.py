@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trueoracle.criteria import shared
 from trueoracle.criteria.native import NativeTail
-from trueoracle.criteria.shared import Exact, evaluate_all, evaluate_each
+from trueoracle.criteria.shared import SharedLosses, evaluate_all, evaluate_each, losses
 from trueoracle.data.splits import Split, Splits
 from trueoracle.native.library import kernels
 from trueoracle.networks.registry import build
@@ -146,12 +145,12 @@ def assert_exact(
     images: Tensor,
     labels: Tensor,
     **choice: Any,
-) -> Exact:
+) -> SharedLosses:
     available = find_groups(network.float(), images[:2].float())
     candidates = list_candidates(available, layers, surgery=surgery, **choice)
     network = network.to(images.dtype).eval()
     expected = one_by_one(network, candidates, images, labels)
-    made = Exact(network, candidates, images[:16])
+    made = SharedLosses(network, candidates, images[:16])
     assert made.agrees(images[:16])
     found = made.losses(images, labels)
     tolerance = 1e-11 if images.dtype == torch.float64 else 3e-6
@@ -217,7 +216,7 @@ def test_it_equals_the_pruned_perceptrons(surgery: Surgery, batch_norm: bool) ->
 def test_groups_too_large_for_contributions_are_masked(
     surgery: Surgery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "CONTRIBUTIONS_BYTES", 0)
+    monkeypatch.setattr(graph, "CONTRIBUTIONS_BYTES", 0)
     torch.manual_seed(0)
     images, labels = small_images(20, torch.float64)
     for kind, layers in (
@@ -233,7 +232,7 @@ def test_chunks_and_blocks_change_nothing(dense: nn.Module, few_digits: Splits) 
     available = find_groups(dense, torch.zeros(2, 1, 32, 32))
     candidates = list_candidates(available, {"conv1": 0.2, "conv2": 0.5}, count=21)
     split = few_digits.train.take(torch.arange(50))
-    made = Exact(dense, candidates, split.inputs[:2])
+    made = SharedLosses(dense, candidates, split.inputs[:2])
     expected = made.losses(split.inputs, split.targets)
     for images, block in ((1, 21), (7, 1), (50, 64), (64, 5)):
         made.chunk_images, made.block_candidates = images, block
@@ -248,7 +247,7 @@ def test_the_number_of_threads_changes_nothing(dense: nn.Module, few_digits: Spl
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         losses.append(
-            Exact(dense, candidates, split.inputs[:2]).losses(split.inputs, split.targets)
+            SharedLosses(dense, candidates, split.inputs[:2]).losses(split.inputs, split.targets)
         )
         assert torch.get_num_threads() == threads
     assert losses[0].tolist() == losses[1].tolist() == losses[2].tolist()
@@ -260,8 +259,8 @@ def test_blocks_stay_within_their_budget(
     available = find_groups(dense, torch.zeros(2, 1, 32, 32))
     candidates = list_candidates(available, {"conv1": 0.5})
     for budget in (2**18, 2**22):
-        monkeypatch.setitem(shared.BLOCK_BYTES, "cpu", budget)
-        made = Exact(dense, candidates, few_digits.train.inputs[:2])
+        monkeypatch.setitem(losses.BLOCK_BYTES, "cpu", budget)
+        made = SharedLosses(dense, candidates, few_digits.train.inputs[:2])
         # 10 contributions of 10 maps of 10x10 an image; one such sum for each pair.
         assert made.chunk_images * 10 * 4000 <= budget
         assert made.chunk_images * made.block_candidates * 4000 <= budget
@@ -287,7 +286,7 @@ def test_shipped_networks_share(
         assert len(args[4]) == 0
         return np.array([])
 
-    monkeypatch.setattr(shared, "evaluate_each", never)
+    monkeypatch.setattr(evaluate, "evaluate_each", never)
     split = few_digits.train.take(torch.arange(20))
     for name, layers in (("lenet5", {"conv*": 0.5}), ("mlp", {"fc1": 0.5})):
         network = build(name, input_shape=(1, 32, 32), classes=10)
@@ -318,7 +317,7 @@ def small(*modules: nn.Module) -> tuple[nn.Module, Candidates, Split]:
 
 def test_what_cannot_be_merged_is_evaluated_one_by_one() -> None:
     network, candidates, split = small(Centred())
-    assert not Exact(network, candidates, split.inputs[:16]).agrees(split.inputs[:16])
+    assert not SharedLosses(network, candidates, split.inputs[:16]).agrees(split.inputs[:16])
     found = evaluate_all(network, candidates, split, FIVE)
     assert found.tolist() == evaluate_each(network, candidates, split, FIVE).tolist()
 
@@ -329,7 +328,7 @@ def test_what_cannot_be_planned_is_evaluated_one_by_one(
     def untraceable(network: nn.Module) -> None:
         raise TypeError("this network cannot be traced")
 
-    monkeypatch.setattr(shared, "trace", untraceable)
+    monkeypatch.setattr(losses, "trace", untraceable)
     network, candidates, split = small()
     with caplog.at_level("INFO"):
         found = evaluate_all(network, candidates, split, FIVE)
@@ -355,7 +354,7 @@ def test_the_tail_and_its_inputs_are_all_that_a_faster_way_needs(
         candidates = list_candidates(
             available, {"conv1": 0.5}, surgery="exact" if surgery == "exact" else "as-released"
         )
-        made = Exact(dense, candidates, split.inputs[:2])
+        made = SharedLosses(dense, candidates, split.inputs[:2])
         assert made.tail is not None
         assert made.selection.shape == (252, count)
         assert made.selection.sum(1).tolist() == [5] * 252
@@ -379,8 +378,8 @@ def test_the_native_kernels_compute_the_same_tail(
     images, labels = few_digits.test.inputs, few_digits.test.targets
     candidates = list_candidates(find_groups(dense, images[:2]), {layer: 0.5}, surgery=surgery)
     candidates = candidates.take(range(37))  # the last lanes not full
-    by_torch = Exact(dense, candidates, images)
-    native = Exact(dense, candidates, images)
+    by_torch = SharedLosses(dense, candidates, images)
+    native = SharedLosses(dense, candidates, images)
     native.use_native(images[:5])
     assert native.is_native
     assert not by_torch.is_native
@@ -396,7 +395,7 @@ def test_native_scores_do_not_depend_on_which_are_scored_together(
 ) -> None:
     candidates = list_candidates(find_groups(dense, few_digits.test.inputs[:2]), {"conv1": 0.5})
     whole = evaluate_all(dense, candidates, few_digits.test, few_digits.task)
-    monkeypatch.setattr(shared, "NATIVE_BYTES", 200_000)
+    monkeypatch.setattr(losses, "NATIVE_BYTES", 200_000)
     parts = [candidates.take(range(a, b)) for a, b in ((0, 7), (7, 100), (100, 252))]
     scores = [evaluate_all(dense, part, few_digits.test, few_digits.task) for part in parts]
     assert np.concatenate(scores).tolist() == whole.tolist()
@@ -410,6 +409,6 @@ def test_kernels_that_disagree_are_not_used(
 
     monkeypatch.setattr(NativeTail, "sum_losses", wrong)
     candidates = list_candidates(find_groups(dense, few_digits.test.inputs[:2]), {"conv1": 0.5})
-    shared = Exact(dense, candidates, few_digits.test.inputs)
+    shared = SharedLosses(dense, candidates, few_digits.test.inputs)
     shared.use_native(few_digits.test.inputs[:5])
     assert not shared.is_native

@@ -127,9 +127,9 @@ def mix(
     """Mix each image of a batch with another one of it, and their labels in the same measure.
 
     Images ``[N, C, H, W]`` (mixup takes any ``[N, ...]``) and classes ``[N]`` or class
-    probabilities ``[N, classes]``, to images and float32 class probabilities. ``mixup`` (Zhang et al. 2018, arXiv 1710.09412)
-    adds images, ``cutmix`` (Yun et al. 2019, arXiv 1905.04899) sets a rectangle of the other
-    image into each; both values are the alpha of Beta(alpha, alpha), from which one share is drawn
+    probabilities ``[N, classes]``, to images and float32 class probabilities. ``mixup`` (Zhang et
+    al. 2018, arXiv 1710.09412) adds images, ``cutmix`` (Yun et al. 2019, arXiv 1905.04899) sets a
+    rectangle of the other image into each; both values are the alpha of Beta(alpha, alpha), from which one share is drawn
     a batch; 0 is off. With both on, half of the batches take each. With none, classes come back as
     they are.
     """

@@ -1,0 +1,125 @@
+"""What of a traced network is shared, and what follows for each candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from trueoracle.criteria.shared.choices import CannotShareError
+from trueoracle.pruning.candidates import Candidates
+from trueoracle.pruning.groups import Group, Part
+
+__all__ = [
+    "CONTRIBUTIONS_BYTES",
+    "ancestors_of",
+    "bytes_of",
+    "closure_of",
+    "consumers_of",
+    "last_uses",
+    "only_input",
+    "power_of_two",
+    "summable_groups",
+]
+
+CONTRIBUTIONS_BYTES = 64 * 2**20
+"""Most that the contributions of one image may take; beyond it the group is masked instead."""
+
+
+def summable_groups(graph: fx.GraphModule, candidates: Candidates, image: Tensor) -> list[Group]:
+    """The groups whose consumers read what no candidate changes, and that fit in memory as sums."""
+    by_target = {str(n.target): n for n in graph.graph.nodes if n.op == "call_module"}
+    late = closure_of(set(consumers_of(by_target, candidates.groups)))
+    consumers = {r.module: graph.get_submodule(r.module) for r in _readers(candidates.groups)}
+    sizes = _output_bytes(graph, consumers, image)
+    summable = []
+    for position, group in enumerate(candidates.groups):
+        count = group.filters
+        if candidates.surgery == "as-released":
+            kept = candidates.kept_filters(position).shape[1]
+            count = kept * (group.filters - kept + 1)
+        names = [reader.module for reader in group.consumers]
+        fits = count * sum(sizes[name] for name in names) <= CONTRIBUTIONS_BYTES
+        if fits and not any(only_input(by_target[name]) in late for name in names):
+            summable.append(group)
+    return summable
+
+
+def _output_bytes(
+    network: nn.Module, modules: dict[str, nn.Module], images: Tensor
+) -> dict[str, int]:
+    """What each of some modules puts out when the network runs on images."""
+    sizes = {}
+    handles = [
+        module.register_forward_hook(
+            lambda _m, _i, out, name=name: sizes.update({name: bytes_of(out)})
+        )
+        for name, module in modules.items()
+    ]
+    try:
+        with torch.inference_mode():
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sizes
+
+
+def _readers(groups: Iterable[Group]) -> list[Part]:
+    return [reader for group in groups for reader in group.consumers]
+
+
+def consumers_of(by_target: dict[str, fx.Node], groups: Iterable[Group]) -> dict[fx.Node, Part]:
+    """The operations that read the groups' filters, each with what it reads."""
+    return {by_target[r.module]: r for group in groups for r in group.consumers}
+
+
+def only_input(node: fx.Node) -> fx.Node:
+    """The one value that an operation reads; raises :class:`CannotShareError` for more."""
+    if len(node.all_input_nodes) != 1:
+        raise CannotShareError(f"{node.name} reads {len(node.all_input_nodes)} values")
+    return node.all_input_nodes[0]
+
+
+def closure_of(nodes: set[fx.Node]) -> set[fx.Node]:
+    """The nodes and all that depends on them."""
+    found, ahead = set(nodes), list(nodes)
+    while ahead:
+        fresh = [user for user in ahead.pop().users if user not in found]
+        found.update(fresh)
+        ahead += fresh
+    return found
+
+
+def ancestors_of(node: fx.Node, stop: set[fx.Node]) -> set[fx.Node]:
+    """The node and all that it depends on, not going beyond ``stop``."""
+    found, ahead = {node}, [node]
+    while ahead:
+        last = ahead.pop()
+        fresh = [n for n in last.all_input_nodes if n not in found and last not in stop]
+        found.update(fresh)
+        ahead += fresh
+    return found
+
+
+def last_uses(nodes: Sequence[fx.Node], keep: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """For each operation, the values that none of the later ones reads."""
+    drops: dict[fx.Node, list[fx.Node]] = {}
+    seen = set(keep)
+    for node in reversed(nodes):
+        read = [n for n in (node, *node.all_input_nodes) if n not in seen]
+        drops[node] = list(dict.fromkeys(read))
+        seen.update(read)
+    return drops
+
+
+def bytes_of(value: Any) -> int:
+    """The bytes of a tensor; 0 for anything else."""
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+
+
+def power_of_two(limit: int) -> int:
+    """The largest power of two that is not above ``limit``, at least 1."""
+    return 1 << max(limit.bit_length() - 1, 0)
