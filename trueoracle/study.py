@@ -92,7 +92,9 @@ class Study:
             changes["data"] = dict(data)
         elif data is not None:
             wanted = task or _field(study, "task") or "classification"
-            uint8 = {**(overrides or {})}.get("data.uint8")
+            uint8 = (overrides or {}).get("data.uint8") or getattr(
+                _field(study, "data"), "uint8", None
+            )
             self._data = as_splits(data, wanted, uint8=uint8, columns=columns)
             changes["data"] = {
                 "name": "given",

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trueoracle.criteria.native import NativeTail
-from trueoracle.criteria.shared import SharedLosses, evaluate_all, evaluate_each, losses
+from trueoracle.criteria.shared import (
+    SharedLosses,
+    evaluate,
+    evaluate_all,
+    evaluate_each,
+    graph,
+    losses,
+)
 from trueoracle.data.splits import Split, Splits
 from trueoracle.native.library import kernels
 from trueoracle.networks.registry import build

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError
 from trueoracle.networks.copying import copied
 from trueoracle.pruning.groups import Group, Part
-from trueoracle.tasks.base import Task, inputs_of, unwrap
+from trueoracle.tasks.base import Batch, Task
 from trueoracle.training.evaluate import evaluation_batch
 
 __all__ = [
@@ -85,14 +86,12 @@ def sample_squares(
     dense: nn.Module, names: Sequence[str], split: AnySplit, task: Task
 ) -> dict[str, Tensor]:
     """The mean over examples of the square of each weight's own gradient, by name."""
-    network = copied(dense).eval()
-    own, rest = own_and_rest(network, names)
+    running = _Running(copied(dense).eval(), task)
+    own, rest = own_and_rest(running, [f"network.{name}" for name in names])
 
     def loss(weights: dict[str, Tensor], example: dict[str, Tensor]) -> Tensor:
         batch = {name: value[None] for name, value in example.items()}
-        args, kwargs = inputs_of(network, batch)
-        outputs = unwrap(functional_call(network, (weights, rest), args, kwargs))
-        return task.loss(outputs, batch)
+        return task.loss(functional_call(running, (weights, rest), (batch,)), batch)
 
     each = vmap(grad(loss), (None, 0))
     totals = {name: torch.zeros_like(value) for name, value in own.items()}
@@ -100,7 +99,18 @@ def sample_squares(
         for batch in split.batches(EACH_AT_ONCE):
             for name, gradients in each(own, dict(batch)).items():
                 totals[name] += gradients.square().sum(0) / len(split)
-    return totals
+    return {name.removeprefix("network."): value for name, value in totals.items()}
+
+
+class _Running(nn.Module):
+    """A network as its task runs it, from a batch to outputs."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network, self.task = network, task
+
+    def forward(self, batch: Batch) -> Any:
+        return self.task.forward(self.network, batch)
 
 
 def own_and_rest(

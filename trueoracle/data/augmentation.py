@@ -129,9 +129,9 @@ def mix(
     Images ``[N, C, H, W]`` (mixup takes any ``[N, ...]``) and classes ``[N]`` or class
     probabilities ``[N, classes]``, to images and float32 class probabilities. ``mixup`` (Zhang et
     al. 2018, arXiv 1710.09412) adds images, ``cutmix`` (Yun et al. 2019, arXiv 1905.04899) sets a
-    rectangle of the other image into each; both values are the alpha of Beta(alpha, alpha), from which one share is drawn
-    a batch; 0 is off. With both on, half of the batches take each. With none, classes come back as
-    they are.
+    rectangle of the other image into each; both values are the alpha of Beta(alpha, alpha), from
+    which one share is drawn for each batch; 0 is off. With both on, half of the batches take each.
+    With none, classes come back as they are.
     """
     if not mixup and not cutmix:
         return images, labels

@@ -21,7 +21,7 @@ class Regression(Task):
     """Mean squared error and R² of outputs and targets of one shape, ``[N, ...]`` or ``[N]``.
 
     Outputs ``[N, 1]`` are compared with targets ``[N]``. R² is over all numbers of a split
-    together, against their mean: 1 is perfect, 0 as good as the mean.
+    together, against their mean: 1 is perfect, 0 as good as the mean, NaN where all targets are one.
     """
 
     name: ClassVar[str] = "regression"
@@ -45,7 +45,8 @@ class Regression(Task):
 
     def finish(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         spread = sums["square"] - sums["target"].square() / sums["count"]
-        return {"loss": sums["loss"] / sums["count"], "r2": 1 - sums["loss"] / spread}
+        r2 = torch.where(spread > 0, 1 - sums["loss"] / spread, torch.nan)
+        return {"loss": sums["loss"] / sums["count"], "r2": r2}
 
     def outputs(self, train: AnySplit) -> int:
         return math.prod(train.targets.shape[1:])
