@@ -110,8 +110,10 @@ def settled(network: nn.Module, found: Offers, example: Example) -> GroupMap:
         failed: dict[str, str] = {}
         if triable:
             trial = trial or _Trial(network, example)
-            for some in trial.sorted_out(triable):
-                passed, without = trial.settle(some)
+            # Most often nothing fails.
+            is_fine = not trial.reason(triable)
+            for some in [triable] if is_fine else trial.sorted_out(triable):
+                passed, without = trial.settle(some, is_fine=is_fine)
                 whole |= passed
                 failed |= without
         result.groups.update(whole)
@@ -227,7 +229,7 @@ class _Trial:
 
     def failures(self, groups: Sequence[Group]) -> dict[str, str]:
         """Why some of the groups cannot be cut, by their names."""
-        reason = self._reason(groups)
+        reason = self.reason(groups)
         if not reason:
             return {}
         if len(groups) == 1:
@@ -247,21 +249,24 @@ class _Trial:
                 kinds[group.name] = choices(self._network, group)
         first = {kind: name for name, kind in reversed(kinds.items())}
         for group in groups:
-            if group.name in first.values() and self._reason([group]):
+            if group.name in first.values() and self.reason([group]):
                 self._with_counts(group)
         doubtful = [group for group in groups if kinds.get(group.name) in self._in_vain]
         hopeful = [group for group in groups if group not in doubtful]
         return [some for some in (hopeful, doubtful) if some]
 
-    def settle(self, groups: Sequence[Group]) -> tuple[dict[str, Group], dict[str, str]]:
+    def settle(
+        self, groups: Sequence[Group], *, is_fine: bool = False
+    ) -> tuple[dict[str, Group], dict[str, str]]:
         """The groups that can be cut, with the numbers that have to change, and why others cannot.
 
-        Both by name. All are tried together, and where that fails, each half of them.
+        Both by name. All are tried together (unless that is known to be fine), and where that
+        fails, each half of them.
         """
-        reason = self._reason(groups)
+        reason = "" if is_fine else self.reason(groups)
         if reason and self._counts:
             known = [remembered(self._network, group, self._counts) for group in groups]
-            if known != list(groups) and not self._reason(known):
+            if known != list(groups) and not self.reason(known):
                 groups, reason = known, ""
         if not reason:
             return {group.name: group for group in groups}, {}
@@ -278,13 +283,14 @@ class _Trial:
         if offered in self._in_vain:
             return None
         for way in counted(self._network, group):
-            if not self._reason([way]):
+            if not self.reason([way]):
                 self._counts.append(counts_of(self._network, way))
                 return way
         self._in_vain.add(offered)
         return None
 
-    def _reason(self, groups: Sequence[Group]) -> str:
+    def reason(self, groups: Sequence[Group]) -> str:
+        """Why groups cannot be cut together; empty: they can."""
         return next(filter(None, (self.failure(groups, kept) for kept in _cover(groups))), "")
 
     def failure(self, groups: Sequence[Group], kept: Kept) -> str:
