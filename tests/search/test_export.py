@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import trueoracle
@@ -25,6 +26,10 @@ IMAGES = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(1))
 PRUNED = {"conv1": (0, 3, 5), "conv2": (1, 2)}
 
 
+INPUTS = {"input": ((1, 32, 32), "float32")}
+FOUR = {"input": ((4,), "float32")}
+
+
 def pruned(dense: nn.Module) -> nn.Module:
     groups = find_groups(dense, IMAGES).groups
     kept = {name: np.setdiff1d(np.arange(10), gone) for name, gone in PRUNED.items()}
@@ -35,8 +40,8 @@ def origin(**changes: Any) -> Origin:
     fields: dict[str, Any] = {
         "name": "lenet5-mini",
         "arguments": {},
-        "input_shape": (1, 32, 32),
-        "classes": 10,
+        "inputs": INPUTS,
+        "outputs": 10,
         "pruned": PRUNED,
     }
     return Origin(**fields | changes)
@@ -86,7 +91,7 @@ def test_numbers_that_change_with_a_cut_are_saved_and_set_again(tmp_path: Path) 
     groups = find_groups(dense, IMAGES).groups
     assert groups["qkv"].filters == 4
     made = prune(dense, [groups["qkv"]], {"qkv": [0, 2, 3]}).eval()
-    about = origin(name=None, input_shape=(1, 32, 32), classes=3, pruned={"qkv": (1,)})
+    about = origin(name=None, inputs=INPUTS, outputs=3, pruned={"qkv": (1,)})
     path = export(made, tmp_path / "model.safetensors", about, {})
     loaded = trueoracle.load(path, network=Heads())
     assert isinstance(loaded, Heads)
@@ -123,7 +128,7 @@ def test_onnx_takes_any_number_of_images(network: nn.Module, tmp_path: Path) -> 
     path = export(network, tmp_path / "model.onnx", origin())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for count in (1, 5):
-        (logits,) = session.run(["logits"], {"images": IMAGES[:count].numpy()})
+        (logits,) = session.run(["output"], {"input": IMAGES[:count].numpy()})
         expected = network(IMAGES[:count]).detach().numpy()
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -166,11 +171,11 @@ def test_what_cannot_be_loaded_says_why(network: nn.Module, tmp_path: Path) -> N
 
 
 WHOLE = {
-    "format": 1,
+    "format": 2,
     "name": "lenet5-mini",
     "arguments": {},
-    "input_shape": [1, 32, 32],
-    "classes": 10,
+    "inputs": {"input": [[1, 32, 32], "float32"]},
+    "outputs": 10,
     "pruned": {"conv1": [0]},
 }
 
@@ -180,16 +185,16 @@ WHOLE = {
     [
         ("x", "its origin is no JSON"),
         ("null", "was not written by"),
-        ('{"format": 2}', "has format 2"),
+        ('{"format": 3}', "has format 3"),
         ('{"format": 1}', "is damaged: origin, name"),
         ({"name": "lenet6"}, "unknown network 'lenet6'"),
         ({"name": "mlp", "arguments": {"hidden": "x"}}, "network 'mlp' cannot be built"),
         ({"arguments": 3}, "origin, arguments"),
-        ({"input_shape": 5}, "origin, input_shape"),
-        ({"input_shape": []}, "origin, input_shape"),
-        ({"input_shape": [1, 10**9, 10**9]}, "'lenet5-mini' cannot be built"),
-        ({"input_shape": [3, 32, 32]}, "does not fit|cannot be built"),
-        ({"classes": "10"}, "origin, classes"),
+        ({"inputs": 5}, "origin, inputs"),
+        ({"inputs": {}}, "origin, inputs"),
+        ({"inputs": {"input": [[1, 10**9, 10**9], "float32"]}}, "'lenet5-mini' cannot be built"),
+        ({"inputs": {"input": [[3, 32, 32], "float32"]}}, "does not fit|cannot be built"),
+        ({"outputs": "10"}, "origin, outputs"),
         ({"pruned": {"conv1": []}}, "origin, pruned.conv1"),
         ({"pruned": {"conv1": ["a"]}}, "origin, pruned.conv1.0"),
         ({"pruned": {"conv1": [-1]}}, "origin, pruned.conv1.0"),
@@ -243,7 +248,11 @@ def test_builders_that_torchvision_lists_are_known(tmp_path: Path) -> None:
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
     made = models.mobilenet_v3_small(num_classes=3).eval()
-    fields: dict[str, Any] = {"input_shape": (3, 32, 32), "classes": 3, "pruned": {}}
+    fields: dict[str, Any] = {
+        "inputs": {"input": ((3, 32, 32), "float32")},
+        "outputs": 3,
+        "pruned": {},
+    }
     path = export(
         made,
         tmp_path / "model.safetensors",
@@ -297,7 +306,11 @@ def test_a_forward_that_cannot_be_exported_leaves_nothing(
 
     for ending, what in ((".pt2", "torch.export"), (".onnx", "ONNX")):
         with pytest.raises(InputError) as error:
-            export(Branches(), tmp_path / f"model{ending}", origin(input_shape=(4,)))
+            export(
+                Branches(),
+                tmp_path / f"model{ending}",
+                origin(inputs=FOUR),
+            )
         message = str(error.value)
         assert message.startswith(f"the network cannot be exported to {what}: Could not guard on")
         assert message.endswith("; .safetensors can be written of any network")
@@ -314,3 +327,41 @@ def test_others_may_read_the_file(network: nn.Module, tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_file_of_the_format_before_loads(network: nn.Module, tmp_path: Path) -> None:
+    path = export(network, tmp_path / "model.safetensors", origin())
+    with safe_open(path, framework="pt") as file:
+        facts = dict(file.metadata())
+    fields = json.loads(facts["origin"])
+    fields |= {"format": 1, "input_shape": fields.pop("inputs")["input"][0]}
+    fields["classes"] = fields.pop("outputs")
+    facts["origin"] = json.dumps(fields)
+    save_file(load_file(path), path, facts)
+    assert torch.equal(trueoracle.load(path)(IMAGES), network(IMAGES))
+
+
+class Both(nn.Module):
+    """Two inputs by name, and an output with a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(4, 6), nn.Linear(12, 2)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+        both = [self.hidden(one).relu() for one in (left, right)]
+        return {"logits": self.out(torch.cat(both, 1))}
+
+
+def test_a_network_of_two_named_inputs_is_written_and_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense, batch = Both().eval(), {"left": torch.randn(5, 4), "right": torch.randn(5, 4)}
+    groups = find_groups(dense, batch).groups
+    made = prune(dense, [groups["hidden"]], {"hidden": [0, 2, 5]}).eval()
+    inputs = dict.fromkeys(batch, ((4,), "float32"))
+    about = origin(name=None, inputs=inputs, outputs=None, pruned={"hidden": (1, 3, 4)})
+    expected = made(**batch)["logits"]
+    path = export(made, tmp_path / "model.safetensors", about)
+    assert torch.equal(trueoracle.load(path, network=Both())(**batch)["logits"], expected)
+    program = torch.export.load(export(made, tmp_path / "model.pt2", about))
+    torch.testing.assert_close(program.module()(**batch)["logits"], expected)

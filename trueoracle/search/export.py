@@ -1,7 +1,7 @@
 """The chosen network as a file: physically smaller, retrained, and built again from two lines.
 
 ``.safetensors`` holds weights and what :func:`load` needs to build the network around them;
-``.onnx`` and ``.pt2`` (``torch.export``) hold the computation itself, for any number of images.
+``.onnx`` and ``.pt2`` (``torch.export``) hold the computation itself, for any number of examples.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -32,27 +32,34 @@ from trueoracle.networks.weights import load_weights, save_weights
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.unstructured import unmasked
 from trueoracle.pruning.walk import find_groups
+from trueoracle.tasks.base import INPUT, Batch, as_input, inputs_of
 from trueoracle.version import __version__
 
 __all__ = ["Origin", "check_export", "export", "is_known", "load"]
 
-FORMAT = 1
+FORMAT = 2
 
 _TORCHVISION = "torchvision.models:"
+
+
+Inputs = Mapping[str, tuple[tuple[int, ...], str]]
+"""Of each field its shape, without the axis of examples, and its type."""
 
 
 @dataclass(frozen=True)
 class Origin:
     """What a pruned network was made of: its dense network, and what was taken away.
 
-    ``name`` is None for a network given in Python. ``input_shape`` is one image's, ``(C, H, W)``;
-    ``pruned`` maps groups to their pruned filters, and is empty where single weights are zero.
+    ``name`` is None for a network given in Python. ``inputs`` has what the network is given: each
+    field's shape without the axis of examples, and its type. ``outputs`` is the number that a
+    registered network is built for (classes, say); None where it was given in Python. ``pruned``
+    maps groups to their pruned filters, and is empty where single weights are zero.
     """
 
     name: str | None
     arguments: Mapping[str, Any]
-    input_shape: tuple[int, ...]
-    classes: int
+    inputs: Inputs
+    outputs: int | None
     pruned: Mapping[str, tuple[int, ...]]
 
 
@@ -97,6 +104,10 @@ def check_export(path: Path) -> None:
             ) from error
 
 
+_Kind = Literal["float32", "float64", "float16", "bfloat16", "int64", "bool"]
+"""What inputs may be."""
+
+
 class _Stored(BaseModel):
     """An :class:`Origin` as a file has it, which anybody may have written."""
 
@@ -104,8 +115,11 @@ class _Stored(BaseModel):
 
     name: str | None
     arguments: dict[str, Any]
-    input_shape: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
-    classes: Annotated[int, Field(ge=1)]
+    inputs: Annotated[
+        dict[str, tuple[tuple[Annotated[int, Field(ge=1)], ...], _Kind]],
+        Field(min_length=1),
+    ]
+    outputs: Annotated[int, Field(ge=1)] | None
     pruned: dict[str, Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]]
 
 
@@ -134,7 +148,7 @@ def load(path: str | Path, network: nn.Module | None = None, *, trust: bool = Fa
         )
     else:
         dense = _built(stored.name, stored, path)
-    made = _cut(dense, stored.pruned, stored.input_shape, path)
+    made = _cut(dense, stored.pruned, stored.inputs, path)
     load_weights(made, path)
     return made.eval()
 
@@ -155,6 +169,10 @@ def _stored(path: Path) -> _Stored:
         raise InputError(f"{path} is damaged: its origin is no JSON") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} was not written by 'trueoracle search --export'")
+    if fields.get("format") == 1:  # of classified images only
+        shape, outputs = fields.pop("input_shape", None), fields.pop("classes", None)
+        fields |= {"format": FORMAT, "inputs": {INPUT: [shape, "float32"]}, "outputs": outputs}
+        text = json.dumps(fields)
     if fields.get("format") != FORMAT:
         raise InputError(
             f"{path} has format {fields.get('format')!r}, and this trueoracle reads {FORMAT}"
@@ -184,27 +202,28 @@ def is_known(name: str) -> bool:
 
 
 def _built(name: str, stored: _Stored, path: Path) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # whoever loads has random numbers of his own
+    shape, _ = stored.inputs.get(INPUT, ((), ""))
+    with torch.random.fork_rng(devices=[]):  # whoever loads has random numbers of their own
         try:
             return build(
                 name,
                 stored.arguments,
-                input_shape=stored.input_shape,
-                classes=stored.classes,
+                input_shape=shape,
+                classes=stored.outputs or 1,
             )
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
 
 def _cut(
-    dense: nn.Module, pruned: Mapping[str, Sequence[int]], shape: tuple[int, ...], path: Path
+    dense: nn.Module, pruned: Mapping[str, Sequence[int]], inputs: Inputs, path: Path
 ) -> nn.Module:
     """The shape that is left: which filters go does not matter, since weights are loaded."""
     if not pruned:
         return dense
     try:
-        groups = find_groups(dense, _example(shape)).groups
-    except Exception as error:  # images of a size that nothing holds, or that does not fit
+        groups = find_groups(dense, as_input(dense, _example(inputs))).groups
+    except Exception as error:  # of a size that nothing holds, or that does not fit
         raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
     kept = {}
     for name, filters in pruned.items():
@@ -216,9 +235,25 @@ def _cut(
     return prune(dense, [groups[name] for name in pruned], kept)
 
 
-def _example(shape: tuple[int, ...]) -> Tensor:
-    """A few images: one alone would be taken for a number of images that is fixed."""
-    return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+def _example(inputs: Inputs) -> Batch:
+    """A few examples: one alone would be taken for a number of examples that is fixed."""
+    made, generator = {}, torch.Generator().manual_seed(0)
+    for name, (shape, kind) in inputs.items():
+        dtype: torch.dtype = getattr(torch, kind)
+        numbers = torch.rand(3, *shape, generator=generator)
+        made[name] = (
+            numbers.to(dtype) if dtype.is_floating_point else torch.ones(3, *shape, dtype=dtype)
+        )
+    return made
+
+
+def _arguments(
+    network: nn.Module, origin: Origin
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor], Any]:
+    """Positional and keyword arguments to export with, and which of their axes may vary."""
+    args, kwargs = inputs_of(network, _example(origin.inputs))
+    varies = {0: torch.export.Dim("examples", min=1)}
+    return args, kwargs, dict.fromkeys(kwargs, varies) if kwargs else tuple(varies for _ in args)
 
 
 def _safetensors(
@@ -231,26 +266,27 @@ def _safetensors(
 
 
 def _pt2(network: nn.Module, path: Path, origin: Origin, _: Mapping[str, object]) -> None:
-    images = torch.export.Dim("images", min=1)
+    args, kwargs, varies = _arguments(network, origin)
 
     def write(target: Path) -> None:
-        program = torch.export.export(
-            network, (_example(origin.input_shape),), dynamic_shapes=({0: images},)
-        )
+        program = torch.export.export(network, args, kwargs, dynamic_shapes=varies)
         torch.export.save(program, target)
 
     _written(write, path, "torch.export")
 
 
 def _onnx(network: nn.Module, path: Path, origin: Origin, _: Mapping[str, object]) -> None:
+    args, kwargs, varies = _arguments(network, origin)
+
     def write(target: Path) -> None:
         program = torch.onnx.export(
             network,
-            (_example(origin.input_shape),),
+            args,
+            kwargs=kwargs,
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("images", min=1)},),
-            input_names=["images"],
-            output_names=["logits"],
+            dynamic_shapes=varies,
+            input_names=list(origin.inputs),
+            output_names=["output"],
             verbose=False,
         )
         if program is None:

@@ -29,6 +29,7 @@ from trueoracle.search.schedule import ETA, Schedule, parse_budget
 from trueoracle.search.settings import SearchSettings
 from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_strategy
 from trueoracle.spec.spec import DataSpec
+from trueoracle.tasks.base import TARGETS
 from trueoracle.tasks.metric import Metric
 from trueoracle.training.loop import EpochRecord
 
@@ -274,7 +275,7 @@ def _recorded(
             progress.message(f"candidates are ordered by {prior}, since {passed_over}")
         try:
             score(prepared, folder, progress, criteria=(prior,))
-        except NotApplicableError as reason:  # which only all images told
+        except NotApplicableError as reason:  # which only all examples told
             if place == len(priors):
                 raise
             passed_over = str(reason)
@@ -357,7 +358,11 @@ def _origin(prepared: Prepared, index: int) -> Origin:
     return Origin(
         name=None if network.fingerprint else network.name,
         arguments=dict(network.arguments),
-        input_shape=prepared.data.image_shape,
-        classes=prepared.data.task.outputs(prepared.data.train),
+        inputs={
+            name: (tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
+            for name, value in prepared.data.example(1).items()
+            if name not in TARGETS
+        },
+        outputs=None if network.fingerprint else prepared.data.task.outputs(prepared.data.train),
         pruned=pruned,
     )

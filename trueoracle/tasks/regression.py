@@ -21,7 +21,8 @@ class Regression(Task):
     """Mean squared error and R² of outputs and targets of one shape, ``[N, ...]`` or ``[N]``.
 
     Outputs ``[N, 1]`` are compared with targets ``[N]``. R² is over all numbers of a split
-    together, against their mean: 1 is perfect, 0 as good as the mean, NaN where all targets are one.
+    together, against their mean: 1 is perfect, 0 as good as the mean, NaN where all targets are
+    the same.
     """
 
     name: ClassVar[str] = "regression"
