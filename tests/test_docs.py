@@ -21,6 +21,7 @@ from trueoracle.spec.file import shipped_grids, shipped_studies, spec_from
 from trueoracle.spec.grid import load_spec
 from trueoracle.spec.spec import StudySpec
 from trueoracle.study import Study
+from trueoracle.tasks.registry import TASKS
 from trueoracle.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -133,3 +134,30 @@ def test_links_and_studies_that_documents_name_exist(path: Path) -> None:
     ):
         shipped = shipped_studies() | shipped_grids()
         assert study.endswith(".toml") or study.partition("+width-")[0] in shipped, study
+
+
+def test_the_tasks_pages_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    blocks = fences(ROOT / "docs" / "tasks.md", "python")
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "tasks.md", "exec"), names)  # noqa: S102
+    assert names["results"].finished
+    x, y = names["x"], names["y"]
+    study = Study(
+        name="huber",
+        network=names["network"],
+        data=((x[:200], y[:200]), (x[200:], y[200:])),
+        task=names["Huber"],
+        pruning={"layers": {"0": 0.25}},
+        criteria=["oracle"],
+        retraining={"epochs": 1, "seeds": [0]},
+    )
+    assert study.run(progress=False).default_outcomes == ("test_near", "test_loss")
+
+
+def test_every_task_is_documented() -> None:
+    text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    for name in TASKS:
+        assert f"| `{name}` |" in text, name
