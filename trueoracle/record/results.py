@@ -182,8 +182,8 @@ class Results:
         The outcome is the mean over seeds; NaN where there is none.
         """
         outcome = self.outcome(column, rule)
-        self._check_retrained()
         score = self.score(criterion, outcome)
+        self._check_retrained()
         table = self.candidates[["candidate", "pruned"]].assign(score=score.values)
         return table.merge(final_outcomes(self.outcomes, outcome), on="candidate", how="left")
 
