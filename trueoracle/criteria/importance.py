@@ -1,4 +1,4 @@
-"""From numbers a weight to the importance that candidates sum."""
+"""From numbers per weight to the importance that candidates sum."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def sum_layers(parts: Iterable[Tensor]) -> Tensor:
 
 
 def channel_values(values: Tensor, group: Group, part: Part) -> Tensor:
-    """Each filter's share ``[filters, spread]`` of one number a channel, as a group's part says."""
+    """Each filter's share ``[filters, spread]`` of numbers per channel, as a group's part says."""
     return part.of_filters(values, group.filters)
 
 

@@ -24,7 +24,7 @@ def augment(
     """Shift each image ``[N, C, H, W]`` by up to ``shift`` pixels, and mirror half of them.
 
     Shifting is the usual crop after padding: independent per image and axis, uniform over
-    -shift … shift; the uncovered border takes ``fill`` (one value, or one a channel). The random
+    -shift … shift; the uncovered border takes ``fill`` (one value, or one per channel). The random
     numbers are drawn on the CPU, so that every device sees the same ones.
     """
     if not shift and not flip:

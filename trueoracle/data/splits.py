@@ -175,7 +175,7 @@ class Split:
 class Splits:
     """The training, validation and test splits of one data set, and what networks learn of them.
 
-    ``task`` says what they are trained for. ``fill`` (one value a channel) is what an image's
+    ``task`` says what they are trained for. ``fill`` (one value per channel) is what an image's
     outside looks like after normalisation, for shifts. ``validation`` may be absent. ``measured``
     is the part of the training examples on which train loss is measured, where it is not all.
     """

@@ -62,7 +62,7 @@ class StreamedSplit:
     """Images in files, and their classes; the same interface as an in-memory ``Split``.
 
     Images are handed out on ``device`` as float32 ``[N, 3, image_size, image_size]``, normalised by
-    ``mean`` and ``std`` (one value a channel); grey ones get three equal channels. Without
+    ``mean`` and ``std`` (one value per channel); grey ones get three equal channels. Without
     augmentation the shorter side is resized to 256/224 of the image size (bilinear, antialiased),
     and the middle cut out. ``names`` are paths below ``folder``; ``labels`` is int64 ``[N]``.
     ``threads`` decode at a time; None: one a core.
@@ -377,7 +377,7 @@ def parts_of(path: Path) -> tuple[Path, Path]:
     if len(found) < 2 or found[0].name != "train":
         raise InputError(
             f"{path} is no image folder: expected {path / 'train'} and {path / 'val'} (or test), "
-            "each with one folder of images a class"
+            "each with one folder of images per class"
         )
     return found[0], found[1]
 
@@ -390,7 +390,7 @@ def class_names(path: Path) -> list[str]:
     train, test = parts_of(path)
     names, others = _folders(train), _folders(test)
     if not names:
-        raise InputError(f"{train} has no folders: expected one a class, with its images")
+        raise InputError(f"{train} has no folders: expected one per class, with its images")
     if different := sorted(set(names) ^ set(others)):
         here, there = (train, test) if different[0] in names else (test, train)
         raise InputError(

@@ -88,7 +88,7 @@ def train_population(
     engine: str,
     on_epoch: Callable[[int], None] | None = None,
 ) -> list[list[EpochRecord]]:
-    """Train networks of equal shapes in place; one list of records a network, as ``train`` gives.
+    """Train networks of equal shapes in place; one list of records per network, as ``train`` gives.
 
     ``streams[i]`` is where the random numbers of network i come from. A network whose training
     loss is no longer finite has no records after that epoch. ``on_epoch`` is told each time how
@@ -229,7 +229,7 @@ def _possible(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[list[st
 
 @dataclass(frozen=True)
 class _Trial:
-    """What an engine did with a few examples: seconds a network and step; members that fit.
+    """What an engine did with a few examples: seconds per network and step; members that fit.
 
     ``needs`` is the memory of one group, in bytes.
     """

@@ -17,7 +17,7 @@ MemberState = Mapping[str, Tensor]
 """One network's optimiser, by ``kind/parameter``; empty before the first step."""
 
 STEP = "step"
-"""The kind that counts steps: one number a parameter, the same for all members."""
+"""The kind that counts steps: one number per parameter, the same for all members."""
 
 
 def state_of(

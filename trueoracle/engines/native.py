@@ -102,8 +102,8 @@ def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
 class NativePopulation:
     """P networks of one shape, trained as one; each ends as :func:`loop.train` would leave it.
 
-    ``streams`` has one entry a network: those that share one see the same batches. ``states``, one
-    a network, are those of an earlier population: it goes on from there. Raises
+    ``streams`` has one entry per network: those that share one see the same batches. ``states``,
+    one per network, are those of an earlier population: it goes on from there. Raises
     :class:`CannotLowerError` for a network that the kernels do not know.
     """
 

@@ -164,7 +164,7 @@ def sample(size: int, count: int, seed: int) -> list[int]:
 class Candidates:
     """P ways to remove filters of one network, with the surgery that carries them out.
 
-    ``ways`` has one entry a candidate; ``groups`` are the pruned groups, in the order of each
+    ``ways`` has one entry per candidate; ``groups`` are the pruned groups, in the order of each
     entry's parts. ``space`` is how many ways there are in all.
     """
 
@@ -237,7 +237,7 @@ class Candidates:
         """Scores ``[P]``: per-filter ``importance`` ``[filters]`` summed over what is pruned.
 
         ``importance`` has an entry for each group, by its name. Raises :class:`InputError` where it
-        does not give one number a filter.
+        does not give one number per filter.
         """
         scores = np.zeros(len(self))
         for position, group in enumerate(self.groups):

@@ -29,7 +29,7 @@ COMBINATION_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Listing:
-    """Candidates in values that JSON knows: what is pruned at all, and one entry a candidate."""
+    """Candidates in values that JSON knows: what is pruned at all, and one entry per candidate."""
 
     header: Mapping[str, Any]
     candidates: Sequence[Any]
@@ -90,7 +90,7 @@ def read_listing(path: Path, expected: Mapping[str, Any]) -> list[Any]:
 
 
 def read_combinations(path: Path, layers: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The entries of a combination file, one a candidate: what it prunes of each of ``layers``.
+    """The entries of a combination file, one per candidate: what it prunes of each of ``layers``.
 
     The paper's code writes it as ``ARCH-DATA-LR-combination.pkl``: a pickled list with a tuple for
     each candidate, in which each pruned layer, in the network's order, has a tuple of the filters

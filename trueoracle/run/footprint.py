@@ -126,7 +126,7 @@ def check_training(
 
 
 class Reading(NamedTuple):
-    """Reading images from files: seconds an image, with all threads at work, and what to say."""
+    """Reading images from files: seconds per image, with all threads at work, and what to say."""
 
     seconds: float = 0.0
     notes: tuple[str, ...] = ()

@@ -440,7 +440,7 @@ def check_memory(example: nn.Module, schedule: Schedule, device: torch.device) -
     """Refuse a search whose survivors memory cannot hold, by :class:`InputError`."""
     # Those who came from the rung before leave memory as those who go on enter it.
     most = max((rung.candidates for rung in schedule.rungs[1:]), default=1)
-    # Weights, and up to two numbers a weight that the optimiser remembers.
+    # Weights, and up to two numbers per weight that the optimiser remembers.
     each = 3 * sum(v.numel() * v.element_size() for v in state_tensors(example).values())
     free = available_memory(torch.device("cpu"))
     if most * each > free:

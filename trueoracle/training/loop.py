@@ -84,7 +84,7 @@ def train(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> list[EpochRecord]:
-    """Train ``network`` in place and return one record an epoch.
+    """Train ``network`` in place and return one record per epoch.
 
     All random numbers (batch order, augmentation, dropout) come from ``seed``, the epoch and
     ``stream``: two networks with the same three see the same batches. A network whose training

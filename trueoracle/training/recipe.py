@@ -26,7 +26,7 @@ class Recipe(Frozen):
 
     epochs: int = Field(30, ge=1, le=1_000_000, description="passes over the training split")
     batch_size: int = Field(
-        256, ge=1, le=10_000_000, description="images a step; the last batch may be smaller"
+        256, ge=1, le=10_000_000, description="images per step; the last batch may be smaller"
     )
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(0.01, ge=1e-12, le=1e30, description="at the first epoch")
