@@ -6,20 +6,26 @@ STUDY ?= digits-conv1-0.2
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(TORCH)
 
-.PHONY: demo test test-torchvision lint format clean
+.PHONY: demo test test-slow test-torchvision lint format clean
 
 demo: $(READY)
 	$(BIN)/trueoracle run $(STUDY)
 	$(BIN)/trueoracle report $(STUDY)
 
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto $(COV)
+
 test: $(READY)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --cov --cov-report=term
+	$(PYTEST) -m "not slow"
+
+# Those that take long: CI runs both.
+test-slow: $(READY)
+	$(PYTEST) -m slow
 
 # What torchvision is needed for, or compared with; it needs a torch of its own release, of several GB.
 test-torchvision:
 	$(MAKE) VENV=.venv-torchvision TORCH=torchvision EXTRAS=dev,vision,images test-vision
 test-vision: $(READY)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto tests/data tests/networks tests/pruning/test_dependencies.py \
+	$(PYTEST) tests/data tests/networks tests/pruning/test_dependencies.py \
 		tests/spec/test_spec.py tests/run/test_prepare.py
 
 lint: $(READY)
