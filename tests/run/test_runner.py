@@ -778,6 +778,8 @@ def start(runs: Path) -> subprocess.Popen[str]:
         "retraining.epochs=2",
         "pruning.layers.conv1=0.1",
         "criteria=['l1']",
+        "data.train_images=1500",
+        "data.test_images=200",
     ]
     arguments = [part for setting in settings for part in ("--set", setting)]
     command = [sys.executable, "-m", "trueoracle", "run", "digits-conv1-0.2", "--runs", str(runs)]
