@@ -113,7 +113,7 @@ def test_a_few_rows_are_retrained_to_the_same(
         # 0.0025 away, where test losses of candidates have a standard deviation of 0.011.
         assert record[0].train_loss == pytest.approx(recorded["train_loss"].iloc[0], rel=1e-3)
         for metric in ("train_loss", "validation_loss", "test_loss"):
-            again = [getattr(one, metric) for one in record]
+            again = [one.values[metric] for one in record]
             assert again == pytest.approx(recorded[metric].tolist(), abs=3e-3), metric
         assert [one.values["test_accuracy"] for one in record] == pytest.approx(
             recorded["test_accuracy"].tolist(), abs=1e-2

@@ -525,5 +525,6 @@ def test_a_study_of_padded_texts(task: str, tmp_path: Path) -> None:
         return fields
 
     data = (split(48, 0), split(16, 1), split(24, 2))
-    texts = study("texts", made(Text), data, tmp_path, task=task)
+    retraining = RETRAINING | {"learning_rate": 0.1}
+    texts = study("texts", made(Text), data, tmp_path, task=task, retraining=retraining)
     check(texts.run(progress=False), task, ["loss", "token_accuracy"])

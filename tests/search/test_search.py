@@ -111,7 +111,7 @@ def test_a_killed_search_goes_on_after_the_last_rung(
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(live, "train_epochs", dies_in_the_third_rung)
+    monkeypatch.setattr("trueoracle.engines.retrain.train_epochs", dies_in_the_third_rung)
     with pytest.raises(KeyboardInterrupt):
         searched(study)
 
@@ -119,7 +119,7 @@ def test_a_killed_search_goes_on_after_the_last_rung(
         trained.append(args[4])
         return real(*args, **options)
 
-    monkeypatch.setattr(live, "train_epochs", watched)
+    monkeypatch.setattr("trueoracle.engines.retrain.train_epochs", watched)
     found = searched(study)
     assert min(epochs.start for epochs in trained) == whole.schedule.rungs[1].epochs
     assert found.chosen == whole.chosen
@@ -159,7 +159,7 @@ def test_a_search_killed_within_a_rung_goes_on_there(
         return real(*args, **options)
 
     dies = list(dies_after)
-    monkeypatch.setattr(live, "train_epochs", counted)
+    monkeypatch.setattr("trueoracle.engines.retrain.train_epochs", counted)
     for _ in dies_after:
         with pytest.raises(KeyboardInterrupt):
             searched(study, budget, strategy=strategy)
@@ -199,7 +199,7 @@ def test_another_order_does_not_go_on_within_a_rung(
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(live, "train_epochs", dies)
+    monkeypatch.setattr("trueoracle.engines.retrain.train_epochs", dies)
     with pytest.raises(KeyboardInterrupt):
         searched(study, 12, strategy="top")  # two of three are trained
     assert study.results().status()["state"] == "interrupted"
@@ -241,7 +241,7 @@ def test_weights_that_are_damaged_or_gone_are_trained_again(
         trained.append(args[4])
         return real(*args, **options)
 
-    monkeypatch.setattr(live, "train_epochs", watched)
+    monkeypatch.setattr("trueoracle.engines.retrain.train_epochs", watched)
     progress = Recorder()
     again = study.search(22, progress=progress)
     rung = last if lost == "the last" else 1
@@ -288,7 +288,7 @@ def test_a_search_of_an_earlier_version_goes_on(
     def never(*args: Any, **options: Any) -> Any:
         raise AssertionError("it was done")
 
-    monkeypatch.setattr(live, "train_epochs", never)
+    monkeypatch.setattr("trueoracle.engines.retrain.train_epochs", never)
     found = Study(**tiny_fields, runs=tmp_path).search("50%", progress=False)
     assert found.folder == path.parent
     assert found.chosen in record["rungs"][-1]

@@ -10,7 +10,6 @@ Points that are not finished are left out.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from collections.abc import Collection, Sequence
@@ -19,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors.torch import load_file
 
 from trueoracle.bench.scoring import score_bench
 from trueoracle.bench.table import DATA, GRID, KEYS, METRICS, Bench, dense_file, read_bench
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.files import replacing, write_bytes, write_text
-from trueoracle.networks.weights import read_metadata
+from trueoracle.networks.weights import read_metadata, write_tensors
 from trueoracle.record.paths import DATABASE, DENSE
 from trueoracle.record.results import Results
 from trueoracle.record.store import Store, locked
@@ -66,9 +66,11 @@ def start(runs: Path, progress: Progress, source: Path = DATA) -> None:
                 raise InputError(f"{folder} holds another dense network than the bench's")
             if recorded is None:
                 file = dense_file(int(network), source)
-                content = file.read_bytes()
-                write_bytes(folder / DENSE, content)
                 metadata: Any = read_metadata(file)
+                # The digest is of fields and format, and the file may be older than these.
+                said = metadata | {"dense_digest": spec.dense_digest}
+                told = {name: json.dumps(value) for name, value in said.items()}
+                sha256 = write_tensors(load_file(file), folder / DENSE, told)
                 store.record_task("classification", METRICS)
                 metrics = {name: facts[name] for name in _COLUMNS}
                 store.record_dense(
@@ -78,7 +80,7 @@ def start(runs: Path, progress: Progress, source: Path = DATA) -> None:
                     0.0,
                     metrics,
                     metadata["epochs"],
-                    hashlib.sha256(content).hexdigest(),
+                    sha256,
                 )
         score(prepare(spec, device="cpu"), folder, progress, criteria=())
 

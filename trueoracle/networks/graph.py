@@ -126,12 +126,14 @@ class Graph:
 
 
 def answer(network: nn.Module, example: Example) -> Any:
-    """What a network gives for an example batch."""
+    """What a network gives for an example batch; of an object with parts that, which is read."""
     if isinstance(example, Mapping):
-        return network(**example)
-    if isinstance(example, Tensor):
-        return network(example)
-    return network(*example)
+        given = network(**example)
+    else:
+        given = network(example) if isinstance(example, Tensor) else network(*example)
+    if isinstance(given, Tensor | Mapping | tuple | list):
+        return given
+    return getattr(given, "logits", getattr(given, "out", given))
 
 
 def converted(example: Example, dtype: torch.dtype) -> Any:

@@ -93,7 +93,8 @@ class SearchRecord:
         except (
             OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError
         ) as error:  # fmt: skip
-            raise _unreadable(path, first_line(error)) from error
+            missing = f"{error} is missing" if isinstance(error, KeyError) else ""
+            raise _unreadable(path, missing or first_line(error)) from error
 
 
 @dataclass(frozen=True, eq=False)

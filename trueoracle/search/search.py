@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class SearchResult:
         facts = {
             "study": self.study,
             "candidate": self.chosen,
-            "outcome": finite_or_none(asdict(self.outcome)),
+            "outcome": finite_or_none(self.outcome.as_row()),
             "normalised": dict(self.normalised),
         }
         return export(self.network, Path(path), self.origin, facts)
@@ -105,7 +105,7 @@ class SearchResult:
             "study": self.study,
             "chosen": self.chosen,
             "pruned": dict(self.pruned),
-            "outcome": finite_or_none(asdict(self.outcome)),
+            "outcome": finite_or_none(self.outcome.as_row()),
             "strategy": self.strategy,
             "criterion": self.criterion,
             "by": self.by,
@@ -334,7 +334,7 @@ def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:
             own = [one for one in record.epochs[name] if start <= one.epoch < rung.epochs]
             # A network that diverged has no more records: its last one speaks for the later rungs.
             rows += [
-                {"candidate": name, "rung": number, **asdict(one)}
+                {"candidate": name, "rung": number, **one.as_row()}
                 for one in own or record.epochs[name][-1:]
             ]
     return pd.DataFrame(rows)

@@ -175,7 +175,7 @@ def target_of(batch: Batch) -> Tensor:
     for name in TARGETS:
         if name in batch:
             return batch[name]
-    raise InputError(f"the examples have no target, only {', '.join(batch)}")
+    raise InputError(f"the data has no targets, only {', '.join(batch)}")
 
 
 def unwrap(output: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trueoracle.record.store import Retrained, Store
+from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.metric import SPLITS, Metric
 
 __all__ = ["older_record", "stopped_early", "synthetic"]
@@ -21,11 +22,15 @@ def older_record(runs: Path, version: int = 2) -> Path:
     """A copy below ``runs`` of a run of the second format, which kept no checksums, or the third.
 
     The third named no metrics. Both are of the study of the fixture ``tiny_fields``, were stopped
-    while they retrained with the second seed, and have been searched with 50 % of the budget.
+    while they retrained with the second seed, and have been searched with 50 % of the budget. The
+    folder has the name that the study has today: digests have changed since.
     """
     (source,) = (Path(__file__).parent / f"format-{version}").iterdir()
-    shutil.copytree(source, runs / source.name)
-    return runs / source.name
+    draft = runs / source.name
+    shutil.copytree(source, draft)
+    with Store(draft, read_only=True) as store:
+        spec = StudySpec.model_validate(store.spec())
+    return draft.rename(runs / spec.folder_name)
 
 
 def stopped_early(folder: Path) -> None:
