@@ -26,6 +26,7 @@ from trueoracle.pruning.candidates import Candidates
 from trueoracle.record.results import Results
 from trueoracle.record.store import locked
 from trueoracle.search import live
+from trueoracle.search.live import folder_name
 from trueoracle.search.search import SearchResult
 from trueoracle.search.settings import SearchSettings
 from trueoracle.search.strategies import STRATEGIES, choose
@@ -282,8 +283,13 @@ def test_a_search_of_an_earlier_version_goes_on(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = older_record(tmp_path)
-    (path,) = folder.glob("search/*/search.json")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    (older,) = folder.glob("search/*/search.json")
+    record = json.loads(older.read_text(encoding="utf-8"))
+    # Digests have changed since: the settings as they are today, in the folder that these name.
+    record["settings"]["outcome_digest"] = Study(**tiny_fields).spec.outcome_digest
+    older.write_text(json.dumps(record), encoding="utf-8")
+    path = folder / "search" / folder_name(record["settings"]) / older.name
+    older.parent.rename(path.parent)
 
     def never(*args: Any, **options: Any) -> Any:
         raise AssertionError("it was done")
@@ -318,7 +324,7 @@ def test_a_damaged_record_is_said(study: Study) -> None:
     for changes, message in (
         ({"epochs": {}}, "lacks epochs of rung 1"),
         ({"epochs": whole["epochs"] | {first: whole["epochs"][first][:0]}}, f"{first} lacks"),
-        ({"epochs": whole["epochs"] | {first: [{"epoch": 0}]}}, "Field required"),
+        ({"epochs": whole["epochs"] | {first: [{"epoch": 0}]}}, "learning_rate.* is missing"),
         ({"settings": whole["settings"] | {"seed": 5}}, "settings are those of another search"),
         ({"rungs": [["x"], *whole["rungs"][1:]]}, "candidate 'x' of rung 1"),
         ({"rungs": [whole["rungs"][0][1:], *whole["rungs"][1:]]}, "rung 1 has"),
