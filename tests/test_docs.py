@@ -93,6 +93,7 @@ def test_the_documented_criterion_runs() -> None:
         names["last_filters"](network, masks(network, {"0": 0.5}), images())
 
 
+@pytest.mark.slow
 def test_the_search_pages_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

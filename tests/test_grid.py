@@ -28,6 +28,7 @@ def grid(write_study: Writer, tiny_dataset: str) -> Path:
     return write_study(TINY + GRID, "grid.toml")
 
 
+@pytest.mark.slow
 def test_a_grid_is_scored_run_and_reported(grid: Path, runs: Path) -> None:
     made = Grid(grid, overrides={"criteria": ["l1"]}, runs=runs)
     assert (made.name, made.is_whole) == ("grid", True)
@@ -53,6 +54,7 @@ def test_a_grid_is_scored_run_and_reported(grid: Path, runs: Path) -> None:
     assert json.loads(again.out) == written.summary
 
 
+@pytest.mark.slow
 def test_a_plain_study_is_a_grid_of_one(
     write_study: Writer, tiny_dataset: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,6 +142,7 @@ def test_all_of_it_survives_json() -> None:
     assert compare(table, "good")["differences"][0]["second"] == "good"
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.permutations(range(12)), st.integers(0, 100))
 def test_the_order_of_the_candidates_changes_nothing(order: list[int], seed: int) -> None:

@@ -64,6 +64,7 @@ def test_every_relabelling_carries_the_candidates_to_themselves() -> None:
     assert len(list(permuted_rows(both, 720, seed=0) or ())) == math.factorial(5) * 6
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_where_there_is_no_relation() -> None:
     # Scores and outcomes made of filters, independently: the textbook would reject most of them.
     generator = np.random.default_rng(0)

@@ -11,6 +11,7 @@ from trueoracle.analysis.correlation import kendall
 from trueoracle.analysis.reliability import noise_ceiling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "noise"), [(2, 0.5), (2, 2.0), (3, 1.0), (5, 3.0), (6, 1.0)])
 def test_it_is_the_tau_of_the_expected_outcome(seeds: int, noise: float) -> None:
     generator = np.random.default_rng(seeds)

@@ -182,6 +182,7 @@ def test_every_public_function_that_takes_rows_is_tried() -> None:
     assert found == {*OF_TABLES, *OF_COLUMNS, *TESTED_BELOW}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OF_TABLES)
 @settings(max_examples=3, deadline=None)  # each a thousand relabellings
 @CASES
@@ -278,6 +279,7 @@ def test_epochs_in_another_order_come_to_the_same_outcomes(
             same(read(epochs.iloc[places], outcome), read(epochs, outcome))
 
 
+@pytest.mark.slow
 def test_a_file_in_another_order_is_the_same_file(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     frame = pd.DataFrame(
@@ -326,6 +328,7 @@ def test_ties_by_hand() -> None:
     assert json.dumps(found.as_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4)), min_size=2, max_size=6),

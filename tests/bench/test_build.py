@@ -46,6 +46,7 @@ def table(conv2: Recorded, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_recorded_runs_become_a_table(conv2: Recorded, table: Path) -> None:
     point, results = conv2
     assert dict(point.spec.pruning.layers) == {"conv2": 0.1}
@@ -64,6 +65,7 @@ def test_recorded_runs_become_a_table(conv2: Recorded, table: Path) -> None:
     assert bench.studies[0].name == "lenet5-mini-bench+seed-0+layers-conv2-0.1"
 
 
+@pytest.mark.slow
 def test_new_points_join_a_table(conv2: Recorded, table: Path, tmp_path: Path) -> None:
     larger = tmp_path / "larger"
     shutil.copytree(table, larger)
@@ -106,6 +108,7 @@ def test_points_of_another_dense_network_are_refused(table: Path, tmp_path: Path
         build([stranger], table, SilentProgress(), ["l1"], onto=table)
 
 
+@pytest.mark.slow
 def test_a_grid_goes_on_from_the_dense_networks_of_the_table(tmp_path: Path) -> None:
     start(tmp_path, SilentProgress())
     start(tmp_path, SilentProgress())  # again does nothing

@@ -41,6 +41,7 @@ def weighted(studies: Sequence[BenchStudy], values: Sequence[float]) -> float:
     return float(np.average(np.array(values)[known], weights=sizes[known]))
 
 
+@pytest.mark.slow
 def test_images_limit_more_than_seeds(shipped: Bench, said: str) -> None:
     validation, test = (mean_outcome(shipped, f"{part}_loss") for part in ("validation", "test"))
 
@@ -114,6 +115,7 @@ def mean_taus(
     return whole[0], whole[1:], by_layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["test_loss", "test_accuracy"])
 def test_no_criterion_differs_from_chance(shipped: Bench, said: str, metric: str) -> None:
     names = [name for name, column in shipped.scores.items() if np.isfinite(column).all()]
@@ -139,6 +141,7 @@ def test_no_criterion_differs_from_chance(shipped: Bench, said: str, metric: str
         assert max(spread) == pytest.approx(float(high), abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_places_that_the_page_names(shipped: Bench, said: str) -> None:
     by_network = []
     for network in (0, 1):

@@ -67,6 +67,7 @@ def test_the_dense_weights_are_those_of_the_card(shipped: Bench) -> None:
         assert weights_sha256(dense) == shipped.card["dense"][str(network)]["sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "layer", "epochs"),
     [(0, "conv1", 15), (0, "conv2", 4), (0, "conv3", 4), (1, "conv1", 4)],
@@ -129,6 +130,7 @@ def test_shipped_scores_are_those_of_the_criteria(shipped: Bench, name: str) -> 
     assert np.isnan(np.delete(again, rows)).all()
 
 
+@pytest.mark.slow
 def test_a_perfect_criterion_is_first_and_has_no_regret(shipped: Bench) -> None:
     loss = shipped.outcomes("test_loss").mean(axis=1)
     scores = {**shipped.scores, "perfect": loss, "worst": -loss, "none": np.full(len(loss), np.nan)}
@@ -150,6 +152,7 @@ def test_a_perfect_criterion_is_first_and_has_no_regret(shipped: Bench) -> None:
     assert abs(by_name["random"].agreement) < 0.1
 
 
+@pytest.mark.slow
 def test_a_place_is_the_mean_of_tau_over_settings(shipped: Bench) -> None:
     some = [one for one in shipped.studies if one.layer == "conv1" and one.network == 0]
     place = {p.criterion: p for p in leaderboard(shipped, "test_accuracy", some)}["l1"]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.test_cli import call
 
 OWN = '''"""Ten lines."""
@@ -17,6 +19,7 @@ def spread(dense, candidates, data):
 '''
 
 
+@pytest.mark.slow
 def test_a_criterion_of_ones_own_gets_its_place(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(OWN)
@@ -49,6 +52,7 @@ def test_a_criterion_of_ones_own_gets_its_place(tmp_path: Path) -> None:
     assert 0 < loss["permutation_p_value"] <= 1
 
 
+@pytest.mark.slow
 def test_shipped_criteria_need_no_scoring() -> None:
     called = call("bench", "l1", "--layer", "conv1", "--ratio", "0.2")
     assert called.code == 0, called.err

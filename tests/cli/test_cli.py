@@ -90,6 +90,7 @@ def test_quiet_is_quiet(study: Path, runs: Path) -> None:
     assert (called.code, called.out, called.err) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_settings_override_fields(study: Path, runs: Path) -> None:
     called = call(
         "run", study, "--runs", runs, "--json",
@@ -100,6 +101,7 @@ def test_settings_override_fields(study: Path, runs: Path) -> None:
     assert {relation["criterion"] for relation in summary["relations"]} == {"random"}
 
 
+@pytest.mark.slow
 def test_score_ranks_without_retraining(study: Path, runs: Path) -> None:
     called = call("score", study, "--runs", runs, "--sample", 4)
     assert called.code == 0
@@ -164,6 +166,7 @@ def test_status_tells_how_far_every_study_is(study: Path, runs: Path) -> None:
     assert "unreadable" in call("status", "--runs", runs).out
 
 
+@pytest.mark.slow
 def test_report_writes_figures_summary_and_page(study: Path, runs: Path, tmp_path: Path) -> None:
     call("run", study, "--runs", runs, "-q")
     call("run", f"{study}@as-released", "--runs", runs, "-q")
@@ -247,6 +250,7 @@ def test_analyse_takes_a_direction_from_options_and_from_names_of_a_studys_own(
     assert called.out.startswith(f"{better} {column} is better; ")
 
 
+@pytest.mark.slow
 def test_analyse_several_scores_and_seeds(tmp_path: Path) -> None:
     points = tmp_path / "points.csv"
     rows = [f"{i},{i % 3},{-i + i % 2},{-i + i % 5},{i}" for i in range(30)]
@@ -271,6 +275,7 @@ def test_analyse_several_scores_and_seeds(tmp_path: Path) -> None:
     assert json.loads(whole.out)["studies"][0]["permutation_p_value"] < 0.01
 
 
+@pytest.mark.slow
 def test_analyse_several_studies_and_networks(tmp_path: Path) -> None:
     figure = tmp_path / "forest.svg"
     paths = []
@@ -301,6 +306,7 @@ def test_names_in_square_brackets_are_no_markup(tmp_path: Path) -> None:
     assert "1 rows without a finite a[/b] and c" in called.out
 
 
+@pytest.mark.slow
 def test_studies_lists_what_is_shipped() -> None:
     rows = {row["name"]: row for row in json.loads(call("studies", "--json").out)}
     assert rows["digits-conv1-0.2"]["networks"] == 90
@@ -395,6 +401,7 @@ def three():
 """
 
 
+@pytest.mark.slow
 def test_wrong_images_print_one_line_and_no_traceback(
     write_study: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Path
 ) -> None:

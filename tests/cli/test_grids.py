@@ -30,6 +30,7 @@ def grid(write_study: Writer, tiny_dataset: str) -> Path:
     return write_study(TINY + GRID, "grid.toml")
 
 
+@pytest.mark.slow
 def test_a_grid_is_scored_run_resumed_and_reported(grid: Path, runs: Path, tmp_path: Path) -> None:
     scored = json.loads(call("score", grid, "--runs", runs, "--json", "-q").out)
     assert [one["study"] for one in scored] == ["grid+conv1-0.1", "grid+conv1-0.9"]
@@ -72,6 +73,7 @@ def test_a_grid_is_scored_run_resumed_and_reported(grid: Path, runs: Path, tmp_p
     assert one[0]["layers"] == {"conv1": 0.9}
 
 
+@pytest.mark.slow
 def test_an_unfinished_grid_is_reported_and_small_scale_marked(
     grid: Path, runs: Path, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_every_text_of_every_command(
             check(words(command, parameter, text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--device", "--engine", "--memory", "--set", "--runs"])
 def test_texts_that_are_read_late(
     option: str, folder: Path, tiny_dataset: str, monkeypatch: pytest.MonkeyPatch

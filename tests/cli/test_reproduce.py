@@ -59,6 +59,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_dataset: str) 
     return "tiny-study"
 
 
+@pytest.mark.slow
 def test_all_published_settings_are_listed(runs: Path) -> None:
     called = call("reproduce", "--no-times", "--runs", runs)
     assert (called.code, called.err) == (0, "")
@@ -88,6 +89,7 @@ def test_all_published_settings_are_listed(runs: Path) -> None:
     assert call("reproduce", "--no-times", "--quiet", "--runs", runs).out == ""
 
 
+@pytest.mark.slow
 def test_a_setting_is_run_and_ours_put_beside_it(shipped: str, runs: Path) -> None:
     called = call("reproduce", "paper/conv1", "--runs", runs)
     assert called.code == 0
@@ -149,6 +151,7 @@ def test_the_name_says_the_scale(shipped: str, runs: Path) -> None:
     assert f"'{shipped}@small' is at small scale, so that it takes no --scale full" in refused.err
 
 
+@pytest.mark.slow
 def test_the_list_follows_the_scale_that_is_finished(shipped: str, runs: Path) -> None:
     name = "paper/conv1"
     call("reproduce", name, "--runs", runs, "-q")
@@ -164,6 +167,7 @@ def test_the_list_follows_the_scale_that_is_finished(shipped: str, runs: Path) -
     assert (shown["ours"]["retrained"], shown["ours"]["to_retrain"]) == (1, 10)
 
 
+@pytest.mark.slow
 def test_what_was_changed_is_said(shipped: str, runs: Path) -> None:
     arguments = (
         "reproduce",
@@ -206,6 +210,7 @@ def test_a_short_arm_has_to_be_shorter(shipped: str, runs: Path, tmp_path: Path)
     assert f"{shipped}@short retrains for 2 epochs, no fewer than {shipped} with 2" in called.err
 
 
+@pytest.mark.slow
 def test_the_released_wiring_is_an_arm(shipped: str, runs: Path) -> None:
     arguments = ("--runs", runs, "--json", "-q", "--set", "retraining.epochs=1")
     for name in (["paper/conv1", "--surgery", "as-released"], [f"{shipped}@as-released"]):
@@ -215,6 +220,7 @@ def test_the_released_wiring_is_an_arm(shipped: str, runs: Path) -> None:
     assert len(list(runs.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_a_study_of_ones_own_and_a_point_are_put_beside_what_was_published(
     shipped: str, runs: Path, tmp_path: Path
 ) -> None:

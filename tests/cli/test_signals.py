@@ -82,6 +82,7 @@ def check_ended(process: subprocess.Popen[str], number: signal.Signals) -> int:
     return process.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", [MODULE, SCRIPT], ids=["module", "script"])
 @pytest.mark.parametrize(
     ("command", "moments"),
@@ -148,6 +149,7 @@ TWICE = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reads", [TRANSLATED, SWALLOWED, UNRAISABLE, TWICE, "interrupt()"])
 def test_whatever_code_makes_of_an_interrupt(reads: str, tmp_path: Path) -> None:
     process = start([sys.executable, "-c", PRELUDE.format(reads=reads)], tmp_path)
@@ -198,6 +200,7 @@ def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
     assert process.communicate(timeout=50)[0] == "went on\n"
 
 
+@pytest.mark.slow
 def test_a_terminated_run_goes_on(write_study: Writer, tmp_path: Path) -> None:
     study = write_study(SMALL.replace("epochs = 2\nseeds", "epochs = 200\nseeds"), "small.toml")
     process = start([*MODULE, "run", str(study)], tmp_path)

@@ -33,6 +33,7 @@ def points(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_output_of_ascii_gets_plainer_characters(points: Path) -> None:
     words = ("analyse", str(points), "--x", "τ", "--y", "accuracy")
     ended = run(*words, env=os.environ | {"PYTHONIOENCODING": "ascii"})
@@ -44,6 +45,7 @@ def test_an_output_of_ascii_gets_plainer_characters(points: Path) -> None:
     assert "in naive\\u2192:" in ended.stdout
 
 
+@pytest.mark.slow
 @needs_full
 @pytest.mark.parametrize("words", ["status", "status --json", "--help", "--version", "criteria"])
 def test_a_full_output_is_one_line(words: str) -> None:
@@ -61,6 +63,7 @@ def test_a_full_standard_error_leaves_the_exit_code() -> None:
         assert run("report", "nothing", stderr=full).returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="descriptors are POSIX's")
 def test_closed_outputs_swallow_what_is_written() -> None:
     def closed() -> None:

@@ -85,6 +85,7 @@ def test_repair_sets_aside_what_running_then_does_again(
     assert call("verify", folder).code == 0
 
 
+@pytest.mark.slow
 def test_damaged_files_are_set_aside(runs: Path, tiny_fields: dict[str, Any]) -> None:
     study = Study(**tiny_fields | {"retraining": {"epochs": 1, "seeds": [0]}}, runs=runs)
     study.run(progress=False)

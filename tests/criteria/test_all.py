@@ -70,6 +70,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrained, "STEPS", 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_scores_of_filters(name: str) -> None:
     network = residual()
@@ -91,6 +92,7 @@ def test_scores_of_filters(name: str) -> None:
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in network.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"random"}))
 def test_filters_in_another_order_have_scores_in_that_order(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -160,6 +162,7 @@ def test_without_zeros_or_maps_some_do_not_apply() -> None:
         CRITERIA["hrank"](network, candidates, images())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_transformers(name: str) -> None:
     """Heads and hidden units: a score, or a reason; never another error."""

@@ -271,6 +271,7 @@ class Doubled(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["taylor", "fisher", "gradient-flow", "synflow", "obd"])
 def test_networks_of_doubles(name: str) -> None:
     found = score(name, Doubled(), every_way(Doubled(), {"inner.stem": 0.5}))

@@ -186,6 +186,7 @@ def test_it_equals_the_pruned_networks_of_lenet(
     assert (made.tail is not None) == (len(made._sums) == 1 and not made._masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surgery", SURGERIES)
 @pytest.mark.parametrize(
     ("kind", "layers"),

@@ -109,6 +109,7 @@ def made(name: str) -> tuple[nn.Module, Candidates, Splits]:
     )
 
 
+@pytest.mark.slow
 @every_task
 @pytest.mark.parametrize("criterion", SHIPPED)
 def test_a_criterion_applies_or_says_in_a_line_that_it_needs_classes(

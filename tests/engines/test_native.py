@@ -53,6 +53,7 @@ def assert_same(found: list[EpochRecord], expected: list[EpochRecord], tolerance
             assert one.values[name] == pytest.approx(other.values[name], abs=allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

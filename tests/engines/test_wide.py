@@ -369,6 +369,7 @@ def test_shared_weights_stay_shared(data: Splits) -> None:
         assert network.get_parameter("tied.weight") is network.get_parameter("twice.weight")
 
 
+@pytest.mark.slow
 def test_a_compiled_step_computes_the_same(data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced as for a GPU, without breaks, and run without a compiler."""
     real = torch.compile
@@ -383,6 +384,7 @@ def test_a_compiled_step_computes_the_same(data: Splits, monkeypatch: pytest.Mon
     torch.testing.assert_close(compiled["test"]["loss"], plain["test"]["loss"], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_autocast_trains_in_bfloat16_and_measures_in_float32(data: Splits) -> None:
     recipe = recipe_of(epochs=4, optimizer="adam", learning_rate=0.01)
     plain = train_wide(members(pruned_lenet), data, recipe)["train"]["loss"]

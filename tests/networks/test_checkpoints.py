@@ -490,6 +490,7 @@ def test_archives_that_are_packed_or_of_other_machines_are_refused(tmp_path: Pat
     assert "is no safetensors file or PyTorch checkpoint" in refused(lenet(), path)
 
 
+@pytest.mark.slow
 def test_networks_that_hold_themselves_or_too_much_end(
     tmp_path: Path, elsewhere: ModuleType
 ) -> None:

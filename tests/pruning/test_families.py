@@ -41,6 +41,7 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"), [(name, one) for name, given in SMALL.items() for one in given]
 )

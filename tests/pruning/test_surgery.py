@@ -44,6 +44,7 @@ def largest_difference(network: nn.Module, candidates: Candidates, batch: Tensor
     return worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_surgery_equals_masking_for_every_candidate_of_a_layer(
     dense: nn.Module, layer: str
@@ -55,6 +56,7 @@ def test_surgery_equals_masking_for_every_candidate_of_a_layer(
         assert largest_difference(network, candidates, batch) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layers", [("conv1", "conv2"), ("conv1", "conv3"), ("conv2", "conv3"), LAYERS]
 )

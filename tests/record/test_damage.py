@@ -130,6 +130,7 @@ def flip(path: Path, place: int, bit: int) -> None:
         file.write(bytes([byte ^ (1 << bit)]))
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_the_database_is_found_or_does_no_harm(record: Path) -> None:
     whole, found = tables(record), 0
     draw = random.Random(0)

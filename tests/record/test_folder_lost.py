@@ -27,6 +27,7 @@ class Meddler(SilentProgress):
                 self.runs.rename(self.to)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["dense network", "score by oracle", "score by l1", "retrain"])
 @pytest.mark.parametrize("renamed", [True, False])
 def test_a_lost_folder_is_a_store_error(

@@ -143,6 +143,7 @@ def test_records_before_metrics_are_of_classification(version: int, tmp_path: Pa
     assert set(results.replay()["outcome"]) >= {"test_accuracy", "test_loss"}
 
 
+@pytest.mark.slow
 def test_a_classification_record_of_each_format_says_the_same(tmp_path: Path) -> None:
     for version in (2, 3):
         folder = older_record(tmp_path / str(version), version)
@@ -159,6 +160,7 @@ def test_a_classification_record_of_each_format_says_the_same(tmp_path: Path) ->
         assert said[:2] == said[2:]
 
 
+@pytest.mark.slow
 def test_a_record_before_metrics_is_reported_and_exported(tmp_path: Path) -> None:
     before = Results(older_record(tmp_path, 3))
     assert before.outcomes.columns.tolist()[-6:] == list(columns_of(CLASSIFICATION))

@@ -28,6 +28,7 @@ def run(tiny_fields: dict[str, Any], tmp_path: Path) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_the_short_retraining_is_a_score_of_the_full_one(run: Any, tmp_path: Path) -> None:
     full, short = run("tiny", retraining={"epochs": 3}), run("tiny@short")
     assert find_short(full, find_arms(full)) is not None
@@ -71,6 +72,7 @@ def test_the_short_retraining_is_a_score_of_the_full_one(run: Any, tmp_path: Pat
     assert "Highest test accuracy after a short retraining" in page
 
 
+@pytest.mark.slow
 def test_other_experiments_are_no_short_retraining(run: Any) -> None:
     full = run("tiny", retraining={"epochs": 2})
     for changes in (
@@ -80,6 +82,7 @@ def test_other_experiments_are_no_short_retraining(run: Any) -> None:
         assert find_short(full, [run("tiny@short", **changes)]) is None
 
 
+@pytest.mark.slow
 def test_the_short_retraining_that_fits_best_is_taken(run: Any) -> None:
     full = run("tiny", retraining={"epochs": 3})
     fitting = run("tiny@short")
@@ -90,6 +93,7 @@ def test_the_short_retraining_that_fits_best_is_taken(run: Any) -> None:
     assert found.spec == fitting.spec
 
 
+@pytest.mark.slow
 def test_the_role_says_which_arm_is_short(run: Any) -> None:
     full = run("tiny", retraining={"epochs": 2})
     brief = run("tiny@brief", roles={"brief": "short"})
@@ -97,6 +101,7 @@ def test_the_role_says_which_arm_is_short(run: Any) -> None:
     assert find_short(full, find_arms(full)) is not None
 
 
+@pytest.mark.slow
 def test_other_networks_and_candidates_are_not_compared(run: Any) -> None:
     full = run("tiny", retraining={"epochs": 2})
     other = run("tiny@short", dense={"epochs": 1})

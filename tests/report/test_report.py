@@ -73,6 +73,7 @@ def test_a_summary_holds_the_relations_and_survives_json(results: Results) -> No
     assert summary["retraining_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_summary_says_and_needs_nothing_else(
     results: Results, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_the_page_says_what_the_summary_says_and_needs_nothing_else(
     assert json.loads(written.summary.read_text())[0]["study"] == "tiny"
 
 
+@pytest.mark.slow
 def test_tables_of_all_arms_are_sorted_by_the_agreement_that_they_show(
     results: Results, tiny_fields: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -105,6 +107,7 @@ def test_tables_of_all_arms_are_sorted_by_the_agreement_that_they_show(
         assert values == sorted(values, reverse=True)
 
 
+@pytest.mark.slow
 def test_many_criteria_have_a_ladder_a_heat_map_and_one_panel(
     tiny_fields: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -142,6 +145,7 @@ def test_many_criteria_have_a_ladder_a_heat_map_and_one_panel(
     assert written.page.stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_arms_are_shown_beside_the_study(
     results: Results, tiny_fields: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -162,6 +166,7 @@ def test_arms_are_shown_beside_the_study(
     )
 
 
+@pytest.mark.slow
 def test_one_epoch_and_changes_are_said_plainly(
     tiny_fields: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -181,6 +186,7 @@ def test_one_epoch_and_changes_are_said_plainly(
     assert written.summaries[0]["changed"]["pruning.layers"] == {"conv1": 0.1}
 
 
+@pytest.mark.slow
 def test_a_dense_network_at_chance_is_warned_of(
     tiny_fields: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -209,6 +215,7 @@ def test_a_small_grid_says_what_stands_in_place_of_what() -> None:
     assert summarise_grid(variants("lenet5-mini-width"), {})["scale_in_words"] == ""
 
 
+@pytest.mark.slow
 def test_names_are_escaped(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
     fields = tiny_fields | {"purpose": "<script>alert(1)</script> & so on"}
     results = Study(**fields, runs=tmp_path / "runs").run(progress=False)
@@ -217,6 +224,7 @@ def test_names_are_escaped(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
     assert "&lt;script&gt;" in page
 
 
+@pytest.mark.slow
 def test_a_criterion_of_any_name_is_text(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

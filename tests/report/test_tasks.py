@@ -30,6 +30,7 @@ def text_of(page: Path) -> str:
     return " ".join(" ".join(read(page).text).split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["denoising", "segmentation"])
 def test_a_page_speaks_of_the_tasks_own_metrics(task: str, tmp_path: Path) -> None:
     metrics = TASKS[task]
@@ -59,6 +60,7 @@ def test_a_page_speaks_of_the_tasks_own_metrics(task: str, tmp_path: Path) -> No
         assert relation["agreement"] == relation["sign"] * relation["kendall_tau"]
 
 
+@pytest.mark.slow
 def test_the_dense_network_is_shown_in_each_metrics_own_unit(tmp_path: Path) -> None:
     facts = {
         task: dense_facts(summarise(Results(synthetic(tmp_path / task, task, metrics))))
@@ -86,6 +88,7 @@ def test_perplexity_is_no_finding(tmp_path: Path) -> None:
     assert not any("perplexity" in r["verdict"] for r in summary["relations"])
 
 
+@pytest.mark.slow
 def test_chance_is_that_of_the_headline(tmp_path: Path) -> None:
     metrics = (LOSS, Metric("r2", "R²", better="higher", high=1.0))
     for chance, warns in ((0.0, False), (0.85, True), (None, False)):
@@ -94,6 +97,7 @@ def test_chance_is_that_of_the_headline(tmp_path: Path) -> None:
         assert ("hardly better than chance: test R² 0.9, and guessing gives" in warning) == warns
 
 
+@pytest.mark.slow
 def test_a_grid_speaks_of_the_tasks_own_metrics(tmp_path: Path) -> None:
     task, metrics = "forecast", TASKS["forecast"]
     recorded, points = {}, []

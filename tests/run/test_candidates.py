@@ -155,6 +155,7 @@ def test_the_papers_networks_list_their_layers_in_their_order(
     assert len(listed.groups) == layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_a_study_of_single_weights_from_start_to_report(
     quick: dict[str, Any], tmp_path: Path, scope: str
@@ -226,6 +227,7 @@ def test_a_criterion_that_cannot_score_single_weights_is_refused_first(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_record_from_before_costs_is_read_and_completed(
     tiny_fields: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def test_without_validation_images_that_criterion_is_skipped(
     assert list(Study(**fields, runs=tmp_path).prepare().skipped) == ["oracle-validation"]
 
 
+@pytest.mark.slow
 def test_a_reason_that_only_all_images_show_is_taken_too(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def test_a_criterion_is_told_how_candidates_are_retrained(
     assert set(rate(study.network, study.candidates, study.data)) == {Retraining().learning_rate}
 
 
+@pytest.mark.slow
 def test_scores_that_depend_on_the_recipe_are_taken_over_with_it_only(
     tiny_fields: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -66,6 +66,7 @@ def mutated(folder: Path, target: Path, table: str, column: str, value: object) 
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "column"), COLUMNS, ids=[".".join(names) for names in COLUMNS])
 def test_a_value_that_cannot_be_is_said_or_does_no_harm(
     older: Path, tmp_path: Path, table: str, column: str

@@ -116,6 +116,7 @@ def test_a_study_from_beginning_to_end(study: Study) -> None:
     assert table["kendall_tau"].notna().all()
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_what_the_parts_compute(study: Study) -> None:
     """Scores and outcomes of one candidate, recomputed from the saved network alone."""
     results = study.run(progress=False, engine="loop")
@@ -144,6 +145,7 @@ def test_running_again_does_nothing_again(study: Study) -> None:
     assert len(second.provenance) == 2
 
 
+@pytest.mark.slow
 def test_the_same_study_gives_the_same_numbers(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
     one = Study(**tiny_fields, runs=tmp_path / "one").run(progress=False)
     two = Study(**tiny_fields, runs=tmp_path / "two").run(progress=False)
@@ -151,6 +153,7 @@ def test_the_same_study_gives_the_same_numbers(tiny_fields: dict[str, Any], tmp_
     pd.testing.assert_frame_equal(one.scores, two.scores)
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped within the second population; the first one is kept."""
     whole = Study(study.spec, runs=study.folder.parent.parent / "whole").run(progress=False)
@@ -179,6 +182,7 @@ def test_an_interrupted_study_goes_on(study: Study, monkeypatch: pytest.MonkeyPa
     assert results.provenance[0]["ended"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["loop", "wide"])
 def test_engines_change_nothing_but_the_speed(
     tiny_fields: dict[str, Any], tmp_path: Path, engine: str
@@ -189,6 +193,7 @@ def test_engines_change_nothing_but_the_speed(
     pd.testing.assert_frame_equal(outcomes(usual), outcomes(other), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_resumed_study_keeps_its_engine(study: Study) -> None:
     class Stopper(Recorder):
         def advance(self, count: float = 1, note: str = "") -> None:
@@ -263,6 +268,7 @@ def test_a_second_process_is_told_and_stops(study: Study) -> None:
         study.run(progress=False)
 
 
+@pytest.mark.slow
 def test_more_seeds_and_criteria_take_over_what_is_recorded(
     study: Study, tiny_fields: dict[str, Any]
 ) -> None:
@@ -375,6 +381,7 @@ def test_a_missing_or_changed_dense_file_is_noticed(study: Study) -> None:
             study.search("50%", progress=False)
 
 
+@pytest.mark.slow
 def test_a_dense_network_made_again_is_taken_where_it_is_the_same(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +412,7 @@ def test_a_dense_network_made_again_is_taken_where_it_is_the_same(
     assert not path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["dense network", "score by l1", "retrain"])
 def test_a_runs_folder_that_is_moved_while_it_is_worked_on_is_said(
     study: Study, moment: str
@@ -440,6 +448,7 @@ def test_a_neighbours_changed_weights_are_not_taken_over(
     assert second.dense["sha256"] == first.dense["sha256"]
 
 
+@pytest.mark.slow
 def test_numbers_of_another_digest_format_are_not_taken_over(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,6 +480,7 @@ def test_a_users_criterion_that_fails_is_noticed_before_long_work(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_neighbour_does_not_stop_a_study(
     study: Study, tiny_fields: dict[str, Any]
 ) -> None:
@@ -594,6 +604,7 @@ def small(classes):
 """
 
 
+@pytest.mark.slow
 def test_a_users_factory_that_changes_is_noticed_and_not_mixed(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -656,6 +667,7 @@ def test_scores_that_depend_on_the_list_are_not_taken_over(
     assert whole.provenance[0]["adopted"] == {Study(**some).folder.name: 6}
 
 
+@pytest.mark.slow
 def test_a_criterion_cannot_harm_the_dense_network(
     tiny_fields: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -802,6 +814,7 @@ def committed(runs: Path, table: str) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_with_what_was_committed(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     # Killed in the dense network's training, then twice in the retraining.

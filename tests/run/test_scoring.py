@@ -165,6 +165,7 @@ def committed_scores(runs: Path) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_killed_scoring_resumes_with_what_was_committed(tmp_path: Path) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = start(killed)

@@ -135,6 +135,7 @@ def check(results: Results, task: str, metrics: list[str]) -> None:
     assert (table["n"] == 10).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "network", "metrics"),
     [
@@ -163,6 +164,7 @@ def test_a_study_of_every_task(
         )
 
 
+@pytest.mark.slow
 def test_a_study_with_a_teacher(tmp_path: Path) -> None:
     network, data = made(Net, 3), splits("classification")
     distil = {"weight": 0.7, "temperature": 2.0}

@@ -255,6 +255,7 @@ def test_weights_that_are_damaged_or_gone_are_trained_again(
     assert all(torch.equal(weights[n], v) for n, v in again.network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_a_search_changes_nothing_that_comes_out(study: Study) -> None:
     found = searched(study, 4)
     weights = found.network.state_dict()
@@ -352,6 +353,7 @@ def test_a_damaged_record_is_said(study: Study) -> None:
             searched(study, 22)
 
 
+@pytest.mark.slow
 def test_a_guided_search_is_the_one_that_the_record_replays(
     fields: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -407,6 +409,7 @@ def test_each_setting_is_a_search_of_its_own(study: Study) -> None:
     assert set(found.history["candidate"]) == set(lowest)
 
 
+@pytest.mark.slow
 def test_the_survivors_fit_the_chunks_whatever_they_are(
     study: Study, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
