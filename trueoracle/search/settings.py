@@ -29,7 +29,7 @@ class SearchSettings:
         "Orders the candidates before retraining [default: the study's first that applies]."
     )
     by: str | None = _optional(
-        "What is compared: validation_loss, validation_accuracy or train_loss [default: "
+        "What is compared: validation_loss, another validation metric, or train_loss [default: "
         "validation loss; train loss where there is no validation split]."
     )
     seed: int | None = _optional(
