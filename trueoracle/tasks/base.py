@@ -6,7 +6,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,12 @@ from torch import Tensor, nn
 from trueoracle.errors import InputError, first_line
 from trueoracle.tasks.metric import Metric
 
-if TYPE_CHECKING:
-    from trueoracle.data.splits import AnySplit
-
 __all__ = [
     "INPUT",
     "TARGET",
     "TARGETS",
     "Batch",
+    "Examples",
     "Targets",
     "Task",
     "as_input",
@@ -50,6 +48,20 @@ _READ = ("logits", "out")
 """What is read of an output that has parts: transformers' and torchvision's names."""
 
 
+class Examples(Protocol):
+    """What a task is told of a split: ``trueoracle.data.splits.AnySplit`` is one."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The fields of an example, each with its shape."""
+
+    @property
+    def targets(self) -> Tensor:
+        """What the network is to tell of each example ``[N, ...]``."""
+
+    def __len__(self) -> int: ...
+
+
 class Task(ABC):
     """What a network is trained for.
 
@@ -73,7 +85,7 @@ class Task(ABC):
     """Whether targets lie over the images, so that shifting an image would have to shift them."""
 
     @classmethod
-    def of(cls, train: AnySplit) -> Task:
+    def of(cls, train: Examples) -> Task:
         """The task for these training examples, such as their number of classes."""
         return cls()
 
@@ -111,10 +123,10 @@ class Task(ABC):
         """
         return ()
 
-    def check_targets(self, split: AnySplit, where: str) -> None:  # noqa: B027
+    def check_targets(self, split: Examples, where: str) -> None:  # noqa: B027
         """Refuse targets of a split that cannot be meant, by :class:`InputError`."""
 
-    def outputs(self, train: AnySplit) -> int:
+    def outputs(self, train: Examples) -> int:
         """How many numbers a network is to give for an example, a pixel or a token.
 
         What a registered network is built for. Raises :class:`InputError` where it is not known.
@@ -125,7 +137,7 @@ class Task(ABC):
         """What the headline (the second metric) is without any learning; None: not known."""
         return None
 
-    def groups(self, split: AnySplit) -> Tensor:
+    def groups(self, split: Examples) -> Tensor:
         """The kind ``[N]`` that each example counts as: draws take equal shares of each."""
         return torch.zeros(len(split), dtype=torch.int64)
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trueoracle.data.splits import AnySplit
 from trueoracle.errors import InputError
-from trueoracle.tasks.base import Batch, Targets, Task, target_of
+from trueoracle.tasks.base import Batch, Examples, Targets, Task, target_of
 from trueoracle.tasks.metric import ACCURACY, LOSS, Metric
 
 __all__ = ["Classification", "Multilabel", "Smoothed"]
@@ -32,7 +31,7 @@ class Classification(Task):
         self.classes = classes
 
     @classmethod
-    def of(cls, train: AnySplit) -> Classification:
+    def of(cls, train: Examples) -> Classification:
         """As many classes as the largest training label says, or as there are probabilities."""
         targets = train.targets
         return cls(int(targets.max()) + 1 if targets.ndim == 1 else targets.shape[1])
@@ -55,7 +54,7 @@ class Classification(Task):
     def finish(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"loss": sums["loss"] / sums["count"], "accuracy": sums["right"] / sums["count"]}
 
-    def outputs(self, train: AnySplit) -> int:
+    def outputs(self, train: Examples) -> int:
         return self.classes
 
     def chance(self) -> float:
@@ -64,7 +63,7 @@ class Classification(Task):
     def logits(self, outputs: Tensor) -> Tensor:
         return outputs
 
-    def groups(self, split: AnySplit) -> Tensor:
+    def groups(self, split: Examples) -> Tensor:
         targets = split.targets.cpu()
         return targets if targets.ndim == 1 else targets.argmax(1)
 
@@ -78,7 +77,7 @@ class Classification(Task):
         _check_floating(outputs)
         return _probabilities_noted(outputs, "softmax")
 
-    def check_targets(self, split: AnySplit, where: str) -> None:
+    def check_targets(self, split: Examples, where: str) -> None:
         targets = split.targets
         if targets.ndim == 2 and targets.is_floating_point():
             total = targets.sum(1)
@@ -157,7 +156,7 @@ class Multilabel(Task):
             "accuracy": sums["right"] / sums["count"],
         }
 
-    def outputs(self, train: AnySplit) -> int:
+    def outputs(self, train: Examples) -> int:
         return train.targets.shape[1]
 
     def check(self, outputs: Tensor, batch: Batch) -> list[str]:
@@ -169,7 +168,7 @@ class Multilabel(Task):
         _check_floating(outputs)
         return _probabilities_noted(outputs, "sigmoid")
 
-    def check_targets(self, split: AnySplit, where: str) -> None:
+    def check_targets(self, split: Examples, where: str) -> None:
         targets = split.targets
         if targets.ndim != 2 or bool(((targets < 0) | (targets > 1)).any()):
             raise InputError(

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trueoracle.tasks.base import Batch, Task
-
-if TYPE_CHECKING:
-    from trueoracle.data.splits import AnySplit
+from trueoracle.tasks.base import Batch, Examples, Task
 
 __all__ = ["Distilled"]
 
@@ -61,7 +58,7 @@ class Distilled(Task):
     def weight(self, batch: Batch) -> float:
         return self.task.weight(batch)
 
-    def groups(self, split: AnySplit) -> Tensor:
+    def groups(self, split: Examples) -> Tensor:
         return self.task.groups(split)
 
     @property

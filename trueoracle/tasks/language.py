@@ -8,9 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional
 
-from trueoracle.data.splits import AnySplit
 from trueoracle.errors import InputError
-from trueoracle.tasks.base import Batch, Targets, Task
+from trueoracle.tasks.base import Batch, Examples, Targets, Task
 from trueoracle.tasks.metric import Metric
 
 __all__ = ["IGNORED", "Answers", "NextToken"]
@@ -86,7 +85,7 @@ class NextToken(Task):
             raise InputError("no token of the first examples counts: all are padding or ignored")
         return []
 
-    def check_targets(self, split: AnySplit, where: str) -> None:
+    def check_targets(self, split: Examples, where: str) -> None:
         if "input_ids" not in split.shapes:
             raise InputError(
                 f"task {self.name!r} needs tokens: examples with input_ids [N, T], found "
@@ -107,7 +106,7 @@ class Answers(NextToken):
         Metric("token_accuracy", "answer token accuracy", better="higher", low=0.0, high=1.0),
     )
 
-    def check_targets(self, split: AnySplit, where: str) -> None:
+    def check_targets(self, split: Examples, where: str) -> None:
         super().check_targets(split, where)
         if "labels" not in split.shapes:
             raise InputError(f"task {self.name!r} needs labels [N, T], -100 outside the answers")

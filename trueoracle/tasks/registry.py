@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +14,11 @@ from torch import Tensor
 from trueoracle.errors import InputError
 from trueoracle.registry import Registry
 from trueoracle.sources import code_fingerprint
-from trueoracle.tasks.base import Task
+from trueoracle.tasks.base import Examples, Task
 from trueoracle.tasks.classification import Classification, Multilabel
 from trueoracle.tasks.language import Answers, NextToken
 from trueoracle.tasks.regression import Regression
 from trueoracle.tasks.segmentation import Segmentation
-
-if TYPE_CHECKING:
-    from trueoracle.data.splits import AnySplit
 
 __all__ = ["TASKS", "find_task", "given_task"]
 
@@ -54,7 +51,7 @@ def _content(value: object) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
-def find_task(reference: str | Task | type[Task], train: AnySplit) -> Task:
+def find_task(reference: str | Task | type[Task], train: Examples) -> Task:
     """A task by name or ``module:attribute`` (a class or an object), made for training examples.
 
     Raises :class:`InputError` for an unknown one, and for what is no task.

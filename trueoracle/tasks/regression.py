@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from trueoracle.data.splits import AnySplit
 from trueoracle.errors import InputError
-from trueoracle.tasks.base import Batch, Targets, Task, target_of
+from trueoracle.tasks.base import Batch, Examples, Targets, Task, target_of
 from trueoracle.tasks.metric import Metric
 
 __all__ = ["Regression"]
@@ -49,7 +48,7 @@ class Regression(Task):
         r2 = torch.where(spread > 0, 1 - sums["loss"] / spread, torch.nan)
         return {"loss": sums["loss"] / sums["count"], "r2": r2}
 
-    def outputs(self, train: AnySplit) -> int:
+    def outputs(self, train: Examples) -> int:
         return math.prod(train.targets.shape[1:])
 
     def chance(self) -> float:
@@ -66,7 +65,7 @@ class Regression(Task):
             raise InputError(f"the network gives {outputs.dtype} numbers, expected floating point")
         return []
 
-    def check_targets(self, split: AnySplit, where: str) -> None:
+    def check_targets(self, split: Examples, where: str) -> None:
         if not torch.isfinite(split.targets).all():
             raise InputError(f"the {where} targets hold values that are not finite")
 

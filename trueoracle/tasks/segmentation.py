@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from trueoracle.data.splits import AnySplit
 from trueoracle.errors import InputError
-from trueoracle.tasks.base import Batch, Targets, Task, target_of
+from trueoracle.tasks.base import Batch, Examples, Targets, Task, target_of
 from trueoracle.tasks.metric import LOSS, Metric
 
 __all__ = ["IGNORED", "Segmentation"]
@@ -41,7 +40,7 @@ class Segmentation(Task):
         self.classes = classes
 
     @classmethod
-    def of(cls, train: AnySplit) -> Segmentation:
+    def of(cls, train: Examples) -> Segmentation:
         """As many classes as the largest training target that is not ignored says."""
         known = train.targets[train.targets != IGNORED]
         return cls(int(known.max()) + 1 if len(known) else 1)
@@ -81,7 +80,7 @@ class Segmentation(Task):
             "accuracy": sums["hits"].sum(-1) / sums["count"],
         }
 
-    def outputs(self, train: AnySplit) -> int:
+    def outputs(self, train: Examples) -> int:
         return self.classes
 
     def weight(self, batch: Batch) -> float:
@@ -108,7 +107,7 @@ class Segmentation(Task):
             )
         return []
 
-    def check_targets(self, split: AnySplit, where: str) -> None:
+    def check_targets(self, split: Examples, where: str) -> None:
         targets = split.targets
         if targets.dtype != torch.int64 or targets.ndim < 2:
             raise InputError(
