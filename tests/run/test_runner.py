@@ -38,7 +38,7 @@ from trueoracle.record.paths import DATABASE, DENSE
 from trueoracle.record.results import Results
 from trueoracle.record.store import locked
 from trueoracle.run import dense, retrain, score
-from trueoracle.run.retrain import Chunk, chunks
+from trueoracle.run.retrain import chunks
 from trueoracle.spec import spec
 from trueoracle.study import Study
 from trueoracle.training.loop import train
@@ -158,7 +158,9 @@ def test_an_interrupted_study_goes_on(study: Study, monkeypatch: pytest.MonkeyPa
     """Stopped within the second population; the first one is kept."""
     whole = Study(study.spec, runs=study.folder.parent.parent / "whole").run(progress=False)
 
-    def seed_by_seed(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[Chunk]:
+    def seed_by_seed(
+        left: Mapping[int, Sequence[int]], plan: Plan
+    ) -> Iterator[list[tuple[int, int]]]:
         return chunks(left, replace(plan, group=10, groups=1))
 
     monkeypatch.setattr(retrain, "chunks", seed_by_seed)
@@ -237,7 +239,7 @@ def test_chunks_hold_every_network_once_and_one_seed_a_group(
     left: dict[int, list[int]], group: int, groups: int
 ) -> None:
     plan = Plan("native", "a test", group, groups)
-    found = [chunk.members for chunk in chunks(left, plan)]
+    found = list(chunks(left, plan))
     members = [member for chunk in found for member in chunk]
     assert members == [(seed, index) for seed, indices in left.items() for index in indices]
     assert all(0 < len(chunk) <= group * groups for chunk in found)

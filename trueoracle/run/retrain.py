@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 from torch import nn
 
@@ -12,35 +14,62 @@ from trueoracle.engines.choose import Plan, plan
 from trueoracle.engines.loop import LoopEngine
 from trueoracle.engines.retrain import retrain, retraining_data, stream_of
 from trueoracle.errors import InputError
+from trueoracle.networks.copying import copied
+from trueoracle.networks.weights import load_weights
+from trueoracle.record.paths import DENSE
 from trueoracle.record.store import Retrained
-from trueoracle.run.prepare import Prepared
+from trueoracle.run.prepare import Prepared, prepare
 from trueoracle.run.progress import about
 from trueoracle.run.sitting import Sitting
+from trueoracle.spec.spec import StudySpec
+from trueoracle.tasks.registry import GIVEN
 
-__all__ = ["Chunk", "chunks", "plan_retraining", "retrain_candidates", "retrain_chunk"]
+__all__ = ["Chunk", "Place", "chunks", "plan_retraining", "retrain_candidates", "retrain_chunk"]
+
+
+Member = tuple[int, int]
+"""One network to retrain: the seed, and the candidate's number."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Networks to retrain in one call, as plain data: (seed, candidate's number) of each."""
+    """Networks to retrain in one call, as plain data: it can be carried to another machine.
 
-    members: tuple[tuple[int, int], ...]
+    ``dense`` is the file of the dense network's weights; ``members`` are seeds and candidates' ids.
+    """
+
+    spec: StudySpec
+    dense: Path
+    members: tuple[tuple[int, str], ...]
     engine: str
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where chunks of one study are carried out: all that is built once for them."""
+
+    prepared: Prepared
+    dense: nn.Module
 
 
 def retrain_chunk(
     chunk: Chunk,
-    prepared: Prepared,
-    dense: nn.Module,
+    place: Place | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> list[Retrained]:
-    """Prune and retrain a chunk's networks; what is recorded of each."""
-    candidates, recipe = prepared.candidates, prepared.spec.retraining
+    """Prune and retrain a chunk's networks; what is recorded of each.
+
+    Without a ``place``, it is built from the chunk alone. Raises :class:`InputError` where that
+    cannot be, since network, data or task were given in Python.
+    """
+    at = place or _built(chunk.spec.model_dump_json(), chunk.dense)
+    candidates, recipe = at.prepared.candidates, chunk.spec.retraining
+    number = {name: index for index, name in enumerate(candidates.ids)}
     started = time.perf_counter()
     records, _ = retrain(
-        [candidates.prune(dense, index) for _, index in chunk.members],
-        [stream_of(recipe, seed, candidates.ids[index]) for seed, index in chunk.members],
-        retraining_data(prepared.data, recipe, dense),
+        [candidates.prune(at.dense, number[name]) for _, name in chunk.members],
+        [stream_of(recipe, seed, name) for seed, name in chunk.members],
+        retraining_data(at.prepared.data, recipe, at.dense),
         recipe,
         engine=chunk.engine,
         on_epoch=on_epoch,
@@ -48,14 +77,26 @@ def retrain_chunk(
     seconds = (time.perf_counter() - started) / len(chunk.members)
     return [
         Retrained(
-            candidate=candidates.ids[index],
+            candidate=name,
             seed=seed,
             diverged=own[-1].diverged,
             seconds=seconds,
             epochs=[record.as_row() for record in own],
         )
-        for (seed, index), own in zip(chunk.members, records, strict=True)
+        for (seed, name), own in zip(chunk.members, records, strict=True)
     ]
+
+
+@lru_cache(maxsize=1)
+def _built(fields: str, dense: Path) -> Place:
+    """A place from plain data (a study as JSON), kept for the next chunk of the same study."""
+    spec = StudySpec.model_validate_json(fields)
+    if spec.network.fingerprint or spec.data.fingerprint or spec.task.startswith(GIVEN):
+        raise InputError(f"{spec.name} was given in Python, and is retrained where it was given")
+    prepared = prepare(spec)
+    network = copied(prepared.network)
+    load_weights(network, dense)
+    return Place(prepared, network)
 
 
 def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
@@ -75,7 +116,10 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
     }
     count = sum(map(len, left.values()))
     progress.stage("retrain", prepared.retrainings, prepared.retrainings - count, "networks")
-    for chunk in chunks(left, plan):
+    place = Place(prepared, dense)
+    for members in chunks(left, plan):
+        named = tuple((seed, candidates.ids[index]) for seed, index in members)
+        chunk = Chunk(prepared.spec, at.folder / DENSE, named, plan.engine)
         shown = 0.0
 
         def show(networks: int) -> None:
@@ -84,24 +128,21 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
             shown += step
             progress.advance(step)
 
-        finished = retrain_chunk(chunk, prepared, dense, show)
+        finished = retrain_chunk(chunk, place, show)
         store.record_retrained(finished)
         diverged = sum(one.diverged for one in finished)
-        progress.advance(
-            len(chunk.members) - shown, note=f"{diverged} diverged" if diverged else ""
-        )
+        progress.advance(len(members) - shown, note=f"{diverged} diverged" if diverged else "")
 
 
-def chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[Chunk]:
-    """What is left, as (seed, candidate), in pieces of ``plan.groups`` groups of one seed each."""
+def chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[list[Member]]:
+    """What is left, by seed, in pieces of ``plan.groups`` groups of one seed each."""
     groups = [
         [(seed, index) for index in indices[i : i + plan.group]]
         for seed, indices in left.items()
         for i in range(0, len(indices), plan.group)
     ]
     for i in range(0, len(groups), plan.groups):
-        members = [member for group in groups[i : i + plan.groups] for member in group]
-        yield Chunk(tuple(members), plan.engine)
+        yield [member for group in groups[i : i + plan.groups] for member in group]
 
 
 def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None) -> Plan | None:

@@ -20,7 +20,10 @@ from trueoracle.tasks.language import Answers, NextToken
 from trueoracle.tasks.regression import Regression
 from trueoracle.tasks.segmentation import Segmentation
 
-__all__ = ["TASKS", "find_task", "given_task"]
+__all__ = ["GIVEN", "TASKS", "find_task", "given_task"]
+
+GIVEN = "given:"
+"""What the name of a task that was given in Python begins with."""
 
 TASKS: Registry[Any] = Registry("task")
 for _task in (Classification, Multilabel, Regression, Segmentation, NextToken, Answers):
@@ -35,7 +38,7 @@ def given_task(task: Task | type[Task]) -> str:
     code = code_fingerprint(kind) or kind.__qualname__
     held = {} if inspect.isclass(task) else vars(task)
     text = f"{code}{sorted((name, _content(value)) for name, value in held.items())}"
-    return f"given:{kind.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{GIVEN}{kind.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _content(value: object) -> str:
