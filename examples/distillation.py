@@ -12,8 +12,8 @@ study = Study(
     name="distillation",
     network=network,
     data=((images[TRAIN], labels[TRAIN]), (images[TEST], labels[TEST])),
-    pruning={"layers": {"0": 0.3}, "candidates": 60},
+    pruning={"layers": {"0": 0.3}, "candidates": 40},
     criteria=["oracle", "l1"],
-    retraining={"epochs": 2, "seeds": [0, 1, 2], "distil": {"weight": 0.7, "temperature": 4}},
+    retraining={"epochs": 2, "seeds": [0, 1], "distil": {"weight": 0.7, "temperature": 4}},
 )
 show(study.run())

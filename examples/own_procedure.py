@@ -32,8 +32,8 @@ if __name__ == "__main__":
         name="own-procedure",
         network=network,
         data=((images[TRAIN], labels[TRAIN]), (images[TEST], labels[TEST])),
-        pruning={"layers": {"0": 0.3}, "candidates": 60},
+        pruning={"layers": {"0": 0.3}, "candidates": 40},
         criteria=["oracle", "l1"],
-        retraining={"epochs": 2, "seeds": [0, 1, 2], "procedure": "own_procedure:train"},
+        retraining={"epochs": 2, "seeds": [0, 1], "procedure": "own_procedure:train"},
     )
     show(study.run())

@@ -14,8 +14,8 @@ study = Study(
     network=network,
     data=((images[TRAIN], ink[TRAIN]), (images[TEST], ink[TEST])),
     task="regression",
-    pruning={"layers": {"0": 0.3}, "candidates": 60},
+    pruning={"layers": {"0": 0.3}, "candidates": 40},
     criteria=["oracle", "l1"],
-    retraining={"epochs": 2, "seeds": [0, 1, 2]},
+    retraining={"epochs": 2, "seeds": [0, 1]},
 )
 show(study.run())

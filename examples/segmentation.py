@@ -39,8 +39,8 @@ study = Study(
     network=network,
     data=((images[TRAIN], masks[TRAIN]), (images[TEST], masks[TEST])),
     task="segmentation",
-    pruning={"layers": {"deep": 0.5}, "candidates": 60},
+    pruning={"layers": {"deep": 0.5}, "candidates": 40},
     criteria=["oracle", "l1"],
-    retraining={"epochs": 2, "seeds": [0, 1, 2]},
+    retraining={"epochs": 2, "seeds": [0, 1]},
 )
 show(study.run())

@@ -21,8 +21,8 @@ study = Study(
     name="sequences",
     network=network,
     data=((rows_of[TRAIN], labels[TRAIN]), (rows_of[TEST], labels[TEST])),
-    pruning={"layers": {"0": 0.5}, "candidates": 60},
+    pruning={"layers": {"0": 0.5}, "candidates": 40},
     criteria=["oracle", "l1"],
-    retraining={"epochs": 2, "seeds": [0, 1, 2]},
+    retraining={"epochs": 2, "seeds": [0, 1]},
 )
 show(study.run())

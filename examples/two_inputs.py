@@ -41,8 +41,8 @@ study = Study(
     name="two-inputs",
     network=trained(Compare(), loss),
     data=(some(slice(0, 1200)), some(slice(1200, 1797))),
-    pruning={"layers": {"conv": 0.3}, "candidates": 60},
+    pruning={"layers": {"conv": 0.3}, "candidates": 40},
     criteria=["oracle", "l1"],
-    retraining={"epochs": 2, "seeds": [0, 1, 2]},
+    retraining={"epochs": 2, "seeds": [0, 1]},
 )
 show(study.run())

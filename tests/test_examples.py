@@ -34,5 +34,5 @@ def test_an_example_ends_in_tau_and_its_interval(name: str, tmp_path: Path) -> N
         assert len(rows) == 2, ended.stdout
         for row in rows:
             count, tau, low, high = map(float, row.split())
-            assert count == 60
+            assert count == 40
             assert -1 <= low <= tau <= high <= 1
