@@ -220,3 +220,24 @@ def test_one_group_that_cannot_be_cut_hides_no_other() -> None:
             pruned = prune(twin, [group], kept)(IMAGES.double())
             with masked(twin, [group], kept) as zeroed:
                 assert (pruned - zeroed(IMAGES.double())).abs().max() < 1e-12
+
+
+class Deep(nn.Module):
+    """Batch norms over two numbers, which enlarge rounding in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(24)]
+        self.first = nn.Conv2d(1, 8, 3)
+        self.body = nn.Sequential(*(layer for three in layers for layer in three))
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.body(self.first(x).mean((2, 3), keepdim=True)).flatten(1))  # type: ignore[no-any-return]
+
+
+def test_rounding_that_batch_norms_enlarge_refuses_nothing() -> None:
+    torch.manual_seed(0)
+    found = find_groups(Deep(), torch.rand(2, 1, 6, 6))
+    assert len(found.groups) == 25
+    assert list(found.refused) == ["out"]

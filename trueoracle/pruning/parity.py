@@ -37,6 +37,12 @@ Rounding stays a hundred times below, and a channel wired wrongly lies far above
 filters are pruned.
 """
 
+_SAFETY = 1000.0
+"""So many times what the weights' last digits make of the outputs counts as rounding."""
+
+_LARGEST_ALLOWED = 1e-4
+"""Of the largest output, however much a network enlarges rounding in training mode."""
+
 
 def check_network(network: nn.Module, example: Example) -> None:
     """Check that a network answers, with finite numbers and always the same, before it is pruned.
@@ -198,6 +204,7 @@ class _Trial:
     def __init__(self, dense: nn.Module, example: Example) -> None:
         self._counts: list[Counts] = []  # that a group of this network was found to need
         self._in_vain: set[Counts] = set()  # of which no choice helped a group
+        self._in_training: float | None = None  # what counts as rounding there
         try:
             self._begin(copied(dense).eval().double(), converted(example, torch.float64))
         except Exception:  # the user's forward runs, and may insist on single precision
@@ -301,23 +308,51 @@ class _Trial:
                 found = self._run(pruned, training=training)
                 with masked(self._network, groups, kept) as zeroed:
                     expected = self._run(zeroed, training=training)
-                if reason := self._compared(found, expected):
+                if reason := self._compared(found, expected, self._allowed(training=training)):
                     return reason
         except Exception as error:  # the user's forward runs: anything can come out
             return f"without some of its filters the network does not run: {first_line(error)}"
         return ""
 
-    def _compared(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
+    def _allowed(self, *, training: bool) -> float:
+        """The largest relative difference that counts as rounding.
+
+        In training mode batch norms over a few numbers can enlarge rounding a million times. So
+        it is measured what weights that differ in their last digits make of the outputs.
+        """
+        if not training:
+            return self._tolerance
+        if self._in_training is None:
+            nudged, generator = copied(self._network), torch.Generator().manual_seed(0)
+            for value in nudged.parameters():
+                noise = torch.randn(value.shape, generator=generator).to(value)
+                value.data.mul_(1 + 4 * torch.finfo(value.dtype).eps * noise)
+            pairs = zip(
+                self._run(nudged, training=True),
+                self._run(self._network, training=True),
+                strict=True,
+            )
+            enlarged = max(_difference(one, other) for one, other in pairs)
+            measured = min(_SAFETY * enlarged, _LARGEST_ALLOWED)
+            self._in_training = float(max(self._tolerance, measured))
+        return self._in_training
+
+    def _compared(self, found: Sequence[Tensor], expected: Sequence[Tensor], allowed: float) -> str:
         if [one.shape for one in found] != [one.shape for one in expected]:
             return "without some of its filters the network gives outputs of another shape"
         for mine, theirs in zip(found, expected, strict=True):
-            difference = float((mine - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
-            if not difference <= self._tolerance:
+            difference = _difference(mine, theirs)
+            if not difference <= allowed:
                 return (
                     "removing its filters is not the same as zeroing them (outputs differ by "
                     f"{difference:.2g} of the largest): the network uses these channels elsewhere"
                 )
         return ""
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest of the expected numbers."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 def _cover(groups: Sequence[Group]) -> Iterator[Kept]:
