@@ -21,7 +21,7 @@ _LAYERS = {"ConvPruner", "LinearPruner"}
 _KEPT = {"BatchnormPruner", "InstanceNormPruner", "LayernormPruner", "DepthwiseConvPruner"}
 _NOTHING_TO_CUT = {
     *("ElementWisePruner", "ReshapePruner", "ConcatPruner", "SplitPruner", "DummyPruner"),
-    *("ExpandPruner", "SlicePruner", "UnbindPruner"),
+    *("ExpandPruner", "SlicePruner", "UnbindPruner", "OutputPruner"),
 }
 
 

@@ -216,7 +216,7 @@ class _Trial:
             with _Coarsest() as coarsest:
                 is_fit = all(one.isfinite().all() for one in _answers(answer(shaken, example)))
         self._network, self._example = shaken if is_fit else network, example
-        self._tolerance = coarsest.tolerance
+        self._tolerance: float = coarsest.tolerance
         self._modes: tuple[bool, ...] = (False,)
         with suppress(Exception):  # whether it trains at all is another check's question
             if all(one.isfinite().all() for one in self._run(self._network, training=True)):
