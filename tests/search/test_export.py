@@ -128,7 +128,7 @@ def test_onnx_takes_any_number_of_images(network: nn.Module, tmp_path: Path) -> 
     path = export(network, tmp_path / "model.onnx", origin())
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for count in (1, 5):
-        (logits,) = session.run(["output"], {"input": IMAGES[:count].numpy()})
+        (logits,) = session.run(["logits"], {"images": IMAGES[:count].numpy()})
         expected = network(IMAGES[:count]).detach().numpy()
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 

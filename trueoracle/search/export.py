@@ -39,6 +39,9 @@ __all__ = ["Origin", "check_export", "export", "is_known", "load"]
 
 FORMAT = 2
 
+_IMAGES = ["images"]
+"""What an ONNX file calls a single input, as those written before tasks did."""
+
 _TORCHVISION = "torchvision.models:"
 
 
@@ -285,8 +288,8 @@ def _onnx(network: nn.Module, path: Path, origin: Origin, _: Mapping[str, object
             kwargs=kwargs,
             dynamo=True,
             dynamic_shapes=varies,
-            input_names=list(origin.inputs),
-            output_names=["output"],
+            input_names=_IMAGES if [*origin.inputs] == [INPUT] else list(origin.inputs),
+            output_names=["logits"],
             verbose=False,
         )
         if program is None:
