@@ -301,6 +301,14 @@ def test_a_search_of_an_earlier_version_goes_on(
     assert found.chosen in record["rungs"][-1]
 
 
+def test_a_procedure_of_ones_own_is_no_search(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
+    retraining = tiny_fields["retraining"] | {"procedure": "math:floor"}
+    study = Study(**tiny_fields | {"retraining": retraining}, runs=tmp_path)
+    with pytest.raises(InputError, match="'math:floor': a search trains"):
+        study.search("50%", progress=False)
+    assert not study.folder.exists()
+
+
 def test_a_search_of_which_nothing_can_be_read_is_said(study: Study) -> None:
     found = searched(study, 4)
     (found.folder / live.RECORD).write_text("{", encoding="utf-8")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from trueoracle.data.splits import Splits
 from trueoracle.engines.choose import Plan, plan
 from trueoracle.engines.loop import LoopEngine
 from trueoracle.engines.retrain import retrain, retraining_data, stream_of
@@ -46,10 +47,20 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where chunks of one study are carried out: all that is built once for them."""
+    """Where chunks of one study are carried out: all that is built once for them.
+
+    ``data`` has the task of retraining, as :func:`trueoracle.engines.retrain.retraining_data`.
+    """
 
     prepared: Prepared
     dense: nn.Module
+    data: Splits
+
+    @classmethod
+    def of(cls, prepared: Prepared, dense: nn.Module) -> Place:
+        """The place of a study whose dense network is there."""
+        recipe = prepared.spec.retraining
+        return cls(prepared, dense, retraining_data(prepared.data, recipe, dense))
 
 
 def retrain_chunk(
@@ -69,7 +80,7 @@ def retrain_chunk(
     records, _ = retrain(
         [candidates.prune(at.dense, number[name]) for _, name in chunk.members],
         [stream_of(recipe, seed, name) for seed, name in chunk.members],
-        retraining_data(at.prepared.data, recipe, at.dense),
+        at.data,
         recipe,
         engine=chunk.engine,
         on_epoch=on_epoch,
@@ -96,7 +107,7 @@ def _built(fields: str, dense: Path) -> Place:
     prepared = prepare(spec)
     network = copied(prepared.network)
     load_weights(network, dense)
-    return Place(prepared, network)
+    return Place.of(prepared, network)
 
 
 def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
@@ -116,7 +127,7 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
     }
     count = sum(map(len, left.values()))
     progress.stage("retrain", prepared.retrainings, prepared.retrainings - count, "networks")
-    place = Place(prepared, dense)
+    place = Place.of(prepared, dense)
     for members in chunks(left, plan):
         named = tuple((seed, candidates.ids[index]) for seed, index in members)
         chunk = Chunk(prepared.spec, at.folder / DENSE, named, plan.engine)

@@ -23,7 +23,7 @@ from trueoracle.analysis.outcomes import find_outcome
 from trueoracle.data.splits import Splits
 from trueoracle.engines.choose import Plan
 from trueoracle.engines.memory import available_memory, readable_bytes
-from trueoracle.engines.retrain import retrain, retraining_data, stream_of
+from trueoracle.engines.retrain import retrain, stream_of
 from trueoracle.errors import InputError, StoreError, TrainingError, first_line
 from trueoracle.files import (
     checked_json,
@@ -199,7 +199,7 @@ class Search:
                 records, after = retrain(
                     networks,
                     [self._stream(index) for index in chunk],
-                    retraining_data(self.data, self.recipe, self.dense),
+                    self.data,
                     self.recipe,
                     engine=chosen.engine,
                     epochs=epochs,

@@ -14,6 +14,7 @@ from trueoracle.analysis.numbers import finite_or_none, many
 from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import dataset_info
 from trueoracle.engines.choose import Plan, check_engine, plan
+from trueoracle.engines.retrain import retraining_data
 from trueoracle.errors import InputError, NotApplicableError, unknown
 from trueoracle.record.paths import SEARCHES
 from trueoracle.record.results import Results
@@ -138,6 +139,11 @@ def search(
     :class:`InputError` before any long work.
     """
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
+    if recipe.procedure is not None:
+        raise InputError(
+            f"retraining.procedure = {recipe.procedure!r}: a search trains candidates for some "
+            "epochs at a time, and a procedure of one's own for all of them"
+        )
     way = _strategy(prepared, wanted.strategy)
     priors, passed_over = _priors(prepared, way, wanted.criterion)
     metric = selection_metric(
@@ -194,7 +200,7 @@ def search(
         way.ordered(scores, candidates.ids, start),
         candidates,
         dense,
-        prepared.data,
+        retraining_data(prepared.data, recipe, dense),
         recipe,
         metric,
         start,
@@ -302,7 +308,7 @@ def _carried_out(
         if wanted not in known:  # one trial of the engines is enough for all rungs
             known[wanted] = plan(
                 example,
-                prepared.data,
+                made.data,
                 made.recipe,
                 members=members,
                 engine=wanted,
