@@ -11,7 +11,6 @@ from torch import nn
 
 from trueoracle.data.given import as_splits
 from trueoracle.data.splits import Splits
-from trueoracle.engines.choose import check_engine
 from trueoracle.engines.memory import parse_bytes
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.copying import copied
@@ -21,12 +20,13 @@ from trueoracle.record.runs import find_arms
 from trueoracle.run import runner
 from trueoracle.run.prepare import Prepared, prepare
 from trueoracle.run.progress import Progress, as_progress
+from trueoracle.run.retrain import check_retraining
 from trueoracle.search.settings import SearchSettings
 from trueoracle.spec.file import merged, spec_from
 from trueoracle.spec.grid import load_spec
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.base import Task
-from trueoracle.tasks.registry import given_task
+from trueoracle.tasks.registry import GIVEN, find_task, given_task
 
 if TYPE_CHECKING:
     from trueoracle.report.page import WrittenReport
@@ -68,13 +68,22 @@ class Study:
         """Read the study; raises :class:`InputError`, in one line, for what makes no study.
 
         ``network`` is a registered name, fields, or a trained ``nn.Module``, which is copied and
-        stays as it is. ``data`` is fields, or splits as :func:`trueoracle.data.splits.as_splits`
+        stays as it is. ``data`` is fields, or splits as :func:`trueoracle.data.given.as_splits`
         takes them, with ``columns`` to name their fields. ``task`` is a name, or a
         :class:`trueoracle.Task` of one's own. ``overrides`` maps dotted fields to values. Results
         are kept below ``runs``.
         """
         self._network = copied(network) if isinstance(network, nn.Module) else None
         self._data: Splits | None = None
+        if study is not None and not isinstance(study, StudySpec):
+            study = load_spec(str(study))
+        if isinstance(data, Splits):  # which knows its task
+            if task is not None and find_task(task, data.train).label != data.task.label:
+                raise InputError(
+                    f"the data is made for task {data.task.label!r}, and task is {task!r}: leave "
+                    "one of them out"
+                )
+            task = data.task
         self._task = None if isinstance(task, str) else task
         changes: dict[str, Any] = dict(fields)
         if isinstance(network, nn.Module):
@@ -91,10 +100,8 @@ class Study:
         elif isinstance(data, Mapping):
             changes["data"] = dict(data)
         elif data is not None:
-            wanted = task or _field(study, "task") or "classification"
-            uint8 = (overrides or {}).get("data.uint8") or getattr(
-                _field(study, "data"), "uint8", None
-            )
+            of_study = (study.task, study.data.uint8) if study else ("classification", None)
+            wanted, uint8 = task or of_study[0], (overrides or {}).get("data.uint8") or of_study[1]
             self._data = as_splits(data, wanted, uint8=uint8, columns=columns)
             changes["data"] = {
                 "name": "given",
@@ -106,8 +113,7 @@ class Study:
                 raise InputError("a study needs a name, such as Study(name='mine', …)")
             self.spec = spec_from(changes, overrides)
         else:
-            spec = study if isinstance(study, StudySpec) else load_spec(str(study))
-            base = spec.model_dump(exclude_unset=True)
+            base = study.model_dump(exclude_unset=True)
             for field, given in (("network", network), ("data", data)):
                 if given is not None and not isinstance(given, Mapping):
                     base.pop(field, None)  # another one, not a change to the study's
@@ -123,6 +129,8 @@ class Study:
             raise InputError(f"{self.spec.name} needs its network: Study(…, network=…)")
         if self.spec.data.fingerprint and self._data is None:
             raise InputError(f"{self.spec.name} needs its data: Study(…, data=…)")
+        if self.spec.task.startswith(GIVEN) and self._task is None:
+            raise InputError(f"{self.spec.name} needs its task: Study(…, task=…)")
         return prepare(
             self.spec,
             network=self._network,
@@ -139,8 +147,7 @@ class Study:
         """
         prepared = self.prepare(device)
         if engine is not None:
-            example = prepared.candidates.prune(prepared.network, 0)
-            check_engine(engine, example, prepared.data, self.spec.retraining)
+            check_retraining(prepared, engine)
 
     def run(
         self,
@@ -223,12 +230,6 @@ class Study:
     def results(self) -> Results:
         """What is recorded so far; raises :class:`StoreError` where nothing is."""
         return Results(self.folder)
-
-
-def _field(study: str | Path | StudySpec | None, name: str) -> Any:
-    if study is None:
-        return None
-    return getattr(study if isinstance(study, StudySpec) else load_spec(str(study)), name)
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trueoracle.data.splits import Split
+from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import InputError
 from trueoracle.networks.weights import load_weights
 from trueoracle.record.paths import DENSE
@@ -22,6 +22,7 @@ from trueoracle.record.results import Results
 from trueoracle.run.progress import SilentProgress
 from trueoracle.study import Study
 from trueoracle.tasks.base import Task
+from trueoracle.tasks.regression import Regression
 from trueoracle.tasks.segmentation import IGNORED
 from trueoracle.training.evaluate import evaluate
 
@@ -530,3 +531,13 @@ def test_a_study_of_padded_texts(task: str, tmp_path: Path) -> None:
     retraining = RETRAINING | {"learning_rate": 0.1}
     texts = study("texts", made(Text), data, tmp_path, task=task, retraining=retraining)
     check(texts.run(progress=False), task, ["loss", "token_accuracy"])
+
+
+def test_data_of_another_task_is_refused(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(6, 1, 8, 8, generator=generator)
+    split = Split.of(inputs, torch.rand(6, generator=generator))
+    data = Splits(split, None, split, Regression())
+    with pytest.raises(InputError, match="made for task 'regression', and task is 'multilabel'"):
+        study("mine", made(Net, 1), data, tmp_path, task="multilabel")
+    assert study("mine", made(Net, 1), data, tmp_path).spec.task == "regression"

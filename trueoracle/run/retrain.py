@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from trueoracle.data.splits import Splits
-from trueoracle.engines.choose import Plan, plan
+from trueoracle.engines.choose import Plan, check_engine, plan
 from trueoracle.engines.loop import LoopEngine
 from trueoracle.engines.retrain import retrain, retraining_data, stream_of
 from trueoracle.errors import InputError
@@ -25,7 +25,15 @@ from trueoracle.run.sitting import Sitting
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.registry import GIVEN
 
-__all__ = ["Chunk", "Place", "chunks", "plan_retraining", "retrain_candidates", "retrain_chunk"]
+__all__ = [
+    "Chunk",
+    "Place",
+    "check_retraining",
+    "chunks",
+    "plan_retraining",
+    "retrain_candidates",
+    "retrain_chunk",
+]
 
 
 Member = tuple[int, int]
@@ -108,6 +116,14 @@ def _built(fields: str, dense: Path) -> Place:
     network = copied(prepared.network)
     load_weights(network, dense)
     return Place.of(prepared, network)
+
+
+def check_retraining(prepared: Prepared, engine: str) -> None:
+    """Refuse an engine that cannot retrain the study's networks, by :class:`InputError`."""
+    recipe = prepared.spec.retraining
+    example = prepared.candidates.prune(prepared.network, 0)
+    data = retraining_data(prepared.data, recipe, prepared.network)
+    check_engine(engine, example, data, recipe)
 
 
 def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:

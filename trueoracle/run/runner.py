@@ -6,16 +6,14 @@ from collections.abc import Collection
 from pathlib import Path
 
 from trueoracle.analysis.numbers import many, quantity
-from trueoracle.engines.choose import check_engine
 from trueoracle.engines.memory import readable_bytes
-from trueoracle.engines.retrain import retraining_data
 from trueoracle.pruning.cost import cost
 from trueoracle.run.adopt import adopt
 from trueoracle.run.dense import make_dense, warn_of_chance
 from trueoracle.run.footprint import held_bytes
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
-from trueoracle.run.retrain import plan_retraining, retrain_candidates
+from trueoracle.run.retrain import check_retraining, plan_retraining, retrain_candidates
 from trueoracle.run.score import list_candidates, score_candidates
 from trueoracle.run.sitting import Sitting, sitting
 from trueoracle.tasks.base import as_input
@@ -36,13 +34,7 @@ def run(
     ``engine`` and ``memory`` (bytes) are those of :func:`trueoracle.engines.choose.plan`. Raises
     what :func:`trueoracle.run.sitting.sitting` raises.
     """
-    recipe = prepared.spec.retraining
-    check_engine(
-        engine,
-        prepared.candidates.prune(prepared.network, 0),
-        retraining_data(prepared.data, recipe, prepared.network),
-        recipe,
-    )
+    check_retraining(prepared, engine)
     with sitting(prepared, folder, progress) as at:
         tell_cost(at)
         plan = plan_retraining(at, engine, memory)

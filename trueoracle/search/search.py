@@ -13,7 +13,7 @@ from torch import nn
 from trueoracle.analysis.numbers import finite_or_none, many
 from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import dataset_info
-from trueoracle.engines.choose import Plan, check_engine, plan
+from trueoracle.engines.choose import Plan, plan
 from trueoracle.engines.retrain import retraining_data
 from trueoracle.errors import InputError, NotApplicableError, unknown
 from trueoracle.record.paths import SEARCHES
@@ -22,6 +22,7 @@ from trueoracle.record.store import locked
 from trueoracle.run.dense import read_dense
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
+from trueoracle.run.retrain import check_retraining
 from trueoracle.run.runner import score
 from trueoracle.search.export import Origin, export
 from trueoracle.search.live import Search, SearchRecord, check_memory, folder_name
@@ -165,7 +166,7 @@ def search(
             )
         epochs = schedule.cost
     example = candidates.prune(prepared.network, 0)
-    check_engine(engine, example, prepared.data, recipe)
+    check_retraining(prepared, engine)
     check_memory(example, schedule, prepared.device)
 
     prior = _recorded(prepared, folder, progress, priors, passed_over)

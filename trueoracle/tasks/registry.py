@@ -33,7 +33,8 @@ for _task in (Classification, Multilabel, Regression, Segmentation, NextToken, A
 def given_task(task: Task | type[Task]) -> str:
     """How a study names a task that is given in Python: by its code and what it holds."""
     kind = task if inspect.isclass(task) else type(task)
-    if TASKS.get(getattr(kind, "name", "")) is kind and inspect.isclass(task):
+    # What a shipped task read off the data is the data's, whose fingerprint has it.
+    if TASKS.get(getattr(kind, "name", "")) is kind:
         return str(kind.name)
     code = code_fingerprint(kind) or kind.__qualname__
     held = {} if inspect.isclass(task) else vars(task)
