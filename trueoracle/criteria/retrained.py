@@ -44,8 +44,8 @@ def loss_after_steps(
     The recipe's optimiser, batch size, regularisation and augmentation, at its first learning rate
     throughout. The steps are whole batches of a fixed part of the training images, the same for
     all candidates, gone through more than once where 20 batches are more than there are images.
-    Then the mean cross-entropy over the training images, in evaluation mode; NaN where training
-    diverged.
+    A ``distil`` and a ``procedure`` of the recipe play no part. Then the task's loss over the
+    training examples, in evaluation mode; NaN where training diverged.
     """
     short, few = _cut_short(recipe, data)
     networks = len(candidates)

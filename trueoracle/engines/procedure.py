@@ -54,9 +54,8 @@ def follow_procedure(
 
     def report(epoch: int, trained: nn.Module | None = None) -> None:
         if (records and epoch <= records[-1].epoch) or epoch < 0:
-            raise InputError(
-                f"epoch {epoch} was reported after {records[-1].epoch if records else 0}"
-            )
+            before = records[-1].epoch if records else "the start"
+            raise InputError(f"epoch {epoch} was reported after {before}")
         with torch.random.fork_rng():
             rate = recipe.learning_rate_at(epoch)
             reported.append(network if trained is None else trained)

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from trueoracle.networks.copying import copied
+from trueoracle.tasks.base import read_part
 
 __all__ = [
     "Example",
@@ -133,7 +134,8 @@ def answer(network: nn.Module, example: Example) -> Any:
         given = network(example) if isinstance(example, Tensor) else network(*example)
     if isinstance(given, Tensor | Mapping | tuple | list):
         return given
-    return getattr(given, "logits", getattr(given, "out", given))
+    part, _ = read_part(given)
+    return given if part is None else part
 
 
 def converted(example: Example, dtype: torch.dtype) -> Any:

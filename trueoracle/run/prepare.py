@@ -49,7 +49,7 @@ from trueoracle.tasks.base import (
     as_input,
     in_words,
     inputs_of,
-    output_in_words,
+    read_part,
     run_network,
 )
 from trueoracle.tasks.classification import Classification
@@ -237,7 +237,7 @@ def _of_images(task: str | Task | type[Task], info: datasets.DatasetInfo) -> Tas
         return Classification(info.classes)
     # One image of each class: all that a task reads off targets.
     labels = torch.arange(info.classes)
-    return find_task(task, Split.of(torch.zeros(info.classes, *info.shape), labels))
+    return find_task(task, Split.of(torch.zeros(()).expand(info.classes, *info.shape), labels))
 
 
 def _built(spec: StudySpec, data: Splits | None) -> nn.Module:
@@ -278,9 +278,8 @@ def _slow_in_words(network: nn.Module, task: Task, example: Batch, spec: StudySp
     for _ in range(2):  # the first warms up
         started = time.perf_counter()
         with suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad():
-            task.forward(
-                tried, example
-            )  # what finds the groups says best why a network does not run
+            # What finds the groups says best why a network does not run.
+            task.forward(tried, example)
         seconds = time.perf_counter() - started
         if seconds < _SLOW_SECONDS:
             return ""
@@ -329,22 +328,16 @@ def _count(pruning: PruningSpec) -> int | Literal["all"] | Path:
 
 def _check_answer(network: nn.Module, task: Task, example: Batch, spec: StudySpec) -> list[str]:
     """Refuse a network whose outputs do not fit the task; what a user should know of others."""
-    args, kwargs = inputs_of(network, example)
-    was_training = network.training
+    outputs = run_network(network, example, task)
     try:
-        with torch.no_grad():
-            answer = network.eval()(*args, **kwargs)
-    except Exception as error:  # the user's forward runs: anything can come out
-        raise InputError(
-            f"{type(network).__name__} does not run on {in_words(example)}: {first_line(error)}"
-        ) from error
-    finally:
-        network.train(was_training)
-    try:
-        said = list(task.check(run_network(network, example, task), example))
+        said = list(task.check(outputs, example))
     except InputError as error:
         raise InputError(f"network {spec.network.name!r}: {error}") from error
-    read = output_in_words(answer) if type(task).forward is Task.forward else ""
+    read = ""
+    if type(task).forward is Task.forward:
+        args, kwargs = inputs_of(network, example)
+        with torch.no_grad():
+            read = read_part(copied(network).eval()(*args, **kwargs))[1]
     return [f"network: {note}" for note in filter(None, [read, *said])]
 
 

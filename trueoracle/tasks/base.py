@@ -26,7 +26,7 @@ __all__ = [
     "in_words",
     "inputs_of",
     "is_positional",
-    "output_in_words",
+    "read_part",
     "run_network",
     "target_of",
     "unwrap",
@@ -153,7 +153,7 @@ class Task(ABC):
         return None
 
     def options(self) -> dict[str, Any]:
-        """What :meth:`of` read off the data, as plain values: the record's."""
+        """What :meth:`of` read off the data, as plain values: part of the data's identity."""
         return {}
 
     @property
@@ -190,31 +190,35 @@ def target_of(batch: Batch) -> Tensor:
     raise InputError(f"the data has no targets, only {', '.join(batch)}")
 
 
-def unwrap(output: Any) -> Any:
-    """The part of an output that the shipped tasks read.
+def unwrap(output: Any) -> Tensor:
+    """The part of an output that the shipped tasks read, as :func:`read_part` finds it.
 
-    A tensor is itself; of an object or mapping ``logits`` or ``out``, else the first tensor; of a
-    tuple or list the first element. Raises :class:`InputError` where that is no tensor.
+    Raises :class:`InputError` where that is no tensor.
     """
-    found = output
-    if not isinstance(output, Tensor):
-        if isinstance(output, tuple | list) and not hasattr(output, "logits"):
-            found = output[0] if output else None
-        else:
-            found = _part(output)
+    found, _ = read_part(output)
     if not isinstance(found, Tensor):
         raise InputError(f"the network gives {type(output).__name__}, in which no tensor was found")
     return found
 
 
-def _part(output: Any) -> Any:
-    for name in _READ:
-        if isinstance(output, Mapping) and name in output:
-            return output[name]
-        if not isinstance(output, Mapping) and hasattr(output, name):
-            return getattr(output, name)
-    values = output.values() if isinstance(output, Mapping) else ()
-    return next((value for value in values if isinstance(value, Tensor)), None)
+def read_part(output: Any) -> tuple[Any, str]:
+    """The part of an output that is read, and which one in words; None where there is none.
+
+    A tensor is itself, without a word; of an object or mapping ``logits`` or ``out`` is read, else
+    the first tensor of a mapping; of a tuple or list the first element.
+    """
+    if isinstance(output, Tensor):
+        return output, ""
+    of = f"of the network's {type(output).__name__}"
+    if isinstance(output, Mapping):
+        tensors = (name for name, value in output.items() if isinstance(value, Tensor))
+        name = next((name for name in _READ if name in output), None) or next(tensors, None)
+        return (None, "") if name is None else (output[name], f"{of} ['{name}'] is read")
+    if name := next((name for name in _READ if hasattr(output, name)), ""):
+        return getattr(output, name), f"{of} .{name} is read"
+    if isinstance(output, tuple | list) and output:
+        return output[0], f"{of} of {len(output)} the first element is read"
+    return None, ""
 
 
 def as_input(network: nn.Module, batch: Batch) -> Any:
@@ -223,22 +227,6 @@ def as_input(network: nn.Module, batch: Batch) -> Any:
     if kwargs:
         return kwargs
     return args[0] if len(args) == 1 else args
-
-
-def output_in_words(output: Any) -> str:
-    """Which part of an output is read; empty where it is a tensor."""
-    if isinstance(output, Tensor):
-        return ""
-    kind = type(output).__name__
-    if isinstance(output, tuple | list) and not hasattr(output, "logits"):
-        return f"of the network's {kind} of {len(output)} the first element is read"
-    for name in _READ:
-        if isinstance(output, Mapping) and name in output:
-            return f"of the network's {kind} ['{name}'] is read"
-        if not isinstance(output, Mapping) and hasattr(output, name):
-            return f"of the network's {kind} .{name} is read"
-    key = next((key for key, value in output.items() if isinstance(value, Tensor)), None)
-    return f"of the network's {kind} ['{key}'] is read"
 
 
 def run_network(network: nn.Module, batch: Batch, task: Task) -> Any:
