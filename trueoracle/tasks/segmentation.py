@@ -94,6 +94,8 @@ class Segmentation(Task):
 
     def check(self, outputs: Tensor, batch: Batch) -> list[str]:
         target = target_of(batch)
+        if target.ndim < 2:
+            raise InputError(f"masks are {list(target.shape)}, expected classes [N, H, W]")
         expected = (len(target), *target.shape[1:])
         if outputs.ndim < 3 or (len(outputs), *outputs.shape[2:]) != expected:
             raise InputError(
