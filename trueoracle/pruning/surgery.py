@@ -161,6 +161,10 @@ def _fit(module: nn.Module) -> None:
         module.heads = module.in_proj_weight.shape[0] // (3 * module.head_dim)
     elif isinstance(module, _ConvNd):
         _fit_convolution(module)
+    elif isinstance(module, nn.RNNBase):
+        _fit_recurrent(module)
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -183,3 +187,11 @@ def _fit_convolution(module: _ConvNd) -> None:
         module.in_channels, module.out_channels = first, second * module.groups
     else:
         module.in_channels, module.out_channels = second * module.groups, first
+
+
+def _fit_recurrent(module: nn.RNNBase) -> None:
+    rows, module.input_size = module.weight_ih_l0.shape
+    module.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    if module.proj_size:
+        module.proj_size = module.weight_hh_l0.shape[1]
+    module.flatten_parameters()

@@ -189,7 +189,7 @@ class Follower:
         united(mine, theirs, self.meets(step))
         for side in weights:
             other = sides[1] if side is sides[0] else sides[0]
-            self._weighs(side[1], side[2], other[0])
+            self.weighs(side[1], side[2], (self.now, other[0]))
         if weights:
             return
         computed = next((ref for ref, _, _ in sides if self.is_computed(ref)), None)
@@ -205,12 +205,16 @@ class Follower:
             for atom in atoms_of(one):
                 atom.multiply()
 
-    def _weighs(self, axes: Sequence[Axis], axis: int, given: Ref) -> None:
-        """A parameter is a layer's: it is read along one axis, and puts out along the others."""
+    def weighs(self, axes: Sequence[Axis], axis: int, given: tuple[int, Ref] | None) -> None:
+        """A parameter is a layer's: it reads along one axis, and puts out along the others.
+
+        It reads a tensor ``given`` by the steps before a number; None: one that no step puts out.
+        """
         read = axes[axis].origin
         if read is not None:
             self.reads.add(read)
-            self.readings.append((read[0], self.now, given))
+            if given is not None:
+                self.readings.append((read[0], *given))
         for other in axes[:axis] + axes[axis + 1 :]:  # type: ignore[operator]
             self.puts_out(other)
 

@@ -11,7 +11,7 @@ from trueoracle.networks.graph import OPAQUE, Graph, Norming
 from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, atoms_of, resolved, size_of
 from trueoracle.pruning.axes.following import Follower
 from trueoracle.pruning.axes.rules import rule_of
-from trueoracle.pruning.groups import Group, GroupMap, Place, Role
+from trueoracle.pruning.groups import Group, GroupMap, Place, Role, is_of_layer
 
 __all__ = ["Offers", "layout", "offers"]
 
@@ -250,4 +250,5 @@ def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]
 def _layer(tensor: str) -> str:
     """What a layer is called: the module that has a weight, or the parameter itself."""
     owner, _, last = tensor.rpartition(".")
-    return owner if owner and last in ("weight", "in_proj_weight") else tensor
+    is_layers = is_of_layer(last) and not last.startswith(("bias", "running"))
+    return owner if owner and is_layers else tensor

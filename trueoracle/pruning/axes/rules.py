@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trueoracle.networks.graph import Ref, Step
-from trueoracle.pruning.axes import views
+from trueoracle.pruning.axes import recurrent, views
 from trueoracle.pruning.axes.atoms import Atom, Axis, fixed, lock
 from trueoracle.pruning.axes.following import Follower, Rule
 from trueoracle.pruning.axes.meeting import divided, parts, product, united
@@ -21,7 +21,7 @@ Results = list[list[Axis]] | None
 def rule_of(step: Step) -> Rule | None:
     """The rule for an operation, or None."""
     if step.is_opaque:
-        return None
+        return recurrent.RULES.get(step.name)
     name = step.name
     if name in _RULES:
         return _RULES[name]
@@ -270,6 +270,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(_ALONG, _along),
     **{name: _windows(trailing) for name, trailing in _WINDOWS.items()},
     **views.RULES,
+    "_pack_padded_sequence": recurrent.RULES["_pack_padded_sequence"],
     "copy": _copied,
     "convolution": _convolution,
     "mm": _product("self", "mat2"),
