@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from tests.conftest import Writer
 from trueoracle.cli.app import COMMANDS, app
-from trueoracle.cli.console import Output, guarded
+from trueoracle.cli.console import guarded
+from trueoracle.cli.options import Output
 from trueoracle.record.store import locked
 from trueoracle.study import Study
 

@@ -30,6 +30,9 @@ __all__ = [
 
 FORMATS = ("png", "svg", "pdf")
 
+SAVED = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "trueoracle"}
+"""How files are written: text stays text, its fonts as journals take them (TrueType)."""
+
 # Okabe and Ito's palette, told apart by the colour-blind; anomalies differ in shape as well.
 USUAL, ANOMALY, CHOSEN = "#0072B2", "#D55E00", "#000000"
 
@@ -166,15 +169,20 @@ def plain(label: str) -> str:
 def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write ``stem.png``, ``.svg`` and ``.pdf``; raises :class:`StoreError` where it cannot.
 
-    Text stays text in SVG and PDF, and no date is written in: same figure, same bytes.
+    All have the layout of the first. Text stays text in SVG and PDF, and no date is written in:
+    same figure, same bytes.
     """
     written = []
-    with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "trueoracle"}):
+    layout = figure.get_layout_engine()
+    try:
         for form in formats:
             path = stem.parent / f"{stem.name}.{form}"
             metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
             make_folder(path.parent)
-            with replacing(path) as draft:
+            with replacing(path) as draft, mpl.rc_context(SAVED):
                 figure.savefig(draft, dpi=200, metadata=metadata)
             written.append(path)
+            figure.set_layout_engine("none")  # the layout takes as long as the drawing
+    finally:
+        figure.set_layout_engine(layout)
     return written
