@@ -133,8 +133,8 @@ def prepare(
     if say is not None and (slow := _slow_in_words(made, of_images, example, spec)):
         say(slow)
     shipped = network is None and is_shipped(spec.network.name)
-    # The tests try the groups of every shipped network, and those that are pruned are tried below.
-    find = follow_groups if shipped else find_groups
+    # The tests try the groups of all shipped networks of images; those pruned are tried below.
+    find = follow_groups if shipped and INPUT in example else find_groups
     candidates, remarks = _list(made, of_images, example, spec, find=find)
     _check_recipes(made, of_images, example, spec)
     if spec.network.weights is not None:
@@ -195,7 +195,7 @@ def list_study(spec: StudySpec) -> CandidateList:
     if not _has_images(spec.data):
         data = _load(spec)
         network = _built(spec, data)
-        return _list(network, data.task, _example(data), spec, find=follow_groups)[0]
+        return _list(network, data.task, _example(data), spec, find=find_groups)[0]
     info = _info(spec.data)
     network, task = _built(spec, None), _of_images(spec.task, info)
     return _list(network, task, _images(info), spec, find=follow_groups)[0]
