@@ -120,6 +120,7 @@ def test_the_digest_covers_every_field() -> None:
         "pruning.seed",
         "pruning.kind",
         "pruning.scope",
+        "network.files",  # of hf:… alone: tests/networks/test_pretrained.py
     } == set(CHANGES)
     plain = spec_from(MINIMAL)
     digests = {plain.digest}
@@ -642,3 +643,13 @@ def test_a_networks_arguments_are_plain() -> None:
     arguments = spec_from(MINIMAL, {"network.arguments": kinds}).network.arguments
     assert arguments == kinds
     assert [type(value) for value in arguments.values()] == [int, float, bool, str, tuple]
+
+
+def test_a_name_is_short_for_a_network_and_for_data() -> None:
+    short = spec_from({**MINIMAL, "network": "lenet5-mini", "data": "mnist-5k"})
+    assert short.digest == spec_from({**MINIMAL, "network": {"name": "lenet5-mini"}}).digest
+    wider = spec_from({**MINIMAL, "network": "lenet5-mini"}, {"network.arguments.width": 8})
+    assert (wider.network.name, wider.network.arguments) == ("lenet5-mini", {"width": 8})
+    # Another network, of which what its base says does not hold.
+    other = spec_from({**MINIMAL, "network": {"name": "mlp", "weights": "a"}}, {"network": "vgg11"})
+    assert (other.network.name, other.network.weights) == ("vgg11", None)

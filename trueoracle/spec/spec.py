@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from trueoracle.errors import shown
+from trueoracle.spec.hub import HF, is_of_library
 from trueoracle.training.recipe import DenseTraining, Frozen, Retraining, Seed
 
 __all__ = ["CANDIDATE_FILES", "STREAMED", "DataSpec", "NetworkSpec", "PruningSpec", "StudySpec"]
@@ -37,7 +38,10 @@ Real = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
 class NetworkSpec(Frozen):
     """The dense network: its architecture, and its weights where it arrives trained."""
 
-    name: str = Field(description="a registered network, or module:factory")
+    name: str = Field(
+        description="a registered network, module:factory, hf:FOLDER or hf:ORGANISATION/NAME of "
+        "transformers, timm:NAME or torchvision:NAME"
+    )
     arguments: dict[str, bool | Whole | Real | str | tuple[Whole | Real | str, ...]] = Field(
         {}, description="of the network, such as {width = 20}"
     )
@@ -48,6 +52,9 @@ class NetworkSpec(Frozen):
     )
     fingerprint: str | None = Field(
         None, description="set by Study for a network given in Python: hashes of it"
+    )
+    files: str | None = Field(
+        None, description="set for hf:…, where its files are: SHA-256 of config and weights"
     )
 
     @field_validator("arguments", mode="before")
@@ -74,6 +81,8 @@ class NetworkSpec(Frozen):
     @property
     def arrives_trained(self) -> bool:
         """Whether the dense network needs no training here."""
+        if is_of_library(self.name) and self.arguments.get("pretrained", True):
+            return True
         return self.weights is not None or self.fingerprint is not None
 
 
@@ -200,6 +209,11 @@ study's own, ``as-released`` the wiring of the paper's released code.
 DESCRIPTIVE = {"name", "purpose", "roles"}
 """The fields of a study that change no number, and are no part of its digest."""
 
+ADDED = {
+    "network.files",
+}
+"""Fields that came after digests were recorded: at its default, such a field is no part of one."""
+
 
 class StudySpec(Frozen):
     """One dense network × one pruning × criteria × a retraining recipe × seeds."""
@@ -219,6 +233,11 @@ class StudySpec(Frozen):
     pruning: PruningSpec
     criteria: tuple[str, ...] = Field(("oracle", "l1"), min_length=1)
     retraining: Retraining = Retraining()
+
+    @field_validator("network", "data", mode="before")
+    @classmethod
+    def _a_name_is_short_for_a_table(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("criteria")
     @classmethod
@@ -257,12 +276,12 @@ class StudySpec(Frozen):
     @property
     def digest(self) -> str:
         """12 hex digits over every field that can change a number, defaults included."""
-        return _digest(self.model_dump(mode="json", exclude=DESCRIPTIVE))
+        return _digest(self._fields(exclude=DESCRIPTIVE))
 
     @property
     def dense_digest(self) -> str:
         """What the dense network depends on: studies that agree in it share the network."""
-        return _digest(self.model_dump(mode="json", include={"task", "network", "data", "dense"}))
+        return _digest(self._fields(include={"task", "network", "data", "dense"}))
 
     @property
     def score_digest(self) -> str:
@@ -272,8 +291,22 @@ class StudySpec(Frozen):
     @property
     def outcome_digest(self) -> str:
         """What the retraining of one candidate with one seed depends on."""
-        recipe = self.retraining.model_dump(mode="json", exclude={"seeds"})
+        recipe = self._fields(include={"retraining"})["retraining"]
+        del recipe["seeds"]
         return _digest([self.dense_digest, self.pruning.surgery, recipe])
+
+    def _fields(self, **choice: Any) -> dict[str, Any]:
+        """Fields as a digest takes them: one that was ``ADDED`` only where it was set."""
+        fields = self.model_dump(mode="json", **choice)
+        for path in ADDED:
+            room, _, name = path.rpartition(".")
+            owner, own = (getattr(self, room), fields.get(room)) if room else (self, fields)
+            if own and getattr(owner, name) == type(owner).model_fields[name].default:
+                own.pop(name, None)
+        if "network" in fields and self.network.files is not None:
+            fields["network"]["name"] = HF  # its files say what it is, wherever they lie
+            fields["network"]["arguments"].pop("revision", None)
+        return fields
 
     @property
     def folder_name(self) -> str:
