@@ -61,7 +61,7 @@ def report(
     from trueoracle.record.results import Results
     from trueoracle.record.runs import find_arms, find_run, last_run
     from trueoracle.report.page import write_report
-    from trueoracle.report.words import verdicts
+    from trueoracle.report.words import data_in_words, verdicts
     from trueoracle.spec.file import is_reference, parse_overrides
     from trueoracle.spec.grid import variants
 
@@ -104,6 +104,8 @@ def report(
         console.print(verdict)
     for relation in short["relations"]:
         console.print(relation["verdict"])
+    if data := data_in_words(written.summaries[0]["data_facts"]):
+        console.print(f"Data: {data}.", soft_wrap=True)
     if written.summaries[0]["scale_in_words"]:
         console.print(written.summaries[0]["scale_in_words"])
     console.print(f"\nreport   {written.page}")

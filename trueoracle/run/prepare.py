@@ -16,6 +16,7 @@ from torch import nn
 from trueoracle.analysis.numbers import many
 from trueoracle.criteria.base import Criterion, find_criterion
 from trueoracle.data import datasets
+from trueoracle.data.language import load_language
 from trueoracle.data.splits import Split, Splits
 from trueoracle.engines.procedure import find_procedure
 from trueoracle.errors import InputError, NotApplicableError, first_line
@@ -40,7 +41,7 @@ from trueoracle.run.footprint import (
 )
 from trueoracle.run.progress import about
 from trueoracle.sources import code_fingerprint
-from trueoracle.spec.spec import DataSpec, PruningSpec, StudySpec
+from trueoracle.spec.spec import LANGUAGE_FIELDS, DataSpec, PruningSpec, StudySpec
 from trueoracle.tasks.base import (
     INPUT,
     TARGET,
@@ -113,7 +114,13 @@ def prepare(
     if spec.retraining.procedure is not None:
         find_procedure(spec.retraining.procedure)
     where = find_device(device)
-    if data is None:
+    if data is None and spec.data.is_language:  # whose tokenizer says what network there can be
+        data = load_language(spec.data, spec.network.name, datasets.data_folder())
+        if (task or spec.task) != data.task.label:
+            data = replace(data, task=find_task(task or spec.task, data.train))
+        of_images, example, count = data.task, _example(data), len(data.train)
+    elif data is None:
+        _check_fields(spec.data)
         info = _info(spec.data)
         check_images(spec.data, info.shape)
         of_images = _of_images(task or spec.task, info)
@@ -163,8 +170,8 @@ def prepare(
     if not shipped and not spec.network.arrives_trained:
         # A factory of a user's own may begin with other weights than it did.
         architecture += f"-{weights_sha256(made)}"
-    if data.train.is_streamed and spec.data.fingerprint is None:
-        # A folder's name does not say what is in it.
+    if (data.train.is_streamed or spec.data.is_language) and spec.data.fingerprint is None:
+        # A path does not say what lies there.
         architecture += f"-images-{data.fingerprint()}"
     return Prepared(
         spec,
@@ -195,15 +202,21 @@ def _code(spec: StudySpec, task: Task) -> dict[str, str]:
 def list_study(spec: StudySpec) -> CandidateList:
     """The candidates of a study of registered network and data, without loading the data.
 
-    Of ``folder`` the names of the classes are read.
+    Of ``folder`` the names of the classes are read; text and questions are loaded.
     """
+    if spec.data.is_language:
+        prepared = prepare(spec, device="cpu")
+        return prepared.candidates
     info = _info(spec.data)
     network, task = _built(spec, None), _of_images(spec.task, info)
     return _list(network, task, _images(info), spec, find=follow_groups)[0]
 
 
 def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
-    """The untrained network of a study, and the shape of its images."""
+    """The untrained network of a study, and the shape of its inputs."""
+    if spec.data.is_language:
+        data = load_language(spec.data, spec.network.name, datasets.data_folder())
+        return _built(spec, data), data.network_shape
     return _built(spec, None), _info(spec.data).shape
 
 
@@ -211,8 +224,17 @@ def _info(data: DataSpec) -> datasets.DatasetInfo:
     return datasets.dataset_info(data.name, path=data.path, image_size=data.image_size)
 
 
+def _check_fields(spec: DataSpec, of: str = "images of classes") -> None:
+    """Refuse fields of text and questions for other data."""
+    for name, field in DataSpec.model_fields.items():
+        value = getattr(spec, name)
+        if f"data.{name}" in LANGUAGE_FIELDS and value != field.default:
+            raise InputError(f"data.{name} = {value!r} does nothing for {of}")
+
+
 def _given(data: Splits, spec: DataSpec) -> Splits:
     """Data given in Python, measured in the part that is asked for."""
+    _check_fields(spec, "data given in Python")
     for name in ("path", "image_size", "train_images", "test_images"):
         if (value := getattr(spec, name)) is not None:
             raise InputError(f"data.{name} = {value!r} does nothing for data given in Python")
@@ -243,7 +265,7 @@ def _of_images(task: str | Task | type[Task], info: datasets.DatasetInfo) -> Tas
 def _built(spec: StudySpec, data: Splits | None) -> nn.Module:
     """The network by its name, for the data set's images or for data given in Python."""
     if data is not None:
-        shape, outputs = data.image_shape, data.task.outputs(data.train)
+        shape, outputs = data.network_shape, data.task.outputs(data.train)
     else:
         info = _info(spec.data)
         shape, outputs = info.shape, info.classes
