@@ -56,6 +56,9 @@ class Encoder(Protocol):
     def __call__(self, question: Question) -> Encoded:
         """One question as an example."""
 
+    def counts(self, question: Question) -> Tensor:
+        """Which tokens of the example count, bool ``[T]``."""
+
     @property
     def identity(self) -> str:
         """What its examples depend on besides the questions."""
@@ -86,6 +89,14 @@ class PlainEncoder:
         return f"plain {self.tokenizer.sha256} {self._beginning} {self._size} {self._places}"
 
     def __call__(self, question: Question) -> Encoded:
+        tokens, counts = self._text(question)
+        images = {} if question.image is None else {"pixel_values": self._pixels(question.image)}
+        return Encoded(torch.tensor(tokens), torch.tensor(counts), images=images)
+
+    def counts(self, question: Question) -> Tensor:
+        return torch.tensor(self._text(question)[1])
+
+    def _text(self, question: Question) -> tuple[list[int], list[bool]]:
         tokens, counts = list(self._beginning), [False] * len(self._beginning)
         if question.image is not None:
             tokens += [IMAGE] * self._places
@@ -95,8 +106,7 @@ class PlainEncoder:
                 ids = self._tokens_of(text)
                 tokens += ids
                 counts += [is_answer] * len(ids)
-        images = {} if question.image is None else {"pixel_values": self._pixels(question.image)}
-        return Encoded(torch.tensor(tokens), torch.tensor(counts), images=images)
+        return tokens, counts
 
     def _tokens_of(self, text: str) -> list[int]:
         if text not in self._said:
@@ -144,6 +154,9 @@ class ProcessorEncoder:
             image = image.resize((self._size, self._size), Image.Resampling.BILINEAR)
         with self._lock:  # tokenizers are for one thread at a time
             return self._encoded(question, image)
+
+    def counts(self, question: Question) -> Tensor:
+        return self(question).counts
 
     def _encoded(self, question: Question, image: Image.Image | None) -> Encoded:
         parts = self._parts(question)

@@ -230,10 +230,10 @@ def _lengths(
     for part, questions in parts.items():
         counted[part] = 0
         for question in questions:
-            one = encoder(question)
-            longest = max(longest, len(one.tokens))
-            cut += context is not None and len(one.tokens) > context
-            counted[part] += int(one.counts[1:context].sum())
+            counts = encoder.counts(question)
+            longest = max(longest, len(counts))
+            cut += context is not None and len(counts) > context
+            counted[part] += int(counts[1:context].sum())
     return context or longest, counted, cut
 
 
