@@ -34,7 +34,9 @@ def llama(
     one tensor; ``context`` is the longest sequence that it is said to take, in tokens.
     """
     transformers = import_transformers("network 'llama'")
-    config = _llama_config(transformers, classes, hidden, layers, heads, kv_heads, mlp, tie, context)
+    config = _llama_config(
+        transformers, classes, hidden, layers, heads, kv_heads, mlp, tie, context
+    )
     made: nn.Module = transformers.LlamaForCausalLM(config)
     return made
 

@@ -216,7 +216,9 @@ def _with_files(spec: StudySpec) -> StudySpec:
         revision = network.arguments.get("revision")
         # What cannot be had is said when it is needed: a study can be listed without it.
         with suppress(InputError):
-            files = files_sha256(folder_of(network.name.removeprefix(HF), revision and str(revision)))
+            files = files_sha256(
+                folder_of(network.name.removeprefix(HF), revision and str(revision))
+            )
     if files == network.files:
         return spec
     return spec.model_copy(update={"network": network.model_copy(update={"files": files})})

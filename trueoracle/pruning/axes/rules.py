@@ -5,8 +5,6 @@ An operation without a rule locks all that it is given, in words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from trueoracle.networks.graph import Ref, Step
 from trueoracle.pruning.axes import recurrent, views
 from trueoracle.pruning.axes.atoms import Atom, Axis, fixed, lock
@@ -102,7 +100,12 @@ def _grouped(known: Follower, step: Step) -> Axis:
         result = own[0]
         united(groups, divided(result, count, meets)[0], meets)
     if channels.size > count:
-        known.sum_over(step, (given, 1), (weight, 0 if is_transposed else 1), within=1 if is_transposed else count)
+        known.sum_over(
+            step,
+            (given, 1),
+            (weight, 0 if is_transposed else 1),
+            within=1 if is_transposed else count,
+        )
     elif result.size > count:
         known.puts_out(own[1] if is_transposed else own[0])
     return result
