@@ -20,6 +20,7 @@ from trueoracle.training.recipe import Recipe
 @pytest.fixture(autouse=True)
 def _every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
 
 
 def fresh() -> nn.Module:

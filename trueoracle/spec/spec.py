@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -200,6 +200,21 @@ study's own, ``as-released`` the wiring of the paper's released code.
 DESCRIPTIVE = {"name", "purpose", "roles"}
 """The fields of a study that change no number, and are no part of its digest."""
 
+ADDED = {
+    "dense.accumulate",
+    "dense.gradient_checkpointing",
+    "dense.schedule_per",
+    "dense.steps_per_epoch",
+    "dense.warmup",
+    "retraining.accumulate",
+    "retraining.gradient_checkpointing",
+    "retraining.lora",
+    "retraining.schedule_per",
+    "retraining.steps_per_epoch",
+    "retraining.warmup",
+}
+"""Fields that came after digests were recorded: at its default, such a field is no part of one."""
+
 
 class StudySpec(Frozen):
     """One dense network × one pruning × criteria × a retraining recipe × seeds."""
@@ -257,12 +272,12 @@ class StudySpec(Frozen):
     @property
     def digest(self) -> str:
         """12 hex digits over every field that can change a number, defaults included."""
-        return _digest(self.model_dump(mode="json", exclude=DESCRIPTIVE))
+        return _digest(self._fields(exclude=DESCRIPTIVE))
 
     @property
     def dense_digest(self) -> str:
         """What the dense network depends on: studies that agree in it share the network."""
-        return _digest(self.model_dump(mode="json", include={"task", "network", "data", "dense"}))
+        return _digest(self._fields(include={"task", "network", "data", "dense"}))
 
     @property
     def score_digest(self) -> str:
@@ -272,8 +287,25 @@ class StudySpec(Frozen):
     @property
     def outcome_digest(self) -> str:
         """What the retraining of one candidate with one seed depends on."""
-        recipe = self.retraining.model_dump(mode="json", exclude={"seeds"})
+        recipe = self._fields(include={"retraining"})["retraining"]
+        del recipe["seeds"]
         return _digest([self.dense_digest, self.pruning.surgery, recipe])
+
+    def _fields(self, **choice: Any) -> dict[str, Any]:
+        """Fields as a digest takes them: one that was ``ADDED`` only where it was set."""
+        fields = self.model_dump(mode="json", **choice)
+        for path in ADDED:
+            room, _, name = path.rpartition(".")
+            owner, own = (getattr(self, room), fields.get(room)) if room else (self, fields)
+            if own and getattr(owner, name) == type(owner).model_fields[name].default:
+                own.pop(name, None)
+        for recipe in (fields[stage] for stage in ("dense", "retraining") if stage in fields):
+            # Digests have autocast as the field of its own that it was.
+            precision = recipe.pop("precision")
+            recipe["autocast"] = precision == "autocast"
+            if precision == "bfloat16":
+                recipe["precision"] = precision
+        return fields
 
     @property
     def folder_name(self) -> str:
