@@ -83,8 +83,9 @@ def retrain_chunk(
 ) -> list[Retrained]:
     """Prune and retrain a chunk's networks; what is recorded of each.
 
-    A chunk that was interrupted goes on from the file of :func:`under_way`. Without a ``place``, it is built from the chunk alone. Raises :class:`InputError` where that
-    cannot be, since network, data or task were given in Python.
+    A chunk that was interrupted goes on from the file of :func:`under_way`. Without a ``place``,
+    it is built from the chunk alone. Raises :class:`InputError` where that cannot be, since
+    network, data or task were given in Python.
     """
     at = place or _built(chunk.spec.model_dump_json(), chunk.dense)
     candidates, recipe = at.prepared.candidates, chunk.spec.retraining
