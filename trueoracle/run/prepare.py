@@ -18,6 +18,7 @@ from trueoracle.criteria.base import Criterion, find_criterion
 from trueoracle.data import datasets
 from trueoracle.data.language import load_language
 from trueoracle.data.splits import Split, Splits
+from trueoracle.engines.base import what_only_the_loop_does
 from trueoracle.engines.procedure import find_procedure
 from trueoracle.errors import InputError, NotApplicableError, first_line
 from trueoracle.networks.copying import copied
@@ -56,7 +57,8 @@ from trueoracle.tasks.base import (
 )
 from trueoracle.tasks.classification import Classification
 from trueoracle.tasks.registry import find_task
-from trueoracle.training.loop import stream_seed
+from trueoracle.training.loop import Training, stream_seed
+from trueoracle.training.recipe import Recipe
 
 __all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
 
@@ -139,6 +141,7 @@ def prepare(
     find = follow_groups if shipped and INPUT in example else find_groups
     candidates, remarks = _list(made, of_images, example, spec, find=find)
     _check_recipes(made, of_images, example, spec)
+    _check_training(made, candidates, of_images, example, spec)
     if spec.network.weights is not None:
         remarks.append(load_weights(made, spec.network.weights))
     _check_pruning(made, candidates, example)
@@ -426,6 +429,24 @@ def _check_recipes(network: nn.Module, task: Task, example: Batch, spec: StudySp
                 )
     if spec.retraining.distil is not None:
         task.logits(run_network(network, example, task))
+
+
+def _check_training(
+    network: nn.Module, candidates: CandidateList, task: Task, example: Batch, spec: StudySpec
+) -> None:
+    """Try a step of each recipe that lays something on the network, on networks of its stage."""
+    data = Splits(Split(example), None, Split(example), task)
+    stages: list[tuple[str, Recipe, Callable[[], nn.Module]]] = [
+        ("retraining", spec.retraining, lambda: candidates.prune(network, 0))
+    ]
+    if not spec.network.arrives_trained:
+        stages.append(("dense", spec.dense, lambda: copied(network)))
+    for stage, recipe, made in stages:
+        if what_only_the_loop_does(recipe):
+            try:
+                Training(made(), data, recipe, (0, "")).check(example)
+            except InputError as error:
+                raise InputError(f"{stage}: {error}") from error
 
 
 def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:

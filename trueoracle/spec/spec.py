@@ -307,6 +307,17 @@ LANGUAGE_FIELDS = {
 ADDED = {
     *LANGUAGE_FIELDS,
     "network.files",
+    "dense.accumulate",
+    "dense.gradient_checkpointing",
+    "dense.schedule_per",
+    "dense.steps_per_epoch",
+    "dense.warmup",
+    "retraining.accumulate",
+    "retraining.gradient_checkpointing",
+    "retraining.lora",
+    "retraining.schedule_per",
+    "retraining.steps_per_epoch",
+    "retraining.warmup",
 }
 """Fields that came after digests were recorded: at its default, such a field is no part of one."""
 
@@ -409,6 +420,12 @@ class StudySpec(Frozen):
         if "network" in fields and self.network.files is not None:
             fields["network"]["name"] = HF  # its files say what it is, wherever they lie
             fields["network"]["arguments"].pop("revision", None)
+        for recipe in (fields[stage] for stage in ("dense", "retraining") if stage in fields):
+            # Digests have autocast as the field of its own that it was.
+            precision = recipe.pop("precision")
+            recipe["autocast"] = precision == "autocast"
+            if precision == "bfloat16":
+                recipe["precision"] = precision
         return fields
 
     @property
