@@ -21,7 +21,7 @@ import json
 import random
 import string
 import subprocess
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
