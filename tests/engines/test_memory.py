@@ -70,7 +70,7 @@ def test_training_is_counted_by_hand() -> None:
     ):
         assert training_bytes(network, example(3, 2, 2), 7, recipe) == copies * weights + images
     assert (
-        training_bytes(network, example(3, 2, 2), 7, Recipe(autocast=True))
+        training_bytes(network, example(3, 2, 2), 7, Recipe(precision="autocast"))
         == 3 * weights + images / 2
     )
     network[1].requires_grad_(False)

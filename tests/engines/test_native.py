@@ -232,7 +232,9 @@ def test_a_forward_that_does_more_than_its_layers_is_refused(few_digits: Splits)
 
 def test_what_the_kernels_cannot_train_is_said(few_digits: Splits) -> None:
     assert native.refusal(lenet5_mini(), few_digits, Recipe()) is None
-    assert "bfloat16" in str(native.refusal(lenet5_mini(), few_digits, Recipe(autocast=True)))
+    assert "bfloat16" in str(
+        native.refusal(lenet5_mini(), few_digits, Recipe(precision="autocast"))
+    )
     for mixed in (Recipe(mixup=0.2), Recipe(cutmix=1.0)):
         assert "no mixup, no cutmix" in str(native.refusal(lenet5_mini(), few_digits, mixed))
     norm = mlp((1, 32, 32), batch_norm=True)

@@ -389,7 +389,7 @@ def test_autocast_trains_in_bfloat16_and_measures_in_float32(data: Splits) -> No
     recipe = recipe_of(epochs=4, optimizer="adam", learning_rate=0.01)
     plain = train_wide(members(pruned_lenet), data, recipe)["train"]["loss"]
     networks = members(pruned_lenet)
-    rounded = recipe.model_copy(update={"autocast": True})
+    rounded = recipe.model_copy(update={"precision": "autocast"})
     found = train_wide(networks, data, rounded)["train"]["loss"]
     assert not torch.equal(found, plain)
     assert float(found.max()) < 2.25

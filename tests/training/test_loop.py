@@ -162,7 +162,7 @@ def test_train_loss_is_measured_on_its_part_and_trained_on_all(
 
 
 def test_autocast_takes_class_probabilities(network: nn.Module, few_digits: Splits) -> None:
-    recipe = Recipe(epochs=1, batch_size=100, autocast=True, mixup=0.2)
+    recipe = Recipe(epochs=1, batch_size=100, precision="autocast", mixup=0.2)
     (record,) = train(network, few_digits, recipe, seed=0)
     assert record.train_loss < 2.4
 

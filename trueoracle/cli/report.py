@@ -14,7 +14,7 @@ from trueoracle.cli.grids import print_grid
 from trueoracle.cli.options import Debug, Json, Runs, Settings, command_line
 from trueoracle.cli.tables import notes, relations_of, relations_table
 from trueoracle.errors import InputError
-from trueoracle.report.words import verdicts
+from trueoracle.report.words import data_in_words, verdicts
 from trueoracle.spec.file import is_reference, parse_overrides
 from trueoracle.spec.grid import variants
 
@@ -98,6 +98,8 @@ def _print_findings(summaries: Sequence[dict[str, Any]]) -> None:
         console.print(verdict)
     for relation in (own["short_retraining"] or {"relations": []})["relations"]:
         console.print(relation["verdict"])
+    if data := data_in_words(own["data_facts"]):
+        console.print(f"Data: {data}.", soft_wrap=True)
     if own["scale_in_words"]:
         console.print(own["scale_in_words"])
 

@@ -68,7 +68,7 @@ def training_bytes(network: nn.Module, example: Batch, count: int, recipe: Recip
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     remembered = 2 if recipe.optimizer != "sgd" else int(recipe.momentum > 0)
     kept = _kept_for_gradients(network, example, count)
-    if recipe.autocast:  # most of it in 16 bits
+    if recipe.precision == "autocast":  # most of it in 16 bits
         kept //= 2
     return weight_bytes(network) + (1 + remembered) * trained + kept
 

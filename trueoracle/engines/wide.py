@@ -20,12 +20,13 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.data.splits import AnySplit, Splits
-from trueoracle.engines.base import Engine, Measured, Memory
-from trueoracle.engines.continuing import MemberState, restore, state_of
+from trueoracle.engines.base import Engine, Measured, Memory, what_only_the_loop_does
 from trueoracle.engines.stacked import Convolution, Each, Input, Stacked, tensors, wait_for
 from trueoracle.errors import first_line
 from trueoracle.networks.copying import copied
 from trueoracle.tasks.base import INPUT, TARGETS, Batch, Task
+from trueoracle.training.checkpoint import Keepable
+from trueoracle.training.continuing import MemberState, restore, state_of
 from trueoracle.training.evaluate import add_sums, evaluation_batch
 from trueoracle.training.loop import (
     Stream,
@@ -91,16 +92,17 @@ class WidePopulation:
         self._compiled = torch.compile(self._loss, dynamic=False) if compiled else None
         self._shapes_seen: set[torch.Size] = set()
 
-    def train_epoch(self, epoch: int) -> None:
+    def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
         """One pass over the training split; ``epoch`` is counted from 0."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.learning_rate_at(epoch)
+        steps = self._recipe.steps_in_epoch(len(self._data.train))
         self._stacked.train(True)
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             seed, stream = self._streams[0]
             torch.manual_seed(stream_seed(seed, epoch, "network", stream))
             with _attention_that_maps(self._device):
-                for inputs, batch in self._batches(epoch):
+                for step, (inputs, batch) in enumerate(self._batches(epoch)):
+                    for group in self._optimizer.param_groups:
+                        group["lr"] = self._recipe.learning_rate_at(epoch, step, steps)
                     self._step(inputs, batch)
 
     def measure(self) -> Measured:
@@ -115,6 +117,12 @@ class WidePopulation:
             for i, network in enumerate(self._networks):
                 for name, value in tensors(network).items():
                     value.copy_(self._stacked.state[name][i])
+
+    def kept(self) -> list[Keepable]:
+        """The weights and the optimiser's state of each network."""
+        self.write_back()
+        weights = (network.state_dict() for network in self._networks)
+        return list(zip(weights, self.states(), strict=True))
 
     def states(self) -> list[MemberState]:
         """What the optimiser remembers of each member, to go on from."""
@@ -148,7 +156,8 @@ class WidePopulation:
 
     def _loss(self, inputs: Input, batch: Batch) -> Tensor:
         """The sum of the members' losses, of which each gives its member's gradient only."""
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._recipe.autocast):
+        autocast = self._recipe.precision == "autocast"
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=autocast):
             outputs = self._stacked(inputs)
             of_each = 0 if isinstance(inputs, Each) else None
             loss = vmap(self._task.loss, (0, of_each), randomness="same")
@@ -171,6 +180,8 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     for a few examples, together and alone, on the CPU. The network and the global random numbers
     are left as they were.
     """
+    if why := what_only_the_loop_does(recipe):
+        return why
     if isinstance(recipe, Retraining) and not recipe.common_random_numbers and _drops(network):
         return "dropout draws from one stream for all members, and each is to have its own"
     inputs = [name for name in data.train.shapes if name not in TARGETS]

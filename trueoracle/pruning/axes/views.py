@@ -8,7 +8,15 @@ from typing import Any
 from trueoracle.networks.graph import Step
 from trueoracle.pruning.axes.atoms import Axis, atoms_of, fixed, lock
 from trueoracle.pruning.axes.following import Follower, Rule
-from trueoracle.pruning.axes.meeting import cut, follow_on, product, reshaped, united
+from trueoracle.pruning.axes.meeting import (
+    cut,
+    divided,
+    follow_on,
+    parts,
+    product,
+    reshaped,
+    united,
+)
 
 __all__ = ["RULES"]
 
@@ -110,7 +118,10 @@ def _split(known: Follower, step: Step) -> Results:
     axes = known.axes(step.arguments["self"])
     dim = step.arguments["dim"] % len(axes)
     sizes = [known.shape(step, i)[dim] for i in range(len(step.results))]
-    pieces = cut(axes[dim], sizes, known.meets(step))
+    if len(set(sizes)) == 1:
+        pieces = parts(axes[dim], len(sizes), known.meets(step))
+    else:
+        pieces = cut(axes[dim], sizes, known.meets(step))
     if pieces is None:
         return None
     return [[*axes[:dim], piece, *axes[dim + 1 :]] for piece in pieces]
@@ -183,8 +194,18 @@ def _indexed(known: Follower, step: Step) -> Results:
 
 
 def _shuffled(known: Follower, step: Step) -> Results:
-    """Channels become pixels: filters could only go several at a time, and are kept."""
-    return None
+    """Channels become pixels: as many neighbours as a pixel becomes go together."""
+    axes, shape = known.axes(step.arguments["self"]), known.shape(step)
+    left, inner = divided(axes[-3], shape[-3], known.meets(step))
+    lock(inner, known.meets(step))
+    return [[*axes[:-3], left, fixed(shape[-2]), fixed(shape[-1])]]
+
+
+def _channel_shuffled(known: Follower, step: Step) -> Results:
+    """Channels in another order: group · position becomes position · group."""
+    axes = known.axes(step.arguments[next(iter(step.arguments))])
+    axes[1] = product(divided(axes[1], step.arguments["groups"], known.meets(step))[::-1])
+    return [axes]
 
 
 def _unshuffled(known: Follower, step: Step) -> Results:
@@ -214,7 +235,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("transpose", "t", "permute"), _transposed),
     **dict.fromkeys(("slice",), _sliced),
     **dict.fromkeys(("select", "unbind"), _selected),
-    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split"), _split),
+    **dict.fromkeys(
+        ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), _split
+    ),
     "expand": _expanded,
     "unsqueeze": _unsqueezed,
     "squeeze": _squeezed,
@@ -225,5 +248,6 @@ RULES: dict[str, Rule] = {
     "index": _indexed,
     "pixel_shuffle": _shuffled,
     "pixel_unshuffle": _unshuffled,
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), _channel_shuffled),
     "im2col": _unfolded,
 }
