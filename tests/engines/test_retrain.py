@@ -255,35 +255,73 @@ def test_the_native_kernels_say_that_they_know_classification(name: str) -> None
     assert re.search(rf"the native kernels .* classification.* {name}", said)
 
 
+class Two(nn.Module):
+    """Two inputs by name, and a third that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 4), nn.Linear(2, 4)
+
+    def forward(
+        self, left: Tensor, right: Tensor, scale: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        logits = self.left(left) + self.right(right)
+        return {"logits": logits if scale is None else logits * scale}
+
+
+def of_two(target: str = "target", *, scaled: bool = False, **names: str) -> Splits:
+    """Data of :class:`Two`; ``names`` are others for its fields."""
+
+    def split(count: int, seed: int) -> Split:
+        draw = torch.Generator().manual_seed(seed)
+        right, left = torch.randn(count, 2, generator=draw), torch.randn(count, 3, generator=draw)
+        fields = {"right": right, "left": left}
+        if scaled:
+            fields["scale"] = 1 + torch.rand(count, 1, generator=draw)
+        fields = {names.get(name, name): value for name, value in fields.items()}
+        return Split(fields | {target: torch.randint(4, (count,), generator=draw)})
+
+    return Splits(split(20, 0), split(5, 1), split(7, 2), Classification(4))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_networks_of_several_inputs_are_trained_as_one(target: str, scaled: bool) -> None:
+    def made() -> list[nn.Module]:
+        torch.manual_seed(0)
+        return [Two() for _ in range(3)]
+
+    check_against_loop(made(), of_two(target, scaled=scaled), RECIPE)
+
+
+def test_inputs_that_a_network_does_not_name_are_left_to_the_loop() -> None:
+    network = Two()
+    said = wide.refusal(network, of_two(left="one"), RECIPE)
+    assert said == "its several inputs are no names of its arguments: right, one"
+
+    class Branching(Two):
+        def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return super().forward(left, right if left.sum() > 0 else -right)
+
+    said = wide.refusal(Branching(), of_two(), RECIPE)
+    assert said is not None
+    assert said.startswith("its forward cannot be traced: symbolically traced variables")
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_network_of_two_inputs_is_trained_by_the_loop(target: str) -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left, self.right = nn.Linear(3, 4), nn.Linear(2, 4)
-
-        def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
-            return {"logits": self.left(left) + self.right(right)}
-
-    generator = torch.Generator().manual_seed(0)
-    fields = {
-        "right": torch.randn(12, 2, generator=generator),
-        "left": torch.randn(12, 3, generator=generator),
-        target: torch.randint(4, (12,), generator=generator),
-    }
-    split = Split(fields)
-    whole = Splits(split, None, split, Classification(4))
+    whole = of_two(target)
     torch.manual_seed(0)
     network = Two()
-    assert wide.refusal(network, whole, RECIPE) == "it takes several inputs: right, left"
     expected = copy.deepcopy(network)
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.1)
+    fields = whole.train.take(torch.arange(20)).fields
     loss = functional.cross_entropy(
         expected(fields["left"], fields["right"])["logits"], fields[target]
     )
     loss.backward()
     optimizer.step()
-    recipe = Retraining(epochs=1, batch_size=12, learning_rate=0.1, momentum=0, weight_decay=0)
+    recipe = Retraining(epochs=1, batch_size=20, learning_rate=0.1, momentum=0, weight_decay=0)
     ((record,),), _ = retrain([network], [(0, "")], whole, recipe, engine="loop")
     assert record.values["test_accuracy"] >= 0
     for one, other in zip(network.parameters(), expected.parameters(), strict=True):
