@@ -29,7 +29,7 @@ __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
 
 @dataclass(frozen=True)
 class WrittenGrid:
-    """What was written where, and the summary of the whole grid."""
+    """The files that were written, and the summary of the whole grid."""
 
     page: Path
     summary_path: Path
@@ -86,7 +86,7 @@ def _relations_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _interval_in_words(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What the intervals of tau are drawn over, point by point; empty where there are none."""
+    """What the intervals of tau are over, point by point; empty where there are none."""
     over = dict.fromkeys(
         relation["interval_over"]
         for entry in entries
@@ -143,7 +143,7 @@ def write_grid_report(
     """Write ``report.html``, ``summary.json`` and ``figures/`` of a grid below ``out``.
 
     Raises :class:`InputError` where none of its points has retrained a network, and
-    :class:`StoreError` where the disk does not take it.
+    :class:`StoreError` where it cannot be written.
     """
     summary = summarise_grid(points, recorded, rule)
     found = [
