@@ -124,7 +124,8 @@ def settled(network: nn.Module, found: Offers, example: Example) -> GroupMap:
                 failed |= without
         result.groups.update(whole)
         for name, reason in failed.items():
-            reasons.setdefault(name, reason)
+            note = f" ({found.notes[name]})" if name in found.notes else ""
+            reasons.setdefault(name, reason + note)
         ways = {name: ways[name] for name in failed if ways[name]}
     for name, reason in reasons.items():
         if name not in result.groups:
