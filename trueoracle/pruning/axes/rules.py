@@ -102,7 +102,12 @@ def _grouped(known: Follower, step: Step) -> Axis:
         result = own[0]
         united(groups, divided(result, count, meets)[0], meets)
     if channels.size > count:
-        known.sum_over(step, (given, 1), (weight, 0 if is_transposed else 1), within=1 if is_transposed else count)
+        known.sum_over(
+            step,
+            (given, 1),
+            (weight, 0 if is_transposed else 1),
+            within=1 if is_transposed else count,
+        )
     elif result.size > count:
         known.puts_out(own[1] if is_transposed else own[0])
     return result

@@ -232,7 +232,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("transpose", "t", "permute"), _transposed),
     **dict.fromkeys(("slice",), _sliced),
     **dict.fromkeys(("select", "unbind"), _selected),
-    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), _split),
+    **dict.fromkeys(
+        ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), _split
+    ),
     "expand": _expanded,
     "unsqueeze": _unsqueezed,
     "squeeze": _squeezed,
