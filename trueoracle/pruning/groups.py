@@ -133,6 +133,21 @@ class Group:
         return self._parts("reads")
 
     @property
+    def unit(self) -> str:
+        """What goes at a time, in words, where it is not one filter of each layer; else empty."""
+        taken: dict[str, dict[str, list[Place]]] = {}
+        for place in self.places:
+            if place.role == "writes":
+                by_tensor = taken.setdefault(_part(place).module, {})
+                by_tensor.setdefault(place.tensor, []).append(place)
+        shown = [
+            _words(layer, next(iter(tensors.values())))
+            for layer, tensors in taken.items()
+            if any(place.inner * place.outer > 1 for place in next(iter(tensors.values())))
+        ]
+        return ", ".join(shown[:3]) + (", …" if len(shown) > 3 else "")
+
+    @property
     def members(self) -> tuple[str, ...]:
         """The names of all modules that lose something with a filter."""
         parts = (*self.layers, *self.norms, *self.consumers)
@@ -149,6 +164,17 @@ class Group:
             return tuple(parts)
         first = {part.module: part for part in reversed(parts)}
         return tuple(part for part in parts if first[part.module] is part)
+
+
+def _words(layer: str, places: Sequence[Place]) -> str:
+    """How many filters of a layer go at a time, and how they lie."""
+    count = sum(place.inner * place.outer for place in places)
+    inner = {place.inner for place in places}
+    if inner == {count}:
+        return f"{count} neighbouring filters of {layer}"
+    if inner == {1}:
+        return f"{count} filters of {layer}, one of each of {count} blocks"
+    return f"{count} filters of {layer}"
 
 
 def is_of_layer(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from trueoracle.pruning.axes.atoms import (
     Atom,
@@ -17,7 +17,7 @@ from trueoracle.pruning.axes.atoms import (
     size_of,
 )
 
-__all__ = ["cut", "divided", "follow_on", "parts", "product", "reshaped", "united"]
+__all__ = ["cut", "divided", "ends_at", "follow_on", "parts", "product", "reshaped", "united"]
 
 
 def united(first: Axis, second: Axis, meets: str) -> Axis:
@@ -167,6 +167,11 @@ def _joined(first: Factor, second: Factor, meets: str) -> Factor:
 def follow_on(axes: Sequence[Axis]) -> Axis:
     """Axes one behind the other, as in a concatenation."""
     return Axis(tuple(segment for axis in axes for segment in resolved(axis).segments))
+
+
+def ends_at(axis: Axis, sizes: Sequence[int]) -> bool:
+    """Whether an axis was put together of parts that end where those of some ``sizes`` do."""
+    return {*accumulate(sizes)} <= {*_ends(resolved(axis).segments)}
 
 
 def cut(axis: Axis, sizes: Sequence[int], why: str) -> list[Axis] | None:

@@ -20,11 +20,13 @@ __all__ = ["Offers", "layout", "offers"]
 class Offers:
     """Groups by their first layer, each with what could be cut instead, and what is refused.
 
-    Where an axis is a product (heads · width of a head), the outermost index set comes first.
+    Where an axis is a product, what comes first is a head of attention, else the index set with the
+    most indices. ``notes`` say of groups what may be to blame where they cannot be cut after all.
     """
 
     alternatives: dict[str, list[Group]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def first(self) -> GroupMap:
         """The groups that are tried first."""
@@ -61,6 +63,11 @@ class _Sorting:
         for number, axis in known.sizes:
             for atom, _, outer, inner in layout(resolved(axis).segments):
                 self._add(atom, Place(number, None, 0, outer, inner, "counts"))
+        self._parted = {
+            atom: f"{words}, and a size written in code cannot be changed"
+            for axis, words in known.parted
+            for atom in atoms_of(axis)
+        }
         for number in known.mixing:
             self._mix(known.graph.norms[number])
 
@@ -95,6 +102,8 @@ class _Sorting:
             for place in ranked
             if place.role == "writes" and place.tensor in self._written
         )
+        if atom in self._parted:
+            found.notes[name] = self._parted[atom]
         ways = found.alternatives.setdefault(name, [])
         if all(way.places != tuple(ranked) for way in ways):
             ways.append(Group(name, atom.size, tuple(ranked)))
@@ -139,7 +148,8 @@ class _Sorting:
         }
 
     def _refuse(self, found: Offers, name: str, axis: Axis) -> None:
-        atoms = _atoms(axis)
+        # What there is most of says most; of two alike, the inner one.
+        atoms = sorted(_atoms(axis)[::-1], key=lambda atom: -atom.size)
         reasons = [reason for atom in atoms if (reason := self._unfit(atom))]
         reasons += [atom.cut_by for atom in atoms if atom.cut_by]
         if len(axis.segments) > 1:

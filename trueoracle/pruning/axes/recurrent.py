@@ -61,6 +61,7 @@ class _Stack:
         self.cells = self._united(rows for name in all_names for rows in self._rows(name))
         self.states = self.cells
         if module.proj_size:
+            lock(self.cells, "PyTorch takes as many hidden units as projections for no projections")
             self.states = self._united(self._axes(f"weight_hr_{name}")[0] for name in all_names)
 
     def read(self, given: Ref) -> Axis:
