@@ -13,7 +13,7 @@ from torch import nn
 
 from trueoracle.data import datasets
 from trueoracle.data.splits import AnySplit, Splits
-from trueoracle.figures.scatter import SAVED
+from trueoracle.figures import scatter
 from trueoracle.networks.registry import build
 from trueoracle.tasks.classification import Classification
 
@@ -102,7 +102,7 @@ def tiny_fields(tiny_dataset: str) -> dict[str, Any]:
 def _light_fonts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """TrueType fonts take most of the time of a report: only the tests of files embed them."""
     if "test_scatter" not in request.node.nodeid:
-        monkeypatch.setitem(SAVED, "pdf.fonttype", 3)
+        monkeypatch.setattr(scatter, "PDF_FONTS", 3)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from tests.conftest import Writer
 from trueoracle.cli.app import COMMANDS, app
 from trueoracle.cli.console import guarded
 from trueoracle.cli.options import Output
-from trueoracle.record.store import locked
+from trueoracle.record.lock import locked
 from trueoracle.study import Study
 
 TINY = """

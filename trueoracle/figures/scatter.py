@@ -30,8 +30,8 @@ __all__ = [
 
 FORMATS = ("png", "svg", "pdf")
 
-SAVED = {"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "trueoracle"}
-"""How files are written: text stays text, its fonts as journals take them (TrueType)."""
+PDF_FONTS = 42
+"""TrueType, which journals ask for."""
 
 # Okabe and Ito's palette, told apart by the colour-blind; anomalies differ in shape as well.
 USUAL, ANOMALY, CHOSEN = "#0072B2", "#D55E00", "#000000"
@@ -174,15 +174,18 @@ def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) ->
     """
     written = []
     layout = figure.get_layout_engine()
-    try:
-        for form in formats:
-            path = stem.parent / f"{stem.name}.{form}"
-            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-            make_folder(path.parent)
-            with replacing(path) as draft, mpl.rc_context(SAVED):
-                figure.savefig(draft, dpi=200, metadata=metadata)
-            written.append(path)
-            figure.set_layout_engine("none")  # the layout takes as long as the drawing
-    finally:
-        figure.set_layout_engine(layout)
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "pdf.fonttype": PDF_FONTS, "svg.hashsalt": "trueoracle"}
+    ):
+        try:
+            for form in formats:
+                path = stem.parent / f"{stem.name}.{form}"
+                metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+                make_folder(path.parent)
+                with replacing(path) as draft:
+                    figure.savefig(draft, dpi=200, metadata=metadata)
+                written.append(path)
+                figure.set_layout_engine("none")  # the layout takes as long as the drawing
+        finally:
+            figure.set_layout_engine(layout)
     return written
