@@ -44,7 +44,8 @@ class Files:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the chosen network: .safetensors (trueoracle.load), .onnx or .pt2.",
+            help="Write the chosen network: .safetensors (trueoracle.load), .onnx, .pt2, or a folder "
+            "for transformers.",
         ),
     ] = None
     replay: Annotated[
@@ -93,11 +94,12 @@ def search(
         _check_replay(wanted, files, machine)
         _replay(study, wanted, files.figure, chosen, output)
         return
+    spec = load_spec(study, chosen.overrides)
     if files.export is not None:
         from trueoracle.search.export import check_export
 
-        check_export(files.export)
-    made = trueoracle.Study(load_spec(study, chosen.overrides), runs=chosen.runs)
+        check_export(files.export, spec.network.name)
+    made = trueoracle.Study(spec, runs=chosen.runs)
     with shown_progress(quiet=output.quiet) as progress:
         found = made.search(wanted, progress=progress, **asdict(machine))
     if not (output.as_json or output.quiet):
@@ -139,9 +141,17 @@ def _show_export(found: SearchResult, written: Path) -> None:
     from trueoracle.search.export import is_known
 
     out().print(f"exported to {written}")
-    if written.suffix == ".safetensors":
+    if not written.suffix:
+        from trueoracle.search.folder import is_plain
+
+        plain = "transformers' from_pretrained loads it, and so does trueoracle.load:"
+        other = "no config says its sizes: trueoracle.load loads it, from_pretrained does not:"
+        out().print(plain if is_plain(written) else other)
+    if written.suffix in ("", ".safetensors"):
         name = found.origin.name
         other = ", network=…" if name is None else "" if is_known(name) else ", trust=True"
+        if found.origin.config is not None:  # by which it is built
+            other = ""
         call = f'trueoracle.load("{written}"{other})'
         out().print(f"    import trueoracle\n    network = {call}", soft_wrap=True)
 

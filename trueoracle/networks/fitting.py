@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["config_of", "fitted_config", "plain_config"]
+__all__ = ["config_of", "fitted_config", "plain_config", "sections"]
 
 _FIXED = ("head_dim", "image_size", "max_position_embeddings", "patch_size", "vocab_size")
 """Numbers that pruning leaves alone."""
@@ -76,7 +76,7 @@ def _better(
     for place, key, value in _trials(config, sorted(changes)):
         tried = copy.deepcopy(config)
         try:
-            setattr(list(_sections(tried))[place], key, value)
+            setattr(list(sections(tried))[place], key, value)
             found = _built_shapes(network, tried)
         except Exception:  # noqa: S112 — a number that cannot be
             continue
@@ -88,7 +88,7 @@ def _better(
 def _trials(config: Any, changes: list[tuple[int, int]]) -> Iterator[tuple[int, str, int]]:
     """Numbers to try, as (section, name, value): first those that are themselves a changed size."""
     exact, scaled = [], []
-    for place, section in enumerate(_sections(config)):
+    for place, section in enumerate(sections(config)):
         for key, value in vars(section).items():
             if key in _FIXED or key.startswith("_") or key.endswith(("_id", "_ids", "_index")):
                 continue
@@ -101,16 +101,16 @@ def _trials(config: Any, changes: list[tuple[int, int]]) -> Iterator[tuple[int, 
     yield from dict.fromkeys(scaled)
 
 
-def _sections(config: Any) -> Iterator[Any]:
+def sections(config: Any) -> Iterator[Any]:
     """A config and those within it, such as ``text_config``."""
     yield config
     for value in vars(config).values():
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
-            yield from _sections(value)
+            yield from sections(value)
 
 
 def _say_head_dim(config: Any) -> None:
-    for section in _sections(config):
+    for section in sections(config):
         heads = getattr(section, "num_attention_heads", None)
         hidden = getattr(section, "hidden_size", None)
         if heads and hidden and getattr(section, "head_dim", None) is None:

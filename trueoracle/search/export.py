@@ -27,17 +27,18 @@ from torch import Tensor, nn
 
 from trueoracle.errors import InputError, StoreError, first_line
 from trueoracle.files import check_writable, replacing
+from trueoracle.networks import language
 from trueoracle.networks.copying import copied
-from trueoracle.networks.fitting import config_of, plain_config
+from trueoracle.networks.fitting import config_of, plain_config, sections
 from trueoracle.networks.pretrained import build_from_config, build_pretrained
-from trueoracle.networks.registry import build
+from trueoracle.networks.registry import NETWORKS, build
 from trueoracle.networks.weights import load_weights, save_weights
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.unstructured import unmasked
 from trueoracle.pruning.walk import find_groups
 from trueoracle.search.folder import WEIGHTS, check_folder, read_facts, write_folder
 from trueoracle.spec.hub import HF, folder_of, is_of_library
-from trueoracle.tasks.base import INPUT, Batch, as_input, inputs_of, unwrap
+from trueoracle.tasks.base import INPUT, Batch, as_input, inputs_of
 from trueoracle.version import __version__
 
 __all__ = ["Origin", "check_export", "export", "is_known", "load"]
@@ -88,28 +89,18 @@ def export(
     plain = unmasked(network).cpu().eval()
     for parameter in plain.parameters():
         parameter.grad = None
-    if path.suffix in (".onnx", ".pt2") and config_of(plain) is not None:
-        plain = _Logits(plain)
+    if path.suffix in (".onnx", ".pt2") and (config := config_of(plain)) is not None:
+        for section in sections(config):  # what a next token would be told from is no output
+            section.use_cache = False
     _WRITERS[path.suffix](plain, path, origin, dict(facts or {}))
     return path
 
 
-class _Logits(nn.Module):
-    """A network of transformers that gives its logits alone, and keeps nothing for a next token."""
+def check_export(path: Path, name: str = "") -> None:
+    """Refuse, before long work, a file that could not be written in the end: one line says why.
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        config_of(network).use_cache = False
-        signature = inspect.signature(network.forward)
-        setattr(self.forward.__func__, "__signature__", signature)
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        return unwrap(self.network(**inputs))
-
-
-def check_export(path: Path) -> None:
-    """Refuse, before long work, a file that could not be written in the end: one line says why."""
+    ``name`` is the network's, which may say that it is none of transformers.
+    """
     if path.suffix not in _WRITERS:
         known = ", ".join(filter(None, _WRITERS))
         raise InputError(
@@ -117,6 +108,11 @@ def check_export(path: Path) -> None:
             f"transformers, which has none; got {path}"
         )
     if not path.suffix:
+        if not may_be_of_transformers(name):
+            raise InputError(
+                f"{path}: network {name!r} is none of transformers, of which alone a folder is "
+                "written: give the file an ending, such as .safetensors"
+            )
         check_folder(path)
         return
     if not path.parent.is_dir():
@@ -234,6 +230,13 @@ def _origin(path: Path, text: str) -> _Stored:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "what it says"
         raise InputError(f"{path} is damaged: origin, {where}: {first['msg']}") from error
+
+
+def may_be_of_transformers(name: str) -> bool:
+    """Whether a network of this name may be one of transformers': of ``hf:…`` and our own it is."""
+    if is_of_library(name):
+        return name.startswith(HF)
+    return name not in NETWORKS or NETWORKS[name].__module__ == language.__name__
 
 
 def is_known(name: str) -> bool:
