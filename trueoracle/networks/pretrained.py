@@ -19,7 +19,14 @@ from torch import nn
 from trueoracle.errors import InputError, first_line, unknown
 from trueoracle.spec.hub import CONFIG, HF, TIMM, TORCHVISION, folder_of
 
-__all__ = ["build_pretrained", "import_transformers", "processor_of", "quiet", "read_config"]
+__all__ = [
+    "build_from_config",
+    "build_pretrained",
+    "import_transformers",
+    "processor_of",
+    "quiet",
+    "read_config",
+]
 
 _ARGUMENTS = ("attn_implementation", "dtype", "pretrained", "revision")
 """What ``network.arguments`` may say of a network ``hf:…``."""
@@ -41,7 +48,7 @@ def build_pretrained(
     """The network of a name ``hf:…``, ``timm:…`` or ``torchvision:…``.
 
     ``input_shape`` (of one example) and ``classes`` matter only where timm or torchvision build a
-    network that is to be trained here. Raises :class:`InputError`, in one line, where the library,
+    network that is to be trained here; of 0 classes it has its usual ones. Raises :class:`InputError`, in one line, where the library,
     the network, its files or an argument cannot be had.
     """
     given = dict(arguments)
@@ -51,13 +58,31 @@ def build_pretrained(
     scheme, _, named = name.partition(":")
     if f"{scheme}:" == HF:
         return _from_transformers(named, given, pretrained)
-    if not pretrained:
+    if not pretrained and classes:
         given.setdefault("num_classes", classes)
     if f"{scheme}:" == TIMM:
         if not pretrained and len(input_shape) == 3:
             given.setdefault("in_chans", input_shape[0])
         return _from_timm(named, given, pretrained)
     return _from_torchvision(named, given, pretrained)
+
+
+def build_from_config(config: Mapping[str, Any], what: str) -> nn.Module:
+    """The network of transformers that a config (as ``config.json`` has it) says, untrained.
+
+    Raises :class:`InputError`, naming ``what`` the config is of, where there is no such network.
+    """
+    transformers = import_transformers(what)
+    kind = getattr(transformers, _kind(what, config))
+    try:
+        with quiet():
+            made = transformers.AutoConfig.for_model(**config)
+            network: nn.Module = kind.from_config(
+                made, trust_remote_code=False, dtype=config.get("dtype") or "float32"
+            )
+    except Exception as error:  # of numbers that do not fit
+        raise InputError(f"the network of {what} cannot be built: {first_line(error)}") from error
+    return network
 
 
 def processor_of(name: str, revision: str | None = None) -> Any:
