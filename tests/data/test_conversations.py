@@ -292,3 +292,94 @@ def test_a_damaged_image_is_named(tmp_path: Path, words: Tokenizer) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"a\.png cannot be read as an image"):
         PlainEncoder(words, None, 8, 4)(Question((("a", "b"),), tmp_path / "a.png"))
+
+
+def idefics() -> tuple[Any, Any]:
+    """SmolVLM's ancestor: tiles of an image have an axis of their own."""
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    own = tokenizer()
+    own.add_special_tokens(
+        {"additional_special_tokens": ["<fake_token_around_image>", "<end_of_utterance>", "<g>"]}
+    )
+    small = {"longest_edge": 32}
+    processor = Idefics3Processor(
+        Idefics3ImageProcessorPil(size=small, max_image_size=small, do_image_splitting=False),
+        own,
+        image_seq_len=4,
+        chat_template=CHAT.replace("IMAGE", "<image>"),
+    )
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    vision = {**sizes, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    text = {**sizes, "model_type": "llama", "vocab_size": len(own), "pad_token_id": 0}
+    config = Idefics3Config(
+        image_token_id=IMAGE,
+        scale_factor=2,
+        vision_config=vision,
+        text_config={**text, "num_attention_heads": 4, "num_key_value_heads": 2},
+    )
+    return processor, Idefics3ForConditionalGeneration(config)
+
+
+def qwen() -> tuple[Any, Any]:
+    """Qwen2-VL: patches of all images along one axis, and positions of its own."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    own = tokenizer()
+    marks = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    own.add_special_tokens({"additional_special_tokens": marks})
+    image, video, start, end = own.convert_tokens_to_ids(marks)
+
+    class ForImages(Qwen2VLProcessor):  # type: ignore[misc]
+        """Without the processor of videos, which needs torchvision."""
+
+        def __init__(self) -> None:
+            self.image_processor = Qwen2VLImageProcessorPil(
+                patch_size=4, merge_size=2, min_pixels=64, max_pixels=1024, temporal_patch_size=2
+            )
+            self.tokenizer, self.video_processor = own, None
+            self.image_token, self.video_token = marks[:2]
+            self.image_token_id, self.video_token_id = image, video
+            self.image_ids, self.video_ids, self.audio_ids = [image], [video], []
+            self.chat_template = CHAT.replace("IMAGE", f"{marks[2]}{marks[0]}{marks[3]}")
+
+    text = {
+        "vocab_size": len(own),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 0], "rope_theta": 1e4},
+    }
+    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4}
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config={**vision, "spatial_merge_size": 2, "temporal_patch_size": 2},
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+    )
+    return ForImages(), Qwen2VLForConditionalGeneration(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [idefics, qwen])
+def test_other_families_of_image_and_text(images: Path, make: Any) -> None:
+    torch.manual_seed(0)
+    processor, network = make()
+    encoder = ProcessorEncoder(read(processor), None, None)
+    split = Conversations.of(asked(images), encoder, 120)
+    found = [
+        measured(network.eval(), encoder, split.questions, size, side)
+        for side in ("right", "left")
+        for size in (1, 3, 8)
+    ]
+    for one in found[1:]:
+        assert one == pytest.approx(found[0], rel=1e-5)
+    task, batch = Answers(), split.take(torch.arange(2)).fields
+    with torch.no_grad():
+        assert task.forward(network, batch).shape[:2] == (2, 120)
