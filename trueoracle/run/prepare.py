@@ -125,7 +125,7 @@ def prepare(
         data = _given(data, spec.data)
         of_images, example, count = data.task, _example(data), len(data.train)
     made = copied(network).cpu() if network is not None else _built(spec, data)
-    check_training(spec, made, example, count or _EXAMPLES, where)
+    check_training(spec, made, of_images, example, count or _EXAMPLES, where)
     if say is not None and (slow := _slow_in_words(made, of_images, example, spec)):
         say(slow)
     shipped = network is None and is_shipped(spec.network.name)
@@ -151,7 +151,7 @@ def prepare(
         if task is not None or spec.task != Classification.name:
             data = replace(data, task=find_task(task or spec.task, data.train))
         if count is None:
-            check_training(spec, made, example, len(data.train), where)
+            check_training(spec, made, data.task, example, len(data.train), where)
     batch = max(spec.dense.batch_size, spec.retraining.batch_size)
     reading = check_reading(data, batch)
     if not shipped:
