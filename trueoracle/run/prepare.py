@@ -133,7 +133,7 @@ def prepare(
     else:
         of_images, example, count = data.task, _example(data), len(data.train)
     made = copied(network).cpu() if network is not None else _built(spec, data)
-    check_training(spec, made, example, count or _EXAMPLES, where)
+    check_training(spec, made, of_images, example, count or _EXAMPLES, where)
     if say is not None and (slow := _slow_in_words(made, of_images, example, spec)):
         say(slow)
     shipped = network is None and is_shipped(spec.network.name)
@@ -148,7 +148,7 @@ def prepare(
     if data is None:  # last, because it may download
         data = _load(spec, task)
         if count is None:
-            check_training(spec, made, example, len(data.train), where)
+            check_training(spec, made, data.task, example, len(data.train), where)
     batch = max(spec.dense.batch_size, spec.retraining.batch_size)
     reading = check_reading(data, batch)
     if not shipped:
