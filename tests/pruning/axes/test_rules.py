@@ -1,4 +1,4 @@
-"""Layers whose channels can only go several at a time: what a unit is, and that removing is right."""
+"""Channels that can only go several at a time: what a unit is, and that removing it is right."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ class C2f(nn.Module):
 
 
 class Res2(nn.Module):
-    """A block of Res2Net: each part but the last goes through a convolution, with the one before."""
+    """A block of Res2Net: a part goes through a convolution with the one before; the last does not."""
 
     def __init__(self, width: int = 3, scale: int = 4) -> None:
         super().__init__()

@@ -184,7 +184,7 @@ class Follower:
         return self.in_equal_parts(axis, sizes, meets)
 
     def in_equal_parts(self, axis: Axis, sizes: Sequence[int], meets: str) -> list[Axis] | None:
-        """An axis in parts that lose the same indices, and so stay equal; None: it cannot be cut so.
+        """An axis in parts that lose the same indices, so that they stay equal; None: it cannot be.
 
         What code holds is then one size, or the number of parts.
         """

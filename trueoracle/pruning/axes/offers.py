@@ -149,7 +149,7 @@ class _Sorting:
 
     def _refuse(self, found: Offers, name: str, axis: Axis) -> None:
         # What there is most of says most; of two alike, the inner one.
-        atoms = sorted(_atoms(axis)[::-1], key=lambda atom: -atom.size)
+        atoms = sorted(_atoms(axis), key=lambda atom: atom.size)[::-1]
         reasons = [reason for atom in atoms if (reason := self._unfit(atom))]
         reasons += [atom.cut_by for atom in atoms if atom.cut_by]
         if len(axis.segments) > 1:
