@@ -39,7 +39,7 @@ _OF_LAYERS = {
 """Tensors and numbers that are a layer's own; others are named themselves."""
 
 _OF_RECURRENT = re.compile(r"(weight|bias)_(ih|hh)(_l\d+(_reverse)?)?")
-"""Likewise of recurrent layers and cells; a projection (``weight_hr_l0``) has filters of its own."""
+"""Likewise of recurrent layers and cells; projections (``weight_hr_l0``) are named themselves."""
 
 
 @dataclass(frozen=True)

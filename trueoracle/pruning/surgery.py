@@ -190,8 +190,9 @@ def _fit_convolution(module: _ConvNd) -> None:
 
 
 def _fit_recurrent(module: nn.RNNBase) -> None:
-    rows, module.input_size = module.weight_ih_l0.shape
-    module.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    inputs, states = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+    module.input_size = inputs.shape[1]
+    module.hidden_size = len(inputs) // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     if module.proj_size:
-        module.proj_size = module.weight_hh_l0.shape[1]
+        module.proj_size = states.shape[1]
     module.flatten_parameters()

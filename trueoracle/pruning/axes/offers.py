@@ -60,9 +60,9 @@ class _Sorting:
                 self._places.setdefault(atom, []).append(place)
         for module, axis in known.normed:
             self._count(module, axis)
-        for number, axis in known.sizes:
+        for key, axis in known.sizes:
             for atom, _, outer, inner in layout(resolved(axis).segments):
-                self._add(atom, Place(number, None, 0, outer, inner, "counts"))
+                self._add(atom, Place(key, None, 0, outer, inner, "counts"))
         self._parted = {
             atom: f"{words}, and a size written in code cannot be changed"
             for axis, words in known.parted

@@ -5,8 +5,6 @@ An operation without a rule locks all that it is given, in words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from trueoracle.networks.graph import Ref, Step
 from trueoracle.pruning.axes import recurrent, views
 from trueoracle.pruning.axes.atoms import Atom, Axis, fixed, lock
