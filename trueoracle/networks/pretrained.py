@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from trueoracle.errors import InputError, first_line, unknown
+from trueoracle.networks import tinyllava
 from trueoracle.spec.hub import CONFIG, HF, TIMM, TORCHVISION, folder_of
 
 __all__ = [
@@ -74,9 +75,12 @@ def build_from_config(config: Mapping[str, Any], what: str) -> nn.Module:
     Raises :class:`InputError`, naming ``what`` the config is of, where there is no such network.
     """
     transformers = import_transformers(what)
-    kind = getattr(transformers, _kind(what, config))
+    is_tiny = config.get("architectures") == [tinyllava.ARCHITECTURE]
+    kind = None if is_tiny else getattr(transformers, _kind(what, config))
     try:
         with quiet():
+            if kind is None:
+                return tinyllava.build_tinyllava(config)
             made = transformers.AutoConfig.for_model(**config)
             network: nn.Module = kind.from_config(
                 made, trust_remote_code=False, dtype=config.get("dtype") or "float32"
@@ -98,6 +102,8 @@ def processor_of(name: str, revision: str | None = None) -> Any:
     transformers = import_transformers(f"{HF}{named}")
     try:
         with quiet():
+            if (config := read_config(folder)).get("model_type") == tinyllava.MODEL_TYPE:
+                return tinyllava.tinyllava_processor(folder, config)
             return transformers.AutoProcessor.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
@@ -155,6 +161,9 @@ def _from_transformers(named: str, given: dict[str, Any], pretrained: bool) -> n
         raise unknown(f"dtype of network {name!r}", str(dtype), _DTYPES)
     folder = folder_of(named, given.pop("revision", None))
     transformers, config = import_transformers(name), read_config(folder)
+    if config.get("model_type") == tinyllava.MODEL_TYPE:
+        with quiet():
+            return tinyllava.load_tinyllava(folder, config, **given)
     kind = getattr(transformers, _kind(name, config))
     if "quantization_config" in config:
         raise InputError(f"{name} holds quantised weights, which cannot be pruned and retrained")
