@@ -258,11 +258,11 @@ def test_its_processor_gives_what_it_takes(folder: Path) -> None:
     import tokenizers
     from PIL import Image
 
-    words = tokenizers.models.WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>")
+    words = tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, "?")
     read = tokenizers.Tokenizer(words)
     read.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=read, unk_token="<unk>")
-    tokenizer.pad_token = "<unk>"
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=read)
+    tokenizer.add_special_tokens({"pad_token": "?"})
     tokenizer.save_pretrained(folder)
     processor, network = processor_of(f"hf:{folder}"), loaded(folder).eval()
     assert network.config.image_token_id == 3  # the first that the tokenizer does not use

@@ -118,7 +118,7 @@ def test_another_cut_loads_by_ours(family: str, tmp_path: Path) -> None:
         given = trueoracle.load(path, network=dense)
         assert torch.equal(logits(given, batch), logits(network, batch))
     assert not is_plain(tmp_path / "model")
-    with pytest.raises(RuntimeError, match="size mismatch|ignore_mismatched_sizes"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
         from_pretrained(dense, tmp_path / "model")
 
 
@@ -199,9 +199,7 @@ def without_layer(dense: nn.Module, gone: int) -> Any:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2"])
-def test_without_a_layer_it_generates_with_a_cache_as_without(
-    family: str, tmp_path: Path
-) -> None:
+def test_without_a_layer_it_generates_with_a_cache_as_without(family: str, tmp_path: Path) -> None:
     dense, batch = made(family)
     batch["attention_mask"] = batch["attention_mask"].flip(1)  # padded on the left
     network = without_layer(dense, 0)

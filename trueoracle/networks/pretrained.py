@@ -9,12 +9,11 @@ offer. With ``pretrained = false`` they begin with random weights, which are tra
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from trueoracle.errors import InputError, first_line, unknown
@@ -50,8 +49,9 @@ def build_pretrained(
     """The network of a name ``hf:…``, ``timm:…`` or ``torchvision:…``.
 
     ``input_shape`` (of one example) and ``classes`` matter only where timm or torchvision build a
-    network that is to be trained here; of 0 classes it has its usual ones. Raises :class:`InputError`, in one line, where the library,
-    the network, its files or an argument cannot be had.
+    network that is to be trained here; of 0 classes it has its usual ones. Raises
+    :class:`InputError`, in one line, where the library, the network, its files or an argument
+    cannot be had.
     """
     given = dict(arguments)
     pretrained = given.pop("pretrained", True)
@@ -232,9 +232,9 @@ def _from_torchvision(named: str, given: dict[str, Any], pretrained: bool) -> nn
     return _made(lambda: models.get_model(named, **given), name, pretrained)
 
 
-def _made(make: Any, name: str, pretrained: bool) -> nn.Module:
+def _made(make: Callable[[], nn.Module], name: str, pretrained: bool) -> nn.Module:
     try:
-        network: nn.Module = make()
+        return make()
     except Exception as error:  # no connection, no such argument
         by_hand = (
             "; where its weights cannot be downloaded, give a file of them as network.weights"
@@ -244,4 +244,3 @@ def _made(make: Any, name: str, pretrained: bool) -> nn.Module:
         raise InputError(
             f"network {name!r} cannot be built: {first_line(error)}{by_hand}"
         ) from error
-    return network

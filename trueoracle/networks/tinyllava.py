@@ -110,7 +110,7 @@ def _kind() -> Any:
     """LLaVA of transformers, with the bias that Phi's output layer has."""
     import transformers
 
-    class TinyLlavaForConditionalGeneration(  # noqa: D101
+    class TinyLlavaForConditionalGeneration(
         transformers.LlavaForConditionalGeneration  # type: ignore[misc, name-defined]
     ):
         def __init__(self, config: Any) -> None:
