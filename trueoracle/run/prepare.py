@@ -16,7 +16,9 @@ from torch import nn
 from trueoracle.analysis.numbers import many
 from trueoracle.criteria.base import Criterion, find_criterion
 from trueoracle.data import datasets
+from trueoracle.data.language import load_language
 from trueoracle.data.splits import Split, Splits
+from trueoracle.engines.base import what_only_the_loop_does
 from trueoracle.engines.procedure import find_procedure
 from trueoracle.errors import InputError, NotApplicableError, first_line
 from trueoracle.networks.copying import copied
@@ -41,7 +43,7 @@ from trueoracle.run.footprint import (
 from trueoracle.run.progress import about
 from trueoracle.sources import code_fingerprint
 from trueoracle.spec.hub import is_of_library
-from trueoracle.spec.spec import DataSpec, PruningSpec, StudySpec
+from trueoracle.spec.spec import LANGUAGE_FIELDS, DataSpec, PruningSpec, StudySpec
 from trueoracle.tasks.base import (
     INPUT,
     TARGET,
@@ -55,7 +57,8 @@ from trueoracle.tasks.base import (
 )
 from trueoracle.tasks.classification import Classification
 from trueoracle.tasks.registry import find_task
-from trueoracle.training.loop import stream_seed
+from trueoracle.training.loop import Training, stream_seed
+from trueoracle.training.recipe import Recipe
 
 __all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
 
@@ -118,9 +121,10 @@ def prepare(
     where = find_device(device)
     if data is not None:
         data = _given(data, spec.data)
-    elif not _has_images(spec.data):
+    elif spec.data.is_language:  # whose tokenizer says what network there can be
         data = _load(spec, task)
     if data is None:
+        _check_fields(spec.data)
         info = _info(spec.data)
         check_images(spec.data, info.shape)
         of_images = _of_images(task or spec.task, info)
@@ -129,7 +133,7 @@ def prepare(
     else:
         of_images, example, count = data.task, _example(data), len(data.train)
     made = copied(network).cpu() if network is not None else _built(spec, data)
-    check_training(spec, made, example, count or _EXAMPLES, where)
+    check_training(spec, made, of_images, example, count or _EXAMPLES, where)
     if say is not None and (slow := _slow_in_words(made, of_images, example, spec)):
         say(slow)
     shipped = network is None and is_shipped(spec.network.name)
@@ -137,13 +141,14 @@ def prepare(
     find = follow_groups if shipped and INPUT in example else find_groups
     candidates, remarks = _list(made, of_images, example, spec, find=find)
     _check_recipes(made, of_images, example, spec)
+    _check_training(made, candidates, of_images, example, spec)
     if spec.network.weights is not None:
         remarks.append(load_weights(made, spec.network.weights))
     _check_pruning(made, candidates, example)
     if data is None:  # last, because it may download
         data = _load(spec, task)
         if count is None:
-            check_training(spec, made, example, len(data.train), where)
+            check_training(spec, made, data.task, example, len(data.train), where)
     batch = max(spec.dense.batch_size, spec.retraining.batch_size)
     reading = check_reading(data, batch)
     if not shipped:
@@ -158,8 +163,8 @@ def prepare(
     if not shipped and not spec.network.arrives_trained:
         # A factory of a user's own may begin with other weights than it did.
         architecture += f"-{weights_sha256(made)}"
-    if data.train.is_streamed and spec.data.fingerprint is None:
-        # A folder's name does not say what is in it.
+    if (data.train.is_streamed or spec.data.is_language) and spec.data.fingerprint is None:
+        # A path does not say what lies there.
         architecture += f"-images-{data.fingerprint()}"
     return Prepared(
         spec,
@@ -190,9 +195,9 @@ def _code(spec: StudySpec, task: Task) -> dict[str, str]:
 def list_study(spec: StudySpec) -> CandidateList:
     """The candidates of a study of registered network and data, without loading images.
 
-    Of ``folder`` the names of the classes are read.
+    Of ``folder`` the names of the classes are read; text and questions are loaded.
     """
-    if not _has_images(spec.data):
+    if spec.data.is_language:
         data = _load(spec)
         network = _built(spec, data)
         return _list(network, data.task, _example(data), spec, find=find_groups)[0]
@@ -202,17 +207,20 @@ def list_study(spec: StudySpec) -> CandidateList:
 
 
 def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
-    """The untrained network of a study, and the shape of its images."""
+    """The untrained network of a study, and the shape of its inputs."""
+    if spec.data.is_language:
+        data = _load(spec)
+        return _built(spec, data), data.network_shape
     return _built(spec, None), _info(spec.data).shape
-
-
-def _has_images(data: DataSpec) -> bool:
-    """Whether a data set's images are known without loading it; what tokens are like is not."""
-    return data.name in datasets.DATASETS
 
 
 def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
     """The data set of a study by its name, for ``task`` where it is not the study's own."""
+    if spec.data.is_language:
+        data = load_language(spec.data, spec.network.name, datasets.data_folder())
+        if (task or spec.task) != data.task.label:
+            data = replace(data, task=find_task(task or spec.task, data.train))
+        return data
     data = datasets.load(
         spec.data.name,
         validation_images=spec.data.validation_images,
@@ -232,8 +240,17 @@ def _info(data: DataSpec) -> datasets.DatasetInfo:
     return datasets.dataset_info(data.name, path=data.path, image_size=data.image_size)
 
 
+def _check_fields(spec: DataSpec, of: str = "images of classes") -> None:
+    """Refuse fields of text and questions for other data."""
+    for name, field in DataSpec.model_fields.items():
+        value = getattr(spec, name)
+        if f"data.{name}" in LANGUAGE_FIELDS and value != field.default:
+            raise InputError(f"data.{name} = {value!r} does nothing for {of}")
+
+
 def _given(data: Splits, spec: DataSpec) -> Splits:
     """Data given in Python, measured in the part that is asked for."""
+    _check_fields(spec, "data given in Python")
     for name in ("path", "image_size", "train_images", "test_images"):
         if (value := getattr(spec, name)) is not None:
             raise InputError(f"data.{name} = {value!r} does nothing for data given in Python")
@@ -280,9 +297,7 @@ def _wanted(spec: StudySpec, data: Splits | None) -> tuple[tuple[int, ...], int]
     if data is None:
         info = _info(spec.data)
         return info.shape, info.classes
-    shapes = data.train.shapes
-    outputs = data.task.outputs(data.train)
-    return shapes.get(PIXELS, ()) if TOKENS in shapes else data.image_shape, outputs
+    return data.network_shape, data.task.outputs(data.train)
 
 
 def _noise(*shape: int) -> torch.Tensor:
@@ -414,6 +429,24 @@ def _check_recipes(network: nn.Module, task: Task, example: Batch, spec: StudySp
                 )
     if spec.retraining.distil is not None:
         task.logits(run_network(network, example, task))
+
+
+def _check_training(
+    network: nn.Module, candidates: CandidateList, task: Task, example: Batch, spec: StudySpec
+) -> None:
+    """Try a step of each recipe that lays something on the network, on networks of its stage."""
+    data = Splits(Split(example), None, Split(example), task)
+    stages: list[tuple[str, Recipe, Callable[[], nn.Module]]] = [
+        ("retraining", spec.retraining, lambda: candidates.prune(network, 0))
+    ]
+    if not spec.network.arrives_trained:
+        stages.append(("dense", spec.dense, lambda: copied(network)))
+    for stage, recipe, made in stages:
+        if what_only_the_loop_does(recipe):
+            try:
+                Training(made(), data, recipe, (0, "")).check(example)
+            except InputError as error:
+                raise InputError(f"{stage}: {error}") from error
 
 
 def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:

@@ -18,9 +18,9 @@ from trueoracle.engines.choose import Plan, plan
 from trueoracle.engines.retrain import retraining_data
 from trueoracle.errors import InputError, NotApplicableError, unknown
 from trueoracle.networks.fitting import plain_config
+from trueoracle.record.lock import locked
 from trueoracle.record.paths import SEARCHES
 from trueoracle.record.results import Results
-from trueoracle.record.store import locked
 from trueoracle.run.dense import read_dense
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
