@@ -32,7 +32,6 @@ from trueoracle.search.replay import selection_metric
 from trueoracle.search.schedule import ETA, Schedule, parse_budget
 from trueoracle.search.settings import SearchSettings
 from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_strategy
-from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import DataSpec
 from trueoracle.tasks.base import TARGETS
 from trueoracle.tasks.metric import Metric
@@ -374,7 +373,7 @@ def _origin(prepared: Prepared, index: int) -> Origin:
             for name, value in few.items()
             if name not in TARGETS
         },
-        outputs=_outputs(prepared),
+        outputs=None if network.is_fixed else data.task.outputs(data.train),
         pruned=pruned,
         values={
             name: value.tolist()
@@ -383,12 +382,3 @@ def _origin(prepared: Prepared, index: int) -> Origin:
         },
         config=plain_config(prepared.network),
     )
-
-
-def _outputs(prepared: Prepared) -> int | None:
-    """How many a network was built for; None where that was not asked for here."""
-    network = prepared.spec.network
-    if network.fingerprint or (is_of_library(network.name) and network.arrives_trained):
-        return None
-    return prepared.data.task.outputs(prepared.data.train)
-
