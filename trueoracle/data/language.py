@@ -121,7 +121,7 @@ def _load_questions(data: DataSpec, network: str, folder: Path) -> Splits:
         notes += tested.notes
     if "test" not in parts:
         parts["train"], parts["test"] = hold_out(parts["train"], data.held_out[1])
-        notes.append("questions: those about the last images are tested on; the files have no part")
+        notes.append("questions: those about the last images are tested on, as the files have no part for it")
     if data.validation_images == 0:
         parts.pop("validation", None)
     elif "validation" not in parts:
@@ -143,7 +143,7 @@ def _load_questions(data: DataSpec, network: str, folder: Path) -> Splits:
     encoder = _encoder(data, tokenizer, has_images=parts["train"][0].image is not None)
     length, counted, cut = _lengths(parts, encoder, data.context)
     if cut:
-        notes.append(f"questions: the ends of {cut:,} that are longer than {length} tokens are cut")
+        notes.append(f"questions: {cut:,} are longer than {length} tokens, and their ends are cut")
     splits = {part: Conversations.of(some, encoder, length) for part, some in parts.items()}
     whole = "\n".join(line for questions in parts.values() for line in _said(questions))
     facts = {
