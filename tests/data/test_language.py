@@ -37,7 +37,11 @@ def write_pope(folder: Path, images: int = 20, name: str = "coco_pope_random.jso
 
 
 def load(folder: Path, **fields: Any) -> Splits:
-    given = {"name": "pope", "path": str(folder / "coco_pope_random.json"), "tokenizer": "words"}
+    given: dict[str, Any] = {
+        "name": "pope",
+        "path": str(folder / "coco_pope_random.json"),
+        "tokenizer": "words",
+    }
     given |= {"image_tokens": 4, "image_size": 8, "held_out": [0.2, 0.2], **fields}
     given = {name: value for name, value in given.items() if value is not None}
     return load_language(DataSpec.model_validate(given), "mine:network", folder / "cache")
@@ -118,7 +122,7 @@ def test_a_models_own_processor_makes_the_examples(tmp_path: Path) -> None:
     assert data.train.shapes["pixel_values"] == (3, 32, 32)
     assert (data.facts["vocabulary"], data.facts["bos"]) == (400, "one")
     assert json.loads(data.files["tokenizer.json"])["model"]["type"] == "BPE"
-    with pytest.raises(InputError, match="data.image_tokens = 4 does nothing: the processor of"):
+    with pytest.raises(InputError, match=r"data\.image_tokens = 4 does nothing: the processor of"):
         load(tmp_path, tokenizer=own, image_size=None)
     tokenizer().save_pretrained(tmp_path / "text")
     (tmp_path / "text" / "config.json").write_text('{"model_type": "llama"}', "utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,9 @@ from trueoracle.errors import InputError, unknown
 from trueoracle.tasks.metric import SPLITS, Metric, columns_of, headline
 
 __all__ = [
-    "baseline_in_words",
     "RULES",
     "Outcome",
+    "baseline_in_words",
     "chance_in_words",
     "check_rule",
     "default_outcomes",

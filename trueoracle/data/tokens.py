@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -136,7 +135,9 @@ def _trained(
     return Tokenizer(
         name,
         made.get_vocab_size(),
-        *(SPECIAL.index(special) for special in ("<pad>", "<s>", "</s>")),
+        pad=SPECIAL.index("<pad>"),
+        bos=SPECIAL.index("<s>"),
+        eos=SPECIAL.index("</s>"),
         begins=False,
         json=text,
         sha256=_sha256(text),
@@ -154,7 +155,7 @@ def _train(library: Any, kind: str, vocabulary: int, texts: Iterator[str]) -> An
         made.decoder = library.decoders.ByteLevel()
         trainer = trainers.BpeTrainer(initial_alphabet=before.ByteLevel.alphabet(), **common)
     else:
-        made = library.Tokenizer(models.WordLevel(unk_token="<unk>"))
+        made = library.Tokenizer(models.WordLevel(unk_token="<unk>")  # noqa: S106)
         made.pre_tokenizer = before.Whitespace()
         trainer = trainers.WordLevelTrainer(**common)
     made.train_from_iterator(texts, trainer)
@@ -205,7 +206,7 @@ def processor_of(name: str) -> Any:
             f"{name!r} is read with transformers: pip install 'trueoracle[transformers]'"
         ) from error
     try:
-        return AutoProcessor.from_pretrained(os.path.expanduser(name.removeprefix("hf:")))
+        return AutoProcessor.from_pretrained(str(Path(name.removeprefix("hf:")).expanduser()))
     except Exception as error:  # a folder may hold anything
         raise InputError(
             f"{name!r} has no tokenizer or processor that transformers reads: {first_line(error)}"

@@ -118,7 +118,8 @@ def prepare(
         data = load_language(spec.data, spec.network.name, datasets.data_folder())
         if (task or spec.task) != data.task.label:
             data = replace(data, task=find_task(task or spec.task, data.train))
-        of_images, example, count = data.task, _example(data), len(data.train)
+        of_images, example = data.task, _example(data)
+        count: int | None = len(data.train)
     elif data is None:
         _check_fields(spec.data)
         info = _info(spec.data)
@@ -226,9 +227,9 @@ def _info(data: DataSpec) -> datasets.DatasetInfo:
 
 def _check_fields(spec: DataSpec, of: str = "images of classes") -> None:
     """Refuse fields of text and questions for other data."""
-    for name, field in DataSpec.model_fields.items():
+    for name, known in DataSpec.model_fields.items():
         value = getattr(spec, name)
-        if f"data.{name}" in LANGUAGE_FIELDS and value != field.default:
+        if f"data.{name}" in LANGUAGE_FIELDS and value != known.default:
             raise InputError(f"data.{name} = {value!r} does nothing for {of}")
 
 
