@@ -232,12 +232,12 @@ class Splits:
 
     @property
     def network_shape(self) -> tuple[int, ...]:
-        """What a network is built for: the shape of images ``(C, H, W)``, or ``(T,)`` of tokens.
+        """The shape ``(C, H, W)`` of the images that a network is built for; empty of text alone.
 
-        Raises :class:`InputError` where neither is there.
+        Raises :class:`InputError` where there is neither.
         """
         shapes = self.train.shapes
-        return shapes.get("pixel_values") or shapes.get("input_ids") or self.image_shape
+        return shapes.get("pixel_values", ()) if "input_ids" in shapes else self.image_shape
 
     def example(self, count: int = 2) -> Batch:
         """The first training examples."""

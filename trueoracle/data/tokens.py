@@ -21,6 +21,7 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 IMAGE = SPECIAL.index("<image>")
 """The token that stands for a part of an image, of a tokenizer that is trained here."""
 
+_UNKNOWN = "<unk>"
 _TRAINED = re.compile(r"(bpe|words)(?::(\d+))?")
 _LARGEST_VOCABULARY = 1_000_000
 _BYTES = 256
@@ -155,7 +156,7 @@ def _train(library: Any, kind: str, vocabulary: int, texts: Iterator[str]) -> An
         made.decoder = library.decoders.ByteLevel()
         trainer = trainers.BpeTrainer(initial_alphabet=before.ByteLevel.alphabet(), **common)
     else:
-        made = library.Tokenizer(models.WordLevel(unk_token="<unk>")  # noqa: S106)
+        made = library.Tokenizer(models.WordLevel(unk_token=_UNKNOWN))
         made.pre_tokenizer = before.Whitespace()
         trainer = trainers.WordLevelTrainer(**common)
     made.train_from_iterator(texts, trainer)

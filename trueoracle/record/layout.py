@@ -23,6 +23,7 @@ from trueoracle.tasks.metric import SPLITS, Metric, check_metrics
 
 __all__ = [
     "CHECKSUMS",
+    "COSTS",
     "MEASURED",
     "METRICS",
     "Column",
@@ -302,6 +303,9 @@ class Seal:
 _CHUNK = Column("chunk", "whole", most=_MOST_COST)
 
 _SECONDS = Column("seconds", "number", most=np.inf)
+COSTS = ("parameters", "macs")
+"""The columns of what a network costs."""
+
 _COSTS = (
     Column("parameters", "whole", optional=True, least=1, most=_MOST_COST, since=2),
     Column("macs", "whole", optional=True, most=_MOST_COST, since=2),

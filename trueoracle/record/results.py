@@ -262,7 +262,7 @@ class Results:
         seed`` draws. Raises :class:`InputError` for a criterion without finite scores.
         """
         # Its room imports torch, which nothing else here needs.
-        from trueoracle.pruning.candidates import sample
+        from trueoracle.pruning.ways import sample
 
         scores = self.score(criterion).values
         if sampled < 1:

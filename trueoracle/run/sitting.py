@@ -17,8 +17,9 @@ import torch
 from trueoracle.criteria.base import Criterion
 from trueoracle.errors import InputError
 from trueoracle.files import remove_drafts, write_text
+from trueoracle.record.lock import locked
 from trueoracle.record.paths import DATABASE, DENSE
-from trueoracle.record.store import Store, locked
+from trueoracle.record.store import Store
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
 from trueoracle.spec.spec import CANDIDATE_FILES
