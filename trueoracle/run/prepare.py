@@ -217,7 +217,13 @@ def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
 def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
     """The data set of a study by its name, for ``task`` where it is not the study's own."""
     if spec.data.is_language:
-        data = load_language(spec.data, spec.network.name, datasets.data_folder())
+        revision = spec.network.arguments.get("revision")
+        data = load_language(
+            spec.data,
+            spec.network.name,
+            datasets.data_folder(),
+            None if revision is None else str(revision),
+        )
         if (task or spec.task) != data.task.label:
             data = replace(data, task=find_task(task or spec.task, data.train))
         return data
