@@ -81,7 +81,7 @@ def test_a_study_of_text_from_start_to_report(tmp_path: Path) -> None:
     for part in (
         f"text text.txt (SHA-256 {facts['text_sha256'][:12]})",
         f"tokenizer bpe:300 of 300 tokens (SHA-256 {facts['tokenizer_sha256'][:12]})",
-        "context 16, stride 8, BOS one",
+        "context 16; stride 8; BOS one",
         f"tokens counted: train {facts['tokens_counted']['train']:,}, ",
     ):
         assert part in said

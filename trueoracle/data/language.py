@@ -168,7 +168,6 @@ def _load_questions(data: DataSpec, network: str, folder: Path, revision: str | 
         "text_sha256": hashlib.sha256(whole.encode()).hexdigest(),
         **_facts(tokenizer, encoder(parts["train"][0]).tokens[:1].tolist()),
         "context": length,
-        "stride": length,
         "tokens_counted": counted,
         "baselines": [
             {"metric": "answer_accuracy", "label": label, **_without_looking(parts, kind)}
