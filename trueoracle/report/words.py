@@ -106,7 +106,9 @@ def data_in_words(facts: Mapping[str, Any]) -> str:
         f"text {facts.get('text')} (SHA-256 {str(facts.get('text_sha256'))[:12]})",
         f"tokenizer {facts.get('tokenizer')} of {facts.get('vocabulary')} tokens "
         f"(SHA-256 {str(facts.get('tokenizer_sha256'))[:12]})",
-        f"context {facts.get('context')}, stride {facts.get('stride')}, BOS {facts.get('bos')}",
+        f"context {facts.get('context')}",
+        f"stride {facts['stride']}" if "stride" in facts else "",
+        f"BOS {facts.get('bos')}",
         f"tokens counted: {counted}" if counted else "",
         *(
             f"{percent(one['test'])} of test answers are right {one['label']}"
