@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trueoracle.analysis.bootstrap import Interval
+from trueoracle.analysis.jackknife import Interval
 from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in, textbook_error
 from trueoracle.errors import InputError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trueoracle.analysis.bootstrap import NO_INTERVAL, Interval
+from trueoracle.analysis.jackknife import NO_INTERVAL, Interval
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.errors import InputError
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trueoracle.analysis.bootstrap import NO_INTERVAL, Interval
+from trueoracle.analysis.jackknife import NO_INTERVAL, Interval
 from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in
 from trueoracle.analysis.numbers import number
 from trueoracle.analysis.outcomes import check_rule, rule_in_words
