@@ -12,16 +12,16 @@ import numpy as np
 from trueoracle.analysis.comparison import adjusted_p_values
 from trueoracle.analysis.correlation import kendalls, top_weighted
 from trueoracle.analysis.interactions import standardised_ranks
-from trueoracle.analysis.jackknife import NO_INTERVAL, Interval, Jackknife, in_words, jackknife
+from trueoracle.analysis.jackknife import Interval, in_words, jackknife
 from trueoracle.analysis.numbers import finite_or_none, interval, mean_count, number
 from trueoracle.analysis.permutation import label_permutation_p_values
 from trueoracle.analysis.relation import Relation, relate
 from trueoracle.analysis.reliability import (
     LEAST_CEILING,
     Reliability,
-    ceiling_of,
     disattenuated,
     noise_ceiling,
+    without_noise,
 )
 from trueoracle.analysis.selection import Selection, select
 from trueoracle.analysis.table import CandidateTable
@@ -82,8 +82,7 @@ class Assessment:
     @property
     def agreement_interval(self) -> Interval:
         """The 95 % interval of the agreement."""
-        low, high = self.interval.low, self.interval.high
-        return self.interval if self.relation.sign > 0 else Interval(-high, -low)
+        return _turned(self.interval, self.relation.sign)
 
     @property
     def is_certain(self) -> bool:
@@ -251,10 +250,11 @@ def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> lis
     if not names:
         return []
     named = replace(table, scores={name: table.scores[name] for name in names})
-    reliability = noise_ceiling(table)
     permuted = label_permutation_p_values(named, seed=seed)
-    found = _jackknife([named])
-    without = _without_noise(named, reliability.ceiling)
+    columns = standardised_ranks(np.stack(list(named.scores.values())))
+    found = jackknife([named], _taus, columns=columns)
+    without, of_ceiling = without_noise(named, _taus, columns)
+    reliability = noise_ceiling(table, of_ceiling)
     over = in_words([table])
     diverged = table.diverged.any(axis=1)
     made = []
@@ -291,7 +291,7 @@ def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> lis
                 ),
                 reliability=reliability,
                 disattenuated=disattenuated(relation.agreement, reliability.ceiling),
-                disattenuated_interval=_of_ratio(without, place, relation.sign),
+                disattenuated_interval=_turned(without[place], relation.sign),
                 selection=select([table], name, k=k),
             )
         )
@@ -303,39 +303,8 @@ def _taus(table: CandidateTable) -> np.ndarray:
     return kendalls(np.stack(list(table.scores.values())), table.outcome)
 
 
-def _jackknife(tables: Sequence[CandidateTable]) -> Jackknife:
-    columns = None
-    if len(tables) == 1:
-        columns = standardised_ranks(np.stack(list(tables[0].scores.values())))
-    return jackknife(tables, _taus, columns=columns)
-
-
-def _without_noise(table: CandidateTable, ceiling: float) -> Jackknife | None:
-    """Correlations ``[K]`` with the expected outcome; None where the ceiling is too low to tell."""
-    if not ceiling >= LEAST_CEILING:
-        return None
-
-    def ratios(one: CandidateTable) -> np.ndarray:
-        found = ceiling_of(one)
-        root = math.sin(math.pi * found / 2) if found >= LEAST_CEILING / 2 else math.nan
-        made: np.ndarray = np.sin(np.pi / 2 * _taus(one)) / root
-        return made
-
-    columns = standardised_ranks(np.stack(list(table.scores.values())))
-    columns *= math.pi / 2 / math.sin(math.pi * ceiling / 2)  # as far as tau's scatter moves them
-    # Of two seeds one left out leaves no ceiling.
-    return jackknife([table], ratios, columns=columns, seeds=table.seeds > 2)
-
-
-def _of_ratio(found: Jackknife | None, place: int, sign: int) -> Interval:
-    """The interval of a correlation, as one of the agreement."""
-    if found is None:
-        return NO_INTERVAL
-    ends = found.interval(place, bounds=(-1.0, 1.0))
-    if math.isnan(ends.low):
-        return NO_INTERVAL
-    low, high = (2 / math.pi * math.asin(max(-1.0, min(1.0, end))) for end in (ends.low, ends.high))
-    return Interval(low, high) if sign > 0 else Interval(-high, -low)
+def _turned(around: Interval, sign: int) -> Interval:
+    return around if sign > 0 else Interval(-around.high, -around.low)
 
 
 @dataclass(frozen=True)
@@ -370,7 +339,7 @@ def pool(tables: Sequence[CandidateTable]) -> list[Pooled]:
     if not names:
         return []
     named = [replace(one, scores={name: one.scores[name] for name in names}) for one in tables]
-    found = _jackknife(named)
+    found = jackknife(named, _taus)
     return [
         Pooled(
             criterion=name,

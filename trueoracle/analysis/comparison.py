@@ -136,10 +136,17 @@ def adjusted_p_values(
     given = np.asarray(p_values, dtype=np.float64)
     finite = np.isfinite(given)
     result = np.full(len(given), math.nan)
-    if finite.any():
-        from statsmodels.stats.multitest import multipletests
+    known = given[finite]
+    if method == "fdr_bh" and len(known):
+        from scipy.stats import false_discovery_control
 
-        result[finite] = multipletests(given[finite], method=method)[1]
+        result[finite] = false_discovery_control(known)
+    elif len(known):
+        order = np.argsort(known)
+        left = len(known) - np.arange(len(known))  # that are not yet found
+        adjusted = np.empty(len(known))
+        adjusted[order] = np.minimum(1, np.maximum.accumulate(left * known[order]))
+        result[finite] = adjusted
     return [float(value) for value in result]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -200,7 +200,7 @@ def _spans(groups: tuple[int, ...]) -> list[np.ndarray]:
 def _moves(
     pruned: np.ndarray, groups: tuple[int, ...], permutations: int, seed: int
 ) -> Iterator[np.ndarray]:
-    place = {row.tobytes(): index for index, row in enumerate(pruned)}
+    find = _finder(pruned)
     labels: Iterator[np.ndarray]
     spans = _spans(groups)
     if math.prod(map(math.factorial, groups)) <= permutations:
@@ -214,8 +214,18 @@ def _moves(
         )
         labels = itertools.chain([np.arange(sum(groups))], drawn)
     for label in labels:
-        moved = np.ascontiguousarray(pruned[:, label])
-        yield np.array([place[row.tobytes()] for row in moved])
+        yield find(pruned[:, label])
+
+
+def _finder(pruned: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What finds the rows ``[P]`` that prune what others do."""
+    if pruned.shape[1] < 63:
+        bits = 1 << np.arange(pruned.shape[1], dtype=np.int64)
+        keys = pruned @ bits
+        order = np.argsort(keys)
+        return lambda moved: order[np.searchsorted(keys[order], moved @ bits)]
+    place = {row.tobytes(): index for index, row in enumerate(pruned)}
+    return lambda moved: np.array([place[row.tobytes()] for row in np.ascontiguousarray(moved)])
 
 
 def _is_closed(pruned: np.ndarray, groups: tuple[int, ...]) -> bool:

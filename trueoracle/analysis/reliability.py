@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from trueoracle.analysis.correlation import kendall
+from trueoracle.analysis.correlation import kendalls
 from trueoracle.analysis.jackknife import NO_INTERVAL, Interval, jackknife
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.table import CandidateTable
 
-__all__ = ["LEAST_CEILING", "Reliability", "ceiling_of", "disattenuated", "noise_ceiling"]
+__all__ = ["LEAST_CEILING", "Reliability", "disattenuated", "noise_ceiling", "without_noise"]
 
 MOST_SPLITS = 30
 QUANTILES = 128
@@ -79,8 +80,10 @@ def disattenuated(tau: float, ceiling: float) -> float:
     return 2 / math.pi * math.asin(max(-1.0, min(1.0, ratio)))
 
 
-def noise_ceiling(table: CandidateTable, *, interval: bool = True) -> Reliability:
+def noise_ceiling(table: CandidateTable, interval: Interval = NO_INTERVAL) -> Reliability:
     """The reliability of a table's outcomes, over its seeds and blocks of examples.
+
+    ``interval`` is the ceiling's, where :func:`without_noise` has found it.
 
     What two candidates differ by is a true difference and one of noise. The noise's distribution is
     seen: by how much a candidate differs from itself with another seed, or on other blocks, is
@@ -97,19 +100,45 @@ def noise_ceiling(table: CandidateTable, *, interval: bool = True) -> Reliabilit
     if seeds < 2 and not blocks:
         return Reliability(seeds, blocks, math.nan, math.nan, math.nan)
     split_half, ceiling = _ceiling(table)
-    around = NO_INTERVAL
-    if interval and math.isfinite(ceiling):
-        # Of two seeds one left out leaves no halves.
-        found = jackknife([table], lambda one: [_ceiling(one)[1]], seeds=seeds > 2)
-        around = found.tau_interval()
-        around = Interval(max(0.0, around.low), max(0.0, around.high))
     reliability = math.sin(math.pi * ceiling / 2) ** 2
-    return Reliability(seeds, blocks, split_half, reliability, ceiling, around)
+    return Reliability(seeds, blocks, split_half, reliability, ceiling, interval)
 
 
-def ceiling_of(table: CandidateTable) -> float:
-    """The ceiling by itself, without its interval."""
-    return _ceiling(table)[1]
+def without_noise(
+    table: CandidateTable, taus: Callable[[CandidateTable], np.ndarray], columns: np.ndarray
+) -> tuple[list[Interval], Interval]:
+    """The 95 % intervals of K raw taus without noise (:func:`disattenuated`), and the ceiling's.
+
+    Noise of the ceiling is in them, too: both are left out of together. ``taus`` gives ``[K]`` of a
+    table, and ``columns`` ``[K, P]`` are the standardised ranks of their scores. There are none
+    where the ceiling is below :data:`LEAST_CEILING`.
+    """
+    ceiling = _ceiling(table)[1]
+    if math.isnan(ceiling):
+        return [NO_INTERVAL] * len(columns), NO_INTERVAL
+
+    def ratios(one: CandidateTable) -> np.ndarray:
+        own = _ceiling(one)[1]
+        root = math.sin(math.pi * own / 2) if own >= LEAST_CEILING / 2 else math.nan
+        return np.append(np.sin(np.pi / 2 * taus(one)) / root, own)
+
+    # As far as what filters do in twos moves a ratio.
+    factor = math.pi / 2 / max(math.sin(math.pi * ceiling / 2), 1e-9)
+    moved = np.vstack([columns * factor, np.zeros_like(columns[:1])])
+    # Of two seeds one left out leaves no ceiling.
+    found = jackknife([table], ratios, columns=moved, seeds=table.seeds > 2)
+    ends = found.tau_interval(len(columns))
+    of_ceiling = Interval(max(0.0, ends.low), max(0.0, ends.high))
+    if ceiling < LEAST_CEILING:
+        return [NO_INTERVAL] * len(columns), of_ceiling
+    return [_as_taus(found.interval(place)) for place in range(len(columns))], of_ceiling
+
+
+def _as_taus(correlations: Interval) -> Interval:
+    if math.isnan(correlations.low):
+        return NO_INTERVAL
+    ends = (max(-1.0, min(1.0, end)) for end in (correlations.low, correlations.high))
+    return Interval(*(2 / math.pi * math.asin(end) for end in ends))
 
 
 def _ceiling(table: CandidateTable) -> tuple[float, float]:
@@ -121,7 +150,7 @@ def _ceiling(table: CandidateTable) -> tuple[float, float]:
     halves = _halves(table)
     if not halves:
         return math.nan, math.nan
-    split_half = float(np.mean([_tau_a(one, other) for one, other in halves]))
+    split_half = float(np.mean([_surplus(one, other) for one, other in halves]))
     if split_half <= 0:
         return split_half, 0.0
     of_half, of_all = _noise(table)
@@ -149,7 +178,7 @@ def _expected(split_half: float, of_half: np.ndarray, of_all: np.ndarray) -> flo
     unit = float(of_half.mean())
     if unit == 0:
         return 1.0
-    for _ in range(60):
+    for _ in range(40):
         middle = (low + high) / 2
         if float((right(unit * 2**middle, of_half) ** 2).mean()) < split_half:
             low = middle
@@ -274,9 +303,9 @@ def _quantum(values: np.ndarray) -> float:
     return float(np.diff(levels)[np.diff(levels) > 1e-9 * np.ptp(levels)].min())
 
 
-def _tau_a(x: np.ndarray, y: np.ndarray) -> float:
-    """Concordant less discordant pairs, of all pairs: a tie counts for neither."""
-    tau = kendall(x, y).value
+def _surplus(x: np.ndarray, y: np.ndarray) -> float:
+    """Concordant less discordant pairs, as a share of all: a tie counts for neither."""
+    tau = float(kendalls(x[None], y)[0])
     return 0.0 if math.isnan(tau) else tau * _untied(x) * _untied(y)
 
 
