@@ -32,7 +32,7 @@ from scipy import stats
 
 from trueoracle.analysis import permutation
 from trueoracle.analysis import table as tables
-from trueoracle.analysis.assessment import assess
+from trueoracle.analysis.assessment import assess, pool
 from trueoracle.analysis.comparison import differences
 from trueoracle.analysis.meta import effect, meta_analysis
 from trueoracle.analysis.table import CandidateTable
@@ -40,7 +40,7 @@ from trueoracle.analysis.table import CandidateTable
 RELABELLINGS = 300
 """A tenth of what a study has: enough for the rate at which p is below 0.05."""
 
-TRUTHS = 1500
+TRUTHS = 600
 """Studies that a true value is the mean of."""
 
 
@@ -267,7 +267,7 @@ def networks(number: int, several: int, seed: int = 2) -> dict[str, float]:
 
     true_ = np.random.default_rng(3)
     true = float(
-        np.mean([tau(t.scores["good"], t.outcome) for _ in range(300) for t in network(true_)])
+        np.mean([tau(t.scores["good"], t.outcome) for _ in range(200) for t in network(true_)])
     )
     clusters = "cluster" in inspect.signature(effect).parameters
     inside, known = [], []
@@ -275,12 +275,11 @@ def networks(number: int, several: int, seed: int = 2) -> dict[str, float]:
         effects = []
         for place in range(several):
             for table in network(generator):
-                (one,) = assess(table)
+                (one,) = pool([table])
                 more: dict[str, Any] = {"cluster": str(place)} if clusters else {}
                 made = effect(
-                    "", one.relation.kendall.value, len(table), one.standard_error, one.interval,
-                    **more,
-                )  # fmt: skip
+                    "", one.tau, len(table), one.standard_error, one.interval, **more
+                )
                 if made is not None:
                     effects.append(made)
         found = meta_analysis(effects)
@@ -330,7 +329,8 @@ def main() -> None:
         if name in SCENARIOS:
             started = time.perf_counter()
             found[name] = measure(SCENARIOS[name], given.tables)
-            print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+            taken = f"{name} ({time.perf_counter() - started:.0f} s)"
+            print(taken, json.dumps(found[name]), file=sys.stderr, flush=True)
     more: dict[str, float] = {}
     if not given.scenarios or "families" in given.scenarios:
         more |= families(given.tables // 2)
