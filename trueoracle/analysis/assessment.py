@@ -173,7 +173,7 @@ class Assessment:
         said = f"τ {number(self.relation.kendall.value, 2)}"
         if not math.isnan(low):
             said += f" {interval(low, high)}"
-        if self.answer != "Yes" and not math.isnan(self.at_most):
+        if not self.is_certain and not math.isnan(self.at_most):
             said += f", of size {number(self.at_most, 2)} at most with 95%"
         if not self.counts_filters:
             return f"{said}; that other filters would give another τ is not counted"

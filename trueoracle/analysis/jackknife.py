@@ -45,6 +45,10 @@ MOST_UNDEFINED = 0.05
 _NONE = 1e-12
 _NEAREST_TO_ONE = 1 - 1e-6
 
+LARGE = 0.95
+"""Size of tau from which on the scale of atanh no longer stretches: nearer to 1 it would be so
+steep that a tau of 0.99, of filters of which one is worth more than all others, had no bounds."""
+
 Statistic = Callable[[CandidateTable], Sequence[float] | np.ndarray]
 """K values of a table."""
 
@@ -120,7 +124,7 @@ class Jackknife:
         if math.isnan(reach):
             return NO_INTERVAL
         tau = min(_NEAREST_TO_ONE, max(-_NEAREST_TO_ONE, float(self.estimate[place])))
-        centre, wide = math.atanh(tau), reach / (1 - tau**2)
+        centre, wide = math.atanh(tau), reach / _room(tau)
         return Interval(math.tanh(centre - wide), math.tanh(centre + wide))
 
     def p_value(self, place: int = 0) -> float:
@@ -146,10 +150,9 @@ class Jackknife:
         error, tau = self.standard_error(place), float(self.estimate[place])
         if math.isnan(error) or math.isnan(tau):
             return math.nan
-        if abs(tau) >= _NEAREST_TO_ONE:
-            return 1.0
-        room = (math.atanh(least) - math.atanh(abs(tau))) * (1 - tau**2)
-        return float(stats.t.sf(room / error, self.freedom(place)))
+        tau = min(_NEAREST_TO_ONE, abs(tau))
+        apart = (math.atanh(least) - math.atanh(tau)) * _room(tau)
+        return float(stats.t.sf(apart / error, self.freedom(place)))
 
     def _reach(self, place: int, confidence: float) -> float:
         from scipy import stats
@@ -158,6 +161,11 @@ class Jackknife:
             return math.nan
         quantile = float(stats.t.ppf((1 + confidence) / 2, self.freedom(place)))
         return self.standard_error(place) * quantile
+
+
+def _room(tau: float) -> float:
+    """How far tau moves with one unit of atanh."""
+    return 1 - min(abs(tau), LARGE) ** 2
 
 
 @dataclass(frozen=True, eq=False)

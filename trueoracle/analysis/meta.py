@@ -129,7 +129,7 @@ NEAR_ONE = 0.98
 def _errors(effects: Sequence[Effect]) -> np.ndarray:
     """Standard errors for weights: of a tau near ±1, no less than the largest of the others."""
     errors = np.array([one.standard_error for one in effects], dtype=np.float64)
-    near = np.array([abs(one.tau) >= NEAR_ONE for one in effects])
+    near = np.array([NEAR_ONE <= abs(one.tau) <= 1 for one in effects])
     if near.any() and not near.all():
         errors[near] = np.maximum(errors[near], errors[~near].max())
     made: np.ndarray = np.maximum(errors, 1e-6)

@@ -145,7 +145,7 @@ def _ceiling(table: CandidateTable) -> tuple[float, float]:
     """Split-half tau and ceiling; NaN where there are no halves, or outcomes are all equal."""
     known = np.isfinite(table.finished).all(axis=1)
     table = table.take(np.flatnonzero(known))
-    if len(table) < 2 or np.ptp(table.outcome) == 0:
+    if len(table) < 2 or not np.ptp(table.finished, axis=0).any():
         return math.nan, math.nan
     halves = _halves(table)
     if not halves:
