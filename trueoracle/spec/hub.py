@@ -1,6 +1,7 @@
-"""Networks that are named by their files, ``hf:FOLDER`` or ``hf:ORGANISATION/NAME``.
+"""Networks by the names of other libraries: ``hf:``, ``timm:`` and ``torchvision:``.
 
-Where the files lie, and their hash, by which a study knows them; without torch.
+Where the files of ``hf:FOLDER`` and ``hf:ORGANISATION/NAME`` lie, and their hash, by which a study
+knows them; without torch.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from pathlib import Path
 
 from trueoracle.errors import InputError, first_line
 
-__all__ = ["CONFIG", "HF", "files_sha256", "folder_of"]
+__all__ = ["CONFIG", "HF", "TIMM", "TORCHVISION", "files_sha256", "folder_of", "is_of_library"]
 
-HF = "hf:"
+HF, TIMM, TORCHVISION = "hf:", "timm:", "torchvision:"
 CONFIG = "config.json"
+
+
+def is_of_library(name: str) -> bool:
+    """Whether a network's name is one of another library's, which has weights for it."""
+    return name.startswith((HF, TIMM, TORCHVISION))
 
 
 def folder_of(name: str, revision: str | None = None) -> Path:
