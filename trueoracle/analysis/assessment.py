@@ -137,6 +137,7 @@ class Assessment:
                     "adjusted_equivalence_p_value": self.adjusted_equivalence_p_value,
                     "weighted_agreement": self.weighted_agreement,
                     "ceiling": self.reliability.ceiling,
+                    "ceiling_of_examples": self.reliability.blocks > 0,
                     "disattenuated": self.disattenuated,
                     "disattenuated_low": self.disattenuated_interval.low,
                     "disattenuated_high": self.disattenuated_interval.high,
