@@ -1,4 +1,4 @@
-"""``trueoracle analyse``: the same statistics for anybody's own tables."""
+"""``trueoracle analyse``: the statistics of a study for tables of a user's own."""
 
 from __future__ import annotations
 

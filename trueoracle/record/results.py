@@ -130,7 +130,7 @@ class Results:
     def criteria(self) -> list[str]:
         """The criteria that have scored candidates, in the study's order.
 
-        Not one that was skipped, though it may have scored some before it failed.
+        Without those that were skipped, though they may have scored some before they failed.
         """
         out = {"candidate", *self.skipped}
         return [name for name in self.scores.columns if name not in out]
@@ -266,13 +266,14 @@ class Results:
         return pruned_filters(self.candidates["pruned"].tolist())
 
     def ranking(self, criterion: str = "oracle", sampled: int = 1000, seed: int = 0) -> Ranking:
-        """What one criterion's scores say by themselves: the best, its margin, a sample's luck.
+        """What one criterion's scores say by themselves: the best, its margin, and what samples
+        miss.
 
         Where every way to prune is listed, ``sampled`` of them are compared with all: any such
         sample, and the one that a study with ``pruning.candidates = sampled`` and ``pruning.seed =
         seed`` draws. Raises :class:`InputError` for a criterion without finite scores.
         """
-        # Its room imports torch, which nothing else here needs.
+        # Imported here because it imports torch, which nothing else in this file needs.
         from trueoracle.pruning.ways import sample
 
         scores = self.score(criterion).values
@@ -355,7 +356,7 @@ class Results:
 
     def _metrics_table(self) -> pd.DataFrame:
         fields = ("name", "label", "unit", "better", "low", "high", "exponential")
-        # A text that is empty is missing: an empty cell, or null.
+        # An empty text is written as missing: an empty cell, or null.
         rows = [
             [None if (value := getattr(metric, field)) == "" else value for field in fields]
             for metric in self.metrics
