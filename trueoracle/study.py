@@ -104,7 +104,7 @@ class Study:
             changes["task"] = task if isinstance(task, str) else given_task(task)
         if isinstance(data, str):
             changes["data"] = {"name": data}
-        elif isinstance(data, Mapping):
+        elif isinstance(data, Mapping) and not {"train", "test"} <= data.keys():
             changes["data"] = dict(data)
         elif data is not None:
             of_study = (study.task, study.data.uint8) if study else ("classification", None)

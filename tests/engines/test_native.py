@@ -61,6 +61,7 @@ def assert_same(found: list[EpochRecord], expected: list[EpochRecord], tolerance
         {"optimizer": "adam", "learning_rate": 0.003, "weight_decay": 1e-3},
         {"optimizer": "adamw", "learning_rate": 0.003, "weight_decay": 0.1, "gradient_clip": 0.5},
         {"momentum": 0.0, "shift": 2, "flip": True, "schedule": "cosine"},
+        {"schedule": "linear", "schedule_per": "step", "warmup": 0.4, "steps_per_epoch": 3},
         {"label_smoothing": 0.2, "gradient_clip": 0.1, "milestones": (1, 2), "batch_size": 300},
         {"batch_size": 7, "learning_rate": 0.003},
     ],

@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Show the prunable groups of a network, and say why other layers cannot be pruned.",
     "studies": "List the shipped studies: what each is for and how many networks it retrains.",
     "criteria": "List the criteria: what each computes, and the paper it comes from.",
+    "power": "Say which tau a study would tell from chance, before anything is retrained.",
     "bench": "Test a criterion against networks whose every pruning has been retrained.",
     "reproduce": "List the paper's 45 published settings with ours beside them, or run one.",
     "status": "Show the recorded studies and how far each has come, the last changed one first.",

@@ -29,6 +29,7 @@ _HOMES = {
     "find_arms": "record.runs",
     "find_run": "record.runs",
     "inspect_network": "pruning.inspection",
+    "is_plain": "search.folder",
     "is_known": "search.export",
     "last_run": "record.runs",
     "list_settings": "reproduce.reproduction",

@@ -33,7 +33,8 @@ class Files:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the chosen network: .safetensors (trueoracle.load), .onnx or .pt2.",
+            help="Write the chosen network: .safetensors (trueoracle.load), .onnx, .pt2, or, "
+            "without an ending, a folder for transformers.",
         ),
     ] = None
     replay: Annotated[
@@ -82,9 +83,10 @@ def search(
         _check_replay(wanted, files, machine)
         _replay(study, wanted, files.figure, chosen, output)
         return
+    spec = load_spec(study, chosen.overrides)
     if files.export is not None:
-        doors.check_export(files.export)
-    made = doors.Study(load_spec(study, chosen.overrides), runs=chosen.runs)
+        doors.check_export(files.export, spec.network.name)
+    made = doors.Study(spec, runs=chosen.runs)
     with shown_progress(quiet=output.quiet) as progress:
         found = made.search(wanted, progress=progress, **asdict(machine))
     if not (output.as_json or output.quiet):
@@ -124,9 +126,15 @@ def _check_replay(wanted: SearchSettings, files: Files, machine: Machine) -> Non
 
 def _show_export(found: doors.SearchResult, written: Path) -> None:
     out().print(f"exported to {written}")
-    if written.suffix == ".safetensors":
+    if not written.suffix:
+        plain = "transformers' from_pretrained loads it, and so does trueoracle.load:"
+        other = "no config says its sizes: trueoracle.load loads it, from_pretrained does not:"
+        out().print(plain if doors.is_plain(written) else other)
+    if written.suffix in ("", ".safetensors"):
         name = found.origin.name
         other = ", network=…" if name is None else "" if doors.is_known(name) else ", trust=True"
+        if found.origin.config is not None:  # by which it is built
+            other = ""
         call = f'trueoracle.load("{written}"{other})'
         out().print(f"    import trueoracle\n    network = {call}", soft_wrap=True)
 

@@ -162,7 +162,7 @@ def answer_without_images(train: Sequence[Question], asked: Sequence[Question]) 
             usual.setdefault(key, Counter())[answer] += 1
             overall[answer] += 1
     most = _usual(overall)
-    best = {key: _usual(answers) for key, answers in usual.items()}
+    best = {key: _usual(answers, overall) for key, answers in usual.items()}
     keyed = [list(_keyed(question)) for question in asked]
     return Baseline(
         sum(all(best.get(k, most) == answer for k, answer in own) for own in keyed) / len(keyed),
@@ -178,9 +178,10 @@ def _keyed(question: Question) -> Iterator[tuple[tuple[str, ...], str]]:
         said = (*said, asked, answer)
 
 
-def _usual(answers: Counter[str]) -> str:
-    """The most frequent answer; of several, the first in the alphabet."""
-    return min(answers, key=lambda answer: (-answers[answer], answer))
+def _usual(answers: Counter[str], overall: Mapping[str, int] | None = None) -> str:
+    """The most frequent answer; of several that most frequent ``overall``, then by the alphabet."""
+    more = overall or answers
+    return min(answers, key=lambda answer: (-answers[answer], -more[answer], answer))
 
 
 # Readers
@@ -231,7 +232,7 @@ def _told(file: Path, where: _Where) -> Iterator[Question]:
             yield Question(turns, None if image is None else where.image(image))
 
 
-def _records(file: Path) -> Iterator[dict[str, object]]:
+def _records(file: Path) -> Iterator[dict[str, Any]]:
     return (record for _, record in read_jsonl(file))
 
 
@@ -291,7 +292,7 @@ _SHORT = "Answer the question using a single word or phrase."
 
 
 def _textvqa(where: _Where) -> dict[str, list[Question]]:
-    """``TextVQA_0.5.1_*.json`` (Singh et al. 2019, arXiv 1904.08920): the most given of ten answers.
+    """``TextVQA_0.5.1_*.json`` (Singh et al. 2019, arXiv 1904.08920): the usual one of ten answers.
 
     The test part has no answers and is left out. Images are ``train_images/ID.jpg``.
     """

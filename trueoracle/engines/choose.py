@@ -19,7 +19,7 @@ from torch import nn
 from trueoracle.data.splits import Splits
 from trueoracle.engines.base import Engine
 from trueoracle.engines.loop import LoopEngine
-from trueoracle.engines.memory import available_memory, readable_bytes, training_bytes
+from trueoracle.engines.memory import available_memory, readable_bytes, training_bytes, ways_to_fit
 from trueoracle.engines.native import NativeEngine
 from trueoracle.engines.wide import WideEngine
 from trueoracle.errors import InputError, unknown
@@ -207,13 +207,13 @@ def plan(
 def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
     """Raise :class:`InputError` where memory does not even hold one network at a time."""
     batch = min(recipe.batch_size, len(data.train))
-    needed = training_bytes(network, data.example(1), batch, recipe)
-    free = available_memory(data.train.device)
+    example, free = data.example(1), available_memory(data.train.device)
+    needed = training_bytes(network, example, batch, recipe, data.task)
     if needed > free:
         raise InputError(
-            f"retraining one network on {batch:,} examples at a time needs "
-            f"{readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: lower "
-            "retraining.batch_size"
+            f"retraining one network on {batch:,} examples a step needs "
+            f"{readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: "
+            + ways_to_fit(network, example, batch, recipe, data.task, free)
         )
 
 

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.engines.base import Engine, Measured, Memory, what_only_the_loop_does
+from trueoracle.engines.memory import LiveBytes
 from trueoracle.engines.stacked import Convolution, Each, Input, Stacked, tensors, wait_for
 from trueoracle.errors import first_line
 from trueoracle.networks.copying import copied
@@ -369,41 +367,7 @@ def _peak_bytes(run: Callable[[], None], device: torch.device) -> int:
         run()
         wait_for(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
-    live = _LiveBytes()
+    live = LiveBytes()
     with live:
         run()
     return live.peak
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations make: bytes alive now, and at the peak."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in pytree.tree_leaves((args, kwargs)):
-            self._meet(value, new=False)
-        result = func(*args, **(kwargs or {}))
-        for value in pytree.tree_leaves(result):
-            self._meet(value, new=True)
-        return result
-
-    def _meet(self, value: object, *, new: bool) -> None:
-        if not isinstance(value, Tensor):
-            return
-        storage = value.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = storage.nbytes() if new else 0
-
-        def forget(_: object) -> None:
-            self._known.pop(key, None)
-            self.live -= size
-
-        self._known[key] = weakref.ref(storage, forget)
-        self.live += size
-        self.peak = max(self.peak, self.live)

@@ -9,7 +9,7 @@ offer. With ``pretrained = false`` they begin with random weights, which are tra
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,17 @@ from typing import Any
 from torch import nn
 
 from trueoracle.errors import InputError, first_line, unknown
+from trueoracle.networks import tinyllava
 from trueoracle.spec.hub import CONFIG, HF, TIMM, TORCHVISION, folder_of
 
-__all__ = ["build_pretrained", "import_transformers", "processor_of", "quiet", "read_config"]
+__all__ = [
+    "build_from_config",
+    "build_pretrained",
+    "import_transformers",
+    "processor_of",
+    "quiet",
+    "read_config",
+]
 
 _ARGUMENTS = ("attn_implementation", "dtype", "pretrained", "revision")
 """What ``network.arguments`` may say of a network ``hf:…``."""
@@ -41,8 +49,9 @@ def build_pretrained(
     """The network of a name ``hf:…``, ``timm:…`` or ``torchvision:…``.
 
     ``input_shape`` (of one example) and ``classes`` matter only where timm or torchvision build a
-    network that is to be trained here. Raises :class:`InputError`, in one line, where the library,
-    the network, its files or an argument cannot be had.
+    network that is to be trained here; of 0 classes it has its usual ones. Raises
+    :class:`InputError`, in one line, where the library, the network, its files or an argument
+    cannot be had.
     """
     given = dict(arguments)
     pretrained = given.pop("pretrained", True)
@@ -51,13 +60,34 @@ def build_pretrained(
     scheme, _, named = name.partition(":")
     if f"{scheme}:" == HF:
         return _from_transformers(named, given, pretrained)
-    if not pretrained:
+    if not pretrained and classes:
         given.setdefault("num_classes", classes)
     if f"{scheme}:" == TIMM:
         if not pretrained and len(input_shape) == 3:
             given.setdefault("in_chans", input_shape[0])
         return _from_timm(named, given, pretrained)
     return _from_torchvision(named, given, pretrained)
+
+
+def build_from_config(config: Mapping[str, Any], what: str) -> nn.Module:
+    """The network of transformers that a config (as ``config.json`` has it) says, untrained.
+
+    Raises :class:`InputError`, naming ``what`` the config is of, where there is no such network.
+    """
+    transformers = import_transformers(what)
+    is_tiny = config.get("architectures") == [tinyllava.ARCHITECTURE]
+    kind = None if is_tiny else getattr(transformers, _kind(what, config))
+    try:
+        with quiet():
+            if kind is None:
+                return tinyllava.build_tinyllava(config)
+            made = transformers.AutoConfig.for_model(**config)
+            network: nn.Module = kind.from_config(
+                made, trust_remote_code=False, dtype=config.get("dtype") or "float32"
+            )
+    except Exception as error:  # of numbers that do not fit
+        raise InputError(f"the network of {what} cannot be built: {first_line(error)}") from error
+    return network
 
 
 def processor_of(name: str, revision: str | None = None) -> Any:
@@ -72,6 +102,8 @@ def processor_of(name: str, revision: str | None = None) -> Any:
     transformers = import_transformers(f"{HF}{named}")
     try:
         with quiet():
+            if (config := read_config(folder)).get("model_type") == tinyllava.MODEL_TYPE:
+                return tinyllava.tinyllava_processor(folder, config)
             return transformers.AutoProcessor.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
@@ -129,6 +161,9 @@ def _from_transformers(named: str, given: dict[str, Any], pretrained: bool) -> n
         raise unknown(f"dtype of network {name!r}", str(dtype), _DTYPES)
     folder = folder_of(named, given.pop("revision", None))
     transformers, config = import_transformers(name), read_config(folder)
+    if config.get("model_type") == tinyllava.MODEL_TYPE:
+        with quiet():
+            return tinyllava.load_tinyllava(folder, config, **given)
     kind = getattr(transformers, _kind(name, config))
     if "quantization_config" in config:
         raise InputError(f"{name} holds quantised weights, which cannot be pruned and retrained")
@@ -197,9 +232,9 @@ def _from_torchvision(named: str, given: dict[str, Any], pretrained: bool) -> nn
     return _made(lambda: models.get_model(named, **given), name, pretrained)
 
 
-def _made(make: Any, name: str, pretrained: bool) -> nn.Module:
+def _made(make: Callable[[], nn.Module], name: str, pretrained: bool) -> nn.Module:
     try:
-        network: nn.Module = make()
+        return make()
     except Exception as error:  # no connection, no such argument
         by_hand = (
             "; where its weights cannot be downloaded, give a file of them as network.weights"
@@ -209,4 +244,3 @@ def _made(make: Any, name: str, pretrained: bool) -> nn.Module:
         raise InputError(
             f"network {name!r} cannot be built: {first_line(error)}{by_hand}"
         ) from error
-    return network

@@ -1,4 +1,4 @@
-"""Which filters hang together: for every prunable layer, all that must go with its filters."""
+"""What a group is: filters that can only go together, and every place where they occur."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _OF_LAYERS = {
 """Tensors and numbers that are a layer's own; others are named themselves."""
 
 _OF_RECURRENT = re.compile(r"(weight|bias)_(ih|hh)(_l\d+(_reverse)?)?")
-"""Likewise of recurrent layers and cells; a projection (``weight_hr_l0``) has filters of its own."""
+"""Likewise of recurrent layers and cells; projections (``weight_hr_l0``) are named themselves."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class Part:
 class Group:
     """Filters that can only go together, and every place where their indices occur.
 
-    ``name`` is that of its first layer in forward order, ``filters`` how many there are. The
+    ``name`` is that of its first layer in forward order, ``filters`` how many there are to choose
+    from; each may be several filters of a layer (``unit`` says so). The
     ``layers`` put the filters out (their outputs are added up where there are several), the
     ``norms`` have one entry per channel (norms, depthwise convolutions, parameters of the
     channels), the ``consumers`` one slice of input weights. The filters of an attention are its
@@ -133,6 +134,21 @@ class Group:
         return self._parts("reads")
 
     @property
+    def unit(self) -> str:
+        """What goes at a time, in words, where it is not one filter of each layer; else empty."""
+        taken: dict[str, dict[str, list[Place]]] = {}
+        for place in self.places:
+            if place.role == "writes":
+                by_tensor = taken.setdefault(_part(place).module, {})
+                by_tensor.setdefault(place.tensor, []).append(place)
+        shown = [
+            _words(layer, next(iter(tensors.values())))
+            for layer, tensors in taken.items()
+            if any(place.inner * place.outer > 1 for place in next(iter(tensors.values())))
+        ]
+        return ", ".join(shown[:3]) + (", …" if len(shown) > 3 else "")
+
+    @property
     def members(self) -> tuple[str, ...]:
         """The names of all modules that lose something with a filter."""
         parts = (*self.layers, *self.norms, *self.consumers)
@@ -149,6 +165,17 @@ class Group:
             return tuple(parts)
         first = {part.module: part for part in reversed(parts)}
         return tuple(part for part in parts if first[part.module] is part)
+
+
+def _words(layer: str, places: Sequence[Place]) -> str:
+    """How many filters of a layer go at a time, and how they lie."""
+    count = sum(place.inner * place.outer for place in places)
+    inner = {place.inner for place in places}
+    if inner == {count}:
+        return f"{count} neighbouring filters of {layer}"
+    if inner == {1}:
+        return f"{count} filters of {layer}, one of each of {count} blocks"
+    return f"{count} filters of {layer}"
 
 
 def is_of_layer(name: str) -> bool:

@@ -158,7 +158,8 @@ class Answers(NextToken):
 
     def finish(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         answers = sums["answers"].clamp(min=1)
-        return {**super().finish(sums), "answer_accuracy": sums["right_answers"] / answers}
+        found = {**super().finish(sums), "answer_accuracy": sums["right_answers"] / answers}
+        return {metric.name: found[metric.name] for metric in self.metrics}
 
     def check_targets(self, split: Examples, where: str) -> None:
         super().check_targets(split, where)

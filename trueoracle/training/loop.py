@@ -314,15 +314,19 @@ def add_gradients(network: nn.Module, task: Task, batch: Batch, recipe: Recipe) 
     With ``accumulate``, in parts: each part's mean weighs as much as what counts in it (tokens,
     pixels, examples), so that the sum is the gradient of the whole batch's mean.
     """
-    size = -(-recipe.batch_size // recipe.accumulate)
-    parts = [batch] if recipe.accumulate == 1 else _parted(batch, size)
+    parts = [batch] if recipe.accumulate == 1 else _parted(batch, recipe.examples_at_once)
     weights = [1.0] if len(parts) == 1 else [task.weight(part) for part in parts]
     whole = sum(weights) or 1.0
-    device = next(iter(batch.values())).device.type
     for part, weight in zip(parts, weights, strict=True):
-        with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "autocast"):
-            loss = task.loss(task.forward(network, part), part)
+        loss = loss_of(network, task, part, recipe)
         (loss if len(parts) == 1 else loss * (weight / whole)).backward()
+
+
+def loss_of(network: nn.Module, task: Task, batch: Batch, recipe: Recipe) -> Tensor:
+    """The mean loss of a batch, in the recipe's precision."""
+    device = next(iter(batch.values())).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "autocast"):
+        return task.loss(task.forward(network, batch), batch)
 
 
 def _parted(batch: Batch, size: int) -> list[Batch]:

@@ -151,6 +151,11 @@ class Recipe(Frozen):
         return min(examples, self.steps_in_epoch(examples) * self.batch_size)
 
     @property
+    def examples_at_once(self) -> int:
+        """The most examples whose gradient is computed at a time."""
+        return -(-self.batch_size // self.accumulate)
+
+    @property
     def rate_changes_within_epoch(self) -> bool:
         """Whether the steps of one epoch may have different learning rates."""
         return self.warmup > 0 or self.schedule_per == "step"

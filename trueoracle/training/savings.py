@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,12 +73,12 @@ def checkpointed(network: nn.Module, recipe: Recipe) -> Iterator[None]:
     """
     if not recipe.gradient_checkpointing:
         yield
-    elif hasattr(network, "gradient_checkpointing_enable"):
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+    elif (switch := _switch_of_transformers(network)) is not None:
+        switch("enable", {"use_reentrant": False})
         try:
             yield
         finally:
-            network.gradient_checkpointing_disable()
+            switch("disable")
     else:
         blocks = _blocks(network)
         for block in blocks:
@@ -88,6 +88,19 @@ def checkpointed(network: nn.Module, recipe: Recipe) -> Iterator[None]:
         finally:
             for block in blocks:
                 del block.forward
+
+
+def _switch_of_transformers(network: nn.Module) -> Callable[..., None] | None:
+    """How to turn it on and off where the network does it itself; None where it does not."""
+    if not hasattr(network, "supports_gradient_checkpointing"):
+        return None
+    if not network.supports_gradient_checkpointing:
+        raise InputError(
+            f"gradient_checkpointing: {type(network).__name__} does not support it: leave it out"
+        )
+    names = ("activation_checkpointing", "gradient_checkpointing")  # new, and before version 6
+    name = next(name for name in names if hasattr(network, f"{name}_enable"))
+    return lambda what, *given: getattr(network, f"{name}_{what}")(*given)
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Following the axes of all parameters through the operations of one run."""
+"""Follows the axes of all parameters through the operations of one run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from trueoracle.networks.graph import Graph, Ref, Step
 from trueoracle.pruning.axes.atoms import Atom, Axis, atoms_of, fixed, lock
-from trueoracle.pruning.axes.meeting import divided, united
+from trueoracle.pruning.axes.meeting import cut, divided, ends_at, parts, united
 
 __all__ = ["Follower", "Rule"]
 
@@ -24,7 +24,8 @@ class Follower:
     ``computing`` are the modules whose weights are not parameters but computed from them;
     ``carried`` says, for an axis of a parameter, along which part of it a layer keeps the indices
     of its input apart: a grouped convolution its convolution groups. ``sizes`` are numbers that
-    modules keep, by their dotted names, with the axes whose indices they count.
+    modules keep, by their dotted names, with the axes whose indices they count; ``parted`` the
+    equal parts that axes were cut into, and in words by what.
     """
 
     def __init__(self, network: nn.Module, graph: Graph) -> None:
@@ -42,6 +43,7 @@ class Follower:
         self.normed: list[tuple[str, Axis]] = []
         self.carried: dict[tuple[str, int], Axis] = {}
         self.sizes: list[tuple[str, Axis]] = []
+        self.parted: list[tuple[Axis, str]] = []
         self.met: dict[str, int] = {}
         self.now = 0
         self._names = {number: name for name, number in graph.named.items()}
@@ -52,7 +54,7 @@ class Follower:
             ]
 
     def follow(self, rules: Callable[[Step], Rule | None]) -> None:
-        """Go through all operations, each by its rule."""
+        """Apply the rule of each operation, in order."""
         for now in self.graph.live():
             self.now, step = now, self.graph.steps[now]
             results = self._by_rule(rules(step), step)
@@ -119,7 +121,7 @@ class Follower:
         return self.graph.shapes[ref.number]
 
     def is_computed(self, ref: Ref) -> bool:
-        """Whether a tensor comes of parameters alone, whatever the batch."""
+        """Whether a tensor is computed from parameters alone, not from the batch."""
         return ref.number in self._from_parameters and ref.number not in self._from_inputs
 
     def module(self, step: Step) -> nn.Module | None:
@@ -127,7 +129,7 @@ class Follower:
         return self._modules.get(step.module)
 
     def place(self, step: Step) -> str:
-        """Where an operation happens, in words: torch's own layer, or the operation's name."""
+        """Where an operation happens, in words: its layer if torch's own, else its name."""
         module = self._modules.get(step.module)
         is_torchs = type(module).__module__.startswith("torch.") and not list(
             module.children() if module is not None else ()
@@ -152,7 +154,7 @@ class Follower:
     # What rules do
 
     def refuse(self, step: Step, reason: str) -> None:
-        """Note that nothing that an operation is given can lose an index."""
+        """Lock all axes of an operation's inputs."""
         for ref in step.tensors:
             for axis in self._of(ref.number):
                 lock(axis, reason)
@@ -171,6 +173,25 @@ class Follower:
                 else:
                     found[position] = Axis(united(known, axis, meets).segments)
         return [axis or fixed(size, True) for axis, size in zip(found, shape, strict=True)]
+
+    def in_parts(self, axis: Axis, sizes: Sequence[int], meets: str) -> list[Axis] | None:
+        """An axis in parts that follow one another; None: it cannot be cut so.
+
+        Parts that differ go their own ways, as do those that it was put together of.
+        """
+        if len(set(sizes)) > 1 or ends_at(axis, sizes):
+            return cut(axis, sizes, f"{meets} into unequal parts")
+        return self.in_equal_parts(axis, sizes, meets)
+
+    def in_equal_parts(self, axis: Axis, sizes: Sequence[int], meets: str) -> list[Axis] | None:
+        """An axis in parts that lose the same indices, so that they stay equal; None: it cannot be.
+
+        What code holds is then one size, or the number of parts.
+        """
+        pieces = parts(axis, len(sizes), f"{meets} into equal parts")
+        if pieces is not None:
+            self.parted.append((pieces[0], f"{meets} into parts of {sizes[0]}"))
+        return pieces
 
     def sum_over(
         self, step: Step, first: tuple[Ref, int], second: tuple[Ref, int], within: int = 1

@@ -8,15 +8,7 @@ from typing import Any
 from trueoracle.networks.graph import Step
 from trueoracle.pruning.axes.atoms import Axis, atoms_of, fixed, lock
 from trueoracle.pruning.axes.following import Follower, Rule
-from trueoracle.pruning.axes.meeting import (
-    cut,
-    divided,
-    follow_on,
-    parts,
-    product,
-    reshaped,
-    united,
-)
+from trueoracle.pruning.axes.meeting import divided, follow_on, product, reshaped, united
 
 __all__ = ["RULES"]
 
@@ -92,12 +84,17 @@ def _sliced(known: Follower, step: Step) -> Results:
         return [axes]
     pieces = None
     if step.arguments["step"] == 1 and any(atoms_of(axes[dim])):
-        pieces = cut(axes[dim], [low, taken, size - low - taken], known.meets(step))
+        if taken > 1 and low % taken == size % taken == 0:
+            pieces = known.in_parts(axes[dim], [taken] * (size // taken), known.meets(step))
+            pieces = pieces and pieces[low // taken :]
+        else:
+            pieces = known.in_parts(axes[dim], [low, taken, size - low - taken], known.meets(step))
+            pieces = pieces and pieces[1:]
     if pieces is None:
         lock(axes[dim], known.meets(step))
         axes[dim] = fixed(taken)
     else:
-        axes[dim] = pieces[1]
+        axes[dim] = pieces[0]
     return [axes]
 
 
@@ -118,12 +115,12 @@ def _split(known: Follower, step: Step) -> Results:
     axes = known.axes(step.arguments["self"])
     dim = step.arguments["dim"] % len(axes)
     sizes = [known.shape(step, i)[dim] for i in range(len(step.results))]
-    if len(set(sizes)) == 1:
-        pieces = parts(axes[dim], len(sizes), known.meets(step))
-    else:
-        pieces = cut(axes[dim], sizes, known.meets(step))
+    has_one_size = "sizes" not in step.name and len(set(sizes)) == 1
+    cut_up = known.in_equal_parts if has_one_size else known.in_parts
+    pieces = cut_up(axes[dim], sizes, known.meets(step))
     if pieces is None:
-        return None
+        lock(axes[dim], f"{known.meets(step)} across what goes together")
+        pieces = [fixed(size) for size in sizes]
     return [[*axes[:dim], piece, *axes[dim + 1 :]] for piece in pieces]
 
 
