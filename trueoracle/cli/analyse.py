@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,10 +22,50 @@ from trueoracle.report.drawings import analysis_figure
 from trueoracle.report.table import brief_table
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Options that say what the columns and rows of the tables are."""
+
+    higher_is_better: Annotated[
+        bool | None,
+        typer.Option(
+            "--higher-is-better/--lower-is-better",
+            help="Whether a higher outcome is better (an accuracy) or a lower one (a loss) "
+            "[default: higher, but of columns named as a study's losses are].",
+        ),
+    ] = None
+    exhaustive: Annotated[
+        bool,
+        typer.Option(
+            "--exhaustive", help="The rows are all ways to prune, not a sample of candidates."
+        ),
+    ] = False
+    candidate: Annotated[
+        str | None,
+        typer.Option(
+            help="Column naming candidates, where there is one row per seed [default: found]."
+        ),
+    ] = None
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of retraining seeds, where there is one row per seed [default: found]."
+        ),
+    ] = None
+    network: Annotated[str | None, typer.Option(help="Column telling dense networks apart.")] = None
+    pruned: Annotated[
+        str | None,
+        typer.Option(help="Column of pruned filters ('0 3 7'): allow for other filters."),
+    ] = None
+
+
 @guarded
 def analyse(
     points: Annotated[
-        list[Path], typer.Argument(help="CSV (of any dialect) or Parquet tables with a header; several: one per study.")
+        list[Path],
+        typer.Argument(
+            help="CSV (of any dialect) or Parquet tables with a header; several: one per study."
+        ),
     ],
     x: Annotated[
         list[str],
@@ -36,39 +77,7 @@ def analyse(
             "--y", help="Column of outcomes after retraining; repeated: one column per seed."
         ),
     ],
-    higher_is_better: Annotated[
-        bool | None,
-        typer.Option(
-            "--higher-is-better/--lower-is-better",
-            help="Whether a higher outcome is better (an accuracy) or a lower one (a loss) "
-            "[default: higher, but of columns named as a study's losses are].",
-        ),
-    ] = None,
-    exhaustive: Annotated[
-        bool,
-        typer.Option(
-            "--exhaustive", help="The rows are all ways to prune, not a sample of candidates."
-        ),
-    ] = False,
-    candidate: Annotated[
-        str | None,
-        typer.Option(
-            help="Column naming candidates, where there is one row per seed [default: found]."
-        ),
-    ] = None,
-    seed: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of retraining seeds, where there is one row per seed [default: found]."
-        ),
-    ] = None,
-    network: Annotated[
-        str | None, typer.Option(help="Column telling dense networks apart.")
-    ] = None,
-    pruned: Annotated[
-        str | None,
-        typer.Option(help="Column of pruned filters ('0 3 7'): allow for other filters."),
-    ] = None,
+    columns: Columns,
     figure: Annotated[
         Path | None,
         typer.Option(
@@ -99,17 +108,7 @@ def analyse(
     """
     if figure is not None and figure.suffix[1:] not in FORMATS:
         raise InputError(f"--figure takes a .png, .svg or .pdf, got {figure}")
-    found = several.analyse(
-        points,
-        x,
-        y,
-        higher_is_better=higher_is_better,
-        exhaustive=exhaustive,
-        candidate=candidate,
-        seed=seed,
-        network=network,
-        pruned=pruned,
-    )
+    found = several.analyse(points, x, y, **asdict(columns))
     if figure is not None:
         save_figure(analysis_figure(found), figure.with_suffix(""), [figure.suffix[1:]])
     if as_json:
