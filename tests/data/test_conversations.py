@@ -104,7 +104,9 @@ def test_exactly_one_beginning_or_none(
 
 def test_a_chat_counts_each_answer_and_its_end(images: Path) -> None:
     question = Question((("the text", "stands"), ("and then", "beside 17")), images / NAMES[0])
-    text, counted = shown(ProcessorEncoder(read(llava_processor(template=CHAT)), None, None), question)
+    text, counted = shown(
+        ProcessorEncoder(read(llava_processor(template=CHAT)), None, None), question
+    )
     places = "<image>" * 16
     assert text == (
         f"<s>USER: {places}\nthe text ASSISTANT: stands</s>USER: and then ASSISTANT: beside 17</s>"
@@ -123,7 +125,9 @@ def test_text_alone_goes_by_the_tokenizers_own_template() -> None:
 def test_a_template_that_changes_what_was_said_is_refused() -> None:
     changing = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     encoder = ProcessorEncoder(read(tokenizer(template=changing)), None, None)
-    with pytest.raises(InputError, match="the chat template of 'mine' changes what was said before"):
+    with pytest.raises(
+        InputError, match="the chat template of 'mine' changes what was said before"
+    ):
         encoder(asked(None)[0])
     broken = ProcessorEncoder(read(tokenizer(template="{{ 1 / 0 }}")), None, None)
     with pytest.raises(InputError, match="the chat template of 'mine': division by zero"):
@@ -163,8 +167,15 @@ def gpt2() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=400, n_embd=16, n_layer=2, n_head=4, n_positions=128,
-                   bos_token_id=1, eos_token_id=2)  # fmt: skip
+        GPT2Config(
+            vocab_size=400,
+            n_embd=16,
+            n_layer=2,
+            n_head=4,
+            n_positions=128,
+            bos_token_id=1,
+            eos_token_id=2,
+        )  # fmt: skip
     )
 
 
@@ -278,7 +289,11 @@ def test_longer_examples_lose_their_ends() -> None:
 
 
 def test_images_of_different_shapes_are_refused_in_a_line() -> None:
-    one = Encoded(torch.ones(2).long(), torch.tensor([False, True]), images={"pixel_values": torch.ones(3, 4, 4)})
+    one = Encoded(
+        torch.ones(2).long(),
+        torch.tensor([False, True]),
+        images={"pixel_values": torch.ones(3, 4, 4)},
+    )
     two = Encoded(one.tokens, one.counts, images={"pixel_values": torch.ones(3, 4, 8)})
     with pytest.raises(InputError) as caught:
         collate([one, two], 0)

@@ -145,11 +145,21 @@ def textvqa(part: str, answers: list[str] | None) -> dict[str, Any]:
     }
     if answers is not None:
         entry["answers"] = answers
-    return {"dataset_type": part, "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": [entry]}
+    return {
+        "dataset_type": part,
+        "dataset_name": "textvqa",
+        "dataset_version": "0.5.1",
+        "data": [entry],
+    }
 
 
 def test_textvqa(tmp_path: Path) -> None:
-    answers = ["dakota"] * 4 + ["nous les gosses", "dakota digital", "clos culombu", *["dakota"] * 3]
+    answers = ["dakota"] * 4 + [
+        "nous les gosses",
+        "dakota digital",
+        "clos culombu",
+        *["dakota"] * 3,
+    ]
     for part, given in (("train", answers), ("val", ["b"] * 5 + ["a"] * 5), ("test", None)):
         file = tmp_path / f"TextVQA_0.5.1_{part}.json"
         file.write_text(json.dumps(textvqa(part, given)), "utf-8")
@@ -264,7 +274,11 @@ def test_questions_about_one_image_are_held_out_together() -> None:
         ("pope", "[1]\n", "line 1: expected a JSON object"),
         ("pope", '{"text": "a"}\n', "not in the format of data set 'pope' (KeyError: 'label')"),
         ("instructions", "[{}]", "no text in column 'prompt', only"),
-        ("instructions", '[{"conversations": [{"from": "gpt", "value": "a"}]}]', "goes ['gpt']: ex"),
+        (
+            "instructions",
+            '[{"conversations": [{"from": "gpt", "value": "a"}]}]',
+            "goes ['gpt']: ex",
+        ),
         ("instructions", "[]", "no question of the train part has an answer"),
         ("textvqa", '{"data": []}', "no question of the train part has an answer"),
     ],
