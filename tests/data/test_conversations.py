@@ -65,7 +65,8 @@ def shown(encoder: Encoder, question: Question) -> tuple[str, list[str]]:
     """An example's text, and its parts that count."""
     one = encoder(question)
     own = getattr(encoder.tokenizer.processor, "tokenizer", encoder.tokenizer.processor)
-    parts, before = [], False
+    parts: list[list[int]] = []
+    before = False
     for token, counts in zip(one.tokens.tolist(), one.counts.tolist(), strict=True):
         if counts:
             parts[-1:] = [*(parts[-1:] if before else [*parts[-1:], []])]
@@ -175,7 +176,11 @@ def gpt2() -> Any:
             n_positions=128,
             bos_token_id=1,
             eos_token_id=2,
+<<<<<<< HEAD
         )  # fmt: skip
+=======
+        )
+>>>>>>> main
     )
 
 
@@ -215,8 +220,8 @@ def test_neither_batch_size_nor_side_of_padding_changes_the_loss(images: Path, m
         for side in ("right", "left")
         for size in (1, 3, 8)
     ]
-    for one in found[1:]:
-        assert one == pytest.approx(found[0], rel=1e-5)
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-5)
     # By hand, one answer after the other and without padding.
     total, count = 0.0, 0
     for question in questions:
@@ -357,7 +362,7 @@ def qwen() -> tuple[Any, Any]:
             self.tokenizer, self.video_processor = own, None
             self.image_token, self.video_token = marks[:2]
             self.image_token_id, self.video_token_id = image, video
-            self.image_ids, self.video_ids, self.audio_ids = [image], [video], []
+            self.image_ids, self.video_ids, self.audio_ids = [image], [video], list[int]()
             self.chat_template = CHAT.replace("IMAGE", f"{marks[2]}{marks[0]}{marks[3]}")
 
     text = {

@@ -261,7 +261,7 @@ def test_questions_about_one_image_are_held_out_together() -> None:
     assert {q.image for q in held} == {Path("8.png"), Path("9.png")}
     assert {q.image for q in train} & {q.image for q in held} == set()
     assert sorted(train + held, key=asked.index) == asked
-    with pytest.raises(InputError, match="the questions are about 1 images: too few to hold 0.5"):
+    with pytest.raises(InputError, match=r"the questions are about 1 images: too few to hold 0\.5"):
         hold_out(asked[:1], 0.5)
 
 
@@ -301,7 +301,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             find_questions(name, None, None, {})
     with pytest.raises(InputError, match=r"is no \.json file, nor a folder of them with 'TextVQA'"):
         find_questions("textvqa", str(tmp_path), None, {})
-    with pytest.raises(InputError, match="data.columns does nothing for data set 'gqa'"):
+    with pytest.raises(InputError, match=r"data\.columns does nothing for data set 'gqa'"):
         find_questions("gqa", str(tmp_path), None, {"prompt": "x"})
     monkeypatch.setattr(questions, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"easy-vqa: pip install 'trueoracle\[transformers\]'"):

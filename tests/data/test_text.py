@@ -199,7 +199,7 @@ def test_files_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 def test_a_text_shorter_than_an_example_is_refused() -> None:
     with pytest.raises(
-        InputError, match="has 3 tokens, fewer than one example of data.context = 8"
+        InputError, match=r"has 3 tokens, fewer than one example of data\.context = 8"
     ):
         packed("abc", 8)
 

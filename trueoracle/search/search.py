@@ -162,7 +162,7 @@ def search(
     full = len(candidates) * recipe.epochs
     epochs = parse_budget(wanted.budget, len(candidates), recipe.epochs)
     schedule = way.plan(len(candidates), recipe.epochs, epochs, eta)
-    if schedule.cost > epochs:  # it retrains them all, whatever is said
+    if schedule.cost > epochs:  # it retrains every candidate, whatever the budget
         if wanted.budget is not None:
             raise InputError(
                 f"strategy {way.name!r} takes all {full:,} epochs, and the budget is {epochs:,}: "
@@ -248,7 +248,7 @@ def search(
 
 
 def _strategy(prepared: Prepared, name: str | None) -> Strategy:
-    """The strategy named, or the one that learns which filters to prune, where filters are."""
+    """The named strategy; by default, where filters are pruned, the one that learns which."""
     whole = not prepared.candidates.weights
     way = find_strategy(name or ("guided" if whole else "halving"))
     if way.learns and not whole:
@@ -281,13 +281,13 @@ def _priors(prepared: Prepared, way: Strategy, named: str | None) -> tuple[list[
 def _recorded(
     prepared: Prepared, folder: Path, progress: Progress, priors: list[str], passed_over: str
 ) -> str:
-    """Record the dense network and the scores of the first of ``priors`` that applies: its name."""
+    """Record the dense network and the scores of the first of ``priors`` that applies; its name."""
     for place, prior in enumerate(priors, start=1):
         if passed_over:
             progress.message(f"candidates are ordered by {prior}, since {passed_over}")
         try:
             score(prepared, folder, progress, criteria=(prior,))
-        except NotApplicableError as reason:  # which only all examples told
+        except NotApplicableError as reason:  # which shows on all examples only
             if place == len(priors):
                 raise
             passed_over = str(reason)
@@ -344,7 +344,7 @@ def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:
     ):
         for name in names:
             own = [one for one in record.epochs[name] if start <= one.epoch < rung.epochs]
-            # A network that diverged has no more records: its last one speaks for the later rungs.
+            # A network that diverged has no more records: its last one stands for the later rungs.
             rows += [
                 {"candidate": name, "rung": number, **one.as_row()}
                 for one in own or record.epochs[name][-1:]

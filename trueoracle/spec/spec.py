@@ -210,7 +210,7 @@ class DataSpec(Frozen):
     test: str | None = Field(
         None,
         max_length=4096,
-        description="of questions: others to test on, NAME:PATH, such as pope:coco_pope_random.json",
+        description="of questions: others to test on, as NAME:PATH (pope:coco_pope_random.json)",
     )
 
     @property
