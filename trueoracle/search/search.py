@@ -50,7 +50,8 @@ class SearchResult:
     ``candidate``, ``rung`` (from 1), ``epoch`` (from 0), the learning rate and all metrics.
     ``budget``, ``spent`` and ``full_budget`` count epochs of one candidate; ``seconds`` is what
     training took. ``folder`` keeps the search. ``normalised`` says by which mean and standard
-    deviation a channel the images were, where the data set has a name.
+    deviation a channel the images were, where the data set has a name. ``files`` has the texts of
+    files that belong to the network, by name: a tokenizer that was trained for it.
     """
 
     study: str
@@ -72,6 +73,7 @@ class SearchResult:
     origin: Origin
     normalised: Mapping[str, Any]
     metrics: tuple[Metric, ...]
+    files: Mapping[str, str]
 
     @property
     def spent(self) -> int:
@@ -80,7 +82,7 @@ class SearchResult:
     def export(self, path: str | Path) -> Path:
         """Write the network: ``.safetensors`` (for ``trueoracle.load``), ``.onnx`` or ``.pt2``.
 
-        Raises :class:`InputError` for another ending, and where the network cannot be written so.
+        A path without an ending is a folder for transformers. Raises :class:`InputError` for another ending, and where the network cannot be written so.
         """
         facts = {
             "study": self.study,
@@ -88,7 +90,7 @@ class SearchResult:
             "outcome": finite_or_none(self.outcome.as_row()),
             "normalised": dict(self.normalised),
         }
-        return export(self.network, Path(path), self.origin, facts)
+        return export(self.network, Path(path), self.origin, facts, self.files)
 
     def as_dict(self) -> dict[str, Any]:
         """The result as plain values, with each rung's candidates and their values."""
@@ -194,6 +196,7 @@ def search(
         folder=made.folder,
         origin=_origin(prepared, index),
         normalised=_normalised(spec.data),
+        files=prepared.data.files,
         metrics=tuple(prepared.data.task.metrics),
     )
 
