@@ -113,6 +113,12 @@ class Results:
         return skipped_in(self.provenance)
 
     @property
+    def data_facts(self) -> dict[str, Any]:
+        """What is recorded of text and questions: tokenizer, hash, tokens; empty for other data."""
+        said = [sitting["data"] for sitting in self.provenance if "data" in sitting]
+        return dict(said[-1]) if said else {}
+
+    @property
     def finished(self) -> bool:
         """Whether every candidate is scored and retrained: by each criterion, with each seed.
 
@@ -256,7 +262,7 @@ class Results:
         seed`` draws. Raises :class:`InputError` for a criterion without finite scores.
         """
         # Its room imports torch, which nothing else here needs.
-        from trueoracle.pruning.candidates import sample
+        from trueoracle.pruning.ways import sample
 
         scores = self.score(criterion).values
         if sampled < 1:

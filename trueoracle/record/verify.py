@@ -19,10 +19,12 @@ from trueoracle.analysis.numbers import many
 from trueoracle.errors import StoreError
 from trueoracle.files import read_checked, read_checked_json, remove_drafts, sha256_of
 from trueoracle.record.chunks import CHUNKED, journal_fault, read_rows, sealed
+from trueoracle.record.database import SCHEMA_VERSION, metrics_by_columns
 from trueoracle.record.layout import CHECKSUMS, METRICS, Columns, Seal, Table, Task, tables, task_of
+from trueoracle.record.lock import is_locked, locked
 from trueoracle.record.older import NAMED, OLDER_TASK
 from trueoracle.record.paths import CANDIDATES, DATABASE, DENSE, RETRAINING, SEARCHES, UNDER_WAY
-from trueoracle.record.store import SCHEMA_VERSION, Store, is_locked, locked, metrics_by_columns
+from trueoracle.record.store import Store
 from trueoracle.tasks.metric import Metric
 
 __all__ = ["Part", "Verified", "repair", "verify"]

@@ -8,7 +8,7 @@ from typing import Any
 from trueoracle.analysis.assessment import Assessment
 from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.numbers import finite_or_none, quantity
-from trueoracle.analysis.outcomes import chance_in_words, rule_in_words
+from trueoracle.analysis.outcomes import baseline_in_words, chance_in_words, rule_in_words
 from trueoracle.record.results import SHORT, Results
 from trueoracle.spec.scale import changes_from_file, scale_in_words
 
@@ -29,6 +29,7 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
     - ``comparison``: what :func:`trueoracle.analysis.comparison.compare` finds among criteria;
     - ``short_retraining``: the relations of the short retraining's outcomes to this study's;
     - ``warning``: that the dense network is hardly better than chance, where it is;
+    - ``data_facts``: what is recorded of text and questions; empty for other data;
     - ``changed``: the dotted fields whose values are not those of the shipped study of this name,
       which ``purpose`` describes;
     - ``cost``: what pruning saves; None where an older record does not hold it.
@@ -47,6 +48,7 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
         "scale_in_words": scale_in_words(spec),
         "network": spec.network.name,
         "data": spec.data.name,
+        "data_facts": results.data_facts,
         "task": results.task,
         "metrics": [finite_or_none(asdict(metric)) for metric in results.metrics],
         "surgery": spec.pruning.surgery,
@@ -73,7 +75,9 @@ def _warning(results: Results) -> str:
     chance = [sitting["chance"] for sitting in results.provenance if "chance" in sitting]
     outcome = results.outcome()
     value = (results.dense or {}).get(outcome.column)
-    return chance_in_words(outcome, value, chance[-1] if chance else None)
+    return chance_in_words(outcome, value, chance[-1] if chance else None) or baseline_in_words(
+        outcome, value, results.data_facts
+    )
 
 
 def _cost(results: Results) -> dict[str, Any] | None:

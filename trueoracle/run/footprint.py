@@ -97,10 +97,12 @@ def check_weights(spec: StudySpec, shape: tuple[int, ...], classes: int) -> None
         )
     needed, free = weight_bytes(network), available_memory(_CPU)
     if needed > free:
+        images, size = "", ""
+        if shape:
+            images, size = f" for images of {_by(shape)} numbers", " or data.image_size"
         raise InputError(
-            f"network {spec.network.name!r} for images of {_by(shape)} numbers has weights of "
-            f"{readable_bytes(needed)}, and {readable_bytes(free)} of memory are free: lower "
-            "network.arguments or data.image_size"
+            f"network {spec.network.name!r}{images} has weights of {readable_bytes(needed)}, and "
+            f"{readable_bytes(free)} of memory are free: lower network.arguments{size}"
         )
 
 
