@@ -179,6 +179,8 @@ def plan(
     wanted = [engine]
     if engine == "auto":
         wanted, refusals = _possible(network, data, recipe)
+    if wanted == [LoopEngine.name]:  # before its trial, which may need as much
+        _check_alone(network, data, recipe)
     trials = [_try(name, network, data, recipe, budget) for name in wanted]
     fitting = [trial for trial in trials if trial.fits]
     if not fitting:
@@ -199,7 +201,7 @@ def plan(
             for t in trials
             if not t.fits
         )
-    if not best.needs:
+    if not best.needs and len(wanted) > 1:
         _check_alone(network, data, recipe)
     return _sized(best, reason, data, recipe, members)
 
