@@ -73,6 +73,7 @@ CHANGES: dict[str, Any] = {
     "data.columns": {"text": "body"},
     "data.image_folder": "images",
     "data.image_tokens": 16,
+    "data.arguments": {"classes": 36},
     "data.test": "pope:questions.json",
     "pruning.layers": {"conv1": 0.4},
     "pruning.candidates": 10,

@@ -95,9 +95,7 @@ class Jackknife:
 
     def freedom(self, place: int = 0) -> float:
         """Degrees of freedom of all parts together (Satterthwaite 1946)."""
-        squares = [
-            (float(p.variance[place]), float(p.freedom[place])) for p in self.parts.values()
-        ]
+        squares = [(float(p.variance[place]), float(p.freedom[place])) for p in self.parts.values()]
         below = sum(v**2 / max(1.0, f) for v, f in squares)
         return sum(v for v, _ in squares) ** 2 / below if below > 0 else math.nan
 
@@ -208,6 +206,7 @@ def leave_out(
     two scores' standardised ranks), so that what filters do only together is allowed for. Without
     ``filters`` or ``seeds`` these are taken as given.
     """
+
     def of(part: CandidateTable) -> np.ndarray:
         return np.asarray(statistic(part), dtype=np.float64)
 

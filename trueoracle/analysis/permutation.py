@@ -111,8 +111,7 @@ def _paired(table: CandidateTable, rows: Iterator[np.ndarray]) -> tuple[np.ndarr
     with np.errstate(divide="ignore", invalid="ignore"):
         relabelled = np.array(
             [
-                stacked @ outcome[np.ix_(moved, moved)].ravel().astype(np.float32)
-                / np.sqrt(untied)
+                stacked @ outcome[np.ix_(moved, moved)].ravel().astype(np.float32) / np.sqrt(untied)
                 for moved in rows
             ]
         )

@@ -42,17 +42,17 @@ def load_language(
     :class:`InputError` for what cannot be read, and for fields that do nothing here.
     """
     if data.name in TEXTS:
-        _refuse(data, "image_folder", "image_tokens", "test", "image_size", "uint8")
+        _refuse(data, "arguments", "image_folder", "image_tokens", "test", "image_size", "uint8")
         return _load_text(data, network, folder, revision)
     if data.name in QUESTIONS:
-        _refuse(data, "stride", "uint8")
+        _refuse(data, "arguments", "stride", "uint8")
         return _load_questions(data, network, folder, revision)
     raise unknown("data set", data.name, TEXTS + QUESTIONS)
 
 
 def _refuse(data: DataSpec, *fields: str) -> None:
     for name in fields:
-        if (value := getattr(data, name)) is not None:
+        if (value := getattr(data, name)) not in (None, {}):
             raise InputError(f"data.{name} = {value!r} does nothing for data set {data.name!r}")
 
 

@@ -90,7 +90,7 @@ class Estimator:
 
 def _try(spec: StudySpec, candidates: CandidateList, device: torch.device) -> tuple[float, str]:
     """Seconds a network and trained image, and the engine."""
-    info = datasets.dataset_info(spec.data.name)
+    info = datasets.dataset_info(spec.data.name, arguments=spec.data.arguments)
     channels, height, width = info.shape
     size = spec.data.image_size
     shape = (channels, size or height, size or width)

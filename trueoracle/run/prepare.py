@@ -236,6 +236,7 @@ def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
         train_images=spec.data.train_images,
         test_images=spec.data.test_images,
         measured_fraction=spec.data.measured_fraction,
+        arguments=spec.data.arguments,
     )
     if task is not None or spec.task not in (Classification.name, data.task.name):
         data = replace(data, task=find_task(task or spec.task, data.train))
@@ -243,7 +244,9 @@ def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
 
 
 def _info(data: DataSpec) -> datasets.DatasetInfo:
-    return datasets.dataset_info(data.name, path=data.path, image_size=data.image_size)
+    return datasets.dataset_info(
+        data.name, path=data.path, image_size=data.image_size, arguments=data.arguments
+    )
 
 
 def _check_fields(spec: DataSpec, of: str = "images of classes") -> None:
@@ -257,8 +260,8 @@ def _check_fields(spec: DataSpec, of: str = "images of classes") -> None:
 def _given(data: Splits, spec: DataSpec) -> Splits:
     """Data given in Python, measured in the part that is asked for."""
     _check_fields(spec, "data given in Python")
-    for name in ("path", "image_size", "train_images", "test_images"):
-        if (value := getattr(spec, name)) is not None:
+    for name in ("path", "arguments", "image_size", "train_images", "test_images"):
+        if (value := getattr(spec, name)) not in (None, {}):
             raise InputError(f"data.{name} = {value!r} does nothing for data given in Python")
     if spec.validation_images != len(data.validation or ()):
         raise InputError(

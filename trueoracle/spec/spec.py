@@ -126,6 +126,9 @@ class DataSpec(Frozen):
         description="of folder and imagenet: where train/ and val/ with a folder a class are; of "
         "text and questions: their file or folder",
     )
+    arguments: dict[str, Whole | Real] = Field(
+        {}, description="of the data set: of glyphs {classes = 36, fonts = 100, noise = 0.2}"
+    )
     image_size: int | None = Field(
         None,
         ge=1,
@@ -374,6 +377,7 @@ LANGUAGE_FIELDS = {
 ADDED = {
     *LANGUAGE_FIELDS,
     "network.files",
+    "data.arguments",
     "pruning.count",
     "pruning.share",
     "dense.accumulate",
