@@ -23,6 +23,7 @@ from trueoracle.tasks.metric import SPLITS, Metric, check_metrics
 
 __all__ = [
     "CHECKSUMS",
+    "COUNTED",
     "MEASURED",
     "METRICS",
     "Column",
@@ -165,19 +166,23 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
     return ""
 
 
+COUNTED = {"structured": "filters by group", "depth": "layers by list"}
+"""Kinds of pruning whose candidates name numbers, and what these are."""
+
+
 def pruned_fault(kind: str, pruned: Sequence[Mapping[str, Any]], parameters: int | None) -> str:
     """What is wrong with what the candidates prune; empty where nothing is.
 
     Of filters: for the same groups, equally many different filters of each, by their numbers from
-    0, which are fewer than the network's ``parameters``. Of weights: the ``mask``'s number and the
-    ``sparsity`` by layer.
+    0, which are fewer than the network's ``parameters``; of whole layers, the same by list. Of
+    weights: the ``mask``'s number and the ``sparsity`` by layer.
     """
     groups = (
         {name: len(v) for name, v in pruned[0].items() if isinstance(v, list)} if pruned else {}
     )
     most = min(parameters or _MOST_FILTERS, _MOST_FILTERS, _MOST_CELLS // max(len(pruned), 1))
     for one in pruned:
-        if kind == "structured":
+        if kind in COUNTED:
             is_right = {n: len(v) for n, v in one.items() if isinstance(v, list)} == groups
             is_right = is_right and len(one) == len(groups) > 0
             is_right = is_right and all(_are_filters(v, most) for v in one.values())
@@ -190,7 +195,7 @@ def pruned_fault(kind: str, pruned: Sequence[Mapping[str, Any]], parameters: int
                 and all(type(v) in (int, float) and 0 <= v <= 1 for v in sparsity.values())
             )
         if not is_right:
-            what = "filters by group" if kind == "structured" else "a mask and its sparsity"
+            what = COUNTED.get(kind) or "a mask and its sparsity"
             return f"pruned is {json.dumps(one)[:60]}, expected {what}"
     return ""
 

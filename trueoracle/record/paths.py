@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CANDIDATES", "DATABASE", "DENSE", "LOCK", "SEARCHES", "UNDER_WAY"]
+__all__ = ["AROUND", "CANDIDATES", "DATABASE", "DENSE", "LOCK", "SEARCHES", "UNDER_WAY"]
 
 DATABASE = "study.sqlite"
 """All tables."""
@@ -18,6 +18,9 @@ UNDER_WAY = "dense.partial.pt"
 
 CANDIDATES = "candidates.json"
 """The candidates, which another study can take (``pruning.candidates``)."""
+
+AROUND = "around.safetensors"
+"""What the criterion says of each filter, weight or layer, around whose choice candidates are."""
 
 SEARCHES = "search"
 """The folder of the searches."""

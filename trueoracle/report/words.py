@@ -186,5 +186,7 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
 def pruned_in_words(pruned: dict[str, Any]) -> str:
     """Such as ``"conv1 2, 7; conv2 0, 3"``; of single weights ``"mask 9f86d081884c7d65"``."""
     if isinstance(pruned.get("mask"), str):
+        if int(pruned["mask"], 16) == 0:  # as trueoracle.pruning.unstructured numbers it
+            return "the criterion's own choice"
         return f"mask {pruned['mask']}"
     return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from dataclasses import replace
 
 from torch import nn
 
@@ -12,7 +13,9 @@ from trueoracle.networks.copying import copied
 from trueoracle.pruning.cost import cost
 from trueoracle.pruning.listing import write_listing
 from trueoracle.record.paths import CANDIDATES
-from trueoracle.run.sitting import Sitting
+from trueoracle.run.around import candidates_for
+from trueoracle.run.sitting import Sitting, check_candidates
+from trueoracle.spec.spec import candidates_in_words
 from trueoracle.tasks.base import as_input
 
 __all__ = ["list_candidates", "score_candidates"]
@@ -23,10 +26,18 @@ CHUNK_SECONDS = 4.0
 """A chunk that took less is followed by a larger one: what a kill loses is about twice this."""
 
 
-def list_candidates(at: Sitting) -> None:
-    """Record candidates, costs and criteria; drop the scores of a criterion whose code changed."""
+def list_candidates(at: Sitting, dense: nn.Module) -> Sitting:
+    """Record candidates, costs and criteria; drop the scores of a criterion whose code changed.
+
+    Returns the sitting with the candidates of this dense network.
+    """
+    at = replace(at, prepared=candidates_for(at.prepared, dense, at.folder))
     prepared, store = at.prepared, at.store
+    check_candidates(prepared, store)
     candidates = prepared.candidates
+    if prepared.spec.pruning.candidates != "all":
+        said = candidates_in_words(prepared.spec.pruning, len(candidates))
+        at.progress.message(f"candidates: {said}")
     if store.counts()["candidates"] != len(candidates):
         store.record_candidates(
             (name, candidates.pruned(index)) for index, name in enumerate(candidates.ids)
@@ -34,10 +45,10 @@ def list_candidates(at: Sitting) -> None:
     write_listing(candidates.listing(), at.folder / CANDIDATES)
     if not store.has_costs():
         example = as_input(prepared.network, prepared.data.example(1))
-        dense = cost(prepared.network, example)
+        whole = cost(prepared.network, example)
         costs = candidates.costs(prepared.network, example)
         store.record_costs(
-            (dense.parameters, dense.macs),
+            (whole.parameters, whole.macs),
             [
                 (name, one.parameters, one.macs)
                 for name, one in zip(candidates.ids, costs, strict=True)
@@ -51,6 +62,7 @@ def list_candidates(at: Sitting) -> None:
                 f"criterion {name}: its code may have changed, so it is scored anew"
             )
     at.note_skipped(prepared.skipped)
+    return at
 
 
 def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | None = None) -> None:

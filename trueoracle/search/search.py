@@ -13,12 +13,13 @@ from torch import nn
 from trueoracle.analysis.numbers import finite_or_none, many
 from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import dataset_info
-from trueoracle.engines.choose import Plan, plan
+from trueoracle.engines.choose import Plan, engine_for, plan
 from trueoracle.engines.retrain import retraining_data
 from trueoracle.errors import InputError, NotApplicableError, unknown
 from trueoracle.record.paths import SEARCHES
 from trueoracle.record.results import Results
 from trueoracle.record.store import locked
+from trueoracle.run.around import candidates_for
 from trueoracle.run.dense import read_dense
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
@@ -172,6 +173,8 @@ def search(
     prior = _recorded(prepared, folder, progress, priors, passed_over)
     recorded = Results(folder)
     dense = read_dense(prepared, folder, recorded.dense or {})
+    prepared = candidates_for(prepared, dense, folder)
+    candidates = prepared.candidates
     # An order that takes no criterion takes their number only.
     scores = [0.0] * len(candidates)
     if prior:
@@ -244,7 +247,8 @@ def search(
 
 def _strategy(prepared: Prepared, name: str | None) -> Strategy:
     """The strategy named, or the one that learns which filters to prune, where filters are."""
-    whole = not prepared.candidates.weights
+    units = prepared.candidates.units
+    whole = units != "weights"
     way = find_strategy(name or ("guided" if whole else "halving"))
     if way.learns and not whole:
         raise InputError(
@@ -306,6 +310,7 @@ def _carried_out(
 
     def planned(members: int, before: str) -> Plan:
         wanted = before if engine == "auto" and before else engine
+        wanted = engine_for(made.candidates, wanted)
         if wanted not in known:  # one trial of the engines is enough for all rungs
             known[wanted] = plan(
                 example,
