@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from trueoracle.analysis.table import CandidateTable
 
 
+APART = (
+    "Each kind of pruning is by itself: one kind ends better than another whatever a score says, "
+    "so that pooling them would make a correlation out of nothing."
+)
+
+
 @guarded
 def analyse(
     points: Annotated[
@@ -55,6 +61,10 @@ def analyse(
     ] = None,
     network: Annotated[
         str | None, typer.Option(help="Column telling dense networks apart.")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Column of kinds of pruning, of which each is looked at by itself."),
     ] = None,
     pruned: Annotated[
         str | None,
@@ -110,6 +120,7 @@ def analyse(
             candidate=candidate,
             seed=seed,
             network=network,
+            kind=kind,
             pruned=pruned,
         )
         for label, one in read.items():
@@ -118,8 +129,8 @@ def analyse(
     found = {
         label: _assess(one, label or str(points[0]), outcome) for label, one in studies.items()
     }
-    pooled = _pooled(list(studies.values())) if network is not None and len(points) == 1 else []
-    meta = _meta(found)
+    pooled = _pooled(list(studies.values())) if network is not None and kind is None and len(points) == 1 else []
+    meta = _meta(found) if kind is None else []
     if figure is not None:
         _draw(figure, studies, found, meta, x, outcome)
     if as_json:
@@ -152,6 +163,8 @@ def analyse(
         higher_is_better=higher,
         wants_permutation=pruned is not None,
     )
+    if kind is not None and len(found) > 1:
+        out().print(APART, soft_wrap=True)
 
 
 def _higher_is_better(y: list[str]) -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "COUNTED",
     "MEASURED",
     "METRICS",
+    "NOISE",
     "Column",
     "Columns",
     "Seal",
@@ -149,16 +150,24 @@ def _is_plain(value: object, depth: int) -> bool:
     return depth > 0 and all(_is_plain(one, depth - 1) for one in inner)
 
 
+NOISE = "noise"
+"""The fact that :func:`trueoracle.criteria.noise.loss_noise` gives."""
+
+
 def facts_fault(facts: Mapping[str, Any]) -> str:
     """What is wrong with a sitting's facts, as far as they are read back; empty where nothing is.
 
-    ``skipped`` has reasons by criterion, ``adopted`` rows by folder, ``engine`` is a name and
-    ``chance`` what the headline metric is without any learning.
+    ``skipped`` has reasons by criterion, ``adopted`` rows by folder, ``engine`` is a name,
+    ``chance`` what the headline metric is without any learning, and ``noise`` how far pruned losses
+    differ by the choice of examples alone.
     """
     for name, kind, inner in (("skipped", dict, str), ("adopted", dict, int)):
         value = facts.get(name, {})
         if not isinstance(value, kind) or not all(isinstance(v, inner) for v in value.values()):
             return f"facts.{name} is {str(value)[:40]!r}, expected an object of {inner.__name__}"
+    noise = facts.get(NOISE, {})
+    if not isinstance(noise, dict) or any(type(v) not in (int, float) for v in noise.values()):
+        return f"facts.{NOISE} is {str(noise)[:40]!r}, expected an object of numbers"
     if not isinstance(facts.get("engine", ""), str):
         return f"facts.engine is {str(facts['engine'])[:40]!r}, expected a name"
     if type(facts.get("chance", 0.0)) not in (int, float):

@@ -14,6 +14,7 @@ __all__ = [
     "ceiling_sentences",
     "combination_sentence",
     "grid_verdicts",
+    "kinds_in_words",
     "meta_sentence",
     "pruned_in_words",
     "slope_sentence",
@@ -137,11 +138,11 @@ def additive_sentence(additive: Mapping[str, Any], outcome: str) -> str:
     )
 
 
-def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str) -> str:
-    """What a random-effects meta-analysis says over the studies of a grid."""
+def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str, kind: str = "") -> str:
+    """What a random-effects meta-analysis says over the studies of a grid, of one ``kind``."""
     count = len(meta["studies"])
     text = (
-        f"Over {many(count, 'study', 'studies')}, {score} has "
+        f"Over {many(count, 'study', 'studies')}{f' of kind {kind!r}' if kind else ''}, {score} has "
         f"τ = {number(meta['tau'], 2)} {interval(meta['low'], meta['high'])} with {outcome}"
     )
     if meta.get("i2") is not None:
@@ -175,12 +176,29 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
     }
     criteria = list(dict.fromkeys(one["criterion"] for one in found))
     spoken_of = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
+    kinds = summary.get("kinds") or ()
     said = [
-        meta_sentence(meta, *names[meta["criterion"], meta["metric"]])
+        meta_sentence(
+            meta,
+            *names[meta["criterion"], meta["metric"]],
+            kind=meta["kind"] if len(kinds) > 1 else "",
+        )
         for meta in summary.get("meta") or []
         if meta["criterion"] in spoken_of and (meta["criterion"], meta["metric"]) in names
     ]
-    return [*said, INDEPENDENT] if said else []
+    apart = kinds_in_words(kinds)
+    return [*filter(None, [apart]), *said, *([INDEPENDENT] if said else [])]
+
+
+def kinds_in_words(kinds: Sequence[str]) -> str:
+    """Why several kinds of pruning are not pooled; empty where there is one."""
+    if len(kinds) < 2:
+        return ""
+    return (
+        f"{many(len(kinds), 'kind')} of pruning ({', '.join(kinds)}), each by itself: one kind "
+        "ends better than another whatever a criterion says, so that pooling them would make a "
+        "correlation out of nothing."
+    )
 
 
 def pruned_in_words(pruned: dict[str, Any]) -> str:

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from trueoracle.criteria.base import find_criterion
 from trueoracle.criteria.importance import importance_of
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, NotApplicableError
-from trueoracle.files import replacing
 from trueoracle.networks.copying import copied
-from trueoracle.networks.weights import weights_sha256
+from trueoracle.networks.weights import weights_sha256, write_tensors
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.pruning.ways import Importance
 from trueoracle.record.paths import AROUND
@@ -41,7 +39,7 @@ def candidates_for(prepared: Prepared, dense: nn.Module, folder: Path) -> Prepar
     importance = _kept(path, whose)
     if importance is None:
         importance = _importance(pruning.around, dense, prepared.candidates, prepared.data)
-        _keep(path, whose, importance)
+        write_tensors({n: one.contiguous() for n, one in importance.items()}, path, {"of": whose})
     return replace(prepared, candidates=_drawn(prepared.candidates, importance, pruning))
 
 
@@ -74,9 +72,3 @@ def _kept(path: Path, whose: str) -> Importance | None:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-
-
-def _keep(path: Path, whose: str, importance: dict[str, torch.Tensor]) -> None:
-    tensors = {name: values.contiguous() for name, values in importance.items()}
-    with replacing(path) as draft:
-        save_file(tensors, draft, {"of": whose})

@@ -29,6 +29,8 @@ from trueoracle.files import check_writable, replacing
 from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build
 from trueoracle.networks.weights import load_weights, save_weights
+from trueoracle.pruning.candidates import Units
+from trueoracle.pruning.depth import cut_layers, find_stacks
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.unstructured import unmasked
 from trueoracle.pruning.walk import find_groups
@@ -56,7 +58,8 @@ class Origin:
     ``name`` is None for a network given in Python. ``inputs`` has what the network is given: each
     field's shape without the axis of examples, and its type. ``outputs`` is the number that a
     registered network is built for (classes, say); None where it was given in Python. ``pruned``
-    maps groups to their pruned filters, and is empty where single weights are zero.
+    maps groups to their pruned filters, or with ``units`` "layers" lists to the places of the layers
+    that are taken out, and is empty where single weights are zero.
     """
 
     name: str | None
@@ -64,6 +67,7 @@ class Origin:
     inputs: Inputs
     outputs: int | None
     pruned: Mapping[str, tuple[int, ...]]
+    units: Units = "filters"
 
 
 def export(
@@ -124,6 +128,7 @@ class _Stored(BaseModel):
     ]
     outputs: Annotated[int, Field(ge=1)] | None
     pruned: dict[str, Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]]
+    units: Units = "filters"
 
 
 def load(path: str | Path, network: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
@@ -151,7 +156,8 @@ def load(path: str | Path, network: nn.Module | None = None, *, trust: bool = Fa
         )
     else:
         dense = _built(stored.name, stored, path)
-    made = _cut(dense, stored.pruned, stored.inputs, path)
+    cut = _without if stored.units == "layers" else _cut
+    made = cut(dense, stored.pruned, stored.inputs, path) if stored.pruned else dense
     load_weights(made, path)
     return made.eval()
 
@@ -222,8 +228,6 @@ def _cut(
     dense: nn.Module, pruned: Mapping[str, Sequence[int]], inputs: Inputs, path: Path
 ) -> nn.Module:
     """The shape that is left: which filters go does not matter, since weights are loaded."""
-    if not pruned:
-        return dense
     try:
         groups = find_groups(dense, as_input(dense, _example(inputs))).groups
     except Exception as error:  # of a size that nothing holds, or that does not fit
@@ -236,6 +240,22 @@ def _cut(
         if not len(kept[name]):
             raise InputError(f"{path} is damaged: it prunes every filter of {name}")
     return prune(dense, [groups[name] for name in pruned], kept)
+
+
+def _without(
+    dense: nn.Module, pruned: Mapping[str, Sequence[int]], inputs: Inputs, path: Path
+) -> nn.Module:
+    """The network without the layers that were taken out."""
+    try:
+        stacks = find_stacks(dense, as_input(dense, _example(inputs))).stacks
+    except Exception as error:  # of a size that nothing holds, or that does not fit
+        raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
+    gone = {}
+    for name, places in pruned.items():
+        if name not in stacks or not set(places) <= set(stacks[name].places):
+            raise InputError(f"{path} does not fit the network: it has no such layers of {name}")
+        gone[name] = stacks[name], [stacks[name].places.index(place) for place in places]
+    return cut_layers(dense, gone)
 
 
 def _example(inputs: Inputs) -> Batch:

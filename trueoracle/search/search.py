@@ -362,7 +362,7 @@ def _normalised(data: DataSpec) -> dict[str, Any]:
 def _origin(prepared: Prepared, index: int) -> Origin:
     network = prepared.spec.network
     pruned: dict[str, tuple[int, ...]] = {}
-    if not prepared.candidates.weights:
+    if prepared.candidates.units != "weights":
         pruned = {
             name: tuple(int(one) for one in filters)
             for name, filters in prepared.candidates.pruned(index).items()
@@ -377,4 +377,5 @@ def _origin(prepared: Prepared, index: int) -> Origin:
         },
         outputs=None if network.fingerprint else prepared.data.task.outputs(prepared.data.train),
         pruned=pruned,
+        units=prepared.candidates.units,
     )
