@@ -229,6 +229,120 @@ def test_a_criterion_of_filters_says_what_it_lacks(few_digits: Splits) -> None:
         of_filters(small(), listed, few_digits)
 
 
+PATTERNS = [(nn.Linear(8, 5), (5, 2, 4)), (nn.Conv2d(8, 3, 3), (3, 9, 2, 4))]
+
+
+@pytest.mark.parametrize(("layer", "cells"), PATTERNS)
+def test_of_every_four_consecutive_inputs_two_stay(layer: nn.Module, cells: Any) -> None:
+    listed = list_weight_candidates(nn.Sequential(layer), {"0": "2:4"}, count=4)
+    for index in range(4):
+        kept = listed.kept(index)["0"]
+        # Of a convolution: consecutive channels at one place of its kernel.
+        rows = kept if kept.ndim == 2 else kept.flatten(2).transpose(1, 2)
+        assert (rows.reshape(cells if kept.ndim > 2 else (5, 2, 4)).sum(-1) == 2).all()
+    assert listed.pruned(0)["sparsity"] == {"0": 0.5}
+    assert len(set(listed.ids)) == 4
+    plain = list_weight_candidates(nn.Sequential(layer), {"0": 0.5}, count=4)
+    assert not {*plain.ids} & {*listed.ids}
+
+
+def test_a_turned_weight_has_its_inputs_in_its_first_axis() -> None:
+    class Conv1D(nn.Module):  # as transformers'
+        def __init__(self) -> None:
+            super().__init__()
+            self.nf, self.nx = 3, 8
+            self.weight = nn.Parameter(torch.randn(8, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight
+
+    network = nn.Sequential(Conv1D())
+    listed = list_weight_candidates(network, {"0": "1:4"}, count=2)
+    assert (listed.kept(0)["0"].T.reshape(3, 2, 4).sum(2) == 1).all()
+    rows = list_weight_candidates(network, {"0": 0.25}, count=2, scope="row")
+    assert rows.kept(1)["0"].sum(0).tolist() == [6, 6, 6]
+    check_masks(network, listed, torch.rand(3, 8))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("2:5", "0 = '2:5': its 8 inputs are no multiple of 5"),
+        ("4:4", "0 = '4:4': of every M weights N are kept, and N is at least 1 and less than M"),
+    ],
+)
+def test_a_pattern_that_does_not_fit_is_one_clear_line(pattern: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        list_weight_candidates(nn.Sequential(nn.Linear(8, 5)), {"0": pattern}, count=2)
+
+
+def test_every_row_loses_the_same_share() -> None:
+    listed = list_weight_candidates(small(), {"3": 0.5, "0": 0.2}, count=2, scope="row")
+    kept = listed.kept(1)
+    assert (kept["3"].sum(1) == 147 - 74).all()
+    assert (kept["0"].flatten(1).sum(1) == 20).all()
+    assert listed.counts == {"0": 15, "3": 4 * 74}
+
+
+def around(scope: Any, sparsities: Any, share: float = 0.2) -> tuple[WeightCandidates, Any]:
+    torch.manual_seed(1)
+    network = small()
+    listed = list_weight_candidates(network, sparsities, count=2, scope=scope)
+    scores = {name: network.get_parameter(f"{name}.weight").detach().abs() for name in listed.weights}
+    return listed.around("l1", scores, 6, share, seed=3), scores
+
+
+@pytest.mark.parametrize("scope", ["layer", "row", "global"])
+def test_the_first_is_the_criterions_own_choice_and_the_others_lie_around_it(scope: Any) -> None:
+    drawn, scores = around(scope, {"*": 0.5})
+    own = drawn.kept(0)
+    if scope == "row":
+        for name, kept in own.items():
+            rows, stays = scores[name].flatten(1), kept.flatten(1)
+            least = torch.where(stays, rows, torch.inf).min(1).values
+            assert (torch.where(stays, 0, rows).max(1).values <= least).all()
+    else:
+        pools = [list(own)] if scope == "global" else [[name] for name in own]
+        for pool in pools:
+            left = torch.cat([scores[name][own[name]] for name in pool])
+            gone = torch.cat([scores[name][~own[name]] for name in pool])
+            assert gone.max() <= left.min()
+    assert drawn.pruned(0)["mask"] == "0000000000000000"
+    for index in range(1, 6):
+        kept = drawn.kept(index)
+        assert zeros(drawn, index).keys() == own.keys()
+        if scope != "global":
+            assert zeros(drawn, index) == zeros(drawn, 0)
+        changed = sum(int((kept[name] != own[name]).sum()) for name in own)
+        assert 0 < changed < 0.2 * sum(one.numel() for one in own.values())
+    again, _ = around(scope, {"*": 0.5})
+    assert again.ids == drawn.ids
+    assert all(torch.equal(again.kept(2)[name], drawn.kept(2)[name]) for name in own)
+    assert len({*drawn.ids, *around(scope, {"*": 0.5}, share=0.3)[0].ids}) == 12
+
+
+def test_a_pattern_holds_around_a_choice_too() -> None:
+    drawn, scores = around("layer", {"4": "1:2"})
+    for index in range(6):
+        assert (drawn.kept(index)["4"].reshape(-1, 2).sum(1) == 1).all()
+    pairs = scores["4"].reshape(-1, 2)
+    assert torch.equal(drawn.kept(0)["4"].reshape(-1, 2)[:, 0], pairs[:, 0] > pairs[:, 1])
+
+
+def test_too_small_a_share_is_one_clear_line() -> None:
+    with pytest.raises(InputError, match="brings 1 different candidates around the criterion's"):
+        around("layer", {"4": 0.5}, share=1e-9)
+
+
+def test_a_listing_around_a_choice_is_not_taken_for_random_masks(tmp_path: Path) -> None:
+    from trueoracle.pruning.listing import write_listing
+
+    drawn, _ = around("layer", {"*": 0.5})
+    write_listing(drawn.listing(), tmp_path / "candidates.json")
+    with pytest.raises(InputError, match="around 'l1, 0.2 of its scores .*this study's are of nothing"):
+        list_weight_candidates(small(), {"*": 0.5}, count=tmp_path / "candidates.json")
+
+
 def test_a_listing_gives_the_same_masks(tmp_path: Path) -> None:
     from trueoracle.pruning.listing import write_listing
 
