@@ -559,7 +559,7 @@ def check_masks(dense: nn.Module, candidates: WeightCandidates, example: Example
                 f"pruned: {first_line(error)}"
             ) from error
         for one, other in zip(found, expected, strict=True):
-            if not torch.allclose(one, other, rtol=1e-4, atol=1e-5):
+            if not torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True):
                 difference = float((one - other).abs().max())
                 raise InputError(
                     f"masked weights of {', '.join(candidates.weights)} are not the same as zeros "
