@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_block_influence_by_hand() -> None:
     found = streams(network, data.train.fields["input_ids"])
     real = data.train.fields["attention_mask"].bool()
     expected = []
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in pairwise(found):
         b, a = before[real], after[real]
         cosines = (b * a).sum(1) / (b.norm(dim=1) * a.norm(dim=1))
         expected.append(float(1 - cosines.mean()))
@@ -75,7 +77,7 @@ def test_what_a_layer_adds_is_its_activation() -> None:
     network, data, listed = stream()
     found = streams(network, data.train.fields["input_ids"])
     real = data.train.fields["attention_mask"].bool()
-    expected = [float((a - b)[real].abs().mean()) for b, a in zip(found, found[1:], strict=False)]
+    expected = [float((a - b)[real].abs().mean()) for b, a in pairwise(found)]
     scores = find_criterion("activation-mean")(network, listed, data)
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
@@ -111,7 +113,10 @@ def test_weights_of_layers_are_summed() -> None:
     network, data, listed = stream()
     for name, power in (("l1", 1), ("l2", 2)):
         expected = [
-            sum(float(p.detach().abs().pow(power).sum()) for p in (block.up.weight, block.down.weight))
+            sum(
+                float(p.detach().abs().pow(power).sum())
+                for p in (block.up.weight, block.down.weight)
+            )
             for block in network.blocks
         ]
         np.testing.assert_allclose(find_criterion(name)(network, listed, data), expected, rtol=1e-6)

@@ -25,7 +25,9 @@ def test_the_error_of_a_difference_is_paired() -> None:
     each = []
     for index in range(3):
         logits = candidates.prune(network, index).eval()(data.train.inputs)
-        each.append(nn.functional.cross_entropy(logits, data.train.targets, reduction="none").detach())
+        each.append(
+            nn.functional.cross_entropy(logits, data.train.targets, reduction="none").detach()
+        )
     errors = [
         float((one - other).std() / math.sqrt(24)) for one, other in itertools.combinations(each, 2)
     ]
@@ -80,5 +82,7 @@ def test_a_range_above_the_noise_is_not_warned_of() -> None:
     noise = {"standard_error": 0.01, "range": 0.1, "noise": 0.04, "candidates": 9.0, "examples": 50}
     assert noise_in_words(noise, "nats") == ""
     said = noise_in_words(noise | {"range": 0.009}, "nats")
-    assert said.startswith("the pruned losses of 9 candidates range over 0.009 nats, which is within")
+    assert said.startswith(
+        "the pruned losses of 9 candidates range over 0.009 nats, which is within"
+    )
     assert "(standard error of a difference: 0.01)" in said

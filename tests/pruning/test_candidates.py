@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from trueoracle.errors import InputError
 from trueoracle.pruning.candidates import Candidates, list_candidates
-from trueoracle.pruning.ways import combination, number_pruned, sample, space_size, way, moved
 from trueoracle.pruning.groups import Group, GroupMap, Place
+from trueoracle.pruning.ways import combination, moved, number_pruned, sample, space_size, way
 
 
 def groups(**filters: int) -> GroupMap:
@@ -193,7 +193,10 @@ def llama_like() -> GroupMap:
         ({"layers.*.attn.k": 0.5}, ["layers.0.attn.q", "layers.1.attn.q"]),
         ({"layers.*.mlp.down": 0.5}, ["embed"]),
         ({"layers.0.mlp.down": 0.5}, ["embed"]),
-        ({"*": 0.5}, ["embed", *(f"layers.{i}.{n}" for i in range(2) for n in ("attn.q", "mlp.gate"))]),
+        (
+            {"*": 0.5},
+            ["embed", *(f"layers.{i}.{n}" for i in range(2) for n in ("attn.q", "mlp.gate"))],
+        ),
     ],
 )
 def test_a_pattern_over_blocks_does_not_mean_the_stream_that_they_write_to(

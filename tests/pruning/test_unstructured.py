@@ -17,7 +17,6 @@ from trueoracle.data.splits import Splits
 from trueoracle.engines import native, wide
 from trueoracle.engines.choose import plan, train_population
 from trueoracle.errors import InputError
-from trueoracle.pruning.ways import number_pruned
 from trueoracle.pruning.cost import cost
 from trueoracle.pruning.unstructured import (
     WeightCandidates,
@@ -25,6 +24,7 @@ from trueoracle.pruning.unstructured import (
     list_weight_candidates,
     unmasked,
 )
+from trueoracle.pruning.ways import number_pruned
 from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.recipe import Retraining
@@ -108,7 +108,9 @@ def test_weights_that_are_not_a_layers_own_are_refused() -> None:
     computed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
     with pytest.raises(InputError, match="'0' cannot be pruned: it computes its weights"):
         list_weight_candidates(computed, {"0": 0.5}, count=2)
-    with pytest.raises(InputError, match="^7 candidates are asked for, but there are about 6 masks"):
+    with pytest.raises(
+        InputError, match=r"^7 candidates are asked for, but there are about 6 masks"
+    ):
         list_weight_candidates(nn.Sequential(nn.Linear(2, 2)), {"0": 0.5}, count=7)
 
 
@@ -225,7 +227,9 @@ def test_a_criterion_of_filters_says_what_it_lacks(few_digits: Splits) -> None:
         return candidates.sum_pruned({group.name: [1.0] for group in candidates.groups})
 
     listed = list_weight_candidates(small(), {"4": 0.4}, count=2)
-    with pytest.raises(InputError, match="the importance of 4 is one number for each of its weights"):
+    with pytest.raises(
+        InputError, match="the importance of 4 is one number for each of its weights"
+    ):
         of_filters(small(), listed, few_digits)
 
 
@@ -288,7 +292,9 @@ def around(scope: Any, sparsities: Any, share: float = 0.2) -> tuple[WeightCandi
     torch.manual_seed(1)
     network = small()
     listed = list_weight_candidates(network, sparsities, count=2, scope=scope)
-    scores = {name: network.get_parameter(f"{name}.weight").detach().abs() for name in listed.weights}
+    scores = {
+        name: network.get_parameter(f"{name}.weight").detach().abs() for name in listed.weights
+    }
     return listed.around("l1", scores, 6, share, seed=3), scores
 
 
@@ -339,7 +345,9 @@ def test_a_listing_around_a_choice_is_not_taken_for_random_masks(tmp_path: Path)
 
     drawn, _ = around("layer", {"*": 0.5})
     write_listing(drawn.listing(), tmp_path / "candidates.json")
-    with pytest.raises(InputError, match="around 'l1, 0.2 of its scores .*this study's are of nothing"):
+    with pytest.raises(
+        InputError, match=r"around 'l1, 0.2 of its scores .*this study's are of nothing"
+    ):
         list_weight_candidates(small(), {"*": 0.5}, count=tmp_path / "candidates.json")
 
 

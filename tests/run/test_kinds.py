@@ -146,9 +146,7 @@ def test_a_candidate_without_a_number_hides_no_other(tmp_path: Path) -> None:
     fields = {"name": "quotient", "pruning": pruning, "criteria": ["oracle", "l1"]}
     retraining = {"epochs": 2, "batch_size": 20, "seeds": [0]}
     torch.manual_seed(0)
-    study = Study(
-        **fields, retraining=retraining, network=Quotient(), data=points(), runs=tmp_path
-    )
+    study = Study(**fields, retraining=retraining, network=Quotient(), data=points(), runs=tmp_path)
     results = study.run(progress=False)
     scores = results.scores["oracle"].to_numpy()
     lost = ~np.isfinite(scores)

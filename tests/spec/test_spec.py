@@ -140,7 +140,9 @@ def test_the_digest_covers_every_field() -> None:
     drawn = ({}, {"pruning.count": 9}, {"pruning.share": 0.2}, {"pruning.seed": 1})
     assert len({spec_from(MINIMAL, around | one).digest for one in drawn} | scopes) == 7
     depth = spec_from(MINIMAL, {"pruning.kind": "depth"}).digest
-    n_of_m = spec_from({**MINIMAL, "pruning": {"kind": "n:m", "layers": {"conv1": "2:4"}, "candidates": 9}})
+    n_of_m = spec_from(
+        {**MINIMAL, "pruning": {"kind": "n:m", "layers": {"conv1": "2:4"}, "candidates": 9}}
+    )
     assert len({depth, n_of_m.digest, plain.digest} | scopes) == 6
 
 
@@ -500,7 +502,8 @@ def test_arguments_are_merged_and_ratios_replaced() -> None:
         ({"retrain.epochs": 3}, "unknown field of the study 'retrain': did you mean 'retraining'"),
         (
             {"pruning.layers.conv1": 1.5},
-            "pruning.layers: conv1 takes a ratio between 0 and 1, or in kind 'n:m' a pattern such as '2:4', got 1.5",
+            "pruning.layers: conv1 takes a ratio between 0 and 1, or in kind 'n:m' a pattern "
+            "such as '2:4', got 1.5",
         ),
         ({"pruning.layers": {}}, "pruning.layers: "),
         ({"pruning.candidates": "some"}, "pruning.candidates: expected 'all', a whole number"),

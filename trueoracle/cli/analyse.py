@@ -129,7 +129,11 @@ def analyse(
     found = {
         label: _assess(one, label or str(points[0]), outcome) for label, one in studies.items()
     }
-    pooled = _pooled(list(studies.values())) if network is not None and kind is None and len(points) == 1 else []
+    pooled = (
+        _pooled(list(studies.values()))
+        if network is not None and kind is None and len(points) == 1
+        else []
+    )
     meta = _meta(found) if kind is None else []
     if figure is not None:
         _draw(figure, studies, found, meta, x, outcome)

@@ -66,8 +66,8 @@ def fisher(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
 
     The importance of a filter is Σₙ gₙ² / 2N, where gₙ is the derivative of example n's loss
     by a gate on all that following layers read of the filter. Of single weights it is
-    w² Σₙ (∂Lₙ/∂w)² / 2N; of whole layers the gate is on what a layer adds. All training images, evaluation mode; large importance is kept. The
-    paper's penalty on computation is left out.
+    w² Σₙ (∂Lₙ/∂w)² / 2N; of whole layers the gate is on what a layer adds. All training images,
+    evaluation mode; large importance is kept. The paper's penalty on computation is left out.
     """
     split = data.measured_train
     if candidates.units == "weights":

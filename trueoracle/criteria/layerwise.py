@@ -30,7 +30,7 @@ DAMPING = 0.01
     conditional=True,
 )
 def wanda(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
-    """|w| times the norm of what it multiplies, summed over the pruned weights (of filters). ``[P]``.
+    """|w| times the norm of what it multiplies, summed over the pruned weights. ``[P]``.
 
     The importance of the weight from input j is |w| ‖X_j‖₂, the norm over all tokens (or rows, or
     places of a kernel) of a fixed 512 of the training examples, padding left out, evaluation mode.

@@ -321,7 +321,9 @@ def _take_out(items: nn.Module, places: set[int]) -> None:
     """Take some items out of a list; those that stay move up where they are numbered."""
     before = list(items.named_children())
     is_numbered = all(key.isdecimal() for key, _ in before)
-    kept = [(key, module, place) for place, (key, module) in enumerate(before) if place not in places]
+    kept = [
+        (key, module, place) for place, (key, module) in enumerate(before) if place not in places
+    ]
     items._modules.clear()
     for new, (key, module, old) in enumerate(kept):
         items._modules[str(new) if is_numbered else key] = module
@@ -354,10 +356,7 @@ def _is_count(name: str, value: object, stack: Stack) -> bool:
     other = {"encoder": "decoder", "decoder": "encoder"}
     about_other = any(half in stack.name and name.startswith(other[half]) for half in other)
     return bool(
-        type(value) is int
-        and value == stack.length
-        and _COUNTS.fullmatch(name)
-        and not about_other
+        type(value) is int and value == stack.length and _COUNTS.fullmatch(name) and not about_other
     )
 
 
@@ -542,7 +541,9 @@ def list_depth_candidates(
     stacks, removed = [], []
     for name, (ratio, own) in chosen.items():
         stack = available.stacks[name]
-        places = [place for path, place in zip(stack.layers, stack.places, strict=True) if path in own]
+        places = [
+            place for path, place in zip(stack.layers, stack.places, strict=True) if path in own
+        ]
         stacks.append(
             replace(stack, layers=tuple(p for p in stack.layers if p in own), places=tuple(places))
         )

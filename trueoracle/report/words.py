@@ -140,9 +140,9 @@ def additive_sentence(additive: Mapping[str, Any], outcome: str) -> str:
 
 def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str, kind: str = "") -> str:
     """What a random-effects meta-analysis says over the studies of a grid, of one ``kind``."""
-    count = len(meta["studies"])
+    over = many(len(meta["studies"]), "study", "studies") + (f" of kind {kind!r}" if kind else "")
     text = (
-        f"Over {many(count, 'study', 'studies')}{f' of kind {kind!r}' if kind else ''}, {score} has "
+        f"Over {over}, {score} has "
         f"τ = {number(meta['tau'], 2)} {interval(meta['low'], meta['high'])} with {outcome}"
     )
     if meta.get("i2") is not None:

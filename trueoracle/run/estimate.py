@@ -108,9 +108,7 @@ def _try(spec: StudySpec, candidates: CandidateList, device: torch.device) -> tu
     )
     chosen = Plan("loop", "an estimate")
     if not large:
-        chosen = plan(
-            pruned, data, recipe, members=1000, engine=engine_for(candidates, "auto")
-        )
+        chosen = plan(pruned, data, recipe, members=1000, engine=engine_for(candidates, "auto"))
     # As many as are trained side by side; more would only take longer.
     members = chosen.group * min(chosen.groups, torch.get_num_threads())
     if chosen.groups == 1:

@@ -58,7 +58,7 @@ class Origin:
     ``name`` is None for a network given in Python. ``inputs`` has what the network is given: each
     field's shape without the axis of examples, and its type. ``outputs`` is the number that a
     registered network is built for (classes, say); None where it was given in Python. ``pruned``
-    maps groups to their pruned filters, or with ``units`` "layers" lists to the places of the layers
+    maps groups to their pruned filters, or with ``units`` "layers" lists to the places of those
     that are taken out, and is empty where single weights are zero.
     """
 
