@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from trueoracle.criteria.base import find_criterion
 from trueoracle.data.splits import Split, Splits
 from trueoracle.pruning.depth import DepthCandidates, find_stacks, list_depth_candidates
+from trueoracle.tasks.base import Batch
 from trueoracle.tasks.language import NextToken
 
 
@@ -39,7 +41,7 @@ class Stream(nn.Module):
         return logits
 
 
-def stream() -> tuple[Stream, Splits, DepthCandidates]:
+def stream() -> tuple[Any, Splits, DepthCandidates]:
     torch.manual_seed(0)
     tokens = torch.randint(0, 9, (6, 5))
     mask = torch.ones_like(tokens)
@@ -49,6 +51,10 @@ def stream() -> tuple[Stream, Splits, DepthCandidates]:
     found = find_stacks(network, {"input_ids": tokens, "attention_mask": mask})
     listed = list_depth_candidates(found, {"blocks": 0.34})
     return network, Splits(split, None, split, NextToken()), listed
+
+
+def fields(data: Splits) -> Batch:
+    return cast(Split, data.train).fields
 
 
 def streams(network: Stream, tokens: Tensor) -> list[Tensor]:
@@ -61,8 +67,8 @@ def streams(network: Stream, tokens: Tensor) -> list[Tensor]:
 
 def test_block_influence_by_hand() -> None:
     network, data, listed = stream()
-    found = streams(network, data.train.fields["input_ids"])
-    real = data.train.fields["attention_mask"].bool()
+    found = streams(network, fields(data)["input_ids"])
+    real = fields(data)["attention_mask"].bool()
     expected = []
     for before, after in pairwise(found):
         b, a = before[real], after[real]
@@ -75,8 +81,8 @@ def test_block_influence_by_hand() -> None:
 
 def test_what_a_layer_adds_is_its_activation() -> None:
     network, data, listed = stream()
-    found = streams(network, data.train.fields["input_ids"])
-    real = data.train.fields["attention_mask"].bool()
+    found = streams(network, fields(data)["input_ids"])
+    real = fields(data)["attention_mask"].bool()
     expected = [float((a - b)[real].abs().mean()) for b, a in pairwise(found)]
     scores = find_criterion("activation-mean")(network, listed, data)
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
@@ -87,7 +93,7 @@ def test_gates_on_what_a_layer_adds(name: str) -> None:
     """By finite differences in double precision, example by example."""
     network, data, listed = stream()
     network = network.double()
-    tokens, mask = data.train.fields["input_ids"], data.train.fields["attention_mask"]
+    tokens, mask = fields(data)["input_ids"], fields(data)["attention_mask"]
     labels = tokens.masked_fill(mask == 0, -100)[:, 1:]
 
     def losses(layer: int, gate: float) -> Tensor:

@@ -40,6 +40,10 @@ def regression(inputs: Tensor) -> Splits:
     return Splits(split, None, split, Regression())
 
 
+def linear(network: nn.Sequential) -> Any:
+    return network[0]
+
+
 def importance(name: str, network: nn.Module, data: Splits) -> dict[str, np.ndarray]:
     listed = list_weight_candidates(network, {"0": 0.5}, count=1)
     return importance_of(find_criterion(name), network, listed, data)
@@ -48,17 +52,17 @@ def importance(name: str, network: nn.Module, data: Splits) -> dict[str, np.ndar
 def test_wanda_of_a_linear_layer_by_hand() -> None:
     network = nn.Sequential(nn.Linear(3, 2))
     norms = [(1 + 9 + 4 + 0.25) ** 0.5, (4 + 0.25 + 1 + 1) ** 0.5, 0.0]
-    expected = network[0].weight.detach().abs() * torch.tensor(norms)
+    expected = linear(network).weight.detach().abs() * torch.tensor(norms)
     found = importance("wanda", network, regression(ROWS))
     np.testing.assert_allclose(found["0"], expected.numpy(), rtol=1e-6)
 
 
 def test_a_turned_weight_scores_as_the_linear_layer_that_it_is() -> None:
-    turned, linear = nn.Sequential(Turned(3, 2)), nn.Sequential(nn.Linear(3, 2, bias=False))
-    linear[0].weight.data = turned[0].weight.detach().T.clone()
+    turned, plain = nn.Sequential(Turned(3, 2)), nn.Sequential(nn.Linear(3, 2, bias=False))
+    linear(plain).weight.data = linear(turned).weight.detach().T.clone()
     for name in ("wanda", "sparsegpt"):
         one = importance(name, turned, regression(ROWS))["0"]
-        other = importance(name, linear, regression(ROWS))["0"]
+        other = importance(name, plain, regression(ROWS))["0"]
         np.testing.assert_allclose(one, other.T, rtol=1e-9)
 
 
@@ -71,7 +75,7 @@ def test_a_turned_weight_scores_as_the_linear_layer_that_it_is() -> None:
     ],
 )
 def test_wanda_of_a_convolution_is_that_of_the_matrix_it_multiplies_patches_by(
-    convolution: nn.Module,
+    convolution: Any,
 ) -> None:
     shape = (5, 4, 7) if isinstance(convolution, nn.Conv1d) else (5, 4, 7, 6)
     given = torch.randn(shape)
@@ -111,7 +115,7 @@ def test_the_saliency_of_a_weight_is_the_error_that_its_best_correction_leaves()
     found = importance("sparsegpt", network, regression(rows))["0"]
     hessian = damped(rows)
     for row, column in itertools.product(range(2), range(4)):
-        w = network[0].weight.detach()[row].double()
+        w = linear(network).weight.detach()[row].double()
         others = [i for i in range(4) if i != column]
         # min over u of (w - u)ᵀ H (w - u) where u[column] = 0
         left = hessian[others][:, others]
@@ -131,7 +135,7 @@ def test_the_error_of_a_mask_is_that_of_the_weights_which_the_pass_leaves() -> N
     for index in range(3):
         kept, total = listed.kept(index)["0"], 0.0
         for row in range(2):
-            w = network[0].weight.detach()[row].double()
+            w = linear(network).weight.detach()[row].double()
             u = w.clone()
             for column in range(6):
                 if kept[row, column]:
@@ -164,7 +168,7 @@ def test_dead_inputs_matter_nothing_and_few_samples_are_damped() -> None:
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt", "sparsegpt-error"])
 def test_inputs_that_are_not_finite_are_one_clear_line(name: str) -> None:
     network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    network[0].weight.data.fill_(3e38)
+    linear(network).weight.data.fill_(3e38)
     listed = list_weight_candidates(network, {"1": 0.5}, count=1)
     with pytest.raises(NotApplicableError, match="what 1 reads is not finite"):
         find_criterion(name)(network, listed, regression(ROWS))

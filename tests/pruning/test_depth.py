@@ -78,10 +78,10 @@ def test_surgery_equals_passing_layers_by_whatever_is_taken_out() -> None:
 
 
 def test_what_cannot_leave_its_list_has_an_identity_in_its_place() -> None:
-    network = Indexed()
+    network: Any = Indexed()
     stack = find_stacks(network, TOKENS).stacks["blocks"]
     assert stack.in_place
-    cut = cut_layers(network, {"blocks": (stack, [1])})
+    cut: Any = cut_layers(network, {"blocks": (stack, [1])})
     assert len(cut.blocks) == 3
     assert sum(p.numel() for p in cut.blocks[1].parameters()) == 0
     with without_layers(network, {"blocks": (stack, [1])}):
@@ -179,7 +179,7 @@ def test_generation_with_a_cache_equals_that_without(
     listed = list_depth_candidates(find_stacks(network, example), {"*": 0.5})
     for index in range(len(listed)):
         (gone,) = listed.pruned(index).values()
-        pruned = listed.prune(network, index)
+        pruned: Any = listed.prune(network, index)
         config = pruned.config
         assert config.num_hidden_layers == 2
         assert network.config.num_hidden_layers == 4
@@ -236,7 +236,7 @@ def test_the_configuration_of_one_half_is_not_that_of_the_other() -> None:
     found = find_stacks(network, example)
     language = next(name for name in found.stacks if "language" in name)
     stack = found.stacks[language]
-    cut = cut_layers(network, {language: (stack, [1])})
+    cut: Any = cut_layers(network, {language: (stack, [1])})
     assert cut.config.text_config.num_hidden_layers == 2
     assert cut.config.vision_config.num_hidden_layers == 3
     assert cut.model.language_model.config.num_hidden_layers == 2
@@ -244,3 +244,9 @@ def test_the_configuration_of_one_half_is_not_that_of_the_other() -> None:
         with without_layers(network, {language: (stack, [1])}):
             expected = network(**example).logits
         torch.testing.assert_close(cut(**example).logits, expected)
+
+
+def test_an_id_is_pinned() -> None:
+    """Records name candidates by their ids."""
+    listed = list_depth_candidates(find_stacks(Stream(4), TOKENS), {"blocks": 0.5})
+    assert listed.ids[0] == "42ae89ef61d52601"

@@ -76,6 +76,12 @@ def test_a_mask_is_pinned() -> None:
     assert one.pruned(0) == {"mask": "0000000000000007", "sparsity": {"a": 0.375}}
 
 
+def test_a_mask_of_a_pattern_is_pinned() -> None:
+    one = WeightCandidates({"a": (2, 4)}, {"a": 4}, "layer", (7,), patterns={"a": (2, 4)})
+    assert one.kept(0)["a"].long().tolist() == [[0, 1, 1, 0], [0, 1, 0, 1]]
+    assert one.ids == ("74aff6dcb353427d",)
+
+
 def test_every_weight_is_equally_likely_to_go() -> None:
     # 2,000 draws of 2 from 8: each is expected 500 times, with a deviation of about 19.
     one = WeightCandidates({"a": (8,)}, {"a": 2}, "layer", tuple(range(2000)))
@@ -315,11 +321,11 @@ def test_the_first_is_the_criterions_own_choice_and_the_others_lie_around_it(sco
             assert gone.max() <= left.min()
     assert drawn.pruned(0)["mask"] == "0000000000000000"
     for index in range(1, 6):
-        kept = drawn.kept(index)
+        other = drawn.kept(index)
         assert zeros(drawn, index).keys() == own.keys()
         if scope != "global":
             assert zeros(drawn, index) == zeros(drawn, 0)
-        changed = sum(int((kept[name] != own[name]).sum()) for name in own)
+        changed = sum(int((other[name] != own[name]).sum()) for name in own)
         assert 0 < changed < 0.2 * sum(one.numel() for one in own.values())
     again, _ = around(scope, {"*": 0.5})
     assert again.ids == drawn.ids

@@ -137,7 +137,12 @@ def test_the_digest_covers_every_field() -> None:
     scopes = {spec_from(MINIMAL, unstructured | {"pruning.scope": s}).digest for s in SCOPES}
     assert len(scopes | sampled) == 5
     around = {"pruning.candidates": "around:l1"}
-    drawn = ({}, {"pruning.count": 9}, {"pruning.share": 0.2}, {"pruning.seed": 1})
+    drawn: list[dict[str, Any]] = [
+        {},
+        {"pruning.count": 9},
+        {"pruning.share": 0.2},
+        {"pruning.seed": 1},
+    ]
     assert len({spec_from(MINIMAL, around | one).digest for one in drawn} | scopes) == 7
     depth = spec_from(MINIMAL, {"pruning.kind": "depth"}).digest
     n_of_m = spec_from(

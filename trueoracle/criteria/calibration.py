@@ -108,8 +108,9 @@ def _rows(layer: nn.Module, name: str, given: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv1d):
         given = given[:, :, None]
         size, stride, dilation = (1, *size), (1, *stride), (1, *dilation)
-    patches = functional.unfold(given, size, dilation=dilation, stride=stride)
-    return patches.transpose(1, 2).flatten(0, 1).unflatten(1, (layer.groups, -1)).transpose(0, 1)
+    patches: Tensor = functional.unfold(given, size, dilation=dilation, stride=stride)
+    rows: Tensor = patches.transpose(1, 2).flatten(0, 1).unflatten(1, (layer.groups, -1))
+    return rows.transpose(0, 1)
 
 
 def as_matrices(layer: nn.Module, weight: Tensor) -> Tensor:
@@ -117,7 +118,8 @@ def as_matrices(layer: nn.Module, weight: Tensor) -> Tensor:
     if has_outputs_last(layer):
         return weight.T[None]
     groups = layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1
-    return weight.flatten(1).unflatten(0, (groups, -1))
+    matrices: Tensor = weight.flatten(1).unflatten(0, (groups, -1))
+    return matrices
 
 
 def from_matrices(layer: nn.Module, values: Tensor, shape: torch.Size) -> Tensor:

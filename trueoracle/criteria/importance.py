@@ -79,7 +79,7 @@ def sum_by_filter(
 
 def _weights_of(network: nn.Module, layer: str) -> dict[str, Tensor]:
     """The weights of a layer's parts by name, biases and norms left out."""
-    found = {
+    found: dict[str, Tensor] = {
         f"{layer}.{name}": weight
         for name, weight in network.get_submodule(layer).named_parameters()
         if weight.ndim > 1

@@ -512,7 +512,7 @@ def _header(stacks: Sequence[Stack]) -> dict[str, Any]:
 
 def list_depth_candidates(
     available: StackMap,
-    ratios: Mapping[str, float],
+    ratios: Mapping[str, float | str],
     *,
     count: int | Literal["all"] | Path = "all",
     seed: int = 0,
@@ -524,7 +524,7 @@ def list_depth_candidates(
     are those of :func:`trueoracle.pruning.candidates.list_candidates`, which raises the same.
     """
     stack_of = {path: stack for stack in available.stacks.values() for path in stack.layers}
-    chosen: dict[str, tuple[float, list[str]]] = {}
+    chosen: dict[str, tuple[Any, list[str]]] = {}
     for pattern, ratio in ratios.items():
         asked = f"{pattern}.*" if pattern in available.stacks else pattern
         for path in match_layers(stack_of, available.refused, {asked: ratio}):

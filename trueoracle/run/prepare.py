@@ -314,17 +314,18 @@ def _list(
     """The candidates, once the network is known to fit the task; and what is to be said of it."""
     pruning, given = spec.pruning, as_input(network, example)
     count, seed = _count(pruning), pruning.seed
-    ratios = cast(dict[str, float], pruning.layers)  # but in kind n:m
     listed: CandidateList
     # What finds the groups says best why a network does not run.
     if pruning.kind == "structured":
         groups = find(network, given)
         remarks = _check_answer(network, task, example, spec)
-        listed = list_candidates(groups, ratios, count=count, seed=seed, surgery=pruning.surgery)
+        listed = list_candidates(
+            groups, pruning.layers, count=count, seed=seed, surgery=pruning.surgery
+        )
     elif pruning.kind == "depth":
         stacks = find_stacks(network, given)
         remarks = _check_answer(network, task, example, spec)
-        listed = list_depth_candidates(stacks, ratios, count=count, seed=seed)
+        listed = list_depth_candidates(stacks, pruning.layers, count=count, seed=seed)
     else:
         remarks = _check_answer(network, task, example, spec)
         listed = list_weight_candidates(
