@@ -13,6 +13,7 @@ from torch import nn
 
 from trueoracle.data import datasets
 from trueoracle.data.splits import AnySplit, Splits
+from trueoracle.figures import scatter
 from trueoracle.networks.registry import build
 from trueoracle.tasks.classification import Classification
 
@@ -95,6 +96,13 @@ def tiny_fields(tiny_dataset: str) -> dict[str, Any]:
         "criteria": ["oracle", "l1"],
         "retraining": {"epochs": 2, "batch_size": 64, "learning_rate": 0.01, "seeds": [0, 1]},
     }
+
+
+@pytest.fixture(autouse=True)
+def _light_fonts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TrueType fonts take most of the time of a report: only the tests of files embed them."""
+    if "test_scatter" not in request.node.nodeid:
+        monkeypatch.setattr(scatter, "PDF_FONTS", 3)
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from trueoracle.engines.memory import (
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import build
 from trueoracle.tasks.base import Batch
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.recipe import Recipe
 
 
@@ -68,13 +69,18 @@ def test_training_is_counted_by_hand() -> None:
         (Recipe(optimizer="adam"), 4),
         (Recipe(optimizer="adamw"), 4),
     ):
-        assert training_bytes(network, example(3, 2, 2), 7, recipe) == copies * weights + images
+        assert (
+            training_bytes(network, example(3, 2, 2), 7, recipe, Classification(5))
+            == copies * weights + images
+        )
     assert (
-        training_bytes(network, example(3, 2, 2), 7, Recipe(autocast=True))
+        training_bytes(
+            network, example(3, 2, 2), 7, Recipe(precision="autocast"), Classification(5)
+        )
         == 3 * weights + images / 2
     )
     network[1].requires_grad_(False)
-    assert training_bytes(network, example(3, 2, 2), 7, Recipe()) == weights
+    assert training_bytes(network, example(3, 2, 2), 7, Recipe(), Classification(5)) == weights
 
 
 @pytest.mark.parametrize("name", ["lenet5-mini", "resnet20", "vgg11"])
@@ -83,7 +89,9 @@ def test_a_pass_over_shapes_counts_what_a_real_one_keeps(name: str) -> None:
     network = build(name, {}, input_shape=shape, classes=10).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state = torch.random.get_rng_state()
-    found = training_bytes(network, example(*shape), 4, Recipe(momentum=0)) - weight_bytes(network)
+    found = training_bytes(
+        network, example(*shape), 4, Recipe(momentum=0), Classification(5)
+    ) - weight_bytes(network)
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     own = {value.untyped_storage().data_ptr() for value in network.state_dict().values()}
@@ -110,4 +118,6 @@ def test_a_network_that_looks_at_values_is_counted_without_its_batch() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x) if float(x.sum()) > 0 else self.fc(-x)  # type: ignore[no-any-return]
 
-    assert training_bytes(Looks(), example(4), 8, Recipe(momentum=0)) == 2 * 4 * 10
+    assert (
+        training_bytes(Looks(), example(4), 8, Recipe(momentum=0), Classification(5)) == 2 * 4 * 10
+    )

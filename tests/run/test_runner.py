@@ -34,9 +34,9 @@ from trueoracle.networks.weights import (
     weights_sha256,
 )
 from trueoracle.pruning.candidates import Candidates
+from trueoracle.record.lock import locked
 from trueoracle.record.paths import DATABASE, DENSE
 from trueoracle.record.results import Results
-from trueoracle.record.store import locked
 from trueoracle.run import dense, retrain, score
 from trueoracle.run.retrain import chunks
 from trueoracle.spec import spec

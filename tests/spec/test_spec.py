@@ -51,6 +51,7 @@ CHANGES: dict[str, Any] = {
     "data.uint8": "scale",
     "retraining.distil": {"weight": 0.5, "temperature": 4.0},
     "retraining.procedure": "mine:train",
+    "retraining.lora": {"rank": 7},
     "network.name": "lenet5",
     "network.arguments": {"width": 20},
     "network.weights": "dense.safetensors",
@@ -64,6 +65,15 @@ CHANGES: dict[str, Any] = {
     "data.measured_fraction": 0.1,
     "data.split_seed": 1,
     "data.fingerprint": "f",
+    "data.tokenizer": "bpe:1024",
+    "data.context": 64,
+    "data.stride": 32,
+    "data.bos": "one",
+    "data.held_out": [0.1, 0.1],
+    "data.columns": {"text": "body"},
+    "data.image_folder": "images",
+    "data.image_tokens": 16,
+    "data.test": "pope:questions.json",
     "pruning.layers": {"conv1": 0.4},
     "pruning.candidates": 10,
     "pruning.surgery": "as-released",
@@ -84,7 +94,12 @@ CHANGES: dict[str, Any] = {
             "final_learning_rate": 0.7,
             "label_smoothing": 0.7,
             "gradient_clip": 0.7,
-            "autocast": True,
+            "precision": "autocast",
+            "steps_per_epoch": 7,
+            "accumulate": 7,
+            "schedule_per": "step",
+            "warmup": 0.7,
+            "gradient_checkpointing": True,
             "shift": 7,
             "flip": True,
             "resized_crop": 0.7,
@@ -120,6 +135,7 @@ def test_the_digest_covers_every_field() -> None:
         "pruning.seed",
         "pruning.kind",
         "pruning.scope",
+        "network.files",  # of hf:… alone: tests/networks/test_pretrained.py
         "pruning.count",
         "pruning.share",
     } == set(CHANGES)
@@ -658,3 +674,13 @@ def test_a_networks_arguments_are_plain() -> None:
     arguments = spec_from(MINIMAL, {"network.arguments": kinds}).network.arguments
     assert arguments == kinds
     assert [type(value) for value in arguments.values()] == [int, float, bool, str, tuple]
+
+
+def test_a_name_is_short_for_a_network_and_for_data() -> None:
+    short = spec_from({**MINIMAL, "network": "lenet5-mini", "data": "mnist-5k"})
+    assert short.digest == spec_from({**MINIMAL, "network": {"name": "lenet5-mini"}}).digest
+    wider = spec_from({**MINIMAL, "network": "lenet5-mini"}, {"network.arguments.width": 8})
+    assert (wider.network.name, wider.network.arguments) == ("lenet5-mini", {"width": 8})
+    # Another network, of which what its base says does not hold.
+    other = spec_from({**MINIMAL, "network": {"name": "mlp", "weights": "a"}}, {"network": "vgg11"})
+    assert (other.network.name, other.network.weights) == ("vgg11", None)

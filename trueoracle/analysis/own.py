@@ -86,6 +86,7 @@ def read_tables(
             sampled=not exhaustive,
             pruned=which,
             groups=groups,
+            kind="" if kind is None else str(rows[kind].iloc[0]),
         )
     return made
 

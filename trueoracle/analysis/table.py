@@ -24,7 +24,8 @@ class CandidateTable:
     - ``higher_is_better``: of the outcomes;
     - ``sampled``: the candidates are a sample of all ways to prune, not all of them;
     - ``pruned`` ``[P, F]``: True where a candidate prunes a filter; ``groups`` has the number of
-      filters of each group, F in all. Without them no filter labels can be permuted.
+      filters of each group, F in all. Without them no filter labels can be permuted;
+    - ``kind``: the kind of pruning, where several are told apart.
     """
 
     outcomes: np.ndarray
@@ -34,6 +35,7 @@ class CandidateTable:
     pruned: np.ndarray | None = None
     groups: tuple[int, ...] = ()
     higher_is_chosen: frozenset[str] = field(default_factory=frozenset)
+    kind: str = ""
 
     def __post_init__(self) -> None:
         """Raise :class:`InputError` where the columns do not fit together."""

@@ -135,6 +135,8 @@ class _Sources:
         found: dict[tuple[int, Part], None] = {}
         for tensor in dict.fromkeys(p.tensor for p in group.places if p.role == "reads"):
             readings = [(at, ref) for name, at, ref in self._known.readings if name == tensor]
+            if not readings:
+                raise NotApplicableError(f"what {tensor} reads cannot be followed")
             for at, ref in readings:
                 source, position = self._source(at, ref.number)
                 parts = self._parts(ref.number if source is None else position, atoms)

@@ -125,8 +125,11 @@ def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:
         update={
             "epochs": passes,
             "batch_size": batch,
+            "steps_per_epoch": None,
             "schedule": "constant",
+            "schedule_per": "epoch",
             "milestones": (),
+            "warmup": 0.0,
             "procedure": None,
             "distil": None,
         }

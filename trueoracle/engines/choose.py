@@ -18,15 +18,16 @@ from torch import nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.engines.base import Engine
-from trueoracle.engines.continuing import MemberState
 from trueoracle.engines.loop import LoopEngine
-from trueoracle.engines.memory import available_memory, readable_bytes, training_bytes
+from trueoracle.engines.memory import available_memory, readable_bytes, training_bytes, ways_to_fit
 from trueoracle.engines.native import NativeEngine
 from trueoracle.engines.wide import WideEngine
 from trueoracle.errors import InputError, unknown
 from trueoracle.networks.copying import copied
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.tasks.base import INPUT
+from trueoracle.training.checkpoint import Checkpoint
+from trueoracle.training.continuing import MemberState
 from trueoracle.training.loop import EpochRecord, Stream, epoch_record
 from trueoracle.training.recipe import Recipe, Retraining
 
@@ -112,18 +113,34 @@ def train_epochs(
     engine: str,
     states: Sequence[MemberState] | None = None,
     on_epoch: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[list[list[EpochRecord]], list[MemberState]]:
     """Train some ``epochs`` of the recipe in place: the records, and the states to go on from.
 
     ``states[i]`` is what an earlier call gave for network i, which still has that call's weights;
     None at the recipe's beginning. Whoever goes on ends as without the break: members may be left
-    out, grouped otherwise, or trained on by another engine. Else as :func:`train_population`.
+    out, grouped otherwise, or trained on by another engine. With a ``checkpoint``, an interrupted
+    call goes on from what it keeps. Else as :func:`train_population`.
     """
-    population = _ENGINES[engine].start(networks, streams, data, recipe, states=states)
     records: list[list[EpochRecord]] = [[] for _ in networks]
-    for epoch in epochs:
-        population.train_epoch(epoch)
-        rate, measured = recipe.learning_rate_at(epoch), population.measure()
+    kept = None if checkpoint is None else checkpoint.load(networks)
+    if kept is not None:
+        states = kept.states
+        records = [[EpochRecord.from_row(row) for row in own] for own in kept.records]
+    population = _ENGINES[engine].start(networks, streams, data, recipe, states=states)
+    steps = recipe.steps_in_epoch(len(data.train))
+
+    def keep() -> None:
+        if checkpoint is not None and checkpoint.is_due:
+            rows = [[record.as_row() for record in own] for own in records]
+            checkpoint.save(population.kept(), rows)
+
+    done = max(map(len, records))
+    for _ in range(done if on_epoch is not None else 0):
+        on_epoch(len(networks))
+    for epoch in epochs[done:]:
+        population.train_epoch(epoch, keep)
+        rate, measured = recipe.learning_rate_at(epoch, 0, steps), population.measure()
         for member, own in enumerate(records):
             if not (own and own[-1].diverged):
                 values = {
@@ -135,8 +152,10 @@ def train_epochs(
             on_epoch(len(networks))
         if all(own[-1].diverged for own in records):
             break
+        keep()
+    after = population.states() if epochs.stop < recipe.epochs else [{} for _ in networks]
     population.write_back()
-    return records, population.states()
+    return records, after
 
 
 def plan(
@@ -189,13 +208,13 @@ def plan(
 def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
     """Refuse what no memory is left for even one network at a time, by :class:`InputError`."""
     batch = min(recipe.batch_size, len(data.train))
-    needed = training_bytes(network, data.example(1), batch, recipe)
-    free = available_memory(data.train.device)
+    example, free = data.example(1), available_memory(data.train.device)
+    needed = training_bytes(network, example, batch, recipe, data.task)
     if needed > free:
         raise InputError(
-            f"retraining one network on {batch:,} examples at a time needs "
-            f"{readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: lower "
-            "retraining.batch_size"
+            f"retraining one network on {batch:,} examples a step needs "
+            f"{readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: "
+            + ways_to_fit(network, example, batch, recipe, data.task, free)
         )
 
 
@@ -290,7 +309,8 @@ def _are_large(data: Splits) -> bool:
 
 def _examples_seen(data: Splits, recipe: Recipe) -> float:
     """Examples of a whole training; evaluation costs about a third of a training step each."""
-    return recipe.epochs * (len(data.train) + sum(len(s) for _, s in data.named()) / 3)
+    trained = recipe.examples_in_epoch(len(data.train))
+    return recipe.epochs * (trained + sum(len(s) for _, s in data.named()) / 3)
 
 
 def _seconds_a_step(

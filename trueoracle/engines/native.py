@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -12,14 +12,15 @@ from torch import nn
 from torch.nn import functional
 
 from trueoracle.data.splits import Splits
-from trueoracle.engines.base import Engine, Measured, Memory
-from trueoracle.engines.continuing import STEP, MemberState
+from trueoracle.engines.base import Engine, Measured, Memory, what_only_the_loop_does
 from trueoracle.native.library import Kernel, Optimizer
 from trueoracle.native.lowering import CannotLowerError, lower
 from trueoracle.native.program import Images, Program
 from trueoracle.networks.copying import copied
 from trueoracle.tasks.base import INPUT, TARGET
 from trueoracle.tasks.classification import Classification
+from trueoracle.training.checkpoint import Keepable
+from trueoracle.training.continuing import STEP, MemberState
 from trueoracle.training.loop import Stream, batches
 from trueoracle.training.recipe import Recipe, Retraining
 
@@ -42,8 +43,10 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
         return f"the native kernels train plain classification only, and this is {kind}"
     if [*data.train.shapes] != [INPUT, TARGET] or data.train.shapes[TARGET]:
         return "the native kernels take one class an image"
-    if recipe.autocast:
-        return "the native kernels know no bfloat16 (autocast)"
+    if why := what_only_the_loop_does(recipe):
+        return why
+    if recipe.precision != "float32":
+        return f"the native kernels know no bfloat16 (precision = {recipe.precision!r})"
     if recipe.mixup or recipe.cutmix:
         return "the native kernels take one class an image (no mixup, no cutmix)"
     if data.train.is_streamed:
@@ -128,27 +131,32 @@ class NativePopulation:
         if states:
             self._restore(states)
 
-    def train_epoch(self, epoch: int) -> None:
+    def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
         """One pass over the training images, shuffled and augmented as in the loop."""
-        recipe = self._recipe
-        optimizer = Optimizer(
-            kind=_KINDS.index(recipe.optimizer),
-            learning_rate=recipe.learning_rate_at(epoch),
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            label_smoothing=recipe.label_smoothing,
-            gradient_clip=recipe.gradient_clip or 0.0,
-        )
+        recipe, done = self._recipe, 0
         for segment in self._segments(epoch):
+            steps = -(-len(segment[0]) // recipe.batch_size)
             self._program.train(
                 self._weights,
                 self._state,
                 segment,
                 batch_size=recipe.batch_size,
-                optimizer=optimizer,
+                optimizer=self._optimizer(epoch, done),
                 steps_before=self._steps,
             )
-            self._steps += -(-len(segment[0]) // recipe.batch_size)
+            done, self._steps = done + steps, self._steps + steps
+
+    def _optimizer(self, epoch: int, step: int) -> Optimizer:
+        """The recipe's optimiser from a step of an epoch on."""
+        recipe, steps = self._recipe, self._recipe.steps_in_epoch(len(self._data.train))
+        return Optimizer(
+            kind=_KINDS.index(recipe.optimizer),
+            learning_rate=recipe.learning_rate_at(epoch, step, steps),
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            label_smoothing=recipe.label_smoothing,
+            gradient_clip=recipe.gradient_clip or 0.0,
+        )
 
     def measure(self) -> Measured:
         """Mean losses (nats) and accuracies on each split, both float64 ``[P]``."""
@@ -171,6 +179,12 @@ class NativePopulation:
         """The trained weights into the networks given, in place."""
         for members, weights in zip(self._groups, self._weights, strict=True):
             self._program.unpack(weights, [self._networks[i] for i in members])
+
+    def kept(self) -> list[Keepable]:
+        """The weights and the optimiser's state of each network."""
+        self.write_back()
+        weights = (network.state_dict() for network in self._networks)
+        return list(zip(weights, self.states(), strict=True))
 
     def states(self) -> list[MemberState]:
         """What the optimiser remembers of each network, to go on from."""
@@ -218,7 +232,8 @@ class NativePopulation:
         copies = len(distinct) if shared else len(self._groups) * self._program.lanes
         image = math.prod(self._data.image_shape) * self._program.dtype.itemsize
         batch = copies * image * self._recipe.batch_size
-        at_once = max(1, SEGMENT_BYTES // batch)
+        # The kernels train a segment at one learning rate.
+        at_once = 1 if self._recipe.rate_changes_within_epoch else max(1, SEGMENT_BYTES // batch)
         while True:
             seen: dict[Stream, Images] = {}
             for stream, iterator in iterators.items():

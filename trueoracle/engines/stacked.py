@@ -13,20 +13,19 @@ figures for CUDA are still to be measured.
 from __future__ import annotations
 
 import functools
-import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from trueoracle.networks.copying import copied
-from trueoracle.networks.tracing import trace
+from trueoracle.networks.operations import Step, filled_in, in_both_modes, program
 from trueoracle.tasks.base import unwrap
 
 __all__ = ["Convolution", "Each", "Input", "Stacked", "tensors", "wait_for"]
@@ -72,12 +71,12 @@ class Stacked:
         self._device = device
         self._randomness = "same" if common_draws else "different"
         # What is neither parameter nor buffer is the first network's.
-        self._network = copied(networks[0]).to(device)
+        self._network = copied(networks[0]).to(device).eval()
         self._modules = dict(self._network.named_modules())
         # Traced twice: networks may do other things in training than in evaluation mode.
-        self._programs = {
-            mode: _program(trace(self._network.train(mode))) for mode in (True, False)
-        }
+        self._programs = dict(
+            zip((True, False), map(program, in_both_modes(self._network)), strict=True)
+        )
         steps = [step for program in self._programs.values() for step in program]
         constants = {step.name for step in steps if step.kind == "get_attr"} - set(self.state)
         _check_common(networks, sorted(constants))
@@ -102,19 +101,18 @@ class Stacked:
         found: Tensor = unwrap(tensors)
         return found
 
-    def _run(self, step: _Step, values: Mapping[int, Any]) -> Any:
-        args, kwargs = _filled_in(step.args, values), _filled_in(step.kwargs, values)
+    def _run(self, step: Step, values: Mapping[int, Any]) -> Any:
+        args, kwargs = filled_in(step.args, values), filled_in(step.kwargs, values)
         if step.kind in ("output", "placeholder"):  # all but the first have defaults
             return args[0]
         if step.kind == "get_attr":
             return Each(self.state[step.name]) if step.name in self.state else step.constant
         if step.kind == "call_module":
             return self._call_module(step.name, args, kwargs)
-        if step.kind == "call_method":
-            return self._mapped(functools.partial(_call_method, step.name), args, kwargs)
-        if step.function in _POOLINGS and _are_images(args[0]):
-            return _folded(functools.partial(step.function, **kwargs), *args)
-        return self._mapped(step.function, args, kwargs)
+        function = cast(Callable[..., Any], step.function)
+        if function in _POOLINGS and _are_images(args[0]):
+            return _folded(functools.partial(function, **kwargs), *args)
+        return self._mapped(function, args, kwargs)
 
     def _call_module(self, name: str, args: Any, kwargs: Any) -> Any:
         module = self._modules[name]
@@ -373,10 +371,6 @@ def _expanded(x: Input, count: int) -> Tensor:
     return x.tensor if isinstance(x, Each) else x.expand(count, *x.shape)
 
 
-def _call_method(name: str, owner: Any, *args: Any, **kwargs: Any) -> Any:
-    return getattr(owner, name)(*args, **kwargs)
-
-
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under all their names."""
     named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
@@ -407,66 +401,3 @@ def _check_common(networks: Sequence[nn.Module], names: Sequence[str]) -> None:
             first = values[0]
             if isinstance(value, Tensor) and not torch.equal(value, cast(Tensor, first)):
                 raise ValueError(f"{name} differs between networks, and is no parameter or buffer")
-
-
-class _Slot(NamedTuple):
-    """The value of an earlier step."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One operation of a traced network, as plain values that ``torch.compile`` can follow.
-
-    ``dead`` are the slots that no later step reads.
-    """
-
-    kind: str
-    slot: int
-    name: str
-    function: Callable[..., Any]
-    constant: Any
-    args: Any
-    kwargs: Any
-    dead: tuple[int, ...]
-
-
-def _program(traced: fx.GraphModule) -> list[_Step]:
-    """The operations of a traced network in order, the images' placeholder first."""
-    nodes = list(traced.graph.nodes)
-    slots = {node: i for i, node in enumerate(nodes)}
-    last = {used: node for node in nodes for used in (node, *node.all_input_nodes)}
-    steps = []
-    for node in nodes:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _Slot(slots[n]))
-        constant = operator.attrgetter(node.target)(traced) if node.op == "get_attr" else None
-        dead = (slots[used] for used, by in last.items() if by is node and used.op != "output")
-        steps.append(
-            _Step(
-                node.op,
-                slots[node],
-                str(node.target),
-                node.target,
-                constant,
-                args,
-                kwargs,
-                tuple(dead),
-            )
-        )
-    return steps
-
-
-def _filled_in(argument: Any, values: Mapping[int, Any]) -> Any:
-    """An operation's arguments, with values in the place of the slots they come from."""
-    if isinstance(argument, _Slot):
-        return values[argument.number]
-    if isinstance(argument, tuple | list):
-        parts = [_filled_in(part, values) for part in argument]
-        return tuple(parts) if isinstance(argument, tuple) else parts
-    if isinstance(argument, dict):
-        return {key: _filled_in(part, values) for key, part in argument.items()}
-    if isinstance(argument, slice):
-        bounds = (argument.start, argument.stop, argument.step)
-        return slice(*(_filled_in(bound, values) for bound in bounds))
-    return argument

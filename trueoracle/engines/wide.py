@@ -7,25 +7,24 @@ Each member trains as the loop would train it alone. Whether a network allows th
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.data.splits import AnySplit, Splits
-from trueoracle.engines.base import Engine, Measured, Memory
-from trueoracle.engines.continuing import MemberState, restore, state_of
+from trueoracle.engines.base import Engine, Measured, Memory, what_only_the_loop_does
+from trueoracle.engines.memory import LiveBytes
 from trueoracle.engines.stacked import Convolution, Each, Input, Stacked, tensors, wait_for
 from trueoracle.errors import first_line
 from trueoracle.networks.copying import copied
 from trueoracle.tasks.base import INPUT, TARGETS, Batch, Task
+from trueoracle.training.checkpoint import Keepable
+from trueoracle.training.continuing import MemberState, restore, state_of
 from trueoracle.training.evaluate import add_sums, evaluation_batch
 from trueoracle.training.loop import (
     Stream,
@@ -91,16 +90,17 @@ class WidePopulation:
         self._compiled = torch.compile(self._loss, dynamic=False) if compiled else None
         self._shapes_seen: set[torch.Size] = set()
 
-    def train_epoch(self, epoch: int) -> None:
+    def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
         """One pass over the training split; ``epoch`` is counted from 0."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.learning_rate_at(epoch)
+        steps = self._recipe.steps_in_epoch(len(self._data.train))
         self._stacked.train(True)
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             seed, stream = self._streams[0]
             torch.manual_seed(stream_seed(seed, epoch, "network", stream))
             with _attention_that_maps(self._device):
-                for inputs, batch in self._batches(epoch):
+                for step, (inputs, batch) in enumerate(self._batches(epoch)):
+                    for group in self._optimizer.param_groups:
+                        group["lr"] = self._recipe.learning_rate_at(epoch, step, steps)
                     self._step(inputs, batch)
 
     def measure(self) -> Measured:
@@ -115,6 +115,12 @@ class WidePopulation:
             for i, network in enumerate(self._networks):
                 for name, value in tensors(network).items():
                     value.copy_(self._stacked.state[name][i])
+
+    def kept(self) -> list[Keepable]:
+        """The weights and the optimiser's state of each network."""
+        self.write_back()
+        weights = (network.state_dict() for network in self._networks)
+        return list(zip(weights, self.states(), strict=True))
 
     def states(self) -> list[MemberState]:
         """What the optimiser remembers of each member, to go on from."""
@@ -148,7 +154,8 @@ class WidePopulation:
 
     def _loss(self, inputs: Input, batch: Batch) -> Tensor:
         """The sum of the members' losses, of which each gives its member's gradient only."""
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._recipe.autocast):
+        autocast = self._recipe.precision == "autocast"
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=autocast):
             outputs = self._stacked(inputs)
             of_each = 0 if isinstance(inputs, Each) else None
             loss = vmap(self._task.loss, (0, of_each), randomness="same")
@@ -171,6 +178,8 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     for a few examples, together and alone, on the CPU. The network and the global random numbers
     are left as they were.
     """
+    if why := what_only_the_loop_does(recipe):
+        return why
     if isinstance(recipe, Retraining) and not recipe.common_random_numbers and _drops(network):
         return "dropout draws from one stream for all members, and each is to have its own"
     inputs = [name for name in data.train.shapes if name not in TARGETS]
@@ -329,41 +338,7 @@ def _peak_bytes(run: Callable[[], None], device: torch.device) -> int:
         run()
         wait_for(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
-    live = _LiveBytes()
+    live = LiveBytes()
     with live:
         run()
     return live.peak
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations make: bytes alive now, and at the peak."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in pytree.tree_leaves((args, kwargs)):
-            self._meet(value, new=False)
-        result = func(*args, **(kwargs or {}))
-        for value in pytree.tree_leaves(result):
-            self._meet(value, new=True)
-        return result
-
-    def _meet(self, value: object, *, new: bool) -> None:
-        if not isinstance(value, Tensor):
-            return
-        storage = value.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = storage.nbytes() if new else 0
-
-        def forget(_: object) -> None:
-            self._known.pop(key, None)
-            self.live -= size
-
-        self._known[key] = weakref.ref(storage, forget)
-        self.live += size
-        self.peak = max(self.peak, self.live)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from trueoracle.errors import first_line
 from trueoracle.native.library import Block
-from trueoracle.networks.tracing import trace
+from trueoracle.networks.operations import in_both_modes
 
 __all__ = ["CannotLowerError", "Lowered", "lower", "lower_chain"]
 
@@ -301,14 +301,10 @@ _METHODS: dict[str, Callable[..., nn.Module]] = {
 
 def _chain(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules that a network applies one after the other, by name."""
-    modes = [(module, module.training) for module in network.modules()]
     try:
-        graphs = [trace(network.train(mode)).graph for mode in (True, False)]
+        graphs = [traced.graph for traced in in_both_modes(network)]
     except Exception as error:  # the user's forward runs: anything can come out
         raise CannotLowerError(f"it cannot be traced: {first_line(error)}") from error
-    finally:
-        for module, training in modes:
-            module.training = training
     steps = [
         [(n.op, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes] for graph in graphs
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,6 +19,7 @@ __all__ = [
     "by_filter",
     "entries",
     "filter_weights",
+    "is_of_layer",
     "layer_weights",
 ]
 
@@ -35,6 +37,9 @@ _OF_LAYERS = {
     *("in_proj_weight", "in_proj_bias", "num_features", "normalized_shape"),
 }
 """Tensors and numbers that are a layer's own; others are named themselves."""
+
+_OF_RECURRENT = re.compile(r"(weight|bias)_(ih|hh)(_l\d+(_reverse)?)?")
+"""Likewise of recurrent layers and cells; a projection (``weight_hr_l0``) has filters of its own."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,21 @@ class Group:
         return self._parts("reads")
 
     @property
+    def unit(self) -> str:
+        """What goes at a time, in words, where it is not one filter of each layer; else empty."""
+        taken: dict[str, dict[str, list[Place]]] = {}
+        for place in self.places:
+            if place.role == "writes":
+                by_tensor = taken.setdefault(_part(place).module, {})
+                by_tensor.setdefault(place.tensor, []).append(place)
+        shown = [
+            _words(layer, next(iter(tensors.values())))
+            for layer, tensors in taken.items()
+            if any(place.inner * place.outer > 1 for place in next(iter(tensors.values())))
+        ]
+        return ", ".join(shown[:3]) + (", …" if len(shown) > 3 else "")
+
+    @property
     def members(self) -> tuple[str, ...]:
         """The names of all modules that lose something with a filter."""
         parts = (*self.layers, *self.norms, *self.consumers)
@@ -146,9 +166,24 @@ class Group:
         return tuple(part for part in parts if first[part.module] is part)
 
 
+def _words(layer: str, places: Sequence[Place]) -> str:
+    """How many filters of a layer go at a time, and how they lie."""
+    count = sum(place.inner * place.outer for place in places)
+    inner = {place.inner for place in places}
+    if inner == {count}:
+        return f"{count} neighbouring filters of {layer}"
+    if inner == {1}:
+        return f"{count} filters of {layer}, one of each of {count} blocks"
+    return f"{count} filters of {layer}"
+
+
+def is_of_layer(name: str) -> bool:
+    """Whether a tensor or number of this name, the last of a path, is its module's as a layer."""
+    return name in _OF_LAYERS or _OF_RECURRENT.fullmatch(name) is not None
+
+
 def _part(place: Place) -> Part:
-    last = place.tensor.rpartition(".")[2]
-    is_layers = last in _OF_LAYERS and place.owner
+    is_layers = is_of_layer(place.tensor.rpartition(".")[2]) and place.owner
     return Part(
         place.owner if is_layers else place.tensor,
         place.inner,

@@ -116,15 +116,21 @@ def settled(network: nn.Module, found: Offers, example: Example) -> GroupMap:
         failed: dict[str, str] = {}
         if triable:
             trial = trial or _Trial(network, example)
-            # Most often nothing fails.
-            is_fine = not trial.reason(triable)
-            for some in [triable] if is_fine else trial.sorted_out(triable):
+            # Most often nothing fails. Cutting what follows can hide a wrong cut, so those groups
+            # that fail more often are tried once more with the rest of the network whole.
+            doubtful = [group for group in triable if group.name in found.notes]
+            sets = [triable] if len(doubtful) in (0, len(triable)) else [triable, doubtful]
+            is_fine = not any(map(trial.reason, sets))
+            plain = [group for group in triable if group not in doubtful]
+            apart = [*trial.sorted_out(plain), *trial.sorted_out(doubtful)] if not is_fine else []
+            for some in [triable] if is_fine else apart:
                 passed, without = trial.settle(some, is_fine=is_fine)
                 whole |= passed
                 failed |= without
         result.groups.update(whole)
         for name, reason in failed.items():
-            reasons.setdefault(name, reason)
+            note = f" ({found.notes[name]})" if name in found.notes else ""
+            reasons.setdefault(name, reason + note)
         ways = {name: ways[name] for name in failed if ways[name]}
     for name, reason in reasons.items():
         if name not in result.groups:

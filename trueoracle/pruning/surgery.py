@@ -51,7 +51,7 @@ def prune(
         for (tensor, axis), found in cuts.items():
             _cut(holders[tensor], axis, found)
         for owner in dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in cuts):
-            _fit(network.get_submodule(owner), dense.get_submodule(owner))
+            _fit(network.get_submodule(owner))
     return network
 
 
@@ -154,13 +154,17 @@ def _module_of(network: nn.Module, name: str) -> str:
     return ""
 
 
-def _fit(module: nn.Module, before: nn.Module) -> None:
+def _fit(module: nn.Module) -> None:
     """Make the sizes that a layer says it has those of its tensors."""
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, Attention):
         module.heads = module.in_proj_weight.shape[0] // (3 * module.head_dim)
-    elif isinstance(module, _ConvNd) and isinstance(before, _ConvNd):
-        _fit_convolution(module, before)
+    elif isinstance(module, _ConvNd):
+        _fit_convolution(module)
+    elif isinstance(module, nn.RNNBase):
+        _fit_recurrent(module)
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -177,13 +181,17 @@ def _fit(module: nn.Module, before: nn.Module) -> None:
         module.nx, module.nf = weight.shape
 
 
-def _fit_convolution(module: _ConvNd, before: _ConvNd) -> None:
+def _fit_convolution(module: _ConvNd) -> None:
     first, second = module.weight.shape[:2]
-    is_depthwise = before.groups == before.in_channels > 1
     if isinstance(module, _ConvTransposeNd):
-        module.groups = first if is_depthwise else before.groups
         module.in_channels, module.out_channels = first, second * module.groups
-        return
-    if is_depthwise:
-        module.groups = first * before.groups // before.out_channels
-    module.in_channels, module.out_channels = second * module.groups, first
+    else:
+        module.in_channels, module.out_channels = second * module.groups, first
+
+
+def _fit_recurrent(module: nn.RNNBase) -> None:
+    rows, module.input_size = module.weight_ih_l0.shape
+    module.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    if module.proj_size:
+        module.proj_size = module.weight_hh_l0.shape[1]
+    module.flatten_parameters()

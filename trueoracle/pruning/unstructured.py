@@ -46,6 +46,7 @@ __all__ = [
     "WeightCandidates",
     "check_masks",
     "has_outputs_last",
+    "held_weight",
     "list_weight_candidates",
     "unmasked",
 ]
@@ -356,19 +357,30 @@ class _Masked(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.get_buffer("mask")
+        return weight * self.get_buffer("mask").to(weight.dtype)
+
+
+def held_weight(layer: nn.Module) -> tuple[nn.Parameter, Tensor] | None:
+    """The parameter and the mask that a pruned layer's weight is computed from; None: it is plain.
+
+    The mask is 1 where a weight is kept, and shaped like the weight.
+    """
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    held = layer.get_submodule("parametrizations.weight")
+    first = held.get_submodule("0")
+    if not isinstance(first, _Masked):
+        return None
+    return held.get_parameter("original"), first.get_buffer("mask")
 
 
 def unmasked(network: nn.Module) -> nn.Module:
     """A copy of a pruned network with plain weights, some of them zero: to save, or to hand on."""
     plain = copied(network)
     for module in list(plain.modules()):
-        if not parametrize.is_parametrized(module, "weight"):
+        if (held := held_weight(module)) is None:
             continue
-        held = module.get_submodule("parametrizations.weight")
-        if not isinstance(held.get_submodule("0"), _Masked):
-            continue
-        trains = held.get_parameter("original").requires_grad
+        trains = held[0].requires_grad
         weight = nn.Parameter(cast(Tensor, module.weight).detach(), requires_grad=trains)
         # Not by remove_parametrizations, which changes a class that copies share with the original.
         module.__class__ = parametrize.type_before_parametrizations(module)

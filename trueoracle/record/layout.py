@@ -23,6 +23,7 @@ from trueoracle.tasks.metric import SPLITS, Metric, check_metrics
 
 __all__ = [
     "CHECKSUMS",
+    "COSTS",
     "COUNTED",
     "MEASURED",
     "METRICS",
@@ -158,9 +159,11 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
     """What is wrong with a sitting's facts, as far as they are read back; empty where nothing is.
 
     ``skipped`` has reasons by criterion, ``adopted`` rows by folder, ``engine`` is a name,
-    ``chance`` what the headline metric is without any learning, and ``noise`` how far pruned losses
-    differ by the choice of examples alone.
+    ``chance`` what the headline metric is without any learning, ``data`` what a report says of text
+    and questions, and ``noise`` how far pruned losses differ by the choice of examples alone.
     """
+    if not isinstance(facts.get("data", {}), dict):
+        return f"facts.data is {str(facts['data'])[:40]!r}, expected an object"
     for name, kind, inner in (("skipped", dict, str), ("adopted", dict, int)):
         value = facts.get(name, {})
         if not isinstance(value, kind) or not all(isinstance(v, inner) for v in value.values()):
@@ -313,6 +316,9 @@ class Seal:
 _CHUNK = Column("chunk", "whole", most=_MOST_COST)
 
 _SECONDS = Column("seconds", "number", most=np.inf)
+COSTS = ("parameters", "macs")
+"""The columns of what a network costs."""
+
 _COSTS = (
     Column("parameters", "whole", optional=True, least=1, most=_MOST_COST, since=2),
     Column("macs", "whole", optional=True, most=_MOST_COST, since=2),

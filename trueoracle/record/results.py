@@ -114,6 +114,12 @@ class Results:
         return skipped_in(self.provenance)
 
     @property
+    def data_facts(self) -> dict[str, Any]:
+        """What is recorded of text and questions: tokenizer, hash, tokens; empty for other data."""
+        said = [sitting["data"] for sitting in self.provenance if "data" in sitting]
+        return dict(said[-1]) if said else {}
+
+    @property
     def finished(self) -> bool:
         """Whether every candidate is scored and retrained: by each criterion, with each seed.
 

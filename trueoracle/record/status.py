@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import StoreError
+from trueoracle.record.lock import is_locked
 from trueoracle.record.paths import SEARCHES
-from trueoracle.record.store import Store, is_locked
+from trueoracle.record.store import Store
 from trueoracle.spec.spec import StudySpec
 
 __all__ = ["read_status", "recorded_spec", "skipped_in", "status_of"]

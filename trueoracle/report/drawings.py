@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from trueoracle.analysis.numbers import number
+from trueoracle.analysis.several import OwnAnalysis
 from trueoracle.figures.agreement import agreement_data, draw_agreement
 from trueoracle.figures.forest import draw_forest, forest_data
 from trueoracle.figures.ladder import draw_ladder, ladder_data
@@ -30,6 +31,7 @@ __all__ = [
     "Drawn",
     "Folder",
     "agreement_figure",
+    "analysis_figure",
     "forest_figure",
     "ladder_figure",
     "ladder_in_words",
@@ -231,6 +233,24 @@ def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: s
     """One criterion's tau in every study of a grid, and over all of them."""
     data = forest_data(meta, x_label=f"Kendall's τ with {outcome}", title=f"{title}: {score}")
     return draw_forest(data)
+
+
+def analysis_figure(found: OwnAnalysis) -> Figure:
+    """The first score in a user's own tables: a forest of several studies, a scatter of one."""
+    if found.meta:
+        first = found.meta[0]
+        title = f"{len(first['studies'])} studies"
+        return forest_figure(first, score=first["criterion"], outcome=found.outcome, title=title)
+    one = next(iter(found.tables.values()))
+    name, scores = next(iter(one.scores.items()))
+    data = scatter_data(
+        scores,
+        one.outcome,
+        higher_is_better=one.higher_is_better,
+        x_label=name,
+        y_label=found.outcome,
+    )
+    return draw_scatter(data)
 
 
 def slug(criterion: str) -> str:

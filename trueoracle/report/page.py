@@ -40,6 +40,7 @@ from trueoracle.report.words import (
     by_agreement,
     ceiling_sentences,
     combination_sentence,
+    data_in_words,
     pruned_in_words,
     verdicts,
 )
@@ -131,6 +132,7 @@ def write_report(
         sections=sections,
         verdicts=verdicts(summaries[0]),
         facts=dense_facts(summaries[0]),
+        data=data_in_words(summaries[0]["data_facts"]),
         tables=tables_of(entries),
         intervals=_intervals([relation for _, relation in entries]),
     )
@@ -303,7 +305,16 @@ def dense_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [(f"{number(train)} / {number(test)}", f"train / test {loss['label']}")]
     if loss["exponential"] and test is not None and test < _LARGEST_EXPONENT:
         facts.append((f"{math.exp(test):,.1f}", f"test {loss['exponential']}"))
-    return facts + [_on_test(metric, dense) for metric in others]
+    known = summary["data_facts"].get("baselines") or ()
+    for metric in others:
+        value, words = _on_test(metric, dense)
+        beside = [
+            f"{percent(one['test'])} {one['label']}"
+            for one in known
+            if one["metric"] == metric["name"]
+        ]
+        facts.append((value, f"{words} ({', '.join(beside)})" if beside else words))
+    return facts
 
 
 def headline_in_words(summary: Mapping[str, Any]) -> str:

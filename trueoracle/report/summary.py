@@ -8,7 +8,12 @@ from typing import Any
 from trueoracle.analysis.assessment import Assessment
 from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.numbers import finite_or_none, quantity
-from trueoracle.analysis.outcomes import chance_in_words, noise_in_words, rule_in_words
+from trueoracle.analysis.outcomes import (
+    baseline_in_words,
+    chance_in_words,
+    noise_in_words,
+    rule_in_words,
+)
 from trueoracle.record.layout import NOISE
 from trueoracle.record.results import SHORT, Results
 from trueoracle.spec.scale import changes_from_file, scale_in_words
@@ -33,6 +38,7 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
     - ``warning``: that the dense network is hardly better than chance, or that pruned losses
       differ by no more than the choice of examples makes them, where that is so;
     - ``candidates_in_words``: what the candidates are, and what of them is random;
+    - ``data_facts``: what is recorded of text and questions; empty for other data;
     - ``changed``: the dotted fields whose values are not those of the shipped study of this name,
       which ``purpose`` describes;
     - ``cost``: what pruning saves; None where an older record does not hold it.
@@ -51,6 +57,7 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
         "scale_in_words": scale_in_words(spec),
         "network": spec.network.name,
         "data": spec.data.name,
+        "data_facts": results.data_facts,
         "task": results.task,
         "metrics": [finite_or_none(asdict(metric)) for metric in results.metrics],
         "surgery": spec.pruning.surgery,
@@ -81,7 +88,8 @@ def _warning(results: Results) -> str:
     outcome = results.outcome()
     value = (results.dense or {}).get(outcome.column)
     guessing = chance_in_words(outcome, value, chance[-1] if chance else None)
-    return "; ".join(filter(None, (guessing, little)))
+    dense = guessing or baseline_in_words(outcome, value, results.data_facts)
+    return "; ".join(filter(None, (dense, little)))
 
 
 def _cost(results: Results) -> dict[str, Any] | None:

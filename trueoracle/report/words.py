@@ -13,6 +13,7 @@ __all__ = [
     "by_agreement",
     "ceiling_sentences",
     "combination_sentence",
+    "data_in_words",
     "grid_verdicts",
     "kinds_in_words",
     "meta_sentence",
@@ -95,6 +96,25 @@ def _tau(relation: Mapping[str, Any]) -> str:
     if (relation.get("share_of_ceiling") or 0) > 0:
         text += f", {percent(relation['share_of_ceiling'], 0)} of the ceiling"
     return text
+
+
+def data_in_words(facts: Mapping[str, Any]) -> str:
+    """What examples of text or questions are made of, in a line; empty for other data."""
+    if not facts:
+        return ""
+    counted = ", ".join(f"{part} {n:,}" for part, n in (facts.get("tokens_counted") or {}).items())
+    said = [
+        f"text {facts.get('text')} (SHA-256 {str(facts.get('text_sha256'))[:12]})",
+        f"tokenizer {facts.get('tokenizer')} of {facts.get('vocabulary')} tokens "
+        f"(SHA-256 {str(facts.get('tokenizer_sha256'))[:12]})",
+        f"context {facts.get('context')}, stride {facts.get('stride')}, BOS {facts.get('bos')}",
+        f"tokens counted: {counted}" if counted else "",
+        *(
+            f"{percent(one['test'])} of test answers are right {one['label']}"
+            for one in facts.get("baselines") or ()
+        ),
+    ]
+    return "; ".join(filter(None, said))
 
 
 def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:

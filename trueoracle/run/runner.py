@@ -74,7 +74,8 @@ def tell_cost(at: Sitting) -> None:
     if not left:
         return
     data = prepared.data
-    examples, epochs = len(data.train), prepared.spec.retraining.epochs
+    recipe = prepared.spec.retraining
+    examples, epochs = recipe.examples_in_epoch(len(data.train)), recipe.epochs
     # Masked weights are multiplied all the same, so this is no candidate's recorded cost.
     pruned = prepared.candidates.prune(prepared.network, 0)
     macs = cost(pruned, as_input(pruned, data.example(1))).macs

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from trueoracle.analysis.numbers import finite_or_none, many
 from trueoracle.analysis.table import pruned_filters
-from trueoracle.data.datasets import dataset_info
+from trueoracle.data.datasets import DATASETS, dataset_info
 from trueoracle.engines.choose import Plan, engine_for, plan
 from trueoracle.engines.retrain import retraining_data
 from trueoracle.errors import InputError, NotApplicableError, unknown
+from trueoracle.networks.fitting import plain_config
+from trueoracle.record.lock import locked
 from trueoracle.record.paths import SEARCHES
 from trueoracle.record.results import Results
-from trueoracle.record.store import locked
 from trueoracle.run.around import candidates_for
 from trueoracle.run.dense import read_dense
 from trueoracle.run.prepare import Prepared
@@ -31,6 +33,7 @@ from trueoracle.search.replay import selection_metric
 from trueoracle.search.schedule import ETA, Schedule, parse_budget
 from trueoracle.search.settings import SearchSettings
 from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_strategy
+from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import DataSpec
 from trueoracle.tasks.base import TARGETS
 from trueoracle.tasks.metric import Metric
@@ -353,14 +356,15 @@ def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:
 
 
 def _normalised(data: DataSpec) -> dict[str, Any]:
-    if data.fingerprint:
+    if data.fingerprint or data.name not in DATASETS:
         return {}
     info = dataset_info(data.name, path=data.path, image_size=data.image_size)
     return {"mean": list(info.mean), "std": list(info.std)}
 
 
 def _origin(prepared: Prepared, index: int) -> Origin:
-    network = prepared.spec.network
+    network, data = prepared.spec.network, prepared.data
+    few = data.train.take(torch.arange(3) % len(data.train)).fields
     pruned: dict[str, tuple[int, ...]] = {}
     if prepared.candidates.units != "weights":
         pruned = {
@@ -372,10 +376,24 @@ def _origin(prepared: Prepared, index: int) -> Origin:
         arguments=dict(network.arguments),
         inputs={
             name: (tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
-            for name, value in prepared.data.example(1).items()
+            for name, value in few.items()
             if name not in TARGETS
         },
-        outputs=None if network.fingerprint else prepared.data.task.outputs(prepared.data.train),
+        outputs=_outputs(prepared),
         pruned=pruned,
         units=prepared.candidates.units,
+        values={
+            name: value.tolist()
+            for name, value in few.items()
+            if name not in TARGETS and not value.is_floating_point()
+        },
+        config=plain_config(prepared.network),
     )
+
+
+def _outputs(prepared: Prepared) -> int | None:
+    """How many a network was built for; None where that was not asked for here."""
+    network = prepared.spec.network
+    if network.fingerprint or (is_of_library(network.name) and network.arrives_trained):
+        return None
+    return prepared.data.task.outputs(prepared.data.train)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trueoracle.errors import shown
+from trueoracle.spec.hub import HF, is_of_library
 from trueoracle.training.recipe import DenseTraining, Frozen, Retraining, Seed
 
 __all__ = [
@@ -18,7 +19,10 @@ __all__ = [
     "AROUND_COUNT",
     "AROUND_SHARE",
     "CANDIDATE_FILES",
+    "LANGUAGE_FIELDS",
+    "QUESTIONS",
     "STREAMED",
+    "TEXTS",
     "DataSpec",
     "NetworkSpec",
     "PruningSpec",
@@ -36,6 +40,12 @@ MOST_CANDIDATES = 10**9
 STREAMED = ("imagenet", "folder")
 """Data sets that are read from image files as they are needed: too large for memory."""
 
+TEXTS = ("text", "kjv")
+"""Data sets of running text, whose task is ``next-token``."""
+
+QUESTIONS = ("easy-vqa", "instructions", "scienceqa", "textvqa", "gqa", "pope")
+"""Data sets of questions with answers, most of them about an image; their task is ``answers``."""
+
 CANDIDATE_FILES = (".json", ".pkl")
 """What lists candidates: a file of another study's, or of the paper's code."""
 
@@ -50,12 +60,16 @@ _LARGEST = 10**18
 
 Whole = Annotated[int, Field(ge=-_LARGEST, le=_LARGEST)]
 Real = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class NetworkSpec(Frozen):
     """The dense network: its architecture, and its weights where it arrives trained."""
 
-    name: str = Field(description="a registered network, or module:factory")
+    name: str = Field(
+        description="a registered network, module:factory, hf:FOLDER or hf:ORGANISATION/NAME of "
+        "transformers, timm:NAME or torchvision:NAME"
+    )
     arguments: dict[str, bool | Whole | Real | str | tuple[Whole | Real | str, ...]] = Field(
         {}, description="of the network, such as {width = 20}"
     )
@@ -66,6 +80,9 @@ class NetworkSpec(Frozen):
     )
     fingerprint: str | None = Field(
         None, description="set by Study for a network given in Python: hashes of it"
+    )
+    files: str | None = Field(
+        None, description="set for hf:…, where its files are: SHA-256 of config and weights"
     )
 
     @field_validator("arguments", mode="before")
@@ -92,15 +109,19 @@ class NetworkSpec(Frozen):
     @property
     def arrives_trained(self) -> bool:
         """Whether the dense network needs no training here."""
+        if is_of_library(self.name) and self.arguments.get("pretrained", True):
+            return True
         return self.weights is not None or self.fingerprint is not None
 
 
 class DataSpec(Frozen):
-    """The data set and how its training images are split."""
+    """The data set and how its training examples are split."""
 
     name: str = Field("mnist-5k", description="a registered data set, or folder for one's own")
     path: str | None = Field(
-        None, description="of folder and imagenet: where train/ and val/ with a folder a class are"
+        None,
+        description="of folder and imagenet: where train/ and val/ with a folder a class are; of "
+        "text and questions: their file or folder",
     )
     image_size: int | None = Field(
         None,
@@ -112,20 +133,23 @@ class DataSpec(Frozen):
         None,
         ge=1,
         le=MOST_IMAGES,
-        description="at most so many training images, equally from each class",
+        description="at most so many training examples, equally from each class",
     )
     test_images: int | None = Field(
-        None, ge=1, le=MOST_IMAGES, description="the same of the test images"
+        None, ge=1, le=MOST_IMAGES, description="the same of the test examples"
     )
     validation_images: int = Field(
-        500, ge=0, le=MOST_IMAGES, description="taken from the training images"
+        500,
+        ge=0,
+        le=MOST_IMAGES,
+        description="taken from the training examples; of text and questions: at most so many",
     )
     measured_fraction: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="of the training images, equally from each class: those on which train loss is "
-        "measured; imagenet's and folder's default is 0.1",
+        description="of the training examples, equally from each class: those on which train loss "
+        "is measured; imagenet's and folder's default is 0.1",
     )
     split_seed: Seed = Field(0, description="of all these draws")
     uint8: Literal["scale", "keep"] | None = Field(
@@ -134,8 +158,68 @@ class DataSpec(Frozen):
         "them as they are; none: ask",
     )
     fingerprint: str | None = Field(
-        None, description="set by Study for data given in Python: SHA-256 of images and labels"
+        None, description="set by Study for data given in Python: SHA-256 of every example"
     )
+    tokenizer: str | None = Field(
+        None,
+        max_length=500,
+        description="of text and questions: 'bpe:1024' or 'words' trains one on the training text, "
+        "a path or name reads one; none: the network's own",
+    )
+    context: int | None = Field(
+        None,
+        ge=2,
+        le=10_000_000,
+        description="tokens of an example; none: 128 of text, as many as the longest of questions",
+    )
+    stride: int | None = Field(
+        None,
+        ge=1,
+        le=10_000_000,
+        description="of text: tokens from the start of one example to the start of the next; where "
+        "they overlap, only new tokens count in evaluation; none: no overlap",
+    )
+    bos: Literal["none", "one"] | None = Field(
+        None,
+        description="of text and questions: each example begins with exactly one beginning-of-text "
+        "token, or has none; left out: as the tokenizer does",
+    )
+    held_out: tuple[Share, Share] = Field(
+        (0.05, 0.05),
+        description="of text and questions in one part: the shares at the end that are the "
+        "validation and the test split",
+    )
+    columns: dict[str, str] = Field(
+        {},
+        description='of JSONL: the names of its columns: {text = "body"}, or {prompt = "question", '
+        'answer = "reply", image = "file"}',
+    )
+    image_folder: str | None = Field(
+        None, description="of questions: the folder of their images; none: beside the questions"
+    )
+    image_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="of questions: tokens that an image takes, where the network brings no "
+        "processor that says so",
+    )
+    test: str | None = Field(
+        None,
+        max_length=4096,
+        description="of questions: others to test on, NAME:PATH, such as pope:coco_pope_random.json",
+    )
+
+    @property
+    def is_language(self) -> bool:
+        """Whether its examples are tokens, of text or of questions and answers."""
+        return self.name in TEXTS + QUESTIONS
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> DataSpec:
+        if sum(self.held_out) >= 1:
+            raise ValueError(f"held_out = {list(self.held_out)} leaves nothing to train on")
+        return self
 
     @model_validator(mode="after")
     def _large_sets_are_measured_in_part(self) -> DataSpec:
@@ -293,12 +377,37 @@ study's own, ``as-released`` the wiring of the paper's released code.
 DESCRIPTIVE = {"name", "purpose", "roles"}
 """The fields of a study that change no number, and are no part of its digest."""
 
+LANGUAGE_FIELDS = {
+    "data.bos",
+    "data.columns",
+    "data.context",
+    "data.held_out",
+    "data.image_folder",
+    "data.image_tokens",
+    "data.stride",
+    "data.test",
+    "data.tokenizer",
+}
+"""Fields that only text and questions have."""
+
 ADDED = {
+    *LANGUAGE_FIELDS,
+    "network.files",
     "pruning.count",
     "pruning.share",
+    "dense.accumulate",
+    "dense.gradient_checkpointing",
+    "dense.schedule_per",
+    "dense.steps_per_epoch",
+    "dense.warmup",
+    "retraining.accumulate",
+    "retraining.gradient_checkpointing",
+    "retraining.lora",
+    "retraining.schedule_per",
+    "retraining.steps_per_epoch",
+    "retraining.warmup",
 }
-"""Fields that a digest leaves out at their default: studies that knew nothing of them keep theirs.
-"""
+"""Fields that came after digests were recorded: at its default, such a field is no part of one."""
 
 
 class StudySpec(Frozen):
@@ -319,6 +428,18 @@ class StudySpec(Frozen):
     pruning: PruningSpec
     criteria: tuple[str, ...] = Field(("oracle", "l1"), min_length=1)
     retraining: Retraining = Retraining()
+
+    @field_validator("network", "data", mode="before")
+    @classmethod
+    def _a_name_is_short_for_a_table(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _language_brings_its_task(self) -> StudySpec:
+        if "task" not in self.model_fields_set and self.data.is_language:
+            # A default, as that of DataSpec.measured_fraction.
+            self.__dict__["task"] = "next-token" if self.data.name in TEXTS else "answers"
+        return self
 
     @field_validator("criteria")
     @classmethod
@@ -384,6 +505,15 @@ class StudySpec(Frozen):
             owner, own = (getattr(self, room), fields.get(room)) if room else (self, fields)
             if own and getattr(owner, name) == type(owner).model_fields[name].default:
                 own.pop(name, None)
+        if "network" in fields and self.network.files is not None:
+            fields["network"]["name"] = HF  # its files say what it is, wherever they lie
+            fields["network"]["arguments"].pop("revision", None)
+        for recipe in (fields[stage] for stage in ("dense", "retraining") if stage in fields):
+            # Digests have autocast as the field of its own that it was.
+            precision = recipe.pop("precision")
+            recipe["autocast"] = precision == "autocast"
+            if precision == "bfloat16":
+                recipe["precision"] = precision
         return fields
 
     @property

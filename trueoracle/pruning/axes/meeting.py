@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from trueoracle.pruning.axes.atoms import (
     Atom,
@@ -17,7 +17,7 @@ from trueoracle.pruning.axes.atoms import (
     size_of,
 )
 
-__all__ = ["cut", "follow_on", "product", "reshaped", "united"]
+__all__ = ["cut", "divided", "ends_at", "follow_on", "parts", "product", "reshaped", "united"]
 
 
 def united(first: Axis, second: Axis, meets: str) -> Axis:
@@ -169,6 +169,11 @@ def follow_on(axes: Sequence[Axis]) -> Axis:
     return Axis(tuple(segment for axis in axes for segment in resolved(axis).segments))
 
 
+def ends_at(axis: Axis, sizes: Sequence[int]) -> bool:
+    """Whether an axis was put together of parts that end where those of some ``sizes`` do."""
+    return {*accumulate(sizes)} <= {*_ends(resolved(axis).segments)}
+
+
 def cut(axis: Axis, sizes: Sequence[int], why: str) -> list[Axis] | None:
     """An axis in pieces of some sizes that follow one another; None: it cannot be divided so."""
     aligned = _aligned(axis, Axis(tuple((Fixed(size),) for size in sizes if size)), why)
@@ -182,6 +187,26 @@ def cut(axis: Axis, sizes: Sequence[int], why: str) -> list[Axis] | None:
             piece.append(rest.pop(0))
         pieces.append(Axis(tuple(piece) or ((Fixed(0),),), axis.origin))
     return pieces
+
+
+def parts(axis: Axis, count: int, why: str) -> list[Axis] | None:
+    """An axis in ``count`` equal pieces that lose the same indices; None: it cannot be divided so.
+
+    Where code asks for a number of pieces, or for pieces of one size, it has to find equal ones.
+    """
+    inner = axis.size // count
+    if (found := _split_off(axis, inner)) is not None:
+        outers, inners = found
+        lock(Axis(tuple(outers)), why)
+        pieces = [Axis((one,), axis.origin) for one in inners]
+    elif (cut_ones := cut(axis, [inner] * count, why)) is not None:
+        pieces = cut_ones
+    else:
+        return None
+    whole = pieces[0]
+    for piece in pieces[1:]:
+        whole = united(whole, piece, why)
+    return [Axis(whole.segments) for _ in range(count)]
 
 
 def product(axes: Sequence[Axis]) -> Axis:
@@ -237,25 +262,38 @@ def _divided_into(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
         if size == 1 or not sizes[position + 1 :]:
             found.append(fixed(1) if sizes[position + 1 :] else axis)
             continue
-        outer, axis = _peeled(axis, inner)
+        outer, axis = divided(axis, axis.size // inner, "its output is reshaped")
         found.append(outer)
     return found
 
 
-def _peeled(axis: Axis, inner: int) -> tuple[Axis, Axis]:
-    """An axis as its outer part and an inner one of a given size."""
+def divided(axis: Axis, count: int, meets: str) -> tuple[Axis, Axis]:
+    """An axis as a product: ``count`` outer indices, and the inner ones of each.
+
+    Where it cannot be divided so, it is locked; ``meets`` says in words what happens to it.
+    """
+    inner = axis.size // count
+    found = _split_off(axis, inner)
+    if found is None:
+        lock(axis, f"{meets} across its channels")
+        return fixed(count), fixed(inner)
+    outers, inners = found
+    rest = Axis((inners[0],), axis.origin)
+    for one in inners[1:]:
+        rest = united(rest, Axis((one,), axis.origin), f"{meets}, and meets there a part")
+    return Axis(tuple(outers), axis.origin), rest
+
+
+def _split_off(axis: Axis, inner: int) -> tuple[list[Segment], list[Segment]] | None:
+    """Each segment of an axis as an outer part and an inner one of a given size."""
     outers, inners = [], []
     for segment in resolved(axis).segments:
         parted = None if size_of(segment) % inner else _parted(segment, size_of(segment) // inner)
         if parted is None:
-            lock(axis, "its output is reshaped across its channels")
-            return fixed(axis.size // inner), fixed(inner)
+            return None
         outers.append(parted[0])
-        inners.append(Axis((parted[1],), axis.origin))
-    rest = inners[0]
-    for one in inners[1:]:
-        rest = united(rest, one, "its output is reshaped, and meets there a part")
-    return Axis(tuple(outers), axis.origin), rest
+        inners.append(parted[1])
+    return outers, inners
 
 
 def _parted(segment: Segment, outer: int) -> tuple[Segment, Segment] | None:

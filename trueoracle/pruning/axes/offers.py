@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from trueoracle.networks.graph import OPAQUE, Graph, Norming
-from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, resolved, size_of
+from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, atoms_of, resolved, size_of
 from trueoracle.pruning.axes.following import Follower
 from trueoracle.pruning.axes.rules import rule_of
-from trueoracle.pruning.groups import Group, GroupMap, Place, Role
+from trueoracle.pruning.groups import Group, GroupMap, Place, Role, is_of_layer
 
 __all__ = ["Offers", "layout", "offers"]
 
@@ -20,11 +20,13 @@ __all__ = ["Offers", "layout", "offers"]
 class Offers:
     """Groups by their first layer, each with what could be cut instead, and what is refused.
 
-    Where an axis is a product (heads · width of a head), the outermost index set comes first.
+    Where an axis is a product, what comes first is a head of attention, else the index set with the
+    most indices. ``notes`` say of groups what may be to blame where they cannot be cut after all.
     """
 
     alternatives: dict[str, list[Group]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def first(self) -> GroupMap:
         """The groups that are tried first."""
@@ -58,6 +60,14 @@ class _Sorting:
                 self._places.setdefault(atom, []).append(place)
         for module, axis in known.normed:
             self._count(module, axis)
+        for number, axis in known.sizes:
+            for atom, _, outer, inner in layout(resolved(axis).segments):
+                self._add(atom, Place(number, None, 0, outer, inner, "counts"))
+        self._parted = {
+            atom: f"{words}, and a size written in code cannot be changed"
+            for axis, words in known.parted
+            for atom in atoms_of(axis)
+        }
         for number in known.mixing:
             self._mix(known.graph.norms[number])
 
@@ -92,10 +102,13 @@ class _Sorting:
             for place in ranked
             if place.role == "writes" and place.tensor in self._written
         )
+        if atom in self._parted:
+            found.notes[name] = self._parted[atom]
         ways = found.alternatives.setdefault(name, [])
         if all(way.places != tuple(ranked) for way in ways):
             ways.append(Group(name, atom.size, tuple(ranked)))
-            ways.sort(key=lambda way: way.filters == 1)
+            is_of_heads = any(part.is_multiplied for part in self._beside(atom))
+            ways.sort(key=lambda way: (way.filters == 1, 0 if is_of_heads else -way.filters))
 
     def _rank(self, place: Place) -> tuple[int, int]:
         """Layers as they ran; what runs at the same time, as it is listed in the network."""
@@ -119,30 +132,24 @@ class _Sorting:
             written = (place.tensor, place.axis) in self._known.writes
             if written and atom not in self._covering(self._axes[place.tensor, place.axis or 0]):
                 return atom.cut_by or "only a part of its output is used there"
-        if several := self._together(atom):
-            return several
         roles = {place.role for place in self._places[atom]}
         if not {"reads", "writes"} <= roles:
             return "no layer with weights reads its output"
         return ""
 
-    def _together(self, atom: Atom) -> str:
-        """Why an index that takes several filters of a layer is no filter; of attention, it is."""
-        most = 1
-        others: set[Factor] = set()
-        for place in self._places[atom]:
-            if (place.tensor, place.axis) in self._known.writes:
-                most = max(most, place.inner * place.outer)
-                axis = self._axes[place.tensor, place.axis or 0]
-                others.update(factor for segment in axis.segments for factor in segment)
-        if most == 1 or any(other.is_multiplied for other in others):
-            return ""
-        reasons = (other.reason for other in others if isinstance(other, Atom))
-        reason = next((f" ({one})" for one in reasons if one), "")
-        return f"its filters could only go {most} at a time{reason}"
+    def _beside(self, atom: Atom) -> set[Factor]:
+        """What an atom is multiplied with in the outputs of layers, itself included."""
+        return {
+            factor
+            for place in self._places[atom]
+            if (place.tensor, place.axis) in self._known.writes
+            for segment in self._axes[place.tensor, place.axis or 0].segments
+            for factor in segment
+        }
 
     def _refuse(self, found: Offers, name: str, axis: Axis) -> None:
-        atoms = _atoms(axis)
+        # What there is most of says most; of two alike, the inner one.
+        atoms = sorted(_atoms(axis)[::-1], key=lambda atom: -atom.size)
         reasons = [reason for atom in atoms if (reason := self._unfit(atom))]
         reasons += [atom.cut_by for atom in atoms if atom.cut_by]
         if len(axis.segments) > 1:
@@ -193,8 +200,10 @@ class _Sorting:
             roles.append("reads")
         if (name, position) in self._known.writes or self._is_bias(name):
             roles.append("writes")  # of an embedding that is a reader too, both
+        carried = self._known.carried.get((name, position))
+        apart = set() if carried is None else set(atoms_of(carried))
         for atom, offset, outer, inner in layout(axis.segments):
-            for role in roles or _CARRIES:
+            for role in _CARRIES if atom in apart else roles or _CARRIES:
                 yield atom, Place(name, position, offset, outer, inner, role)
 
     def _is_bias(self, name: str) -> bool:
@@ -214,16 +223,17 @@ class _Sorting:
         for atom, _, outer, inner in layout(resolved(axis).segments):
             outer = outer if is_whole else 1  # a norm of instances has folded them into the axis
             place = Place(f"{module}.{key}", None, 0, outer, inner, "counts")
-            if place not in self._places.setdefault(atom, []):
-                self._places[atom].append(place)
+            self._add(atom, place)
+
+    def _add(self, atom: Atom, place: Place) -> None:
+        if place not in self._places.setdefault(atom, []):
+            self._places[atom].append(place)
 
     def _mix(self, norm: Norming) -> None:
         axes = self._known.axes_of(norm.given)
         for position, axis in enumerate(axes, start=-len(axes)):
             for atom, offset, outer, inner in layout(resolved(axis).segments):
-                place = Place(norm.module, position, offset, outer, inner, "mixes")
-                if place not in self._places.setdefault(atom, []):
-                    self._places[atom].append(place)
+                self._add(atom, Place(norm.module, position, offset, outer, inner, "mixes"))
 
 
 _CARRIES: tuple[Role, ...] = ("carries",)
@@ -250,4 +260,5 @@ def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]
 def _layer(tensor: str) -> str:
     """What a layer is called: the module that has a weight, or the parameter itself."""
     owner, _, last = tensor.rpartition(".")
-    return owner if owner and last in ("weight", "in_proj_weight") else tensor
+    is_layers = is_of_layer(last) and not last.startswith(("bias", "running"))
+    return owner if owner and is_layers else tensor
