@@ -53,7 +53,7 @@ class Stacked:
 
     ``state`` holds every parameter and buffer, ``[P, ...]``, under its names in a network; what a
     network uses under two names is one tensor. ``common_draws``: random operations draw the same
-    for all members.
+    for all members. ``inputs`` names what the network is given, where that is by name.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Stacked:
         convolution: Convolution | None,
         *,
         common_draws: bool,
+        inputs: Sequence[str] = (),
     ) -> None:
         self.count = len(networks)
         self.state = _stack(networks, device)
@@ -75,7 +76,7 @@ class Stacked:
         self._modules = dict(self._network.named_modules())
         # Traced twice: networks may do other things in training than in evaluation mode.
         self._programs = dict(
-            zip((True, False), map(program, in_both_modes(self._network)), strict=True)
+            zip((True, False), map(program, in_both_modes(self._network, inputs)), strict=True)
         )
         steps = [step for program in self._programs.values() for step in program]
         constants = {step.name for step in steps if step.kind == "get_attr"} - set(self.state)
@@ -88,16 +89,24 @@ class Stacked:
         """The trainable parameters, each once."""
         return list(dict.fromkeys(value for value in self.state.values() if value.requires_grad))
 
-    def __call__(self, images: Input) -> Tensor:
-        """Outputs ``[P, N, ...]`` of inputs ``[N, ...]``, or of each member's own."""
+    def __call__(self, given: Input | Mapping[str, Input]) -> Tensor:
+        """Outputs ``[P, N, ...]`` of inputs ``[N, ...]``, or of each member's own.
+
+        Several inputs are given by the names of the network's arguments.
+        """
         values: dict[int, Any] = {}
         for step in self._programs[self._network.training]:
-            values[step.slot] = self._run(step, values) if step.slot else images
+            if isinstance(given, Mapping) and step.kind == "placeholder" and step.name in given:
+                values[step.slot] = given[step.name]
+            elif step.slot == 0 and not isinstance(given, Mapping):
+                values[step.slot] = given
+            else:
+                values[step.slot] = self._run(step, values)
             for dead in step.dead:
                 del values[dead]
-        (given,) = values.values()
+        (answer,) = values.values()
         # What does not depend on the weights is no output.
-        tensors = pytree.tree_map(lambda v: v.tensor if isinstance(v, Each) else None, given)
+        tensors = pytree.tree_map(lambda v: v.tensor if isinstance(v, Each) else None, answer)
         found: Tensor = unwrap(tensors)
         return found
 

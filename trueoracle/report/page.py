@@ -25,7 +25,7 @@ from trueoracle.report.drawings import (
     scatter_figure,
     slug,
 )
-from trueoracle.report.summary import cost_in_words, summarise
+from trueoracle.report.summary import assess_together, cost_in_words, summarise
 from trueoracle.report.table import (
     TextTable,
     differences_table,
@@ -63,8 +63,8 @@ FEW = 4
 
 _LADDER = (
     "Agreement is τ with its sign turned so that +1 is perfect; criteria are in the order of its "
-    f"mean over the outcomes. A filled dot is certain not to be zero: {CERTAIN}. Without permuted "
-    "filter labels, none is."
+    f"mean over the outcomes. A filled dot is certain not to be zero: {CERTAIN}. Where the study "
+    "does not say what candidates prune, none is."
 )
 
 
@@ -115,9 +115,10 @@ def write_report(
     """
     folder = Folder(out / "figures")
     summaries, sections = [], []
-    for one in (results, *arms):
-        short = find_short(one, (results, *arms))
-        summary = summarise(one, rule, short)
+    shorts = [find_short(one, (results, *arms)) for one in (results, *arms)]
+    together = assess_together(list(zip((results, *arms), shorts, strict=True)), rule)
+    for one, short, assessed in zip((results, *arms), shorts, together, strict=True):
+        summary = summarise(one, rule, short, assessed)
         summaries.append(summary)
         sections.append(_section(one, summary, short, rule, folder))
     entries = [(_place(section, sections), r) for section in sections for r in section.relations]

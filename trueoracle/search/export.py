@@ -85,9 +85,9 @@ def export(
 ) -> Path:
     """Write ``network`` in the format that the file's ending says, all or nothing.
 
-    ``facts`` go into the metadata of ``.safetensors``, and into a folder. Raises what :func:`check_export` raises,
-    :class:`InputError` for a network that cannot be exported so, and :class:`StoreError` where the
-    file cannot be written.
+    ``facts`` go into the metadata of ``.safetensors``, and into a folder. Raises what
+    :func:`check_export` raises, :class:`InputError` for a network that cannot be exported so, and
+    :class:`StoreError` where the file cannot be written.
     """
     check_export(path)
     plain = unmasked(network).cpu().eval()

@@ -33,7 +33,6 @@ from trueoracle.search.replay import selection_metric
 from trueoracle.search.schedule import ETA, Schedule, parse_budget
 from trueoracle.search.settings import SearchSettings
 from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_strategy
-from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import DataSpec
 from trueoracle.tasks.base import TARGETS
 from trueoracle.tasks.metric import Metric
@@ -162,7 +161,7 @@ def search(
     full = len(candidates) * recipe.epochs
     epochs = parse_budget(wanted.budget, len(candidates), recipe.epochs)
     schedule = way.plan(len(candidates), recipe.epochs, epochs, eta)
-    if schedule.cost > epochs:  # it retrains them all, whatever is said
+    if schedule.cost > epochs:  # it retrains every candidate, whatever the budget
         if wanted.budget is not None:
             raise InputError(
                 f"strategy {way.name!r} takes all {full:,} epochs, and the budget is {epochs:,}: "
@@ -249,9 +248,8 @@ def search(
 
 
 def _strategy(prepared: Prepared, name: str | None) -> Strategy:
-    """The strategy named, or the one that learns which filters to prune, where filters are."""
-    units = prepared.candidates.units
-    whole = units != "weights"
+    """The named strategy; by default, but of single weights, the one that learns what to prune."""
+    whole = prepared.candidates.units != "weights"
     way = find_strategy(name or ("guided" if whole else "halving"))
     if way.learns and not whole:
         raise InputError(
@@ -283,13 +281,13 @@ def _priors(prepared: Prepared, way: Strategy, named: str | None) -> tuple[list[
 def _recorded(
     prepared: Prepared, folder: Path, progress: Progress, priors: list[str], passed_over: str
 ) -> str:
-    """Record the dense network and the scores of the first of ``priors`` that applies: its name."""
+    """Record the dense network and the scores of the first of ``priors`` that applies; its name."""
     for place, prior in enumerate(priors, start=1):
         if passed_over:
             progress.message(f"candidates are ordered by {prior}, since {passed_over}")
         try:
             score(prepared, folder, progress, criteria=(prior,))
-        except NotApplicableError as reason:  # which only all examples told
+        except NotApplicableError as reason:  # which shows on all examples only
             if place == len(priors):
                 raise
             passed_over = str(reason)
@@ -347,7 +345,7 @@ def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:
     ):
         for name in names:
             own = [one for one in record.epochs[name] if start <= one.epoch < rung.epochs]
-            # A network that diverged has no more records: its last one speaks for the later rungs.
+            # A network that diverged has no more records: its last one stands for the later rungs.
             rows += [
                 {"candidate": name, "rung": number, **one.as_row()}
                 for one in own or record.epochs[name][-1:]
@@ -379,7 +377,7 @@ def _origin(prepared: Prepared, index: int) -> Origin:
             for name, value in few.items()
             if name not in TARGETS
         },
-        outputs=_outputs(prepared),
+        outputs=None if network.is_fixed else data.task.outputs(data.train),
         pruned=pruned,
         units=prepared.candidates.units,
         values={
@@ -389,11 +387,3 @@ def _origin(prepared: Prepared, index: int) -> Origin:
         },
         config=plain_config(prepared.network),
     )
-
-
-def _outputs(prepared: Prepared) -> int | None:
-    """How many a network was built for; None where that was not asked for here."""
-    network = prepared.spec.network
-    if network.fingerprint or (is_of_library(network.name) and network.arrives_trained):
-        return None
-    return prepared.data.task.outputs(prepared.data.train)
