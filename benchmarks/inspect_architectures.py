@@ -1,9 +1,9 @@
 """Groups of public architectures that are not shipped: how many, whether right, how long it takes.
 
-Random weights; small configurations of transformers; a few blocks written here. ``error`` is the largest difference of the
-network with half of all groups' filters removed from the one with them masked, relative to the
-largest output, in double precision. Packages that are not installed are skipped.
-``python benchmarks/inspect_architectures.py [--json FILE] [name …]``
+Random weights; small configurations of transformers; a few blocks written here (``own``).
+``error`` is the largest difference of the network with half of all groups' filters removed from the
+one with them masked, relative to the largest output, in double precision. Packages that are not
+installed are skipped. ``python benchmarks/inspect_architectures.py [--json FILE] [name …]``
 """
 
 from __future__ import annotations

@@ -57,8 +57,7 @@ def check() -> None:
 
 
 def exit_code() -> int | None:
-    """128 plus the number of the signal that ended the command (130 or 143); None where none
-    did."""
+    """128 plus the number of the signal that ended the command; None where none did."""
     return 128 + _received[0][0] if _received else None
 
 

@@ -35,7 +35,7 @@ __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
 
 @dataclass(frozen=True)
 class WrittenGrid:
-    """What was written where, and the summary of the whole grid."""
+    """The files that were written, and the summary of the whole grid."""
 
     page: Path
     summary_path: Path
@@ -62,9 +62,7 @@ def summarise_grid(
     assessed = dict(zip(labels, together, strict=True))
     for point in points:
         results = recorded.get(point.label)
-        summary = (
-            None if results is None else summarise(results, rule, None, assessed[point.label])
-        )
+        summary = None if results is None else summarise(results, rule, None, assessed[point.label])
         entries.append(
             {
                 "label": point.label,
@@ -100,7 +98,7 @@ def _relations_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _interval_in_words(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What the intervals of tau are drawn over, point by point; empty where there are none."""
+    """What the intervals of tau are over, point by point; empty where there are none."""
     over = dict.fromkeys(
         relation["interval_over"]
         for entry in entries
@@ -164,7 +162,7 @@ def write_grid_report(
     """Write ``report.html``, ``summary.json`` and ``figures/`` of a grid below ``out``.
 
     Raises :class:`InputError` where none of its points has retrained a network, and
-    :class:`StoreError` where the disk does not take it.
+    :class:`StoreError` where it cannot be written.
     """
     summary = summarise_grid(points, recorded, rule)
     found = [
@@ -245,11 +243,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
                 f"{summary['grid']}-tau-{column}",
                 alt=f"Kendall's τ with {outcome} against {axis}: {values}.",
                 caption=f"Kendall's τ against {axis}{bars}."
-                + (
-                    " The grey line is the ceiling that noise leaves."
-                    if ceilings
-                    else ""
-                ),
+                + (" The grey line is the ceiling that noise leaves." if ceilings else ""),
             )
         )
     return drawn

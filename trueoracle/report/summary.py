@@ -1,4 +1,4 @@
-"""Everything a report says, as plain values: no torch, no drawing, ready for JSON."""
+"""Everything a report says, as plain values for JSON. No torch, no drawing."""
 
 from __future__ import annotations
 

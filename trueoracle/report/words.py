@@ -26,7 +26,7 @@ CERTAIN = "Holm's p over all that is shown < 0.05, and an interval over filters 
 """The rule of :attr:`trueoracle.analysis.assessment.Assessment.is_certain`."""
 
 FEW = 3
-"""Up to so many criteria each has its own verdict at the head of a page."""
+"""Most criteria that each get a verdict at the head of a page."""
 
 
 def best_first(relations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def by_agreement(relation: Mapping[str, Any]) -> tuple[bool, float]:
 
 
 def verdicts(summary: Mapping[str, Any]) -> list[str]:
-    """What a study's page says first: of each criterion, or of many the best and the oracle."""
+    """The first sentences of a study's page: on each criterion, or on the best and the oracle."""
     relations = summary["relations"]
     criteria = list(dict.fromkeys(relation["criterion"] for relation in relations))
     if len(criteria) <= FEW:
@@ -202,7 +202,7 @@ def slope_sentence(slope: Mapping[str, Any], score: str, outcome: str) -> str:
 
 
 def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
-    """What a grid's page says first; of many criteria, of the pruned train loss."""
+    """The first sentences of a grid's page; of many criteria, on the pruned train loss."""
     found = [
         relation
         for entry in summary["points"]

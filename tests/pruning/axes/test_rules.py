@@ -134,12 +134,12 @@ class Split(nn.Module):
         h = torch.tanh(self.first(x))
         a, b = {
             "chunk": lambda: h.chunk(2, 1),
-            "split": lambda: h.split(self.width, 1),
-            "sizes": lambda: h.split([self.width, self.width], 1),
+            "split": lambda: torch.split(h, self.width, 1),
+            "sizes": lambda: torch.split(h, [self.width, self.width], 1),
             "slices": lambda: (h[:, : self.width], h[:, self.width :]),
             "half": lambda: (h[:, : h.shape[1] // 2], h[:, h.shape[1] // 2 :]),
             "unbind": lambda: h.view(len(h), 2, -1, *h.shape[2:]).unbind(1),
-            "number": lambda: h.split(4, 1),
+            "number": lambda: torch.split(h, 4, 1),
             "numbers": lambda: (h[:, :4], h[:, 4:]),
             "unequal": lambda: (functional.pad(h[:, :3], (0, 0, 0, 0, 1, 0)), h[:, 3:7]),
         }[self.how]()
@@ -292,7 +292,7 @@ class Res2(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(scale - 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = torch.tanh(self.conv1(x)).split(self.width, 1)
+        parts = torch.split(torch.tanh(self.conv1(x)), self.width, 1)
         found, h = [], torch.zeros_like(parts[0])
         for conv, part in zip(self.convs, parts[:-1], strict=True):
             h = torch.tanh(conv(h + part))
