@@ -30,6 +30,7 @@ __all__ = [
     "Ref",
     "Step",
     "answer",
+    "compared",
     "converted",
     "plain_attention",
     "record",
@@ -137,6 +138,17 @@ def answer(network: nn.Module, example: Example) -> Any:
         return given
     part, _ = read_part(given)
     return given if part is None else part
+
+
+def compared(output: Any) -> list[Tensor]:
+    """The tensors of an answer in which two networks are to agree.
+
+    That is the part that is read, or all in floating point where none is. Caches are no part of it,
+    which have an entry for each layer.
+    """
+    part, _ = read_part(output)
+    leaves = pytree.tree_leaves(part if isinstance(part, Tensor) else output)
+    return [one for one in leaves if isinstance(one, Tensor) and one.is_floating_point()]
 
 
 def converted(example: Example, dtype: torch.dtype) -> Any:

@@ -1,4 +1,4 @@
-"""Pruning without surgery: the dense network, its pruned channels zeroed where they are read."""
+"""Pruning without surgery: the dense network, with its pruned channels zeroed where read."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def masked(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> Iterator[nn
 
 
 def _gone(group: Group, kept: Kept) -> Tensor:
-    """The filters that go."""
+    """The pruned filters."""
     goes = torch.ones(group.filters, dtype=torch.bool)
     goes[torch.as_tensor(np.asarray(kept[group.name]), dtype=torch.int64)] = False
     return goes.nonzero()[:, 0]
@@ -71,9 +71,9 @@ def _zero(
 
 
 class _MaskedNorm:
-    """A forward hook by which a norm knows nothing of the channels that are not kept.
+    """A forward hook that norms the kept channels only, as the smaller norm would.
 
-    It norms the kept ones as the smaller norm does, and gives zeros elsewhere.
+    It gives zeros elsewhere.
     """
 
     def __init__(self, norm: nn.Module, name: str, groups: Sequence[Group], kept: Kept) -> None:

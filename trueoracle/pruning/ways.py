@@ -177,17 +177,14 @@ class Space:
                 )
             numbers: Sequence[int] = range(self.size)
         else:
-            self.check_count(count, "pruning.candidates")
+            if count > min(self.size, ENUMERATION_LIMIT):
+                raise InputError(
+                    f"{count:,} candidates are asked for, but there are {_readable(self.size)} "
+                    f"ways (at most {ENUMERATION_LIMIT:,} are sampled): pruning.candidates = 'all' "
+                    "lists every one"
+                )
             numbers = sample(self.size, count, seed)
         return tuple(way(i, list(self.pools.values()), self.removed) for i in numbers)
-
-    def check_count(self, count: int, field: str) -> None:
-        """Refuse more candidates than there are ways, by :class:`InputError`."""
-        if count > min(self.size, ENUMERATION_LIMIT):
-            raise InputError(
-                f"{field} = {count:,}, but there are {_readable(self.size)} ways (at most "
-                f"{ENUMERATION_LIMIT:,} are sampled): 'all' lists every one"
-            )
 
     def around(
         self, importance: Importance, count: int, share: float, seed: int

@@ -15,6 +15,9 @@ from trueoracle.spec.hub import HF, is_of_library
 from trueoracle.training.recipe import DenseTraining, Frozen, Retraining, Seed
 
 __all__ = [
+    "AROUND",
+    "AROUND_COUNT",
+    "AROUND_SHARE",
     "CANDIDATE_FILES",
     "LANGUAGE_FIELDS",
     "QUESTIONS",
@@ -24,6 +27,7 @@ __all__ = [
     "NetworkSpec",
     "PruningSpec",
     "StudySpec",
+    "candidates_in_words",
 ]
 
 DIGEST_FORMAT = 2
@@ -347,6 +351,28 @@ class PruningSpec(Frozen):
         if str(self.candidates).endswith(".pkl"):
             raise ValueError(f"{self.candidates} lists filters, which kind = 'structured' prunes")
         return self
+
+
+def candidates_in_words(pruning: PruningSpec, count: int) -> str:
+    """What a study's candidates are, and what of them is random."""
+    given = pruning.candidates
+    if pruning.around is not None:
+        share = AROUND_SHARE if pruning.share is None else pruning.share
+        return (
+            f"the choice of criterion {pruning.around!r} (the first), and {count - 1:,} drawn at "
+            f"random around it: {share:.0%} of its scores change places (seed {pruning.seed})"
+        )
+    if given == "all":
+        return f"all {count:,} ways to prune"
+    if not isinstance(given, int):
+        return f"{count:,} listed in {given}"
+    if pruning.kind in ("unstructured", "n:m"):
+        return (
+            f"{count:,} random masks (seed {pruning.seed}), which say little of masks that a "
+            "criterion would choose: pruning.candidates = 'around:wanda' draws them around such a "
+            "choice"
+        )
+    return f"a random sample of {count:,} ways to prune (seed {pruning.seed})"
 
 
 _PATTERN = re.compile(r"[1-9][0-9]{0,2}:[1-9][0-9]{0,2}")
