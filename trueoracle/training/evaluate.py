@@ -17,12 +17,17 @@ _MOST_EXAMPLES = 500
 """So many small images fit a CPU's cache, where larger batches measured slower."""
 
 _MOST_NUMBERS = 128 * 3 * 224 * 224
-"""Most numbers in a batch: large images take memory in every layer."""
+"""Most numbers in a batch: large images, and vocabularies, take memory."""
 
 
 def evaluation_batch(split: AnySplit) -> int:
-    """How many examples are evaluated at a time: 500 small ones, fewer large ones."""
-    numbers = sum(math.prod(shape) for shape in split.shapes.values())
+    """How many examples are evaluated at a time: 500 small ones, fewer large ones.
+
+    A text counts by what a network gives for it: a number for each token and each of a vocabulary.
+    """
+    shapes = split.shapes
+    told = shapes.get("input_ids", (0,))[0] * getattr(split, "vocabulary", 0)
+    numbers = told + sum(math.prod(shape) for shape in shapes.values())
     return max(1, min(_MOST_EXAMPLES, _MOST_NUMBERS // max(1, numbers)))
 
 
