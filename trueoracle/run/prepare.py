@@ -298,8 +298,8 @@ def _built(spec: StudySpec, data: Splits | None) -> nn.Module:
 
 def _wanted(spec: StudySpec, data: Splits | None) -> tuple[tuple[int, ...], int]:
     """The shape of an image (empty: there is none) and the outputs that a network is built for."""
-    if spec.network.arrives_trained and is_of_library(spec.network.name):
-        return (), 0  # it is as it is
+    if spec.network.is_fixed:
+        return (), 0
     if data is None:
         info = _info(spec.data)
         return info.shape, info.classes
