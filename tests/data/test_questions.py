@@ -227,6 +227,7 @@ def test_pope(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_easy_vqa_and_what_it_gives_without_looking() -> None:
     pytest.importorskip("easy_vqa")
     parts = find_questions("easy-vqa", None, None, {}).parts

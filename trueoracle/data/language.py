@@ -38,8 +38,8 @@ def load_language(
     """The splits of text or questions, with what a record says of them (``Splits.facts``).
 
     ``network`` is the name of the study's (``revision`` the hub's), whose tokenizer is read where
-    the data names none; ``folder`` keeps tokenizers that were trained and the tokens of large texts. Raises
-    :class:`InputError` for what cannot be read, and for fields that do nothing here.
+    the data names none; ``folder`` keeps tokenizers that were trained and the tokens of large
+    texts. Raises :class:`InputError` for what cannot be read, and for fields that do nothing here.
     """
     if data.name in TEXTS:
         _refuse(data, "arguments", "image_folder", "image_tokens", "test", "image_size", "uint8")
