@@ -86,9 +86,8 @@ def export(
     """Write ``network`` in the format that the file's ending says, all or nothing.
 
     ``facts`` go into the metadata of ``.safetensors``, and into a folder, which ``files`` (texts by
-    name) are written into too. Raises what
-    :func:`check_export` raises, :class:`InputError` for a network that cannot be exported so, and
-    :class:`StoreError` where the file cannot be written.
+    name) are written into too. Raises what :func:`check_export` raises, :class:`InputError` for a
+    network that cannot be exported so, and :class:`StoreError` where the file cannot be written.
     """
     check_export(path)
     plain = unmasked(network).cpu().eval()
