@@ -110,8 +110,8 @@ def check_export(path: Path, name: str = "") -> None:
     """
     if path.suffix and path.suffix not in _WRITERS:
         raise InputError(
-            f"a network is exported as {', '.join(_WRITERS)}, by the file's ending, or to a folder for "
-            f"transformers, which has none; got {path}"
+            f"a network is exported as {', '.join(_WRITERS)}, by the file's ending, or to a folder "
+            f"for transformers, which has none; got {path}"
         )
     if not path.suffix:
         if not may_be_of_transformers(name):
