@@ -243,6 +243,18 @@ def test_the_tokenizer_comes_along_and_code_does_not(tmp_path: Path) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["model", "source"]
 
 
+def test_a_tokenizer_that_was_trained_here_comes_along(tmp_path: Path) -> None:
+    import tokenizers
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"b": 0, "a": 1, "?": 2}, "?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    dense, batch = made("llama")
+    network, about = cut(dense, batch, MLP, half)
+    path = export(network, tmp_path / "model", about, {}, {"tokenizer.json": words.to_str()})
+    read = transformers.AutoTokenizer.from_pretrained(path)
+    assert read("a b c").input_ids == [1, 0, 2]
+
+
 def test_a_network_written_by_its_name_is_built_without_its_files(tmp_path: Path) -> None:
     dense: Any
     dense, batch = made("qwen2")

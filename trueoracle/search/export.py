@@ -90,9 +90,8 @@ def export(
     """Write ``network`` in the format that the file's ending says, all or nothing.
 
     ``facts`` go into the metadata of ``.safetensors``, and into a folder, which ``files`` (texts by
-    name) are written into too. Raises what
-    :func:`check_export` raises, :class:`InputError` for a network that cannot be exported so, and
-    :class:`StoreError` where the file cannot be written.
+    name) are written into too. Raises what :func:`check_export` raises, :class:`InputError` for a
+    network that cannot be exported so, and :class:`StoreError` where the file cannot be written.
     """
     check_export(path)
     plain = unmasked(network).cpu().eval()
@@ -115,8 +114,8 @@ def check_export(path: Path, name: str = "") -> None:
     """
     if path.suffix and path.suffix not in _WRITERS:
         raise InputError(
-            f"a network is exported as {', '.join(_WRITERS)}, by the file's ending, or to a folder for "
-            f"transformers, which has none; got {path}"
+            f"a network is exported as {', '.join(_WRITERS)}, by the file's ending, or to a folder "
+            f"for transformers, which has none; got {path}"
         )
     if not path.suffix:
         if not may_be_of_transformers(name):

@@ -83,7 +83,8 @@ class SearchResult:
     def export(self, path: str | Path) -> Path:
         """Write the network: ``.safetensors`` (for ``trueoracle.load``), ``.onnx`` or ``.pt2``.
 
-        A path without an ending is a folder for transformers. Raises :class:`InputError` for another ending, and where the network cannot be written so.
+        A path without an ending is a folder for transformers. Raises :class:`InputError` for
+        another ending, and where the network cannot be written so.
         """
         facts = {
             "study": self.study,
