@@ -34,7 +34,9 @@ def of(*documents: str) -> Text:
     return Text("mine", lambda: ((document, True) for document in documents))
 
 
-def packed(content: str, context: int, stride: int | None = None, bos: str | None = None) -> PackedText:
+def packed(
+    content: str, context: int, stride: int | None = None, bos: str | None = None
+) -> PackedText:
     return pack(
         of(content),
         of_bytes(),
@@ -196,7 +198,9 @@ def test_files_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 
 def test_a_text_shorter_than_an_example_is_refused() -> None:
-    with pytest.raises(InputError, match="has 3 tokens, fewer than one example of data.context = 8"):
+    with pytest.raises(
+        InputError, match=r"has 3 tokens, fewer than one example of data\.context = 8"
+    ):
         packed("abc", 8)
 
 
@@ -236,7 +240,10 @@ def test_a_study_of_text_says_what_it_rests_on(tmp_path: Path) -> None:
     assert (facts["tokenizer"], facts["vocabulary"]) == ("bpe:300", 300)
     held = json.loads(data.files["tokenizer.json"])
     assert len(held["model"]["vocab"]) == 300
-    assert facts["tokenizer_sha256"] == hashlib.sha256(data.files["tokenizer.json"].encode()).hexdigest()
+    assert (
+        facts["tokenizer_sha256"]
+        == hashlib.sha256(data.files["tokenizer.json"].encode()).hexdigest()
+    )
     assert (len(data.train), len(data.validation or ())) == (100, 5)
     for part, split in data.named():
         told = next(split.batches(1000))["labels"][:, 1:]

@@ -17,7 +17,6 @@ from trueoracle.data.splits import Splits
 from trueoracle.engines import native, wide
 from trueoracle.engines.choose import plan, train_population
 from trueoracle.errors import InputError
-from trueoracle.pruning.ways import number_pruned
 from trueoracle.pruning.cost import cost
 from trueoracle.pruning.unstructured import (
     WeightCandidates,
@@ -25,6 +24,7 @@ from trueoracle.pruning.unstructured import (
     list_weight_candidates,
     unmasked,
 )
+from trueoracle.pruning.ways import number_pruned
 from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.recipe import Retraining

@@ -1,4 +1,4 @@
-"""The statistics of a study for CSV files of a user's own: of each, and over all of them."""
+"""The statistics of a study for files of a user's own: of each, and over all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trueoracle.analysis.assessment import Assessment, assess, pool
+from trueoracle.analysis.assessment import Assessment, assess, judged_together, pool
 from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.meta import Effect, effect, meta_analysis
 from trueoracle.analysis.own import read_tables
@@ -25,6 +25,7 @@ class OwnAnalysis:
 
     - ``tables`` and ``assessments``: by study; the label of a single study is "";
     - ``outcome``: the outcome's name, and ``higher_is_better`` its direction;
+    - ``networks``: the dense network of each study, where a column names it;
     - ``pooled``: each criterion's mean tau over the dense networks of one file, as plain values.
     """
 
@@ -32,6 +33,7 @@ class OwnAnalysis:
     assessments: dict[str, list[Assessment]]
     outcome: str
     higher_is_better: bool
+    networks: dict[str, str]
     pooled: list[dict[str, Any]]
 
     def each(self) -> Iterator[tuple[str, Assessment]]:
@@ -55,7 +57,14 @@ class OwnAnalysis:
         effects: dict[str, list[Effect]] = {}
         for label, one in self.each():
             tau = one.relation.kendall.value
-            made = effect(label, tau, one.relation.n, one.standard_error, one.interval)
+            made = effect(
+                label,
+                tau,
+                one.relation.n,
+                one.standard_error,
+                one.interval,
+                self.networks.get(label),
+            )
             if made is not None:
                 effects.setdefault(one.criterion, []).append(made)
         return [
@@ -93,7 +102,10 @@ def analyse(
     network: str | None = None,
     pruned: str | None = None,
 ) -> OwnAnalysis:
-    """Apply the statistics of a study to CSV files, one study per file and dense network.
+    """Apply the statistics of a study to tables in files, one study per file and dense network.
+
+    P-values are adjusted for all studies and scores. Studies of one dense network, which the column
+    ``network`` names, count as one where they are combined; without it each file is another one's.
 
     The columns are those of :func:`~trueoracle.analysis.own.read_tables`. ``higher_is_better`` None
     takes the direction that a study gives columns of these names; of other names, higher is better.
@@ -105,9 +117,14 @@ def analyse(
     higher = _higher_is_better(y) if higher_is_better is None else higher_is_better
     columns = {"candidate": candidate, "seed": seed, "network": network, "pruned": pruned}
     tables: dict[str, CandidateTable] = {}
+    networks: dict[str, str] = {}
     for path, name in zip(paths, _names(paths), strict=True):
         read = read_tables(path, x, y, higher_is_better=higher, exhaustive=exhaustive, **columns)
-        tables |= {" ".join(filter(None, (name, label))): one for label, one in read.items()}
+        for label, one in read.items():
+            study = " ".join(filter(None, (name, label)))
+            tables[study] = one
+            if network is not None:
+                networks[study] = label
     outcome = y[0] if len(y) == 1 else f"{y[0]} … {y[-1]}"
     assessments = {}
     for label, one in tables.items():
@@ -115,9 +132,11 @@ def analyse(
         if not assessments[label]:
             where = label or paths[0]
             raise InputError(f"{where}: no row has both a finite score and a finite {outcome}")
+    together = judged_together(list(assessments.values()))
+    assessments = dict(zip(assessments, together, strict=True))
     is_pooled = network is not None and len(paths) == 1 and len(tables) > 1
     pooled = [one.as_dict() for one in pool(list(tables.values()))] if is_pooled else []
-    return OwnAnalysis(tables, assessments, outcome, higher, pooled)
+    return OwnAnalysis(tables, assessments, outcome, higher, networks, pooled)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

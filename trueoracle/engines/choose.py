@@ -41,7 +41,8 @@ __all__ = [
 ]
 
 CHUNK_SECONDS = 60.0
-"""Aim for one call of :func:`train_population`: what a killed run loses at most, roughly.
+"""Seconds to aim for in one call of :func:`train_population`: about the most that a killed run
+loses.
 
 A call has to train one group for each thread, however long that takes.
 """
@@ -49,7 +50,7 @@ A call has to train one group for each thread, however long that takes.
 _PILOT_EXAMPLES = 64
 _PILOT_LARGE = 4
 _LARGE = 128
-"""Images of more pixels a side take long enough for a few of them to tell."""
+"""Images of more pixels a side take so long that a few of them suffice for a trial."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Plan:
     """How a study's networks are retrained.
 
     ``group`` members are computed as one, ``groups`` of them are trained in one call; ``reason``
-    says in one line why this engine. ``seconds_a_network`` is what the trial lets expect of a whole
-    retraining, evaluation included, with all threads at work; None without a trial.
+    says in one line why this engine. ``seconds_a_network`` is the time that a whole retraining
+    would take by the trial, evaluation included, with all threads at work; None without a trial.
     """
 
     engine: str
@@ -91,9 +92,9 @@ def train_population(
 ) -> list[list[EpochRecord]]:
     """Train networks of equal shapes in place; one list of records per network, as ``train`` gives.
 
-    ``streams[i]`` is where the random numbers of network i come from. A network whose training
-    loss is no longer finite has no records after that epoch. ``on_epoch`` is told each time how
-    many of the networks were trained for one more epoch.
+    ``streams[i]`` is where the random numbers of network i come from. A network whose training loss
+    is no longer finite has no records after that epoch. ``on_epoch`` is called with the number of
+    networks that were trained for one more epoch.
     """
     records, _ = train_epochs(
         networks, streams, data, recipe, range(recipe.epochs), engine=engine, on_epoch=on_epoch
@@ -116,9 +117,9 @@ def train_epochs(
     """Train some ``epochs`` of the recipe in place: the records, and the states to go on from.
 
     ``states[i]`` is what an earlier call gave for network i, which still has that call's weights;
-    None at the recipe's beginning. Whoever goes on ends as without the break: members may be left
-    out, grouped otherwise, or trained on by another engine. With a ``checkpoint``, an interrupted
-    call goes on from what it keeps. Else as :func:`train_population`.
+    None at the recipe's beginning. A network that goes on ends as without the break; some may be
+    left out, grouped otherwise, or trained on by another engine. With a ``checkpoint``, an
+    interrupted call goes on from what it keeps. Else as :func:`train_population`.
     """
     records: list[list[EpochRecord]] = [[] for _ in networks]
     kept = None if checkpoint is None else checkpoint.load(networks)
@@ -207,7 +208,7 @@ def plan(
 
 
 def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
-    """Refuse what no memory is left for even one network at a time, by :class:`InputError`."""
+    """Raise :class:`InputError` where memory does not even hold one network at a time."""
     batch = min(recipe.batch_size, len(data.train))
     example, free = data.example(1), available_memory(data.train.device)
     needed = training_bytes(network, example, batch, recipe, data.task)
@@ -220,7 +221,7 @@ def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
 
 
 def check_engine(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> None:
-    """Refuse an engine that cannot train the network, or is none, by :class:`InputError`."""
+    """Raise :class:`InputError` for an unknown engine, or one that cannot train the network."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if engine != "auto" and (why := _refusal(engine, network, data, recipe)):
@@ -251,7 +252,7 @@ def _possible(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[list[st
 
 @dataclass(frozen=True)
 class _Trial:
-    """What an engine did with a few examples: seconds per network and step; members that fit.
+    """An engine's trial on a few examples: seconds per network and step, and the members that fit.
 
     ``needs`` is the memory of one group, in bytes.
     """
@@ -330,9 +331,10 @@ def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: in
         group = min(engine.group(trial.group, trial.most, in_time, on_cpu=on_cpu), members)
         return Plan(engine.name, reason, group, seconds_a_network=expected)
     threads = torch.get_num_threads()
-    # A group each for the threads, however long that takes, and whole rounds of them.
+    # One group per thread, however long that takes, and whole rounds of them.
     groups = max(threads, in_time // trial.group // threads * threads)
     groups = min(groups, trial.most // trial.group)
     at_once = trial.group * threads
-    expected *= math.ceil(members / at_once) * at_once / members  # empty lanes take as long
+    # Empty lanes take as long as full ones.
+    expected *= math.ceil(members / at_once) * at_once / members
     return Plan(engine.name, reason, trial.group, groups, expected)

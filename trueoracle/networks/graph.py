@@ -311,10 +311,8 @@ class _Leave:
 
 def _unpacked(values: Any) -> list[Any]:
     """What stands in nested values, in one list; of packed sequences their numbers."""
-    found = []
-    for one in pytree.tree_leaves(values, is_leaf=lambda one: isinstance(one, PackedSequence)):
-        found.append(one.data if isinstance(one, PackedSequence) else one)
-    return found
+    leaves = pytree.tree_leaves(values, is_leaf=lambda one: isinstance(one, PackedSequence))
+    return [one.data if isinstance(one, PackedSequence) else one for one in leaves]
 
 
 def _normed(module: nn.Module, given: Any, result: Any) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Which filters hang together: for every prunable layer, all that must go with its filters."""
+"""What a group is: filters that can only go together, and every place where they occur."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _OF_LAYERS = {
 """Tensors and numbers that are a layer's own; others are named themselves."""
 
 _OF_RECURRENT = re.compile(r"(weight|bias)_(ih|hh)(_l\d+(_reverse)?)?")
-"""Likewise of recurrent layers and cells; a projection (``weight_hr_l0``) has filters of its own."""
+"""Likewise of recurrent layers and cells; projections (``weight_hr_l0``) are named themselves."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class Part:
 class Group:
     """Filters that can only go together, and every place where their indices occur.
 
-    ``name`` is that of its first layer in forward order, ``filters`` how many there are. The
+    ``name`` is that of its first layer in forward order, ``filters`` how many there are to choose
+    from; each may be several filters of a layer (``unit`` says so). The
     ``layers`` put the filters out (their outputs are added up where there are several), the
     ``norms`` have one entry per channel (norms, depthwise convolutions, parameters of the
     channels), the ``consumers`` one slice of input weights. The filters of an attention are its

@@ -1,4 +1,4 @@
-"""Removing filters physically: the pruned network is smaller, not masked."""
+"""Removing filters: the pruned network is physically smaller, not masked."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def prune(
 ) -> nn.Module:
     """A copy of ``dense`` with only the ``kept`` filters of each group.
 
-    The layers' own weights are cut to ``kept``; the norms and consumers to the channels ``read``.
-    Left out, ``read`` is ``kept``: exact surgery, which computes the same function as zeroing the
-    channels (``masks.masked``). The paper's released code instead lets ``read`` be the survivors
-    of one L1 pass, whatever the candidate keeps (``l1_survivors``).
+    The weights of the layers themselves are cut to ``kept``, the norms and consumers to ``read``.
+    Without ``read``, those are cut to ``kept`` as well: exact surgery, which computes the same
+    function as zeroing the channels (``masks.masked``). The paper's released code instead takes for
+    ``read`` the survivors of one L1 pass, whatever the candidate keeps (``l1_survivors``).
     """
     network = copied(dense)
     cuts: dict[tuple[str, int], list[tuple[Place, int, Tensor]]] = {}
@@ -56,9 +56,9 @@ def prune(
 
 
 def l1_survivors(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> dict[str, np.ndarray]:
-    """The filters ``[K]`` of largest mean |w| in each group, as many as ``kept`` has, ascending.
+    """For each group, as many filters as ``kept`` has, those of the largest mean |w|, ascending.
 
-    The L1 pass of the paper's released code, which decides there what following layers read.
+    This is the L1 pass of the paper's released code, which decides there what later layers read.
     """
     survivors = {}
     for group in groups:
@@ -73,9 +73,9 @@ def _indices(given: Sequence[int] | np.ndarray) -> Tensor:
 
 
 def _holders(network: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """The modules that hold each parameter and buffer, and under which name, by its dotted name.
+    """By the dotted name of each parameter and buffer: the modules that hold it, and its key there.
 
-    One that is shared has several, under each of its names.
+    A shared tensor has several holders, and is found under each of its names.
     """
     found: dict[int, list[tuple[nn.Module, str]]] = {}
     named = {}
@@ -105,7 +105,7 @@ def _cut(
 
 
 def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
-    """What is kept of an axis: of each group its kept filters, of the rest everything."""
+    """The indices of an axis that stay: the kept filters of each group, and what is in none."""
     if all((kept.diff() > 0).all() for _, _, kept in found):
         stays = torch.ones(width, dtype=torch.bool)
         for place, count, kept in found:
@@ -113,7 +113,7 @@ def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
             goes[kept] = False
             stays[place.entries(goes.nonzero()[:, 0], count)] = False
         return stays.nonzero()[:, 0]
-    # Filters in another order, or several times: each block of a group's is put together anew.
+    # The kept filters are in another order, or repeated: build each block of a group anew.
     blocks = sorted(
         (place.offset + i * count * place.inner, count * place.inner, place.inner, kept)
         for place, count, kept in found
@@ -128,7 +128,7 @@ def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
 
 
 def _count_down(network: nn.Module, place: Place, gone: int) -> None:
-    """Lower a number that counts filters; of a shape, its last axis."""
+    """Lower a number that counts filters; in a shape, the size of the last axis."""
     owner: Any = network.get_submodule(_module_of(network, place.tensor))
     path = place.tensor.removeprefix(_module_of(network, place.tensor)).lstrip(".").split(".")
     for step in path[:-1]:  # to a configuration, which other modules may share
@@ -142,7 +142,7 @@ def _count_down(network: nn.Module, place: Place, gone: int) -> None:
 
 
 def _module_of(network: nn.Module, name: str) -> str:
-    """The longest beginning of a dotted name that is a module's path."""
+    """The longest prefix of a dotted name that is the path of a module."""
     path = name
     while path:
         path = path.rpartition(".")[0]
@@ -155,7 +155,7 @@ def _module_of(network: nn.Module, name: str) -> str:
 
 
 def _fit(module: nn.Module) -> None:
-    """Make the sizes that a layer says it has those of its tensors."""
+    """Set the sizes that a layer states to those of its tensors."""
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, Attention):
         module.heads = module.in_proj_weight.shape[0] // (3 * module.head_dim)
@@ -190,8 +190,9 @@ def _fit_convolution(module: _ConvNd) -> None:
 
 
 def _fit_recurrent(module: nn.RNNBase) -> None:
-    rows, module.input_size = module.weight_ih_l0.shape
-    module.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    inputs, states = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+    module.input_size = inputs.shape[1]
+    module.hidden_size = len(inputs) // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     if module.proj_size:
-        module.proj_size = module.weight_hh_l0.shape[1]
+        module.proj_size = states.shape[1]
     module.flatten_parameters()

@@ -1,8 +1,8 @@
 """What a study's record holds: its tables, what their columns may hold, and their checksums.
 
-This is the one list. The tables are made from it, what is read is checked against it, and a
-checksum is taken over the columns in the order of it. The columns of what is measured follow from
-the task's metrics.
+This list is the only one: tables are made from it, what is read is checked against it, and a
+checksum covers the columns in its order. The columns of what is measured follow from the task's
+metrics.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Column:
         return f"{words}, or nothing" if self.optional or self.kind == "number" else words
 
     def plain(self, values: Iterable[Any]) -> list[str | int | float | None]:
-        """Values as SQLite gives them back."""
+        """Values as SQLite returns them."""
         if self.kind == "number":
             # NaN becomes nothing; adding zero makes a negative one positive, as SQLite does.
             return [None if v is None or v != v else float(v) + 0.0 for v in values]
@@ -118,7 +118,7 @@ class Column:
         return ValueError(f"{self.name} is {shown}, expected {self.expected}")
 
     def bytes(self, values: Any) -> bytes:
-        """What a checksum is taken over: the values and nothing else."""
+        """The bytes that a checksum covers: those of the values and nothing else."""
         if self.kind == "number":
             numbers = np.asarray(values, dtype="<f8")
             return np.where(np.isnan(numbers), np.nan, numbers).astype("<f8").tobytes()
@@ -131,7 +131,7 @@ def _extremes(values: Sequence[Any]) -> list[int]:
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that a text is; None for anything else, and for one of absurd depth."""
+    """The JSON object that a text holds; None for anything else, and for one nested too deep."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -242,7 +242,7 @@ class Table:
         return tuple(column for column in self.columns if column.since <= version)
 
     def plain(self, rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
-        """Rows as SQLite gives them back, sorted by their key."""
+        """Rows as SQLite returns them, sorted by their key."""
         columns = zip(self.columns, zip(*rows, strict=True), strict=True) if rows else ()
         made = list(zip(*(column.plain(values) for column, values in columns), strict=True))
         places = [self.names.index(name) for name in self.key]

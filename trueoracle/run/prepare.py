@@ -217,7 +217,13 @@ def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
 def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
     """The data set of a study by its name, for ``task`` where it is not the study's own."""
     if spec.data.is_language:
-        data = load_language(spec.data, spec.network.name, datasets.data_folder())
+        revision = spec.network.arguments.get("revision")
+        data = load_language(
+            spec.data,
+            spec.network.name,
+            datasets.data_folder(),
+            None if revision is None else str(revision),
+        )
         if (task or spec.task) != data.task.label:
             data = replace(data, task=find_task(task or spec.task, data.train))
         return data
@@ -242,9 +248,9 @@ def _info(data: DataSpec) -> datasets.DatasetInfo:
 
 def _check_fields(spec: DataSpec, of: str = "images of classes") -> None:
     """Refuse fields of text and questions for other data."""
-    for name, field in DataSpec.model_fields.items():
+    for name, known in DataSpec.model_fields.items():
         value = getattr(spec, name)
-        if f"data.{name}" in LANGUAGE_FIELDS and value != field.default:
+        if f"data.{name}" in LANGUAGE_FIELDS and value != known.default:
             raise InputError(f"data.{name} = {value!r} does nothing for {of}")
 
 
@@ -292,8 +298,8 @@ def _built(spec: StudySpec, data: Splits | None) -> nn.Module:
 
 def _wanted(spec: StudySpec, data: Splits | None) -> tuple[tuple[int, ...], int]:
     """The shape of an image (empty: there is none) and the outputs that a network is built for."""
-    if spec.network.arrives_trained and is_of_library(spec.network.name):
-        return (), 0  # it is as it is
+    if spec.network.is_fixed:
+        return (), 0
     if data is None:
         info = _info(spec.data)
         return info.shape, info.classes

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,13 +77,18 @@ class Origin:
 
 
 def export(
-    network: nn.Module, path: Path, origin: Origin, facts: Mapping[str, object] | None = None
+    network: nn.Module,
+    path: Path,
+    origin: Origin,
+    facts: Mapping[str, object] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``network`` in the format that the file's ending says, all or nothing.
 
-    ``facts`` go into the metadata of ``.safetensors``, and into a folder. Raises what :func:`check_export` raises,
-    :class:`InputError` for a network that cannot be exported so, and :class:`StoreError` where the
-    file cannot be written.
+    ``facts`` go into the metadata of ``.safetensors``, and into a folder, which ``files`` (texts by
+    name) are written into too. Raises what
+    :func:`check_export` raises, :class:`InputError` for a network that cannot be exported so, and
+    :class:`StoreError` where the file cannot be written.
     """
     check_export(path)
     plain = unmasked(network).cpu().eval()
@@ -92,7 +97,10 @@ def export(
     if path.suffix in (".onnx", ".pt2") and (config := config_of(plain)) is not None:
         for section in sections(config):  # what a next token would be told from is no output
             section.use_cache = False
-    _WRITERS[path.suffix](plain, path, origin, dict(facts or {}))
+    if path.suffix:
+        _WRITERS[path.suffix](plain, path, origin, dict(facts or {}))
+    else:
+        _folder(plain, path, origin, dict(facts or {}), dict(files or {}))
     return path
 
 
@@ -101,10 +109,9 @@ def check_export(path: Path, name: str = "") -> None:
 
     ``name`` is the network's, which may say that it is none of transformers.
     """
-    if path.suffix not in _WRITERS:
-        known = ", ".join(filter(None, _WRITERS))
+    if path.suffix and path.suffix not in _WRITERS:
         raise InputError(
-            f"a network is exported as {known}, by the file's ending, or to a folder for "
+            f"a network is exported as {', '.join(_WRITERS)}, by the file's ending, or to a folder for "
             f"transformers, which has none; got {path}"
         )
     if not path.suffix:
@@ -356,7 +363,13 @@ def _onnx(network: nn.Module, path: Path, origin: Origin, _: Mapping[str, object
     _written(write, path, "ONNX")
 
 
-def _folder(network: nn.Module, path: Path, origin: Origin, facts: Mapping[str, object]) -> None:
+def _folder(
+    network: nn.Module,
+    path: Path,
+    origin: Origin,
+    facts: Mapping[str, object],
+    files: Mapping[str, str],
+) -> None:
     config = origin.config or plain_config(network)
     if config is None:
         raise InputError(
@@ -368,11 +381,12 @@ def _folder(network: nn.Module, path: Path, origin: Origin, facts: Mapping[str, 
         with suppress(InputError):  # then nothing of it is there to copy
             source = folder_of(origin.name.removeprefix(HF), origin.arguments.get("revision"))
     about = {"trueoracle": __version__, "origin": {"format": FORMAT, **asdict(origin)}, **facts}
-    write_folder(network, path, about, config=config, source=source, example=_example(origin))
+    write_folder(
+        network, path, about, config=config, source=source, files=files, example=_example(origin)
+    )
 
 
 _WRITERS: dict[str, Callable[[nn.Module, Path, Origin, Mapping[str, object]], None]] = {
-    "": _folder,
     ".safetensors": _safetensors,
     ".onnx": _onnx,
     ".pt2": _pt2,

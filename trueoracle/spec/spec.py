@@ -109,6 +109,13 @@ class NetworkSpec(Frozen):
             return True
         return self.weights is not None or self.fingerprint is not None
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its inputs and outputs are what they are, whatever the data is like."""
+        if self.name.startswith(HF) or self.fingerprint is not None:
+            return True
+        return is_of_library(self.name) and self.weights is None and self.arrives_trained
+
 
 class DataSpec(Frozen):
     """The data set and how its training examples are split."""
@@ -203,7 +210,7 @@ class DataSpec(Frozen):
     test: str | None = Field(
         None,
         max_length=4096,
-        description="of questions: others to test on, NAME:PATH, such as pope:coco_pope_random.json",
+        description="of questions: others to test on, as NAME:PATH (pope:coco_pope_random.json)",
     )
 
     @property

@@ -1,4 +1,4 @@
-"""Following the axes of all parameters through the operations of one run."""
+"""Follows the axes of all parameters through the operations of one run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Follower:
             ]
 
     def follow(self, rules: Callable[[Step], Rule | None]) -> None:
-        """Go through all operations, each by its rule."""
+        """Apply the rule of each operation, in order."""
         for now in self.graph.live():
             self.now, step = now, self.graph.steps[now]
             results = self._by_rule(rules(step), step)
@@ -121,7 +121,7 @@ class Follower:
         return self.graph.shapes[ref.number]
 
     def is_computed(self, ref: Ref) -> bool:
-        """Whether a tensor comes of parameters alone, whatever the batch."""
+        """Whether a tensor is computed from parameters alone, not from the batch."""
         return ref.number in self._from_parameters and ref.number not in self._from_inputs
 
     def module(self, step: Step) -> nn.Module | None:
@@ -129,7 +129,7 @@ class Follower:
         return self._modules.get(step.module)
 
     def place(self, step: Step) -> str:
-        """Where an operation happens, in words: torch's own layer, or the operation's name."""
+        """Where an operation happens, in words: its layer if torch's own, else its name."""
         module = self._modules.get(step.module)
         is_torchs = type(module).__module__.startswith("torch.") and not list(
             module.children() if module is not None else ()
@@ -154,7 +154,7 @@ class Follower:
     # What rules do
 
     def refuse(self, step: Step, reason: str) -> None:
-        """Note that nothing that an operation is given can lose an index."""
+        """Lock all axes of an operation's inputs."""
         for ref in step.tensors:
             for axis in self._of(ref.number):
                 lock(axis, reason)
@@ -184,7 +184,7 @@ class Follower:
         return self.in_equal_parts(axis, sizes, meets)
 
     def in_equal_parts(self, axis: Axis, sizes: Sequence[int], meets: str) -> list[Axis] | None:
-        """An axis in parts that lose the same indices, and so stay equal; None: it cannot be cut so.
+        """An axis in parts that lose the same indices, so that they stay equal; None: it cannot be.
 
         What code holds is then one size, or the number of parts.
         """

@@ -35,14 +35,14 @@ class Offers:
 
 
 def offers(network: nn.Module, graph: Graph) -> Offers:
-    """The groups of ``network`` as the operations of one run show them."""
+    """The groups of ``network``, read from the operations of one run."""
     known = Follower(network, graph)
     known.follow(rule_of)
     return _Sorting(network, known).offers()
 
 
 class _Sorting:
-    """Sorts the index sets of one network into those that can go and those that cannot."""
+    """Sorts the atoms of one network into those whose indices can be removed, and the others."""
 
     def __init__(self, network: nn.Module, known: Follower) -> None:
         self._network, self._known = network, known
@@ -60,9 +60,9 @@ class _Sorting:
                 self._places.setdefault(atom, []).append(place)
         for module, axis in known.normed:
             self._count(module, axis)
-        for number, axis in known.sizes:
+        for key, axis in known.sizes:
             for atom, _, outer, inner in layout(resolved(axis).segments):
-                self._add(atom, Place(number, None, 0, outer, inner, "counts"))
+                self._add(atom, Place(key, None, 0, outer, inner, "counts"))
         self._parted = {
             atom: f"{words}, and a size written in code cannot be changed"
             for axis, words in known.parted
@@ -72,7 +72,7 @@ class _Sorting:
             self._mix(known.graph.norms[number])
 
     def offers(self) -> Offers:
-        """Every layer is in a group, or refused with a reason."""
+        """Put every layer into a group, or among the refused with a reason."""
         found = Offers()
         ranked = sorted(self._known.writes.items(), key=lambda item: item[1])
         for (name, position), _ in ranked:
@@ -111,7 +111,7 @@ class _Sorting:
             ways.sort(key=lambda way: (way.filters == 1, 0 if is_of_heads else -way.filters))
 
     def _rank(self, place: Place) -> tuple[int, int]:
-        """Layers as they ran; what runs at the same time, as it is listed in the network."""
+        """Order by first use in the run, then by position in the network."""
         at = self._known.met.get(place.tensor, self._owners.get(place.owner, len(self._order)))
         return at, self._order.get(place.tensor, 0)
 
@@ -125,7 +125,7 @@ class _Sorting:
         ]
 
     def _unfit(self, atom: Atom) -> str:
-        """Why the indices of an atom cannot go; empty: nothing is known to be in the way."""
+        """Why the indices of an atom cannot be removed; empty if nothing is known to forbid it."""
         if atom.reason:
             return atom.reason
         for place in self._places[atom]:
@@ -149,7 +149,7 @@ class _Sorting:
 
     def _refuse(self, found: Offers, name: str, axis: Axis) -> None:
         # What there is most of says most; of two alike, the inner one.
-        atoms = sorted(_atoms(axis)[::-1], key=lambda atom: -atom.size)
+        atoms = sorted(_atoms(axis), key=lambda atom: atom.size)[::-1]
         reasons = [reason for atom in atoms if (reason := self._unfit(atom))]
         reasons += [atom.cut_by for atom in atoms if atom.cut_by]
         if len(axis.segments) > 1:
@@ -212,7 +212,7 @@ class _Sorting:
         return owner in self._owners and name not in self._written and "bias" in last
 
     def _count(self, module: str, axis: Axis) -> None:
-        """A norm without parameters still says how many channels it takes."""
+        """Count a norm's channels where it has no tensors, but a number that says how many."""
         owner = self._network.get_submodule(module)
         key = "normalized_shape" if isinstance(owner, nn.LayerNorm) else "num_features"
         has_tensors = any(isinstance(getattr(owner, n, None), Tensor) for n in _NORM_TENSORS)
@@ -245,7 +245,7 @@ def _atoms(axis: Axis) -> list[Atom]:
 
 
 def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]]:
-    """Atoms with their offset, how often they are repeated and how many entries an index has."""
+    """Each atom with its offset, its number of repetitions and the entries per index."""
     offset = 0
     for segment in segments:
         outer, inner = 1, size_of(segment)
@@ -258,7 +258,7 @@ def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]
 
 
 def _layer(tensor: str) -> str:
-    """What a layer is called: the module that has a weight, or the parameter itself."""
+    """The name of a layer: the module that has the weight, else the parameter itself."""
     owner, _, last = tensor.rpartition(".")
     is_layers = is_of_layer(last) and not last.startswith(("bias", "running"))
     return owner if owner and is_layers else tensor
