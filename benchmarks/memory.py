@@ -11,7 +11,9 @@ configurations; nothing of their size is made.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -244,10 +246,14 @@ def main() -> None:
     options = parser.parse_args()
     # Freed memory goes back at once, also in the processes that measure.
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    rows = []
     if options.large:
-        rows = [foretold(one) for one in LARGE]
+        work = [functools.partial(foretold, one) for one in LARGE]
     else:
-        rows = [compared(name, setting) for name in SMALL for setting in SETTINGS]
+        work = [functools.partial(compared, n, setting) for n in SMALL for setting in SETTINGS]
+    for one in work:
+        rows.append(one())
+        print(*rows[-1].values(), sep=", ", file=sys.stderr, flush=True)
     show({"machine": machine(), "rows": rows}, options.json, rows)
 
 

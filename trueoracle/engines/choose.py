@@ -137,8 +137,9 @@ def train_epochs(
             checkpoint.save(population.kept(), rows)
 
     done = max(map(len, records))
-    for _ in range(done if on_epoch is not None else 0):
-        on_epoch(len(networks))
+    if on_epoch is not None:
+        for _ in range(done):
+            on_epoch(len(networks))
     for epoch in epochs[done:]:
         population.train_epoch(epoch, keep)
         rate, measured = recipe.learning_rate_at(epoch, 0, steps), population.measure()

@@ -159,7 +159,8 @@ def ways_to_fit(
     network: nn.Module, example: Batch, count: int, recipe: Recipe, task: Task, free: int
 ) -> str:
     """In words, what makes training fit into ``free`` bytes: the first ways that do, or none."""
-    least, found = None, []
+    least: int | None = None
+    found: list[str] = []
     for name, fields in _WAYS.items():
         if "lora" in fields and (not isinstance(recipe, Retraining) or find_spec("peft") is None):
             continue
