@@ -156,14 +156,23 @@ def test_it_goes_on_but_not_with_another_text(tmp_path: Path) -> None:
         study(tmp_path, data).run(progress=False)
 
 
-def test_fast_engines_refuse_it_with_the_reason(tmp_path: Path) -> None:
+def test_the_native_engine_refuses_it_with_the_reason(tmp_path: Path) -> None:
     prepared = study(tmp_path, of_text(tmp_path)).prepare()
-    for engine, reason in (
-        ("native", "the native kernels train plain classification only"),
-        ("wide", "it takes several inputs: input_ids"),
-    ):
-        with pytest.raises(InputError, match=reason):
-            check_engine(engine, prepared.network, prepared.data, prepared.spec.retraining)
+    with pytest.raises(InputError, match="the native kernels train plain classification only"):
+        check_engine("native", prepared.network, prepared.data, prepared.spec.retraining)
+
+
+@pytest.mark.slow
+def test_engines_that_train_it_agree(tmp_path: Path) -> None:
+    found = {
+        engine: study(
+            tmp_path / engine, of_text(tmp_path, stride=8), overrides={"retraining.epochs": 2}
+        )
+        .run(progress=False, engine=engine)
+        .outcomes["test_loss"]
+        for engine in ("loop", "wide")
+    }
+    assert found["wide"].to_numpy() == pytest.approx(found["loop"].to_numpy(), rel=1e-4)
 
 
 @pytest.mark.parametrize(
