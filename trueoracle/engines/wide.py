@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 
 from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.engines.base import Engine, Measured, Memory, what_only_the_loop_does
