@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from trueoracle.networks.graph import Step
 from trueoracle.pruning.axes.atoms import Axis, atoms_of, fixed, lock
@@ -76,15 +75,13 @@ def _squeezed(known: Follower, step: Step) -> Results:
 def _sliced(known: Follower, step: Step) -> Results:
     axes = known.axes(step.arguments["self"])
     dim = step.arguments["dim"] % len(axes)
-    size = axes[dim].size
-    low, high = (_bound(step.arguments[name], size) for name in ("start", "end"))
-    low, high = low or 0, size if high is None else high
-    taken = known.shape(step)[dim]
+    size, taken = axes[dim].size, known.shape(step)[dim]
     if taken == size:
         return [axes]
     pieces = None
     if step.arguments["step"] == 1 and any(atoms_of(axes[dim])):
-        if taken > 1 and low % taken == size % taken == 0:
+        low, _ = _bounds(step, size)
+        if taken > 1 and _slices(known, step, dim, size) == _equal_parts(size, taken):
             pieces = known.in_parts(axes[dim], [taken] * (size // taken), known.meets(step))
             pieces = pieces and pieces[low // taken :]
         else:
@@ -98,10 +95,26 @@ def _sliced(known: Follower, step: Step) -> Results:
     return [axes]
 
 
-def _bound(value: Any, size: int) -> int | None:
-    if value is None:
-        return None
-    return max(value + size, 0) if value < 0 else min(int(value), size)
+def _slices(known: Follower, step: Step, dim: int, size: int) -> set[tuple[int, int]]:
+    """Where all slices of the same tensor along an axis begin and end."""
+    tensor = step.arguments["self"]
+    count = len(known.axes(tensor))
+    others = known.slices.get(tensor.number, [])
+    return {_bounds(one, size) for one in others if one.arguments["dim"] % count == dim}
+
+
+def _equal_parts(size: int, taken: int) -> set[tuple[int, int]]:
+    return {(low, low + taken) for low in range(0, size, taken)}
+
+
+def _bounds(step: Step, size: int) -> tuple[int, int]:
+    """Where a slice begins and ends along an axis of some size."""
+    found = []
+    for name, default in (("start", 0), ("end", size)):
+        value = step.arguments[name]
+        value = default if value is None else int(value)
+        found.append(max(value + size, 0) if value < 0 else min(value, size))
+    return found[0], found[1]
 
 
 def _selected(known: Follower, step: Step) -> Results:
