@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.engines.base import Engine, Measured, Memory
@@ -25,6 +24,8 @@ from trueoracle.engines.continuing import MemberState, restore, state_of
 from trueoracle.engines.stacked import Convolution, Each, Input, Stacked, tensors, wait_for
 from trueoracle.errors import first_line
 from trueoracle.networks.copying import copied
+from trueoracle.networks.graph import no_fast_path
+from trueoracle.networks.watching import Watch
 from trueoracle.tasks.base import INPUT, TARGETS, Batch, Task
 from trueoracle.training.evaluate import add_sums, evaluation_batch
 from trueoracle.training.loop import (
@@ -254,13 +255,8 @@ def _clip_gradients(parameters: Sequence[Tensor], largest: float) -> None:
 @contextmanager
 def _attention_that_maps(device: torch.device) -> Iterator[None]:
     """Attention without the fused kernels that cannot be mapped over members."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    with no_fast_path(), sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+        yield
 
 
 def _without_dropout(network: nn.Module) -> nn.Module:
@@ -335,18 +331,18 @@ def _peak_bytes(run: Callable[[], None], device: torch.device) -> int:
     return live.peak
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(Watch):
     """Follows the storages that operations make: bytes alive now, and at the peak."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.live = self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         for value in pytree.tree_leaves((args, kwargs)):
             self._meet(value, new=False)
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         for value in pytree.tree_leaves(result):
             self._meet(value, new=True)
         return result

@@ -311,8 +311,12 @@ def list_candidates(
 
 
 def _match_groups(available: GroupMap, ratios: Mapping[str, float]) -> dict[str, float]:
-    """The ratio of every group one of whose layers is named."""
-    group_of = {part.module: group for group in available.groups.values() for part in group.layers}
+    """The ratio of every group one of whose layers is named, or that is itself (LAYER:heads)."""
+    group_of = {
+        name: group
+        for group in available.groups.values()
+        for name in ([group.name] if ":" in group.name else [one.module for one in group.layers])
+    }
     matched: dict[str, float] = {}
     for name, ratio in match_layers(group_of, available.refused, ratios).items():
         group = group_of[name].name
@@ -394,12 +398,17 @@ def match_layers(
 ) -> dict[str, float]:
     """The ratio of every layer that a pattern of ``ratios`` names; each must name at least one.
 
-    ``refused`` maps layers that cannot be pruned to the reason. Raises :class:`InputError` for a
+    ``refused`` maps layers that cannot be pruned to the reason. A second kind of unit of a layer
+    (``LAYER:heads``) is named by a pattern with a colon only: ``*`` is all layers. Raises :class:`InputError` for a
     pattern that names none, and for a layer that several patterns name.
     """
     matched: dict[str, float] = {}
     for pattern, ratio in ratios.items():
-        hits = [name for name in available if name == pattern or fnmatchcase(name, pattern)]
+        hits = [
+            name
+            for name in available
+            if name == pattern or ((":" in pattern or ":" not in name) and fnmatchcase(name, pattern))
+        ]
         if not hits:
             raise _no_such_layer(available, refused, pattern)
         for name in hits:

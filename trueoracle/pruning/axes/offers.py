@@ -11,7 +11,7 @@ from trueoracle.networks.graph import OPAQUE, Graph, Norming
 from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, resolved, size_of
 from trueoracle.pruning.axes.following import Follower
 from trueoracle.pruning.axes.rules import rule_of
-from trueoracle.pruning.groups import Group, GroupMap, Place, Role
+from trueoracle.pruning.groups import Group, GroupMap, Place, Role, Unit
 
 __all__ = ["Offers", "layout", "offers"]
 
@@ -92,10 +92,32 @@ class _Sorting:
             for place in ranked
             if place.role == "writes" and place.tensor in self._written
         )
+        unit = self._unit(atom)
+        name += ":heads" if unit == "query heads" else ""
         ways = found.alternatives.setdefault(name, [])
         if all(way.places != tuple(ranked) for way in ways):
-            ways.append(Group(name, atom.size, tuple(ranked)))
+            ways.append(Group(name, atom.size, tuple(ranked), unit))
             ways.sort(key=lambda way: way.filters == 1)
+
+    def _unit(self, atom: Atom) -> Unit:
+        """What the indices of an atom are."""
+        written = [
+            place
+            for place in self._places[atom]
+            if (place.tensor, place.axis) in self._known.writes
+        ]
+        spans = {place.inner * place.outer for place in written} - {1}
+        if not spans:
+            shapes = (self._network.get_parameter(place.tensor).shape for place in written)
+            return "filters" if any(len(shape) > 2 for shape in shapes) else "units"
+        if len(spans) > 1:
+            return "key/value groups"
+        wide = next(place for place in written if place.inner * place.outer > 1)
+        segments = self._axes[wide.tensor, wide.axis or 0].segments
+        mine = next(segment for segment in segments if atom in segment)
+        outer = [one for one in mine[: mine.index(atom)] if isinstance(one, Atom)]
+        is_shared = any(one.size > 1 and not self._unfit(one) for one in outer)
+        return "query heads" if is_shared else "heads"
 
     def _rank(self, place: Place) -> tuple[int, int]:
         """Layers as they ran; what runs at the same time, as it is listed in the network."""
@@ -103,12 +125,25 @@ class _Sorting:
         return at, self._order.get(place.tensor, 0)
 
     def _covering(self, axis: Axis) -> list[Atom]:
-        """The atoms that occur in every part of a layer's outputs, the outermost first."""
-        common = [factor for factor in axis.segments[0] if isinstance(factor, Atom)]
+        """The atoms that can go from a layer's outputs, the outermost first.
+
+        Those in every part of the outputs; of attention also those in some: queries and not keys.
+        """
+        of_attention = [
+            segment for segment in axis.segments if any(one.is_multiplied for one in segment)
+        ]
+        found = dict.fromkeys(
+            factor
+            for segment in (axis.segments[0], *of_attention)
+            for factor in segment
+            if isinstance(factor, Atom)
+        )
         return [
             atom
-            for atom in dict.fromkeys(common)
-            if all(segment.count(atom) == 1 for segment in axis.segments)
+            for atom in found
+            for parts in [[segment for segment in axis.segments if atom in segment]]
+            if all(part.count(atom) == 1 for part in parts)
+            and (len(parts) == len(axis.segments) or all(part in of_attention for part in parts))
         ]
 
     def _unfit(self, atom: Atom) -> str:
@@ -226,6 +261,7 @@ class _Sorting:
                     self._places[atom].append(place)
 
 
+_WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight")
 _CARRIES: tuple[Role, ...] = ("carries",)
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
@@ -250,4 +286,4 @@ def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]
 def _layer(tensor: str) -> str:
     """What a layer is called: the module that has a weight, or the parameter itself."""
     owner, _, last = tensor.rpartition(".")
-    return owner if owner and last in ("weight", "in_proj_weight") else tensor
+    return owner if owner and last in _WEIGHTS else tensor

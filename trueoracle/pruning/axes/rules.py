@@ -233,7 +233,7 @@ _REDUCTIONS = (
 )
 _ALONG = (
     *("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "flip", "roll", "sort"),
-    *("topk", "index_select"),
+    "topk",
 )
 _WINDOWS = {
     **dict.fromkeys(("_adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d"), 2),
