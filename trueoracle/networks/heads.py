@@ -222,10 +222,12 @@ class _Alibi:
     ) -> Any:
         """As in transformers' class."""
         if alibi is not None:
-            each = alibi.unflatten(0, (len(hidden_states), -1))
+            is_folded = alibi.ndim == 3  # [N · heads, 1, L]
+            each = alibi.unflatten(0, (len(hidden_states), -1)) if is_folded else alibi
             if attention_mask is not None and attention_mask.shape[1] == each.shape[1] > 1:
                 attention_mask = attention_mask.index_select(1, self.kept_heads)
-            alibi = each.index_select(1, self.kept_heads).flatten(0, 1)
+            each = each.index_select(1, self.kept_heads)
+            alibi = each.flatten(0, 1) if is_folded else each
         forward: Any = super().forward  # type: ignore[misc]
         return forward(
             hidden_states, *args, alibi=alibi, attention_mask=attention_mask, **kwargs

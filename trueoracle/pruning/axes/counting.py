@@ -56,6 +56,7 @@ def with_usual(network: nn.Module, group: Group) -> Group:
     ]
     if group.unit not in _UNTOUCHED or not spans:
         return group
+    group = replace(group, unit=_unit_by_numbers(network, group))
     most, least = max(spans), min(spans)
     heads = {
         "heads": group.filters,
@@ -70,6 +71,19 @@ def with_usual(network: nn.Module, group: Group) -> Group:
         if getattr(network.get_submodule(path), key, None) == expected.get(key, -1)
     ]
     return replace(group, places=(*group.places, *chosen))
+
+
+def _unit_by_numbers(network: nn.Module, group: Group) -> Unit:
+    """What heads are by what their modules say of keys and values: there may be one for all."""
+    if group.unit != "heads":
+        return group.unit
+    for path in _owners(group):
+        module = network.get_submodule(path)
+        shared = next((one for key in _SHARED if (one := getattr(module, key, None))), None)
+        heads = next((one for key in _HEADS if (one := getattr(module, key, None))), None)
+        if shared is not None and heads is not None and shared != heads:
+            return "key/value groups" if group.filters == shared else "query heads"
+    return "heads"
 
 
 def counted(network: nn.Module, group: Group) -> Iterator[Group]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from trueoracle.networks.graph import OPAQUE, Graph, Norming
 from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, resolved, size_of
@@ -108,8 +109,8 @@ class _Sorting:
         ]
         spans = {place.inner * place.outer for place in written} - {1}
         if not spans:
-            shapes = (self._network.get_parameter(place.tensor).shape for place in written)
-            return "filters" if any(len(shape) > 2 for shape in shapes) else "units"
+            owners = (self._network.get_submodule(place.owner) for place in written)
+            return "filters" if any(isinstance(one, _ConvNd) for one in owners) else "units"
         if len(spans) > 1:
             return "key/value groups"
         wide = next(place for place in written if place.inner * place.outer > 1)

@@ -127,6 +127,17 @@ def _biased(known: Follower, step: Step, result: list[Axis], bias: Ref) -> list[
     return result
 
 
+def _of_experts(known: Follower, step: Step) -> Results:
+    """Rows that are sorted by their expert, each multiplied with the expert's matrix."""
+    a, b = step.arguments["self"], step.arguments["mat2"]
+    rows, own = known.axes(a), known.axes(b)
+    if (len(rows), len(own)) != (2, 3):
+        return None
+    lock(own[0], "a router chooses among its experts")
+    known.sum_over(step, (a, 1), (b, 1))
+    return [[rows[0], Axis(own[2].segments)]]
+
+
 def _embedding(known: Follower, step: Step) -> Results:
     weight, indices = step.arguments["weight"], step.arguments["indices"]
     rows, width = known.axes(weight)
@@ -274,6 +285,7 @@ _RULES: dict[str, Rule] = {
     "addmm": _product("mat1", "mat2", "self"),
     "addmv": _product("mat", "vec", "self"),
     "baddbmm": _product("batch1", "batch2", "self"),
+    **dict.fromkeys(("_grouped_mm", "transformers.grouped_mm_fallback"), _of_experts),
     "embedding": _embedding,
     "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit": _batch_norm,
