@@ -135,6 +135,8 @@ class Graph:
 def answer(network: nn.Module, example: Example) -> Any:
     """What a network gives for an example batch; of an object with parts, the one that is read.
 
+    Such an object has ``.logits``, say; a plain dictionary counts with all its tensors.
+
     Raises :class:`TimeoutError` where that takes longer than ``watching.LIMIT`` allows.
     """
     with limited():
@@ -142,7 +144,8 @@ def answer(network: nn.Module, example: Example) -> Any:
             given = network(**example)
         else:
             given = network(example) if isinstance(example, Tensor) else network(*example)
-    if isinstance(given, Tensor | Mapping | tuple | list):
+    is_object = isinstance(given, Mapping) and hasattr(given, "logits")  # as of transformers
+    if isinstance(given, Tensor | Mapping | tuple | list) and not is_object:
         return given
     part, _ = read_part(given)
     return given if part is None else part

@@ -57,9 +57,9 @@ def limited() -> Iterator[None]:
     Windows, such code goes on until it is interrupted. No thread is started.
     """
     seconds = _seconds()
-    deadline = _Deadline(time.monotonic() + seconds)
     try:
-        with _alarm(seconds), deadline:
+        # The alarm last, so that it never rings while the other one is entered or left.
+        with _Deadline(time.monotonic() + seconds), _alarm(seconds):
             yield
     except _TimeUp:
         raise TimeoutError(
@@ -100,13 +100,16 @@ def _alarm(seconds: float) -> Iterator[None]:
         raise _TimeUp
 
     signal.signal(signal.SIGALRM, ring)
-    # Again and again: Python drops what is raised in a destructor or a callback.
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
+        # Again and again: Python drops what is raised in a destructor or a callback.
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        finally:  # it may ring here, for the last time
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 def _seconds() -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ _KNOWN = (
     *_EACH,
     *_SHARED,
     *("all_head_size", "split_size", "attn_dim", "inner_dim", "dim", "out_channels"),
-    *("in_channels", "embed_dim", "hidden_size"),
+    *("in_channels", "embed_dim", "hidden_size", "hidden_dim", "d_model"),
 )
 _UNTOUCHED: dict[Unit, tuple[str, ...]] = {
     "heads": _EACH,
@@ -74,28 +74,29 @@ def with_usual(network: nn.Module, group: Group) -> Group:
 
 
 def _unit_by_numbers(network: nn.Module, group: Group) -> Unit:
-    """What heads are by what their modules say of keys and values: there may be one for all."""
+    """Heads are groups of them where their module has as many keys and values, but more heads."""
     if group.unit != "heads":
         return group.unit
     for path in _owners(group):
         module = network.get_submodule(path)
         shared = next((one for key in _SHARED if (one := getattr(module, key, None))), None)
         heads = next((one for key in _HEADS if (one := getattr(module, key, None))), None)
-        if shared is not None and heads is not None and shared != heads:
-            return "key/value groups" if group.filters == shared else "query heads"
+        if heads is not None and shared == group.filters != heads:
+            return "key/value groups"
     return "heads"
 
 
 def counted(network: nn.Module, group: Group) -> Iterator[Group]:
     """The group with more numbers that may have to change with it, the likeliest sets first."""
-    found = _numbers(network, group)
-    tried = 0
-    for size in (1, 2, len(found)):
-        for chosen in combinations(found, size):
-            if tried == MOST_TRIED:
-                return
-            tried += 1
-            yield replace(group, places=(*group.places, *chosen))
+    kinds: dict[tuple[type, str], list[Place]] = {}  # the same number of every block at once
+    for place in _numbers(network, group):
+        path, key = _split(network, place.tensor)
+        kinds.setdefault((type(network.get_submodule(path)), key), []).append(place)
+    found = list(kinds.values())
+    sizes = dict.fromkeys((1, 2, len(found)))
+    sets = (chosen for size in sizes for chosen in combinations(found, size))
+    for chosen in islice(sets, MOST_TRIED):
+        yield replace(group, places=(*group.places, *(one for kind in chosen for one in kind)))
 
 
 def choices(network: nn.Module, group: Group) -> Counts:

@@ -94,7 +94,7 @@ class _Sorting:
             if place.role == "writes" and place.tensor in self._written
         )
         unit = self._unit(atom)
-        name += ":heads" if unit == "query heads" else ""
+        name += ":heads" if unit == "query heads" and self._is_second(atom) else ""
         ways = found.alternatives.setdefault(name, [])
         if all(way.places != tuple(ranked) for way in ways):
             ways.append(Group(name, atom.size, tuple(ranked), unit))
@@ -113,12 +113,21 @@ class _Sorting:
             return "filters" if any(isinstance(one, _ConvNd) for one in owners) else "units"
         if len(spans) > 1:
             return "key/value groups"
-        wide = next(place for place in written if place.inner * place.outer > 1)
-        segments = self._axes[wide.tensor, wide.axis or 0].segments
-        mine = next(segment for segment in segments if atom in segment)
-        outer = [one for one in mine[: mine.index(atom)] if isinstance(one, Atom)]
-        is_shared = any(one.size > 1 and not self._unfit(one) for one in outer)
-        return "query heads" if is_shared else "heads"
+        read = [place for place in self._places[atom] if place.role == "reads"]
+        weights = [place for place in written if place.inner * place.outer > 1]
+        puts_out, reads = (sum(p.inner * p.outer for p in some) for some in (weights, read))
+        return "query heads" if puts_out == reads else "heads"  # which have no keys or values
+
+    def _is_second(self, atom: Atom) -> bool:
+        """Whether its indices lie within others of the same layer that can go as well."""
+        for place in self._places[atom]:
+            if (place.tensor, place.axis) not in self._known.writes:
+                continue
+            for segment in self._axes[place.tensor, place.axis or 0].segments:
+                outer = segment[: segment.index(atom)] if atom in segment else ()
+                if any(isinstance(o, Atom) and o.size > 1 and not self._unfit(o) for o in outer):
+                    return True
+        return False
 
     def _rank(self, place: Place) -> tuple[int, int]:
         """Layers as they ran; what runs at the same time, as it is listed in the network."""
