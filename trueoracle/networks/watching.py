@@ -52,14 +52,14 @@ class Watch(TorchDispatchMode):
 def limited() -> Iterator[None]:
     """A block that raises :class:`TimeoutError` once it has run for the number of seconds allowed.
 
-    The clock is read before every ATen operation. In the main thread an alarm (SIGALRM) also ends
-    Python code that runs none, unless somebody else listens to it. In another thread, and on
-    Windows, such code goes on until it is interrupted. No thread is started.
+    The clock is read before every ATen operation. In the main thread an alarm (SIGALRM), a second
+    later, also ends Python code that runs none, unless somebody else listens to it. In another
+    thread, and on Windows, such code goes on until it is interrupted. No thread is started.
     """
     seconds = _seconds()
     try:
-        # The alarm last, so that it never rings while the other one is entered or left.
-        with _Deadline(time.monotonic() + seconds), _alarm(seconds):
+        # A second later than the clock, so that it never rings while a run is ended by that one.
+        with _Deadline(time.monotonic() + seconds), _alarm(seconds + 1):
             yield
     except _TimeUp:
         raise TimeoutError(

@@ -229,7 +229,8 @@ def test_heads_that_share_keys_and_values_go_together(
     more = {f"{first}:heads"} if is_shared else set()
     found = check(Grouped(heads, groups, fused), PADDED, {first, "gate_up", "embed", *more})
     assert found[first].filters == filters
-    assert found[first].unit == ("key/value groups" if is_shared else "heads")
+    unit = "key/value groups" if is_shared else "heads" if groups == heads else "query heads"
+    assert found[first].unit == unit
     for name in more:
         assert (found[name].filters, found[name].unit) == (heads // groups, "query heads")
     assert [part.module for part in found[first].consumers] == ["o"]
