@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from trueoracle.run.retrain import check_retraining
 from trueoracle.search.settings import SearchSettings
 from trueoracle.spec.file import merged, spec_from
 from trueoracle.spec.grid import load_spec
+from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.base import Task
 from trueoracle.tasks.registry import GIVEN, find_task, given_task
@@ -55,7 +57,7 @@ class Study:
 
     def __init__(
         self,
-        study: str | Path | StudySpec | None = None,
+        study: str | Path | StudySpec | nn.Module | None = None,
         *,
         network: nn.Module | str | Mapping[str, Any] | None = None,
         data: object = None,
@@ -67,12 +69,17 @@ class Study:
     ) -> None:
         """Read the study; raises :class:`InputError`, in one line, for what makes no study.
 
-        ``network`` is a registered name, fields, or a trained ``nn.Module``, which is copied and
-        stays as it is. ``data`` is fields, or splits as :func:`trueoracle.data.given.as_splits`
-        takes them, with ``columns`` to name their fields. ``task`` is a name, or a
-        :class:`trueoracle.Task` of one's own. ``overrides`` maps dotted fields to values. Results
-        are kept below ``runs``.
+        ``network`` is a name, fields, or a trained ``nn.Module``, which is copied and stays as it
+        is. A module, or a name of another library's (``"hf:…"``), may also stand first. ``data`` is
+        fields, or splits as :func:`trueoracle.data.given.as_splits` takes them, with ``columns`` to
+        name their fields. ``task`` is a name, or a :class:`trueoracle.Task` of one's own.
+        ``overrides`` maps dotted fields to values. Results are kept below ``runs``.
         """
+        if isinstance(study, nn.Module) or (isinstance(study, str) and is_of_library(study)):
+            if network is not None:
+                raise InputError(f"two networks are given: {_called(study)} and network=…")
+            study, network = None, study
+            fields.setdefault("name", _called(network))
         self._network = copied(network) if isinstance(network, nn.Module) else None
         self._data: Splits | None = None
         if study is not None and not isinstance(study, StudySpec):
@@ -97,7 +104,7 @@ class Study:
             changes["task"] = task if isinstance(task, str) else given_task(task)
         if isinstance(data, str):
             changes["data"] = {"name": data}
-        elif isinstance(data, Mapping):
+        elif isinstance(data, Mapping) and not {"train", "test"} <= data.keys():
             changes["data"] = dict(data)
         elif data is not None:
             of_study = (study.task, study.data.uint8) if study else ("classification", None)
@@ -230,6 +237,14 @@ class Study:
     def results(self) -> Results:
         """What is recorded so far; raises :class:`StoreError` where nothing is."""
         return Results(self.folder)
+
+
+def _called(network: nn.Module | str) -> str:
+    """A name for the study of a network: that of its class, or the last part of its own."""
+    if isinstance(network, nn.Module):
+        return type(network).__name__
+    last = Path(network.partition(":")[2]).name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._") or "study"
 
 
 def _fingerprint(network: nn.Module) -> str:

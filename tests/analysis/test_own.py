@@ -79,7 +79,7 @@ def test_networks_and_pruned_filters(write: object) -> None:
         ("x,y\n1,2\n", {"pruned": "p"}, "column of .* 'p'"),
         ("x,y\n", {}, "no rows"),
         ("x,y\na,2\n", {}, "column 'x' of .* is not numeric"),
-        ("x,y,s\n1,2,0\n", {"seed": "s"}, "go together"),
+        ("x,y,s\n1,2,0\n", {"seed": "s"}, "--seed needs --candidate"),
         ("x,y,c,s\n1,2,0,0\n1,2,0,0\n", {"candidate": "c", "seed": "s"}, "two rows of candidate"),
         ("x,y,c,s\n1,2,0,0\n3,2,0,1\n", {"candidate": "c", "seed": "s"}, "differs between its"),
         ("x,y,p\n1,2,some\n", {"pruned": "p"}, "takes pruned filters such as"),

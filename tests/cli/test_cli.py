@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 
 from tests.conftest import Writer
 from trueoracle.cli.app import COMMANDS, app
-from trueoracle.cli.console import Output, guarded
-from trueoracle.record.store import locked
+from trueoracle.cli.console import guarded
+from trueoracle.cli.options import Output
+from trueoracle.record.lock import locked
 from trueoracle.study import Study
 
 TINY = """
@@ -332,7 +333,7 @@ def test_studies_lists_what_is_shipped() -> None:
         (["run", "digits-conv1-0.2", "--set", "data.name=mnist5k"], "did you mean 'mnist-5k'"),
         (["run", "digits-conv1-0.2", "--set", "criteria=['orcale']"], "did you mean 'oracle'"),
         (["run", "digits-conv1-0.2", "--set", "pruning.layers.con=0.5"], "did you mean 'conv3'"),
-        (["run", "digits-conv1-0.2", "--set", "pruning.layers.conv1=1.5"], "less than 1, got 1.5"),
+        (["run", "digits-conv1-0.2", "--set", "pruning.layers.conv1=1.5"], "between 0 and 1, or in kind"),
         (["run", "digits-conv1-0.2", "--device", "gpu"], "device 'gpu' cannot be used"),
         (["run", "digits-conv1-0.2", "--device", "meta"], "device 'meta' cannot be used"),
         (["run", "digits-conv1-0.2", "--set", "#=3"], "'#' is not a field"),

@@ -10,9 +10,10 @@ import pytest
 
 from tests.cli.test_cli import call
 from tests.record.records import older_record
+from trueoracle.record.lock import locked
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.results import Results
-from trueoracle.record.store import Store, locked
+from trueoracle.record.store import Store
 from trueoracle.study import Study
 
 

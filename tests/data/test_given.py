@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -357,3 +358,80 @@ def test_other_than_two_or_three_splits_are_refused(data: Any) -> None:
     with pytest.raises(InputError) as caught:
         as_splits(data)
     assert str(caught.value) == "data must be Splits, (train, test) or (train, validation, test)"
+
+
+# The real package
+
+
+def hub(**columns: Any) -> Any:
+    datasets = pytest.importorskip("datasets")
+    return datasets.Dataset.from_dict(columns)
+
+
+def images_of(count: int, size: tuple[int, int] = (10, 8), mode: str = "RGB") -> Any:
+    datasets = pytest.importorskip("datasets")
+    noise = np.random.default_rng(0).integers(0, 256, (count, size[1], size[0], 3), dtype=np.uint8)
+    pictures = [Image.fromarray(one).convert(mode) for one in noise]
+    features = {"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    split = datasets.Dataset.from_dict(
+        {"img": pictures, "label": [i % 2 for i in range(count)]}, datasets.Features(features)
+    )
+    return split, np.stack([np.asarray(one) for one in pictures])
+
+
+COLUMNS = {"img": "input", "label": "target"}
+
+
+def test_images_of_a_hub_split_have_their_channels_first() -> None:
+    split, pixels = images_of(4)
+    found = as_split(split, columns=COLUMNS, uint8="scale")
+    expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    same(found, input=expected, target=torch.tensor([0, 1, 0, 1]))
+    split, pixels = images_of(4, mode="L")
+    grey = torch.from_numpy(pixels)[:, None].float()
+    same(
+        as_split(split, columns=COLUMNS, uint8="keep"), input=grey, target=torch.tensor([0, 1] * 2)
+    )
+    with pytest.raises(InputError, match=r"input is uint8, .*: say data\.uint8"):
+        as_split(split, columns=COLUMNS)
+
+
+def test_images_of_different_sizes_are_refused() -> None:
+    datasets = pytest.importorskip("datasets")
+    mixed = datasets.concatenate_datasets([images_of(2)[0], images_of(2, (6, 6))[0]])
+    with pytest.raises(InputError) as caught:
+        as_split(mixed, columns=COLUMNS, uint8="scale")
+    assert str(caught.value) == (
+        "img holds images of different sizes, 6x6x3 and 8x10x3: resize them with map, so that all "
+        "are alike"
+    )
+
+
+def test_tokens_of_different_lengths_are_padded_and_said_to_be() -> None:
+    split = hub(input_ids=[[5, 6, 7], [8, 9]], labels=[[-100, 6, 7], [-100, 9]])
+    found = as_split(split, "answers")
+    same(
+        found,
+        input_ids=torch.tensor([[5, 6, 7], [8, 9, 0]]),
+        attention_mask=torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        labels=torch.tensor([[-100, 6, 7], [-100, 9, -100]]),
+    )
+    assert found.notes == (
+        "input_ids are of different lengths: padded on the right, with an attention_mask",
+    )
+    alike = as_split(hub(input_ids=[[1, 2], [3, 4]], attention_mask=[[1, 1], [0, 1]]), "next-token")
+    assert (list(alike.shapes), alike.notes) == (["input_ids", "attention_mask"], ())
+
+
+def test_a_dataset_dict_is_splits_of_one_length() -> None:
+    datasets = pytest.importorskip("datasets")
+    parts = {"train": hub(input_ids=[[1, 2], [3]]), "test": hub(input_ids=[[1, 2, 3, 4], [5]])}
+    found = as_splits(datasets.DatasetDict(parts), "next-token")
+    assert found.validation is None
+    assert found.train.take(torch.arange(2)).fields["input_ids"].tolist() == [
+        [1, 2, 0, 0],
+        [3, 0, 0, 0],
+    ]
+    assert found.test.take(torch.arange(1)).fields["attention_mask"].tolist() == [[1, 1, 1, 1]]
+    parts["validation"] = parts["test"]
+    assert len(as_splits(parts, "next-token").validation or ()) == 2

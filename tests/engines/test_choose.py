@@ -190,3 +190,22 @@ def test_calls_last_about_as_long_as_they_should(
         fixed_times(monkeypatch, native=1e-4)
         many = plan(lenet5_mini(), few_digits, RECIPE, members=100_000, engine="native")
         assert many.groups == pytest.approx(10 * few.groups, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"lora": {"rank": 2}}, r"adapters \(retraining.lora\) are trained one network at a time"),
+        ({"accumulate": 2}, "accumulate = 2 is done one network at a time"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing = true is done one network"),
+        ({"precision": "bfloat16"}, "weights in bfloat16 are trained one network at a time"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["native", "wide"])
+def test_what_only_the_loop_does_is_said(
+    few_digits: Splits, engine: str, fields: dict[str, Any], why: str
+) -> None:
+    recipe = Retraining.model_validate(fields)
+    with pytest.raises(InputError, match=why):
+        check_engine(engine, lenet5_mini(), few_digits, recipe)
+    check_engine("loop", lenet5_mini(), few_digits, recipe)

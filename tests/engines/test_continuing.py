@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from trueoracle.native.library import kernels
 from trueoracle.networks.lenet import lenet5_mini
 from trueoracle.networks.registry import build
 from trueoracle.tasks.classification import Classification
+from trueoracle.training import checkpoint
+from trueoracle.training.checkpoint import Checkpoint
 from trueoracle.training.loop import EpochRecord
 from trueoracle.training.recipe import Recipe
 
@@ -86,6 +90,52 @@ def test_who_goes_on_ends_as_without_the_break(data: Splits, engine: str, recipe
             assert own[-1].train_loss == pytest.approx(other[-1].train_loss, rel=1e-4)
             for name, value in alone.items():
                 torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+
+
+class Killed(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_killed_population_goes_on_with_the_same_numbers(
+    data: Splits, engine: str, epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    recipe, streams = SGD.model_copy(update={"optimizer": "adamw"}), [(5, "")] * 3
+    whole, killed, resumed = networks(3), networks(3), networks(3)
+    expected = train_population(whole, streams, data, recipe, engine=engine)
+    kept = tmp_path / "kept"
+    done = 0
+
+    def die(_: int) -> None:
+        nonlocal done
+        done += 1
+        if done == epoch + 2:  # after what is kept of the epoch before
+            raise Killed
+
+    def go(made: list[nn.Module], told: Callable[[int], None]) -> list[list[EpochRecord]]:
+        return train_epochs(
+            made,
+            streams,
+            data,
+            recipe,
+            range(3),
+            engine=engine,
+            on_epoch=told,
+            checkpoint=Checkpoint(kept, "a"),
+        )[0]
+
+    with pytest.raises(Killed):
+        go(killed, die)
+    told: list[int] = []
+    found = go(resumed, told.append)
+    assert told == [3, 3, 3]
+    assert str(found) == str(expected)
+    for one, other in zip(resumed, whole, strict=True):
+        for name, value in other.state_dict().items():
+            assert torch.equal(one.state_dict()[name], value)
 
 
 @pytest.mark.skipif(not kernels(), reason="installed without the kernels")

@@ -61,6 +61,7 @@ def assert_same(found: list[EpochRecord], expected: list[EpochRecord], tolerance
         {"optimizer": "adam", "learning_rate": 0.003, "weight_decay": 1e-3},
         {"optimizer": "adamw", "learning_rate": 0.003, "weight_decay": 0.1, "gradient_clip": 0.5},
         {"momentum": 0.0, "shift": 2, "flip": True, "schedule": "cosine"},
+        {"schedule": "linear", "schedule_per": "step", "warmup": 0.4, "steps_per_epoch": 3},
         {"label_smoothing": 0.2, "gradient_clip": 0.1, "milestones": (1, 2), "batch_size": 300},
         {"batch_size": 7, "learning_rate": 0.003},
     ],
@@ -232,7 +233,9 @@ def test_a_forward_that_does_more_than_its_layers_is_refused(few_digits: Splits)
 
 def test_what_the_kernels_cannot_train_is_said(few_digits: Splits) -> None:
     assert native.refusal(lenet5_mini(), few_digits, Recipe()) is None
-    assert "bfloat16" in str(native.refusal(lenet5_mini(), few_digits, Recipe(autocast=True)))
+    assert "bfloat16" in str(
+        native.refusal(lenet5_mini(), few_digits, Recipe(precision="autocast"))
+    )
     for mixed in (Recipe(mixup=0.2), Recipe(cutmix=1.0)):
         assert "no mixup, no cutmix" in str(native.refusal(lenet5_mini(), few_digits, mixed))
     norm = mlp((1, 32, 32), batch_norm=True)

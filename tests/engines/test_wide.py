@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from trueoracle.data.splits import Split, Splits
 from trueoracle.engines.base import Measured
-from trueoracle.engines.wide import WidePopulation, _LiveBytes, measure_memory, refusal
+from trueoracle.engines.memory import LiveBytes
+from trueoracle.engines.wide import WidePopulation, measure_memory, refusal
 from trueoracle.networks.registry import build
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups
@@ -199,6 +200,7 @@ def test_members_train_alike_however_convolutions_are_computed(
         {"gradient_clip": 0.05},
         {"schedule": "cosine", "final_learning_rate": 0.001, "epochs": 3},
         {"milestones": (1,), "epochs": 3, "batch_size": 90},
+        {"warmup": 3, "schedule": "cosine", "schedule_per": "step", "steps_per_epoch": 2},
         {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "resized_crop": 0.4},
     ],
     ids=lambda fields: next(iter(fields)) + str(next(iter(fields.values()))),
@@ -389,7 +391,7 @@ def test_autocast_trains_in_bfloat16_and_measures_in_float32(data: Splits) -> No
     recipe = recipe_of(epochs=4, optimizer="adam", learning_rate=0.01)
     plain = train_wide(members(pruned_lenet), data, recipe)["train"]["loss"]
     networks = members(pruned_lenet)
-    rounded = recipe.model_copy(update={"autocast": True})
+    rounded = recipe.model_copy(update={"precision": "autocast"})
     found = train_wide(networks, data, rounded)["train"]["loss"]
     assert not torch.equal(found, plain)
     assert float(found.max()) < 2.25
@@ -527,7 +529,7 @@ def test_memory_of_many_members_is_foretold_by_few(factory: Factory, data: Split
     recipe = recipe_of()
     fixed, each = measure_memory(factory(), data, recipe)
     networks = members(factory, 12)
-    held = _LiveBytes()
+    held = LiveBytes()
     with held:
         train_wide(networks, data, recipe)
     assert held.peak == pytest.approx(fixed + 12 * each, rel=0.1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from trueoracle.errors import StoreError
@@ -112,8 +113,27 @@ def test_all_three_formats_are_written(data: ScatterData, tmp_path: Path) -> Non
     svg = paths[1].read_text()
     assert "anomaly ratio 25.0% of 4" in svg  # text stays text
     assert paths[2].read_bytes().startswith(b"%PDF")
+    assert b"/CIDFontType2" in paths[2].read_bytes()  # TrueType, as journals ask for
     again = save_figure(draw_scatter(data), tmp_path / "again")
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in paths]
+
+
+def test_all_formats_have_one_layout_and_a_figure_keeps_its_engine(
+    data: ScatterData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = draw_scatter(data)
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    laid_out, execute = [], engine.execute
+
+    def counted(fig: Figure) -> None:
+        laid_out.append(fig)
+        execute(fig)
+
+    monkeypatch.setattr(engine, "execute", counted)
+    assert len(save_figure(figure, tmp_path / "figure")) == 3
+    assert laid_out == [figure]
+    assert figure.get_layout_engine() is engine
 
 
 def test_a_folder_that_cannot_be_written_is_said(data: ScatterData, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from trueoracle.data.splits import Split, Splits
 from trueoracle.engines.wide import refusal
+from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS, build
 from trueoracle.networks.tracing import trace
 from trueoracle.tasks.classification import Classification
@@ -33,6 +34,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("resnet34", {"width": 4}),
     ("resnet50", {"width": 4}),
     ("vit-b-16", {"patch": 8, "layers": 2, "heads": 2, "width": 12, "mlp": 20}),
+]
+LANGUAGE: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"layers": 2}),
+    ("llama", {"layers": 1, "heads": 6, "kv_heads": 3, "hidden": 24, "mlp": 20, "tie": False}),
+    ("llava", {"patch": 16}),
 ]
 CLASSES = 7
 # The others differ from these in the number of layers only.
@@ -70,7 +76,7 @@ def images(channels: int = 3) -> Tensor:
 
 def test_every_shipped_network_is_tried_here() -> None:
     shipped = {n for n, f in NETWORKS.items() if f.__module__.startswith("trueoracle.")}
-    assert {name for name, _ in CASES} == shipped
+    assert {name for name, _ in CASES + LANGUAGE} == shipped
 
 
 @every_network
@@ -118,3 +124,79 @@ def test_a_seed_gives_its_first_weights(name: str, arguments: dict[str, Any]) ->
     one, same, other = first(0), first(0), first(1)
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+# Of tokens, and images beside them
+
+
+every_language = pytest.mark.parametrize(("name", "arguments"), LANGUAGE, ids=str)
+
+
+def spoken(name: str, arguments: dict[str, Any], seed: int = 0) -> nn.Module:
+    pytest.importorskip("transformers")
+    torch.manual_seed(seed)
+    return build(name, arguments, input_shape=(3, 32, 32), classes=CLASSES)
+
+
+def sentences(name: str) -> dict[str, Tensor]:
+    """Four of six tokens, of which the first have no more than four; an image takes four."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, (4, 6), generator=generator)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch["attention_mask"][:2, 4:] = 0
+    if name == "llava":
+        ids[:, :4] = 4
+        batch["pixel_values"] = torch.rand(4, 3, 32, 32, generator=generator)
+    return batch
+
+
+@every_language
+def test_it_trains_and_answers_each_text_for_itself(name: str, arguments: dict[str, Any]) -> None:
+    network, batch = spoken(name, arguments), sentences(name)
+    logits = network.train()(**batch).logits
+    assert logits.shape == (4, 6, CLASSES)
+    functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"].flatten()).backward()
+    for parameter_name, parameter in network.named_parameters():
+        assert parameter.requires_grad is (parameter.grad is not None), parameter_name
+    network.eval()
+    with torch.no_grad():
+        together = network(**batch).logits
+        alone = torch.cat(
+            [network(**{k: v[i : i + 1] for k, v in batch.items()}).logits for i in range(4)]
+        )
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-5)
+    assert together[:, -1].std(0).min() > 1e-4
+
+
+@every_language
+def test_a_seed_gives_its_first_weights_too(name: str, arguments: dict[str, Any]) -> None:
+    one, same, other = (spoken(name, arguments, seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("llama", {"kv_heads": 3}, "heads = 4 is no multiple of kv_heads = 3"),
+        ("llama", {"hidden": 20}, "hidden = 20 is no multiple of 2 · heads = 8"),
+        ("llava", {"patch": 5}, r"square images .* a multiple of 5 pixels, got \[3, 32, 32\]"),
+        ("llava", {"image_token": 7}, "image_token = 7 is none of the 7 tokens"),
+        ("llama", {"depth": 3}, "unknown argument of network 'llama'"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_line(
+    name: str, arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        spoken(name, arguments)
+
+
+def test_the_shipped_sizes() -> None:
+    pytest.importorskip("transformers")
+    text = build("llama", input_shape=(), classes=1024)
+    assert sum(p.numel() for p in text.parameters()) == 250_432
+    pictured = build("llava", input_shape=(3, 64, 64), classes=100)
+    assert sum(p.numel() for p in pictured.parameters()) == 224_512
+    with pytest.raises(InputError, match="network 'llava' is of images, and the examples have non"):
+        build("llava", input_shape=(), classes=100)

@@ -18,7 +18,9 @@ class Attends(nn.Module):
     def __init__(self, *, by_name: bool = True, **options: Any) -> None:
         super().__init__()
         self.options, self.by_name = options, by_name
-        own = {key: options[key] for key in ("kdim", "vdim", "bias", "batch_first") if key in options}
+        own = {
+            key: options[key] for key in ("kdim", "vdim", "bias", "batch_first") if key in options
+        }
         more = {key: True for key in ("add_bias_kv", "add_zero_attn") if key in options}
         self.width = nn.Linear(8, 8)
         self.attention = nn.MultiheadAttention(8, 4, **own, **more)
@@ -80,7 +82,7 @@ def test_heads_of_torchs_attention_are_cut(kind: str) -> None:
     name = "attention.q_proj_weight" if "kdim" in options else "attention"
     name = "attention" if "attention" in found.groups else name
     heads = found.groups[name]
-    assert (heads.filters, heads.unit) == (4, "heads")
+    assert (heads.filters, heads.kind) == (4, "heads")
     assert {part.module for part in heads.consumers} == {"attention.out_proj"}
     assert found.groups["width"].filters == 8
     for group in (heads, found.groups["width"]):
@@ -100,7 +102,7 @@ def test_a_layer_of_torchs_transformer_leaves_its_fast_path_once_it_is_cut() -> 
     network = nn.Sequential(nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)).eval()
     example = torch.randn(2, 5, 8)
     found = find_groups(network, example)
-    assert {name: group.unit for name, group in found.groups.items()} == {
+    assert {name: group.kind for name, group in found.groups.items()} == {
         "0.layers.0.self_attn": "heads",
         "0.layers.0.linear1": "units",
         "0.layers.1.self_attn": "heads",
@@ -128,7 +130,7 @@ def test_heads_of_torchvisions_windows_are_cut(version: int) -> None:
             value.add_(torch.randn_like(value), alpha=0.05)
     example = torch.rand(2, 3, 40, 24, dtype=torch.float64)
     found = find_groups(network, example)
-    heads = [group for group in found.groups.values() if group.unit == "heads"]
+    heads = [group for group in found.groups.values() if group.kind == "heads"]
     assert len(heads) == 3
     groups = list(found.groups.values())
     for chosen in (*([group] for group in heads), groups):

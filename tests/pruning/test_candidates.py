@@ -8,16 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trueoracle.errors import InputError
-from trueoracle.pruning.candidates import (
-    Candidates,
-    combination,
-    list_candidates,
-    number_pruned,
-    sample,
-    space_size,
-    way,
-)
+from trueoracle.pruning.candidates import Candidates, list_candidates
 from trueoracle.pruning.groups import Group, GroupMap, Place
+from trueoracle.pruning.ways import combination, number_pruned, sample, space_size, way
 
 
 def groups(**filters: int) -> GroupMap:

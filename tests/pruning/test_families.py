@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.networks.test_families import sentences, spoken
 from tests.pruning.test_walk import shuffle_norms
 from trueoracle.networks.registry import NETWORKS, build, is_shipped
 from trueoracle.pruning.candidates import list_candidates
@@ -26,10 +27,14 @@ SMALL: dict[str, list[dict[str, Any]]] = {
     **{name: [{"width": 8}] for name in ("resnet18", "resnet34", "resnet50")},
     "vit-b-16": [{"layers": 2, "heads": 4, "width": 24, "mlp": 20}],
 }
+LANGUAGE: dict[str, list[dict[str, Any]]] = {
+    "llama": [{"layers": 2}, {"layers": 1, "hidden": 24, "heads": 6, "kv_heads": 3, "tie": False}],
+    "llava": [{"patch": 16}],
+}
 
 
 def test_every_shipped_network_is_here() -> None:
-    assert {name for name in NETWORKS if is_shipped(name)} == set(SMALL)
+    assert {name for name in NETWORKS if is_shipped(name)} == set(SMALL) | set(LANGUAGE)
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +70,26 @@ def test_surgery_equals_masking(name: str, arguments: dict[str, Any]) -> None:
                     expected = zeroed(images)
             assert (found - expected).abs().max() < 1e-12 * expected.abs().max()
             assert (whole - expected).abs().max() > 1e-3 * whole.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arguments"), [(name, one) for name, given in LANGUAGE.items() for one in given]
+)
+def test_surgery_equals_masking_of_padded_text(name: str, arguments: dict[str, Any]) -> None:
+    pytest.importorskip("transformers")
+    network = spoken(name, arguments).double().eval()
+    batch = {
+        key: value.double() if value.is_floating_point() else value
+        for key, value in sentences(name).items()
+    }
+    candidates = list_candidates(find_groups(network, batch), {"*": 0.5}, count=2)
+    assert {"q_proj", "gate_proj"} <= {g.name.rpartition(".")[2] for g in candidates.groups}
+    for index in range(len(candidates)):
+        with torch.no_grad():
+            whole = network(**batch).logits
+            found = candidates.prune(network, index)(**batch).logits
+            with masked(network, candidates.groups, candidates.kept(index)) as zeroed:
+                expected = zeroed(**batch).logits
+        assert (found - expected).abs().max() < 1e-12 * expected.abs().max()
+        assert (whole - expected).abs().max() > 1e-3 * whole.abs().max()

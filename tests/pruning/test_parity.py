@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trueoracle.errors import InputError
+from trueoracle.networks.graph import record
+from trueoracle.pruning.axes.offers import offers
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.groups import Group, Place
 from trueoracle.pruning.masks import masked
-from trueoracle.pruning.parity import check_network, check_parity, failures
+from trueoracle.pruning.parity import check_network, check_parity, failures, settled
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups, follow_groups
 
@@ -55,7 +57,6 @@ SPECIAL: dict[str, Callable[[Tensor], Tensor]] = {
     "third selected": lambda y: y + y.select(1, 2).mean((1, 2)).view(-1, 1, 1, 1),
     "some channels shifted": lambda y: torch.cat([y[:, :4].roll(1, 2), y[:, 4:]], 1),
     "order reversed": lambda y: y.flip(1),
-    "neighbours exchanged": lambda y: y.unflatten(1, (-1, 2)).flip(2).flatten(1, 2),
     "normed over channels": lambda y: functional.group_norm(y, 1),
     "softmax over channels": lambda y: y.softmax(1),
     "number of channels": lambda y: y * y.shape[1],
@@ -69,6 +70,22 @@ def test_channels_that_are_treated_specially_are_never_offered(kind: str) -> Non
     assert "a" not in found.groups
     assert found.refused["a"]
     assert "b" in found.groups
+
+
+def test_neighbours_that_are_exchanged_go_in_pairs() -> None:
+    network = Small(lambda y: y.unflatten(1, (-1, 2)).flip(2).flatten(1, 2))
+    group = find_groups(network, IMAGES).groups["a"]
+    assert (group.filters, group.unit) == (6, "2 neighbouring filters of a")
+
+
+def test_a_wrong_cut_is_not_hidden_by_what_is_cut_behind_it() -> None:
+    """Half of the filters of ``b`` happen to be linear, and blind to a shift of some channels."""
+    offered = offers(network := Small(SPECIAL["some channels shifted"]), record(network, IMAGES))
+    groups = list(offered.first().groups.values())
+    assert [group.name for group in groups] == ["a", "b"]
+    assert failures(network, groups, IMAGES) == {}
+    assert set(failures(network, groups[:1], IMAGES)) == {"a"}
+    assert set(settled(network, offered, IMAGES).groups) == {"b"}
 
 
 def test_what_reading_the_operations_offers_is_tried() -> None:

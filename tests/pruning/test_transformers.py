@@ -63,7 +63,7 @@ def test_groups_of_a_family_are_found_and_cut(name: str) -> None:
     assert time.process_time() - began < 5  # a tenth of it on a quiet machine
     assert threading.active_count() == threads
     groups = list(found.groups.values())
-    assert Counter(group.unit for group in groups) == family.units, found.refused
+    assert Counter(group.kind for group in groups) == family.units, found.refused
     is_double = "mo" not in name and "mixtral" not in name  # experts compute in single precision
     if is_double:
         network, example = network.double(), converted(example, torch.float64)
@@ -119,7 +119,7 @@ def test_both_kinds_of_heads_can_be_cut_at_once() -> None:
     network = family.build().double()
     example = converted(family.example(), torch.float64)
     groups = [g for g in find_groups(network, example).groups.values() if ".0.self_attn" in g.name]
-    assert [group.unit for group in groups] == ["key/value groups", "query heads"]
+    assert [group.kind for group in groups] == ["key/value groups", "query heads"]
     kept = {group.name: [1] for group in groups}
     assert difference(network, groups, example, kept) < 1e-12
     attention: Any = prune(network, groups, kept).get_submodule(
@@ -132,7 +132,9 @@ def test_both_kinds_of_heads_can_be_cut_at_once() -> None:
 def test_a_head_keeps_its_own_bias_where_a_model_makes_one_for_each() -> None:
     family = FAMILIES["bloom"]
     network = family.build().double()
-    group = find_groups(network, family.example()).groups["transformer.h.0.self_attention.query_key_value"]
+    group = find_groups(network, family.example()).groups[
+        "transformer.h.0.self_attention.query_key_value"
+    ]
     pruned: Any = prune(network, [group], {group.name: [0, 3]})
     group = find_groups(pruned, family.example()).groups[group.name]
     again: Any = prune(pruned, [group], {group.name: [1]})

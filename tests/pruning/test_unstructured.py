@@ -17,7 +17,6 @@ from trueoracle.data.splits import Splits
 from trueoracle.engines import native, wide
 from trueoracle.engines.choose import plan, train_population
 from trueoracle.errors import InputError
-from trueoracle.pruning.candidates import number_pruned
 from trueoracle.pruning.cost import cost
 from trueoracle.pruning.unstructured import (
     WeightCandidates,
@@ -25,6 +24,7 @@ from trueoracle.pruning.unstructured import (
     list_weight_candidates,
     unmasked,
 )
+from trueoracle.pruning.ways import number_pruned
 from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.recipe import Retraining
@@ -225,7 +225,9 @@ def test_a_criterion_of_filters_says_what_it_lacks(few_digits: Splits) -> None:
         return candidates.sum_pruned({group.name: [1.0] for group in candidates.groups})
 
     listed = list_weight_candidates(small(), {"4": 0.4}, count=2)
-    with pytest.raises(InputError, match=r"criterion 'of-filters': pruning.kind = 'unstructured'"):
+    with pytest.raises(
+        InputError, match="the importance of 4 is one number for each of its weights"
+    ):
         of_filters(small(), listed, few_digits)
 
 

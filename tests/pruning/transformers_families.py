@@ -145,7 +145,11 @@ FAMILIES: dict[str, Family] = {
         _HEADS,
     ),
     "gpt-neox": Family("GPTNeoXForCausalLM", _WIDE, _HEADS),
-    "opt": Family("OPTForCausalLM", _SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}, _HEADS),
+    "opt": Family(
+        "OPTForCausalLM",
+        _SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0},
+        _HEADS,
+    ),
     "bloom": Family(
         "BloomForCausalLM",
         {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 50},
@@ -208,5 +212,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "clip vision": Family("CLIPVisionModel", _TOWER, {"heads": 2, "units": 2}, _images),
     "siglip vision": Family("SiglipVisionModel", _TOWER, {"heads": 3, "units": 3}, _images),
-    "vit": Family("ViTForImageClassification", _TOWER, {"heads": 2, "units": 2, "filters": 1}, _images),
+    "vit": Family(
+        "ViTForImageClassification", _TOWER, {"heads": 2, "units": 2, "filters": 1}, _images
+    ),
 }

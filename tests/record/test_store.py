@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from trueoracle.errors import BusyError, InputError, StoreError
+from trueoracle.record.lock import is_locked, locked
 from trueoracle.record.paths import DATABASE
-from trueoracle.record.store import Retrained, Store, is_locked, locked
+from trueoracle.record.store import Retrained, Store
 from trueoracle.tasks.metric import ACCURACY, CLASSIFICATION, LOSS, Metric, columns_of
 
 CANDIDATES: Sequence[tuple[str, dict[str, Sequence[int]]]] = [
@@ -313,7 +314,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 def test_only_one_process_holds_a_study(folder: Path) -> None:
     assert not is_locked(folder)
     hold = (
-        "import sys; from pathlib import Path; from trueoracle.record.store import locked\n"
+        "import sys; from pathlib import Path; from trueoracle.record.lock import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

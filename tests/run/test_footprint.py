@@ -24,6 +24,7 @@ from trueoracle.run.prepare import list_study
 from trueoracle.spec.file import spec_from
 from trueoracle.spec.spec import DataSpec
 from trueoracle.study import Study
+from trueoracle.tasks.classification import Classification
 from trueoracle.training.recipe import Recipe
 
 FIELDS: dict[str, Any] = {
@@ -33,6 +34,9 @@ FIELDS: dict[str, Any] = {
     "pruning": {"layers": {"conv1": 0.1}},
     "criteria": ["l1"],
 }
+
+
+TASK = Classification(10)
 
 
 @pytest.fixture
@@ -101,16 +105,16 @@ def test_a_batch_that_does_not_fit_is_refused(few_digits: Splits, free: Any) -> 
     network = nn.Sequential(nn.Conv2d(1, 4, 8, 4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 10))
     spec = spec_from(FIELDS | {"dense": {"batch_size": 10_000}})
     example = few_digits.example(1)
-    needed = training_bytes(network, example, 300, spec.dense)
+    needed = training_bytes(network, example, 300, spec.dense, TASK)
     free(needed)
-    footprint.check_training(spec, network, example, 300, torch.device("cpu"))
+    footprint.check_training(spec, network, TASK, example, 300, torch.device("cpu"))
     free(needed - 1)
     with pytest.raises(InputError, match=r"training the dense network on 300 .* lower"):
-        footprint.check_training(spec, network, example, 300, torch.device("cpu"))
+        footprint.check_training(spec, network, TASK, example, 300, torch.device("cpu"))
     trained = spec_from(FIELDS | {"network": {"name": "mine", "fingerprint": "ab"}})
-    footprint.check_training(trained, network, example, 300, torch.device("cpu"))
+    footprint.check_training(trained, network, TASK, example, 300, torch.device("cpu"))
     recipe = Recipe(batch_size=10_000, epochs=1)
-    free(training_bytes(network, example, 300, recipe) - 1)
+    free(training_bytes(network, example, 300, recipe, TASK) - 1)
     with pytest.raises(InputError, match="retraining one network on 300 examples"):
         plan(network, few_digits, recipe, members=3, engine="loop")
 
@@ -118,7 +122,7 @@ def test_a_batch_that_does_not_fit_is_refused(few_digits: Splits, free: Any) -> 
 def test_what_is_held_is_the_images_and_a_network(few_digits: Splits) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
     spec = spec_from(FIELDS)
-    training = training_bytes(network, few_digits.example(1), 256, spec.dense)
+    training = training_bytes(network, few_digits.example(1), 256, spec.dense, TASK)
     assert held_bytes(spec, network, few_digits) == 500 * (1024 * 4 + 8) + training
     part = few_digits.measured_in_part(0.2, seed=0)
     more = len(part.measured_train) * (1024 * 4 + 8)

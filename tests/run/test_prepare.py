@@ -13,6 +13,8 @@ from trueoracle.errors import InputError
 from trueoracle.run.prepare import list_study, prepare
 from trueoracle.spec.file import spec_from
 from trueoracle.study import Study
+from trueoracle.tasks.base import Examples
+from trueoracle.tasks.language import NextToken
 
 
 def test_fields_of_the_data_are_followed(tiny_fields: dict[str, Any]) -> None:
@@ -194,3 +196,29 @@ def test_logits_are_in_floating_point(few_digits: Splits, kind: torch.dtype) -> 
     )
     with pytest.raises(InputError, match=r"gives (complex64|int64) numbers, expected"):
         study.prepare("cpu")
+
+
+class Words(NextToken):
+    def outputs(self, train: Examples) -> int:
+        return 11
+
+
+def test_a_network_of_text_is_built_for_the_vocabulary() -> None:
+    pytest.importorskip("transformers")
+    ids = torch.randint(11, (12, 6), generator=torch.Generator().manual_seed(0))
+    spec: dict[str, Any] = {
+        "name": "text",
+        "network": {"name": "llama", "arguments": {"layers": 1, "hidden": 16, "mlp": 8}},
+        "pruning": {"layers": {"*gate_proj": 0.25}, "candidates": 3},
+        "criteria": ["oracle"],
+    }
+    study = Study(data=({"input_ids": ids}, {"input_ids": ids}), task=Words, **spec)
+    prepared = study.prepare("cpu")
+    assert prepared.network.get_submodule("lm_head").out_features == 11
+    assert [group.filters for group in prepared.candidates.groups] == [8]
+    pictures = Study(study.spec, network="llava", data=({"input_ids": ids},) * 2, task=Words)
+    with pytest.raises(InputError, match="'llava' is of images, and the examples have none"):
+        pictures.prepare("cpu")
+    of_images = Study(study.spec, network="mlp", data=({"input_ids": ids},) * 2, task=Words)
+    with pytest.raises(InputError, match="'mlp' is of images, and the examples have none"):
+        of_images.prepare("cpu")

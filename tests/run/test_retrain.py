@@ -7,15 +7,17 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
-from trueoracle.record.paths import DENSE
+from trueoracle.record.paths import DENSE, RETRAINING
 from trueoracle.run.retrain import Chunk, retrain_chunk
 from trueoracle.study import Study
+from trueoracle.training import checkpoint
 
 SHIPPED = {
     "dense.epochs": 1,
@@ -51,6 +53,48 @@ def test_another_process_gives_what_the_study_recorded(tmp_path: Path) -> None:
         for row in one.epochs:
             for column in ("train_loss", "validation_loss", "test_loss", "test_accuracy"):
                 assert row[column] == recorded.loc[(one.candidate, row["epoch"]), column]
+
+
+class Killed(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.slow
+def test_a_candidate_that_was_interrupted_goes_on(
+    tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed within an epoch of a candidate: what is recorded in the end is the same."""
+    monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    tiny_fields["pruning"]["candidates"] = 2
+
+    def study(runs: Path) -> Study:
+        return Study(**tiny_fields, runs=runs)
+
+    def outcomes(one: Study) -> Any:
+        return one.run(progress=False, engine="loop", device="cpu").outcomes
+
+    whole = outcomes(study(tmp_path / "whole"))
+    killed = study(tmp_path / "killed")
+    step, steps = torch.optim.SGD.step, 0
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 4 * 10 + 2 * 5 + 8:  # dense, one candidate, and most of the next
+            raise Killed
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", dying)
+    with pytest.raises(Killed):
+        outcomes(killed)
+    (kept,) = killed.folder.glob(RETRAINING)
+    assert kept.stat().st_size > 10_000
+    passed = steps
+    found = outcomes(study(tmp_path / "killed"))
+    assert not list(killed.folder.glob(RETRAINING))
+    pd.testing.assert_frame_equal(found, whole)
+    assert steps - passed < 3 * 10  # of three networks left, one had begun
 
 
 def test_what_was_given_in_python_stays_where_it_is(few_digits: Splits, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ import trueoracle
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
-from trueoracle.pruning.candidates import Candidates, sample
+from trueoracle.pruning.candidates import Candidates
+from trueoracle.pruning.ways import sample
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.results import Results
 from trueoracle.run import score

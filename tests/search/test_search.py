@@ -23,8 +23,8 @@ from trueoracle.errors import BusyError, InputError, StoreError, TrainingError
 from trueoracle.files import read_checked_json
 from trueoracle.networks.weights import read_metadata
 from trueoracle.pruning.candidates import Candidates
+from trueoracle.record.lock import locked
 from trueoracle.record.results import Results
-from trueoracle.record.store import locked
 from trueoracle.search import live
 from trueoracle.search.live import folder_name
 from trueoracle.search.search import SearchResult

@@ -51,6 +51,7 @@ CHANGES: dict[str, Any] = {
     "data.uint8": "scale",
     "retraining.distil": {"weight": 0.5, "temperature": 4.0},
     "retraining.procedure": "mine:train",
+    "retraining.lora": {"rank": 7},
     "network.name": "lenet5",
     "network.arguments": {"width": 20},
     "network.weights": "dense.safetensors",
@@ -64,6 +65,15 @@ CHANGES: dict[str, Any] = {
     "data.measured_fraction": 0.1,
     "data.split_seed": 1,
     "data.fingerprint": "f",
+    "data.tokenizer": "bpe:1024",
+    "data.context": 64,
+    "data.stride": 32,
+    "data.bos": "one",
+    "data.held_out": [0.1, 0.1],
+    "data.columns": {"text": "body"},
+    "data.image_folder": "images",
+    "data.image_tokens": 16,
+    "data.test": "pope:questions.json",
     "pruning.layers": {"conv1": 0.4},
     "pruning.candidates": 10,
     "pruning.surgery": "as-released",
@@ -84,7 +94,12 @@ CHANGES: dict[str, Any] = {
             "final_learning_rate": 0.7,
             "label_smoothing": 0.7,
             "gradient_clip": 0.7,
-            "autocast": True,
+            "precision": "autocast",
+            "steps_per_epoch": 7,
+            "accumulate": 7,
+            "schedule_per": "step",
+            "warmup": 0.7,
+            "gradient_checkpointing": True,
             "shift": 7,
             "flip": True,
             "resized_crop": 0.7,
@@ -98,7 +113,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-SCOPES = ("layer", "global")
+SCOPES = ("layer", "row", "global")
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> set[str]:
@@ -120,6 +135,9 @@ def test_the_digest_covers_every_field() -> None:
         "pruning.seed",
         "pruning.kind",
         "pruning.scope",
+        "network.files",  # of hf:… alone: tests/networks/test_pretrained.py
+        "pruning.count",
+        "pruning.share",
     } == set(CHANGES)
     plain = spec_from(MINIMAL)
     digests = {plain.digest}
@@ -133,7 +151,15 @@ def test_the_digest_covers_every_field() -> None:
     assert len(sampled) == 2
     unstructured = {"pruning.kind": "unstructured", "pruning.candidates": 9}
     scopes = {spec_from(MINIMAL, unstructured | {"pruning.scope": s}).digest for s in SCOPES}
-    assert len(scopes | sampled) == 4
+    assert len(scopes | sampled) == 5
+    around = {"pruning.candidates": "around:l1"}
+    drawn = ({}, {"pruning.count": 9}, {"pruning.share": 0.2}, {"pruning.seed": 1})
+    assert len({spec_from(MINIMAL, around | one).digest for one in drawn} | scopes) == 7
+    depth = spec_from(MINIMAL, {"pruning.kind": "depth"}).digest
+    n_of_m = spec_from(
+        {**MINIMAL, "pruning": {"kind": "n:m", "layers": {"conv1": "2:4"}, "candidates": 9}}
+    )
+    assert len({depth, n_of_m.digest, plain.digest} | scopes) == 6
 
 
 def test_name_purpose_and_roles_change_no_number_and_no_digest() -> None:
@@ -492,7 +518,7 @@ def test_arguments_are_merged_and_ratios_replaced() -> None:
         ({"retrain.epochs": 3}, "unknown field of the study 'retrain': did you mean 'retraining'"),
         (
             {"pruning.layers.conv1": 1.5},
-            "pruning.layers.conv1: input should be less than 1, got 1.5",
+            "pruning.layers: conv1 takes a ratio between 0 and 1, or in kind 'n:m' a pattern such as '2:4', got 1.5",
         ),
         ({"pruning.layers": {}}, "pruning.layers: "),
         ({"pruning.candidates": "some"}, "pruning.candidates: expected 'all', a whole number"),
@@ -642,3 +668,13 @@ def test_a_networks_arguments_are_plain() -> None:
     arguments = spec_from(MINIMAL, {"network.arguments": kinds}).network.arguments
     assert arguments == kinds
     assert [type(value) for value in arguments.values()] == [int, float, bool, str, tuple]
+
+
+def test_a_name_is_short_for_a_network_and_for_data() -> None:
+    short = spec_from({**MINIMAL, "network": "lenet5-mini", "data": "mnist-5k"})
+    assert short.digest == spec_from({**MINIMAL, "network": {"name": "lenet5-mini"}}).digest
+    wider = spec_from({**MINIMAL, "network": "lenet5-mini"}, {"network.arguments.width": 8})
+    assert (wider.network.name, wider.network.arguments) == ("lenet5-mini", {"width": 8})
+    # Another network, of which what its base says does not hold.
+    other = spec_from({**MINIMAL, "network": {"name": "mlp", "weights": "a"}}, {"network": "vgg11"})
+    assert (other.network.name, other.network.weights) == ("vgg11", None)

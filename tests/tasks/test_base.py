@@ -250,3 +250,34 @@ def test_a_network_is_run_as_it_is_evaluated() -> None:
     assert torch.equal(found, torch.ones(2, 4))
     assert not found.requires_grad
     assert network.training
+
+
+class Positioned(nn.Module):
+    """Takes a text as transformers' language models do."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+        return input_ids
+
+
+def test_a_network_is_told_where_the_tokens_of_padded_texts_are() -> None:
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    batch = {"input_ids": torch.ones(2, 4), "attention_mask": mask}
+    network = Positioned()
+    _, given = inputs_of(network, batch)
+    assert given["position_ids"].tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+    own = {**batch, "position_ids": torch.zeros(2, 4)}
+    assert inputs_of(network, own)[1]["position_ids"] is own["position_ids"]
+    counting = Positioned()
+    counting.get_rope_index = len  # type: ignore[assignment]  # by itself, in three dimensions
+    assert "position_ids" not in inputs_of(counting, batch)[1]
+
+
+def test_patches_of_all_images_lie_along_one_axis() -> None:
+    class Patches(nn.Module):
+        def forward(self, input_ids: Tensor, pixel_values: Tensor, image_grid_thw: Tensor) -> None:
+            raise NotImplementedError
+
+    batch = {"input_ids": torch.ones(2, 4), "image_grid_thw": torch.ones(2, 3)}
+    batch["pixel_values"] = torch.arange(2 * 6 * 5.0).reshape(2, 6, 5)
+    _, given = inputs_of(Patches(), batch)
+    assert torch.equal(given["pixel_values"], batch["pixel_values"].reshape(12, 5))

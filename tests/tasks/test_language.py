@@ -37,6 +37,20 @@ def by_hand(logits: Tensor, batch: Batch) -> tuple[dict[str, float], int]:
     return {"loss": sum(losses) / count, "token_accuracy": right / count}, count
 
 
+def answers_right(logits: Tensor, batch: Batch) -> float:
+    """The share of texts with an answer in which every token of it is told right."""
+    found = []
+    for text, labels in enumerate(batch["labels"].tolist()):
+        is_right = [
+            largest(logits[text, place - 1].tolist()) == labels[place]
+            for place in range(1, len(labels))
+            if labels[place] != IGNORED and batch["attention_mask"][text, place]
+        ]
+        if is_right:
+            found.append(all(is_right))
+    return sum(found) / len(found)
+
+
 @pytest.mark.parametrize(
     ("task", "padded", "labelled", "count"),
     [
@@ -54,6 +68,8 @@ def test_loss_and_accuracy_are_those_by_hand(
     expected, counted = by_hand(LOGITS, batch)
     assert counted == count
     assert task.weight(batch) == count
+    if isinstance(task, Answers):
+        expected["answer_accuracy"] = answers_right(LOGITS, batch)
     assert measured(task, LOGITS, batch) == pytest.approx(expected, rel=1e-5)
     assert float(task.loss(LOGITS, batch)) == pytest.approx(expected["loss"], rel=1e-5)
 
@@ -72,6 +88,53 @@ def test_what_follows_padding_or_is_no_answer_changes_nothing() -> None:
     moved = gradient.abs().sum(-1) > 0
     assert torch.equal(moved[:, :-1], counts)
     assert not moved[:, -1].any()  # nothing follows the last
+
+
+def test_an_answer_is_right_where_all_of_its_tokens_are() -> None:
+    batch = {"input_ids": torch.tensor([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4]])}
+    batch["labels"] = torch.tensor(
+        [[-100, -100, 3, 4], [-100, -100, 3, 4], [-100, -100, -100, 4], [-100] * 4]
+    )
+    told = torch.tensor([[0, 3, 4, 0], [0, 3, 9, 0], [0, 9, 4, 0], [0, 0, 0, 0]])
+    logits = torch.nn.functional.one_hot(told, 11).float()
+    found = measured(Answers(), logits, batch)
+    assert found["answer_accuracy"] == pytest.approx(2 / 3)  # the last has no answer
+    assert found["token_accuracy"] == pytest.approx(4 / 5)
+    assert measured(Answers(), logits, batch, cuts=[1, 3]) == pytest.approx(found)
+
+
+def test_long_answers_are_measured_by_their_tokens_first() -> None:
+    def names(tokens: int) -> list[str]:
+        labels = torch.full((3, 20), IGNORED)
+        labels[:, 20 - tokens :] = 1
+        train = Split({"input_ids": torch.ones(3, 20, dtype=torch.int64), "labels": labels})
+        return [metric.name for metric in Answers.of(train).metrics]
+
+    assert names(2) == ["loss", "answer_accuracy", "token_accuracy"]
+    assert names(12) == ["loss", "token_accuracy", "answer_accuracy"]
+
+
+def test_padding_on_either_side_is_the_same_text() -> None:
+    texts = [[1, 2, 3], [4, 5, 6, 7, 8]]
+    generator = torch.Generator().manual_seed(2)
+    rows = [torch.randn(len(text), 11, generator=generator) for text in texts]
+    found = []
+    for side in ("right", "left"):
+        fields: dict[str, list[Tensor]] = {"input_ids": [], "attention_mask": [], "logits": []}
+        for text, row in zip(texts, rows, strict=True):
+            room = 6 - len(text)
+            ends = (0, room) if side == "right" else (room, 0)
+            for name, value, filler in (
+                ("input_ids", torch.tensor(text), 9),
+                ("attention_mask", torch.ones(len(text)).long(), 0),
+            ):
+                fields[name].append(torch.nn.functional.pad(value, ends, value=filler))
+            fields["logits"].append(torch.nn.functional.pad(row, (0, 0, *ends), value=7.0))
+        batch = {name: torch.stack(values) for name, values in fields.items()}
+        logits = batch.pop("logits")
+        found.append(measured(NextToken(), logits, batch))
+        assert NextToken().weight(batch) == 2 + 4
+    assert found[0] == pytest.approx(found[1])
 
 
 def test_perplexity_is_shown_and_no_metric() -> None:
@@ -93,6 +156,9 @@ def test_texts_of_padding_alone_add_nothing() -> None:
     assert NextToken().weight(batch) == 0
     with pytest.raises(InputError, match="no token of the first examples counts: all are padding"):
         NextToken().check(logits, batch)
+    batch["labels"] = torch.full_like(batch["input_ids"], IGNORED)
+    found = measured(Answers(), logits.detach(), batch)
+    assert found == {"loss": 0.0, "token_accuracy": 0.0, "answer_accuracy": 0.0}
 
 
 @pytest.mark.parametrize("outputs", [LOGITS[:, :5], LOGITS[..., 0], LOGITS[:6], LOGITS[None]])

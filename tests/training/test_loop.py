@@ -162,7 +162,7 @@ def test_train_loss_is_measured_on_its_part_and_trained_on_all(
 
 
 def test_autocast_takes_class_probabilities(network: nn.Module, few_digits: Splits) -> None:
-    recipe = Recipe(epochs=1, batch_size=100, autocast=True, mixup=0.2)
+    recipe = Recipe(epochs=1, batch_size=100, precision="autocast", mixup=0.2)
     (record,) = train(network, few_digits, recipe, seed=0)
     assert record.train_loss < 2.4
 
@@ -283,3 +283,50 @@ def test_tokens_and_pixels_weigh_alike_whatever_the_batches(batch_size: int | No
     assert found == pytest.approx(
         {"loss": sum(losses) / 17, "token_accuracy": sum(right) / 17}, rel=1e-5
     )
+
+
+def test_an_epoch_of_some_steps_draws_its_examples_anew(few_digits: Splits) -> None:
+    recipe = Recipe(epochs=2, batch_size=16, steps_per_epoch=3)
+    first, second = (list(batches(few_digits, recipe, 0, epoch)) for epoch in (0, 1))
+    assert [len(batch["target"]) for batch in first] == [16] * 3
+    whole = batches(few_digits, recipe.model_copy(update={"steps_per_epoch": None}), 0, 0)
+    for batch, expected in zip(first, whole, strict=False):
+        assert torch.equal(batch["input"], expected["input"])
+    assert not torch.equal(labels_of(first), labels_of(second))
+
+
+@pytest.mark.parametrize("fields", [{}, {"shift": 2, "flip": True}, {"resized_crop": 0.5}])
+def test_batches_can_begin_later(few_digits: Splits, fields: dict[str, float]) -> None:
+    recipe = Recipe(batch_size=64, **fields)
+    whole = list(batches(few_digits, recipe, 3, 1))
+    rest = list(batches(few_digits, recipe, 3, 1, first=3))
+    assert len(whole) == 5
+    assert len(rest) == 2
+    for batch, expected in zip(rest, whole[3:], strict=True):
+        assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+def test_each_step_has_its_rate(network: nn.Module, few_digits: Splits) -> None:
+    recipe = Recipe(
+        epochs=2,
+        batch_size=100,
+        learning_rate=0.1,
+        momentum=0.0,
+        weight_decay=0.0,
+        schedule="linear",
+        schedule_per="step",
+        warmup=2,
+    )
+    by_hand = copy.deepcopy(network)
+    rates = [0.05, 0.1, 0.1, 0.075, 0.05, 0.025]
+    for epoch in (0, 1):
+        for step, batch in enumerate(batches(few_digits, recipe, 0, epoch)):
+            loss = functional.cross_entropy(by_hand(batch["input"]), batch["target"])
+            parameters = list(by_hand.parameters())
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter -= rates[3 * epoch + step] * gradient
+    records = train(network, few_digits, recipe, seed=0)
+    torch.testing.assert_close(weights(network), weights(by_hand))
+    assert [record.learning_rate for record in records] == pytest.approx([0.05, 0.075])

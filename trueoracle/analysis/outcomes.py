@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from trueoracle.tasks.metric import SPLITS, Metric, columns_of, headline
 __all__ = [
     "RULES",
     "Outcome",
+    "baseline_in_words",
     "chance_in_words",
     "check_rule",
     "default_outcomes",
@@ -105,6 +107,24 @@ def chance_in_words(outcome: Outcome, value: float | None, chance: float | None)
         f"the dense network is hardly better than chance: {outcome.label} {value:.3g}, and "
         f"guessing gives {chance:.3g}; what follows says little about pruning"
     )
+
+
+def baseline_in_words(outcome: Outcome, value: float | None, data: Mapping[str, Any]) -> str:
+    """A warning of a dense network that is no better than what needs no network; else empty.
+
+    ``data`` are a record's facts of its data: ``baselines`` there are values by split, each with
+    the name of its metric and a label of how it comes about.
+    """
+    for baseline in data.get("baselines") or ():
+        known = baseline.get(outcome.split)
+        if baseline.get("metric") != outcome.metric.name or None in (known, value):
+            continue
+        if value <= known if outcome.higher_is_better else value >= known:
+            return (
+                f"the dense network is no better than guessing {baseline['label']}: "
+                f"{outcome.label} {value:.3g}, and that gives {known:.3g}"
+            )
+    return ""
 
 
 def check_rule(rule: str) -> None:

@@ -26,9 +26,10 @@ from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.files import replacing, write_bytes, write_text
 from trueoracle.networks.weights import read_metadata, write_tensors
+from trueoracle.record.lock import locked
 from trueoracle.record.paths import DATABASE, DENSE
 from trueoracle.record.results import Results
-from trueoracle.record.store import Store, locked
+from trueoracle.record.store import Store
 from trueoracle.run.dense import check_dense_file
 from trueoracle.run.prepare import prepare
 from trueoracle.run.progress import PlainProgress, Progress

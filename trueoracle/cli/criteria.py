@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from trueoracle.cli.console import Debug, Json, guarded, out, print_json, table
-
-if TYPE_CHECKING:
-    from trueoracle.criteria.base import Criterion
+from trueoracle.cli.console import guarded, out, print_json, table
+from trueoracle.cli.options import Debug, Json
+from trueoracle.criteria.base import CRITERIA, Criterion, find_criterion
 
 
 @guarded
@@ -23,7 +22,7 @@ def criteria(
 ) -> None:
     """List the criteria: what each computes, and the paper it comes from.
 
-    With NAME, all that is to be known of one. A score is low where pruning is right.
+    With NAME, everything that is known of that criterion. A score is low where pruning is right.
 
     Examples:
 
@@ -33,8 +32,6 @@ def criteria(
 
     - trueoracle criteria --json | jq '.[].name'
     """
-    from trueoracle.criteria.base import CRITERIA, find_criterion
-
     if name is not None:
         one = find_criterion(name)
         if as_json:

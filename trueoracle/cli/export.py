@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from trueoracle.cli.console import Debug, Json, Runs, Settings, guarded, out, print_json
+from trueoracle.cli.console import guarded, out, print_json
+from trueoracle.cli.options import Debug, Json, Runs, Settings
 from trueoracle.record.results import Results
 from trueoracle.record.runs import find_run
 from trueoracle.spec.file import parse_overrides

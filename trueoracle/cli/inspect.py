@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from trueoracle.cli.console import (
-    Debug,
-    Json,
-    Settings,
-    Weights,
-    err,
-    guarded,
-    out,
-    print_json,
-    table,
-)
+from trueoracle.cli import doors
+from trueoracle.cli.console import err, guarded, out, print_json, table
+from trueoracle.cli.options import Debug, Json, Settings, Weights
 from trueoracle.errors import InputError, shown
 from trueoracle.spec.file import is_reference, parse_overrides
 from trueoracle.spec.grid import load_spec
-
-if TYPE_CHECKING:
-    from trueoracle.pruning.inspection import Inspection
 
 
 @guarded
@@ -63,14 +52,9 @@ def inspect(
     - trueoracle inspect my_module:my_network --classes 7 --json
     """
     made, name, shape = _network(network, settings, images, classes)
-    if weights is not None:
-        from trueoracle.networks.weights import load_weights
-
-        if remark := load_weights(made, weights):
-            err().print(remark)
-    from trueoracle.pruning.inspection import inspect_network
-
-    inspection = inspect_network(made, shape)
+    if weights is not None and (remark := doors.load_weights(made, weights)):
+        err().print(remark)
+    inspection = doors.inspect_network(made, shape)
     if as_json:
         print_json(_plain(name, shape, inspection))
         return
@@ -100,24 +84,21 @@ def _network(
     reference: str, settings: list[str] | None, images: str | None, classes: int | None
 ) -> tuple[Any, str, tuple[int, ...]]:
     """The network, its name, and the shape of its images."""
-    from trueoracle.networks.registry import NETWORKS, build, defaults  # which imports torch
-    from trueoracle.run.prepare import build_study
-
     overrides = parse_overrides(settings or ())
-    if is_reference(reference) and reference not in NETWORKS:
+    if is_reference(reference) and reference not in doors.NETWORKS:
         if images is not None or classes is not None:
             raise InputError(
                 f"--images and --classes are of a network: {reference!r} is a study, whose data "
                 "say both (--set data.image_size=…)"
             )
         spec = load_spec(reference, overrides)
-        network, shape = build_study(spec)
+        network, shape = doors.build_study(spec)
         return network, f"{spec.network.name} of {spec.name}", shape
-    shape, count = defaults(reference)
+    shape, count = doors.defaults(reference)
     if images is not None:
         shape = _shape(images)
     count = classes or count
-    return build(reference, overrides, input_shape=shape, classes=count), reference, shape
+    return doors.build(reference, overrides, input_shape=shape, classes=count), reference, shape
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -128,7 +109,7 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _plain(name: str, shape: tuple[int, ...], inspection: Inspection) -> dict[str, Any]:
+def _plain(name: str, shape: tuple[int, ...], inspection: doors.Inspection) -> dict[str, Any]:
     return {
         "network": name,
         "images": list(shape),

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from trueoracle.cli.console import (
-    Debug,
-    Json,
-    Runs,
-    Settings,
-    command_line,
-    guarded,
-    out,
-    print_json,
-)
+from trueoracle.cli import doors
+from trueoracle.cli.console import guarded, out, print_json
+from trueoracle.cli.grids import print_grid
+from trueoracle.cli.options import Debug, Json, Runs, Settings, command_line
+from trueoracle.cli.tables import notes, relations_of, relations_table
+from trueoracle.errors import InputError
+from trueoracle.report.words import data_in_words, verdicts
+from trueoracle.spec.file import is_reference, parse_overrides
+from trueoracle.spec.grid import variants
 
 
 @guarded
@@ -54,23 +54,12 @@ def report(
 
     - trueoracle report digits-conv1-0.2 --outcome best-on-test --out report-as-in-the-paper
     """
-    from trueoracle.cli.grids import print_grid
-    from trueoracle.cli.tables import notes, relations_of, relations_table
-    from trueoracle.errors import InputError
-    from trueoracle.grid import Grid
-    from trueoracle.record.results import Results
-    from trueoracle.record.runs import find_arms, find_run, last_run
-    from trueoracle.report.page import write_report
-    from trueoracle.report.words import verdicts
-    from trueoracle.spec.file import is_reference, parse_overrides
-    from trueoracle.spec.grid import variants
-
     if settings and not study:
         raise InputError("--set says which run of a STUDY is meant: name the study too")
     overrides = parse_overrides(settings or ())
     points = variants(study, overrides) if study and is_reference(study) else []
     if points and points[0].grid:
-        whole = Grid(points, runs=runs)
+        whole = doors.Grid(points, runs=runs)
         if not whole.folders():
             raise InputError(
                 f"no point of {whole.name} is recorded in {runs} with these settings; this records "
@@ -80,34 +69,44 @@ def report(
         if as_json:
             print_json(grid.summary)
             return
-        console = out()
-        print_grid(console, grid.summary)
-        console.print(f"\nreport   {grid.page}")
-        console.print(f"summary  {grid.summary_path}")
-        console.print(f"figures  {grid.page.parent / 'figures'} ({len(grid.figures)} files)")
+        print_grid(out(), grid.summary)
+        _print_files(grid.page, grid.summary_path, grid.figures)
         return
-    results = Results(find_run(study, runs, overrides) if study else last_run(runs))
-    written = write_report(results, find_arms(results), to or results.folder / "report", outcome)
+    run = doors.find_run(study, runs, overrides) if study else doors.last_run(runs)
+    results = doors.Results(run)
+    folder = to or results.folder / "report"
+    written = doors.write_report(results, doors.find_arms(results), folder, outcome)
     if as_json:
         print_json(written.summaries)
         return
+    _print_findings(written.summaries)
+    _print_files(written.page, written.summary, written.figures)
+
+
+def _print_findings(summaries: Sequence[dict[str, Any]]) -> None:
+    """The table of a study and its arms, and the study's verdicts."""
     console = out()
-    if written.summaries[0]["relations"]:
-        console.print(relations_table(written.summaries))
-        for note in notes([one for summary in written.summaries for one in relations_of(summary)]):
+    own = summaries[0]
+    if own["relations"]:
+        console.print(relations_table(summaries))
+        for note in notes([one for summary in summaries for one in relations_of(summary)]):
             console.print(note, soft_wrap=True)
         console.print()
     else:
         console.print("No network has been retrained yet: 'trueoracle run' goes on.")
-    short = written.summaries[0]["short_retraining"] or {"relations": []}
-    for verdict in verdicts(written.summaries[0]):
+    for verdict in verdicts(own):
         console.print(verdict)
-    for relation in short["relations"]:
+    for relation in (own["short_retraining"] or {"relations": []})["relations"]:
         console.print(relation["verdict"])
-    if written.summaries[0]["scale_in_words"]:
-        console.print(written.summaries[0]["scale_in_words"])
-    console.print(f"\nreport   {written.page}")
-    console.print(f"summary  {written.summary}")
-    if written.figures:
-        count = len(written.figures)
-        console.print(f"figures  {written.figures[0].parent} ({count} files)")
+    if data := data_in_words(own["data_facts"]):
+        console.print(f"Data: {data}.", soft_wrap=True)
+    if own["scale_in_words"]:
+        console.print(own["scale_in_words"])
+
+
+def _print_files(page: Path, summary: Path, figures: Sequence[Path]) -> None:
+    console = out()
+    console.print(f"\nreport   {page}")
+    console.print(f"summary  {summary}")
+    if figures:
+        console.print(f"figures  {figures[0].parent} ({len(figures)} files)")

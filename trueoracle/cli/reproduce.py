@@ -9,17 +9,9 @@ import typer
 from rich.table import Table
 
 from trueoracle.analysis.numbers import number, p_value, percent
-from trueoracle.cli.console import (
-    Chosen,
-    Machine,
-    Output,
-    command_line,
-    guarded,
-    out,
-    print_json,
-    shown_progress,
-    table,
-)
+from trueoracle.cli import doors
+from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
+from trueoracle.cli.options import Chosen, Machine, Output, command_line
 from trueoracle.cli.tables import notes, relations_of, relations_table
 from trueoracle.errors import InputError
 from trueoracle.run.progress import duration
@@ -83,8 +75,6 @@ def reproduce(
 
     - trueoracle reproduce resnet56-cifar10-0.5 --scale small --surgery as-released
     """
-    from trueoracle.reproduce import reproduction  # imports pandas, which is slow
-
     if name is None and chosen.changes:
         raise InputError(
             "--set and --weights change the study that is run: name a setting or a study"
@@ -94,10 +84,10 @@ def reproduce(
         how["progress"] = progress
         if name is None:
             device = machine.device if arms.times else None
-            rows = reproduction.list_settings(chosen.runs, device=device, **how)
+            rows = doors.list_settings(chosen.runs, device=device, **how)
         else:
             how |= {"overrides": chosen.overrides, **asdict(machine)}
-            results = reproduction.reproduce(name, chosen.runs, **how)
+            results = doors.reproduce(name, chosen.runs, **how)
     if output.as_json:
         print_json(rows if name is None else results)
     elif not output.quiet and name is None:

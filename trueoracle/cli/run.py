@@ -7,18 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-import trueoracle
-from trueoracle.cli.console import (
-    Chosen,
-    Machine,
-    Output,
-    command_line,
-    guarded,
-    out,
-    print_json,
-    shown_progress,
-)
+from trueoracle.cli import doors
+from trueoracle.cli.console import guarded, out, print_json, shown_progress
 from trueoracle.cli.grids import print_grid
+from trueoracle.cli.options import Chosen, Machine, Output, command_line
 from trueoracle.cli.tables import notes, relations_of, relations_table
 from trueoracle.report.words import verdicts
 
@@ -47,7 +39,7 @@ def run(
 
     - trueoracle run my-study.toml --quiet --json > summary.json
     """
-    grid = trueoracle.Grid(study, overrides=chosen.overrides, runs=chosen.runs)
+    grid = doors.Grid(study, overrides=chosen.overrides, runs=chosen.runs)
     with shown_progress(quiet=output.quiet) as progress:
         grid.run(progress=progress, **asdict(machine))
     if output.as_json:
@@ -59,8 +51,6 @@ def run(
 
 
 def _show(summary: dict[str, Any]) -> None:
-    from trueoracle.report.summary import cost_in_words  # imports pandas, which is slow
-
     console = out()
     console.print()
     console.print(relations_table([summary]))
@@ -72,12 +62,12 @@ def _show(summary: dict[str, Any]) -> None:
     if summary["diverged"]:
         console.print(f"{summary['diverged']} retrainings diverged and have no outcome.")
     if summary["cost"]:
-        console.print(cost_in_words(summary["cost"]))
+        console.print(doors.cost_in_words(summary["cost"]))
     console.print(f"\nrecorded in {summary['folder']}")
     console.print(f"the figures: {command_line('report', summary['folder'])}", soft_wrap=True)
 
 
-def _show_grid(grid: trueoracle.Grid, report: str) -> None:
+def _show_grid(grid: doors.Grid, report: str) -> None:
     console = out()
     console.print()
     print_grid(console, grid.summary())

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from trueoracle.record.results import Results
+from rich.table import Table
 
 from trueoracle.analysis.numbers import number
 from trueoracle.analysis.ranking import small_percent
-from trueoracle.cli.console import (
+from trueoracle.cli import doors
+from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
+from trueoracle.cli.options import (
     Debug,
     Device,
     Json,
@@ -23,13 +21,9 @@ from trueoracle.cli.console import (
     Settings,
     Weights,
     command_line,
-    guarded,
-    out,
-    print_json,
-    shown_progress,
-    table,
     with_weights,
 )
+from trueoracle.spec.file import parse_overrides
 
 NUMBERS = ("n", "lowest", "runner-up", "margin", "median", "mean rank", "90%", "own rank")
 
@@ -69,14 +63,11 @@ def score(
 
     - trueoracle score my-study.toml --quiet --json > ranking.json
     """
-    from trueoracle.grid import Grid
-    from trueoracle.spec.file import parse_overrides
-
     settings = with_weights(settings, weights)
-    grid = Grid(study, overrides=parse_overrides(settings), runs=runs)
+    grid = doors.Grid(study, overrides=parse_overrides(settings), runs=runs)
     with shown_progress(quiet=quiet) as progress:
         scored = list(grid.score(progress=progress, device=device).values())
-    summaries = [_summary(results, sample, seed) for results in scored]
+    summaries = [doors.summarise_scores(results, sample, seed) for results in scored]
     if as_json:
         print_json(summaries if grid.is_whole else summaries[0])
     elif not quiet:
@@ -89,42 +80,6 @@ def score(
             console.print(f"\nrecorded in {results.folder}")
         again = command_line("run", study, settings, runs)
         console.print(f"to retrain them: {again}", soft_wrap=True)
-
-
-def _summary(results: Results, sample: int, seed: int) -> dict[str, Any]:
-    """The status of the study and one ranking per criterion, as plain values."""
-    import numpy as np
-
-    rankings = []
-    for criterion in results.criteria:
-        if not np.isfinite(results.scores[criterion]).any():
-            continue  # there is nothing to rank
-        ranking = results.ranking(criterion, sample, seed)
-        label = results.score(criterion).label
-        candidate, pruned = None, None
-        if ranking.oracle is not None:
-            candidate, pruned = (
-                results.candidates[name].iloc[ranking.oracle] for name in ("candidate", "pruned")
-            )
-        rankings.append(
-            {
-                "criterion": criterion,
-                "score_name": label,
-                "oracle_candidate": candidate,
-                "oracle_pruned": pruned,
-                **ranking.as_dict(),
-                "verdict": ranking.sentence(label),
-            }
-        )
-    spec = results.spec
-    return {
-        **results.status(),
-        "title": results.spec.title,
-        "surgery": spec.pruning.surgery,
-        "layers": dict(spec.pruning.layers),
-        "exhaustive": spec.pruning.candidates == "all",
-        "rankings": rankings,
-    }
 
 
 def _table(summary: dict[str, Any]) -> Table:

@@ -10,30 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-import trueoracle
 from trueoracle.analysis.numbers import finite_or_none, interval, many, number
-from trueoracle.cli.console import (
-    Chosen,
-    Machine,
-    Output,
-    command_line,
-    guarded,
-    out,
-    print_json,
-    shown_progress,
-    table,
-)
+from trueoracle.cli import doors
+from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
+from trueoracle.cli.options import Chosen, Machine, Output, command_line
 from trueoracle.errors import InputError, StoreError, TrueOracleError
 from trueoracle.files import replacing
 from trueoracle.run.progress import duration
 from trueoracle.search.settings import SearchSettings
 from trueoracle.spec.grid import load_spec
+from trueoracle.tasks.metric import Metric
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from trueoracle.search.search import SearchResult
-    from trueoracle.tasks.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,8 @@ class Files:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the chosen network: .safetensors (trueoracle.load), .onnx or .pt2.",
+            help="Write the chosen network: .safetensors (trueoracle.load), .onnx, .pt2, or, "
+            "without an ending, a folder for transformers.",
         ),
     ] = None
     replay: Annotated[
@@ -93,11 +83,10 @@ def search(
         _check_replay(wanted, files, machine)
         _replay(study, wanted, files.figure, chosen, output)
         return
+    spec = load_spec(study, chosen.overrides)
     if files.export is not None:
-        from trueoracle.search.export import check_export
-
-        check_export(files.export)
-    made = trueoracle.Study(load_spec(study, chosen.overrides), runs=chosen.runs)
+        doors.check_export(files.export, spec.network.name)
+    made = doors.Study(spec, runs=chosen.runs)
     with shown_progress(quiet=output.quiet) as progress:
         found = made.search(wanted, progress=progress, **asdict(machine))
     if not (output.as_json or output.quiet):
@@ -118,7 +107,7 @@ def search(
         out().print(f"to write the network: {again}", soft_wrap=True)
 
 
-def _is_more_better(found: SearchResult) -> bool:
+def _is_more_better(found: doors.SearchResult) -> bool:
     return any(
         metric.higher_is_better and found.by.endswith(f"_{metric.name}") for metric in found.metrics
     )
@@ -135,18 +124,22 @@ def _check_replay(wanted: SearchSettings, files: Files, machine: Machine) -> Non
             )
 
 
-def _show_export(found: SearchResult, written: Path) -> None:
-    from trueoracle.search.export import is_known
-
+def _show_export(found: doors.SearchResult, written: Path) -> None:
     out().print(f"exported to {written}")
-    if written.suffix == ".safetensors":
+    if not written.suffix:
+        plain = "transformers' from_pretrained loads it, and so does trueoracle.load:"
+        other = "no config says its sizes: trueoracle.load loads it, from_pretrained does not:"
+        out().print(plain if doors.is_plain(written) else other)
+    if written.suffix in ("", ".safetensors"):
         name = found.origin.name
-        other = ", network=…" if name is None else "" if is_known(name) else ", trust=True"
+        other = ", network=…" if name is None else "" if doors.is_known(name) else ", trust=True"
+        if found.origin.config is not None:  # by which it is built
+            other = ""
         call = f'trueoracle.load("{written}"{other})'
         out().print(f"    import trueoracle\n    network = {call}", soft_wrap=True)
 
 
-def _show(found: SearchResult, title: str) -> None:
+def _show(found: doors.SearchResult, title: str) -> None:
     console = out()
     metric = found.by.replace("_", " ")
     shown = table("rung", "candidates", "epochs", f"best {metric}", right=("candidates", "epochs"))
@@ -178,8 +171,6 @@ def _show(found: SearchResult, title: str) -> None:
 
 
 def _value(metric: Metric, value: float) -> str:
-    from trueoracle.analysis.numbers import number
-
     is_share = (metric.low, metric.high) == (0, 1)
     return f"{value:.2%}" if is_share else number(value, 4)
 
@@ -187,14 +178,10 @@ def _value(metric: Metric, value: float) -> str:
 def _replay(
     study: str, wanted: SearchSettings, figure: Path | None, chosen: Chosen, output: Output
 ) -> None:
-    from trueoracle.record.runs import find_run  # imports pandas, which is slow
-
-    results = trueoracle.Results(find_run(study, chosen.runs, chosen.overrides))
+    results = doors.Results(doors.find_run(study, chosen.runs, chosen.overrides))
     found = results.replay(wanted.criterion, by=wanted.by)
     if figure is not None:
-        from trueoracle.figures.budget import budget_data, draw_budget
-
-        drawn = draw_budget(budget_data(found, title=results.spec.title))
+        drawn = doors.draw_budget(doors.budget_data(found, title=results.spec.title))
         try:
             with replacing(figure) as draft:
                 drawn.savefig(draft, dpi=110)
@@ -209,9 +196,7 @@ def _replay(
             out().print(f"figure {figure}")
 
 
-def _show_replay(results: trueoracle.Results, found: pd.DataFrame, criterion: str) -> None:
-    from trueoracle.search.replay import BUDGETS
-
+def _show_replay(results: doors.Results, found: pd.DataFrame, criterion: str) -> None:
     console = out()
     sampled = "" if results.spec.pruning.candidates == "all" else "a sample of "
     seeds = many(int(found["searches"].iloc[0]), "retraining seed")
@@ -229,7 +214,7 @@ def _show_replay(results: trueoracle.Results, found: pd.DataFrame, criterion: st
         "mean of the other retraining seeds"
     )
     tried = set(found["share"])
-    if left_out := [f"{share:.0%}" for share in BUDGETS if share not in tried]:
+    if left_out := [f"{share:.0%}" for share in doors.BUDGETS if share not in tried]:
         console.print(f"budgets that finish no network are left out: {', '.join(left_out)}")
 
 

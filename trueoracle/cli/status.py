@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trueoracle.cli.console import Debug, Json, Runs, guarded, out, print_json, table
+from trueoracle.cli.console import guarded, out, print_json, table
+from trueoracle.cli.options import Debug, Json, Runs
 from trueoracle.errors import StoreError
 from trueoracle.record.runs import recorded_runs
 from trueoracle.record.status import read_status

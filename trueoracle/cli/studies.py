@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from trueoracle.analysis.numbers import number
-from trueoracle.cli.console import Debug, Json, guarded, out, print_json, table
+from trueoracle.cli import doors
+from trueoracle.cli.console import guarded, out, print_json, table
+from trueoracle.cli.options import Debug, Json
 from trueoracle.errors import InputError
 from trueoracle.spec.file import arms_of, shipped_grids, shipped_studies
 from trueoracle.spec.grid import Variant, variants
@@ -90,13 +92,11 @@ def _counts(spec: StudySpec) -> Counts:
     The ways are not counted (None) for data that is streamed: a list need not build every network
     for ImageNet.
     """
-    from trueoracle.run.prepare import list_study  # imports torch
-
     count = spec.pruning.candidates
     if isinstance(count, int) and spec.data.name in STREAMED:
         return count, None
     try:
-        candidates = list_study(spec)
+        candidates = doors.list_study(spec)
     except InputError:  # a network or data set that this installation lacks
         return (count if isinstance(count, int) else None), None
     return len(candidates), candidates.space

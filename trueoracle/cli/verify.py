@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from trueoracle.cli.console import Debug, Json, Runs, Settings, err, guarded, out, print_json
+from trueoracle.cli.console import err, guarded, out, print_json
+from trueoracle.cli.options import Debug, Json, Runs, Settings
 from trueoracle.errors import StoreError
 from trueoracle.record.runs import find_run, recorded_runs
 from trueoracle.record.verify import Verified, repair

@@ -78,6 +78,8 @@ def reader(network: nn.Module, part: Part) -> nn.Module:
     is_known = isinstance(module, nn.Linear | _ConvNd | Attention)
     if module is None or not (is_known or type(module).__name__ == "Conv1D"):
         raise NotApplicableError(f"what {part.module} reads cannot be followed")
+    if isinstance(module, _ConvNd) and module.groups > 1:
+        raise NotApplicableError(f"{part.module} is a grouped convolution, and reads the filters")
     return module
 
 
@@ -135,6 +137,8 @@ class _Sources:
         found: dict[tuple[int, Part], None] = {}
         for tensor in dict.fromkeys(p.tensor for p in group.places if p.role == "reads"):
             readings = [(at, ref) for name, at, ref in self._known.readings if name == tensor]
+            if not readings:
+                raise NotApplicableError(f"what {tensor} reads cannot be followed")
             for at, ref in readings:
                 source, position = self._source(at, ref.number)
                 parts = self._parts(ref.number if source is None else position, atoms)

@@ -13,7 +13,7 @@ from trueoracle.criteria.base import criterion
 from trueoracle.criteria.samples import filled_sample, sample
 from trueoracle.data.splits import Splits
 from trueoracle.engines.choose import Plan, plan
-from trueoracle.engines.retrain import retrain
+from trueoracle.engines.retrain import retrain, retraining_data
 from trueoracle.errors import InputError, NotApplicableError
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.training.evaluate import evaluate
@@ -43,11 +43,17 @@ def loss_after_steps(
 
     The recipe's optimiser, batch size, regularisation and augmentation, at its first learning rate
     throughout. The steps are whole batches of a fixed part of the training images, the same for
-    all candidates, gone through more than once where 20 batches are more than there are images.
-    A ``distil`` and a ``procedure`` of the recipe play no part. Then the task's loss over the
-    training examples, in evaluation mode; NaN where training diverged.
+    all candidates, gone through more than once where 20 batches are more than there are images;
+    with ``distil``, the dense network is the teacher. Then the task's loss over the training
+    examples, in evaluation mode; NaN where training diverged. Not applicable to a recipe with a
+    ``procedure``, which decides itself how many steps it takes.
     """
+    if recipe.procedure is not None:
+        raise NotApplicableError(
+            f"retraining.procedure {recipe.procedure!r} decides itself how many steps it takes"
+        )
     short, few = _cut_short(recipe, data)
+    few = retraining_data(few, short, dense)
     networks = len(candidates)
     example = candidates.prune(dense, 0)
     planned = _plan(example, few, short, networks)
@@ -123,10 +129,11 @@ def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:
         update={
             "epochs": passes,
             "batch_size": batch,
+            "steps_per_epoch": None,
             "schedule": "constant",
+            "schedule_per": "epoch",
             "milestones": (),
-            "procedure": None,
-            "distil": None,
+            "warmup": 0.0,
         }
     )
     # Validation and test images are no business of a criterion; a split of them there must be.

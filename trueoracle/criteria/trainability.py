@@ -166,9 +166,16 @@ def _native_squares(dense: nn.Module, candidates: CandidateList, split: Split) -
 
 def _flow_time(recipe: Retraining, images: int) -> float:
     """The time of gradient flow that retraining amounts to: learning rate times steps."""
-    steps = math.ceil(images / recipe.batch_size)
-    rates = math.fsum(recipe.learning_rate_at(epoch) for epoch in range(recipe.epochs))
-    return steps * rates / (1 - recipe.momentum)
+    steps = recipe.steps_in_epoch(images)
+    if not recipe.rate_changes_within_epoch:
+        rates = steps * math.fsum(recipe.learning_rate_at(epoch) for epoch in range(recipe.epochs))
+    else:
+        rates = math.fsum(
+            recipe.learning_rate_at(epoch, step, steps)
+            for epoch in range(recipe.epochs)
+            for step in range(steps)
+        )
+    return rates / (1 - recipe.momentum)
 
 
 def _flow(network: nn.Module, split: Split, time: float) -> float:

@@ -10,12 +10,14 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, default_collate
 
 from trueoracle.data.reading import read_inputs, read_items, read_targets
 from trueoracle.data.splits import AnySplit, Split, Splits
 from trueoracle.errors import InputError, first_line
 from trueoracle.tasks.base import INPUT, TARGET, TARGETS, Targets, Task
+from trueoracle.tasks.language import IGNORED
 from trueoracle.tasks.registry import TASKS, find_task
 
 __all__ = ["Uint8", "as_split", "as_splits"]
@@ -59,21 +61,24 @@ def as_splits(
 ) -> Splits:
     """Splits from what a user has: ``Splits``, ``(train, test)`` or ``(train, validation, test)``.
 
-    Each part is whatever :func:`as_split` takes; a validation part of None is allowed. ``task`` is
-    a name, a class or an object, and reads what it must know off the training examples, such as
-    the number of classes.
+    Each part is whatever :func:`as_split` takes; a validation part of None is allowed. A mapping
+    with ``train`` and ``test``, such as a ``DatasetDict`` of Hugging Face's ``datasets``, may have
+    ``validation``. ``task`` is a name, a class or an object, and reads what it must know off the
+    training examples, such as the number of classes.
     """
     if isinstance(data, Splits):
         return data
+    if isinstance(data, Mapping) and {"train", "test"} <= data.keys():
+        data = (data["train"], data.get("validation"), data["test"])
     if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         raise InputError("data must be Splits, (train, test) or (train, validation, test)")
 
     def read(part: object) -> AnySplit:
         return as_split(part, task, uint8=uint8, columns=columns)
 
-    train, test = read(data[0]), read(data[-1])
-    validation = read(data[1]) if len(data) == 3 and data[1] is not None else None
-    return Splits(train, validation, test, find_task(task, train))
+    given = [data[0], *(part for part in data[1:-1] if part is not None), data[-1]]
+    train, *validation, test = _of_one_length([read(part) for part in given])
+    return Splits(train, validation[0] if validation else None, test, find_task(task, train))
 
 
 def as_split(
@@ -202,5 +207,69 @@ def _from_hub(data: Any, reader: _Reader, columns: Mapping[str, str] | None) -> 
         raise InputError(f"the data has no {missing[0]!r}, only {', '.join(data.column_names)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of arrays that are not writable
-        rows = data.select_columns(wanted).with_format("numpy")[:]
-    return reader.split(_renamed(rows, columns))
+        rows = dict(data.select_columns(wanted).with_format("numpy")[:])
+    features = getattr(data, "features", None) or {}
+    for name in wanted:
+        if type(features.get(name)).__name__ == "Image":
+            rows[name] = _channels_first(rows[name], name)
+    padded = _padded(rows)
+    return reader.split(_renamed(padded or rows, columns), [_PADDED] if padded else [])
+
+
+def _channels_first(images: np.ndarray, name: str) -> np.ndarray:
+    """Images ``[N, H, W]`` or ``[N, H, W, C]`` as ``[N, C, H, W]``."""
+    if images.dtype == object:
+        sizes = sorted({"x".join(map(str, image.shape)) for image in images})
+        raise InputError(
+            f"{name} holds images of different sizes, {sizes[0]} and {sizes[1]}: resize them with "
+            "map, so that all are alike"
+        )
+    return images[:, None] if images.ndim == 3 else np.moveaxis(images, -1, 1)
+
+
+_PADDED = "input_ids are of different lengths: padded on the right, with an attention_mask"
+
+
+def _padded(rows: Mapping[str, np.ndarray]) -> dict[str, object] | None:
+    """Tokens of different lengths, as tokenizers give them, all as long as the longest.
+
+    None where ``input_ids`` are alike. Fields of other lengths than ``input_ids`` stay as they are.
+    """
+    tokens = rows.get("input_ids")
+    if tokens is None or tokens.dtype != object:
+        return None
+    lengths = [len(one) for one in tokens]
+    fields: dict[str, Any] = {"input_ids": tokens}
+    fields["attention_mask"] = [np.ones(length, np.int64) for length in lengths]
+    filled: dict[str, object] = {}
+    for name, values in (fields | dict(rows)).items():
+        filled[name] = values
+        if [np.size(one) for one in values] == lengths:
+            filler = IGNORED if name in TARGETS else 0
+            ends = [(0, max(lengths) - length) for length in lengths]
+            alike = zip(values, ends, strict=True)
+            filled[name] = np.stack([np.pad(v, end, constant_values=filler) for v, end in alike])
+    return filled
+
+
+def _of_one_length(splits: Sequence[AnySplit]) -> list[AnySplit]:
+    """Padded texts of several splits, all as long as the longest of them."""
+    lengths = [split.shapes.get("input_ids") for split in splits]
+    if len(set(lengths)) == 1 or not all(
+        isinstance(split, Split) and "attention_mask" in split.fields for split in splits
+    ):
+        return list(splits)
+    longest, made = max(length[0] for length in lengths if length), []
+    for split, length in zip(cast(Sequence[Split], splits), lengths, strict=True):
+        fields = {
+            name: functional.pad(
+                value,
+                (0, longest - value.shape[1]),
+                value=IGNORED if name in TARGETS else 0,
+            )
+            if value.shape[1:] == length
+            else value
+            for name, value in split.fields.items()
+        }
+        made.append(Split(fields, split.notes))
+    return list(made)

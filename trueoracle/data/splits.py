@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -178,6 +178,8 @@ class Splits:
     ``task`` says what they are trained for. ``fill`` (one value per channel) is what an image's
     outside looks like after normalisation, for shifts. ``validation`` may be absent. ``measured``
     is the part of the training examples on which train loss is measured, where it is not all.
+    ``facts`` are what a record and a report say of the data, as plain values; ``files``, by name,
+    are texts to be kept beside the record; ``remarks`` are lines on how the data was read.
     """
 
     train: AnySplit
@@ -186,6 +188,9 @@ class Splits:
     task: Task
     fill: tuple[float, ...] = field(default=(0.0,))
     measured: AnySplit | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shapes = self.train.shapes
@@ -218,12 +223,21 @@ class Splits:
             if split is not self.measured:  # a part of the training examples
                 for note in split.notes:
                     names.setdefault(note, []).append(name)
-        return [f"{', '.join(where)} {note}" for note, where in names.items()]
+        return [*self.remarks, *(f"{', '.join(where)} {note}" for note, where in names.items())]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """The shape of one input, such as ``(C, H, W)``; :class:`InputError` without ``input``."""
         return input_shape(self.train)
+
+    @property
+    def network_shape(self) -> tuple[int, ...]:
+        """The shape ``(C, H, W)`` of the images that a network is built for; empty of text alone.
+
+        Raises :class:`InputError` where there is neither.
+        """
+        shapes = self.train.shapes
+        return shapes.get("pixel_values", ()) if "input_ids" in shapes else self.image_shape
 
     def example(self, count: int = 2) -> Batch:
         """The first training examples."""

@@ -36,6 +36,7 @@ __all__ = [
     "StreamedSplit",
     "class_names",
     "decoding_threads",
+    "in_colour",
     "look",
     "open_folder",
     "parts_of",
@@ -202,7 +203,7 @@ def _read(path: Path, size: int, crop: Sequence[float] | None, least_area: float
     try:
         with Image.open(path) as opened:
             opened.load()
-            image = _in_colour(opened)
+            image = in_colour(opened)
         if crop is None:
             return np.asarray(_middle(image, size))
         top, left, height, width = crop_box(crop, image.height, image.width, least_area)
@@ -218,7 +219,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     )
 
 
-def _in_colour(image: Image.Image) -> Image.Image:
+def in_colour(image: Image.Image) -> Image.Image:
     """Red, green and blue of 8 bits; Pillow itself would turn 16 bits of grey to white."""
     if image.mode == "F":  # Pillow would cut it to whole numbers from 0 to 255
         raise ValueError("its pixels are floating-point numbers, whose range nothing tells")

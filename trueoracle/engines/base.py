@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from trueoracle.data.splits import Splits
-from trueoracle.engines.continuing import MemberState
+from trueoracle.training.checkpoint import Keepable
+from trueoracle.training.continuing import MemberState
 from trueoracle.training.loop import Stream
-from trueoracle.training.recipe import Recipe
+from trueoracle.training.recipe import Recipe, Retraining
 
-__all__ = ["Engine", "Measured", "Memory", "Population"]
+__all__ = ["Engine", "Measured", "Memory", "Population", "what_only_the_loop_does"]
 
 Measured = dict[str, Mapping[str, Tensor]]
 """Every metric of every split, float64 ``[P]``, by the names of split and metric."""
@@ -29,17 +30,36 @@ class Memory(NamedTuple):
 class Population(Protocol):
     """Networks of one shape in training."""
 
-    def train_epoch(self, epoch: int) -> None:
-        """One pass over the training examples; ``epoch`` is counted from 0."""
+    def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
+        """One pass over the training examples; ``epoch`` is counted from 0.
+
+        A population that can go on within an epoch calls ``between_steps`` where :meth:`kept` is
+        something to go on from.
+        """
 
     def measure(self) -> Measured:
         """All metrics on every split, in evaluation mode."""
 
     def write_back(self) -> None:
-        """The weights as they are now into the networks given."""
+        """Write the present weights into the networks that were given."""
 
     def states(self) -> list[MemberState]:
-        """What the optimiser remembers of each member: all that going on needs, but weights."""
+        """What each member needs to go on later, beside the weights that are written back."""
+
+    def kept(self) -> list[Keepable]:
+        """What each member needs to go on from the networks that were given."""
+
+
+def what_only_the_loop_does(recipe: Recipe) -> str | None:
+    """What in a recipe only the loop can do, in words; None where there is nothing."""
+    if isinstance(recipe, Retraining) and recipe.lora is not None:
+        return "adapters (retraining.lora) are trained one network at a time"
+    for name, off in (("accumulate", 1), ("gradient_checkpointing", False)):
+        if (value := getattr(recipe, name)) != off:
+            return f"{name} = {str(value).lower()} is done one network at a time"
+    if recipe.precision == "bfloat16":
+        return "weights in bfloat16 are trained one network at a time"
+    return None
 
 
 class Engine(ABC):
@@ -74,7 +94,7 @@ class Engine(ABC):
         return Memory()
 
     def lanes(self, network: nn.Module, data: Splits) -> int:
-        """How many members are computed side by side, wanted or not."""
+        """How many members the engine always computes side by side."""
         return 1
 
     def trial_members(self, lanes: int, room: int) -> int:
@@ -82,5 +102,5 @@ class Engine(ABC):
         return 1
 
     def group(self, lanes: int, room: int, wanted: int, *, on_cpu: bool) -> int:
-        """How many members to compute as one: ``wanted`` keep it busy for as long as it should."""
+        """How many members to compute as one; ``wanted`` of them fill the time of a call."""
         return lanes

@@ -18,14 +18,15 @@ from torch import nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.engines.base import Engine
-from trueoracle.engines.continuing import MemberState
 from trueoracle.engines.loop import LoopEngine
-from trueoracle.engines.memory import available_memory, readable_bytes, training_bytes
+from trueoracle.engines.memory import available_memory, readable_bytes, training_bytes, ways_to_fit
 from trueoracle.engines.native import NativeEngine
 from trueoracle.engines.wide import WideEngine
 from trueoracle.errors import InputError, unknown
 from trueoracle.networks.copying import copied
 from trueoracle.tasks.base import INPUT
+from trueoracle.training.checkpoint import Checkpoint
+from trueoracle.training.continuing import MemberState
 from trueoracle.training.loop import EpochRecord, Stream, epoch_record
 from trueoracle.training.recipe import Recipe, Retraining
 
@@ -40,7 +41,8 @@ __all__ = [
 ]
 
 CHUNK_SECONDS = 60.0
-"""Aim for one call of :func:`train_population`: what a killed run loses at most, roughly.
+"""Seconds to aim for in one call of :func:`train_population`: about the most that a killed run
+loses.
 
 A call has to train one group for each thread, however long that takes.
 """
@@ -48,7 +50,7 @@ A call has to train one group for each thread, however long that takes.
 _PILOT_EXAMPLES = 64
 _PILOT_LARGE = 4
 _LARGE = 128
-"""Images of more pixels a side take long enough for a few of them to tell."""
+"""Images of more pixels a side take so long that a few of them suffice for a trial."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Plan:
     """How a study's networks are retrained.
 
     ``group`` members are computed as one, ``groups`` of them are trained in one call; ``reason``
-    says in one line why this engine. ``seconds_a_network`` is what the trial lets expect of a whole
-    retraining, evaluation included, with all threads at work; None without a trial.
+    says in one line why this engine. ``seconds_a_network`` is the time that a whole retraining
+    would take by the trial, evaluation included, with all threads at work; None without a trial.
     """
 
     engine: str
@@ -90,9 +92,9 @@ def train_population(
 ) -> list[list[EpochRecord]]:
     """Train networks of equal shapes in place; one list of records per network, as ``train`` gives.
 
-    ``streams[i]`` is where the random numbers of network i come from. A network whose training
-    loss is no longer finite has no records after that epoch. ``on_epoch`` is told each time how
-    many of the networks were trained for one more epoch.
+    ``streams[i]`` is where the random numbers of network i come from. A network whose training loss
+    is no longer finite has no records after that epoch. ``on_epoch`` is called with the number of
+    networks that were trained for one more epoch.
     """
     records, _ = train_epochs(
         networks, streams, data, recipe, range(recipe.epochs), engine=engine, on_epoch=on_epoch
@@ -110,18 +112,34 @@ def train_epochs(
     engine: str,
     states: Sequence[MemberState] | None = None,
     on_epoch: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[list[list[EpochRecord]], list[MemberState]]:
     """Train some ``epochs`` of the recipe in place: the records, and the states to go on from.
 
     ``states[i]`` is what an earlier call gave for network i, which still has that call's weights;
-    None at the recipe's beginning. Whoever goes on ends as without the break: members may be left
-    out, grouped otherwise, or trained on by another engine. Else as :func:`train_population`.
+    None at the recipe's beginning. A network that goes on ends as without the break; some may be
+    left out, grouped otherwise, or trained on by another engine. With a ``checkpoint``, an
+    interrupted call goes on from what it keeps. Else as :func:`train_population`.
     """
-    population = _ENGINES[engine].start(networks, streams, data, recipe, states=states)
     records: list[list[EpochRecord]] = [[] for _ in networks]
-    for epoch in epochs:
-        population.train_epoch(epoch)
-        rate, measured = recipe.learning_rate_at(epoch), population.measure()
+    kept = None if checkpoint is None else checkpoint.load(networks)
+    if kept is not None:
+        states = kept.states
+        records = [[EpochRecord.from_row(row) for row in own] for own in kept.records]
+    population = _ENGINES[engine].start(networks, streams, data, recipe, states=states)
+    steps = recipe.steps_in_epoch(len(data.train))
+
+    def keep() -> None:
+        if checkpoint is not None and checkpoint.is_due:
+            rows = [[record.as_row() for record in own] for own in records]
+            checkpoint.save(population.kept(), rows)
+
+    done = max(map(len, records))
+    for _ in range(done if on_epoch is not None else 0):
+        on_epoch(len(networks))
+    for epoch in epochs[done:]:
+        population.train_epoch(epoch, keep)
+        rate, measured = recipe.learning_rate_at(epoch, 0, steps), population.measure()
         for member, own in enumerate(records):
             if not (own and own[-1].diverged):
                 values = {
@@ -133,8 +151,10 @@ def train_epochs(
             on_epoch(len(networks))
         if all(own[-1].diverged for own in records):
             break
+        keep()
+    after = population.states() if epochs.stop < recipe.epochs else [{} for _ in networks]
     population.write_back()
-    return records, population.states()
+    return records, after
 
 
 def plan(
@@ -159,6 +179,8 @@ def plan(
     wanted = [engine]
     if engine == "auto":
         wanted, refusals = _possible(network, data, recipe)
+    if wanted == [LoopEngine.name]:  # before its trial, which may need as much
+        _check_alone(network, data, recipe)
     trials = [_try(name, network, data, recipe, budget) for name in wanted]
     fitting = [trial for trial in trials if trial.fits]
     if not fitting:
@@ -179,26 +201,26 @@ def plan(
             for t in trials
             if not t.fits
         )
-    if not best.needs:
+    if not best.needs and len(wanted) > 1:
         _check_alone(network, data, recipe)
     return _sized(best, reason, data, recipe, members)
 
 
 def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
-    """Refuse what no memory is left for even one network at a time, by :class:`InputError`."""
+    """Raise :class:`InputError` where memory does not even hold one network at a time."""
     batch = min(recipe.batch_size, len(data.train))
-    needed = training_bytes(network, data.example(1), batch, recipe)
-    free = available_memory(data.train.device)
+    example, free = data.example(1), available_memory(data.train.device)
+    needed = training_bytes(network, example, batch, recipe, data.task)
     if needed > free:
         raise InputError(
-            f"retraining one network on {batch:,} examples at a time needs "
-            f"{readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: lower "
-            "retraining.batch_size"
+            f"retraining one network on {batch:,} examples a step needs "
+            f"{readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: "
+            + ways_to_fit(network, example, batch, recipe, data.task, free)
         )
 
 
 def check_engine(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> None:
-    """Refuse an engine that cannot train the network, or is none, by :class:`InputError`."""
+    """Raise :class:`InputError` for an unknown engine, or one that cannot train the network."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if engine != "auto" and (why := _refusal(engine, network, data, recipe)):
@@ -229,7 +251,7 @@ def _possible(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[list[st
 
 @dataclass(frozen=True)
 class _Trial:
-    """What an engine did with a few examples: seconds per network and step; members that fit.
+    """An engine's trial on a few examples: seconds per network and step, and the members that fit.
 
     ``needs`` is the memory of one group, in bytes.
     """
@@ -273,7 +295,8 @@ def _are_large(data: Splits) -> bool:
 
 def _examples_seen(data: Splits, recipe: Recipe) -> float:
     """Examples of a whole training; evaluation costs about a third of a training step each."""
-    return recipe.epochs * (len(data.train) + sum(len(s) for _, s in data.named()) / 3)
+    trained = recipe.examples_in_epoch(len(data.train))
+    return recipe.epochs * (trained + sum(len(s) for _, s in data.named()) / 3)
 
 
 def _seconds_a_step(
@@ -307,9 +330,10 @@ def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: in
         group = min(engine.group(trial.group, trial.most, in_time, on_cpu=on_cpu), members)
         return Plan(engine.name, reason, group, seconds_a_network=expected)
     threads = torch.get_num_threads()
-    # A group each for the threads, however long that takes, and whole rounds of them.
+    # One group per thread, however long that takes, and whole rounds of them.
     groups = max(threads, in_time // trial.group // threads * threads)
     groups = min(groups, trial.most // trial.group)
     at_once = trial.group * threads
-    expected *= math.ceil(members / at_once) * at_once / members  # empty lanes take as long
+    # Empty lanes take as long as full ones.
+    expected *= math.ceil(members / at_once) * at_once / members
     return Plan(engine.name, reason, trial.group, groups, expected)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import ClassVar
 
 import torch
@@ -10,9 +11,10 @@ from torch import nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.engines.base import Engine, Measured
-from trueoracle.engines.continuing import MemberState, restore, state_of
+from trueoracle.training.checkpoint import Keepable
+from trueoracle.training.continuing import MemberState
 from trueoracle.training.evaluate import evaluate_together
-from trueoracle.training.loop import Stream, make_optimizer, train_epoch
+from trueoracle.training.loop import Stream, Training
 from trueoracle.training.recipe import Recipe
 
 __all__ = ["LoopEngine", "LoopPopulation"]
@@ -30,38 +32,40 @@ class LoopPopulation:
         *,
         states: Sequence[MemberState] | None = None,
     ) -> None:
-        self._networks, self._streams = networks, streams
-        self._data, self._recipe = data, recipe
-        self._optimizers = [make_optimizer(n.parameters(), recipe) for n in networks]
-        for network, optimizer, state in zip(
-            networks, self._optimizers, states or (), strict=False
-        ):
-            restore(optimizer, dict(network.named_parameters()), [state], stacked=False)
+        self._data = data
+        self._trainings = [
+            Training(network, data, recipe, stream, state)
+            for network, stream, state in zip(
+                networks, streams, states or [None] * len(networks), strict=True
+            )
+        ]
 
-    def train_epoch(self, epoch: int) -> None:
-        for network, optimizer, stream in zip(
-            self._networks, self._optimizers, self._streams, strict=True
-        ):
-            train_epoch(network, optimizer, self._data, self._recipe, epoch, stream)
+    def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
+        alone = len(self._trainings) == 1  # else the others are at another place
+        for training in self._trainings:
+            training.train_epoch(epoch, between_steps if alone else None)
 
     def measure(self) -> Measured:
         measured: Measured = {}
-        for name, split in self._data.named():
-            found = evaluate_together(self._networks, split, self._data.task)
-            measured[name] = {
-                metric: torch.tensor([own[metric] for own in found], dtype=torch.float64)
-                for metric in found[0]
-            }
+        with ExitStack() as stack:
+            networks = [stack.enter_context(one.measured()) for one in self._trainings]
+            for name, split in self._data.named():
+                found = evaluate_together(networks, split, self._data.task)
+                measured[name] = {
+                    metric: torch.tensor([own[metric] for own in found], dtype=torch.float64)
+                    for metric in found[0]
+                }
         return measured
 
     def write_back(self) -> None:
-        """They were trained in place."""
+        for training in self._trainings:
+            training.finish()
+
+    def kept(self) -> list[Keepable]:
+        return [training.kept() for training in self._trainings]
 
     def states(self) -> list[MemberState]:
-        return [
-            state_of(optimizer, dict(network.named_parameters()))
-            for network, optimizer in zip(self._networks, self._optimizers, strict=True)
-        ]
+        return [training.state() for training in self._trainings]
 
 
 class LoopEngine(Engine):

@@ -1,30 +1,46 @@
-"""How much memory there is, in bytes, and in words."""
+"""How much memory there is, and how much a training takes: in bytes, and in words."""
 
 from __future__ import annotations
 
 import copy
 import os
 import re
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import _pytree as pytree
 
+from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import InputError, shown
-from trueoracle.tasks.base import Batch, inputs_of
-from trueoracle.training.recipe import Recipe
+from trueoracle.networks.watching import Watch
+from trueoracle.tasks.base import Batch, Task, inputs_of
+from trueoracle.training.loop import Training, loss_of, make_optimizer, training_task
+from trueoracle.training.recipe import Lora, Recipe, Retraining
+from trueoracle.training.savings import checkpointed
 
 __all__ = [
+    "LiveBytes",
     "available_memory",
     "parse_bytes",
+    "peak_bytes",
     "readable_bytes",
     "training_bytes",
+    "ways_to_fit",
     "weight_bytes",
 ]
+
+_SMALL = 200 * 10**6
+"""Bytes of a training whose memory is counted quickly, since it needs no better."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
@@ -58,29 +74,112 @@ def weight_bytes(network: nn.Module) -> int:
     return sum(v.nbytes for v in chain(network.parameters(), network.buffers()))
 
 
-def training_bytes(network: nn.Module, example: Batch, count: int, recipe: Recipe) -> int:
-    """Bytes that one network takes at least while it is trained on ``count`` examples at a time.
+def training_bytes(
+    network: nn.Module, example: Batch, count: int, recipe: Recipe, task: Task
+) -> int:
+    """Bytes that one network takes while it is trained on ``count`` examples a step.
 
-    Weights, their gradients, what the optimiser remembers of them, and what a forward pass keeps
-    for the gradients, found by a pass over shapes alone. The last is left out where the network
-    cannot be run so: one that looks at the values it computes, say.
+    Small ones by a quick count: weights, their gradients, what the optimiser remembers, and what a
+    forward pass keeps for the gradients. Others by :func:`peak_bytes`, which takes seconds.
     """
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     remembered = 2 if recipe.optimizer != "sgd" else int(recipe.momentum > 0)
     kept = _kept_for_gradients(network, example, count)
-    if recipe.autocast:  # most of it in 16 bits
+    if recipe.precision == "autocast":  # most of it in 16 bits
         kept //= 2
-    return weight_bytes(network) + (1 + remembered) * trained + kept
+    quick = weight_bytes(network) + (1 + remembered) * trained + kept
+    if quick < _SMALL:
+        return quick
+    return peak_bytes(network, example, count, recipe, task) or quick
+
+
+def peak_bytes(
+    network: nn.Module, example: Batch, count: int, recipe: Recipe, task: Task
+) -> int | None:
+    """The most bytes that tensors take in training by ``recipe``, ``count`` examples a step.
+
+    Two steps are run on shapes alone (torch's fake tensors), with the adapters, checkpoints, parts
+    and precision of the recipe; the second one meets the optimiser's state. What a kernel takes and
+    gives back within itself is not seen. None where the network, or its loss, cannot be run so:
+    one that looks at the values it computes, say. ``network`` may be on the ``meta`` device.
+    """
+    parts = -(-count // min(count, recipe.examples_at_once))
+    live = LiveBytes()
+    with suppress(Exception), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training itself will say them
+        laid = _with_tensors(network, lambda value: torch.empty_like(value, device="meta"))
+        split = Split({name: value.cpu() for name, value in example.items()})
+        Training(laid, Splits(split, None, split, task), recipe, (0, ""))
+        with FakeTensorMode(allow_non_fake_inputs=True), live:
+            fake = _with_tensors(laid, lambda value: torch.empty(value.shape, dtype=value.dtype))
+            batch = {
+                name: torch.empty(-(-count // parts), *value.shape[1:], dtype=value.dtype)
+                for name, value in example.items()
+            }
+            with checkpointed(fake.train(), recipe):
+                _two_steps(fake, training_task(task, recipe), batch, recipe, min(parts, 2))
+            return live.peak
+    return None
+
+
+def _two_steps(network: nn.Module, task: Task, batch: Batch, recipe: Recipe, parts: int) -> None:
+    optimizer = make_optimizer(network.parameters(), recipe)
+    for _ in range(2):
+        optimizer.zero_grad()
+        for _ in range(parts):  # the second one meets the gradients of the first
+            loss_of(network, task, batch, recipe).backward()
+        optimizer.step()
+
+
+def _with_tensors(network: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy with other parameters and buffers, of which those that are shared stay so."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(make(p.detach()), p.requires_grad) for p in network.parameters()
+    }
+    memo |= {id(b): make(b) for b in network.buffers()}
+    return copy.deepcopy(network, memo)
+
+
+_WAYS: dict[str, dict[str, Any]] = {
+    "retraining.accumulate = {batch}": {"accumulate": 0},
+    "retraining.gradient_checkpointing = true": {"gradient_checkpointing": True},
+    "retraining.lora = {{rank = 8}}": {"lora": Lora()},
+    "all three": {"accumulate": 0, "gradient_checkpointing": True, "lora": Lora()},
+    "all three and retraining.precision = 'bfloat16'": {
+        "accumulate": 0,
+        "gradient_checkpointing": True,
+        "lora": Lora(),
+        "precision": "bfloat16",
+    },
+}
+"""What saves memory, from what changes results least to what changes them most."""
+
+
+def ways_to_fit(
+    network: nn.Module, example: Batch, count: int, recipe: Recipe, task: Task, free: int
+) -> str:
+    """In words, what makes training fit into ``free`` bytes: the first ways that do, or none."""
+    least, found = None, []
+    for name, fields in _WAYS.items():
+        if "lora" in fields and (not isinstance(recipe, Retraining) or find_spec("peft") is None):
+            continue
+        changed = recipe.model_copy(
+            update={n: count if n == "accumulate" else value for n, value in fields.items()}
+        )
+        needs = peak_bytes(network, example, count, changed, task)
+        if needs is not None:
+            least = min(needs, least or needs)
+            if needs <= free and len(found) < 2:
+                found.append(f"{name.format(batch=count)} ({readable_bytes(needs)})")
+    if found:
+        return f"it fits with {' or '.join(found)}, or with a lower retraining.batch_size"
+    if least is None:
+        return "lower retraining.batch_size"
+    return f"nothing makes it fit: {readable_bytes(least)} is the least"
 
 
 def _kept_for_gradients(network: nn.Module, example: Batch, count: int) -> int:
     """Bytes that autograd keeps of one batch in training, weights aside; 0 where that fails."""
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
-        for p in network.parameters()
-    }
-    memo |= {id(b): torch.empty_like(b, device="meta") for b in network.buffers()}
-    own = {_storage(value) for value in memo.values()}
     kept: dict[int, Tensor] = {}  # alive, so that no two have one address
 
     def keep(value: Tensor) -> Tensor:
@@ -88,7 +187,10 @@ def _kept_for_gradients(network: nn.Module, example: Batch, count: int) -> int:
         return value
 
     with suppress(Exception), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        shapes_alone = copy.deepcopy(network, memo).train()
+        shapes_alone = _with_tensors(
+            network, lambda value: torch.empty_like(value, device="meta")
+        ).train()
+        own = {_storage(v) for v in chain(shapes_alone.parameters(), shapes_alone.buffers())}
         with torch.device("meta"), saved_tensors_hooks(keep, lambda value: value):
             batch = {
                 name: torch.empty(count, *value.shape[1:], dtype=value.dtype)
@@ -102,6 +204,40 @@ def _kept_for_gradients(network: nn.Module, example: Batch, count: int) -> int:
 
 def _storage(value: Tensor) -> int:
     return int(value.untyped_storage()._cdata)
+
+
+class LiveBytes(Watch):
+    """Follows the storages that operations make: bytes alive now, and at the peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        for value in pytree.tree_leaves((args, kwargs)):
+            self._meet(value, new=False)
+        result = func(*args, **kwargs)
+        for value in pytree.tree_leaves(result):
+            self._meet(value, new=True)
+        return result
+
+    def _meet(self, value: object, *, new: bool) -> None:
+        if not isinstance(value, Tensor):
+            return
+        storage = value.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        size = storage.nbytes() if new else 0
+
+        def forget(_: object) -> None:
+            self._known.pop(key, None)
+            self.live -= size
+
+        self._known[key] = weakref.ref(storage, forget)
+        self.live += size
+        self.peak = max(self.peak, self.live)
 
 
 def parse_bytes(text: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -12,26 +12,27 @@ from torch import nn
 from torch.nn import functional
 
 from trueoracle.data.splits import Splits
-from trueoracle.engines.base import Engine, Measured, Memory
-from trueoracle.engines.continuing import STEP, MemberState
+from trueoracle.engines.base import Engine, Measured, Memory, what_only_the_loop_does
 from trueoracle.native.library import Kernel, Optimizer
 from trueoracle.native.lowering import CannotLowerError, lower
 from trueoracle.native.program import Images, Program
 from trueoracle.networks.copying import copied
 from trueoracle.tasks.base import INPUT, TARGET
 from trueoracle.tasks.classification import Classification
+from trueoracle.training.checkpoint import Keepable
+from trueoracle.training.continuing import STEP, MemberState
 from trueoracle.training.loop import Stream, batches
 from trueoracle.training.recipe import Recipe, Retraining
 
 __all__ = ["NativeEngine", "NativePopulation", "lanes", "measure_memory", "refusal"]
 
 SEGMENT_BYTES = 64 * 2**20
-"""Augmented images made ahead of the kernels; one epoch of most data sets that they are for."""
+"""Most augmented images made ahead of the kernels: an epoch of most data sets they are used on."""
 
 _KINDS = ("sgd", "adam", "adamw")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _REMEMBERED = {"sgd": ("momentum_buffer",), "adam": _MOMENTS, "adamw": _MOMENTS}
-"""What the optimisers keep of each weight, in the kernels' order, by torch's names."""
+"""The values that each optimiser keeps per weight, by torch's names, in the kernels' order."""
 _STATES = {kind: len(names) for kind, names in _REMEMBERED.items()}
 
 
@@ -42,8 +43,10 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
         return f"the native kernels train plain classification only, and this is {kind}"
     if [*data.train.shapes] != [INPUT, TARGET] or data.train.shapes[TARGET]:
         return "the native kernels take one class an image"
-    if recipe.autocast:
-        return "the native kernels know no bfloat16 (autocast)"
+    if why := what_only_the_loop_does(recipe):
+        return why
+    if recipe.precision != "float32":
+        return f"the native kernels know no bfloat16 (precision = {recipe.precision!r})"
     if recipe.mixup or recipe.cutmix:
         return "the native kernels take one class an image (no mixup, no cutmix)"
     if data.train.is_streamed:
@@ -60,7 +63,8 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
 def _agrees(network: nn.Module, data: Splits) -> bool:
     """Whether the kernels give PyTorch's outputs and gradients for two images.
 
-    In double precision, so that what differs differs; a forward can do more than tracing shows.
+    In double precision, where only a real difference shows; a forward can do more than tracing
+    sees.
     """
     tried = copied(network).double()
     images, labels = data.example(2)[INPUT].double().contiguous(), data.example(2)[TARGET]
@@ -83,9 +87,9 @@ def lanes(network: nn.Module, data: Splits) -> int:
 
 
 def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
-    """The bytes that a population takes at all, and those that each member adds.
+    """The bytes that a population always takes, and those that each member adds.
 
-    The kernels say how much they ask for; nothing is estimated but the images made ahead.
+    The kernels say how much they take; only the images made ahead are estimated.
     """
     program = _program(network, data)
     image = math.prod(data.image_shape)
@@ -128,27 +132,32 @@ class NativePopulation:
         if states:
             self._restore(states)
 
-    def train_epoch(self, epoch: int) -> None:
+    def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
         """One pass over the training images, shuffled and augmented as in the loop."""
-        recipe = self._recipe
-        optimizer = Optimizer(
-            kind=_KINDS.index(recipe.optimizer),
-            learning_rate=recipe.learning_rate_at(epoch),
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            label_smoothing=recipe.label_smoothing,
-            gradient_clip=recipe.gradient_clip or 0.0,
-        )
+        recipe, done = self._recipe, 0
         for segment in self._segments(epoch):
+            steps = -(-len(segment[0]) // recipe.batch_size)
             self._program.train(
                 self._weights,
                 self._state,
                 segment,
                 batch_size=recipe.batch_size,
-                optimizer=optimizer,
+                optimizer=self._optimizer(epoch, done),
                 steps_before=self._steps,
             )
-            self._steps += -(-len(segment[0]) // recipe.batch_size)
+            done, self._steps = done + steps, self._steps + steps
+
+    def _optimizer(self, epoch: int, step: int) -> Optimizer:
+        """The recipe's optimiser from a step of an epoch on."""
+        recipe, steps = self._recipe, self._recipe.steps_in_epoch(len(self._data.train))
+        return Optimizer(
+            kind=_KINDS.index(recipe.optimizer),
+            learning_rate=recipe.learning_rate_at(epoch, step, steps),
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            label_smoothing=recipe.label_smoothing,
+            gradient_clip=recipe.gradient_clip or 0.0,
+        )
 
     def measure(self) -> Measured:
         """Mean losses (nats) and accuracies on each split, both float64 ``[P]``."""
@@ -168,9 +177,15 @@ class NativePopulation:
         return measured
 
     def write_back(self) -> None:
-        """The trained weights into the networks given, in place."""
+        """Write the trained weights into the networks that were given."""
         for members, weights in zip(self._groups, self._weights, strict=True):
             self._program.unpack(weights, [self._networks[i] for i in members])
+
+    def kept(self) -> list[Keepable]:
+        """The weights and the optimiser's state of each network."""
+        self.write_back()
+        weights = (network.state_dict() for network in self._networks)
+        return list(zip(weights, self.states(), strict=True))
 
     def states(self) -> list[MemberState]:
         """What the optimiser remembers of each network, to go on from."""
@@ -193,14 +208,14 @@ class NativePopulation:
             for lane, member in enumerate(members):
                 for row, kind in enumerate(_REMEMBERED[self._recipe.optimizer]):
                     for name, at, size, _ in self._places():
-                        # Without momentum, torch remembers nothing, and the kernels need nothing.
+                        # Without momentum, neither torch nor the kernels keep anything.
                         if (value := states[member].get(f"{kind}/{name}")) is not None:
                             state[row, at : at + size, lane] = value.flatten().to(state.dtype)
         steps = (value for key, value in states[0].items() if key.startswith(f"{STEP}/"))
         self._steps = int(next(steps, torch.tensor(0)))
 
     def _places(self) -> Iterator[tuple[str, int, int, torch.Size]]:
-        """Where each parameter's numbers lie in a lane: name, offset, size, shape."""
+        """The place of each parameter's numbers in a lane: name, offset, size, shape."""
         at = 0
         for name in self._program.lowered.parameters:
             parameter = self._networks[0].get_parameter(name)
@@ -218,7 +233,8 @@ class NativePopulation:
         copies = len(distinct) if shared else len(self._groups) * self._program.lanes
         image = math.prod(self._data.image_shape) * self._program.dtype.itemsize
         batch = copies * image * self._recipe.batch_size
-        at_once = max(1, SEGMENT_BYTES // batch)
+        # The kernels train a segment at one learning rate.
+        at_once = 1 if self._recipe.rate_changes_within_epoch else max(1, SEGMENT_BYTES // batch)
         while True:
             seen: dict[Stream, Images] = {}
             for stream, iterator in iterators.items():
@@ -269,7 +285,7 @@ def _program(network: nn.Module, data: Splits, kernel: Kernel | None = None) -> 
 
 
 def _groups(streams: Sequence[Stream], lanes: int) -> list[list[int]]:
-    """Which members stand side by side.
+    """Which members share a register.
 
     Members that see the same images go together, since the images then need no lanes of their own;
     unless that would leave most lanes empty.

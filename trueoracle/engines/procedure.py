@@ -57,7 +57,7 @@ def follow_procedure(
             before = records[-1].epoch if records else "the start"
             raise InputError(f"epoch {epoch} was reported after {before}")
         with torch.random.fork_rng():
-            rate = recipe.learning_rate_at(epoch)
+            rate = recipe.learning_rate_at(epoch, 0, recipe.steps_in_epoch(len(data.train)))
             reported.append(network if trained is None else trained)
             records.append(measure(reported[-1], data, epoch, rate))
         if on_epoch is not None:

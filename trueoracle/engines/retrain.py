@@ -9,10 +9,11 @@ from torch import nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.engines.choose import train_epochs
-from trueoracle.engines.continuing import MemberState
 from trueoracle.engines.procedure import follow_procedure
 from trueoracle.networks.copying import copied
 from trueoracle.tasks.distillation import Distilled
+from trueoracle.training.checkpoint import Checkpoint
+from trueoracle.training.continuing import MemberState
 from trueoracle.training.loop import EpochRecord, Stream, training_task
 from trueoracle.training.recipe import Retraining
 
@@ -44,10 +45,12 @@ def retrain(
     epochs: range | None = None,
     states: Sequence[MemberState] | None = None,
     on_epoch: Callable[[int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[list[list[EpochRecord]], list[MemberState]]:
     """Retrain pruned networks in place, for some ``epochs`` of the recipe or all of them.
 
-    By the recipe, or by its own ``procedure`` one after the other. ``data`` is that of
+    By the recipe, or by its own ``procedure`` one after the other, which no ``checkpoint`` is kept
+    of. ``data`` is that of
     :func:`retraining_data`. Else as :func:`trueoracle.engines.choose.train_epochs`.
     """
     if recipe.procedure is not None:
@@ -65,4 +68,5 @@ def retrain(
         engine=engine,
         states=states,
         on_epoch=on_epoch,
+        checkpoint=checkpoint,
     )

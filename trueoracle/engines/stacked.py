@@ -5,28 +5,27 @@ no weight has touched yet, such as images that all members share, stays ``[N, ..
 computed once. Layers with weights have rules; all else goes through ``torch.func.vmap``.
 
 On a CPU convolutions take the members one after the other: grouped convolutions and batched
-products of patches measured slower there, and a choice by stopwatch would let two runs of one
-study differ in their rounding. On CUDA each layer is measured once and takes the fastest path;
-figures for CUDA are still to be measured.
+products of patches are slower there, and a choice by measured time would let two runs of one study
+differ in their rounding. On CUDA each layer is measured once and takes the fastest path; figures
+for CUDA are still to be measured.
 """
 
 from __future__ import annotations
 
 import functools
-import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from trueoracle.networks.copying import copied
-from trueoracle.networks.tracing import trace
+from trueoracle.networks.operations import Step, filled_in, in_both_modes, program
 from trueoracle.tasks.base import unwrap
 
 __all__ = ["Convolution", "Each", "Input", "Stacked", "tensors", "wait_for"]
@@ -54,7 +53,7 @@ class Stacked:
 
     ``state`` holds every parameter and buffer, ``[P, ...]``, under its names in a network; what a
     network uses under two names is one tensor. ``common_draws``: random operations draw the same
-    for all members.
+    for all members. ``inputs`` names what the network is given, where that is by name.
     """
 
     def __init__(
@@ -64,6 +63,7 @@ class Stacked:
         convolution: Convolution | None,
         *,
         common_draws: bool,
+        inputs: Sequence[str] = (),
     ) -> None:
         self.count = len(networks)
         self.state = _stack(networks, device)
@@ -71,13 +71,13 @@ class Stacked:
         self.convolution = convolution or default
         self._device = device
         self._randomness = "same" if common_draws else "different"
-        # What is neither parameter nor buffer is the first network's.
-        self._network = copied(networks[0]).to(device)
+        # Attributes that are neither parameters nor buffers are taken from the first network.
+        self._network = copied(networks[0]).to(device).eval()
         self._modules = dict(self._network.named_modules())
         # Traced twice: networks may do other things in training than in evaluation mode.
-        self._programs = {
-            mode: _program(trace(self._network.train(mode))) for mode in (True, False)
-        }
+        self._programs = dict(
+            zip((True, False), map(program, in_both_modes(self._network, inputs)), strict=True)
+        )
         steps = [step for program in self._programs.values() for step in program]
         constants = {step.name for step in steps if step.kind == "get_attr"} - set(self.state)
         _check_common(networks, sorted(constants))
@@ -89,32 +89,39 @@ class Stacked:
         """The trainable parameters, each once."""
         return list(dict.fromkeys(value for value in self.state.values() if value.requires_grad))
 
-    def __call__(self, images: Input) -> Tensor:
-        """Outputs ``[P, N, ...]`` of inputs ``[N, ...]``, or of each member's own."""
+    def __call__(self, given: Input | Mapping[str, Input]) -> Tensor:
+        """Outputs ``[P, N, ...]`` of inputs ``[N, ...]``, or of each member's own.
+
+        Several inputs are given by the names of the network's arguments.
+        """
         values: dict[int, Any] = {}
         for step in self._programs[self._network.training]:
-            values[step.slot] = self._run(step, values) if step.slot else images
+            if isinstance(given, Mapping) and step.kind == "placeholder" and step.name in given:
+                values[step.slot] = given[step.name]
+            elif step.slot == 0 and not isinstance(given, Mapping):
+                values[step.slot] = given
+            else:
+                values[step.slot] = self._run(step, values)
             for dead in step.dead:
                 del values[dead]
-        (given,) = values.values()
+        (answer,) = values.values()
         # What does not depend on the weights is no output.
-        tensors = pytree.tree_map(lambda v: v.tensor if isinstance(v, Each) else None, given)
+        tensors = pytree.tree_map(lambda v: v.tensor if isinstance(v, Each) else None, answer)
         found: Tensor = unwrap(tensors)
         return found
 
-    def _run(self, step: _Step, values: Mapping[int, Any]) -> Any:
-        args, kwargs = _filled_in(step.args, values), _filled_in(step.kwargs, values)
+    def _run(self, step: Step, values: Mapping[int, Any]) -> Any:
+        args, kwargs = filled_in(step.args, values), filled_in(step.kwargs, values)
         if step.kind in ("output", "placeholder"):  # all but the first have defaults
             return args[0]
         if step.kind == "get_attr":
             return Each(self.state[step.name]) if step.name in self.state else step.constant
         if step.kind == "call_module":
             return self._call_module(step.name, args, kwargs)
-        if step.kind == "call_method":
-            return self._mapped(functools.partial(_call_method, step.name), args, kwargs)
-        if step.function in _POOLINGS and _are_images(args[0]):
-            return _folded(functools.partial(step.function, **kwargs), *args)
-        return self._mapped(step.function, args, kwargs)
+        function = cast(Callable[..., Any], step.function)
+        if function in _POOLINGS and _are_images(args[0]):
+            return _folded(functools.partial(function, **kwargs), *args)
+        return self._mapped(function, args, kwargs)
 
     def _call_module(self, name: str, args: Any, kwargs: Any) -> Any:
         module = self._modules[name]
@@ -146,7 +153,7 @@ class Stacked:
             own_args, own_kwargs = pytree.tree_unflatten(own, structure)
             parts, its_structure = pytree.tree_flatten(function(*own_args, **own_kwargs))
             is_tensor = [isinstance(part, Tensor) for part in parts]
-            # Sizes and the like are no tensors, and equal for all members.
+            # What is not a tensor, such as a size, is equal for all members.
             others = [None if is_it else part for part, is_it in zip(parts, is_tensor, strict=True)]
             found.append((is_tensor, others, its_structure))
             return tuple(part for part in parts if isinstance(part, Tensor))
@@ -253,7 +260,7 @@ def _one_by_one(module: nn.Module, x: Input, state: State) -> Tensor:
 
 
 def _grouped(layer: nn.Conv2d, x: Each, state: State) -> Tensor:
-    """A member a group, or as many groups as it has itself."""
+    """One group per member, times the groups of the layer itself."""
     weight, bias = state["weight"], state.get("bias")
     count = len(weight)
     y = functional.conv2d(
@@ -337,7 +344,8 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-# Poolings take images one by one: members can stand in a row as more images, without a copy.
+# Pooling treats each image by itself: the members' images can form one larger batch, without a
+# copy.
 _POOLING_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _POOLINGS = {
     *(functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d),
@@ -373,10 +381,6 @@ def _expanded(x: Input, count: int) -> Tensor:
     return x.tensor if isinstance(x, Each) else x.expand(count, *x.shape)
 
 
-def _call_method(name: str, owner: Any, *args: Any, **kwargs: Any) -> Any:
-    return getattr(owner, name)(*args, **kwargs)
-
-
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under all their names."""
     named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
@@ -407,66 +411,3 @@ def _check_common(networks: Sequence[nn.Module], names: Sequence[str]) -> None:
             first = values[0]
             if isinstance(value, Tensor) and not torch.equal(value, cast(Tensor, first)):
                 raise ValueError(f"{name} differs between networks, and is no parameter or buffer")
-
-
-class _Slot(NamedTuple):
-    """The value of an earlier step."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One operation of a traced network, as plain values that ``torch.compile`` can follow.
-
-    ``dead`` are the slots that no later step reads.
-    """
-
-    kind: str
-    slot: int
-    name: str
-    function: Callable[..., Any]
-    constant: Any
-    args: Any
-    kwargs: Any
-    dead: tuple[int, ...]
-
-
-def _program(traced: fx.GraphModule) -> list[_Step]:
-    """The operations of a traced network in order, the images' placeholder first."""
-    nodes = list(traced.graph.nodes)
-    slots = {node: i for i, node in enumerate(nodes)}
-    last = {used: node for node in nodes for used in (node, *node.all_input_nodes)}
-    steps = []
-    for node in nodes:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _Slot(slots[n]))
-        constant = operator.attrgetter(node.target)(traced) if node.op == "get_attr" else None
-        dead = (slots[used] for used, by in last.items() if by is node and used.op != "output")
-        steps.append(
-            _Step(
-                node.op,
-                slots[node],
-                str(node.target),
-                node.target,
-                constant,
-                args,
-                kwargs,
-                tuple(dead),
-            )
-        )
-    return steps
-
-
-def _filled_in(argument: Any, values: Mapping[int, Any]) -> Any:
-    """An operation's arguments, with values in the place of the slots they come from."""
-    if isinstance(argument, _Slot):
-        return values[argument.number]
-    if isinstance(argument, tuple | list):
-        parts = [_filled_in(part, values) for part in argument]
-        return tuple(parts) if isinstance(argument, tuple) else parts
-    if isinstance(argument, dict):
-        return {key: _filled_in(part, values) for key, part in argument.items()}
-    if isinstance(argument, slice):
-        bounds = (argument.start, argument.stop, argument.step)
-        return slice(*(_filled_in(bound, values) for bound in bounds))
-    return argument

@@ -7,10 +7,10 @@ Each member trains as the loop would train it alone. Whether a network allows th
 from __future__ import annotations
 
 import functools
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from trueoracle.data.splits import AnySplit, Splits
-from trueoracle.engines.base import Engine, Measured, Memory
-from trueoracle.engines.continuing import MemberState, restore, state_of
+from trueoracle.engines.base import Engine, Measured, Memory, what_only_the_loop_does
+from trueoracle.engines.memory import LiveBytes
 from trueoracle.engines.stacked import Convolution, Each, Input, Stacked, tensors, wait_for
 from trueoracle.errors import first_line
 from trueoracle.networks.copying import copied
 from trueoracle.networks.graph import no_fast_path
-from trueoracle.networks.watching import Watch
+from trueoracle.networks.operations import in_both_modes
 from trueoracle.tasks.base import INPUT, TARGETS, Batch, Task
+from trueoracle.training.checkpoint import Keepable
+from trueoracle.training.continuing import MemberState, restore, state_of
 from trueoracle.training.evaluate import add_sums, evaluation_batch
 from trueoracle.training.loop import (
     Stream,
@@ -44,6 +46,9 @@ _MOST_ON_A_CPU = 16
 
 _TRIED = 4
 """Members that it is tried with."""
+
+Given = Input | Mapping[str, Input]
+"""What networks are given: one input, or several by name."""
 
 
 class WidePopulation:
@@ -83,25 +88,32 @@ class WidePopulation:
         self._stream_of = [self._streams.index(stream) for stream in streams]
         self._device = data.train.device
         common = len(self._streams) == 1
-        self._stacked = Stacked(self._networks, self._device, convolution, common_draws=common)
+        self._stacked = Stacked(
+            self._networks,
+            self._device,
+            convolution,
+            common_draws=common,
+            inputs=_names_of(data.train.shapes),
+        )
         self._optimizer = make_optimizer(self._stacked.parameters(), recipe)
         if states:
             restore(self._optimizer, self._stacked.state, states, stacked=True)
         if compiled:  # what was compiled for earlier populations counts against a limit
             torch.compiler.reset()
         self._compiled = torch.compile(self._loss, dynamic=False) if compiled else None
-        self._shapes_seen: set[torch.Size] = set()
+        self._shapes_seen: set[tuple[torch.Size, ...]] = set()
 
-    def train_epoch(self, epoch: int) -> None:
+    def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
         """One pass over the training split; ``epoch`` is counted from 0."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.learning_rate_at(epoch)
+        steps = self._recipe.steps_in_epoch(len(self._data.train))
         self._stacked.train(True)
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             seed, stream = self._streams[0]
             torch.manual_seed(stream_seed(seed, epoch, "network", stream))
             with _attention_that_maps(self._device):
-                for inputs, batch in self._batches(epoch):
+                for step, (inputs, batch) in enumerate(self._batches(epoch)):
+                    for group in self._optimizer.param_groups:
+                        group["lr"] = self._recipe.learning_rate_at(epoch, step, steps)
                     self._step(inputs, batch)
 
     def measure(self) -> Measured:
@@ -117,41 +129,48 @@ class WidePopulation:
                 for name, value in tensors(network).items():
                     value.copy_(self._stacked.state[name][i])
 
+    def kept(self) -> list[Keepable]:
+        """The weights and the optimiser's state of each network."""
+        self.write_back()
+        weights = (network.state_dict() for network in self._networks)
+        return list(zip(weights, self.states(), strict=True))
+
     def states(self) -> list[MemberState]:
         """What the optimiser remembers of each member, to go on from."""
         named = self._stacked.state
         return [state_of(self._optimizer, named, i) for i in range(len(self._networks))]
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Input, Batch]]:
+    def _batches(self, epoch: int) -> Iterator[tuple[Given, Batch]]:
         """Inputs and batch for all; where streams differ, of each: fields ``[P, N, ...]``."""
         sources = [batches(self._data, self._recipe, s, epoch, name) for s, name in self._streams]
         for parts in zip(*sources, strict=True):
             if len(parts) == 1:
-                yield parts[0][INPUT], parts[0]
+                yield _given(parts[0]), parts[0]
             else:
                 own = [parts[i] for i in self._stream_of]
                 batch = {name: torch.stack([one[name] for one in own]) for name in own[0]}
-                yield Each(batch[INPUT]), batch
+                yield pytree.tree_map(Each, _given(batch)), batch
 
-    def _step(self, inputs: Input, batch: Batch) -> None:
+    def _step(self, inputs: Given, batch: Batch) -> None:
         """One step of the optimiser; nothing in it waits for the device."""
         self._optimizer.zero_grad()
-        loss_of: Callable[[Input, Batch], Tensor] = self._loss
+        loss_of: Callable[[Given, Batch], Tensor] = self._loss
         # The first step of a size runs as it is: it may choose paths, with a stopwatch.
-        shape = batch[INPUT].shape
-        if self._compiled is not None and shape in self._shapes_seen:
+        shapes = tuple(value.shape for value in batch.values())
+        if self._compiled is not None and shapes in self._shapes_seen:
             loss_of = self._compiled
-        self._shapes_seen.add(shape)
+        self._shapes_seen.add(shapes)
         loss_of(inputs, batch).backward()
         if self._recipe.gradient_clip is not None:
             _clip_gradients(self._stacked.parameters(), self._recipe.gradient_clip)
         self._optimizer.step()
 
-    def _loss(self, inputs: Input, batch: Batch) -> Tensor:
+    def _loss(self, inputs: Given, batch: Batch) -> Tensor:
         """The sum of the members' losses, of which each gives its member's gradient only."""
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._recipe.autocast):
+        autocast = self._recipe.precision == "autocast"
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=autocast):
             outputs = self._stacked(inputs)
-            of_each = 0 if isinstance(inputs, Each) else None
+            of_each = 0 if len(self._streams) > 1 else None
             loss = vmap(self._task.loss, (0, of_each), randomness="same")
             losses: Tensor = loss(outputs, dict(batch))
             return losses.sum()
@@ -160,9 +179,21 @@ class WidePopulation:
         totals: dict[str, Tensor] = {}
         # Batches as in evaluate(): a norm without running statistics depends on them.
         for batch in split.batches(evaluation_batch(split)):
-            sums = vmap(self._task.sums, (0, None))(self._stacked(batch[INPUT]), dict(batch))
+            sums = vmap(self._task.sums, (0, None))(self._stacked(_given(batch)), dict(batch))
             add_sums(totals, sums)
         return self._task.finish(totals)
+
+
+def _names_of(fields: Iterable[str]) -> list[str]:
+    """The names of a batch's inputs, where the network is given several by name."""
+    inputs = [name for name in fields if name not in TARGETS]
+    return [] if inputs == [INPUT] else inputs
+
+
+def _given(batch: Batch) -> Tensor | dict[str, Tensor]:
+    """What of a batch the networks are given."""
+    names = _names_of(batch)
+    return {name: batch[name] for name in names} if names else batch[INPUT]
 
 
 def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
@@ -172,11 +203,19 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     for a few examples, together and alone, on the CPU. The network and the global random numbers
     are left as they were.
     """
+    if why := what_only_the_loop_does(recipe):
+        return why
     if isinstance(recipe, Retraining) and not recipe.common_random_numbers and _drops(network):
         return "dropout draws from one stream for all members, and each is to have its own"
     inputs = [name for name in data.train.shapes if name not in TARGETS]
-    if inputs != [INPUT]:
-        return f"it takes several inputs: {', '.join(inputs)}"
+    known = inspect.signature(network.forward).parameters
+    if inputs != [INPUT] and not known.keys() >= set(inputs):
+        return f"its several inputs are no names of its arguments: {', '.join(inputs)}"
+    if inputs != [INPUT]:  # before it is copied: what takes several inputs may be large
+        try:
+            in_both_modes(network, inputs)
+        except Exception as error:  # the user's forward runs: anything can come out
+            return f"its forward cannot be traced: {first_line(error)}"
     read = getattr(data.task, "task", data.task)  # a distilled one's own
     if type(read).forward is not Task.forward or not read.is_mappable:
         return f"task {data.task.label!r} is not computed for many networks at once"
@@ -274,17 +313,17 @@ def _difference(members: Sequence[nn.Module], recipe: Recipe, data: Splits) -> s
     batch = data.train.take(torch.arange(len(data.train))).fields
     with torch.no_grad():
         outputs = data.task.forward(members[0].eval(), _fresh(batch))
-    if not isinstance(outputs, Tensor) or len(outputs) != len(batch[INPUT]):
+    if not isinstance(outputs, Tensor) or len(outputs) != len(next(iter(batch.values()))):
         return "their output, which is no tensor [N, ...]"
     population = WidePopulation(members, [(0, "")] * len(members), data, recipe)
     stacked, task = population._stacked, population._task
     stacked.train(True)
     torch.default_generator.manual_seed(0)
-    population._loss(batch[INPUT].clone(), batch).backward()
+    population._loss(_given(_fresh(batch)), batch).backward()
     together = {name: v.grad if v.requires_grad else v for name, v in stacked.state.items()}
     stacked.train(False)
     with torch.no_grad():
-        predicted = stacked(batch[INPUT].clone())
+        predicted = stacked(_given(_fresh(batch)))
     for i, member in enumerate(members):
         member.train()
         torch.default_generator.manual_seed(0)
@@ -325,41 +364,7 @@ def _peak_bytes(run: Callable[[], None], device: torch.device) -> int:
         run()
         wait_for(device)
         return int(torch.cuda.max_memory_allocated(device) - before)
-    live = _LiveBytes()
+    live = LiveBytes()
     with live:
         run()
     return live.peak
-
-
-class _LiveBytes(Watch):
-    """Follows the storages that operations make: bytes alive now, and at the peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: dict[int, weakref.ref[Any]] = {}
-
-    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        for value in pytree.tree_leaves((args, kwargs)):
-            self._meet(value, new=False)
-        result = func(*args, **kwargs)
-        for value in pytree.tree_leaves(result):
-            self._meet(value, new=True)
-        return result
-
-    def _meet(self, value: object, *, new: bool) -> None:
-        if not isinstance(value, Tensor):
-            return
-        storage = value.untyped_storage()
-        key = storage._cdata
-        if key in self._known:
-            return
-        size = storage.nbytes() if new else 0
-
-        def forget(_: object) -> None:
-            self._known.pop(key, None)
-            self.live -= size
-
-        self._known[key] = weakref.ref(storage, forget)
-        self.live += size
-        self.peak = max(self.peak, self.live)

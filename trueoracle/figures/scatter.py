@@ -30,6 +30,9 @@ __all__ = [
 
 FORMATS = ("png", "svg", "pdf")
 
+PDF_FONTS = 42
+"""TrueType, which journals ask for."""
+
 # Okabe and Ito's palette, told apart by the colour-blind; anomalies differ in shape as well.
 USUAL, ANOMALY, CHOSEN = "#0072B2", "#D55E00", "#000000"
 
@@ -166,15 +169,23 @@ def plain(label: str) -> str:
 def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write ``stem.png``, ``.svg`` and ``.pdf``; raises :class:`StoreError` where it cannot.
 
-    Text stays text in SVG and PDF, and no date is written in: same figure, same bytes.
+    All have the layout of the first. Text stays text in SVG and PDF, and no date is written in:
+    same figure, same bytes.
     """
     written = []
-    with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "trueoracle"}):
-        for form in formats:
-            path = stem.parent / f"{stem.name}.{form}"
-            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
-            make_folder(path.parent)
-            with replacing(path) as draft:
-                figure.savefig(draft, dpi=200, metadata=metadata)
-            written.append(path)
+    layout = figure.get_layout_engine()
+    with mpl.rc_context(
+        {"svg.fonttype": "none", "pdf.fonttype": PDF_FONTS, "svg.hashsalt": "trueoracle"}
+    ):
+        try:
+            for form in formats:
+                path = stem.parent / f"{stem.name}.{form}"
+                metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+                make_folder(path.parent)
+                with replacing(path) as draft:
+                    figure.savefig(draft, dpi=200, metadata=metadata)
+                written.append(path)
+                figure.set_layout_engine("none")  # the layout takes as long as the drawing
+        finally:
+            figure.set_layout_engine(layout)
     return written

@@ -1,4 +1,4 @@
-"""From a network to what the kernels know: a chain of convolution, activation and pooling."""
+"""Translates a network for the kernels: to a chain of convolution, activation and pooling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from trueoracle.errors import first_line
 from trueoracle.native.library import Block
-from trueoracle.networks.tracing import trace
+from trueoracle.networks.operations import in_both_modes
 
 __all__ = ["CannotLowerError", "Lowered", "lower", "lower_chain"]
 
@@ -37,7 +37,7 @@ class Lowered:
     """A network as the kernels see it.
 
     ``parameters`` names the tensors in the order in which their numbers stand in the vector of
-    ``weights`` numbers; ``outputs`` is how many numbers the network answers with.
+    ``weights`` numbers; ``outputs`` is the number of the network's outputs.
     """
 
     blocks: list[Block]
@@ -122,7 +122,7 @@ def _lower_chain(chain: Sequence[tuple[str, nn.Module]], shape: Sequence[int]) -
 
 
 def _begin(sizes: Sequence[int]) -> Block:
-    """A block that hands images ``[C, H, W]`` on as they are."""
+    """A block that passes images ``[C, H, W]`` on unchanged."""
     channels, height, width = sizes
     return Block(
         **dict.fromkeys(("stride_h", "stride_w", "dilation_h", "dilation_w", "KH", "KW"), 1),
@@ -211,7 +211,7 @@ def _pool(name: str, module: nn.Module, sizes: Sequence[int], lowered: Lowered) 
 
 
 def _decide(block: Block) -> None:
-    """What has to be kept for the way back, and whether pooling may go first."""
+    """Decide what the backward pass needs kept, and whether pooling may come first."""
     kind, pool = _ACTIVATIONS[block.activation], _POOLS[block.pool]
     monotone = kind in _MONOTONE
     block.pools_first = int(pool == "max" and monotone)
@@ -301,14 +301,10 @@ _METHODS: dict[str, Callable[..., nn.Module]] = {
 
 def _chain(network: nn.Module) -> list[tuple[str, nn.Module]]:
     """The modules that a network applies one after the other, by name."""
-    modes = [(module, module.training) for module in network.modules()]
     try:
-        graphs = [trace(network.train(mode)).graph for mode in (True, False)]
+        graphs = [traced.graph for traced in in_both_modes(network)]
     except Exception as error:  # the user's forward runs: anything can come out
         raise CannotLowerError(f"it cannot be traced: {first_line(error)}") from error
-    finally:
-        for module, training in modes:
-            module.training = training
     steps = [
         [(n.op, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes] for graph in graphs
     ]

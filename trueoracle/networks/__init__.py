@@ -1,5 +1,5 @@
 """Dense networks; importing the room registers the shipped ones."""
 
-from trueoracle.networks import lenet, mlp, resnet, vgg, vit
+from trueoracle.networks import language, lenet, mlp, resnet, vgg, vit
 
-__all__ = ["lenet", "mlp", "resnet", "vgg", "vit"]
+__all__ = ["language", "lenet", "mlp", "resnet", "vgg", "vit"]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -283,10 +284,10 @@ class Recorder(Watch):
         if self._within == name and isinstance(module, OPAQUE):
             self._within = None
             own = [self._ref(value) for value in module.parameters()]
-            leaves = pytree.tree_leaves(result)
+            leaves = _unpacked(result)
             step = Step(
                 type(module).__name__,
-                {"given": self._refs(pytree.tree_leaves(given)), "own": own},
+                {"given": self._refs(_unpacked(given)), "own": own},
                 tuple(self._ref(one) if isinstance(one, Tensor) else None for one in leaves),
                 name,
                 is_opaque=True,
@@ -312,6 +313,12 @@ class _Leave:
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
         self._recorder.leave(module, self._name, (args, kwargs), result)
+
+
+def _unpacked(values: Any) -> list[Any]:
+    """What stands in nested values, in one list; of packed sequences their numbers."""
+    leaves = pytree.tree_leaves(values, is_leaf=lambda one: isinstance(one, PackedSequence))
+    return [one.data if isinstance(one, PackedSequence) else one for one in leaves]
 
 
 def _normed(module: nn.Module, given: Any, result: Any) -> Tensor | None:

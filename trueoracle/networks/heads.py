@@ -229,9 +229,7 @@ class _Alibi:
             each = each.index_select(1, self.kept_heads)
             alibi = each.flatten(0, 1) if is_folded else each
         forward: Any = super().forward  # type: ignore[misc]
-        return forward(
-            hidden_states, *args, alibi=alibi, attention_mask=attention_mask, **kwargs
-        )
+        return forward(hidden_states, *args, alibi=alibi, attention_mask=attention_mask, **kwargs)
 
 
 _FREE: dict[str, type] = {

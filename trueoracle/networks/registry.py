@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from trueoracle.errors import InputError, first_line, unknown
+from trueoracle.networks.pretrained import build_pretrained
 from trueoracle.registry import Registry
+from trueoracle.spec.hub import is_of_library
 
 __all__ = ["NETWORKS", "build", "defaults", "is_shipped", "network"]
 
@@ -45,13 +47,16 @@ def build(
     input_shape: tuple[int, ...],
     classes: int,
 ) -> nn.Module:
-    """Build a network by registered name or ``module:factory``.
+    """Build a network by registered name, ``module:factory`` or a name of another library's.
 
-    ``input_shape`` is one image's, ``(C, H, W)``. A factory is given as many of ``input_shape``,
-    ``classes`` and ``num_classes`` as it names; those of ``torchvision.models`` take the last
-    without naming it. The initial weights come from torch's global generator. Raises
+    ``input_shape`` is one image's, ``(C, H, W)``, or another field's of an example; ``classes`` is
+    the number of outputs, such as the vocabulary of a language model. A factory is given as many
+    of ``input_shape``, ``classes`` and ``num_classes`` as it names; those of ``torchvision.models``
+    take the last without naming it. The initial weights come from torch's global generator. Raises
     :class:`InputError` for an unknown name or argument, with the nearest ones.
     """
+    if is_of_library(name):
+        return build_pretrained(name, arguments or {}, input_shape=input_shape, classes=classes)
     factory = NETWORKS.find(name)
     given = dict(arguments or {})
     try:
@@ -64,6 +69,8 @@ def build(
         if argument not in own and not takes_any:
             raise unknown(f"argument of network {name!r}", argument, own)
     from_data = {"input_shape": input_shape, "classes": classes}
+    if "input_shape" in parameters and not input_shape:
+        raise InputError(f"network {name!r} is of images, and the examples have none")
     given |= {key: value for key, value in from_data.items() if key in parameters}
     if _CLASSES in parameters or (takes_any and _is_torchvisions(factory)):
         given.setdefault(_CLASSES, classes)

@@ -60,6 +60,11 @@ def load_weights(network: nn.Module, source: Path | str) -> str:
     """
     expected = state_tensors(network)
     tensors = _named_as(network, expected, read_weights(source), source)
+    for name, first in _shared(network).items():  # which a file holds once, or under each name
+        if name not in tensors and first in tensors:
+            tensors[name] = tensors[first]
+        elif first not in tensors and name in tensors:
+            tensors[first] = tensors[name]
     problems = [
         f"{name} is {list(tensors[name].shape)}, expected {list(value.shape)}"
         for name, value in expected.items()
@@ -183,10 +188,11 @@ def _as_tensors(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
 def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, object]) -> str:
     """Write a network's tensors and JSON metadata to a safetensors file, all or nothing.
 
-    Returns the SHA-256 of the file. Raises :class:`StoreError` where the disk does not take it; an
-    older file stays as it was.
+    A tensor that several modules share is written once. Returns the SHA-256 of the file. Raises
+    :class:`StoreError` where the disk does not take it; an older file stays as it was.
     """
-    state = state_tensors(network)
+    shared = _shared(network)
+    state = {n: v for n, v in state_tensors(network).items() if n not in shared}
     tensors = {n: v.detach().cpu().contiguous().clone() for n, v in state.items()}
     return write_tensors(tensors, path, {k: json.dumps(v) for k, v in metadata.items()})
 
@@ -262,6 +268,16 @@ def architecture_sha256(network: nn.Module) -> str:
     trains = [name for name, p in network.named_parameters() if p.requires_grad]
     digest.update(" ".join(trains).encode())
     return digest.hexdigest()
+
+
+def _shared(network: nn.Module) -> dict[str, str]:
+    """Further names of parameters and buffers that have one already, with that first one."""
+    found: dict[int, str] = {}
+    shared = {}
+    for name, value in network.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor) and (first := found.setdefault(id(value), name)) != name:
+            shared[name] = first
+    return shared
 
 
 def _is_plain(value: object) -> bool:

@@ -1,61 +1,40 @@
-"""The ways to prune: how many there are, all of them in order, or a sample without repeats.
-
-The ways to prune one group are the combinations of filters to remove, numbered in lexicographic
-order; the ways to prune several groups are the mixed-radix numbers over theirs. So the whole space
-is the integers below its size, and neither enumeration nor sampling ever builds it.
-"""
+"""The ways to prune a network: one list of candidates, whatever is pruned; here, filters."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-import random
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import ROUND_HALF_UP, Decimal
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
-from trueoracle.errors import InputError, shown, unknown
+from trueoracle.errors import InputError
 from trueoracle.networks.graph import Example
 from trueoracle.pruning.cost import Cost, cost
 from trueoracle.pruning.groups import Group, GroupMap
-from trueoracle.pruning.listing import Listing, read_combinations, read_listing
+from trueoracle.pruning.listing import Listing
 from trueoracle.pruning.surgery import l1_survivors, prune
+from trueoracle.pruning.ways import Importance, Space, Way, match_layers, number_pruned
 
-__all__ = [
-    "ENUMERATION_LIMIT",
-    "CandidateList",
-    "Candidates",
-    "Importance",
-    "Surgery",
-    "Way",
-    "list_candidates",
-    "match_layers",
-    "number_pruned",
-]
+__all__ = ["CandidateList", "Candidates", "Surgery", "Units", "list_candidates"]
 
 Surgery = Literal["exact", "as-released"]
-Way = tuple[tuple[int, ...], ...]
-"""One way to prune: for each pruned group, the pruned filters, ascending."""
 
-Importance = Mapping[str, Tensor | np.ndarray | list[float]]
-"""What a criterion makes of each filter (by group) or weight (by layer)."""
-
-ENUMERATION_LIMIT = 1_000_000
+Units = Literal["filters", "weights", "layers"]
+"""What is pruned: filters (of any group: heads and hidden units too), single weights, layers."""
 
 
 class CandidateList(Protocol):
-    """P ways to prune one network: what the stages of a study and criteria use of them.
+    """P ways to prune one network: what the stages of a study and criteria use of them."""
 
-    Either whole filters are pruned, of ``groups``, or single weights, of the layers ``weights``;
-    the other one is empty.
-    """
+    @property
+    def units(self) -> Units:
+        """What is pruned. ``groups``, ``weights`` or ``layers`` says of which parts."""
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -64,6 +43,10 @@ class CandidateList(Protocol):
     @property
     def weights(self) -> tuple[str, ...]:
         """The layers of whose ``weight`` single numbers are pruned."""
+
+    @property
+    def layers(self) -> Mapping[str, tuple[str, ...]]:
+        """The layers that can be taken out as a whole, by the list that they stand in."""
 
     @property
     def surgery(self) -> Surgery:
@@ -75,7 +58,11 @@ class CandidateList(Protocol):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """One stable id a candidate: 16 hex digits over all that tells it from others."""
+        """One stable id per candidate: 16 hex digits over all that tells it from others."""
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether the pruned networks compute alike, so that they can be trained as one."""
 
     def __len__(self) -> int: ...
 
@@ -93,71 +80,20 @@ class CandidateList(Protocol):
     def sum_pruned(self, importance: Importance) -> np.ndarray:
         """Scores ``[P]``: the importance of what is pruned, summed."""
 
+    def around(
+        self, criterion: str, importance: Importance, count: int, share: float, seed: int
+    ) -> CandidateList:
+        """As many candidates of this pruning, drawn around what a criterion would prune.
+
+        The first one prunes what is of least ``importance``; for each other one a ``share`` of the
+        importances changes places (:func:`trueoracle.pruning.ways.moved`).
+        """
+
     def costs(self, dense: nn.Module, given: Sequence[int] | Example) -> list[Cost]:
-        """The cost of each pruned network, for one image ``[C, H, W]``."""
+        """The cost of each pruned network, for one image ``[C, H, W]`` or item of an example."""
 
     def listing(self) -> Listing:
         """What :func:`trueoracle.pruning.listing.write_listing` writes."""
-
-
-def number_pruned(ratio: float, filters: int, units: str = "filters") -> int:
-    """How many of ``filters`` a pruning ratio removes: the nearest whole number, halves up.
-
-    The product is taken in decimal, as written: 0.7 of 10 is 7, 0.29 of 100 is 29. Raises
-    :class:`InputError` where the ratio is outside (0, 1) or would remove nothing or everything.
-    """
-    if not 0 < ratio < 1:
-        raise InputError(f"a pruning ratio lies between 0 and 1, got {ratio}")
-    count = int((Decimal(str(ratio)) * filters).quantize(Decimal(1), rounding=ROUND_HALF_UP))
-    if not 0 < count < filters:
-        what = "nothing" if count == 0 else "everything"
-        raise InputError(f"a pruning ratio of {ratio} would remove {what} of {filters} {units}")
-    return count
-
-
-def space_size(filters: Sequence[int], pruned: Sequence[int]) -> int:
-    """The number of ways to remove ``pruned[g]`` of ``filters[g]`` filters in every group."""
-    return math.prod(math.comb(n, k) for n, k in zip(filters, pruned, strict=True))
-
-
-def combination(number: int, n: int, k: int) -> tuple[int, ...]:
-    """The ``number``-th (from 0, lexicographic) of the ``k``-subsets of 0 … n-1."""
-    chosen: list[int] = []
-    left = math.comb(n, k)  # subsets that go on from here, updated rather than computed anew
-    for candidate in range(n):
-        open_places, rest = k - len(chosen), n - candidate
-        if open_places == 0:
-            break
-        starting_here = left * open_places // rest
-        if number < starting_here:
-            chosen.append(candidate)
-            left = starting_here
-        else:
-            number -= starting_here
-            left -= starting_here
-    return tuple(chosen)
-
-
-def way(number: int, filters: Sequence[int], pruned: Sequence[int]) -> Way:
-    """The ``number``-th way to prune; the last group changes fastest."""
-    parts = []
-    for n, k in reversed(list(zip(filters, pruned, strict=True))):
-        number, within = divmod(number, math.comb(n, k))
-        parts.append(combination(within, n, k))
-    return tuple(reversed(parts))
-
-
-def sample(size: int, count: int, seed: int) -> list[int]:
-    """``count`` distinct whole numbers below ``size`` (which may be huge), in the order drawn."""
-    generator = random.Random(seed)
-    drawn: dict[int, None] = {}
-    while len(drawn) < count:
-        drawn.setdefault(generator.randrange(size))
-        if len(drawn) * 2 > size:  # few are left to hit: draw among those
-            rest = [number for number in range(size) if number not in drawn]
-            generator.shuffle(rest)
-            drawn.update(dict.fromkeys(rest[: count - len(drawn)]))
-    return list(drawn)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,9 +110,26 @@ class Candidates:
     space: int
 
     @property
+    def units(self) -> Units:
+        return "filters"
+
+    @property
     def weights(self) -> tuple[str, ...]:
-        """None: no single weights are pruned here."""
         return ()
+
+    @property
+    def layers(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
+
+    @property
+    def is_uniform(self) -> bool:
+        return True
+
+    @property
+    def _ways(self) -> Space:
+        """The space that the candidates are from."""
+        pools = {group.name: group.filters for group in self.groups}
+        return Space(pools, tuple(map(len, self.ways[0])))
 
     def __len__(self) -> int:
         return len(self.ways)
@@ -190,7 +143,7 @@ class Candidates:
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        """One stable id a candidate: 16 hex digits over group names and pruned filters."""
+        """One stable id per candidate: 16 hex digits over group names and pruned filters."""
         return tuple(self._id(w) for w in self.ways)
 
     def _id(self, one: Way) -> str:
@@ -239,20 +192,12 @@ class Candidates:
         ``importance`` has an entry for each group, by its name. Raises :class:`InputError` where it
         does not give one number per filter.
         """
-        scores = np.zeros(len(self))
-        for position, group in enumerate(self.groups):
-            given = importance.get(group.name)
-            if isinstance(given, Tensor):
-                given = given.detach().cpu().double().numpy()
-            if given is None or np.shape(given) != (group.filters,):
-                found = "none" if given is None else list(np.shape(given))
-                raise InputError(
-                    f"the importance of {group.name} is one number for each of its {group.filters} "
-                    f"filters, got {found}"
-                )
-            filters = np.asarray(given, dtype=np.float64)
-            scores += filters[np.array([w[position] for w in self.ways])].sum(axis=1)
-        return scores
+        return self._ways.sum_removed(self.ways, importance)
+
+    def around(
+        self, criterion: str, importance: Importance, count: int, share: float, seed: int
+    ) -> Candidates:
+        return replace(self, ways=self._ways.around(importance, count, share, seed))
 
 
 def list_candidates(
@@ -265,66 +210,60 @@ def list_candidates(
 ) -> Candidates:
     """List the candidates of a pruning.
 
-    ``ratios`` maps layer names or patterns (``conv*``) to pruning ratios; any layer of a group
-    stands for the group. ``count`` is ``"all"``
-    for every way in lexicographic order, how many distinct ones to sample with ``seed``, or the
-    file of a listing (``.json``, or a combination file of the paper's code, ``.pkl``), whose
-    candidates are taken in its order. Raises :class:`InputError` for a
-    pattern without a prunable layer, a ratio that removes nothing or everything, a space too large
-    to enumerate or too small for the sample, and a listing that does not fit.
+    - ``ratios`` maps layer names or patterns to pruning ratios. A name stands for its group, be it
+      the group's first layer or another one. A pattern (``model.layers.*.mlp.*``) names the groups
+      whose first layer fits it; where none does, those of which any layer fits.
+    - ``count`` is ``"all"`` for every way in lexicographic order, how many distinct ones to sample
+      with ``seed``, or the file of a listing (``.json``, or a combination file of the paper's code,
+      ``.pkl``), whose candidates are taken in its order.
+
+    Raises :class:`InputError` for a pattern without a prunable layer, a ratio that removes nothing
+    or everything, a space too large to enumerate or too small for the sample, and a listing that
+    does not fit.
     """
     matched = _match_groups(available, ratios)
     groups = tuple(group for name, group in available.groups.items() if name in matched)
     if surgery == "as-released":
         _check_alone(groups)
-    filters = [group.filters for group in groups]
     pruned = []
     for group in groups:
         try:
             pruned.append(number_pruned(matched[group.name], group.filters))
         except InputError as error:
             raise InputError(f"pruning.layers: {group.name}: {error}") from error
-    space = space_size(filters, pruned)
+    space = Space({group.name: group.filters for group in groups}, tuple(pruned))
     if isinstance(count, Path):
-        if count.suffix == ".pkl":
-            entries: Iterable[Any] = read_combinations(count, [group.name for group in groups])
-        else:
-            entries = read_listing(count, _header(groups))
-        ways = _ways_of(entries, groups, pruned, count)
-        return Candidates(groups, ways, surgery, space)
-    if count == "all":
-        if space > ENUMERATION_LIMIT:
-            raise InputError(
-                f"there are {_readable(space)} ways to prune {', '.join(matched)}, too many to "
-                f"list (at most {ENUMERATION_LIMIT:,}): set pruning.candidates to a number to "
-                "sample, such as 1000"
-            )
-        numbers: Sequence[int] = range(space)
+        ways = space.read(count, _header(groups))
     else:
-        if count > min(space, ENUMERATION_LIMIT):
-            raise InputError(
-                f"pruning.candidates = {count:,}, but there are {_readable(space)} ways (at most "
-                f"{ENUMERATION_LIMIT:,} are sampled): 'all' lists every one"
-            )
-        numbers = sample(space, count, seed)
-    return Candidates(groups, tuple(way(i, filters, pruned) for i in numbers), surgery, space)
+        ways = space.choose(count, seed)
+    return Candidates(groups, ways, surgery, space.size)
 
 
 def _match_groups(available: GroupMap, ratios: Mapping[str, float]) -> dict[str, float]:
-    """The ratio of every group one of whose layers is named, or that is itself (LAYER:heads)."""
+    """The ratio of every group that is named: by one of its layers, or itself (LAYER:heads)."""
     group_of = {
         name: group
         for group in available.groups.values()
         for name in ([group.name] if ":" in group.name else [one.module for one in group.layers])
     }
     matched: dict[str, float] = {}
-    for name, ratio in match_layers(group_of, available.refused, ratios).items():
-        group = group_of[name].name
-        if matched.setdefault(group, ratio) != ratio:
-            raise InputError(
-                f"pruning.layers: {group!r} and {name!r} lose the same filters, and are given "
-                f"different ratios, {matched[group]} and {ratio}"
-            )
+    named: set[str] = set()
+    for pattern, ratio in ratios.items():
+        known = group_of
+        if pattern not in group_of and any(fnmatchcase(one, pattern) for one in available.groups):
+            # What a block writes to a sum belongs to the group of the whole sum, which begins
+            # elsewhere: a pattern over a block's layers does not mean that one.
+            known = {name: group for name, group in group_of.items() if name == group.name}
+        for name in match_layers(known, available.refused, {pattern: ratio}):
+            if name in named:
+                raise InputError(f"pruning.layers: {name!r} is named by more than one pattern")
+            named.add(name)
+            group = group_of[name].name
+            if matched.setdefault(group, ratio) != ratio:
+                raise InputError(
+                    f"pruning.layers: {group!r} and {name!r} lose the same filters, and are given "
+                    f"different ratios, {matched[group]} and {ratio}"
+                )
     return matched
 
 
@@ -344,95 +283,3 @@ def _check_alone(groups: Sequence[Group]) -> None:
 
 def _header(groups: Sequence[Group]) -> dict[str, Any]:
     return {"kind": "structured", "groups": {group.name: group.filters for group in groups}}
-
-
-def _ways_of(
-    entries: Iterable[Any], groups: Sequence[Group], pruned: Sequence[int], path: Path
-) -> tuple[Way, ...]:
-    """The ways that a listing's entries name, each of them checked."""
-    places: dict[Way, int] = {}
-    for place, entry in enumerate(entries, start=1):
-        where = f"{path}: candidate {place}"
-        if not isinstance(entry, dict) or set(entry) != {group.name for group in groups}:
-            raise InputError(
-                f"{where} names the pruned filters of {', '.join(g.name for g in groups)}, in an "
-                f"object of lists; got {shown(entry)}"
-            )
-        parts = []
-        for group, count in zip(groups, pruned, strict=True):
-            given = entry[group.name]
-            # A bool is an int to Python, and 1.0 equals 1.
-            is_list = isinstance(given, list | tuple)
-            if not is_list or any(type(filter_) is not int for filter_ in given):
-                raise InputError(
-                    f"{where}: {group.name} takes a list of filters, got {shown(given)}"
-                )
-            outside = [filter_ for filter_ in given if not 0 <= filter_ < group.filters]
-            if outside:
-                raise InputError(
-                    f"{where}: {group.name} has filters 0 to {group.filters - 1}, "
-                    f"got {shown(outside[0])}"
-                )
-            if len(set(given)) < len(given):
-                raise InputError(f"{where}: {group.name} names a filter twice: {shown(given)}")
-            if len(given) != count:
-                # Whoever wrote the file may have rounded a ratio otherwise.
-                hint = ""
-                if 0 < len(given) < group.filters:
-                    ratio = round(len(given) / group.filters, len(str(group.filters)))
-                    hint = f": a ratio of {ratio} prunes {len(given)}"
-                raise InputError(
-                    f"{where} prunes {len(given)} filters of {group.name}, and pruning.layers "
-                    f"{count} of {group.filters}{hint}"
-                )
-            parts.append(tuple(sorted(given)))
-        way_ = tuple(parts)
-        if way_ in places:
-            raise InputError(f"{where} is the same as candidate {places[way_]}")
-        places[way_] = place
-    return tuple(places)
-
-
-def match_layers(
-    available: Collection[str], refused: Mapping[str, str], ratios: Mapping[str, float]
-) -> dict[str, float]:
-    """The ratio of every layer that a pattern of ``ratios`` names; each must name at least one.
-
-    ``refused`` maps layers that cannot be pruned to the reason. A second kind of unit of a layer
-    (``LAYER:heads``) is named by a pattern with a colon only: ``*`` is all layers. Raises :class:`InputError` for a
-    pattern that names none, and for a layer that several patterns name.
-    """
-    matched: dict[str, float] = {}
-    for pattern, ratio in ratios.items():
-        hits = [
-            name
-            for name in available
-            if name == pattern or ((":" in pattern or ":" not in name) and fnmatchcase(name, pattern))
-        ]
-        if not hits:
-            raise _no_such_layer(available, refused, pattern)
-        for name in hits:
-            if name in matched:
-                raise InputError(f"pruning.layers: {name!r} is named by more than one pattern")
-            matched[name] = ratio
-    return matched
-
-
-def _no_such_layer(
-    available: Collection[str], refused: Mapping[str, str], pattern: str
-) -> InputError:
-    reasons = {name: f"{name!r} cannot be pruned: {why}" for name, why in refused.items()}
-    named = [line for name, line in reasons.items() if fnmatchcase(name, pattern)]
-    if named:
-        return InputError(f"pruning.layers: {named[0]}")
-    if not available:
-        why = "; ".join(reasons.values()) or "none"
-        return InputError(f"pruning.layers: no layer can be pruned: {why}")
-    return unknown("layer in pruning.layers", pattern, available)
-
-
-def _readable(size: int) -> str:
-    if size < 10**15:
-        return f"{size:,}"
-    exponent, fraction = divmod(math.log10(size), 1)  # of a whole number of any length
-    return f"about {10**fraction:.1f}e{exponent:.0f}"

@@ -1,7 +1,8 @@
-"""Which filters hang together: for every prunable layer, all that must go with its filters."""
+"""What a group is: filters that can only go together, and every place where they occur."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 __all__ = [
     "Group",
     "GroupMap",
+    "Kind",
     "Part",
     "Place",
     "Role",
-    "Unit",
     "by_filter",
     "entries",
     "filter_weights",
+    "is_of_layer",
     "layer_weights",
 ]
 
@@ -31,7 +33,7 @@ an entry for each. ``reads``: a layer's input weights. ``counts``: a number that
 that of what it is given, from the last one.
 """
 
-Unit = Literal["filters", "units", "heads", "key/value groups", "query heads"]
+Kind = Literal["filters", "units", "heads", "key/value groups", "query heads"]
 """What the filters of a group are."""
 
 _OF_LAYERS = {
@@ -40,6 +42,9 @@ _OF_LAYERS = {
     *("q_proj_weight", "k_proj_weight", "v_proj_weight", "bias_k", "bias_v", "kept_heads"),
 }
 """Tensors and numbers that are a layer's own; others are named themselves."""
+
+_OF_RECURRENT = re.compile(r"(weight|bias)_(ih|hh)(_l\d+(_reverse)?)?")
+"""Likewise of recurrent layers and cells; projections (``weight_hr_l0``) are named themselves."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,11 @@ class Part:
 class Group:
     """Filters that can only go together, and every place where their indices occur.
 
-    ``name`` is that of its first layer in forward order, ``filters`` how many there are. The
+    ``name`` is that of its first layer in forward order, ``filters`` how many there are to choose
+    from; each may be several filters of a layer (``unit`` says so). The
     ``layers`` put the filters out (their outputs are added up where there are several), the
     ``norms`` have one entry per channel (norms, depthwise convolutions, parameters of the
-    channels), the ``consumers`` one slice of input weights. ``unit`` is what a filter is: one of a
+    channels), the ``consumers`` one slice of input weights. ``kind`` is what a filter is: one of a
     convolution, a hidden unit of a linear layer, or a part of attention. Where heads share keys and
     values, a layer has two groups: its key/value groups, and (``LAYER:heads``) the query heads, of
     which every key/value group loses the same ones.
@@ -121,7 +127,7 @@ class Group:
     name: str
     filters: int
     places: tuple[Place, ...]
-    unit: Unit = "filters"
+    kind: Kind = "filters"
 
     @property
     def layers(self) -> tuple[Part, ...]:
@@ -134,6 +140,21 @@ class Group:
     @property
     def consumers(self) -> tuple[Part, ...]:
         return self._parts("reads")
+
+    @property
+    def unit(self) -> str:
+        """What goes at a time, in words, where it is not one filter of each layer; else empty."""
+        taken: dict[str, dict[str, list[Place]]] = {}
+        for place in self.places:
+            if place.role == "writes":
+                by_tensor = taken.setdefault(_part(place).module, {})
+                by_tensor.setdefault(place.tensor, []).append(place)
+        shown = [
+            _words(layer, next(iter(tensors.values())))
+            for layer, tensors in taken.items()
+            if any(place.inner * place.outer > 1 for place in next(iter(tensors.values())))
+        ]
+        return ", ".join(shown[:3]) + (", …" if len(shown) > 3 else "")
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -154,9 +175,24 @@ class Group:
         return tuple(part for part in parts if first[part.module] is part)
 
 
+def _words(layer: str, places: Sequence[Place]) -> str:
+    """How many filters of a layer go at a time, and how they lie."""
+    count = sum(place.inner * place.outer for place in places)
+    inner = {place.inner for place in places}
+    if inner == {count}:
+        return f"{count} neighbouring filters of {layer}"
+    if inner == {1}:
+        return f"{count} filters of {layer}, one of each of {count} blocks"
+    return f"{count} filters of {layer}"
+
+
+def is_of_layer(name: str) -> bool:
+    """Whether a tensor or number of this name, the last of a path, is its module's as a layer."""
+    return name in _OF_LAYERS or _OF_RECURRENT.fullmatch(name) is not None
+
+
 def _part(place: Place) -> Part:
-    last = place.tensor.rpartition(".")[2]
-    is_layers = last in _OF_LAYERS and place.owner
+    is_layers = is_of_layer(place.tensor.rpartition(".")[2]) and place.owner
     return Part(
         place.owner if is_layers else place.tensor,
         place.inner,

@@ -146,6 +146,8 @@ def _sha256(content: Mapping[str, Any]) -> str:
 
 def _shown(value: object) -> str:
     """A header's value in one line of bearable length."""
+    if value is None:
+        return "nothing"
     if isinstance(value, dict):
         return _listed([f"{name} ({number})" for name, number in value.items()]) or "nothing"
     return shown(value)

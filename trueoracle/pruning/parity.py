@@ -9,7 +9,7 @@ with every filter of it pruned at least once.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,14 @@ from trueoracle.errors import InputError, first_line
 from trueoracle.networks.copying import copied, without_numbers
 from trueoracle.networks.graph import Example, answer, converted, no_fast_path
 from trueoracle.networks.watching import Watch
-from trueoracle.pruning.axes.counting import Counts, choices, counted, counts_of, remembered, with_usual
+from trueoracle.pruning.axes.counting import (
+    Counts,
+    choices,
+    counted,
+    counts_of,
+    remembered,
+    with_usual,
+)
 from trueoracle.pruning.axes.offers import Offers
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.pruning.groups import Group, GroupMap
@@ -125,11 +132,12 @@ def settled(network: nn.Module, found: Offers, example: Example) -> GroupMap:
             failed = {n: why for n in without if (why := shapes.with_numbers(heads[n]))}
             passed |= {name: heads[name] for name in without if name not in failed}
         if passed:
-            passed, without = sorters[1].sort([*passed.values()])
+            passed, without = sorters[1].sort([*passed.values()], found.notes)
             failed |= without
         result.groups.update(passed)
         for name, reason in failed.items():
-            reasons.setdefault(name, reason)
+            note = f" ({found.notes[name]})" if name in found.notes else ""
+            reasons.setdefault(name, reason + note)
         ways = {name: ways[name] for name in failed if ways[name]}
     for name, reason in reasons.items():
         if ":" in name and name not in result.groups:
@@ -256,16 +264,22 @@ class _Sorter:
         self._counts: list[Counts] = []  # that a group of this network was found to need
         self._in_vain: set[Counts] = set()  # of which no choice helped a group
 
-    def sort(self, groups: Sequence[Group]) -> tuple[dict[str, Group], dict[str, str]]:
+    def sort(
+        self, groups: Sequence[Group], doubted: Collection[str] = ()
+    ) -> tuple[dict[str, Group], dict[str, str]]:
         """The groups that can be cut, with the numbers that have to change, and why others cannot.
 
-        Both by name.
+        Both by name. Cutting what follows can hide a wrong cut, so the ``doubted`` groups, which
+        fail more often, are tried once more with the rest of the network whole.
         """
-        if not self._reason(groups):  # most often
+        doubtful = [group for group in groups if group.name in doubted]
+        plain = [group for group in groups if group.name not in doubted]
+        sets = [groups, doubtful] if doubtful and plain else [groups]
+        if not any(map(self._reason, sets)):  # most often
             return {group.name: group for group in groups}, {}
         passed: dict[str, Group] = {}
         failed: dict[str, str] = {}
-        for some in self._sorted_out(groups):
+        for some in [*self._sorted_out(plain), *self._sorted_out(doubtful)]:
             fine, without = self._settle(some)
             passed |= fine
             failed |= without

@@ -1,4 +1,4 @@
-"""Removing filters physically: the pruned network is smaller, not masked."""
+"""Removing filters: the pruned network is physically smaller, not masked."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ def prune(
 ) -> nn.Module:
     """A copy of ``dense`` with only the ``kept`` filters of each group.
 
-    The layers' own weights are cut to ``kept``; the norms and consumers to the channels ``read``.
-    Left out, ``read`` is ``kept``: exact surgery, which computes the same function as zeroing the
-    channels (``masks.masked``). The paper's released code instead lets ``read`` be the survivors
-    of one L1 pass, whatever the candidate keeps (``l1_survivors``). A network that ``is_shared``
-    has the parameters of ``dense`` itself where nothing is cut: to look at, not to train.
+    The weights of the layers themselves are cut to ``kept``, the norms and consumers to ``read``.
+    Without ``read``, those are cut to ``kept`` as well: exact surgery, which computes the same
+    function as zeroing the channels (``masks.masked``). The paper's released code instead takes for
+    ``read`` the survivors of one L1 pass, whatever the candidate keeps (``l1_survivors``). A
+    network that ``is_shared`` has the parameters of ``dense`` itself where nothing is cut: to look
+    at, not to train.
     """
     touched = {place.tensor for group in groups for place in group.places}
     rest = [value for name, value in dense.named_parameters() if name not in touched]
@@ -64,15 +65,15 @@ def prune(
         for number, lowered in counts.items():
             _count_down(network, number, lowered)
         for owner in dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in cuts):
-            _fit(network.get_submodule(owner), dense.get_submodule(owner))
+            _fit(network.get_submodule(owner))
             fit_heads(network, owner)
     return network
 
 
 def l1_survivors(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> dict[str, np.ndarray]:
-    """The filters ``[K]`` of largest mean |w| in each group, as many as ``kept`` has, ascending.
+    """For each group, as many filters as ``kept`` has, those of the largest mean |w|, ascending.
 
-    The L1 pass of the paper's released code, which decides there what following layers read.
+    This is the L1 pass of the paper's released code, which decides there what later layers read.
     """
     survivors = {}
     for group in groups:
@@ -87,9 +88,9 @@ def _indices(given: Sequence[int] | np.ndarray) -> Tensor:
 
 
 def _holders(network: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """The modules that hold each parameter and buffer, and under which name, by its dotted name.
+    """By the dotted name of each parameter and buffer: the modules that hold it, and its key there.
 
-    One that is shared has several, under each of its names.
+    A shared tensor has several holders, and is found under each of its names.
     """
     found: dict[int, list[tuple[nn.Module, str]]] = {}
     named = {}
@@ -119,7 +120,7 @@ def _cut(
 
 
 def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
-    """What is kept of an axis: of each group its kept filters, of the rest everything."""
+    """The indices of an axis that stay: the kept filters of each group, and what is in none."""
     if all((kept.diff() > 0).all() for _, _, kept in found):
         stays = torch.ones(width, dtype=torch.bool)
         for place, count, kept in found:
@@ -127,7 +128,7 @@ def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
             goes[kept] = False
             stays[place.entries(goes.nonzero()[:, 0], count)] = False
         return stays.nonzero()[:, 0]
-    # Filters in another order, or several times: each block of a group's is put together anew.
+    # The kept filters are in another order, or repeated: build each block of a group anew.
     blocks = sorted(
         (place.offset + i * count * place.inner, count * place.inner, place.inner, kept)
         for place, count, kept in found
@@ -141,10 +142,8 @@ def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
     return torch.cat([*pieces, torch.arange(end, width)])
 
 
-def _count_down(
-    network: nn.Module, number: str, lowered: Sequence[tuple[Place, int, int]]
-) -> None:
-    """Lower a number that counts filters; of a shape, its last axis.
+def _count_down(network: nn.Module, number: str, lowered: Sequence[tuple[Place, int, int]]) -> None:
+    """Lower a number that counts filters; in a shape, the size of the last axis.
 
     ``lowered`` are its places, each with how many filters there were and how many are left.
     """
@@ -168,7 +167,7 @@ def _count_down(
 
 
 def _module_of(network: nn.Module, name: str) -> str:
-    """The longest beginning of a dotted name that is a module's path."""
+    """The longest prefix of a dotted name that is the path of a module."""
     path = name
     while path:
         path = path.rpartition(".")[0]
@@ -180,13 +179,17 @@ def _module_of(network: nn.Module, name: str) -> str:
     return ""
 
 
-def _fit(module: nn.Module, before: nn.Module) -> None:
-    """Make the sizes that a layer says it has those of its tensors."""
+def _fit(module: nn.Module) -> None:
+    """Set the sizes that a layer states to those of its tensors."""
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, Attention):
         module.heads = module.in_proj_weight.shape[0] // (3 * module.head_dim)
-    elif isinstance(module, _ConvNd) and isinstance(before, _ConvNd):
-        _fit_convolution(module, before)
+    elif isinstance(module, _ConvNd):
+        _fit_convolution(module)
+    elif isinstance(module, nn.RNNBase):
+        _fit_recurrent(module)
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -203,13 +206,18 @@ def _fit(module: nn.Module, before: nn.Module) -> None:
         module.nx, module.nf = weight.shape
 
 
-def _fit_convolution(module: _ConvNd, before: _ConvNd) -> None:
+def _fit_convolution(module: _ConvNd) -> None:
     first, second = module.weight.shape[:2]
-    is_depthwise = before.groups == before.in_channels > 1
     if isinstance(module, _ConvTransposeNd):
-        module.groups = first if is_depthwise else before.groups
         module.in_channels, module.out_channels = first, second * module.groups
-        return
-    if is_depthwise:
-        module.groups = first * before.groups // before.out_channels
-    module.in_channels, module.out_channels = second * module.groups, first
+    else:
+        module.in_channels, module.out_channels = second * module.groups, first
+
+
+def _fit_recurrent(module: nn.RNNBase) -> None:
+    inputs, states = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+    module.input_size = inputs.shape[1]
+    module.hidden_size = len(inputs) // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    if module.proj_size:
+        module.proj_size = states.shape[1]
+    module.flatten_parameters()

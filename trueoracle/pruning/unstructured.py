@@ -1,4 +1,8 @@
-"""Pruning single weights: random masks, each made again from one number, and held in retraining."""
+"""Pruning single weights: masks that are made again from one number, and held in retraining.
+
+Masks are random, or drawn around what a criterion would prune. What a weight competes with is said
+by the scope: its layer, its output row, all layers, or its few neighbours (N:M).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,53 +23,111 @@ from torch.nn.utils import parametrize
 from trueoracle.errors import InputError, first_line, shown
 from trueoracle.networks.copying import copied
 from trueoracle.networks.graph import Example
-from trueoracle.pruning.candidates import (
-    ENUMERATION_LIMIT,
-    Importance,
-    Surgery,
-    match_layers,
-    number_pruned,
-)
+from trueoracle.pruning.candidates import Surgery, Units
 from trueoracle.pruning.cost import Cost, cost, macs_by_parameter
 from trueoracle.pruning.groups import Group
 from trueoracle.pruning.listing import Listing, read_listing
 from trueoracle.pruning.parity import check_network, check_training
+from trueoracle.pruning.ways import (
+    ENUMERATION_LIMIT,
+    TRIES,
+    Importance,
+    as_numbers,
+    match_layers,
+    moved,
+    number_pruned,
+    seed_of,
+    too_few,
+)
 
-__all__ = ["Scope", "WeightCandidates", "check_masks", "list_weight_candidates", "unmasked"]
+__all__ = [
+    "Around",
+    "Scope",
+    "WeightCandidates",
+    "check_masks",
+    "has_outputs_last",
+    "held_weight",
+    "list_weight_candidates",
+    "unmasked",
+]
 
-Scope = Literal["layer", "global"]
+Scope = Literal["layer", "row", "global"]
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _DIGITS = frozenset("0123456789abcdef")
 
+OWN = 0
+"""The number of the mask that is a criterion's own choice."""
+
+
+def has_outputs_last(module: nn.Module) -> bool:
+    """Whether a layer's weight is ``[in, out]``, as that of transformers' ``Conv1D`` is."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """What masks are drawn around: a criterion's name and its score of every weight, by layer.
+
+    ``share`` of the scores change places in each mask but the criterion's own.
+    """
+
+    criterion: str
+    share: float
+    scores: Mapping[str, np.ndarray] = field(repr=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits over the scores."""
+        found = hashlib.sha256()
+        for name, scores in self.scores.items():
+            found.update(name.encode() + scores.astype("<f8").tobytes())
+        return found.hexdigest()[:16]
+
 
 @dataclass(frozen=True, eq=False)
 class WeightCandidates:
-    """P random masks over the weights of some layers, which prune by setting to zero.
+    """P masks over the weights of some layers, which prune by setting to zero.
 
-    ``shapes`` maps each layer to the shape of its weight. ``counts`` says how many weights are
-    zeroed: of each layer (scope ``layer``), or of all together (``global``: one entry, ``""``).
+    ``shapes`` maps each layer to the shape of its weight; those ``turned`` have it as ``[in,
+    out]``. ``counts`` says how many weights are zeroed: of each layer (scopes ``layer`` and
+    ``row``), or of all together (``global``: one entry, ``""``). ``patterns`` has N and M of each
+    layer where of every M consecutive input weights of a row N are kept; of a convolution, which
+    reads M input channels at one place of its kernel.
 
     Candidate i is the number ``masks[i]`` below 2⁶⁴, which seeds numpy's PCG64. One raw 64-bit
-    output belongs to each weight, in the order of layers and then of memory; the weights with the
-    smallest ones are pruned. So every subset of the right size is equally likely, candidates are
-    independent, and nothing but the number is kept.
+    output belongs to each weight, in the order of layers and then of memory; of the weights that
+    compete with each other, those with the smallest ones are pruned. So every subset of the right
+    size is equally likely, candidates are independent, and nothing but the number is kept. With
+    ``around``, the raw outputs decide instead which of a criterion's scores change places
+    (:func:`trueoracle.pruning.ways.moved`; of one layer, or in scope ``global`` of all), and the
+    weights with the smallest scores are pruned; number 0 is the criterion's own choice.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     counts: Mapping[str, int]
     scope: Scope
     masks: tuple[int, ...]
+    turned: frozenset[str] = frozenset()
+    patterns: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    drawn_around: Around | None = None
+
+    @property
+    def units(self) -> Units:
+        return "weights"
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """None: no whole filters are pruned here."""
         return ()
 
     @property
     def weights(self) -> tuple[str, ...]:
         """The layers of whose weight single numbers are pruned."""
         return tuple(self.shapes)
+
+    @property
+    def layers(self) -> Mapping[str, tuple[str, ...]]:
+        return {}
 
     @property
     def surgery(self) -> Surgery:
@@ -75,6 +137,10 @@ class WeightCandidates:
     def space(self) -> int | None:
         """None: a number of thousands of digits."""
         return None
+
+    @property
+    def is_uniform(self) -> bool:
+        return True
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -88,10 +154,14 @@ class WeightCandidates:
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        """One stable id a candidate: 16 hex digits over layers, shapes, counts and mask."""
+        """One stable id per candidate: 16 hex digits over layers, shapes, counts and mask."""
         layers = ";".join(f"{n}/{'x'.join(map(str, shape))}" for n, shape in self.shapes.items())
         counts = ";".join(f"{name}:{count}" for name, count in self.counts.items())
         common = f"weights/{self.scope}/{layers}/{counts}"
+        if self.patterns:
+            common += "/" + ";".join(f"{n}:{m}" for n, m in self.patterns.values())
+        if self.drawn_around is not None:
+            common += f"/around {self.drawn_around.share}/{self.drawn_around.digest}"
         return tuple(
             hashlib.sha256(f"{common}/{_digits(mask)}".encode()).hexdigest()[:16]
             for mask in self.masks
@@ -107,11 +177,52 @@ class WeightCandidates:
 
     def kept(self, index: int) -> dict[str, Tensor]:
         """The mask of one candidate by layer, bool, shaped like its weight: 1 = kept."""
-        parts = np.split(self._kept(index), np.cumsum(self._sizes)[:-1])
+        keys = self._keys(self.masks[index])
+        if self.scope == "global":
+            whole = _kept(np.concatenate(list(keys.values())), None, self.counts[""])
+            parts = np.split(whole, np.cumsum(self._sizes)[:-1])
+        else:
+            parts = [
+                _kept(own, *self._competing(name, self.counts[name])) for name, own in keys.items()
+            ]
         return {
             name: torch.from_numpy(part).view(shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
+
+    def _keys(self, mask: int) -> dict[str, np.ndarray]:
+        """What the weights compete by, ``[weights]`` by layer: the smallest are pruned."""
+        if self.drawn_around is None:
+            return self._random(mask)
+        scores = {name: self.drawn_around.scores[name].ravel() for name in self.shapes}
+        if mask == OWN:
+            return scores
+        share, keys = self.drawn_around.share, self._random(mask)
+        if self.scope == "global":
+            flat = (np.concatenate(list(one.values())) for one in (scores, keys))
+            every, key = flat
+            parts = np.split(moved(every, share, key), np.cumsum(self._sizes)[:-1])
+            return dict(zip(scores, parts, strict=True))
+        return {name: moved(own, share, keys[name]) for name, own in scores.items()}
+
+    def _random(self, mask: int) -> dict[str, np.ndarray]:
+        # The raw stream, which numpy promises not to change; what is drawn from it may.
+        stream = np.random.PCG64(mask)
+        sizes = zip(self.shapes, self._sizes, strict=True)
+        return {name: stream.random_raw(size) for name, size in sizes}
+
+    def _competing(self, name: str, count: int) -> tuple[np.ndarray | None, int]:
+        """Which weights of a layer compete, ``[cells, weights]``, and how many of a cell go.
+
+        None stands for one cell of all.
+        """
+        if self.scope == "layer" and name not in self.patterns:
+            return None, count
+        rows = _rows(self.shapes[name], name in self.turned)
+        if name in self.patterns:
+            kept, of = self.patterns[name]
+            return rows.reshape(-1, of), of - kept
+        return rows, count // len(rows)
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -124,19 +235,6 @@ class WeightCandidates:
         if self.scope == "global":
             return {"": sum(self._sizes)}
         return dict(zip(self.shapes, self._sizes, strict=True))
-
-    def _kept(self, index: int) -> np.ndarray:
-        """The mask ``[weights]`` over all layers."""
-        # The raw stream, which numpy promises not to change; what is drawn from it may.
-        keys = np.random.PCG64(self.masks[index]).random_raw(sum(self._sizes))
-        kept = np.ones(len(keys), dtype=bool)
-        start = 0
-        for name, size in self._sizes_by_count.items():
-            count = self.counts[name]
-            smallest = np.argpartition(keys[start : start + size], count - 1)[:count]
-            kept[start + smallest] = False
-            start += size
-        return kept
 
     def prune(self, dense: nn.Module, index: int) -> nn.Module:
         """A copy of ``dense`` whose pruned weights are zero, and stay so however it is trained.
@@ -160,46 +258,92 @@ class WeightCandidates:
         ``importance`` maps each layer to numbers shaped like its weight. Raises
         :class:`InputError` where there are none.
         """
-        parts = []
+        flat = np.concatenate([one.ravel() for one in self._importance(importance).values()])
+        return np.array([flat[~self._flat(index)].sum() for index in range(len(self))])
+
+    def _flat(self, index: int) -> np.ndarray:
+        return np.concatenate([kept.numpy().ravel() for kept in self.kept(index).values()])
+
+    def _bits(self, index: int) -> bytes:
+        """What tells a mask from others."""
+        return hashlib.sha256(np.packbits(self._flat(index)).tobytes()).digest()
+
+    def _importance(self, importance: Importance) -> dict[str, np.ndarray]:
+        found = {}
         for name, shape in self.shapes.items():
-            given = importance.get(name)
-            plain = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
-            if plain is None or np.shape(plain) != shape:
-                found = "none" if plain is None else list(np.shape(plain))
+            given = as_numbers(importance.get(name))
+            if given is None or given.shape != shape:
+                what = "none" if given is None else list(given.shape)
                 raise InputError(
-                    f"pruning.kind = 'unstructured' needs the importance of each weight of {name} "
-                    f"{list(shape)}, got {found}"
+                    f"the importance of {name} is one number for each of its weights "
+                    f"{list(shape)}, got {what}"
                 )
-            parts.append(np.asarray(plain, dtype=np.float64).ravel())
-        flat = np.concatenate(parts)
-        return np.array([flat[~self._kept(index)].sum() for index in range(len(self))])
+            found[name] = given
+        return found
+
+    def around(
+        self, criterion: str, importance: Importance, count: int, share: float, seed: int
+    ) -> WeightCandidates:
+        drawn = Around(criterion, share, self._importance(importance))
+        made = replace(self, masks=(OWN,), drawn_around=drawn)
+        found = {made._bits(0): OWN}
+        for draw in range(count * TRIES):
+            if len(found) == count:
+                break
+            number = seed_of(seed, draw, "around")
+            found.setdefault(replace(made, masks=(number,))._bits(0), number)
+        if len(found) < count:
+            raise too_few(len(found), count, share)
+        return replace(made, masks=tuple(found.values()))
 
     def costs(self, dense: nn.Module, given: Sequence[int] | Example) -> list[Cost]:
         """The cost of each pruned network, of which zeros are no part.
 
-        A layer's MACs shrink with the share of its weights that are left. In scope ``layer`` that
-        is the same for all candidates.
+        A layer's MACs shrink with the share of its weights that are left. But in scope ``global``
+        that is the same for all candidates.
         """
         whole, by_parameter = cost(dense, given), macs_by_parameter(dense, given)
         macs = [by_parameter.get(f"{name}.weight", 0) for name in self.shapes]
         zeros = sum(self.counts.values())
 
-        def one(index: int) -> Cost:
-            left = [int(kept.sum()) for kept in self.kept(index).values()]
+        def one(left: Sequence[int]) -> Cost:
             saved = (
                 m - m * kept // size for m, kept, size in zip(macs, left, self._sizes, strict=True)
             )
             return Cost(whole.parameters - zeros, whole.macs - sum(saved))
 
-        if self.scope == "layer":
-            return [one(0)] * len(self)
-        return [one(index) for index in range(len(self))]
+        if self.scope == "global":
+            counted = ([int(k.sum()) for k in self.kept(i).values()] for i in range(len(self)))
+            return [one(left) for left in counted]
+        left = [size - n for size, n in zip(self._sizes, self.counts.values(), strict=True)]
+        return [one(left)] * len(self)
 
     def listing(self) -> Listing:
         """The layers and how many weights are pruned, and the mask of each candidate."""
-        return Listing(
-            _header(self.shapes, self.counts, self.scope), tuple(map(_digits, self.masks))
-        )
+        return Listing(_header(self), tuple(map(_digits, self.masks)))
+
+
+def _rows(shape: tuple[int, ...], is_turned: bool) -> np.ndarray:
+    """Where the weights of each output lie in memory, ``[out, n]``, the inputs as neighbours."""
+    places = np.arange(math.prod(shape)).reshape(shape)
+    inputs_last = places.T if is_turned else np.moveaxis(places, 1, -1)
+    return inputs_last.reshape(len(inputs_last), -1)
+
+
+def _kept(keys: np.ndarray, cells: np.ndarray | None, count: int) -> np.ndarray:
+    """Which weights ``[n]`` are kept: of every cell all but the ``count`` with the smallest keys.
+
+    Of equal keys the first one in the cell goes.
+    """
+    kept = np.ones(len(keys), dtype=bool)
+    if cells is None:
+        cells = np.arange(len(keys))[None]
+    if keys.dtype == np.uint64:  # which hardly ever tie, and a partition is several times faster
+        smallest = np.argpartition(keys[cells], count - 1, axis=1)[:, :count]
+    else:
+        smallest = np.argsort(keys[cells], axis=1, kind="stable")[:, :count]
+    kept[np.take_along_axis(cells, smallest, axis=1)] = False
+    return kept
 
 
 class _Masked(nn.Module):
@@ -213,19 +357,30 @@ class _Masked(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.get_buffer("mask")
+        return weight * self.get_buffer("mask").to(weight.dtype)
+
+
+def held_weight(layer: nn.Module) -> tuple[nn.Parameter, Tensor] | None:
+    """The parameter and the mask that a pruned layer's weight is computed from; None: it is plain.
+
+    The mask is 1 where a weight is kept, and shaped like the weight.
+    """
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    held = layer.get_submodule("parametrizations.weight")
+    first = held.get_submodule("0")
+    if not isinstance(first, _Masked):
+        return None
+    return held.get_parameter("original"), first.get_buffer("mask")
 
 
 def unmasked(network: nn.Module) -> nn.Module:
     """A copy of a pruned network with plain weights, some of them zero: to save, or to hand on."""
     plain = copied(network)
     for module in list(plain.modules()):
-        if not parametrize.is_parametrized(module, "weight"):
+        if (held := held_weight(module)) is None:
             continue
-        held = module.get_submodule("parametrizations.weight")
-        if not isinstance(held.get_submodule("0"), _Masked):
-            continue
-        trains = held.get_parameter("original").requires_grad
+        trains = held[0].requires_grad
         weight = nn.Parameter(cast(Tensor, module.weight).detach(), requires_grad=trains)
         # Not by remove_parametrizations, which changes a class that copies share with the original.
         module.__class__ = parametrize.type_before_parametrizations(module)
@@ -236,43 +391,86 @@ def unmasked(network: nn.Module) -> nn.Module:
 
 def list_weight_candidates(
     network: nn.Module,
-    sparsities: Mapping[str, float],
+    sparsities: Mapping[str, float | str],
     *,
     count: int | Path,
     seed: int = 0,
     scope: Scope = "layer",
 ) -> WeightCandidates:
-    """Sample masks over the weights of convolutions and linear layers.
+    """Sample masks over the weights of convolutions, linear layers and transformers' ``Conv1D``.
 
-    ``sparsities`` maps layer names or patterns to the share of weights that are pruned: of each
-    layer, or (scope ``global``, where all are equal) of all of them together; it is rounded to
-    whole weights by :func:`number_pruned`. ``count`` is how many masks to draw with ``seed``, or
-    the file of a listing. Raises :class:`InputError` for a pattern without such a layer, a sparsity
-    that prunes nothing or everything, and a listing that does not fit.
+    - ``sparsities`` maps layer names or patterns to the share of weights that are pruned, of each
+      layer, of each output row of it (scope ``row``), or of all of them together (scope
+      ``global``, where all are equal), rounded to whole weights by
+      :func:`trueoracle.pruning.ways.number_pruned`; or to ``"N:M"``: of every M consecutive input
+      weights of a row N are kept.
+    - ``count`` is how many masks to draw with ``seed``, or the file of a listing.
+
+    Raises :class:`InputError` for a pattern without such a layer, a sparsity that prunes nothing or
+    everything, inputs that are no multiple of M, and a listing that does not fit.
     """
     available, refused = _weighted_layers(network)
     matched = match_layers(available, refused, sparsities)
     shapes = {name: shape for name, shape in available.items() if name in matched}
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    turned = frozenset(n for n in shapes if has_outputs_last(network.get_submodule(n)))
+    patterns = {
+        name: _pattern(name, matched[name], shapes[name][0 if name in turned else 1])
+        for name in shapes
+        if isinstance(matched[name], str)
+    }
     if scope == "global":
-        sizes = {"": sum(sizes.values())}
-        matched = {"": next(iter(matched.values()))}
-    counts = {}
-    for name, size in sizes.items():
-        try:
-            counts[name] = number_pruned(matched[name], size, "weights")
-        except InputError as error:
-            raise InputError(f"pruning.layers: {name or 'all layers'}: {error}") from error
-    if isinstance(count, Path):
-        masks = _masks_of(read_listing(count, _header(shapes, counts, scope)), count)
+        total = sum(math.prod(shape) for shape in shapes.values())
+        counts = {"": _number(next(iter(matched.values())), total, "all layers")}
     else:
-        if count > ENUMERATION_LIMIT:
-            raise InputError(
-                f"pruning.candidates = {count:,}, but at most {ENUMERATION_LIMIT:,} are sampled"
-            )
-        _check_room(sizes, counts, count)
-        masks = tuple(_mask_number(seed, index) for index in range(count))
-    return WeightCandidates(shapes, counts, scope, masks)
+        counts = {
+            name: _count(name, shape, matched[name], scope, name in turned)
+            for name, shape in shapes.items()
+        }
+    made = WeightCandidates(shapes, counts, scope, (), turned, patterns)
+    if isinstance(count, Path):
+        # Numbers of masks around a criterion's choice would be other masks here.
+        expected = {**_header(made), "around": None}
+        return replace(made, masks=_masks_of(read_listing(count, expected), count))
+    if count > ENUMERATION_LIMIT:
+        raise InputError(
+            f"pruning.candidates = {count:,}, but at most {ENUMERATION_LIMIT:,} are sampled"
+        )
+    _check_room(made, count)
+    return replace(made, masks=tuple(seed_of(seed, index, "mask") for index in range(count)))
+
+
+def _pattern(name: str, given: str, inputs: int) -> tuple[int, int]:
+    """N and M, where M divides a layer's inputs."""
+    kept, of = map(int, given.split(":"))
+    if not 0 < kept < of:
+        raise InputError(
+            f"pruning.layers: {name} = {given!r}: of every M weights N are kept, and N is at least "
+            "1 and less than M"
+        )
+    if inputs % of:
+        raise InputError(
+            f"pruning.layers: {name} = {given!r}: its {inputs} inputs are no multiple of {of}"
+        )
+    return kept, of
+
+
+def _count(
+    name: str, shape: tuple[int, ...], given: float | str, scope: Scope, is_turned: bool
+) -> int:
+    """How many weights a layer loses."""
+    size = math.prod(shape)
+    if isinstance(given, str):
+        kept, of = map(int, given.split(":"))
+        return size // of * (of - kept)
+    rows = shape[1 if is_turned else 0] if scope == "row" else 1
+    return rows * _number(given, size // rows, name)
+
+
+def _number(sparsity: float | str, size: int, where: str) -> int:
+    try:
+        return number_pruned(cast(float, sparsity), size, "weights")
+    except InputError as error:
+        raise InputError(f"pruning.layers: {where}: {error}") from error
 
 
 def _weighted_layers(network: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
@@ -282,7 +480,7 @@ def _weighted_layers(network: nn.Module) -> tuple[dict[str, tuple[int, ...]], di
     )
     available, refused = {}, {}
     for name, module in network.named_modules():
-        if not isinstance(module, _LAYERS):
+        if not isinstance(module, _LAYERS) and not has_outputs_last(module):
             continue
         weight = module._parameters.get("weight")
         if weight is None or parametrize.is_parametrized(module):
@@ -294,12 +492,17 @@ def _weighted_layers(network: nn.Module) -> tuple[dict[str, tuple[int, ...]], di
     return available, refused
 
 
-def _check_room(sizes: Mapping[str, int], counts: Mapping[str, int], wanted: int) -> None:
+def _check_room(made: WeightCandidates, wanted: int) -> None:
     """Refuse samples in which a mask would come twice, but for a chance of one in 100."""
-    digits = sum(
-        math.lgamma(n + 1) - math.lgamma(counts[name] + 1) - math.lgamma(n - counts[name] + 1)
-        for name, n in sizes.items()
-    )
+    digits = 0.0
+    for name, count in made.counts.items():
+        size, cells = made._sizes_by_count[name], 1
+        if name in made.patterns:
+            cells = size // made.patterns[name][1]
+        elif made.scope == "row":
+            cells = made.shapes[name][1 if name in made.turned else 0]
+        n, k = size // cells, count // cells
+        digits += cells * (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1))
     pairs = wanted * (wanted - 1) / 2
     if pairs and digits < math.log(100 * pairs):
         raise InputError(
@@ -308,25 +511,23 @@ def _check_room(sizes: Mapping[str, int], counts: Mapping[str, int], wanted: int
         )
 
 
-def _mask_number(seed: int, index: int) -> int:
-    """The 64-bit number of one candidate of a sample: those of other seeds are unrelated."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}/mask".encode()).digest()[:8], "big")
-
-
 def _digits(mask: int) -> str:
     # As text, since many readers of JSON keep 53 bits of a number.
     return f"{mask:016x}"
 
 
-def _header(
-    shapes: Mapping[str, tuple[int, ...]], counts: Mapping[str, int], scope: Scope
-) -> dict[str, Any]:
-    return {
-        "kind": "unstructured",
-        "scope": scope,
-        "weights": {name: "x".join(map(str, shape)) for name, shape in shapes.items()},
-        "pruned": {name or "*": count for name, count in counts.items()},
+def _header(made: WeightCandidates) -> dict[str, Any]:
+    header = {
+        "kind": "n:m" if made.patterns else "unstructured",
+        "scope": made.scope,
+        "weights": {name: "x".join(map(str, shape)) for name, shape in made.shapes.items()},
+        "pruned": {name or "*": count for name, count in made.counts.items()},
     }
+    if made.patterns:
+        header["patterns"] = {name: f"{n}:{m}" for name, (n, m) in made.patterns.items()}
+    if (drawn := made.drawn_around) is not None:
+        header["around"] = f"{drawn.criterion}, {drawn.share:g} of its scores {drawn.digest}"
+    return header
 
 
 def _masks_of(entries: Sequence[Any], path: Path) -> tuple[int, ...]:

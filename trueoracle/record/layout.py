@@ -1,8 +1,8 @@
 """What a study's record holds: its tables, what their columns may hold, and their checksums.
 
-This is the one list. The tables are made from it, what is read is checked against it, and a
-checksum is taken over the columns in the order of it. The columns of what is measured follow from
-the task's metrics.
+This list is the only one: tables are made from it, what is read is checked against it, and a
+checksum covers the columns in its order. The columns of what is measured follow from the task's
+metrics.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from trueoracle.tasks.metric import SPLITS, Metric, check_metrics
 
 __all__ = [
     "CHECKSUMS",
+    "COSTS",
     "MEASURED",
     "METRICS",
     "Column",
@@ -82,7 +83,7 @@ class Column:
         return f"{words}, or nothing" if self.optional or self.kind == "number" else words
 
     def plain(self, values: Iterable[Any]) -> list[str | int | float | None]:
-        """Values as SQLite gives them back."""
+        """Values as SQLite returns them."""
         if self.kind == "number":
             # NaN becomes nothing; adding zero makes a negative one positive, as SQLite does.
             return [None if v is None or v != v else float(v) + 0.0 for v in values]
@@ -117,7 +118,7 @@ class Column:
         return ValueError(f"{self.name} is {shown}, expected {self.expected}")
 
     def bytes(self, values: Any) -> bytes:
-        """What a checksum is taken over: the values and nothing else."""
+        """The bytes that a checksum covers: those of the values and nothing else."""
         if self.kind == "number":
             numbers = np.asarray(values, dtype="<f8")
             return np.where(np.isnan(numbers), np.nan, numbers).astype("<f8").tobytes()
@@ -130,7 +131,7 @@ def _extremes(values: Sequence[Any]) -> list[int]:
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that a text is; None for anything else, and for one of absurd depth."""
+    """The JSON object that a text holds; None for anything else, and for one nested too deep."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -151,9 +152,12 @@ def _is_plain(value: object, depth: int) -> bool:
 def facts_fault(facts: Mapping[str, Any]) -> str:
     """What is wrong with a sitting's facts, as far as they are read back; empty where nothing is.
 
-    ``skipped`` has reasons by criterion, ``adopted`` rows by folder, ``engine`` is a name and
-    ``chance`` what the headline metric is without any learning.
+    ``skipped`` has reasons by criterion, ``adopted`` rows by folder, ``engine`` is a name,
+    ``chance`` what the headline metric is without any learning, and ``data`` what a report says of
+    text and questions.
     """
+    if not isinstance(facts.get("data", {}), dict):
+        return f"facts.data is {str(facts['data'])[:40]!r}, expected an object"
     for name, kind, inner in (("skipped", dict, str), ("adopted", dict, int)):
         value = facts.get(name, {})
         if not isinstance(value, kind) or not all(isinstance(v, inner) for v in value.values()):
@@ -238,7 +242,7 @@ class Table:
         return tuple(column for column in self.columns if column.since <= version)
 
     def plain(self, rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
-        """Rows as SQLite gives them back, sorted by their key."""
+        """Rows as SQLite returns them, sorted by their key."""
         columns = zip(self.columns, zip(*rows, strict=True), strict=True) if rows else ()
         made = list(zip(*(column.plain(values) for column, values in columns), strict=True))
         places = [self.names.index(name) for name in self.key]
@@ -299,6 +303,9 @@ class Seal:
 _CHUNK = Column("chunk", "whole", most=_MOST_COST)
 
 _SECONDS = Column("seconds", "number", most=np.inf)
+COSTS = ("parameters", "macs")
+"""The columns of what a network costs."""
+
 _COSTS = (
     Column("parameters", "whole", optional=True, least=1, most=_MOST_COST, since=2),
     Column("macs", "whole", optional=True, most=_MOST_COST, since=2),

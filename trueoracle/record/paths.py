@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["CANDIDATES", "DATABASE", "DENSE", "LOCK", "SEARCHES", "UNDER_WAY"]
+__all__ = [
+    "CANDIDATES",
+    "DATABASE",
+    "DENSE",
+    "LOCK",
+    "RETRAINING",
+    "SEARCHES",
+    "UNDER_WAY",
+    "retraining_under_way",
+]
 
 DATABASE = "study.sqlite"
 """All tables."""
@@ -15,6 +24,15 @@ DENSE = "dense.safetensors"
 
 UNDER_WAY = "dense.partial.pt"
 """The dense network's training, until it is done."""
+
+RETRAINING = "retraining-*.partial.pt"
+"""Retrainings of more than half a minute, until they are recorded."""
+
+
+def retraining_under_way(seed: int, candidate: str) -> str:
+    """The file of one of them, or of those that are trained as one with it."""
+    return RETRAINING.replace("*", f"{seed}-{candidate}")
+
 
 CANDIDATES = "candidates.json"
 """The candidates, which another study can take (``pruning.candidates``)."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from trueoracle.analysis.assessment import Assessment, assess
+from trueoracle.analysis.assessment import Assessment, assess, judged_together
 from trueoracle.analysis.numbers import many
 from trueoracle.analysis.outcomes import (
     Outcome,
@@ -113,6 +113,12 @@ class Results:
         return skipped_in(self.provenance)
 
     @property
+    def data_facts(self) -> dict[str, Any]:
+        """What is recorded of text and questions: tokenizer, hash, tokens; empty for other data."""
+        said = [sitting["data"] for sitting in self.provenance if "data" in sitting]
+        return dict(said[-1]) if said else {}
+
+    @property
     def finished(self) -> bool:
         """Whether every candidate is scored and retrained: by each criterion, with each seed.
 
@@ -124,7 +130,7 @@ class Results:
     def criteria(self) -> list[str]:
         """The criteria that have scored candidates, in the study's order.
 
-        Not one that was skipped, though it may have scored some before it failed.
+        Without those that were skipped, though they may have scored some before they failed.
         """
         out = {"candidate", *self.skipped}
         return [name for name in self.scores.columns if name not in out]
@@ -191,13 +197,14 @@ class Results:
         self, criterion: str = "oracle", column: str | None = None, rule: str = "last"
     ) -> Relation:
         """The statistics of one criterion against one outcome."""
-        outcome = self.outcome(column, rule)
-        points = self.points(criterion, column, rule)
+        self.score(criterion)
+        table = self.table(column, rule, [criterion])
         return relate(
-            points["score"].to_numpy(),
-            points["outcome"].to_numpy(),
-            higher_is_better=outcome.higher_is_better,
-            higher_score_is_better=self.score(criterion, outcome).higher_is_chosen,
+            table.scores[criterion],
+            table.outcome,
+            higher_is_better=table.higher_is_better,
+            higher_score_is_better=criterion in table.higher_is_chosen,
+            diverged=table.diverged.any(axis=1),
         )
 
     def table(
@@ -217,10 +224,11 @@ class Results:
         names = self.criteria if criteria is None else criteria
         scores = {name: self.score(name, outcome) for name in names}
         pruned, groups = self._pruned_filters()
+        higher = outcome.higher_is_better
         return CandidateTable(
-            outcomes=outcomes.reindex(self.candidates["candidate"]).to_numpy(dtype=np.float64),
+            outcomes=self._with_diverged(outcomes, worst=-np.inf if higher else np.inf),
             scores={name: score.values for name, score in scores.items()},
-            higher_is_better=outcome.higher_is_better,
+            higher_is_better=higher,
             sampled=self.spec.pruning.candidates != "all",
             pruned=pruned,
             groups=groups,
@@ -239,6 +247,15 @@ class Results:
         """
         return assess(self.table(column, rule, criteria))
 
+    def _with_diverged(self, outcomes: pd.DataFrame, worst: float) -> np.ndarray:
+        """Outcomes by candidate and seed as an array, infinitely bad where a network diverged."""
+        ids = self.candidates["candidate"]
+        made = outcomes.reindex(ids).to_numpy(dtype=np.float64)
+        went = self.retrainings[self.retrainings["diverged"].astype(bool)]
+        diverged = went.assign(one=1.0).pivot(index="candidate", columns="seed", values="one")
+        known = diverged.reindex(index=ids, columns=outcomes.columns).notna().to_numpy()
+        return np.where(known, worst, made)
+
     def _pruned_filters(self) -> tuple[np.ndarray | None, tuple[int, ...]]:
         """Which filters ``[P, F]`` each candidate prunes, and the filters of each group.
 
@@ -249,14 +266,15 @@ class Results:
         return pruned_filters(self.candidates["pruned"].tolist())
 
     def ranking(self, criterion: str = "oracle", sampled: int = 1000, seed: int = 0) -> Ranking:
-        """What one criterion's scores say by themselves: the best, its margin, a sample's luck.
+        """What one criterion's scores say by themselves: the best, its margin, and what samples
+        miss.
 
         Where every way to prune is listed, ``sampled`` of them are compared with all: any such
         sample, and the one that a study with ``pruning.candidates = sampled`` and ``pruning.seed =
         seed`` draws. Raises :class:`InputError` for a criterion without finite scores.
         """
-        # Its room imports torch, which nothing else here needs.
-        from trueoracle.pruning.candidates import sample
+        # Imported here because it imports torch, which nothing else in this file needs.
+        from trueoracle.pruning.ways import sample
 
         scores = self.score(criterion).values
         if sampled < 1:
@@ -289,9 +307,11 @@ class Results:
     def correlate(self, columns: Sequence[str] | None = None, rule: str = "last") -> pd.DataFrame:
         """One row per criterion and outcome (``metric``), with all fields of :class:`Assessment`.
 
-        ``columns`` are those of outcomes, by default ``default_outcomes``.
+        ``columns`` are those of outcomes, by default ``default_outcomes``. P-values are adjusted
+        for all rows.
         """
-        found = {one: self.assess(one, rule) for one in columns or self.default_outcomes}
+        each = list(columns or self.default_outcomes)
+        found = dict(zip(each, judged_together([self.assess(c, rule) for c in each]), strict=True))
         rows = [
             {"criterion": name, "metric": column} | one.as_dict()
             for name in self.criteria
@@ -336,7 +356,7 @@ class Results:
 
     def _metrics_table(self) -> pd.DataFrame:
         fields = ("name", "label", "unit", "better", "low", "high", "exponential")
-        # A text that is empty is missing: an empty cell, or null.
+        # An empty text is written as missing: an empty cell, or null.
         rows = [
             [None if (value := getattr(metric, field)) == "" else value for field in fields]
             for metric in self.metrics

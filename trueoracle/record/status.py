@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import StoreError
+from trueoracle.record.lock import is_locked
 from trueoracle.record.paths import SEARCHES
-from trueoracle.record.store import Store, is_locked
+from trueoracle.record.store import Store
 from trueoracle.spec.spec import StudySpec
 
 __all__ = ["read_status", "recorded_spec", "skipped_in", "status_of"]
@@ -23,7 +24,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def recorded_spec(store: Store, folder: Path) -> StudySpec:
-    """The study of a record; raises :class:`StoreError` where there is none, or one not known."""
+    """The study of a record; raises :class:`StoreError` where there is none, or an unknown one."""
     fields = store.spec()
     if fields is None:
         raise StoreError(f"nothing is recorded in {folder}")

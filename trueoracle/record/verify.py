@@ -19,10 +19,12 @@ from trueoracle.analysis.numbers import many
 from trueoracle.errors import StoreError
 from trueoracle.files import read_checked, read_checked_json, remove_drafts, sha256_of
 from trueoracle.record.chunks import CHUNKED, journal_fault, read_rows, sealed
+from trueoracle.record.database import SCHEMA_VERSION, metrics_by_columns
 from trueoracle.record.layout import CHECKSUMS, METRICS, Columns, Seal, Table, Task, tables, task_of
+from trueoracle.record.lock import is_locked, locked
 from trueoracle.record.older import NAMED, OLDER_TASK
-from trueoracle.record.paths import CANDIDATES, DATABASE, DENSE, SEARCHES, UNDER_WAY
-from trueoracle.record.store import SCHEMA_VERSION, Store, is_locked, locked, metrics_by_columns
+from trueoracle.record.paths import CANDIDATES, DATABASE, DENSE, RETRAINING, SEARCHES, UNDER_WAY
+from trueoracle.record.store import Store
 from trueoracle.tasks.metric import Metric
 
 __all__ = ["Part", "Verified", "repair", "verify"]
@@ -41,7 +43,7 @@ _AGAIN = {
     "retrainings": "running retrains these candidates again",
     "outcomes": "running retrains these candidates again",
 }
-"""What becomes of damaged rows once they are dropped."""
+"""What happens after damaged rows are dropped."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ def _rebuild(folder: Path, found: _Survey, aside: Path) -> list[str]:
     for file in (path, log):
         if file.exists():
             shutil.copy2(file, aside)
-    for ending in ("-wal", "-shm"):  # they are the old one's: none may outlive it
+    for ending in ("-wal", "-shm"):  # they belong to the old database, and go with it
         path.with_name(f"{DATABASE}{ending}").unlink(missing_ok=True)
     (draft / DATABASE).replace(path)
     shutil.rmtree(draft)
@@ -310,11 +312,13 @@ def _epochs_in(path: Path) -> list[dict[str, Any]]:
 def _file_parts(folder: Path, found: _Survey) -> Iterator[Part]:
     if found.dense is not None:
         yield _dense_part(folder, found.dense)
-    if (folder / UNDER_WAY).exists():
-        whole = read_checked(folder / UNDER_WAY) is not None
-        mend = "" if whole else "running trains the dense network from the start"
+    under_way = {UNDER_WAY: "the dense network"} if (folder / UNDER_WAY).exists() else {}
+    under_way |= {path.name: "its networks" for path in sorted(folder.glob(RETRAINING))}
+    for name, networks in under_way.items():
+        whole = read_checked(folder / name) is not None
+        mend = "" if whole else f"running trains {networks} from the start"
         what = "" if whole else "it is not what was written"
-        yield Part(UNDER_WAY, "whole" if whole else "damaged", what, mend)
+        yield Part(name, "whole" if whole else "damaged", what, mend)
     if (folder / CANDIDATES).exists():
         yield _json_part(folder, CANDIDATES, "running writes it again")
 

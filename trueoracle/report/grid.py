@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trueoracle.analysis.bootstrap import NO_INTERVAL, Interval
+from trueoracle.analysis.jackknife import NO_INTERVAL, Interval
 from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in
 from trueoracle.analysis.numbers import number
 from trueoracle.analysis.outcomes import check_rule, rule_in_words
@@ -19,7 +19,7 @@ from trueoracle.files import write_text
 from trueoracle.record.results import Results
 from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
 from trueoracle.report.page import headline_in_words, render, tables_of
-from trueoracle.report.summary import summarise
+from trueoracle.report.summary import assess_together, summarise
 from trueoracle.report.words import FEW, grid_verdicts, meta_sentence, slope_sentence
 from trueoracle.spec.grid import Variant
 from trueoracle.spec.scale import scale_in_words
@@ -29,7 +29,7 @@ __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
 
 @dataclass(frozen=True)
 class WrittenGrid:
-    """What was written where, and the summary of the whole grid."""
+    """The files that were written, and the summary of the whole grid."""
 
     page: Path
     summary_path: Path
@@ -51,9 +51,14 @@ def summarise_grid(
     """
     check_rule(rule)
     entries = []
+    labels = [point.label for point in points if point.label in recorded]
+    together = assess_together([(recorded[label], None) for label in labels], rule)
+    assessed = dict(zip(labels, together, strict=True))
     for point in points:
         results = recorded.get(point.label)
-        summary = None if results is None else summarise(results, rule)
+        summary = (
+            None if results is None else summarise(results, rule, None, assessed[point.label])
+        )
         entries.append(
             {
                 "label": point.label,
@@ -86,14 +91,14 @@ def _relations_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _interval_in_words(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What the intervals of tau are drawn over, point by point; empty where there are none."""
+    """What the intervals of tau are over, point by point; empty where there are none."""
     over = dict.fromkeys(
         relation["interval_over"]
         for entry in entries
         for relation in _relations_of(entry)
         if relation["interval_over"]
     )
-    return f"95% bootstrap over {' or '.join(over)}" if over else ""
+    return f"95% over {'; or '.join(over)}" if over else ""
 
 
 def _meta(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -105,7 +110,8 @@ def _meta(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 continue
             ends = (relation["kendall_low"], relation["kendall_high"])
             around = NO_INTERVAL if None in ends else Interval(*ends)
-            if (found := effect(entry["label"], tau, relation["n"], error, around)) is not None:
+            found = effect(entry["label"], tau, relation["n"], error, around, _cluster(entry))
+            if found is not None:
                 key = (relation["criterion"], relation["metric"])
                 rows.setdefault(key, []).append((entry, found))
     made = []
@@ -116,6 +122,13 @@ def _meta(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 {"criterion": criterion, "metric": metric, **analysed, "slopes": _slopes(several)}
             )
     return made
+
+
+def _cluster(entry: Mapping[str, Any]) -> str | None:
+    """The dense network and its data, which studies can have in common; None where unknown."""
+    summary = entry["summary"]
+    weights = summary["dense"].get("sha256")
+    return None if weights is None else f"{weights} {summary['data']}"
 
 
 def _slopes(found: Sequence[tuple[Mapping[str, Any], Effect]]) -> list[dict[str, Any]]:
@@ -143,7 +156,7 @@ def write_grid_report(
     """Write ``report.html``, ``summary.json`` and ``figures/`` of a grid below ``out``.
 
     Raises :class:`InputError` where none of its points has retrained a network, and
-    :class:`StoreError` where the disk does not take it.
+    :class:`StoreError` where it cannot be written.
     """
     summary = summarise_grid(points, recorded, rule)
     found = [
@@ -225,7 +238,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
                 alt=f"Kendall's τ with {outcome} against {axis}: {values}.",
                 caption=f"Kendall's τ against {axis}{bars}."
                 + (
-                    " The grey line is the ceiling that retraining noise leaves."
+                    " The grey line is the ceiling that noise leaves."
                     if ceilings
                     else ""
                 ),

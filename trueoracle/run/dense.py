@@ -13,7 +13,12 @@ import pandas as pd
 from torch import nn
 
 from trueoracle.analysis.numbers import many
-from trueoracle.analysis.outcomes import chance_in_words, default_outcomes, find_outcome
+from trueoracle.analysis.outcomes import (
+    baseline_in_words,
+    chance_in_words,
+    default_outcomes,
+    find_outcome,
+)
 from trueoracle.engines.choose import seconds_alone
 from trueoracle.errors import InputError, StoreError, TrainingError
 from trueoracle.files import sha256_of
@@ -42,8 +47,8 @@ def make_dense(at: Sitting) -> nn.Module:
     given = weights_sha256(prepared.network) if spec.network.arrives_trained else None
     if recorded is not None and given not in (None, recorded["sha256"]):
         raise InputError(
-            f"{spec.network.weights} has changed since this study began: give the study "
-            "another name to start anew with it"
+            f"{spec.network.weights or spec.network.name} has changed since this study began: give "
+            "the study another name to start anew with it"
         )
     if recorded is not None and path.is_file():
         network = read_dense(prepared, folder, recorded)
@@ -195,11 +200,14 @@ def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
 
 def warn_of_chance(at: Sitting) -> None:
     """Note the chance level, which a report needs; warn of a network that learnt nothing."""
-    task = at.prepared.data.task
-    if (chance := task.chance()) is None:
-        return
-    at.store.note(at.number, "chance", chance)
+    data, task = at.prepared.data, at.prepared.data.task
     outcome = find_outcome(tuple(task.metrics), default_outcomes(task.metrics)[0])
     value = (at.store.dense() or {}).get(outcome.column)
-    if warning := chance_in_words(outcome, value, chance):
-        at.progress.message(f"warning: {warning}")
+    if (chance := task.chance()) is not None:
+        at.store.note(at.number, "chance", chance)
+    for warning in (
+        chance_in_words(outcome, value, chance),
+        baseline_in_words(outcome, value, data.facts),
+    ):
+        if warning:
+            at.progress.message(f"warning: {warning}")

@@ -83,7 +83,8 @@ class Estimator:
         trained = counts.train
         evaluated = trained * spec.data.measured_fraction + counts.validation + counts.test
         # Evaluation costs about a third of a training step an image.
-        images = spec.retraining.epochs * (trained + evaluated / 3)
+        recipe = spec.retraining
+        images = recipe.epochs * (recipe.examples_in_epoch(trained) + evaluated / 3)
         return Estimate(networks, seconds_an_image * images, engine)
 
 
@@ -104,7 +105,12 @@ def _try(spec: StudySpec, candidates: CandidateList, device: torch.device) -> tu
     split = Split.of(images, torch.arange(count) % info.classes)
     data = Splits(split, None, split, Classification(info.classes)).to(device)
     recipe = spec.retraining.model_copy(
-        update={"epochs": 3, "milestones": (), "batch_size": min(count, spec.retraining.batch_size)}
+        update={
+            "epochs": 3,
+            "milestones": (),
+            "batch_size": min(count, spec.retraining.batch_size),
+            "steps_per_epoch": None,
+        }
     )
     chosen = Plan("loop", "an estimate")
     if not large:

@@ -30,7 +30,7 @@ from trueoracle.errors import InputError
 from trueoracle.networks.registry import build, is_shipped
 from trueoracle.run.progress import about
 from trueoracle.spec.spec import DataSpec, StudySpec
-from trueoracle.tasks.base import Batch
+from trueoracle.tasks.base import Batch, Task
 
 __all__ = [
     "check_images",
@@ -97,15 +97,22 @@ def check_weights(spec: StudySpec, shape: tuple[int, ...], classes: int) -> None
         )
     needed, free = weight_bytes(network), available_memory(_CPU)
     if needed > free:
+        images, size = "", ""
+        if shape:
+            images, size = f" for images of {_by(shape)} numbers", " or data.image_size"
         raise InputError(
-            f"network {spec.network.name!r} for images of {_by(shape)} numbers has weights of "
-            f"{readable_bytes(needed)}, and {readable_bytes(free)} of memory are free: lower "
-            "network.arguments or data.image_size"
+            f"network {spec.network.name!r}{images} has weights of {readable_bytes(needed)}, and "
+            f"{readable_bytes(free)} of memory are free: lower network.arguments{size}"
         )
 
 
 def check_training(
-    spec: StudySpec, network: nn.Module, example: Batch, count: int, device: torch.device
+    spec: StudySpec,
+    network: nn.Module,
+    task: Task,
+    example: Batch,
+    count: int,
+    device: torch.device,
 ) -> None:
     """Refuse a dense network that memory does not hold while it is trained here.
 
@@ -115,13 +122,15 @@ def check_training(
     if spec.network.arrives_trained:
         return
     batch = min(spec.dense.batch_size, count)
-    needed, free = training_bytes(network, example, batch, spec.dense), available_memory(device)
+    needed = training_bytes(network, example, batch, spec.dense, task)
+    free = available_memory(device)
     if needed > free:
         numbers = " and ".join(_by(value.shape[1:]) for value in example.values() if value.ndim > 1)
         raise InputError(
             f"training the dense network on {batch:,} examples of {numbers} numbers at a time "
             f"needs {readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: lower "
-            "dense.batch_size or data.image_size"
+            "dense.batch_size or data.image_size, or set dense.accumulate or "
+            "dense.gradient_checkpointing"
         )
 
 
@@ -191,7 +200,7 @@ def held_bytes(spec: StudySpec, network: nn.Module, data: Splits) -> int:
         for value in split.fields.values()
     )
     batch = min(recipe.batch_size, len(data.train))
-    return held + training_bytes(network, data.example(1), batch, recipe)
+    return held + training_bytes(network, data.example(1), batch, recipe, data.task)
 
 
 def _by(shape: Sequence[int]) -> str:

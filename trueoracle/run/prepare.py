@@ -16,7 +16,9 @@ from torch import nn
 from trueoracle.analysis.numbers import many
 from trueoracle.criteria.base import Criterion, find_criterion
 from trueoracle.data import datasets
+from trueoracle.data.language import load_language
 from trueoracle.data.splits import Split, Splits
+from trueoracle.engines.base import what_only_the_loop_does
 from trueoracle.engines.procedure import find_procedure
 from trueoracle.errors import InputError, NotApplicableError, first_line
 from trueoracle.networks.copying import copied
@@ -40,7 +42,8 @@ from trueoracle.run.footprint import (
 )
 from trueoracle.run.progress import about
 from trueoracle.sources import code_fingerprint
-from trueoracle.spec.spec import DataSpec, PruningSpec, StudySpec
+from trueoracle.spec.hub import is_of_library
+from trueoracle.spec.spec import LANGUAGE_FIELDS, DataSpec, PruningSpec, StudySpec
 from trueoracle.tasks.base import (
     INPUT,
     TARGET,
@@ -54,7 +57,8 @@ from trueoracle.tasks.base import (
 )
 from trueoracle.tasks.classification import Classification
 from trueoracle.tasks.registry import find_task
-from trueoracle.training.loop import stream_seed
+from trueoracle.training.loop import Training, stream_seed
+from trueoracle.training.recipe import Recipe
 
 __all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
 
@@ -62,6 +66,8 @@ _SLOW_SECONDS = 1.0
 _EXAMPLES = 3
 """Examples that a network is first tried on."""
 _CPU = torch.device("cpu")
+TOKENS, PIXELS = "input_ids", "pixel_values"
+"""The fields of text, and of images beside text, as transformers names them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,42 +119,36 @@ def prepare(
     if spec.retraining.procedure is not None:
         find_procedure(spec.retraining.procedure)
     where = find_device(device)
+    if data is not None:
+        data = _given(data, spec.data)
+    elif spec.data.is_language:  # whose tokenizer says what network there can be
+        data = _load(spec, task)
     if data is None:
+        _check_fields(spec.data)
         info = _info(spec.data)
         check_images(spec.data, info.shape)
         of_images = _of_images(task or spec.task, info)
         example, known = _images(info), part_sizes(spec.data)
         count = known.train if known is not None else None
     else:
-        data = _given(data, spec.data)
         of_images, example, count = data.task, _example(data), len(data.train)
     made = copied(network).cpu() if network is not None else _built(spec, data)
-    check_training(spec, made, example, count or _EXAMPLES, where)
+    check_training(spec, made, of_images, example, count or _EXAMPLES, where)
     if say is not None and (slow := _slow_in_words(made, of_images, example, spec)):
         say(slow)
     shipped = network is None and is_shipped(spec.network.name)
-    # The tests try the groups of every shipped network, and those that are pruned are tried below.
-    find = follow_groups if shipped else find_groups
+    # The tests try the groups of all shipped networks of images; those pruned are tried below.
+    find = follow_groups if shipped and INPUT in example else find_groups
     candidates, remarks = _list(made, of_images, example, spec, find=find)
     _check_recipes(made, of_images, example, spec)
+    _check_training(made, candidates, of_images, example, spec)
     if spec.network.weights is not None:
         remarks.append(load_weights(made, spec.network.weights))
     _check_pruning(made, candidates, example)
     if data is None:  # last, because it may download
-        data = datasets.load(
-            spec.data.name,
-            validation_images=spec.data.validation_images,
-            split_seed=spec.data.split_seed,
-            path=spec.data.path,
-            image_size=spec.data.image_size,
-            train_images=spec.data.train_images,
-            test_images=spec.data.test_images,
-            measured_fraction=spec.data.measured_fraction,
-        )
-        if task is not None or spec.task != Classification.name:
-            data = replace(data, task=find_task(task or spec.task, data.train))
+        data = _load(spec, task)
         if count is None:
-            check_training(spec, made, example, len(data.train), where)
+            check_training(spec, made, data.task, example, len(data.train), where)
     batch = max(spec.dense.batch_size, spec.retraining.batch_size)
     reading = check_reading(data, batch)
     if not shipped:
@@ -163,8 +163,8 @@ def prepare(
     if not shipped and not spec.network.arrives_trained:
         # A factory of a user's own may begin with other weights than it did.
         architecture += f"-{weights_sha256(made)}"
-    if data.train.is_streamed and spec.data.fingerprint is None:
-        # A folder's name does not say what is in it.
+    if (data.train.is_streamed or spec.data.is_language) and spec.data.fingerprint is None:
+        # A path does not say what lies there.
         architecture += f"-images-{data.fingerprint()}"
     return Prepared(
         spec,
@@ -193,26 +193,70 @@ def _code(spec: StudySpec, task: Task) -> dict[str, str]:
 
 
 def list_study(spec: StudySpec) -> CandidateList:
-    """The candidates of a study of registered network and data, without loading the data.
+    """The candidates of a study of registered network and data, without loading images.
 
-    Of ``folder`` the names of the classes are read.
+    Of ``folder`` the names of the classes are read; text and questions are loaded.
     """
+    if spec.data.is_language:
+        data = _load(spec)
+        network = _built(spec, data)
+        return _list(network, data.task, _example(data), spec, find=find_groups)[0]
     info = _info(spec.data)
     network, task = _built(spec, None), _of_images(spec.task, info)
     return _list(network, task, _images(info), spec, find=follow_groups)[0]
 
 
 def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
-    """The untrained network of a study, and the shape of its images."""
+    """The untrained network of a study, and the shape of its inputs."""
+    if spec.data.is_language:
+        data = _load(spec)
+        return _built(spec, data), data.network_shape
     return _built(spec, None), _info(spec.data).shape
+
+
+def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
+    """The data set of a study by its name, for ``task`` where it is not the study's own."""
+    if spec.data.is_language:
+        revision = spec.network.arguments.get("revision")
+        data = load_language(
+            spec.data,
+            spec.network.name,
+            datasets.data_folder(),
+            None if revision is None else str(revision),
+        )
+        if (task or spec.task) != data.task.label:
+            data = replace(data, task=find_task(task or spec.task, data.train))
+        return data
+    data = datasets.load(
+        spec.data.name,
+        validation_images=spec.data.validation_images,
+        split_seed=spec.data.split_seed,
+        path=spec.data.path,
+        image_size=spec.data.image_size,
+        train_images=spec.data.train_images,
+        test_images=spec.data.test_images,
+        measured_fraction=spec.data.measured_fraction,
+    )
+    if task is not None or spec.task not in (Classification.name, data.task.name):
+        data = replace(data, task=find_task(task or spec.task, data.train))
+    return data
 
 
 def _info(data: DataSpec) -> datasets.DatasetInfo:
     return datasets.dataset_info(data.name, path=data.path, image_size=data.image_size)
 
 
+def _check_fields(spec: DataSpec, of: str = "images of classes") -> None:
+    """Refuse fields of text and questions for other data."""
+    for name, known in DataSpec.model_fields.items():
+        value = getattr(spec, name)
+        if f"data.{name}" in LANGUAGE_FIELDS and value != known.default:
+            raise InputError(f"data.{name} = {value!r} does nothing for {of}")
+
+
 def _given(data: Splits, spec: DataSpec) -> Splits:
     """Data given in Python, measured in the part that is asked for."""
+    _check_fields(spec, "data given in Python")
     for name in ("path", "image_size", "train_images", "test_images"):
         if (value := getattr(spec, name)) is not None:
             raise InputError(f"data.{name} = {value!r} does nothing for data given in Python")
@@ -241,16 +285,25 @@ def _of_images(task: str | Task | type[Task], info: datasets.DatasetInfo) -> Tas
 
 
 def _built(spec: StudySpec, data: Splits | None) -> nn.Module:
-    """The network by its name, for the data set's images or for data given in Python."""
-    if data is not None:
-        shape, outputs = data.image_shape, data.task.outputs(data.train)
-    else:
-        info = _info(spec.data)
-        shape, outputs = info.shape, info.classes
+    """The network by its name, for the data set's images or for data that is at hand."""
+    name, arguments = spec.network.name, dict(spec.network.arguments)
+    if is_of_library(name) and spec.network.weights is not None:
+        arguments["pretrained"] = False
+    shape, outputs = _wanted(spec, data)
     check_weights(spec, shape, outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(spec.dense.seed, 0, "initial weights"))
-        return build(spec.network.name, spec.network.arguments, input_shape=shape, classes=outputs)
+        return build(name, arguments, input_shape=shape, classes=outputs)
+
+
+def _wanted(spec: StudySpec, data: Splits | None) -> tuple[tuple[int, ...], int]:
+    """The shape of an image (empty: there is none) and the outputs that a network is built for."""
+    if spec.network.is_fixed:
+        return (), 0
+    if data is None:
+        info = _info(spec.data)
+        return info.shape, info.classes
+    return data.network_shape, data.task.outputs(data.train)
 
 
 def _noise(*shape: int) -> torch.Tensor:
@@ -382,6 +435,24 @@ def _check_recipes(network: nn.Module, task: Task, example: Batch, spec: StudySp
                 )
     if spec.retraining.distil is not None:
         task.logits(run_network(network, example, task))
+
+
+def _check_training(
+    network: nn.Module, candidates: CandidateList, task: Task, example: Batch, spec: StudySpec
+) -> None:
+    """Try a step of each recipe that lays something on the network, on networks of its stage."""
+    data = Splits(Split(example), None, Split(example), task)
+    stages: list[tuple[str, Recipe, Callable[[], nn.Module]]] = [
+        ("retraining", spec.retraining, lambda: candidates.prune(network, 0))
+    ]
+    if not spec.network.arrives_trained:
+        stages.append(("dense", spec.dense, lambda: copied(network)))
+    for stage, recipe, made in stages:
+        if what_only_the_loop_does(recipe):
+            try:
+                Training(made(), data, recipe, (0, "")).check(example)
+            except InputError as error:
+                raise InputError(f"{stage}: {error}") from error
 
 
 def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:

@@ -16,14 +16,15 @@ from trueoracle.engines.loop import LoopEngine
 from trueoracle.engines.retrain import retrain, retraining_data, stream_of
 from trueoracle.errors import InputError
 from trueoracle.networks.copying import copied
-from trueoracle.networks.weights import load_weights
-from trueoracle.record.paths import DENSE
+from trueoracle.networks.weights import load_weights, weights_sha256
+from trueoracle.record.paths import DENSE, RETRAINING, retraining_under_way
 from trueoracle.record.store import Retrained
 from trueoracle.run.prepare import Prepared, prepare
 from trueoracle.run.progress import about
 from trueoracle.run.sitting import Sitting
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.registry import GIVEN
+from trueoracle.training.checkpoint import Checkpoint
 
 __all__ = [
     "Chunk",
@@ -33,6 +34,7 @@ __all__ = [
     "plan_retraining",
     "retrain_candidates",
     "retrain_chunk",
+    "under_way",
 ]
 
 
@@ -58,17 +60,20 @@ class Place:
     """Where chunks of one study are carried out: all that is built once for them.
 
     ``data`` has the task of retraining, as :func:`trueoracle.engines.retrain.retraining_data`.
+    ``identity`` tells its retrainings from those of another dense network or recipe.
     """
 
     prepared: Prepared
     dense: nn.Module
     data: Splits
+    identity: str
 
     @classmethod
     def of(cls, prepared: Prepared, dense: nn.Module) -> Place:
         """The place of a study whose dense network is there."""
         recipe = prepared.spec.retraining
-        return cls(prepared, dense, retraining_data(prepared.data, recipe, dense))
+        identity = f"{prepared.spec.outcome_digest}-{weights_sha256(dense)}"
+        return cls(prepared, dense, retraining_data(prepared.data, recipe, dense), identity)
 
 
 def retrain_chunk(
@@ -78,8 +83,9 @@ def retrain_chunk(
 ) -> list[Retrained]:
     """Prune and retrain a chunk's networks; what is recorded of each.
 
-    Without a ``place``, it is built from the chunk alone. Raises :class:`InputError` where that
-    cannot be, since network, data or task were given in Python.
+    A chunk that was interrupted goes on from the file of :func:`under_way`. Without a ``place``,
+    it is built from the chunk alone. Raises :class:`InputError` where that cannot be, since
+    network, data or task were given in Python.
     """
     at = place or _built(chunk.spec.model_dump_json(), chunk.dense)
     candidates, recipe = at.prepared.candidates, chunk.spec.retraining
@@ -92,6 +98,7 @@ def retrain_chunk(
         recipe,
         engine=chunk.engine,
         on_epoch=on_epoch,
+        checkpoint=Checkpoint(under_way(chunk), f"{at.identity}-{chunk.engine}-{chunk.members}"),
     )
     seconds = (time.perf_counter() - started) / len(chunk.members)
     return [
@@ -104,6 +111,11 @@ def retrain_chunk(
         )
         for (seed, name), own in zip(chunk.members, records, strict=True)
     ]
+
+
+def under_way(chunk: Chunk) -> Path:
+    """Where the networks of a chunk are kept while they are trained, if that takes long."""
+    return chunk.dense.parent / retraining_under_way(*chunk.members[0])
 
 
 @lru_cache(maxsize=1)
@@ -157,8 +169,11 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
 
         finished = retrain_chunk(chunk, place, show)
         store.record_retrained(finished)
+        under_way(chunk).unlink(missing_ok=True)
         diverged = sum(one.diverged for one in finished)
         progress.advance(len(members) - shown, note=f"{diverged} diverged" if diverged else "")
+    for path in at.folder.glob(RETRAINING):  # of another engine, or of networks that were adopted
+        path.unlink(missing_ok=True)
 
 
 def chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[list[Member]]:

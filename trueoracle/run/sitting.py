@@ -16,9 +16,10 @@ import torch
 
 from trueoracle.criteria.base import Criterion
 from trueoracle.errors import InputError
-from trueoracle.files import remove_drafts
+from trueoracle.files import remove_drafts, write_text
+from trueoracle.record.lock import locked
 from trueoracle.record.paths import DATABASE, DENSE
-from trueoracle.record.store import Store, locked
+from trueoracle.record.store import Store
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
 from trueoracle.spec.spec import CANDIDATE_FILES
@@ -86,6 +87,8 @@ def sitting(prepared: Prepared, folder: Path, progress: Progress) -> Iterator[Si
         store.check()
         task = prepared.data.task
         store.record_task(task.label, tuple(task.metrics))
+        for name, text in prepared.data.files.items():
+            write_text(folder / name, text)
         begun = Sitting(prepared, folder, store, progress, _begin(prepared, store))
         for note in prepared.notes:
             progress.message(note)
@@ -130,6 +133,8 @@ def _begin(prepared: Prepared, store: Store) -> int:
     number = store.begin(_now(), prepared.spec.model_dump(mode="json"), facts)
     if prepared.code:
         store.note(number, "code", dict(prepared.code))
+    if prepared.data.facts:
+        store.note(number, "data", dict(prepared.data.facts))
     return number
 
 
@@ -141,6 +146,8 @@ def _named(prepared: Prepared, what: str) -> str | None:
 def _what_changed(prepared: Prepared, before: str) -> str:
     """In words, where the architecture of a record is not the one prepared."""
     if prepared.architecture.partition("-images-")[0] == before.partition("-images-")[0]:
+        if prepared.spec.data.is_language:
+            return f"the text or tokenizer of data set {prepared.spec.data.name!r}"
         return f"what is in the folder of data set {prepared.spec.data.name!r}"
     return f"the code of network {prepared.spec.network.name!r}"
 

@@ -1,7 +1,8 @@
 """The chosen network as a file: physically smaller, retrained, and built again from two lines.
 
 ``.safetensors`` holds weights and what :func:`load` needs to build the network around them;
-``.onnx`` and ``.pt2`` (``torch.export``) hold the computation itself, for any number of examples.
+``.onnx`` and ``.pt2`` (``torch.export``) hold the computation itself, for any number of examples; a
+path without an ending is a folder for transformers (:mod:`trueoracle.search.folder`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,12 +27,17 @@ from torch import Tensor, nn
 
 from trueoracle.errors import InputError, StoreError, first_line
 from trueoracle.files import check_writable, replacing
+from trueoracle.networks import language
 from trueoracle.networks.copying import copied
-from trueoracle.networks.registry import build
+from trueoracle.networks.fitting import config_of, plain_config, sections
+from trueoracle.networks.pretrained import build_from_config, build_pretrained
+from trueoracle.networks.registry import NETWORKS, build
 from trueoracle.networks.weights import load_weights, save_weights
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.unstructured import unmasked
 from trueoracle.pruning.walk import find_groups
+from trueoracle.search.folder import WEIGHTS, check_folder, read_facts, write_folder
+from trueoracle.spec.hub import HF, folder_of, is_of_library
 from trueoracle.tasks.base import INPUT, Batch, as_input, inputs_of
 from trueoracle.version import __version__
 
@@ -56,7 +62,9 @@ class Origin:
     ``name`` is None for a network given in Python. ``inputs`` has what the network is given: each
     field's shape without the axis of examples, and its type. ``outputs`` is the number that a
     registered network is built for (classes, say); None where it was given in Python. ``pruned``
-    maps groups to their pruned filters, and is empty where single weights are zero.
+    maps groups to their pruned filters, and is empty where single weights are zero. ``values`` has
+    a few examples of the inputs that are whole numbers, such as tokens, of which not all will do.
+    ``config`` is that of a dense network of transformers.
     """
 
     name: str | None
@@ -64,31 +72,56 @@ class Origin:
     inputs: Inputs
     outputs: int | None
     pruned: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, list[Any]] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
 
 
 def export(
-    network: nn.Module, path: Path, origin: Origin, facts: Mapping[str, object] | None = None
+    network: nn.Module,
+    path: Path,
+    origin: Origin,
+    facts: Mapping[str, object] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``network`` in the format that the file's ending says, all or nothing.
 
-    ``facts`` go into the metadata of ``.safetensors``. Raises what :func:`check_export` raises,
-    :class:`InputError` for a network that cannot be exported so, and :class:`StoreError` where the
-    file cannot be written.
+    ``facts`` go into the metadata of ``.safetensors``, and into a folder, which ``files`` (texts by
+    name) are written into too. Raises what
+    :func:`check_export` raises, :class:`InputError` for a network that cannot be exported so, and
+    :class:`StoreError` where the file cannot be written.
     """
     check_export(path)
     plain = unmasked(network).cpu().eval()
     for parameter in plain.parameters():
         parameter.grad = None
-    _WRITERS[path.suffix](plain, path, origin, dict(facts or {}))
+    if path.suffix in (".onnx", ".pt2") and (config := config_of(plain)) is not None:
+        for section in sections(config):  # what a next token would be told from is no output
+            section.use_cache = False
+    if path.suffix:
+        _WRITERS[path.suffix](plain, path, origin, dict(facts or {}))
+    else:
+        _folder(plain, path, origin, dict(facts or {}), dict(files or {}))
     return path
 
 
-def check_export(path: Path) -> None:
-    """Refuse, before long work, a file that could not be written in the end: one line says why."""
-    if path.suffix not in _WRITERS:
+def check_export(path: Path, name: str = "") -> None:
+    """Refuse, before long work, a file that could not be written in the end: one line says why.
+
+    ``name`` is the network's, which may say that it is none of transformers.
+    """
+    if path.suffix and path.suffix not in _WRITERS:
         raise InputError(
-            f"a network is exported as {', '.join(_WRITERS)}, by the file's ending; got {path}"
+            f"a network is exported as {', '.join(_WRITERS)}, by the file's ending, or to a folder for "
+            f"transformers, which has none; got {path}"
         )
+    if not path.suffix:
+        if not may_be_of_transformers(name):
+            raise InputError(
+                f"{path}: network {name!r} is none of transformers, of which alone a folder is "
+                "written: give the file an ending, such as .safetensors"
+            )
+        check_folder(path)
+        return
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} to export to")
     try:
@@ -124,22 +157,34 @@ class _Stored(BaseModel):
     ]
     outputs: Annotated[int, Field(ge=1)] | None
     pruned: dict[str, Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]]
+    values: dict[str, list[Any]] = {}
+    config: dict[str, Any] | None = None
 
 
 def load(path: str | Path, network: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
-    """The network of a ``.safetensors`` file written by ``trueoracle search --export``.
+    """The network that ``trueoracle search --export`` wrote to a ``.safetensors`` file or a folder.
 
     In evaluation mode, on the CPU. ``network`` is the dense architecture, with any weights, where
     the search was given it in Python; it stays as it is. A file that names a ``module:factory`` of
     somebody's own is refused without ``network`` or ``trust``, since building it runs that code;
-    networks known by name and those of ``torchvision.models`` are built without. Raises
-    :class:`InputError` for a missing file, another one, a damaged one, and a network that cannot be
-    built or does not fit.
+    networks known by name, those of ``torchvision.models`` and those of transformers are built
+    without. Raises :class:`InputError` for a missing file, another one, a damaged one, and a
+    network that cannot be built or does not fit.
     """
     path = Path(path)
-    stored = _stored(path)
+    if path.is_dir():
+        facts = read_facts(path)
+        if facts["from_pretrained"]:
+            return build_pretrained(
+                f"{HF}{path}", {"dtype": "auto"}, input_shape=(), classes=0
+            ).eval()
+        stored, weights = _origin(path, json.dumps(facts.get("origin"))), path / WEIGHTS
+    else:
+        stored, weights = _stored(path), path
     if network is not None:
         dense = copied(network).cpu()
+    elif stored.config is not None:
+        dense = build_from_config(stored.config, str(path))
     elif stored.name is None:
         raise InputError(
             f"{path} prunes a network that was given in Python: trueoracle.load(path, network=…)"
@@ -151,8 +196,8 @@ def load(path: str | Path, network: nn.Module | None = None, *, trust: bool = Fa
         )
     else:
         dense = _built(stored.name, stored, path)
-    made = _cut(dense, stored.pruned, stored.inputs, path)
-    load_weights(made, path)
+    made = _cut(dense, stored, path)
+    load_weights(made, weights)
     return made.eval()
 
 
@@ -166,6 +211,11 @@ def _stored(path: Path) -> _Stored:
         raise InputError(f"{path} is no safetensors file: {first_line(error)}") from error
     if text is None:
         raise InputError(f"{path} was not written by 'trueoracle search --export'")
+    return _origin(path, text)
+
+
+def _origin(path: Path, text: str) -> _Stored:
+    """What a file says that its network was made of."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -189,12 +239,21 @@ def _stored(path: Path) -> _Stored:
         raise InputError(f"{path} is damaged: origin, {where}: {first['msg']}") from error
 
 
+def may_be_of_transformers(name: str) -> bool:
+    """Whether a network of this name may be one of transformers': of ``hf:…`` and our own it is."""
+    if is_of_library(name):
+        return name.startswith(HF)
+    return name not in NETWORKS or NETWORKS[name].__module__ == language.__name__
+
+
 def is_known(name: str) -> bool:
     """Whether a file may name this network: what it builds is known to be a network's code.
 
-    That is what is registered in this process, and the builders that torchvision lists; a dot
-    would lead on from its models to anything else.
+    That is what is registered in this process, what is a library's by its name, and the builders
+    that torchvision lists; a dot would lead on from its models to anything else.
     """
+    if is_of_library(name):
+        return True
     if not name.startswith(_TORCHVISION):
         return ":" not in name  # which is never imported
     try:
@@ -205,27 +264,29 @@ def is_known(name: str) -> bool:
 
 
 def _built(name: str, stored: _Stored, path: Path) -> nn.Module:
-    shape, _ = stored.inputs.get(INPUT, ((), ""))
+    shape, _ = stored.inputs.get(INPUT) or stored.inputs.get("pixel_values") or ((), "")
+    arguments, usual = stored.arguments, 1
+    if is_of_library(name):  # its weights are in the file
+        arguments, usual = {**arguments, "pretrained": False}, 0
     with torch.random.fork_rng(devices=[]):  # whoever loads has random numbers of their own
         try:
             return build(
                 name,
-                stored.arguments,
+                arguments,
                 input_shape=shape,
-                classes=stored.outputs or 1,
+                classes=stored.outputs or usual,
             )
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
 
-def _cut(
-    dense: nn.Module, pruned: Mapping[str, Sequence[int]], inputs: Inputs, path: Path
-) -> nn.Module:
+def _cut(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
     """The shape that is left: which filters go does not matter, since weights are loaded."""
+    pruned = stored.pruned
     if not pruned:
         return dense
     try:
-        groups = find_groups(dense, as_input(dense, _example(inputs))).groups
+        groups = find_groups(dense, as_input(dense, _example(stored))).groups
     except Exception as error:  # of a size that nothing holds, or that does not fit
         raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
     kept = {}
@@ -238,11 +299,14 @@ def _cut(
     return prune(dense, [groups[name] for name in pruned], kept)
 
 
-def _example(inputs: Inputs) -> Batch:
+def _example(origin: Origin | _Stored) -> Batch:
     """A few examples: one alone would be taken for a number of examples that is fixed."""
     made, generator = {}, torch.Generator().manual_seed(0)
-    for name, (shape, kind) in inputs.items():
+    for name, (shape, kind) in origin.inputs.items():
         dtype: torch.dtype = getattr(torch, kind)
+        if name in origin.values:
+            made[name] = torch.tensor(origin.values[name], dtype=dtype)
+            continue
         numbers = torch.rand(3, *shape, generator=generator)
         made[name] = (
             numbers.to(dtype) if dtype.is_floating_point else torch.ones(3, *shape, dtype=dtype)
@@ -254,7 +318,7 @@ def _arguments(
     network: nn.Module, origin: Origin
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor], Any]:
     """Positional and keyword arguments to export with, and which of their axes may vary."""
-    args, kwargs = inputs_of(network, _example(origin.inputs))
+    args, kwargs = inputs_of(network, _example(origin))
     varies = {0: torch.export.Dim("examples", min=1)}
     return args, kwargs, dict.fromkeys(kwargs, varies) if kwargs else tuple(varies for _ in args)
 
@@ -297,6 +361,29 @@ def _onnx(network: nn.Module, path: Path, origin: Origin, _: Mapping[str, object
         program.save(target)
 
     _written(write, path, "ONNX")
+
+
+def _folder(
+    network: nn.Module,
+    path: Path,
+    origin: Origin,
+    facts: Mapping[str, object],
+    files: Mapping[str, str],
+) -> None:
+    config = origin.config or plain_config(network)
+    if config is None:
+        raise InputError(
+            f"{path}: a folder is written of a network of transformers, and this one is of type "
+            f"{type(network).__name__}; .safetensors can be written of any network"
+        )
+    source = None
+    if origin.name is not None and origin.name.startswith(HF):
+        with suppress(InputError):  # then nothing of it is there to copy
+            source = folder_of(origin.name.removeprefix(HF), origin.arguments.get("revision"))
+    about = {"trueoracle": __version__, "origin": {"format": FORMAT, **asdict(origin)}, **facts}
+    write_folder(
+        network, path, about, config=config, source=source, files=files, example=_example(origin)
+    )
 
 
 _WRITERS: dict[str, Callable[[nn.Module, Path, Origin, Mapping[str, object]], None]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationError
 
 from trueoracle.errors import InputError, first_line, shown, unknown
+from trueoracle.spec.hub import HF, files_sha256, folder_of
 from trueoracle.spec.spec import Role, StudySpec
 from trueoracle.training.recipe import Frozen
 
@@ -47,6 +49,9 @@ _DEEPEST = 20
 
 _REPLACED_WHOLE = {"layers"}
 """Ratios belong together: a study that names other layers does not mean to add to its base's."""
+
+_NAMED = {"network", "data"}
+"""Tables for which a name may stand: it means another one, not a change to that of the base."""
 
 
 PAPER = "Is Oracle Pruning the True Oracle? (arXiv 2412.00143)"
@@ -199,9 +204,23 @@ def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = N
     if wrong := _unfit(given):
         raise InputError(f"the study {wrong}")
     try:
-        return StudySpec.model_validate(given)
+        return _with_files(StudySpec.model_validate(given))
     except ValidationError as error:
         raise InputError(_one_line(error)) from error
+
+
+def _with_files(spec: StudySpec) -> StudySpec:
+    """The study with the hash of its network's files, where they are at hand."""
+    network, files = spec.network, None
+    if network.name.startswith(HF):
+        revision = network.arguments.get("revision")
+        name, wanted = network.name.removeprefix(HF), None if revision is None else str(revision)
+        # What cannot be had is said when it is needed: a study can be listed without it.
+        with suppress(InputError):
+            files = files_sha256(folder_of(name, wanted))
+    if files == network.files:
+        return spec
+    return spec.model_copy(update={"network": network.model_copy(update={"files": files})})
 
 
 def override(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,6 +239,8 @@ def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     result = dict(fields)
     for key, value in changes.items():
         old = result.get(key)
+        if key in _NAMED and isinstance(old, str):
+            old = {"name": old}
         if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in _REPLACED_WHOLE:
             result[key] = merged(old, value)
         else:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from trueoracle.errors import shown
+from trueoracle.spec.hub import HF, is_of_library
 from trueoracle.training.recipe import DenseTraining, Frozen, Retraining, Seed
 
-__all__ = ["CANDIDATE_FILES", "STREAMED", "DataSpec", "NetworkSpec", "PruningSpec", "StudySpec"]
+__all__ = [
+    "CANDIDATE_FILES",
+    "LANGUAGE_FIELDS",
+    "QUESTIONS",
+    "STREAMED",
+    "TEXTS",
+    "DataSpec",
+    "NetworkSpec",
+    "PruningSpec",
+    "StudySpec",
+]
 
 DIGEST_FORMAT = 2
 """Raise when the meaning of a recorded number changes though no field does."""
@@ -24,20 +36,36 @@ MOST_CANDIDATES = 10**9
 STREAMED = ("imagenet", "folder")
 """Data sets that are read from image files as they are needed: too large for memory."""
 
+TEXTS = ("text", "kjv")
+"""Data sets of running text, whose task is ``next-token``."""
+
+QUESTIONS = ("easy-vqa", "instructions", "scienceqa", "textvqa", "gqa", "pope")
+"""Data sets of questions with answers, most of them about an image; their task is ``answers``."""
+
 CANDIDATE_FILES = (".json", ".pkl")
 """What lists candidates: a file of another study's, or of the paper's code."""
+
+AROUND = "around:"
+"""``candidates`` that begins so names the criterion around whose choice candidates are drawn."""
+
+AROUND_COUNT, AROUND_SHARE = 32, 0.1
+"""How many those are, and which share of the scores changes places, where nothing is said."""
 
 _LARGEST = 10**18
 """Of a network's arguments, which only the network understands."""
 
 Whole = Annotated[int, Field(ge=-_LARGEST, le=_LARGEST)]
 Real = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class NetworkSpec(Frozen):
     """The dense network: its architecture, and its weights where it arrives trained."""
 
-    name: str = Field(description="a registered network, or module:factory")
+    name: str = Field(
+        description="a registered network, module:factory, hf:FOLDER or hf:ORGANISATION/NAME of "
+        "transformers, timm:NAME or torchvision:NAME"
+    )
     arguments: dict[str, bool | Whole | Real | str | tuple[Whole | Real | str, ...]] = Field(
         {}, description="of the network, such as {width = 20}"
     )
@@ -48,6 +76,9 @@ class NetworkSpec(Frozen):
     )
     fingerprint: str | None = Field(
         None, description="set by Study for a network given in Python: hashes of it"
+    )
+    files: str | None = Field(
+        None, description="set for hf:…, where its files are: SHA-256 of config and weights"
     )
 
     @field_validator("arguments", mode="before")
@@ -74,15 +105,26 @@ class NetworkSpec(Frozen):
     @property
     def arrives_trained(self) -> bool:
         """Whether the dense network needs no training here."""
+        if is_of_library(self.name) and self.arguments.get("pretrained", True):
+            return True
         return self.weights is not None or self.fingerprint is not None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its inputs and outputs are what they are, whatever the data is like."""
+        if self.name.startswith(HF) or self.fingerprint is not None:
+            return True
+        return is_of_library(self.name) and self.weights is None and self.arrives_trained
 
 
 class DataSpec(Frozen):
-    """The data set and how its training images are split."""
+    """The data set and how its training examples are split."""
 
     name: str = Field("mnist-5k", description="a registered data set, or folder for one's own")
     path: str | None = Field(
-        None, description="of folder and imagenet: where train/ and val/ with a folder a class are"
+        None,
+        description="of folder and imagenet: where train/ and val/ with a folder a class are; of "
+        "text and questions: their file or folder",
     )
     image_size: int | None = Field(
         None,
@@ -94,20 +136,23 @@ class DataSpec(Frozen):
         None,
         ge=1,
         le=MOST_IMAGES,
-        description="at most so many training images, equally from each class",
+        description="at most so many training examples, equally from each class",
     )
     test_images: int | None = Field(
-        None, ge=1, le=MOST_IMAGES, description="the same of the test images"
+        None, ge=1, le=MOST_IMAGES, description="the same of the test examples"
     )
     validation_images: int = Field(
-        500, ge=0, le=MOST_IMAGES, description="taken from the training images"
+        500,
+        ge=0,
+        le=MOST_IMAGES,
+        description="taken from the training examples; of text and questions: at most so many",
     )
     measured_fraction: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="of the training images, equally from each class: those on which train loss is "
-        "measured; imagenet's and folder's default is 0.1",
+        description="of the training examples, equally from each class: those on which train loss "
+        "is measured; imagenet's and folder's default is 0.1",
     )
     split_seed: Seed = Field(0, description="of all these draws")
     uint8: Literal["scale", "keep"] | None = Field(
@@ -116,8 +161,68 @@ class DataSpec(Frozen):
         "them as they are; none: ask",
     )
     fingerprint: str | None = Field(
-        None, description="set by Study for data given in Python: SHA-256 of images and labels"
+        None, description="set by Study for data given in Python: SHA-256 of every example"
     )
+    tokenizer: str | None = Field(
+        None,
+        max_length=500,
+        description="of text and questions: 'bpe:1024' or 'words' trains one on the training text, "
+        "a path or name reads one; none: the network's own",
+    )
+    context: int | None = Field(
+        None,
+        ge=2,
+        le=10_000_000,
+        description="tokens of an example; none: 128 of text, as many as the longest of questions",
+    )
+    stride: int | None = Field(
+        None,
+        ge=1,
+        le=10_000_000,
+        description="of text: tokens from the start of one example to the start of the next; where "
+        "they overlap, only new tokens count in evaluation; none: no overlap",
+    )
+    bos: Literal["none", "one"] | None = Field(
+        None,
+        description="of text and questions: each example begins with exactly one beginning-of-text "
+        "token, or has none; left out: as the tokenizer does",
+    )
+    held_out: tuple[Share, Share] = Field(
+        (0.05, 0.05),
+        description="of text and questions in one part: the shares at the end that are the "
+        "validation and the test split",
+    )
+    columns: dict[str, str] = Field(
+        {},
+        description='of JSONL: the names of its columns: {text = "body"}, or {prompt = "question", '
+        'answer = "reply", image = "file"}',
+    )
+    image_folder: str | None = Field(
+        None, description="of questions: the folder of their images; none: beside the questions"
+    )
+    image_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="of questions: tokens that an image takes, where the network brings no "
+        "processor that says so",
+    )
+    test: str | None = Field(
+        None,
+        max_length=4096,
+        description="of questions: others to test on, as NAME:PATH (pope:coco_pope_random.json)",
+    )
+
+    @property
+    def is_language(self) -> bool:
+        """Whether its examples are tokens, of text or of questions and answers."""
+        return self.name in TEXTS + QUESTIONS
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> DataSpec:
+        if sum(self.held_out) >= 1:
+            raise ValueError(f"held_out = {list(self.held_out)} leaves nothing to train on")
+        return self
 
     @model_validator(mode="after")
     def _large_sets_are_measured_in_part(self) -> DataSpec:
@@ -127,28 +232,68 @@ class DataSpec(Frozen):
         return self
 
 
-class PruningSpec(Frozen):
-    """Which layers lose how many filters or weights, in which ways."""
+Kind = Literal["structured", "unstructured", "n:m", "depth"]
+"""What is pruned: filters, single weights, a share of every few weights, whole layers."""
 
-    kind: Literal["structured", "unstructured"] = Field(
-        "structured", description="unstructured: single weights are set to zero, and held there"
+
+class PruningSpec(Frozen):
+    """Which layers lose how many filters or weights, or which layers are lost, in which ways."""
+
+    kind: Kind = Field(
+        "structured",
+        description="structured: filters, heads, units; unstructured: single weights are set to "
+        "zero, and held there; n:m: so are M - N of every M consecutive input weights; depth: "
+        "whole layers are taken out",
     )
-    scope: Literal["layer", "global"] = Field(
-        "layer", description="unstructured: the sparsity of each layer, or of all of them together"
+    scope: Literal["layer", "row", "global"] = Field(
+        "layer",
+        description="unstructured: the sparsity of each layer, of each output row of a layer, or "
+        "of all layers together",
     )
-    layers: dict[str, Annotated[float, Field(gt=0, lt=1)]] = Field(
+    layers: dict[str, Annotated[float, Field(gt=0, lt=1)] | str] = Field(
         min_length=1,
-        description="layer name or pattern to pruning ratio (or sparsity): {conv1 = 0.5}",
+        description="layer name or pattern to pruning ratio (or sparsity): {conv1 = 0.5}; of n:m, "
+        'to the pattern: {"*.mlp.*" = "2:4"}',
     )
     candidates: Annotated[int, Field(ge=1, le=MOST_CANDIDATES)] | str = Field(
         "all",
-        description="all: every way to prune; a number: so many sampled without repeats; a .json "
-        "file: those that another study wrote; a .pkl file: a combination file of the paper's code",
+        description="all: every way to prune; a number: so many sampled without repeats; "
+        "around:CRITERION: the criterion's own choice, and others drawn around it; a .json file: "
+        "those that another study wrote; a .pkl file: a combination file of the paper's code",
+    )
+    count: Annotated[int, Field(ge=1, le=MOST_CANDIDATES)] | None = Field(
+        None, description=f"around: how many candidates, its choice among them; {AROUND_COUNT}"
+    )
+    share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="around: which share of the criterion's scores changes places in each "
+        f"candidate but the first; {AROUND_SHARE}",
     )
     seed: Seed = Field(0, description="of the sample")
     surgery: Literal["exact", "as-released"] = Field(
         "exact", description="as-released: the wiring of the paper's released code"
     )
+
+    @property
+    def around(self) -> str | None:
+        """The criterion around whose choice candidates are drawn."""
+        given = str(self.candidates)
+        return given.removeprefix(AROUND) if given.startswith(AROUND) else None
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _ratios_or_patterns(cls, layers: object) -> object:
+        # Said here, because a union's own errors speak of each of its members.
+        for name, value in layers.items() if isinstance(layers, Mapping) else ():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and 0 < value < 1) and not (
+                isinstance(value, str) and _PATTERN.fullmatch(value)
+            ):
+                raise ValueError(
+                    f"{name} takes a ratio between 0 and 1, or in kind 'n:m' a pattern such as "
+                    f"'2:4', got {shown(value)}"
+                )
+        return layers
 
     @field_validator("candidates", mode="before")
     @classmethod
@@ -156,39 +301,52 @@ class PruningSpec(Frozen):
         # Said here, because a union's own errors speak of each of its members.
         if value == "all" or (isinstance(value, str) and value.endswith(CANDIDATE_FILES)):
             return value
+        if isinstance(value, str) and value.startswith(AROUND) and value != AROUND:
+            return value
         if (
             isinstance(value, bool)
             or not isinstance(value, int)
             or not (1 <= value <= MOST_CANDIDATES)
         ):
             raise ValueError(
-                f"expected 'all', a whole number from 1 to {MOST_CANDIDATES:,} or a .json or .pkl "
-                f"file, got {shown(value)}"
+                f"expected 'all', a whole number from 1 to {MOST_CANDIDATES:,}, 'around:' and a "
+                f"criterion, or a .json or .pkl file, got {shown(value)}"
             )
         return value
 
     @model_validator(mode="after")
-    def _seed_belongs_to_a_sample(self) -> PruningSpec:
-        if isinstance(self.candidates, str) and self.seed != 0:
-            raise ValueError(f"seed does nothing while candidates = {self.candidates!r}")
+    def _fields_of_samples_belong_to_one(self) -> PruningSpec:
+        if self.around is None:
+            for name in ("count", "share"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(f"{name} = {value} needs candidates = 'around:CRITERION'")
+            if isinstance(self.candidates, str) and self.seed != 0:
+                raise ValueError(f"seed does nothing while candidates = {self.candidates!r}")
         return self
 
     @model_validator(mode="after")
-    def _unstructured_fits(self) -> PruningSpec:
+    def _kind_fits(self) -> PruningSpec:
+        kind = f"kind = {self.kind!r}"
+        for name, value in self.layers.items():
+            if isinstance(value, str) != (self.kind == "n:m"):
+                expected = "a pattern such as '2:4'" if self.kind == "n:m" else "a ratio"
+                raise ValueError(f"{kind}: {name} takes {expected}, got {value!r}")
+        if self.scope != "layer" and self.kind != "unstructured":
+            raise ValueError(f"scope = {self.scope!r} needs kind = 'unstructured'")
+        if self.scope == "global" and len(set(self.layers.values())) > 1:
+            raise ValueError("scope = 'global' takes one sparsity for all layers")
         if self.kind == "structured":
-            if self.scope != "layer":
-                raise ValueError("scope = 'global' needs kind = 'unstructured'")
             return self
         if self.surgery != "exact":
             raise ValueError("surgery = 'as-released' needs kind = 'structured'")
-        if self.candidates == "all":
-            raise ValueError("kind = 'unstructured' needs a number of candidates to sample")
+        if self.candidates == "all" and self.kind != "depth":
+            raise ValueError(f"{kind} needs a number of candidates to sample, or 'around:…'")
         if str(self.candidates).endswith(".pkl"):
             raise ValueError(f"{self.candidates} lists filters, which kind = 'structured' prunes")
-        if self.scope == "global" and len(set(self.layers.values())) > 1:
-            raise ValueError("scope = 'global' takes one sparsity for all layers")
         return self
 
+
+_PATTERN = re.compile(r"[1-9][0-9]{0,2}:[1-9][0-9]{0,2}")
 
 Role = Literal["small", "short", "as-released"]
 """What an arm is for.
@@ -199,6 +357,38 @@ study's own, ``as-released`` the wiring of the paper's released code.
 
 DESCRIPTIVE = {"name", "purpose", "roles"}
 """The fields of a study that change no number, and are no part of its digest."""
+
+LANGUAGE_FIELDS = {
+    "data.bos",
+    "data.columns",
+    "data.context",
+    "data.held_out",
+    "data.image_folder",
+    "data.image_tokens",
+    "data.stride",
+    "data.test",
+    "data.tokenizer",
+}
+"""Fields that only text and questions have."""
+
+ADDED = {
+    *LANGUAGE_FIELDS,
+    "network.files",
+    "pruning.count",
+    "pruning.share",
+    "dense.accumulate",
+    "dense.gradient_checkpointing",
+    "dense.schedule_per",
+    "dense.steps_per_epoch",
+    "dense.warmup",
+    "retraining.accumulate",
+    "retraining.gradient_checkpointing",
+    "retraining.lora",
+    "retraining.schedule_per",
+    "retraining.steps_per_epoch",
+    "retraining.warmup",
+}
+"""Fields that came after digests were recorded: at its default, such a field is no part of one."""
 
 
 class StudySpec(Frozen):
@@ -219,6 +409,18 @@ class StudySpec(Frozen):
     pruning: PruningSpec
     criteria: tuple[str, ...] = Field(("oracle", "l1"), min_length=1)
     retraining: Retraining = Retraining()
+
+    @field_validator("network", "data", mode="before")
+    @classmethod
+    def _a_name_is_short_for_a_table(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _language_brings_its_task(self) -> StudySpec:
+        if "task" not in self.model_fields_set and self.data.is_language:
+            # A default, as that of DataSpec.measured_fraction.
+            self.__dict__["task"] = "next-token" if self.data.name in TEXTS else "answers"
+        return self
 
     @field_validator("criteria")
     @classmethod
@@ -257,12 +459,12 @@ class StudySpec(Frozen):
     @property
     def digest(self) -> str:
         """12 hex digits over every field that can change a number, defaults included."""
-        return _digest(self.model_dump(mode="json", exclude=DESCRIPTIVE))
+        return _digest(self._fields(exclude=DESCRIPTIVE))
 
     @property
     def dense_digest(self) -> str:
         """What the dense network depends on: studies that agree in it share the network."""
-        return _digest(self.model_dump(mode="json", include={"task", "network", "data", "dense"}))
+        return _digest(self._fields(include={"task", "network", "data", "dense"}))
 
     @property
     def score_digest(self) -> str:
@@ -272,8 +474,28 @@ class StudySpec(Frozen):
     @property
     def outcome_digest(self) -> str:
         """What the retraining of one candidate with one seed depends on."""
-        recipe = self.retraining.model_dump(mode="json", exclude={"seeds"})
+        recipe = self._fields(include={"retraining"})["retraining"]
+        del recipe["seeds"]
         return _digest([self.dense_digest, self.pruning.surgery, recipe])
+
+    def _fields(self, **choice: Any) -> dict[str, Any]:
+        """Fields as a digest takes them: one that was ``ADDED`` only where it was set."""
+        fields = self.model_dump(mode="json", **choice)
+        for path in ADDED:
+            room, _, name = path.rpartition(".")
+            owner, own = (getattr(self, room), fields.get(room)) if room else (self, fields)
+            if own and getattr(owner, name) == type(owner).model_fields[name].default:
+                own.pop(name, None)
+        if "network" in fields and self.network.files is not None:
+            fields["network"]["name"] = HF  # its files say what it is, wherever they lie
+            fields["network"]["arguments"].pop("revision", None)
+        for recipe in (fields[stage] for stage in ("dense", "retraining") if stage in fields):
+            # Digests have autocast as the field of its own that it was.
+            precision = recipe.pop("precision")
+            recipe["autocast"] = precision == "autocast"
+            if precision == "bfloat16":
+                recipe["precision"] = precision
+        return fields
 
     @property
     def folder_name(self) -> str:

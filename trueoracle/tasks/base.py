@@ -44,6 +44,10 @@ INPUT, TARGET = "input", "target"
 TARGETS = (TARGET, "targets", "label", "labels")
 """Fields that no network is given, by their usual names."""
 
+_MASK, _POSITIONS = "attention_mask", "position_ids"
+_PIXELS, _GRID = "pixel_values", "image_grid_thw"
+"""transformers' names of inputs."""
+
 _READ = ("logits", "out")
 """What is read of an output that has parts: transformers' and torchvision's names."""
 
@@ -171,15 +175,27 @@ def inputs_of(network: nn.Module, batch: Batch) -> tuple[tuple[Tensor, ...], dic
     """What of a batch the network is given: positional and keyword arguments.
 
     All fields but the targets: by keyword where ``forward`` knows all their names, else in order.
+    Where texts are padded, and the network takes them, the positions of tokens are given too.
     """
     fields = {name: value for name, value in batch.items() if name not in TARGETS}
     if all(map(is_positional, fields)):  # given as a tuple
         return tuple(fields.values()), {}
     parameters = inspect.signature(network.forward).parameters.values()
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    if fields.keys() <= known or any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return (), fields
-    return tuple(fields.values()), {}
+    if not fields.keys() <= known and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return tuple(fields.values()), {}
+    if _MASK in fields and _POSITIONS in known - fields.keys() and not _places_itself(network):
+        # Learned positions would count padding on the left, and see another text.
+        fields[_POSITIONS] = (fields[_MASK].cumsum(-1) - 1).clamp(min=0)
+    if _GRID in fields and fields[_PIXELS].ndim > 2:
+        # Qwen-VL takes the patches of all images along one axis.
+        fields[_PIXELS] = fields[_PIXELS].flatten(0, 1)
+    return (), fields
+
+
+def _places_itself(network: nn.Module) -> bool:
+    """Whether a token's position is more than a number, as of images in Qwen2-VL."""
+    return any(hasattr(module, "get_rope_index") for module in network.modules())
 
 
 def target_of(batch: Batch) -> Tensor:

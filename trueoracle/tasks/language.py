@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,14 +20,23 @@ IGNORED = -100
 
 
 _LOSS = Metric("loss", "loss", unit="nats", exponential="perplexity")
+_ANSWER_ACCURACY = Metric("answer_accuracy", "answer accuracy", better="higher", low=0.0, high=1.0)
+_ANSWER_TOKENS = Metric(
+    "token_accuracy", "answer token accuracy", better="higher", low=0.0, high=1.0
+)
+
+_SHORT = 8
+"""Tokens of a short answer, at most."""
+_LOOKED_AT = 64
 
 
 class NextToken(Task):
     """Cross-entropy (nats) and accuracy of the next token, over the tokens that count.
 
     Examples have ``input_ids`` ``[N, T]`` and, where they are padded, ``attention_mask``; the
-    network gives logits ``[N, T, V]``. Position t is compared with token t + 1, where that is not
-    padding. ``labels``, where they are there, say which tokens count (-100 does not).
+    network gives logits ``[N, T, V]``. Position t is compared with token t + 1, where neither is
+    padding, which may be on either side. ``labels``, where they are there, say which tokens count
+    (-100 does not). ``vocabulary`` is how many different tokens there are, where that is known.
     """
 
     name: ClassVar[str] = "next-token"
@@ -35,6 +45,20 @@ class NextToken(Task):
         _LOSS,
         Metric("token_accuracy", "token accuracy", better="higher", low=0.0, high=1.0),
     )
+
+    def __init__(self, vocabulary: int | None = None) -> None:
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def of(cls, train: Examples) -> NextToken:
+        """For the vocabulary of a text's tokenizer; of tokens of one's own it is not known."""
+        return cls(getattr(train, "vocabulary", None))
+
+    def outputs(self, train: Examples) -> int:
+        """One logit for each token of the vocabulary, or for each that the data may hold."""
+        if self.vocabulary is not None:
+            return self.vocabulary
+        return int(train.targets.max()) + 1 if "labels" in train.shapes else super().outputs(train)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         logits, labels = self._shifted(outputs, batch)
@@ -67,7 +91,10 @@ class NextToken(Task):
         """The tokens ``[N, T]`` that positions before them are to tell, -100 where none counts."""
         labels = batch.get("labels", batch["input_ids"])
         if "attention_mask" in batch:
-            labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
+            seen = batch["attention_mask"] != 0
+            # The first token of a text padded on the left follows nothing, as that of any other.
+            follows = functional.pad(seen[:, :-1], (1, 0), value=True)
+            labels = labels.masked_fill(~(seen & follows), IGNORED)
         return labels
 
     def _shifted(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -97,14 +124,42 @@ class Answers(NextToken):
     """As ``next-token``, over the tokens of the answers alone.
 
     Examples have ``labels`` ``[N, T]``, which are -100 everywhere but in the answer; beside
-    ``input_ids`` there may be whatever else the network takes, such as ``pixel_values``.
+    ``input_ids`` there may be whatever else the network takes, such as ``pixel_values``. An answer
+    is right where each of its tokens is the likeliest one after those before it. Where answers are
+    long, the accuracy of tokens is spoken of first: hardly a whole one is right.
     """
 
     name: ClassVar[str] = "answers"
-    metrics: Sequence[Metric] = (
-        _LOSS,
-        Metric("token_accuracy", "answer token accuracy", better="higher", low=0.0, high=1.0),
-    )
+
+    def __init__(self, vocabulary: int | None = None, *, has_short_answers: bool = True) -> None:
+        super().__init__(vocabulary)
+        both = (_ANSWER_ACCURACY, _ANSWER_TOKENS)
+        self.metrics = (_LOSS, *(both if has_short_answers else reversed(both)))
+
+    @classmethod
+    def of(cls, train: Examples) -> Answers:
+        """Answers are short where those of the first examples have at most 8 tokens on average."""
+        short = True
+        if hasattr(train, "take") and "labels" in train.shapes:
+            labels = train.take(torch.arange(min(_LOOKED_AT, len(train)))).targets
+            short = float((labels != IGNORED).sum(1).double().mean()) <= _SHORT
+        return cls(getattr(train, "vocabulary", None), has_short_answers=short)
+
+    def sums(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        labels = self.labels(batch)[:, 1:]
+        counts = labels != IGNORED
+        is_right = ((outputs[:, :-1].argmax(-1) == labels) | ~counts).all(1)
+        has_answer = counts.any(1)
+        return {
+            **super().sums(outputs, batch),
+            "right_answers": (is_right & has_answer).sum(),
+            "answers": has_answer.sum(),
+        }
+
+    def finish(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        answers = sums["answers"].clamp(min=1)
+        found = {**super().finish(sums), "answer_accuracy": sums["right_answers"] / answers}
+        return {metric.name: found[metric.name] for metric in self.metrics}
 
     def check_targets(self, split: Examples, where: str) -> None:
         super().check_targets(split, where)

@@ -20,10 +20,16 @@ _MOST_NUMBERS = 128 * 3 * 224 * 224
 """Most numbers in a batch: large images take memory in every layer."""
 
 
+_MOST_TOKENS = 8192
+"""Most tokens in a batch: each of them gets a logit for every word of a vocabulary."""
+
+
 def evaluation_batch(split: AnySplit) -> int:
     """How many examples are evaluated at a time: 500 small ones, fewer large ones."""
     numbers = sum(math.prod(shape) for shape in split.shapes.values())
-    return max(1, min(_MOST_EXAMPLES, _MOST_NUMBERS // max(1, numbers)))
+    tokens = math.prod(split.shapes.get("input_ids", ()))
+    most = min(_MOST_NUMBERS // max(1, numbers), _MOST_TOKENS // tokens)
+    return max(1, min(_MOST_EXAMPLES, most))
 
 
 def evaluate(

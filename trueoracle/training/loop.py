@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,13 +14,17 @@ from torch import Tensor, nn, optim
 
 from trueoracle.data.augmentation import augment, mix
 from trueoracle.data.splits import Splits
+from trueoracle.errors import InputError, first_line
 from trueoracle.tasks.base import INPUT, TARGET, Batch, Task
 from trueoracle.tasks.classification import Classification, Smoothed
-from trueoracle.training.checkpoint import Checkpoint
+from trueoracle.training.adapters import Adapters
+from trueoracle.training.checkpoint import Checkpoint, Keepable
+from trueoracle.training.continuing import STREAM, MemberState, restore, state_of
 from trueoracle.training.evaluate import evaluate
-from trueoracle.training.recipe import Recipe
+from trueoracle.training.recipe import Recipe, Retraining
+from trueoracle.training.savings import Rounded, checkpointed
 
-__all__ = ["EpochRecord", "Stream", "train"]
+__all__ = ["EpochRecord", "Stream", "Training", "train"]
 
 Stream = tuple[int, str]
 """Where random numbers come from: a seed, and a name that tells streams of one seed apart."""
@@ -91,24 +96,179 @@ def train(
     loss is no longer finite is stopped; its last record says so (``diverged``). With a
     ``checkpoint``, training goes on from what it keeps; ``on_epoch`` is told of those epochs too.
     """
-    optimizer = make_optimizer(network.parameters(), recipe)
     records: list[EpochRecord] = []
-    if checkpoint is not None:
-        records = [EpochRecord.from_row(row) for row in checkpoint.load(network, optimizer)]
+    kept = None if checkpoint is None else checkpoint.load([network])
+    if kept is not None:
+        records = [EpochRecord.from_row(row) for row in kept.records[0]]
+    training = Training(network, data, recipe, (seed, stream), kept and kept.states[0])
     for record in records:
         if on_epoch is not None:
             on_epoch(record)
+
+    def keep() -> None:
+        if checkpoint is not None and checkpoint.is_due:
+            rows = [record.as_row() for record in records]
+            checkpoint.save([training.kept()], [rows])
+
     for epoch in range(len(records), recipe.epochs):
-        train_epoch(network, optimizer, data, recipe, epoch, (seed, stream))
-        record = measure(network, data, epoch, recipe.learning_rate_at(epoch))
+        training.train_epoch(epoch, keep)
+        record = training.measure(epoch)
         records.append(record)
         if on_epoch is not None:
             on_epoch(record)
         if record.diverged:
             break
-        if checkpoint is not None:
-            checkpoint.save(network, optimizer, [record.as_row() for record in records])
+        keep()
+    training.finish()
     return records
+
+
+class Training:
+    """One network in training, with its optimiser and what the recipe lays on it until the end.
+
+    ``state`` is what an earlier one gave: then it goes on from there. Raises :class:`InputError`
+    for a recipe that does not fit the network.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Splits,
+        recipe: Recipe,
+        stream: Stream,
+        state: MemberState | None = None,
+    ) -> None:
+        self.network = network
+        self._data, self._recipe, self._stream = data, recipe, stream
+        self._rounded = Rounded(network) if recipe.precision == "bfloat16" else None
+        self._adapters = None
+        if isinstance(recipe, Retraining) and recipe.lora is not None:
+            seed = stream_seed(stream[0], 0, "adapters", stream[1])
+            self._adapters = Adapters(network, recipe.lora, seed)
+        self._optimizer = make_optimizer(network.parameters(), recipe)
+        self._begun: Begun | None = None
+        if state:
+            if self._adapters is not None:
+                self._adapters.restore(state)
+            restore(self._optimizer, dict(network.named_parameters()), [state], stacked=False)
+            self._begun = Begun.read(state)
+
+    def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
+        """One pass over the training examples, or the rest of one that was begun.
+
+        ``between_steps`` is called where :meth:`kept` is something to go on from.
+        """
+        begun, self._begun = self._begun, None
+
+        def pause(so_far: Begun) -> None:
+            self._begun = so_far
+            if between_steps is not None:
+                between_steps()
+            self._begun = None
+
+        train_epoch(
+            self.network,
+            self._optimizer,
+            self._data,
+            self._recipe,
+            epoch,
+            self._stream,
+            begun=begun,
+            between_steps=pause,
+        )
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a recipe by which the network computes no gradients, by :class:`InputError`."""
+        task = training_task(self._data.task, self._recipe)
+        self.network.train()
+        try:
+            with torch.random.fork_rng(devices=[]), checkpointed(self.network, self._recipe):
+                add_gradients(self.network, task, batch, self._recipe)
+        except InputError:
+            raise
+        except Exception as error:  # the user's forward runs: anything can come out
+            raise InputError(
+                f"{type(self.network).__name__} cannot be trained by this recipe: "
+                f"{first_line(error)}"
+            ) from error
+        if self._adapters is not None and (past := self._adapters.without_gradient()):
+            raise InputError(
+                f"lora: the network reads the weights of {past[0]} past its adapter: name other "
+                "layers in lora.targets"
+            )
+
+    @contextmanager
+    def measured(self) -> Iterator[nn.Module]:
+        """The network as it would be handed out now: with its adapters merged."""
+        with nullcontext() if self._adapters is None else self._adapters.merged():
+            yield self.network
+
+    def measure(self, epoch: int) -> EpochRecord:
+        """All metrics on every split, after an epoch."""
+        steps = self._recipe.steps_in_epoch(len(self._data.train))
+        with self.measured() as network:
+            rate = self._recipe.learning_rate_at(epoch, 0, steps)
+            return measure(network, self._data, epoch, rate)
+
+    def state(self, *, base: bool = True) -> MemberState:
+        """What going on needs beside the network as :meth:`finish` leaves it.
+
+        Without ``base``, it goes on from the network that was handed in, and takes less.
+        """
+        found = dict(state_of(self._optimizer, dict(self.network.named_parameters())))
+        if self._adapters is not None:
+            found |= self._adapters.state(base=base)
+        if self._begun is not None:
+            found |= self._begun.as_state()
+        return found
+
+    def kept(self) -> Keepable:
+        """What a checkpoint keeps of it; with adapters, of the network's own tensors buffers."""
+        tensors = dict(self.network.state_dict())
+        if self._adapters is not None:
+            buffers = {name for name, _ in self.network.named_buffers()}
+            tensors = {name: value for name, value in tensors.items() if name in buffers}
+        return tensors, self.state(base=False)
+
+    def finish(self) -> None:
+        """Leave the network as it was handed in, but trained."""
+        if self._adapters is not None:
+            self._adapters.finish()
+        if self._rounded is not None:
+            self._rounded.finish()
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """How far an epoch has come: its finished steps, and where the random numbers stand."""
+
+    step: int
+    cpu: Tensor
+    cuda: Tensor | None = None
+
+    @classmethod
+    def now(cls, step: int, device: torch.device) -> Begun:
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(step, torch.get_rng_state(), cuda)
+
+    @classmethod
+    def read(cls, state: MemberState) -> Begun | None:
+        """That of a state; None where it is one between epochs."""
+        if f"{STREAM}/step" not in state:
+            return None
+        return cls(
+            int(state[f"{STREAM}/step"]), state[f"{STREAM}/cpu"], state.get(f"{STREAM}/cuda")
+        )
+
+    def as_state(self) -> MemberState:
+        numbers = {"step": torch.tensor(self.step), "cpu": self.cpu, "cuda": self.cuda}
+        return {f"{STREAM}/{name}": v for name, v in numbers.items() if v is not None}
+
+    def go_on(self, device: torch.device) -> None:
+        """Put torch's random numbers where they stood."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, device)
 
 
 def train_epoch(
@@ -118,57 +278,100 @@ def train_epoch(
     recipe: Recipe,
     epoch: int,
     stream: Stream,
+    *,
+    begun: Begun | None = None,
+    between_steps: Callable[[Begun], None] | None = None,
 ) -> None:
-    """One pass over the training examples, in training mode, at the epoch's learning rate."""
-    task = training_task(data.task, recipe)
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate_at(epoch)
+    """One pass over the training examples, in training mode, at the recipe's learning rates.
+
+    ``begun``: the epoch goes on from there. ``between_steps`` is told after each step but the last
+    how far it has come.
+    """
+    task, device = training_task(data.task, recipe), data.train.device
+    steps = recipe.steps_in_epoch(len(data.train))
+    first = 0 if begun is None else begun.step
     network.train()
-    with torch.random.fork_rng(devices=_cuda_devices(data)):
+    with torch.random.fork_rng(devices=_cuda_devices(data)), checkpointed(network, recipe):
         torch.manual_seed(stream_seed(stream[0], epoch, "network", stream[1]))
-        for batch in batches(data, recipe, stream[0], epoch, stream[1]):
+        if begun is not None:
+            begun.go_on(device)
+        drawn = batches(data, recipe, stream[0], epoch, stream[1], first=first)
+        for step, batch in enumerate(drawn, first):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate_at(epoch, step, steps)
             optimizer.zero_grad()
-            with torch.autocast(data.train.device.type, torch.bfloat16, enabled=recipe.autocast):
-                loss = task.loss(task.forward(network, batch), batch)
-            loss.backward()
+            add_gradients(network, task, batch, recipe)
             if recipe.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
             optimizer.step()
+            if between_steps is not None and step + 1 < steps:
+                between_steps(Begun.now(step + 1, device))
+
+
+def add_gradients(network: nn.Module, task: Task, batch: Batch, recipe: Recipe) -> None:
+    """Add the gradients of a batch's mean loss to those of the network.
+
+    With ``accumulate``, in parts: each part's mean weighs as much as what counts in it (tokens,
+    pixels, examples), so that the sum is the gradient of the whole batch's mean.
+    """
+    parts = [batch] if recipe.accumulate == 1 else _parted(batch, recipe.examples_at_once)
+    weights = [1.0] if len(parts) == 1 else [task.weight(part) for part in parts]
+    whole = sum(weights) or 1.0
+    for part, weight in zip(parts, weights, strict=True):
+        loss = loss_of(network, task, part, recipe)
+        (loss if len(parts) == 1 else loss * (weight / whole)).backward()
+
+
+def loss_of(network: nn.Module, task: Task, batch: Batch, recipe: Recipe) -> Tensor:
+    """The mean loss of a batch, in the recipe's precision."""
+    device = next(iter(batch.values())).device.type
+    with torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "autocast"):
+        return task.loss(task.forward(network, batch), batch)
+
+
+def _parted(batch: Batch, size: int) -> list[Batch]:
+    pieces = (value.split(size) for value in batch.values())
+    return [dict(zip(batch, piece, strict=True)) for piece in zip(*pieces, strict=True)]
 
 
 def batches(
-    data: Splits, recipe: Recipe, seed: int, epoch: int, stream: str = ""
+    data: Splits, recipe: Recipe, seed: int, epoch: int, stream: str = "", *, first: int = 0
 ) -> Iterator[Batch]:
-    """The batches of one epoch, shuffled and augmented; the last one may be smaller.
+    """The batches of one epoch from the ``first`` on, shuffled and augmented.
 
-    Targets are class probabilities ``[N, classes]`` with mixup or cutmix. Random numbers are drawn
-    on the CPU, so that every device sees the same batches.
+    The last one may be smaller. Targets are class probabilities ``[N, classes]`` with mixup or
+    cutmix. Random numbers are drawn on the CPU, so that every device sees the same batches.
     """
     generator = torch.Generator().manual_seed(stream_seed(seed, epoch, "batches", stream))
     order = torch.randperm(len(data.train), generator=generator)
+    indices = order.split(recipe.batch_size)[: recipe.steps_per_epoch]
+    augmented = recipe.shift or recipe.flip or recipe.mixup or recipe.cutmix
+    # What is drawn batch by batch has to be drawn for those that are passed over, too.
+    skipped = 0 if augmented or recipe.resized_crop else first
     drawn = data.train.training_batches(
-        order.split(recipe.batch_size),
-        recipe.resized_crop,
-        seed=stream_seed(seed, epoch, "crops", stream),
+        indices[skipped:], recipe.resized_crop, seed=stream_seed(seed, epoch, "crops", stream)
     )
-    for batch in drawn:
-        if not (recipe.shift or recipe.flip or recipe.mixup or recipe.cutmix):
-            yield batch
-            continue
-        images = augment(
-            batch[INPUT], shift=recipe.shift, flip=recipe.flip, fill=data.fill, generator=generator
+    for number, batch in enumerate(drawn, skipped):
+        changed = _augmented(batch, data, recipe, generator) if augmented else batch
+        if number >= first:
+            yield changed
+
+
+def _augmented(batch: Batch, data: Splits, recipe: Recipe, generator: torch.Generator) -> Batch:
+    images = augment(
+        batch[INPUT], shift=recipe.shift, flip=recipe.flip, fill=data.fill, generator=generator
+    )
+    changed = {**batch, INPUT: images}
+    if recipe.mixup or recipe.cutmix:
+        changed[INPUT], changed[TARGET] = mix(
+            images,
+            batch[TARGET],
+            classes=cast(Classification, getattr(data.task, "task", data.task)).classes,
+            mixup=recipe.mixup,
+            cutmix=recipe.cutmix,
+            generator=generator,
         )
-        changed = {**batch, INPUT: images}
-        if recipe.mixup or recipe.cutmix:
-            changed[INPUT], changed[TARGET] = mix(
-                images,
-                batch[TARGET],
-                classes=cast(Classification, getattr(data.task, "task", data.task)).classes,
-                mixup=recipe.mixup,
-                cutmix=recipe.cutmix,
-                generator=generator,
-            )
-        yield changed
+    return changed
 
 
 def training_task(task: Task, recipe: Recipe) -> Task:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["DenseTraining", "Distil", "Frozen", "Recipe", "Retraining", "Seed"]
+from trueoracle.errors import shown
+
+__all__ = ["DenseTraining", "Distil", "Frozen", "Lora", "Recipe", "Retraining", "Seed"]
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -25,8 +28,22 @@ class Recipe(Frozen):
     """One training: the same fields for the dense network and for retraining."""
 
     epochs: int = Field(30, ge=1, le=1_000_000, description="passes over the training split")
+    steps_per_epoch: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000_000,
+        description="at most so many steps in an epoch, on examples drawn anew for each epoch; "
+        "none: all examples",
+    )
     batch_size: int = Field(
-        256, ge=1, le=10_000_000, description="images per step; the last batch may be smaller"
+        256, ge=1, le=10_000_000, description="examples per step; the last batch may be smaller"
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=1_000_000,
+        description="compute a step's gradient in so many parts, one after the other, to save "
+        "memory; each part weighs as its examples (or tokens, or pixels) that count",
     )
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = Field(0.01, ge=1e-12, le=1e30, description="at the first epoch")
@@ -34,20 +51,41 @@ class Recipe(Frozen):
     weight_decay: float = Field(
         1e-4, ge=0, le=100, description="L2 for SGD and Adam, decoupled for AdamW"
     )
-    schedule: Literal["constant", "step", "cosine"] = "step"
-    milestones: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = Field(
-        (), description="step: epochs (counted from 0) from which the rate is multiplied by gamma"
+    schedule: Literal["constant", "step", "cosine", "linear"] = "step"
+    schedule_per: Literal["epoch", "step"] = Field(
+        "epoch",
+        description="whether the rate follows the schedule from epoch to epoch, or from "
+        "step to step",
+    )
+    milestones: tuple[Annotated[int, Field(ge=1, le=1_000_000_000)], ...] = Field(
+        (),
+        description="step: epochs (with schedule_per = 'step': steps), counted from 0, from which "
+        "the rate is multiplied by gamma",
     )
     gamma: float = Field(0.1, ge=1e-12, le=1, description="step: factor at each milestone")
     final_learning_rate: float = Field(
-        0.0, ge=0, le=1e30, description="cosine: the rate approached"
+        0.0, ge=0, le=1e30, description="cosine and linear: the rate approached"
+    )
+    warmup: float = Field(
+        0.0,
+        ge=0,
+        le=1_000_000_000,
+        description="first steps, in which the rate rises linearly: below 1 a share of all steps, "
+        "from 1 on their number",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the training loss only")
     gradient_clip: float | None = Field(
         None, ge=1e-12, le=1e12, description="largest gradient norm; none: off"
     )
-    autocast: bool = Field(
-        False, description="train in bfloat16 where torch deems it safe; not by the native engine"
+    precision: Literal["float32", "autocast", "bfloat16"] = Field(
+        "float32",
+        description="autocast: compute in bfloat16 where torch deems it safe; bfloat16: also hold "
+        "the weights in it (adapters stay in float32); not by the native engine",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="keep less of the forward pass and compute it again for the gradients: less "
+        "memory, about a third more time",
     )
     shift: int = Field(
         0, ge=0, le=10_000, description="augmentation: largest random shift, in pixels"
@@ -68,22 +106,84 @@ class Recipe(Frozen):
         description="alpha of cutmix (arXiv 1905.04899); 0: off; with mixup: half each",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _autocast_is_a_precision(cls, fields: object) -> object:
+        # The field had a name and a value of its own, which study files and records still have.
+        if not isinstance(fields, Mapping) or "autocast" not in fields:
+            return fields
+        rest = {name: value for name, value in fields.items() if name != "autocast"}
+        given = fields["autocast"]
+        if not isinstance(given, bool):
+            raise ValueError(f"autocast takes true or false, got {shown(given)}")
+        meant = "autocast" if given else "float32"
+        if rest.setdefault("precision", meant) != meant:
+            raise ValueError(
+                f"autocast = {str(given).lower()} and precision = {shown(rest['precision'])} "
+                "contradict each other: leave autocast out"
+            )
+        return rest
+
     @model_validator(mode="after")
-    def _milestones_ascend(self) -> Recipe:
+    def _schedule_fits(self) -> Recipe:
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must ascend, got {list(self.milestones)}")
         if self.milestones and self.schedule != "step":
             raise ValueError(f"milestones need schedule 'step', not {self.schedule!r}")
+        if self.warmup > 1 and not float(self.warmup).is_integer():
+            raise ValueError(
+                f"warmup = {self.warmup} is neither a share of all steps (below 1) nor a number "
+                "of steps"
+            )
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate = {self.accumulate} parts need as many examples per step, and "
+                f"batch_size = {self.batch_size}"
+            )
         return self
 
-    def learning_rate_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0; constant within the epoch."""
+    def steps_in_epoch(self, examples: int) -> int:
+        """The steps of one epoch on so many training ``examples``."""
+        return min(-(-examples // self.batch_size), self.steps_per_epoch or examples)
+
+    def examples_in_epoch(self, examples: int) -> int:
+        """How many of so many training ``examples`` one epoch trains on."""
+        return min(examples, self.steps_in_epoch(examples) * self.batch_size)
+
+    @property
+    def examples_at_once(self) -> int:
+        """The most examples whose gradient is computed at a time."""
+        return -(-self.batch_size // self.accumulate)
+
+    @property
+    def rate_changes_within_epoch(self) -> bool:
+        """Whether the steps of one epoch may have different learning rates."""
+        return self.warmup > 0 or self.schedule_per == "step"
+
+    def learning_rate_at(self, epoch: int, step: int = 0, steps: int = 1) -> float:
+        """The learning rate of a step of an epoch, both counted from 0.
+
+        ``steps`` is how many an epoch has. During warm-up the rate is (steps so far + 1) / warm-up
+        of what it would be; a schedule by steps begins when the warm-up ends.
+        """
+        done, total = epoch * steps + step, self.epochs * steps
+        warm = self.warmup if self.warmup >= 1 else math.ceil(self.warmup * total)
+        rising = min(1.0, (done + 1) / warm) if warm else 1.0
+        if self.schedule_per == "epoch":
+            return rising * self._scheduled(epoch, epoch / self.epochs)
+        share = max(0.0, done - warm) / max(1, total - warm)
+        return rising * self._scheduled(done, share)
+
+    def _scheduled(self, place: int, share: float) -> float:
+        """The rate without warm-up: ``place`` in epochs or steps, and as a share of them all."""
+        span = self.learning_rate - self.final_learning_rate
         if self.schedule == "step":
-            return self.learning_rate * self.gamma ** sum(epoch >= m for m in self.milestones)
+            return self.learning_rate * self.gamma ** sum(place >= m for m in self.milestones)
         if self.schedule == "cosine":
-            span = self.learning_rate - self.final_learning_rate
-            half = 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+            half = 0.5 * (1 + math.cos(math.pi * share))
             return self.final_learning_rate + span * half
+        if self.schedule == "linear":
+            return self.final_learning_rate + span * (1 - share)
         return self.learning_rate
 
 
@@ -92,6 +192,27 @@ class Distil(Frozen):
 
     weight: float = Field(0.5, ge=0, le=1, description="share of the loss; the rest is the task's")
     temperature: float = Field(4.0, ge=1e-3, le=1e3, description="of both networks' logits")
+
+
+class Lora(Frozen):
+    """Low-rank adapters in place of full retraining (Hu et al. 2021, arXiv 2106.09685).
+
+    Needs the extra ``[transformers]``, which has peft.
+    """
+
+    rank: int = Field(8, ge=1, le=65_536, description="columns of A and rows of B")
+    alpha: float = Field(16.0, gt=0, le=1e6, description="the adapters are scaled by alpha/rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of an adapter's inputs")
+    targets: tuple[str, ...] = Field(
+        (),
+        description="names or patterns of the layers with adapters; none: all linear layers but "
+        "the output's",
+    )
+    train: tuple[str, ...] = Field(
+        (),
+        description="names or patterns of parameters that are trained in full as well: "
+        "['*projector*', '*norm*']",
+    )
 
 
 class DenseTraining(Recipe):
@@ -107,6 +228,11 @@ class Retraining(Recipe):
     seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="one retraining each")
     distil: Distil | None = Field(
         None, description="learn from the dense network as well: {weight = 0.5, temperature = 4.0}"
+    )
+    lora: Lora | None = Field(
+        None,
+        description="train low-rank adapters, which are merged at the end, and nothing else: "
+        "{rank = 8, alpha = 16}",
     )
     procedure: str | None = Field(
         None,

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from trueoracle.criteria.shared.choices import CannotShareError
+from trueoracle.networks.operations import closure_of
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.pruning.groups import Group, Part
 
 __all__ = [
     "CONTRIBUTIONS_BYTES",
-    "ancestors_of",
     "bytes_of",
-    "closure_of",
     "consumers_of",
-    "last_uses",
     "only_input",
     "power_of_two",
     "summable_groups",
@@ -81,38 +79,6 @@ def only_input(node: fx.Node) -> fx.Node:
     if len(node.all_input_nodes) != 1:
         raise CannotShareError(f"{node.name} reads {len(node.all_input_nodes)} values")
     return node.all_input_nodes[0]
-
-
-def closure_of(nodes: set[fx.Node]) -> set[fx.Node]:
-    """The nodes and all that depends on them."""
-    found, ahead = set(nodes), list(nodes)
-    while ahead:
-        fresh = [user for user in ahead.pop().users if user not in found]
-        found.update(fresh)
-        ahead += fresh
-    return found
-
-
-def ancestors_of(node: fx.Node, stop: set[fx.Node]) -> set[fx.Node]:
-    """The node and all that it depends on, not going beyond ``stop``."""
-    found, ahead = {node}, [node]
-    while ahead:
-        last = ahead.pop()
-        fresh = [n for n in last.all_input_nodes if n not in found and last not in stop]
-        found.update(fresh)
-        ahead += fresh
-    return found
-
-
-def last_uses(nodes: Sequence[fx.Node], keep: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """For each operation, the values that none of the later ones reads."""
-    drops: dict[fx.Node, list[fx.Node]] = {}
-    seen = set(keep)
-    for node in reversed(nodes):
-        read = [n for n in (node, *node.all_input_nodes) if n not in seen]
-        drops[node] = list(dict.fromkeys(read))
-        seen.update(read)
-    return drops
 
 
 def bytes_of(value: Any) -> int:

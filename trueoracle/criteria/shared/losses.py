@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, cast
 
 import numpy as np
@@ -23,11 +22,8 @@ from trueoracle.criteria.shared.choices import (
     widened,
 )
 from trueoracle.criteria.shared.graph import (
-    ancestors_of,
     bytes_of,
-    closure_of,
     consumers_of,
-    last_uses,
     only_input,
     power_of_two,
     summable_groups,
@@ -41,6 +37,7 @@ from trueoracle.criteria.shared.linear import (
     summed,
     whole_conv,
 )
+from trueoracle.networks.operations import ancestors_of, called, closure_of, constant, last_uses
 from trueoracle.networks.tracing import trace
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.pruning.surgery import prune
@@ -361,14 +358,13 @@ class SharedLosses:
         if node.op == "placeholder":
             return node.args[0]  # the default of an argument that is no image
         if node.op == "get_attr":
-            return attrgetter(str(node.target))(self._graph)
+            return constant(self._graph, node)
         args, kwargs = fx.map_arg(node.args, fetch), fx.map_arg(node.kwargs, fetch)
-        if node.op == "call_method":
+        if node.op == "call_method" and node.target == "view":
             # Channels last, axes that follow each other need not do so in memory.
-            name = "reshape" if node.target == "view" else str(node.target)
-            return getattr(args[0], name)(*args[1:], **kwargs)
-        if node.op == "call_function":
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return cast(Any, args[0]).reshape(*args[1:], **kwargs)
+        if node.op != "call_module":
+            return called(node)(*args, **kwargs)
         module = self._modules[str(node.target)]
         hooked = module._forward_hooks or module._forward_pre_hooks
         if len(args) == 1 and not kwargs and not hooked:

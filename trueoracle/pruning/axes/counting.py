@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trueoracle.pruning.groups import Group, Place, Unit
+from trueoracle.pruning.groups import Group, Kind, Place
 
 __all__ = ["Counts", "choices", "counted", "counts_of", "remembered", "with_usual"]
 
@@ -39,12 +39,12 @@ _KNOWN = (
     *("all_head_size", "split_size", "attn_dim", "inner_dim", "dim", "out_channels"),
     *("in_channels", "embed_dim", "hidden_size", "hidden_dim", "d_model"),
 )
-_UNTOUCHED: dict[Unit, tuple[str, ...]] = {
+_UNTOUCHED: dict[Kind, tuple[str, ...]] = {
     "heads": _EACH,
     "key/value groups": _EACH,
     "query heads": _SHARED,
 }
-"""Names of numbers that stay as they are when such a unit is cut."""
+"""Names of numbers that stay as they are when something of this kind is cut."""
 
 
 def with_usual(network: nn.Module, group: Group) -> Group:
@@ -54,15 +54,15 @@ def with_usual(network: nn.Module, group: Group) -> Group:
         for place in group.places
         if place.role == "writes" and place.inner * place.outer > 1
     ]
-    if group.unit not in _UNTOUCHED or not spans:
+    if group.kind not in _UNTOUCHED or not spans:
         return group
-    group = replace(group, unit=_unit_by_numbers(network, group))
+    group = replace(group, kind=_kind_by_numbers(network, group))
     most, least = max(spans), min(spans)
     heads = {
         "heads": group.filters,
         "key/value groups": group.filters * most[0] // least[0],
         "query heads": group.filters * most[1],
-    }[group.unit]
+    }[group.kind]
     expected = dict.fromkeys(_HEADS, heads) | dict.fromkeys((*_SHARED, *_EACH), group.filters)
     chosen = [
         place
@@ -73,10 +73,10 @@ def with_usual(network: nn.Module, group: Group) -> Group:
     return replace(group, places=(*group.places, *chosen))
 
 
-def _unit_by_numbers(network: nn.Module, group: Group) -> Unit:
+def _kind_by_numbers(network: nn.Module, group: Group) -> Kind:
     """Heads are groups of them where their module has as many keys and values, but more heads."""
-    if group.unit != "heads":
-        return group.unit
+    if group.kind != "heads":
+        return group.kind
     for path in _owners(group):
         module = network.get_submodule(path)
         shared = next((one for key in _SHARED if (one := getattr(module, key, None))), None)
@@ -136,7 +136,7 @@ def _numbers(network: nn.Module, group: Group) -> list[Place]:
     Those of known names come first.
     """
     has = {place.tensor for place in group.places}
-    untouched = _UNTOUCHED.get(group.unit, ())
+    untouched = _UNTOUCHED.get(group.kind, ())
     modules = dict(network.named_modules())
     steps = {place.outer * place.inner for place in group.places if place.axis is not None}
     found: list[Place] = []

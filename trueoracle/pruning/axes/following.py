@@ -1,4 +1,4 @@
-"""Following the axes of all parameters through the operations of one run."""
+"""Follows the axes of all parameters through the operations of one run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from trueoracle.networks.graph import Graph, Ref, Step
 from trueoracle.pruning.axes.atoms import Atom, Axis, atoms_of, fixed, lock
-from trueoracle.pruning.axes.meeting import united
+from trueoracle.pruning.axes.meeting import cut, divided, ends_at, parts, united
 
 __all__ = ["Follower", "Rule"]
 
@@ -21,7 +21,11 @@ class Follower:
     outputs. ``met`` has the number of the first operation that took each parameter or buffer;
     ``readings`` names, for each use of a layer's weights, the operation and what it reads;
     ``mixing`` are the norms that mix channels, by their numbers among the run's;
-    ``computing`` are the modules whose weights are not parameters but computed from them.
+    ``computing`` are the modules whose weights are not parameters but computed from them;
+    ``carried`` says, for an axis of a parameter, along which part of it a layer keeps the indices
+    of its input apart: a grouped convolution its convolution groups. ``sizes`` are numbers that
+    modules keep, by their dotted names, with the axes whose indices they count; ``parted`` the
+    equal parts that axes were cut into, and in words by what.
     """
 
     def __init__(self, network: nn.Module, graph: Graph) -> None:
@@ -37,6 +41,9 @@ class Follower:
         self.mixing: dict[int, None] = {}
         self._norming = {at: i for i, one in enumerate(graph.norms) for at in one.steps}
         self.normed: list[tuple[str, Axis]] = []
+        self.carried: dict[tuple[str, int], Axis] = {}
+        self.sizes: list[tuple[str, Axis]] = []
+        self.parted: list[tuple[Axis, str]] = []
         self.met: dict[str, int] = {}
         self.now = 0
         self._names = {number: name for name, number in graph.named.items()}
@@ -47,7 +54,7 @@ class Follower:
             ]
 
     def follow(self, rules: Callable[[Step], Rule | None]) -> None:
-        """Go through all operations, each by its rule."""
+        """Apply the rule of each operation, in order."""
         for now in self.graph.live():
             self.now, step = now, self.graph.steps[now]
             results = self._by_rule(rules(step), step)
@@ -70,7 +77,7 @@ class Follower:
     def _note(self, step: Step, results: Sequence[list[Axis]]) -> None:
         given = [ref.number for ref in step.tensors]
         for number in given:
-            if number in self._names and not step.is_opaque:
+            if number in self._names and not (step.is_opaque and not results):
                 self.met.setdefault(self._names[number], self.now)
         is_input = any(number in self._from_inputs for number in given)
         is_parameter = any(number in self._from_parameters for number in given)
@@ -114,11 +121,15 @@ class Follower:
         return self.graph.shapes[ref.number]
 
     def is_computed(self, ref: Ref) -> bool:
-        """Whether a tensor comes of parameters alone, whatever the batch."""
+        """Whether a tensor is computed from parameters alone, not from the batch."""
         return ref.number in self._from_parameters and ref.number not in self._from_inputs
 
+    def module(self, step: Step) -> nn.Module | None:
+        """The innermost module that was running."""
+        return self._modules.get(step.module)
+
     def place(self, step: Step) -> str:
-        """Where an operation happens, in words: torch's own layer, or the operation's name."""
+        """Where an operation happens, in words: its layer if torch's own, else its name."""
         module = self._modules.get(step.module)
         is_torchs = type(module).__module__.startswith("torch.") and not list(
             module.children() if module is not None else ()
@@ -143,7 +154,7 @@ class Follower:
     # What rules do
 
     def refuse(self, step: Step, reason: str) -> None:
-        """Note that nothing that an operation is given can lose an index."""
+        """Lock all axes of an operation's inputs."""
         for ref in step.tensors:
             for axis in self._of(ref.number):
                 lock(axis, reason)
@@ -163,19 +174,43 @@ class Follower:
                     found[position] = Axis(united(known, axis, meets).segments)
         return [axis or fixed(size, True) for axis, size in zip(found, shape, strict=True)]
 
-    def sum_over(self, step: Step, first: tuple[Ref, int], second: tuple[Ref, int]) -> None:
+    def in_parts(self, axis: Axis, sizes: Sequence[int], meets: str) -> list[Axis] | None:
+        """An axis in parts that follow one another; None: it cannot be cut so.
+
+        Parts that differ go their own ways, as do those that it was put together of.
+        """
+        if len(set(sizes)) > 1 or ends_at(axis, sizes):
+            return cut(axis, sizes, f"{meets} into unequal parts")
+        return self.in_equal_parts(axis, sizes, meets)
+
+    def in_equal_parts(self, axis: Axis, sizes: Sequence[int], meets: str) -> list[Axis] | None:
+        """An axis in parts that lose the same indices, so that they stay equal; None: it cannot be.
+
+        What code holds is then one size, or the number of parts.
+        """
+        pieces = parts(axis, len(sizes), f"{meets} into equal parts")
+        if pieces is not None:
+            self.parted.append((pieces[0], f"{meets} into parts of {sizes[0]}"))
+        return pieces
+
+    def sum_over(
+        self, step: Step, first: tuple[Ref, int], second: tuple[Ref, int], within: int = 1
+    ) -> None:
         """Two tensors are multiplied and summed over an axis of each; one is a layer's weights.
 
         The indices of a layer's inputs can go: masking zeroes the weights. Where neither is a
-        parameter as it stands, nothing could be zeroed.
+        parameter as it stands, nothing could be zeroed. The first axis may have several blocks,
+        each summed ``within`` itself, all with the second axis.
         """
         sides = [(ref, self.axes(ref), axis) for ref, axis in (first, second)]
         weights = [side for side in sides if side[1][side[2]].origin is not None]
         mine, theirs = (axes[axis] for _, axes, axis in sides)
+        if within > 1:
+            mine = divided(mine, within, self.meets(step))[1]
         united(mine, theirs, self.meets(step))
         for side in weights:
             other = sides[1] if side is sides[0] else sides[0]
-            self._weighs(side[1], side[2], other[0])
+            self.weighs(side[1], side[2], (self.now, other[0]))
         if weights:
             return
         computed = next((ref for ref, _, _ in sides if self.is_computed(ref)), None)
@@ -192,18 +227,23 @@ class Follower:
             for atom in atoms_of(one):
                 atom.multiply()
 
-    def _weighs(self, axes: Sequence[Axis], axis: int, given: Ref) -> None:
-        """A parameter is a layer's: it is read along one axis, and puts out along the others."""
+    def weighs(self, axes: Sequence[Axis], axis: int, given: tuple[int, Ref] | None) -> None:
+        """A parameter is a layer's: it reads along one axis, and puts out along the others.
+
+        It reads a tensor ``given`` by the steps before a number; None: one that no step puts out.
+        """
         read = axes[axis].origin
         if read is not None:
             self.reads.add(read)
-            self.readings.append((read[0], self.now, given))
+            if given is not None:
+                self.readings.append((read[0], *given))
         for other in axes[:axis] + axes[axis + 1 :]:  # type: ignore[operator]
             self.puts_out(other)
 
     def puts_out(self, axis: Axis) -> None:
         """An axis is that of a layer's outputs."""
-        if axis.origin is not None:
+        carried = self.carried.get(axis.origin) if axis.origin is not None else None
+        if axis.origin is not None and (carried is None or carried.size < axis.size):
             self.writes.setdefault(axis.origin, self.now)
 
 

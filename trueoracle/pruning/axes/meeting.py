@@ -1,9 +1,9 @@
-"""What becomes of axes that meet, follow one another or are reshaped."""
+"""What becomes of axes that are combined entry by entry, concatenated, cut or reshaped."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from trueoracle.pruning.axes.atoms import (
     Atom,
@@ -17,7 +17,7 @@ from trueoracle.pruning.axes.atoms import (
     size_of,
 )
 
-__all__ = ["cut", "follow_on", "product", "reshaped", "united"]
+__all__ = ["cut", "divided", "ends_at", "follow_on", "parts", "product", "reshaped", "united"]
 
 
 def united(first: Axis, second: Axis, meets: str) -> Axis:
@@ -57,7 +57,7 @@ def _ends(segments: Sequence[Segment]) -> list[int]:
 def _aligned(
     first: Axis, second: Axis, why: str
 ) -> tuple[tuple[Segment, ...], tuple[Segment, ...]] | None:
-    """The segments of two axes, cut where those of the other end; None: they cannot be."""
+    """The segments of two axes, each cut at the ends of the other's; None if that is impossible."""
     for _ in range(8):  # a cut may divide what the other axis consists of
         mine, theirs = resolved(first).segments, resolved(second).segments
         ends = sorted({*_ends(mine), *_ends(theirs)})
@@ -71,7 +71,7 @@ def _aligned(
 
 
 def _at(segments: Sequence[Segment], ends: Sequence[int]) -> tuple[Segment, ...]:
-    """The segments, of which those that keep their size are cut at all ``ends``."""
+    """The segments, those of fixed size cut at all ``ends``."""
     found: list[Segment] = []
     end = 0
     for segment in segments:
@@ -88,7 +88,7 @@ def _at(segments: Sequence[Segment], ends: Sequence[int]) -> tuple[Segment, ...]
 
 
 def _cut_at(segments: Sequence[Segment], ends: Sequence[int], why: str) -> bool:
-    """Divide the atoms of an axis so that it has segments that end at ``ends``; False: cannot."""
+    """Divide the atoms of an axis so that segments end at ``ends``; False if that is impossible."""
     end = 0
     for segment in segments:
         size = size_of(segment)
@@ -106,7 +106,7 @@ def _cut_at(segments: Sequence[Segment], ends: Sequence[int], why: str) -> bool:
 
 
 def _united(first: Segment, second: Segment, meets: str) -> Segment | None:
-    """One product from two of the same size; None: their factors do not match."""
+    """One product from two of the same size; None if their factors do not match."""
     a, b = list(first), list(second)
     found: list[Factor] = []
     while a or b:
@@ -124,7 +124,7 @@ def _united(first: Segment, second: Segment, meets: str) -> Segment | None:
 
 
 def _opened(factors: list[Factor]) -> bool:
-    """Write out the first factor's product; False where it is a sum, which has no factors."""
+    """Replace the first factor by its own factors; False if it is a sum, which has none."""
     while isinstance(factors[0], Atom):
         factors[0] = first = factors[0].root()
         if first.is_whole:
@@ -136,7 +136,7 @@ def _opened(factors: list[Factor]) -> bool:
 
 
 def _divided(a: list[Factor], b: list[Factor]) -> bool:
-    """Divide the larger of the two first factors by the smaller; False: it does not divide."""
+    """Divide the larger of the two first factors by the smaller; False if a rest remains."""
     small, large = (a, b) if a[0].size < b[0].size else (b, a)
     first, second = small[0], large[0]
     if isinstance(first, Fixed) and first.size == 1:
@@ -165,12 +165,17 @@ def _joined(first: Factor, second: Factor, meets: str) -> Factor:
 
 
 def follow_on(axes: Sequence[Axis]) -> Axis:
-    """Axes one behind the other, as in a concatenation."""
+    """The axis of a concatenation."""
     return Axis(tuple(segment for axis in axes for segment in resolved(axis).segments))
 
 
+def ends_at(axis: Axis, sizes: Sequence[int]) -> bool:
+    """Whether an axis was put together of parts that end where those of some ``sizes`` do."""
+    return {*accumulate(sizes)} <= {*_ends(resolved(axis).segments)}
+
+
 def cut(axis: Axis, sizes: Sequence[int], why: str) -> list[Axis] | None:
-    """An axis in pieces of some sizes that follow one another; None: it cannot be divided so."""
+    """An axis cut into consecutive pieces of some sizes; None if that is impossible."""
     aligned = _aligned(axis, Axis(tuple((Fixed(size),) for size in sizes if size)), why)
     if aligned is None:
         return None
@@ -184,8 +189,28 @@ def cut(axis: Axis, sizes: Sequence[int], why: str) -> list[Axis] | None:
     return pieces
 
 
+def parts(axis: Axis, count: int, why: str) -> list[Axis] | None:
+    """An axis cut into ``count`` equal pieces that lose the same indices; None if impossible.
+
+    Code that asks for a number of pieces, or for pieces of one size, then still gets equal ones.
+    """
+    inner = axis.size // count
+    if (found := _split_off(axis, inner)) is not None:
+        outers, inners = found
+        lock(Axis(tuple(outers)), why)
+        pieces = [Axis((one,), axis.origin) for one in inners]
+    elif (cut_ones := cut(axis, [inner] * count, why)) is not None:
+        pieces = cut_ones
+    else:
+        return None
+    whole = pieces[0]
+    for piece in pieces[1:]:
+        whole = united(whole, piece, why)
+    return [Axis(whole.segments, axis.origin) for _ in range(count)]
+
+
 def product(axes: Sequence[Axis]) -> Axis:
-    """Several axes as one, the outermost first."""
+    """Several axes merged into one, the outermost first."""
     kept = [axis for axis in axes if axis.segments != ((Fixed(1),),)]
     if len(kept) == 1:
         return kept[0]
@@ -230,36 +255,49 @@ def _size(sizes: Sequence[int]) -> int:
 
 
 def _divided_into(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-    """One axis seen as several, the outermost first."""
+    """One axis viewed as several, the outermost first."""
     found: list[Axis] = []
     for position, size in enumerate(sizes):
         inner = _size(sizes[position + 1 :])
         if size == 1 or not sizes[position + 1 :]:
             found.append(fixed(1) if sizes[position + 1 :] else axis)
             continue
-        outer, axis = _peeled(axis, inner)
+        outer, axis = divided(axis, axis.size // inner, "its output is reshaped")
         found.append(outer)
     return found
 
 
-def _peeled(axis: Axis, inner: int) -> tuple[Axis, Axis]:
-    """An axis as its outer part and an inner one of a given size."""
+def divided(axis: Axis, count: int, meets: str) -> tuple[Axis, Axis]:
+    """An axis as a product: ``count`` outer indices, and the inner ones of each.
+
+    Where it cannot be divided so, it is locked; ``meets`` says in words what happens to it.
+    """
+    inner = axis.size // count
+    found = _split_off(axis, inner)
+    if found is None:
+        lock(axis, f"{meets} across its channels")
+        return fixed(count), fixed(inner)
+    outers, inners = found
+    rest = Axis((inners[0],), axis.origin)
+    for one in inners[1:]:
+        rest = united(rest, Axis((one,), axis.origin), f"{meets}, and meets there a part")
+    return Axis(tuple(outers), axis.origin), rest
+
+
+def _split_off(axis: Axis, inner: int) -> tuple[list[Segment], list[Segment]] | None:
+    """Each segment of an axis as an outer part and an inner one of a given size."""
     outers, inners = [], []
     for segment in resolved(axis).segments:
         parted = None if size_of(segment) % inner else _parted(segment, size_of(segment) // inner)
         if parted is None:
-            lock(axis, "its output is reshaped across its channels")
-            return fixed(axis.size // inner), fixed(inner)
+            return None
         outers.append(parted[0])
-        inners.append(Axis((parted[1],), axis.origin))
-    rest = inners[0]
-    for one in inners[1:]:
-        rest = united(rest, one, "its output is reshaped, and meets there a part")
-    return Axis(tuple(outers), axis.origin), rest
+        inners.append(parted[1])
+    return outers, inners
 
 
 def _parted(segment: Segment, outer: int) -> tuple[Segment, Segment] | None:
-    """A product as one of a given size and the rest, dividing an atom if need be."""
+    """A product as an outer one of a given size and the rest, dividing an atom if needed."""
     taken: list[Factor] = []
     rest = list(segment)
     while rest and (size := size_of(tuple(taken))) <= outer:

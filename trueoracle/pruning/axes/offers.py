@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from trueoracle.networks.graph import OPAQUE, Graph, Norming
-from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, resolved, size_of
+from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, atoms_of, resolved, size_of
 from trueoracle.pruning.axes.following import Follower
 from trueoracle.pruning.axes.rules import rule_of
-from trueoracle.pruning.groups import Group, GroupMap, Place, Role, Unit
+from trueoracle.pruning.groups import Group, GroupMap, Kind, Place, Role, is_of_layer
 
 __all__ = ["Offers", "layout", "offers"]
 
@@ -21,11 +21,13 @@ __all__ = ["Offers", "layout", "offers"]
 class Offers:
     """Groups by their first layer, each with what could be cut instead, and what is refused.
 
-    Where an axis is a product (heads · width of a head), the outermost index set comes first.
+    Where an axis is a product, what comes first is a head of attention, else the index set with the
+    most indices. ``notes`` say of groups what may be to blame where they cannot be cut after all.
     """
 
     alternatives: dict[str, list[Group]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def first(self) -> GroupMap:
         """The groups that are tried first."""
@@ -34,14 +36,14 @@ class Offers:
 
 
 def offers(network: nn.Module, graph: Graph) -> Offers:
-    """The groups of ``network`` as the operations of one run show them."""
+    """The groups of ``network``, read from the operations of one run."""
     known = Follower(network, graph)
     known.follow(rule_of)
     return _Sorting(network, known).offers()
 
 
 class _Sorting:
-    """Sorts the index sets of one network into those that can go and those that cannot."""
+    """Sorts the atoms of one network into those whose indices can be removed, and the others."""
 
     def __init__(self, network: nn.Module, known: Follower) -> None:
         self._network, self._known = network, known
@@ -59,11 +61,19 @@ class _Sorting:
                 self._places.setdefault(atom, []).append(place)
         for module, axis in known.normed:
             self._count(module, axis)
+        for key, axis in known.sizes:
+            for atom, _, outer, inner in layout(resolved(axis).segments):
+                self._add(atom, Place(key, None, 0, outer, inner, "counts"))
+        self._parted = {
+            atom: f"{words}, and a size written in code cannot be changed"
+            for axis, words in known.parted
+            for atom in atoms_of(axis)
+        }
         for number in known.mixing:
             self._mix(known.graph.norms[number])
 
     def offers(self) -> Offers:
-        """Every layer is in a group, or refused with a reason."""
+        """Put every layer into a group, or among the refused with a reason."""
         found = Offers()
         ranked = sorted(self._known.writes.items(), key=lambda item: item[1])
         for (name, position), _ in ranked:
@@ -93,14 +103,17 @@ class _Sorting:
             for place in ranked
             if place.role == "writes" and place.tensor in self._written
         )
-        unit = self._unit(atom)
-        name += ":heads" if unit == "query heads" and self._is_second(atom) else ""
+        kind = self._kind(atom)
+        name += ":heads" if kind == "query heads" and self._is_second(atom) else ""
+        if atom in self._parted:
+            found.notes[name] = self._parted[atom]
         ways = found.alternatives.setdefault(name, [])
         if all(way.places != tuple(ranked) for way in ways):
-            ways.append(Group(name, atom.size, tuple(ranked), unit))
-            ways.sort(key=lambda way: way.filters == 1)
+            ways.append(Group(name, atom.size, tuple(ranked), kind))
+            is_of_heads = kind not in ("filters", "units")
+            ways.sort(key=lambda way: (way.filters == 1, 0 if is_of_heads else -way.filters))
 
-    def _unit(self, atom: Atom) -> Unit:
+    def _kind(self, atom: Atom) -> Kind:
         """What the indices of an atom are."""
         written = [
             place
@@ -108,7 +121,7 @@ class _Sorting:
             if (place.tensor, place.axis) in self._known.writes
         ]
         spans = {place.inner * place.outer for place in written} - {1}
-        if not spans:
+        if not spans or not any(one.is_multiplied for one in self._beside(atom) - {atom}):
             owners = (self._network.get_submodule(place.owner) for place in written)
             return "filters" if any(isinstance(one, _ConvNd) for one in owners) else "units"
         if len(spans) > 1:
@@ -130,7 +143,7 @@ class _Sorting:
         return False
 
     def _rank(self, place: Place) -> tuple[int, int]:
-        """Layers as they ran; what runs at the same time, as it is listed in the network."""
+        """Order by first use in the run, then by position in the network."""
         at = self._known.met.get(place.tensor, self._owners.get(place.owner, len(self._order)))
         return at, self._order.get(place.tensor, 0)
 
@@ -157,37 +170,31 @@ class _Sorting:
         ]
 
     def _unfit(self, atom: Atom) -> str:
-        """Why the indices of an atom cannot go; empty: nothing is known to be in the way."""
+        """Why the indices of an atom cannot be removed; empty if nothing is known to forbid it."""
         if atom.reason:
             return atom.reason
         for place in self._places[atom]:
             written = (place.tensor, place.axis) in self._known.writes
             if written and atom not in self._covering(self._axes[place.tensor, place.axis or 0]):
                 return atom.cut_by or "only a part of its output is used there"
-        if several := self._together(atom):
-            return several
         roles = {place.role for place in self._places[atom]}
         if not {"reads", "writes"} <= roles:
             return "no layer with weights reads its output"
         return ""
 
-    def _together(self, atom: Atom) -> str:
-        """Why an index that takes several filters of a layer is no filter; of attention, it is."""
-        most = 1
-        others: set[Factor] = set()
-        for place in self._places[atom]:
-            if (place.tensor, place.axis) in self._known.writes:
-                most = max(most, place.inner * place.outer)
-                axis = self._axes[place.tensor, place.axis or 0]
-                others.update(factor for segment in axis.segments for factor in segment)
-        if most == 1 or any(other.is_multiplied for other in others):
-            return ""
-        reasons = (other.reason for other in others if isinstance(other, Atom))
-        reason = next((f" ({one})" for one in reasons if one), "")
-        return f"its filters could only go {most} at a time{reason}"
+    def _beside(self, atom: Atom) -> set[Factor]:
+        """What an atom is multiplied with in the outputs of layers, itself included."""
+        return {
+            factor
+            for place in self._places[atom]
+            if (place.tensor, place.axis) in self._known.writes
+            for segment in self._axes[place.tensor, place.axis or 0].segments
+            for factor in segment
+        }
 
     def _refuse(self, found: Offers, name: str, axis: Axis) -> None:
-        atoms = _atoms(axis)
+        # What there is most of says most; of two alike, the inner one.
+        atoms = sorted(_atoms(axis), key=lambda atom: atom.size)[::-1]
         reasons = [reason for atom in atoms if (reason := self._unfit(atom))]
         reasons += [atom.cut_by for atom in atoms if atom.cut_by]
         if len(axis.segments) > 1:
@@ -238,8 +245,10 @@ class _Sorting:
             roles.append("reads")
         if (name, position) in self._known.writes or self._is_bias(name):
             roles.append("writes")  # of an embedding that is a reader too, both
+        carried = self._known.carried.get((name, position))
+        apart = set() if carried is None else set(atoms_of(carried))
         for atom, offset, outer, inner in layout(axis.segments):
-            for role in roles or _CARRIES:
+            for role in _CARRIES if atom in apart else roles or _CARRIES:
                 yield atom, Place(name, position, offset, outer, inner, role)
 
     def _is_bias(self, name: str) -> bool:
@@ -248,7 +257,7 @@ class _Sorting:
         return owner in self._owners and name not in self._written and "bias" in last
 
     def _count(self, module: str, axis: Axis) -> None:
-        """A norm without parameters still says how many channels it takes."""
+        """Count a norm's channels where it has no tensors, but a number that says how many."""
         owner = self._network.get_submodule(module)
         key = "normalized_shape" if isinstance(owner, nn.LayerNorm) else "num_features"
         has_tensors = any(isinstance(getattr(owner, n, None), Tensor) for n in _NORM_TENSORS)
@@ -259,16 +268,17 @@ class _Sorting:
         for atom, _, outer, inner in layout(resolved(axis).segments):
             outer = outer if is_whole else 1  # a norm of instances has folded them into the axis
             place = Place(f"{module}.{key}", None, 0, outer, inner, "counts")
-            if place not in self._places.setdefault(atom, []):
-                self._places[atom].append(place)
+            self._add(atom, place)
+
+    def _add(self, atom: Atom, place: Place) -> None:
+        if place not in self._places.setdefault(atom, []):
+            self._places[atom].append(place)
 
     def _mix(self, norm: Norming) -> None:
         axes = self._known.axes_of(norm.given)
         for position, axis in enumerate(axes, start=-len(axes)):
             for atom, offset, outer, inner in layout(resolved(axis).segments):
-                place = Place(norm.module, position, offset, outer, inner, "mixes")
-                if place not in self._places.setdefault(atom, []):
-                    self._places[atom].append(place)
+                self._add(atom, Place(norm.module, position, offset, outer, inner, "mixes"))
 
 
 _WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight")
@@ -281,7 +291,7 @@ def _atoms(axis: Axis) -> list[Atom]:
 
 
 def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]]:
-    """Atoms with their offset, how often they are repeated and how many entries an index has."""
+    """Each atom with its offset, its number of repetitions and the entries per index."""
     offset = 0
     for segment in segments:
         outer, inner = 1, size_of(segment)
@@ -294,6 +304,7 @@ def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]
 
 
 def _layer(tensor: str) -> str:
-    """What a layer is called: the module that has a weight, or the parameter itself."""
+    """The name of a layer: the module that has the weight, else the parameter itself."""
     owner, _, last = tensor.rpartition(".")
-    return owner if owner and last in _WEIGHTS else tensor
+    is_layers = is_of_layer(last) and not last.startswith(("bias", "running"))
+    return owner if owner and is_layers else tensor

@@ -1,17 +1,15 @@
 """What becomes of axes in ATen's operations, by their names.
 
-An operation without a rule locks all that it is given, in words.
+An operation without a rule locks all axes of its inputs, and its name is the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from trueoracle.networks.graph import Ref, Step
-from trueoracle.pruning.axes import views
+from trueoracle.pruning.axes import recurrent, views
 from trueoracle.pruning.axes.atoms import Atom, Axis, fixed, lock
 from trueoracle.pruning.axes.following import Follower, Rule
-from trueoracle.pruning.axes.meeting import cut, product, united
+from trueoracle.pruning.axes.meeting import divided, parts, product, united
 
 __all__ = ["rule_of"]
 
@@ -21,7 +19,7 @@ Results = list[list[Axis]] | None
 def rule_of(step: Step) -> Rule | None:
     """The rule for an operation, or None."""
     if step.is_opaque:
-        return None
+        return recurrent.RULES.get(step.name)
     name = step.name
     if name in _RULES:
         return _RULES[name]
@@ -41,12 +39,12 @@ def _same(known: Follower, step: Step) -> Results:
 
 
 def _filled(known: Follower, step: Step) -> Results:
-    """The same number everywhere, or none yet: the axes are whatever they meet."""
+    """One value everywhere, or none yet: the axes take the size of whatever they meet."""
     return [[Axis(((Atom(size),),)) for size in known.shape(step)]]
 
 
 def _created(known: Follower, step: Step) -> Results:
-    """Numbers of a forward's own: positions, noise."""
+    """Numbers that a forward creates: positions, noise."""
     return [[fixed(size) for size in known.shape(step)]]
 
 
@@ -55,7 +53,7 @@ def _like(known: Follower, step: Step) -> Results:
 
 
 def _copied(known: Follower, step: Step) -> Results:
-    """A tensor is written into another one, or into a part of it."""
+    """One tensor is written into another, or into a part of it."""
     into, given = step.arguments["self"], step.arguments["src"]
     known.meet([into, given], known.shape(step), known.meets(step))
     return [known.axes(into)]
@@ -67,20 +65,12 @@ def _copied(known: Follower, step: Step) -> Results:
 def _convolution(known: Follower, step: Step) -> Results:
     given, weight = step.arguments["input"], step.arguments["weight"]
     axes, own = known.axes(given), known.axes(weight)
-    groups, is_transposed = step.arguments["groups"], step.arguments["transposed"]
-    reads, puts_out = (0, 1) if is_transposed else (1, 0)
-    channels = axes[1]
-    if groups == 1:
+    if step.arguments["groups"] > 1:
+        result = _grouped(known, step)
+    else:
+        reads, puts_out = (0, 1) if step.arguments["transposed"] else (1, 0)
         known.sum_over(step, (given, 1), (weight, reads))
         result = own[puts_out]
-    elif groups == channels.size:
-        result = _depthwise(known, step, channels, own, is_transposed)
-    else:
-        lock(channels, f"its output meets a grouped convolution ({step.module})")
-        for axis in own:
-            lock(axis, "it is a grouped convolution")
-        known.puts_out(own[puts_out])
-        result = product([fixed(groups), own[1]]) if is_transposed else own[0]
     bias = step.arguments["bias"]
     if bias is not None:
         united(result, known.axes(bias)[0], known.meets(step))
@@ -88,21 +78,41 @@ def _convolution(known: Follower, step: Step) -> Results:
     return [[axes[0], Axis(result.segments), *spatial]]
 
 
-def _depthwise(
-    known: Follower, step: Step, channels: Axis, own: Sequence[Axis], is_transposed: bool
-) -> Axis:
-    """Every channel is convolved by itself: the weights go with it, as a norm's."""
+def _grouped(known: Follower, step: Step) -> Axis:
+    """The output channels of a grouped convolution: convolution group · position in the group.
+
+    A convolution group goes as a whole, from what is read to what is put out, like a channel of a
+    norm. A position goes in all groups at once, so that they stay equal: on the side of the inputs
+    it is what the layer before puts out, on that of the outputs what this layer does.
+    """
+    given, weight, bias = (step.arguments[name] for name in ("input", "weight", "bias"))
+    count, is_transposed = step.arguments["groups"], step.arguments["transposed"]
+    channels, own, meets = known.axes(given)[1], known.axes(weight), known.meets(step)
+    groups = divided(channels, count, meets)[0]
+    known.sizes.append((f"{step.module}.groups", groups))
+    for ref in (weight, bias):
+        if ref is not None and (origin := known.axes(ref)[0].origin) is not None:
+            known.carried[origin] = groups
     if is_transposed:
-        united(channels, own[0], known.meets(step))
-        return product(own[:2])
-    multiplier = own[0].size // channels.size
-    spread = channels if multiplier == 1 else product([channels, fixed(multiplier, True)])
-    united(own[0], spread, known.meets(step))
-    return own[0]
+        result = product([groups, own[1]])
+        united(channels, own[0], meets)
+    else:
+        result = own[0]
+        united(groups, divided(result, count, meets)[0], meets)
+    if channels.size > count:
+        known.sum_over(
+            step,
+            (given, 1),
+            (weight, 0 if is_transposed else 1),
+            within=1 if is_transposed else count,
+        )
+    elif result.size > count:
+        known.puts_out(own[1] if is_transposed else own[0])
+    return result
 
 
 def _product(first: str, second: str, bias: str = "") -> Rule:
-    """A product of matrices, or of stacks of them."""
+    """A product of matrices or of batches of them."""
 
     def rule(known: Follower, step: Step) -> Results:
         a, b = step.arguments[first], step.arguments[second]
@@ -119,7 +129,7 @@ def _product(first: str, second: str, bias: str = "") -> Rule:
 
 
 def _biased(known: Follower, step: Step, result: list[Axis], bias: Ref) -> list[Axis]:
-    """A bias, which may be broadcast, meets a result."""
+    """A bias, which may be broadcast, is added to a result."""
     own = known.axes(bias)
     for position, axis in enumerate(own, start=len(result) - len(own)):
         if axis.size == result[position].size:
@@ -201,7 +211,7 @@ def _over(known: Follower, step: Step) -> Results:
 
 
 def _along(known: Follower, step: Step) -> Results:
-    """What mixes the indices of some axes, and keeps the others apart."""
+    """An operation that mixes the indices along some axes, and not along the others."""
     axes = known.axes(step.tensors[0])
     dims = next((step.arguments[n] for n in ("dim", "dims", "axis") if n in step.arguments), None)
     listed = [dims] if isinstance(dims, int) else dims
@@ -233,12 +243,10 @@ def _gated(known: Follower, step: Step) -> Results:
     """The first half of an axis, gated by the second."""
     axes = known.axes(step.arguments["self"])
     dim = step.arguments["dim"] % len(axes)
-    size = axes[dim].size // 2
-    halves = cut(axes[dim], [size, size], known.meets(step))
+    halves = parts(axes[dim], 2, known.meets(step))
     if halves is None:
         return None
-    first, second = halves
-    axes[dim] = united(first, second, known.meets(step))
+    axes[dim] = halves[0]
     return [axes]
 
 
@@ -287,6 +295,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(_ALONG, _along),
     **{name: _windows(trailing) for name, trailing in _WINDOWS.items()},
     **views.RULES,
+    "_pack_padded_sequence": recurrent.RULES["_pack_padded_sequence"],
     "copy": _copied,
     "convolution": _convolution,
     "mm": _product("self", "mat2"),

@@ -8,7 +8,7 @@ from typing import Any
 from trueoracle.networks.graph import Ref, Step
 from trueoracle.pruning.axes.atoms import Axis, atoms_of, fixed, lock
 from trueoracle.pruning.axes.following import Follower, Rule
-from trueoracle.pruning.axes.meeting import cut, follow_on, product, reshaped, united
+from trueoracle.pruning.axes.meeting import divided, follow_on, product, reshaped, united
 
 __all__ = ["RULES"]
 
@@ -84,12 +84,17 @@ def _sliced(known: Follower, step: Step) -> Results:
         return [axes]
     pieces = None
     if step.arguments["step"] == 1 and any(atoms_of(axes[dim])):
-        pieces = cut(axes[dim], [low, taken, size - low - taken], known.meets(step))
+        if taken > 1 and low % taken == size % taken == 0:
+            pieces = known.in_parts(axes[dim], [taken] * (size // taken), known.meets(step))
+            pieces = pieces and pieces[low // taken :]
+        else:
+            pieces = known.in_parts(axes[dim], [low, taken, size - low - taken], known.meets(step))
+            pieces = pieces and pieces[1:]
     if pieces is None:
         lock(axes[dim], known.meets(step))
         axes[dim] = fixed(taken)
     else:
-        axes[dim] = pieces[1]
+        axes[dim] = pieces[0]
     return [axes]
 
 
@@ -110,9 +115,12 @@ def _split(known: Follower, step: Step) -> Results:
     axes = known.axes(step.arguments["self"])
     dim = step.arguments["dim"] % len(axes)
     sizes = [known.shape(step, i)[dim] for i in range(len(step.results))]
-    pieces = cut(axes[dim], sizes, known.meets(step))
+    has_one_size = "sizes" not in step.name and len(set(sizes)) == 1
+    cut_up = known.in_equal_parts if has_one_size else known.in_parts
+    pieces = cut_up(axes[dim], sizes, known.meets(step))
     if pieces is None:
-        return None
+        lock(axes[dim], f"{known.meets(step)} across what goes together")
+        pieces = [fixed(size) for size in sizes]
     return [[*axes[:dim], piece, *axes[dim + 1 :]] for piece in pieces]
 
 
@@ -196,7 +204,8 @@ def _taken(known: Follower, step: Step, dim: int, run: range) -> Results:
     axes = known.axes(step.arguments["self"])
     size = axes[dim].size
     low = run.start % size
-    pieces = cut(axes[dim], [low, len(run), size - low - len(run)], known.meets(step))
+    sizes = [low, len(run), size - low - len(run)]
+    pieces = known.in_parts(axes[dim], sizes, known.meets(step))
     if pieces is None:
         return None
     axes[dim] = pieces[1]
@@ -213,8 +222,18 @@ def _looked_up(known: Follower, step: Step) -> Results:
 
 
 def _shuffled(known: Follower, step: Step) -> Results:
-    """Channels become pixels: filters could only go several at a time, and are kept."""
-    return None
+    """Channels become pixels: as many neighbours as a pixel becomes go together."""
+    axes, shape = known.axes(step.arguments["self"]), known.shape(step)
+    left, inner = divided(axes[-3], shape[-3], known.meets(step))
+    lock(inner, known.meets(step))
+    return [[*axes[:-3], left, fixed(shape[-2]), fixed(shape[-1])]]
+
+
+def _channel_shuffled(known: Follower, step: Step) -> Results:
+    """Channels in another order: group · position becomes position · group."""
+    axes = known.axes(step.arguments[next(iter(step.arguments))])
+    axes[1] = product(divided(axes[1], step.arguments["groups"], known.meets(step))[::-1])
+    return [axes]
 
 
 def _unshuffled(known: Follower, step: Step) -> Results:
@@ -244,7 +263,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("transpose", "t", "permute"), _transposed),
     **dict.fromkeys(("slice",), _sliced),
     **dict.fromkeys(("select", "unbind"), _selected),
-    **dict.fromkeys(("split", "split_with_sizes", "unsafe_split"), _split),
+    **dict.fromkeys(
+        ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), _split
+    ),
     "expand": _expanded,
     "unsqueeze": _unsqueezed,
     "squeeze": _squeezed,
@@ -256,5 +277,6 @@ RULES: dict[str, Rule] = {
     "index_select": _looked_up,
     "pixel_shuffle": _shuffled,
     "pixel_unshuffle": _unshuffled,
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), _channel_shuffled),
     "im2col": _unfolded,
 }

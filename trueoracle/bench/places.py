@@ -1,0 +1,129 @@
+"""The places of criteria on the shipped bench, in all of it and in its parts. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trueoracle.analysis.assessment import assess, judged_together
+from trueoracle.analysis.numbers import finite_or_none
+from trueoracle.analysis.outcomes import default_outcomes, find_outcome
+from trueoracle.bench.leaderboard import Known, Place, additive_agreement, leaderboard
+from trueoracle.bench.table import METRICS, Bench, BenchStudy
+from trueoracle.errors import InputError, unknown
+
+__all__ = ["Places", "all_statistics", "choose_studies", "hold", "label_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """The places of all criteria in some studies of the bench, by the outcome's column.
+
+    - ``whole``: in all of ``studies``; ``parts``: in those of each layer and dense network;
+    - ``additive``: the agreement of a sum over filters, NaN where no study holds enough candidates.
+    """
+
+    studies: list[BenchStudy]
+    whole: dict[str, list[Place]]
+    parts: dict[str, dict[str, list[Place]]]
+    additive: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: NaN becomes None."""
+        return {
+            "places": {m: [p.as_dict() for p in places] for m, places in self.whole.items()},
+            "parts": {
+                metric: {part: [p.as_dict() for p in places] for part, places in by_part.items()}
+                for metric, by_part in self.parts.items()
+            },
+            "additive": finite_or_none(self.additive),
+        }
+
+
+def hold(bench: Bench, studies: Sequence[BenchStudy]) -> Places:
+    """The places of all criteria that the bench has scores of, the best first."""
+    known: Known = {}
+    chosen, columns, parts = list(studies), _columns(), _parts(studies)
+    return Places(
+        chosen,
+        {metric: leaderboard(bench, metric, chosen, known) for metric in columns},
+        {
+            metric: {part: leaderboard(bench, metric, own, known) for part, own in parts.items()}
+            for metric in columns
+        },
+        {metric: additive_agreement(bench, metric, chosen) for metric in columns},
+    )
+
+
+def choose_studies(
+    shipped: Bench, layer: str | None, ratio: float | None, network: int | None
+) -> list[BenchStudy]:
+    """The studies of one layer, pruning ratio and dense network (by its seed); None: of all.
+
+    Raises :class:`InputError` where the bench holds none.
+    """
+    for what, given, known in (
+        ("layer of the bench", layer, {one.layer for one in shipped.studies}),
+        ("ratio of the bench", ratio, {one.ratio for one in shipped.studies}),
+        ("dense network of the bench", network, {one.network for one in shipped.studies}),
+    ):
+        if given is not None and given not in known:
+            raise unknown(what, str(given), sorted(map(str, known)))
+    chosen = [
+        one
+        for one in shipped.studies
+        if (layer is None or one.layer == layer)
+        and (ratio is None or one.ratio == ratio)
+        and (network is None or one.network == network)
+    ]
+    if not chosen:
+        raise InputError("the bench holds no network of that layer, ratio and seed together")
+    return chosen
+
+
+def label_of(column: str) -> str:
+    """An outcome in words, by its column."""
+    return find_outcome(METRICS, column).label
+
+
+def all_statistics(
+    whole: Bench, studies: Sequence[BenchStudy], name: str | None
+) -> list[dict[str, Any]]:
+    """All statistics of one criterion (or of all) in every study."""
+    places, tables = [], []
+    for study in studies:
+        for metric in _columns():
+            one = whole.table(study, metric)
+            if name is not None:
+                one = replace(one, scores={name: one.scores[name]})
+            places.append((study, metric))
+            tables.append(one)
+    found = judged_together([assess(one) for one in tables])
+    return [
+        {
+            "network": study.network,
+            "layer": study.layer,
+            "ratio": study.ratio,
+            "criterion": assessment.criterion,
+            "metric": metric,
+            **assessment.as_dict(),
+        }
+        for (study, metric), assessments in zip(places, found, strict=True)
+        for assessment in assessments
+    ]
+
+
+def _columns() -> list[str]:
+    """The outcomes that criteria are held against, the loss first."""
+    return list(reversed(default_outcomes(METRICS)))
+
+
+def _parts(studies: Sequence[BenchStudy]) -> dict[str, list[BenchStudy]]:
+    """The studies of each layer, and of each dense network where there are several."""
+    layers = dict.fromkeys(one.layer for one in studies)
+    parts = {layer: [one for one in studies if one.layer == layer] for layer in layers}
+    networks = dict.fromkeys(one.network for one in studies)
+    if len(networks) > 1:
+        parts |= {f"dense {n}": [one for one in studies if one.network == n] for n in networks}
+    return parts

@@ -1,0 +1,246 @@
+"""Networks that others made and trained: ``hf:``, ``timm:`` and ``torchvision:`` names.
+
+``hf:FOLDER`` and ``hf:ORGANISATION/NAME`` are built by transformers from a folder of config and
+safetensors (:mod:`trueoracle.spec.hub`); code that lies in such a folder is never run.
+``timm:NAME`` and ``torchvision:NAME`` are those libraries' networks with the weights that they
+offer. With ``pretrained = false`` they begin with random weights, which are trained here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trueoracle.errors import InputError, first_line, unknown
+from trueoracle.networks import tinyllava
+from trueoracle.spec.hub import CONFIG, HF, TIMM, TORCHVISION, folder_of
+
+__all__ = [
+    "build_from_config",
+    "build_pretrained",
+    "import_transformers",
+    "processor_of",
+    "quiet",
+    "read_config",
+]
+
+_ARGUMENTS = ("attn_implementation", "dtype", "pretrained", "revision")
+"""What ``network.arguments`` may say of a network ``hf:…``."""
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+
+_KINDS = {
+    "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+}
+"""The classes of transformers that build what we can prune, and where it lists their networks."""
+
+
+def build_pretrained(
+    name: str, arguments: Mapping[str, Any], *, input_shape: tuple[int, ...], classes: int
+) -> nn.Module:
+    """The network of a name ``hf:…``, ``timm:…`` or ``torchvision:…``.
+
+    ``input_shape`` (of one example) and ``classes`` matter only where timm or torchvision build a
+    network that is to be trained here; of 0 classes it has its usual ones. Raises
+    :class:`InputError`, in one line, where the library, the network, its files or an argument
+    cannot be had.
+    """
+    given = dict(arguments)
+    pretrained = given.pop("pretrained", True)
+    if not isinstance(pretrained, bool):
+        raise InputError(f"pretrained of network {name!r} takes true or false, got {pretrained!r}")
+    scheme, _, named = name.partition(":")
+    if f"{scheme}:" == HF:
+        return _from_transformers(named, given, pretrained)
+    if not pretrained and classes:
+        given.setdefault("num_classes", classes)
+    if f"{scheme}:" == TIMM:
+        if not pretrained and len(input_shape) == 3:
+            given.setdefault("in_chans", input_shape[0])
+        return _from_timm(named, given, pretrained)
+    return _from_torchvision(named, given, pretrained)
+
+
+def build_from_config(config: Mapping[str, Any], what: str) -> nn.Module:
+    """The network of transformers that a config (as ``config.json`` has it) says, untrained.
+
+    Raises :class:`InputError`, naming ``what`` the config is of, where there is no such network.
+    """
+    transformers = import_transformers(what)
+    is_tiny = config.get("architectures") == [tinyllava.ARCHITECTURE]
+    kind = None if is_tiny else getattr(transformers, _kind(what, config))
+    try:
+        with quiet():
+            if kind is None:
+                return tinyllava.build_tinyllava(config)
+            made = transformers.AutoConfig.for_model(**config)
+            network: nn.Module = kind.from_config(
+                made, trust_remote_code=False, dtype=config.get("dtype") or "float32"
+            )
+    except Exception as error:  # of numbers that do not fit
+        raise InputError(f"the network of {what} cannot be built: {first_line(error)}") from error
+    return network
+
+
+def processor_of(name: str, revision: str | None = None) -> Any:
+    """What belongs to a network ``hf:…`` to make its inputs: a processor, tokenizer or both.
+
+    Of an image-and-text network its ``ProcessorMixin`` (with ``.tokenizer``), of a language model
+    its tokenizer, of an image classifier its image processor. ``name`` may come without ``hf:``.
+    Raises :class:`InputError` where the files cannot be had, or hold none of these.
+    """
+    named = name.removeprefix(HF)
+    folder = folder_of(named, revision)
+    transformers = import_transformers(f"{HF}{named}")
+    try:
+        with quiet():
+            if (config := read_config(folder)).get("model_type") == tinyllava.MODEL_TYPE:
+                return tinyllava.tinyllava_processor(folder, config)
+            return transformers.AutoProcessor.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # a folder may hold anything
+        raise InputError(
+            f"{HF}{named} has no tokenizer or processor that transformers reads: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def import_transformers(what: str) -> Any:
+    """The library; raises :class:`InputError`, for ``what``, where it is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise InputError(
+            f"{what} needs transformers: pip install 'trueoracle[transformers]'"
+        ) from error
+    return transformers
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bars and remarks, of which those that matter are errors here."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a network's ``config.json`` says; raises :class:`InputError` for a damaged one."""
+    try:
+        read = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {folder / CONFIG}: {first_line(error)}") from error
+    if not isinstance(read, dict):
+        raise InputError(f"{folder / CONFIG} is no network's config: expected a JSON object")
+    return read
+
+
+def _from_transformers(named: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
+    name = f"{HF}{named}"
+    for argument in given:
+        if argument not in _ARGUMENTS:
+            raise unknown(f"argument of network {name!r}", argument, _ARGUMENTS)
+    if (dtype := given.setdefault("dtype", "float32")) not in _DTYPES:
+        raise unknown(f"dtype of network {name!r}", str(dtype), _DTYPES)
+    folder = folder_of(named, given.pop("revision", None))
+    transformers, config = import_transformers(name), read_config(folder)
+    if config.get("model_type") == tinyllava.MODEL_TYPE:
+        with quiet():
+            return tinyllava.load_tinyllava(folder, config, **given)
+    kind = getattr(transformers, _kind(name, config))
+    if "quantization_config" in config:
+        raise InputError(f"{name} holds quantised weights, which cannot be pruned and retrained")
+    safe = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with quiet():
+            if not pretrained:
+                made = transformers.AutoConfig.from_pretrained(str(folder), **safe)
+                network: nn.Module = kind.from_config(made, trust_remote_code=False, **given)
+                return network
+            network, about = kind.from_pretrained(
+                str(folder), use_safetensors=True, output_loading_info=True, **safe, **given
+            )
+    except Exception as error:  # of a damaged file, or an argument that the network does not take
+        raise InputError(f"network {name!r} cannot be built: {first_line(error)}") from error
+    # transformers draws what a checkpoint lacks at random, and only remarks on it.
+    if missing := sorted(about["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(f"{name} lacks the weights {missing[0]}{more}: it is not a whole network")
+    return network.train()
+
+
+def _kind(name: str, config: Mapping[str, Any]) -> str:
+    """The class of transformers that builds a network, by the architecture that it names."""
+    from transformers.models.auto import modeling_auto
+
+    said = config.get("architectures")
+    architecture = said[0] if isinstance(said, list) and said else None
+    for kind, listed in _KINDS.items():
+        found = getattr(modeling_auto, listed).get(config.get("model_type"), ())
+        if architecture in ((found,) if isinstance(found, str) else found):
+            return kind
+    raise InputError(
+        f"{name} is of architecture {architecture!r} (model_type {config.get('model_type')!r}), "
+        "which is none of transformers' for causal language models, image-text-to-text, image "
+        "classification or sequence classification"
+    )
+
+
+def _from_timm(named: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
+    name = f"{TIMM}{named}"
+    try:
+        import timm
+    except Exception as error:  # it needs torchvision, which fails in its own ways
+        raise InputError(
+            f"{name} needs timm, which does not import ({first_line(error)}): "
+            "pip install 'trueoracle[vision]'"
+        ) from error
+    if not timm.is_model(named):
+        raise unknown("network of timm", named, timm.list_models())
+    return _made(lambda: timm.create_model(named, pretrained=pretrained, **given), name, pretrained)
+
+
+def _from_torchvision(named: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
+    name = f"{TORCHVISION}{named}"
+    try:
+        from torchvision import models
+    except Exception as error:  # beside a torch of another release it fails in its own ways
+        raise InputError(
+            f"{name} needs torchvision, which does not import ({first_line(error)}): "
+            "pip install 'trueoracle[vision]'"
+        ) from error
+    if named not in (known := models.list_models()):
+        raise unknown("network of torchvision", named, known)
+    given.setdefault("weights", "DEFAULT" if pretrained else None)
+    return _made(lambda: models.get_model(named, **given), name, pretrained)
+
+
+def _made(make: Callable[[], nn.Module], name: str, pretrained: bool) -> nn.Module:
+    try:
+        return make()
+    except Exception as error:  # no connection, no such argument
+        by_hand = (
+            "; where its weights cannot be downloaded, give a file of them as network.weights"
+            if pretrained and isinstance(error, OSError | RuntimeError)
+            else ""
+        )
+        raise InputError(
+            f"network {name!r} cannot be built: {first_line(error)}{by_hand}"
+        ) from error

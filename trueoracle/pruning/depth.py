@@ -1,0 +1,584 @@
+"""Whole layers as units: which of a network can be taken out, and taking them out.
+
+A layer is an item of a ``ModuleList`` or ``Sequential`` (here: a stack) that adds to a stream which
+passes it by: a transformer's block, a residual block. Taking it out gives the network in which what
+it adds is zero, so that it is the identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from trueoracle.errors import InputError, first_line
+from trueoracle.networks.copying import copied
+from trueoracle.networks.graph import Example, Graph, Recorder, answer
+from trueoracle.pruning.candidates import Surgery, Units
+from trueoracle.pruning.cost import Cost, cost
+from trueoracle.pruning.groups import Group
+from trueoracle.pruning.listing import Listing
+from trueoracle.pruning.parity import check_network, check_training
+from trueoracle.pruning.ways import Importance, Space, Way, match_layers, number_pruned
+from trueoracle.tasks.base import read_part
+
+__all__ = [
+    "DepthCandidates",
+    "Stack",
+    "StackMap",
+    "check_depth",
+    "cut_layers",
+    "find_stacks",
+    "list_depth_candidates",
+    "stream_of_layer",
+    "with_stream",
+    "without_layers",
+]
+
+_TOLERANCE = 1e-5
+"""Of the largest output: nothing but the order of a few sums can differ."""
+
+_COUNTS = re.compile(r"(num_(hidden_)?|n_|(en|de)coder_)?layers?|depth|num_blocks")
+"""What numbers of layers are called, in configurations and modules."""
+
+_NUMBERS = re.compile(r"(layer|block)_?(idx|id|index)")
+"""What a layer's own number is called."""
+
+_INDEX_LISTS = ("cross_attention_layers", "full_attn_idxs", "mlp_only_layers", "sparse_layers")
+"""Lists of layers' numbers in configurations; others have an entry for each layer."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers of one list that can be taken out.
+
+    ``name`` is the list's path, ``layers`` the paths of those layers and ``places`` where they
+    stand among its ``length`` items. ``values`` is how many values a layer gives; None: a tensor.
+    Where items cannot leave the list, since the network counts on their places, an identity stands
+    in for each (``in_place``).
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    places: tuple[int, ...]
+    length: int
+    values: int | None = None
+    in_place: bool = False
+
+
+@dataclass(frozen=True)
+class StackMap:
+    """The stacks of a network by name, and why other items of lists cannot be taken out."""
+
+    stacks: dict[str, Stack] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def stream_of_layer(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a layer is given of the stream: its first tensor."""
+    return next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+
+
+def with_stream(output: Any, stream: Tensor) -> Any:
+    """A layer's output with another stream in it; what else it gives stays."""
+    if isinstance(output, Tensor):
+        return stream
+    return type(output)((stream, *output[1:]))
+
+
+class _Passing(nn.Module):
+    """Stands in for a layer that was taken out: the stream passes, and nothing is added."""
+
+    def __init__(self, values: int | None) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        stream = stream_of_layer(args, kwargs)
+        return stream if self.values is None else (stream, *[None] * (self.values - 1))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a layer was given and gave, and the operations in between."""
+
+    given: tuple[Sequence[Any], Mapping[str, Any]]
+    result: Any
+    steps: range
+
+
+class _Calls(Recorder):
+    """Notes the calls of some modules too; tensors by their numbers."""
+
+    def __init__(self, network: nn.Module, example: Example, names: Sequence[str]) -> None:
+        super().__init__(network, example)
+        self.calls: dict[str, list[_Call]] = {name: [] for name in names}
+
+    def leave(self, module: nn.Module, name: str, given: Any, result: Any) -> None:
+        begun = self._began[-1]
+        super().leave(module, name, given, result)
+        if name in self.calls:
+            steps = range(begun, len(self.graph.steps))
+            self.calls[name].append(_Call(given, result, steps))
+
+    def number(self, tensor: Tensor) -> int:
+        """A tensor's number in the graph."""
+        return self._ref(tensor).number
+
+
+def find_stacks(network: nn.Module, example: Example) -> StackMap:
+    """Find the layers of ``network`` that can be taken out.
+
+    ``example`` is a batch for it. Each stack has been tried on it: taking every second layer out
+    equals passing them by. Raises :class:`InputError` where the network
+    does not run.
+    """
+    check_network(network, example)
+    found = _offered(network, example)
+    for name, stack in list(found.stacks.items()):
+        ways = (stack, replace(stack, in_place=True))
+        reasons = [_failure(network, one, example) for one in ways]
+        fitting = [one for one, reason in zip(ways, reasons, strict=True) if not reason]
+        if fitting:
+            found.stacks[name] = fitting[0]
+        else:
+            del found.stacks[name]
+            found.refused.update(dict.fromkeys(stack.layers, reasons[-1]))
+    return found
+
+
+def _offered(network: nn.Module, example: Example) -> StackMap:
+    """The stacks as one run shows them."""
+    twin = copied(network).eval()
+    lists = {
+        name: list(module.named_children())
+        for name, module in twin.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+    }
+    paths = {f"{name}.{key}".lstrip("."): name for name, own in lists.items() for key, _ in own}
+    recorder = _Calls(twin, example, list(paths))
+    try:
+        recorder.run()
+    except Exception as error:  # the user's forward runs: anything can come out
+        raise InputError(
+            f"cannot follow the operations of {type(network).__name__}: {first_line(error)}"
+        ) from error
+    stacks, refused = {}, {}
+    for name, own in lists.items():
+        fine = []
+        for place, (key, _) in enumerate(own):
+            path = f"{name}.{key}".lstrip(".")
+            if reason := _why_needed(recorder, path):
+                refused[path] = reason
+            else:
+                fine.append((path, place))
+        if len(fine) > 1:  # of one, nothing would be left to choose
+            layers, places = zip(*fine, strict=True)
+            given = recorder.calls[layers[0]][0].result
+            values = None if isinstance(given, Tensor) else len(given)
+            stacks[name] = Stack(name, layers, places, len(own), values)
+        else:
+            refused |= {path: "it is the only such layer of its list" for path, _ in fine}
+    return StackMap(stacks, refused)
+
+
+def _why_needed(recorder: _Calls, path: str) -> str:
+    """Why an item of a list cannot be taken out; empty where its run does not say."""
+    calls = recorder.calls[path]
+    if len(calls) != 1:
+        return f"it is used {len(calls)} times" if calls else "it is not used"
+    (args, kwargs), result = calls[0].given, calls[0].result
+    first = result[0] if isinstance(result, tuple | list) and result else result
+    given = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
+    if given is None or not isinstance(first, Tensor):
+        return "it does not take a tensor and give one"
+    if given.shape != first.shape:
+        return f"it makes {list(first.shape[1:])} of {list(given.shape[1:])}"
+    start, end = recorder.number(given), recorder.number(first)
+    if not _is_residual(recorder.graph, calls[0].steps, start, end):
+        return "no sum carries what it is given past it"
+    return ""
+
+
+_CARRYING = {
+    *("native_layer_norm", "native_batch_norm", "cudnn_batch_norm", "native_dropout", "clone"),
+    *("native_group_norm", "_fused_rms_norm", "view", "_unsafe_view", "reshape", "detach"),
+    *("permute", "transpose", "unsqueeze", "squeeze", "_to_copy", "alias", "contiguous", "t"),
+}
+"""Beside pointwise operations: what a stream may pass and still be the same stream."""
+
+
+def _is_residual(graph: Graph, steps: range, start: int, end: int) -> bool:
+    """Whether what a layer is given reaches its output beside what is computed from it.
+
+    That is, by sums with other things that are made of it, pointwise operations and norms alone.
+    """
+    made = {start}  # of what is given, in whatever way
+    carried = {start: False}  # the stream, and whether something has been added to it
+    for index in steps:
+        step = graph.steps[index]
+        numbers = [ref.number for ref in step.tensors]
+        streams = [number for number in numbers if number in carried]
+        is_sum = step.name in ("add", "add_") and len(made.intersection(numbers)) > 1
+        passes = bool(streams) and (step.is_pointwise or step.name in _CARRYING)
+        for ref in step.results[:1]:
+            if ref is None:
+                continue
+            added = is_sum or any(carried[number] for number in streams)
+            if made.intersection(numbers):
+                made.add(ref.number)
+            if passes:
+                carried[ref.number] = added
+            elif step.effect == "write":
+                carried.pop(ref.number, None)
+    return carried.get(end, False)
+
+
+Gone = Mapping[str, tuple[Stack, Sequence[int]]]
+"""By stack, which of its ``layers`` are taken out."""
+
+
+def _failure(network: nn.Module, stack: Stack, example: Example) -> str:
+    """What goes wrong once every second layer of a stack is taken out, or the others are."""
+    halves = (range(start, len(stack.layers), 2) for start in (0, 1))
+    reasons = (_difference(network, {stack.name: (stack, half)}, example) for half in halves)
+    return next(filter(None, reasons), "")
+
+
+def _difference(network: nn.Module, gone: Gone, example: Example) -> str:
+    """How taking layers out differs from passing them by; empty: not at all."""
+    held = [*network.parameters(), *network.buffers()]  # which nothing here changes
+    twin = copied(network, held).eval()
+    try:
+        with torch.no_grad():
+            found = _read(answer(cut_layers(twin, gone, held), example))
+            with without_layers(twin, gone):
+                expected = _read(answer(twin, example))
+    except Exception as error:  # the user's forward runs: anything can come out
+        return f"without it the network does not run: {first_line(error)}"
+    for one, other in zip(found, expected, strict=True):
+        if one.shape != other.shape or not torch.allclose(
+            one, other, rtol=0, atol=_TOLERANCE * float(other.abs().max()), equal_nan=True
+        ):
+            return "without it the network is another one than with it passed by"
+    return ""
+
+
+def _read(outputs: Any) -> list[Tensor]:
+    """What is compared of an output: the part that is read, or all of it; caches are no part."""
+    part, _ = read_part(outputs)
+    leaves = pytree.tree_leaves(part if isinstance(part, Tensor) else outputs)
+    return [one for one in leaves if isinstance(one, Tensor) and one.is_floating_point()]
+
+
+@contextmanager
+def without_layers(network: nn.Module, gone: Gone) -> Iterator[nn.Module]:
+    """Within the block, the stream passes the layers that are ``gone``: they add nothing."""
+
+    def passed(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        return with_stream(output, stream_of_layer(args, kwargs))
+
+    paths = [stack.layers[index] for stack, which in gone.values() for index in which]
+    handles = [
+        network.get_submodule(path).register_forward_hook(passed, with_kwargs=True)
+        for path in paths
+    ]
+    try:
+        yield network
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def cut_layers(network: nn.Module, gone: Gone, sharing: Sequence[Tensor] = ()) -> nn.Module:
+    """A copy of ``network`` without the layers that are ``gone``.
+
+    Those that stay move up: their own numbers (``layer_idx``) follow, and so do the numbers and
+    lists of layers that configurations (``num_hidden_layers``, ``layer_types``) and the modules
+    around the stack hold. Tensors ``sharing`` are not copied.
+    """
+    made = copied(network, sharing)
+    for stack, which in gone.values():
+        places = {stack.places[index] for index in which}
+        if stack.in_place:
+            _pass(made.get_submodule(stack.name), places, stack.values)
+        else:
+            kept = [place for place in range(stack.length) if place not in places]
+            _fit_configurations(made, stack, kept)
+            _take_out(made.get_submodule(stack.name), places)
+    return made
+
+
+def _pass(items: nn.Module, places: set[int], values: int | None) -> None:
+    """Put identities in the places of some items of a list."""
+    for place, key in enumerate(list(items._modules)):
+        if place in places:
+            items._modules[key] = _Passing(values)
+
+
+def _take_out(items: nn.Module, places: set[int]) -> None:
+    """Take some items out of a list; those that stay move up where they are numbered."""
+    before = list(items.named_children())
+    is_numbered = all(key.isdecimal() for key, _ in before)
+    kept = [
+        (key, module, place) for place, (key, module) in enumerate(before) if place not in places
+    ]
+    items._modules.clear()
+    for new, (key, module, old) in enumerate(kept):
+        items._modules[str(new) if is_numbered else key] = module
+        for part in module.modules():
+            for name, value in vars(part).items():
+                if type(value) is int and value == old and _NUMBERS.fullmatch(name):
+                    setattr(part, name, new)
+
+
+def _fit_configurations(network: nn.Module, stack: Stack, kept: Sequence[int]) -> None:
+    """Make configurations, and the module that holds a stack, say how many layers are left."""
+    path = stack.name.rpartition(".")[0]
+    _count_layers(network.get_submodule(path), stack, kept, lists=False)
+    while True:  # the configuration of the stack, and not of another part of the network
+        config = getattr(network.get_submodule(path), "config", None)
+        if config is not None and any(_is_count(n, v, stack) for n, v in vars(config).items()):
+            break
+        if not path:
+            return
+        path = path.rpartition(".")[0]
+    # Parts of a network may hold copies of it, such as the text part in that of the whole.
+    said = config.to_dict()
+    for one in _configurations(network):
+        if type(one) is type(config) and one.to_dict() == said:
+            _count_layers(one, stack, kept, lists=True)
+
+
+def _is_count(name: str, value: object, stack: Stack) -> bool:
+    """Whether a number says how many layers a stack has, and not its other half's."""
+    other = {"encoder": "decoder", "decoder": "encoder"}
+    about_other = any(half in stack.name and name.startswith(other[half]) for half in other)
+    return bool(
+        type(value) is int and value == stack.length and _COUNTS.fullmatch(name) and not about_other
+    )
+
+
+def _count_layers(holder: Any, stack: Stack, kept: Sequence[int], *, lists: bool) -> None:
+    for name, value in list(vars(holder).items()):
+        if _is_count(name, value, stack):
+            setattr(holder, name, len(kept))
+        elif not lists or not isinstance(value, list | tuple) or "layer" not in name:
+            continue
+        elif name in _INDEX_LISTS:
+            moved = [kept.index(place) for place in value if place in kept]
+            setattr(holder, name, type(value)(moved))
+        elif len(value) == stack.length:
+            setattr(holder, name, type(value)(value[place] for place in kept))
+
+
+def _configurations(network: nn.Module) -> list[Any]:
+    """All configurations that modules hold, and those within them, each once."""
+    found: dict[int, Any] = {}
+    waiting = [getattr(module, "config", None) for module in network.modules()]
+    while waiting:
+        config = waiting.pop()
+        if config is None or id(config) in found or not hasattr(config, "to_dict"):
+            continue
+        found[id(config)] = config
+        waiting += [value for value in vars(config).values() if hasattr(value, "to_dict")]
+    return list(found.values())
+
+
+@dataclass(frozen=True, eq=False)
+class DepthCandidates:
+    """P ways to take layers out of one network.
+
+    ``ways`` has one entry per candidate: for each of the ``stacks``, which of its layers go.
+    ``space`` is how many ways there are in all.
+    """
+
+    stacks: tuple[Stack, ...]
+    ways: tuple[Way, ...]
+    space: int
+
+    @property
+    def units(self) -> Units:
+        return "layers"
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return ()
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def layers(self) -> Mapping[str, tuple[str, ...]]:
+        return {stack.name: stack.layers for stack in self.stacks}
+
+    @property
+    def surgery(self) -> Surgery:
+        return "exact"
+
+    @property
+    def is_uniform(self) -> bool:
+        """No: layers of one stack may differ in what no shape shows."""
+        return False
+
+    def __len__(self) -> int:
+        return len(self.ways)
+
+    def __iter__(self) -> Iterator[Way]:
+        return iter(self.ways)
+
+    def take(self, indices: Sequence[int]) -> DepthCandidates:
+        """Some of the candidates, as another ``DepthCandidates``."""
+        return replace(self, ways=tuple(self.ways[i] for i in indices))
+
+    @property
+    def _space(self) -> Space:
+        pools = {stack.name: len(stack.layers) for stack in self.stacks}
+        return Space(pools, tuple(map(len, self.ways[0])), "layers")
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """One stable id per candidate: 16 hex digits over the stacks and the layers that go."""
+        return tuple(
+            hashlib.sha256(f"layers/{self._named(index)}".encode()).hexdigest()[:16]
+            for index in range(len(self))
+        )
+
+    def _named(self, index: int) -> str:
+        lengths = {stack.name: stack.length for stack in self.stacks}
+        return ";".join(
+            f"{name}/{lengths[name]}:{','.join(map(str, places))}"
+            for name, places in self.pruned(index).items()
+        )
+
+    def pruned(self, index: int) -> dict[str, tuple[int, ...]]:
+        """The places of the layers that go, by the name of their list."""
+        return {
+            stack.name: tuple(stack.places[one] for one in which)
+            for stack, which in zip(self.stacks, self.ways[index], strict=True)
+        }
+
+    def gone(self, index: int) -> dict[str, tuple[Stack, tuple[int, ...]]]:
+        """The same as :func:`cut_layers` takes it."""
+        parts = zip(self.stacks, self.ways[index], strict=True)
+        return {stack.name: (stack, which) for stack, which in parts}
+
+    def prune(self, dense: nn.Module, index: int) -> nn.Module:
+        """The pruned network of one candidate: a copy of ``dense`` with fewer layers."""
+        return cut_layers(dense, self.gone(index))
+
+    def sum_pruned(self, importance: Importance) -> np.ndarray:
+        """Scores ``[P]``: per-layer ``importance``, by stack, summed over the layers that go.
+
+        Raises :class:`InputError` where it does not give one number per layer.
+        """
+        return self._space.sum_removed(self.ways, importance)
+
+    def around(
+        self, criterion: str, importance: Importance, count: int, share: float, seed: int
+    ) -> DepthCandidates:
+        return replace(self, ways=self._space.around(importance, count, share, seed))
+
+    def costs(self, dense: nn.Module, given: Sequence[int] | Example) -> list[Cost]:
+        """The cost of each pruned network; those that lose layers of equal costs cost the same."""
+        plain = [
+            [cost(cut_layers(dense, {s.name: (s, (one,))}), given) for one in range(len(s.layers))]
+            for s in self.stacks
+        ]
+        known: dict[tuple[Any, ...], Cost] = {}
+        found = []
+        for index, one in enumerate(self.ways):
+            alike = tuple(
+                tuple(sorted((own[i].parameters, own[i].macs) for i in which))
+                for own, which in zip(plain, one, strict=True)
+            )
+            if alike not in known:
+                known[alike] = cost(self.prune(dense, index), given)
+            found.append(known[alike])
+        return found
+
+    def listing(self) -> Listing:
+        """The layers by stack, and of each candidate the numbers in these lists that go."""
+        names = [stack.name for stack in self.stacks]
+        entries = [dict(zip(names, one, strict=True)) for one in self.ways]
+        return Listing(_header(self.stacks), tuple(entries))
+
+
+def _header(stacks: Sequence[Stack]) -> dict[str, Any]:
+    return {"kind": "depth", "layers": {stack.name: list(stack.layers) for stack in stacks}}
+
+
+def list_depth_candidates(
+    available: StackMap,
+    ratios: Mapping[str, float],
+    *,
+    count: int | Literal["all"] | Path = "all",
+    seed: int = 0,
+) -> DepthCandidates:
+    """List the ways to take layers out.
+
+    ``ratios`` maps layers by name or pattern (``model.layers.*``), or a stack's own name, to the
+    share of the layers so named that go; layers of one stack take one ratio. ``count`` and ``seed``
+    are those of :func:`trueoracle.pruning.candidates.list_candidates`, which raises the same.
+    """
+    stack_of = {path: stack for stack in available.stacks.values() for path in stack.layers}
+    chosen: dict[str, tuple[float, list[str]]] = {}
+    for pattern, ratio in ratios.items():
+        asked = f"{pattern}.*" if pattern in available.stacks else pattern
+        for path in match_layers(stack_of, available.refused, {asked: ratio}):
+            name = stack_of[path].name
+            known, own = chosen.setdefault(name, (ratio, []))
+            if known != ratio or path in own:
+                raise InputError(
+                    f"pruning.layers: {path!r} is named by more than one pattern"
+                    if path in own
+                    else f"pruning.layers: the layers of {name} are given different ratios, "
+                    f"{known} and {ratio}"
+                )
+            own.append(path)
+    stacks, removed = [], []
+    for name, (ratio, own) in chosen.items():
+        stack = available.stacks[name]
+        places = [
+            place for path, place in zip(stack.layers, stack.places, strict=True) if path in own
+        ]
+        stacks.append(
+            replace(stack, layers=tuple(p for p in stack.layers if p in own), places=tuple(places))
+        )
+        try:
+            removed.append(number_pruned(ratio, len(own), "layers"))
+        except InputError as error:
+            raise InputError(f"pruning.layers: {name}: {error}") from error
+    space = Space({stack.name: len(stack.layers) for stack in stacks}, tuple(removed), "layers")
+    if isinstance(count, Path):
+        ways = space.read(count, _header(stacks))
+    else:
+        ways = space.choose(count, seed)
+    return DepthCandidates(tuple(stacks), ways, space.size)
+
+
+def check_depth(dense: nn.Module, candidates: DepthCandidates, example: Example) -> None:
+    """Check that taking layers out equals passing them by, and that what is left trains.
+
+    ``example`` is a batch of at least two. The first, middle and last candidate are tried. Raises
+    :class:`InputError`, also where the dense network itself does not answer or train.
+    """
+    check_network(dense, example)
+    check_training(dense, example)
+    for index in sorted({0, len(candidates) // 2, len(candidates) - 1}):
+        gone = candidates.gone(index)
+        layers = ", ".join(s.layers[one] for s, which in gone.values() for one in which)
+        if reason := _difference(dense, gone, example):
+            raise InputError(f"{layers} cannot be taken out together: {reason}")
+        check_training(candidates.prune(dense, index), example)

@@ -1,0 +1,175 @@
+"""A pruned network of transformers as a folder, such as its other tools take.
+
+Where every layer has lost as much, ``from_pretrained`` alone loads it: its config says the smaller
+sizes. Else :func:`trueoracle.load` does. Which one is tried on the files, and written down in
+``trueoracle.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trueoracle.errors import InputError, StoreError, first_line
+from trueoracle.networks.fitting import fitted_config
+from trueoracle.networks.pretrained import quiet
+from trueoracle.networks.weights import save_weights
+from trueoracle.spec.hub import CONFIG
+from trueoracle.tasks.base import Batch, inputs_of, unwrap
+
+__all__ = ["FACTS", "check_folder", "is_plain", "write_folder"]
+
+FACTS = "trueoracle.json"
+"""What of the study and of the pruning is written beside a network's own files."""
+
+WEIGHTS = "model.safetensors"
+
+_TOLERANCE = 1e-5
+"""Of the largest output: the same operations on the same numbers."""
+
+_NOT_COPIED = (".bin", ".h5", ".md", ".msgpack", ".onnx", ".pt", ".pth", ".py", ".safetensors")
+_TRAINED = {"tokenizer_config.json": '{"tokenizer_class": "PreTrainedTokenizerFast"}'}
+"""Says that a tokenizer is what its file says, not what is usual for the network."""
+
+_OWN = (CONFIG, FACTS, "generation_config.json", "model.safetensors.index.json")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse, before long work, a folder that could not be written in the end."""
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to export to")
+    if path.is_file():
+        raise InputError(f"{path} is a file: an export without an ending is a folder")
+    if path.is_dir() and any(path.iterdir()) and not (path / FACTS).is_file():
+        raise InputError(f"{path} holds other files: an export takes a folder of its own")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write {path}: permission denied")
+
+
+def write_folder(
+    network: nn.Module,
+    path: Path,
+    facts: Mapping[str, Any],
+    *,
+    config: Mapping[str, Any],
+    source: Path | None,
+    files: Mapping[str, str],
+    example: Batch,
+) -> None:
+    """Write ``network``, which is changed, its config, tokenizer and ``facts``, all or nothing.
+
+    ``config`` is that of the dense network. From the folder ``source`` the tokenizer and processor
+    are copied; ``files`` are a tokenizer that was trained for it. ``example`` is a batch on which what from_pretrained loads is compared. Raises
+    :class:`StoreError` where the folder cannot be written.
+    """
+    check_folder(path)
+    with _replacing(path) as draft:
+        plain = _write_plain(network, draft) and _loads(draft, network, example)
+        if not plain:
+            _write_own(network, draft, config)
+        if source is not None:
+            _copy_others(source, draft)
+        for name, text in {**files, **(_TRAINED if files else {})}.items():
+            (draft / name).write_text(text, encoding="utf-8")
+        text = json.dumps({"from_pretrained": plain, **facts}, allow_nan=False, indent=1)
+        (draft / FACTS).write_text(text, encoding="utf-8")
+
+
+def is_plain(path: Path) -> bool:
+    """Whether from_pretrained alone loads an export; raises :class:`InputError` for other ones."""
+    return bool(read_facts(path)["from_pretrained"])
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What is written of an export; raises :class:`InputError` where nothing can be read."""
+    try:
+        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} was not written by 'trueoracle search --export'") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path / FACTS} is damaged: {first_line(error)}") from error
+    if not isinstance(facts, dict) or "from_pretrained" not in facts:
+        raise InputError(f"{path / FACTS} is damaged: it does not say how to load the network")
+    return facts
+
+
+def _write_plain(network: nn.Module, draft: Path) -> bool:
+    """Write it as transformers does, if there is a config that says its sizes."""
+    config = fitted_config(network)
+    if config is None:
+        return False
+    owner: Any = network
+    owner.config = config
+    with quiet():
+        owner.save_pretrained(draft)
+    return True
+
+
+def _loads(draft: Path, network: nn.Module, example: Batch) -> bool:
+    """Whether from_pretrained gives the same network, by its outputs."""
+    import transformers
+
+    kind: Any = getattr(transformers, type(network).__name__, None)
+    try:
+        with quiet():
+            again, about = kind.from_pretrained(
+                str(draft),
+                dtype=next(network.parameters()).dtype,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        args, kwargs = inputs_of(network, example)
+        with torch.no_grad():
+            ours, theirs = (unwrap(one.eval()(*args, **kwargs)) for one in (network, again))
+    except Exception:  # it is written the other way
+        return False
+    if about["missing_keys"] or ours.shape != theirs.shape:
+        return False
+    return bool((ours - theirs).abs().max() <= _TOLERANCE * ours.abs().max())
+
+
+def _write_own(network: nn.Module, draft: Path, config: Mapping[str, Any]) -> None:
+    """The tensors by the names that the modules have, and the config of before the cut."""
+    for path in draft.iterdir():
+        path.unlink()
+    (draft / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    if (generation := getattr(network, "generation_config", None)) is not None:
+        with suppress(Exception), quiet():  # a setting that it refuses is none to keep
+            generation.save_pretrained(draft)
+    save_weights(network, draft / WEIGHTS, {})
+
+
+def _copy_others(source: Path, draft: Path) -> None:
+    """The tokenizer's and processor's files, whatever they are called."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and path.suffix not in _NOT_COPIED and path.name not in _OWN:
+            shutil.copyfile(path, draft / path.name)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """An empty folder beside ``path`` that takes its place after the block, or is removed."""
+    draft = path.parent / f".trueoracle-{secrets.token_hex(16)}"
+    old = path.parent / f".trueoracle-{secrets.token_hex(16)}"
+    try:
+        draft.mkdir()
+        yield draft
+        if path.is_dir():
+            path.replace(old)
+        draft.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        if old.is_dir() and not path.exists():
+            old.replace(path)
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
