@@ -1,7 +1,7 @@
 """Train networks of equal shapes as one, on their stacked weights.
 
-Each member trains as the loop would train it alone. Whether a network allows that is tried before
-(:func:`refusal`); how the members are computed together is in ``stacked.py``.
+Each member trains as the loop would train it alone. :func:`refusal` tries beforehand whether a
+network allows that; ``stacked.py`` computes the members together.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from trueoracle.training.recipe import Recipe, Retraining
 __all__ = ["WideEngine", "WidePopulation", "measure_memory", "refusal"]
 
 _MOST_ON_A_CPU = 16
-"""Members of a population: more at once gain nothing there, and large tensors cost."""
+"""Most members of a population on a CPU: more gain nothing, and large tensors are slow."""
 
 _TRIED = 4
-"""Members that it is tried with."""
+"""Members of a trial."""
 
 Given = Input | Mapping[str, Input]
 """What networks are given: one input, or several by name."""
@@ -98,7 +98,7 @@ class WidePopulation:
         self._optimizer = make_optimizer(self._stacked.parameters(), recipe)
         if states:
             restore(self._optimizer, self._stacked.state, states, stacked=True)
-        if compiled:  # what was compiled for earlier populations counts against a limit
+        if compiled:  # torch limits how often it compiles, earlier populations included
             torch.compiler.reset()
         self._compiled = torch.compile(self._loss, dynamic=False) if compiled else None
         self._shapes_seen: set[tuple[torch.Size, ...]] = set()
@@ -155,7 +155,7 @@ class WidePopulation:
         """One step of the optimiser; nothing in it waits for the device."""
         self._optimizer.zero_grad()
         loss_of: Callable[[Given, Batch], Tensor] = self._loss
-        # The first step of a size runs as it is: it may choose paths, with a stopwatch.
+        # The first step of each shape is not compiled: it may measure the paths of convolutions.
         shapes = tuple(value.shape for value in batch.values())
         if self._compiled is not None and shapes in self._shapes_seen:
             loss_of = self._compiled
@@ -166,7 +166,7 @@ class WidePopulation:
         self._optimizer.step()
 
     def _loss(self, inputs: Given, batch: Batch) -> Tensor:
-        """The sum of the members' losses, of which each gives its member's gradient only."""
+        """The sum of the members' losses; each depends on its own member only."""
         autocast = self._recipe.precision == "autocast"
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=autocast):
             outputs = self._stacked(inputs)
@@ -199,8 +199,8 @@ def _given(batch: Batch) -> Tensor | dict[str, Tensor]:
 def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     """Why networks like this one cannot be trained as one, in a few words; None where they can.
 
-    It is tried, not guessed: two members of different weights compute gradients and predictions
-    for a few examples, together and alone, on the CPU. The network and the global random numbers
+    Two members of different weights compute gradients and predictions for a few examples, together
+    and alone, on the CPU, and the answers are compared. The network and the global random numbers
     are left as they were.
     """
     if why := what_only_the_loop_does(recipe):
@@ -243,7 +243,7 @@ def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
 
     Measured at the peak of two steps (the second finds the optimiser's state) and one evaluation
     with 2 and with 4 members. On CUDA it is what torch's allocator held; on a CPU the storages of
-    all tensors alive, where what a kernel takes and gives back within itself is not seen.
+    all tensors alive, without what a kernel allocates and frees within itself.
     """
     index = torch.arange(len(data.train), device=data.train.device)
     sizes = recipe.batch_size, evaluation_batch(data.train)
@@ -299,7 +299,7 @@ def _attention_that_maps(device: torch.device) -> Iterator[None]:
 
 
 def _without_dropout(network: nn.Module) -> nn.Module:
-    """Dropout layers that drop nothing: what is drawn depends on the order in memory, too."""
+    """Turn dropout off: what is drawn depends on the order in memory, too."""
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -357,7 +357,7 @@ def _close(found: Tensor, expected: Tensor, scale: float) -> bool:
 def _peak_bytes(run: Callable[[], None], device: torch.device) -> int:
     """The most bytes that ``run`` held at a time."""
     if device.type == "cuda":
-        run()  # what libraries keep for good is not the run's, nor is the choice of paths
+        run()  # a first run, for what libraries allocate once and for the choice of paths
         wait_for(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
