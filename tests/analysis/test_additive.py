@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from trueoracle.analysis.additive import additive, predict_additive
-from trueoracle.analysis.table import CandidateTable, pruned_filters
+from trueoracle.analysis.correlation import kendall
+from trueoracle.analysis.table import Blocks, CandidateTable, pruned_filters
 
 
 def every(filters: int, count: int) -> np.ndarray:
@@ -65,7 +66,7 @@ def test_the_additive_model_is_judged_on_candidates_it_has_not_seen() -> None:
     flat = CandidateTable(np.zeros((len(pruned), 1)), {}, False, pruned=pruned, groups=(9,))
     made = additive(flat)
     assert made is not None
-    assert made.as_dict() == {"agreement": None, "folds": 5}
+    assert made.as_dict() == {"agreement": None, "folds": 5, "other_examples": False}
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,21 @@ def test_it_needs_filters_and_candidates(filters: int, count: int, fitted: bool)
     assert additive(CandidateTable(outcome, {}, False)) is None
     made = additive(CandidateTable(outcome, {}, False, pruned=pruned, groups=(filters,)))
     assert (made is not None) == fitted
+
+
+def test_what_is_learnt_of_the_examples_does_not_count_on_others() -> None:
+    # Each filter has a worth on each half of the examples, and none that they share.
+    generator = np.random.default_rng(3)
+    pruned = every(9, 4)
+    by_block = (pruned @ generator.normal(size=(9, 10)))[:, None, :]
+    outcomes = by_block.mean(axis=2)
+    plain = CandidateTable(outcomes, {}, False, pruned=pruned, groups=(9,))
+    blocks = Blocks(3 * by_block, np.full(10, 3))
+    other = CandidateTable(outcomes, {}, False, pruned=pruned, groups=(9,), blocks=blocks)
+    same, found = additive(plain), additive(other)
+    assert same is not None
+    assert found is not None
+    assert (same.other_examples, found.other_examples) == (False, True)
+    assert same.agreement > 0.8
+    even, odd = (by_block[:, 0, start::2].mean(axis=1) for start in (0, 1))
+    assert found.agreement == pytest.approx(kendall(even, odd).value, abs=0.15)

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
-from trueoracle.analysis.assessment import assess, pool
+from trueoracle.analysis.assessment import MATTERS, assess, judged_together, pool
 from trueoracle.analysis.correlation import kendall
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError
@@ -40,16 +41,80 @@ def test_the_verdict_says_what_the_numbers_say() -> None:
     x = pruned @ 2.0 ** np.arange(7)  # no two alike
     (good,) = assess(table(-x, pruned=pruned, loss=x))
     assert good.sentence("the loss", "accuracy") == (
-        "The loss predicts accuracy after retraining (τ −1.00); "
+        "Yes: the loss predicts accuracy after retraining (τ −1.00 [−1.00, −1.00]); "
         "none of 35 candidates end better than the one it would choose."
     )
     (bad,) = assess(table(x, pruned=pruned, loss=x))
-    assert "is misleading about" in bad.sentence()
+    assert bad.sentence().startswith("No: the score is misleading about")
     assert "34 of 35 candidates (97.1%) end better" in bad.sentence()
     (flat,) = assess(table(np.zeros(35), loss=x))
-    assert "Nothing can be said" in flat.sentence()
+    assert flat.sentence().startswith("Unclear: nothing can be said")
     (noise,) = assess(table(np.array([2.0, 1, 3]), loss=np.array([1.0, 2, 3])))
     assert "says nothing certain" in noise.sentence()
+    for one in (good, bad, flat, noise):
+        assert one.sentence().split(":")[0] == one.answer == one.as_dict()["answer"]
+
+
+def test_small_is_an_answer_and_not_the_lack_of_one() -> None:
+    # p is large for both; only of many filters is it certain that tau is small.
+    generator = np.random.default_rng(0)
+    answers = []
+    for filters, count in ((6, 3), (24, 2)):
+        pruned = every_way(filters, count)
+        score, worth = (pruned @ generator.normal(size=filters) for _ in range(2))
+        if filters > 6:  # nothing that filters share, so that little can come of chance
+            score, worth = generator.normal(size=(2, len(pruned)))
+        (found,) = assess(table(worth, higher_is_better=False, pruned=pruned, score=score))
+        assert found.permutation_p_value > 0.05
+        answers.append(found.answer)
+    assert answers == ["Unclear", "No"]
+    assert found.at_most < MATTERS
+    assert f"of size {found.at_most:.2f} at most with 95%" in found.sentence()
+    assert "says little about" in found.sentence()
+
+
+def test_what_is_certain_but_small_is_no_yes() -> None:
+    generator = np.random.default_rng(1)
+    pruned = every_way(30, 2)
+    score = generator.normal(size=len(pruned))
+    outcome = 0.25 * score + generator.normal(size=len(pruned))
+    (found,) = assess(table(outcome, higher_is_better=False, pruned=pruned, score=score))
+    assert 0.1 < found.relation.agreement < MATTERS
+    assert found.is_certain
+    assert found.answer != "Yes"
+
+
+def test_a_chosen_candidate_that_diverged_is_said() -> None:
+    pruned = every_way(7, 3)
+    x = pruned @ 2.0 ** np.arange(7)
+    outcomes = np.column_stack([x, x + 0.1])
+    outcomes[int(x.argmin()), 1] = math.inf
+    (found,) = assess(table(outcomes, higher_is_better=False, pruned=pruned, loss=x))
+    assert (found.relation.n, found.relation.dropped, found.relation.diverged) == (35, 0, 1)
+    assert found.relation.chosen == int(x.argmin())
+    assert found.relation.chosen_diverged
+    assert "the candidate it would choose diverged in retraining" in found.sentence()
+    assert found.relation.rank > 10
+
+
+def test_what_is_shown_together_is_judged_together() -> None:
+    pruned = every_way(8, 4)
+    generator = np.random.default_rng(3)
+    weights = generator.normal(size=8)
+    groups = [
+        assess(table(pruned @ weights, higher_is_better=False, pruned=pruned,
+                     good=pruned @ weights, none=pruned @ generator.normal(size=8)))
+        for _ in range(3)
+    ]  # fmt: skip
+    together = judged_together(groups)
+    assert [[one.criterion for one in group] for group in together] == [["good", "none"]] * 3
+    before, after = groups[0][0], together[0][0]
+    assert before.adjusted_p_value == pytest.approx(2 * before.permutation_p_value)
+    assert after.adjusted_p_value == pytest.approx(6 * before.permutation_p_value)
+    raw = [one.permutation_p_value for group in groups for one in group]
+    holm = multipletests(raw, method="holm")[1]
+    flat = [one.adjusted_p_value for group in together for one in group]
+    np.testing.assert_allclose(flat, holm)
 
 
 @pytest.mark.parametrize("sampled", [False, True])
@@ -62,8 +127,9 @@ def test_nothing_is_certain_where_labels_cannot_be_permuted(sampled: bool) -> No
     assert found.interval.low > 0.9
     assert not found.is_certain
     assert found.as_dict()["certain"] is False
+    assert found.answer == "Unclear"
     assert "says nothing certain about" in found.sentence()
-    assert "labels could not be permuted, so that chance is not ruled out" in found.sentence()
+    assert "that other filters would give another τ is not counted" in found.sentence()
 
 
 def test_certainty_is_by_holm() -> None:
@@ -92,7 +158,7 @@ def test_the_verdict_goes_by_permuted_labels_where_it_can() -> None:
     assert "says nothing certain" in found.sentence()
 
 
-def test_the_share_of_the_ceiling_is_of_what_retraining_noise_leaves() -> None:
+def test_without_noise_it_is_as_good_as_it_is() -> None:
     generator = np.random.default_rng(0)
     true = generator.normal(size=300)
     outcomes = true[:, None] + generator.normal(size=(300, 4))
@@ -100,12 +166,20 @@ def test_the_share_of_the_ceiling_is_of_what_retraining_noise_leaves() -> None:
     ceiling = found.reliability.ceiling
     assert 0.5 < ceiling < 0.85
     assert found.relation.kendall.value == pytest.approx(ceiling, abs=0.05)
-    assert found.share_of_ceiling == found.relation.kendall.value / ceiling
-    assert f"{found.share_of_ceiling:.0%} of what retraining noise allows" in found.sentence()
+    assert found.disattenuated > 0.85
     assert found.interval_over == (
         "4 retraining seeds, given the dense network, its filters and the examples"
     )
     assert found.interval.low < found.relation.kendall.value < found.interval.high
+    # More noise lowers tau and the ceiling, and not what the criterion is worth.
+    half = true + generator.normal(size=300)
+    values = []
+    for noise in (0.3, 3.0):
+        noisy = true[:, None] + noise * generator.normal(size=(300, 4))
+        (one,) = assess(table(noisy, higher_is_better=False, half=half))
+        values.append((one.relation.agreement, one.disattenuated))
+    assert values[0][0] > values[1][0] + 0.1
+    assert values[0][1] == pytest.approx(values[1][1], abs=0.15)
 
 
 def test_what_is_not_told_from_zero_both_ways_is_not_certain() -> None:
@@ -126,18 +200,28 @@ def test_retraining_that_does_not_repeat_itself_says_nothing() -> None:
     x = np.arange(30.0)
     (found,) = assess(table(np.column_stack([x, -x + 0.01 * x**2]), c=x))
     assert found.reliability.ceiling == 0
-    assert found.sentence("the loss", "accuracy").startswith("Nothing can be said: accuracy orders")
+    assert found.sentence("the loss", "accuracy").startswith(
+        "Unclear: nothing can be said, since accuracy orders"
+    )
     (single,) = assess(table(np.array([0.5]), c=np.array([1.0])))
-    assert single.sentence() == "Nothing can be said of a single candidate."
+    assert single.sentence() == "Unclear: nothing can be said of a single candidate."
 
 
-def test_an_accuracy_turns_the_sign_of_the_ceiling_too() -> None:
+def test_an_accuracy_turns_the_signs_too() -> None:
+    pruned = every_way(8, 4)
     generator = np.random.default_rng(0)
-    true = generator.normal(size=100)
-    outcomes = true[:, None] + generator.normal(size=(100, 2))
-    (found,) = assess(table(outcomes, expected=-true))
-    assert found.relation.kendall.value < 0 < found.share_of_ceiling
-    assert f"(τ −{found.relation.agreement:.2f}, " in found.sentence()
+    true = pruned @ generator.normal(size=8)
+    outcomes = true[:, None] + generator.normal(size=(70, 2))
+    (found,) = assess(table(outcomes, pruned=pruned, expected=-true))
+    (turned,) = assess(table(-outcomes, higher_is_better=False, pruned=pruned, expected=-true))
+    assert found.relation.kendall.value < 0 < found.disattenuated
+    assert found.disattenuated == pytest.approx(turned.disattenuated)
+    for one in ("agreement_interval", "disattenuated_interval"):
+        mine, theirs = getattr(found, one), getattr(turned, one)
+        assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.disattenuated_interval.low < found.disattenuated
+    assert f"(τ −{found.relation.agreement:.2f} [" in found.sentence()
+    assert f"without noise of retraining −{found.disattenuated:.2f}" in found.sentence()
 
 
 def test_holm_is_over_all_criteria_of_the_table() -> None:

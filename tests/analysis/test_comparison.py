@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from trueoracle.analysis.comparison import (
     adjusted_p_values,
@@ -63,6 +64,11 @@ def test_holm_and_benjamini_hochberg_by_hand() -> None:
     found = adjusted_p_values(p_values, "fdr_bh")
     assert [found[i] for i in (0, 1, 3)] == pytest.approx([0.03, 0.04, 0.04])
     assert adjusted_p_values([]) == []
+    generator = np.random.default_rng(0)
+    for method in ("holm", "fdr_bh"):
+        raw = generator.random(40) ** 3
+        expected = multipletests(raw, method=method)[1]
+        np.testing.assert_allclose(adjusted_p_values(list(raw), method), expected)  # type: ignore[arg-type]
 
 
 def test_partial_tau_of_kendalls_own_formula() -> None:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from trueoracle.analysis.bootstrap import Interval
+from trueoracle.analysis.jackknife import Interval
 from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in, textbook_error
 from trueoracle.errors import InputError
 
@@ -116,3 +117,63 @@ def test_the_slope_in_complexity() -> None:
     assert found.as_dict()["slope"] == found.slope
     assert slope_in(effects((0.1, 0.1), (0.2, 0.1)), [1, 2]) is None
     assert slope_in(effects((0.1, 0.1), (0.2, 0.1), (0.3, 0.1)), [2, 2, 2]) is None
+
+
+def test_a_slope_of_three_studies_is_bounded_as_the_mean_is() -> None:
+    # metafor 4.8, rma(yi, vi, mods, test="adhoc"): [-0.80, 1.00], p 0.39. Without: p 5.7e-16.
+    found = slope_in(effects((0.1, 0.1), (0.2, 0.1), (0.3, 0.1)), [1, 2, 3])
+    assert found is not None
+    assert found.slope == pytest.approx(0.1)
+    assert (found.low, found.high) == pytest.approx((-0.7985, 0.9985), abs=1e-3)
+    assert found.p_value == pytest.approx(0.39, abs=0.005)
+
+
+def test_a_perfect_tau_is_not_known_perfectly() -> None:
+    perfect = effect("p", 1.0, 252, math.nan)
+    assert perfect is not None
+    found = meta_analysis([perfect, *effects((0.8, 0.1), (0.9, 0.15))])
+    assert found.weights[0] == pytest.approx(found.weights[2])  # no more than the least certain
+    assert found.i2 < 0.5
+    assert math.isfinite(meta_analysis([perfect, perfect]).tau)
+
+
+def clustered(taus: list[float], of: list[str]) -> list[Effect]:
+    made = [
+        effect(str(i), t, 100, 0.1, cluster=c)
+        for i, (t, c) in enumerate(zip(taus, of, strict=True))
+    ]
+    return [one for one in made if one is not None]
+
+
+def test_studies_of_one_network_count_as_one() -> None:
+    several = meta_analysis(clustered([0.1, 0.2, 0.3, 0.5, 0.4, 0.6], ["a"] * 3 + ["b", "c", "c"]))
+    alone = meta_analysis(effects((0.2, 0.1), (0.5, 0.1), (0.5, 0.1)))
+    assert (several.clusters, alone.clusters) == (3, 3)
+    assert (several.tau, several.low, several.high) == pytest.approx(
+        (alone.tau, alone.low, alone.high)
+    )
+    assert sum(several.weights) == pytest.approx(1)
+    assert several.weights[0] == pytest.approx(alone.weights[0] / 3)
+    one = meta_analysis(clustered([0.1, 0.2, 0.3], ["a"] * 3))
+    assert one.clusters == 1
+    assert one.tau == pytest.approx(0.2)
+    # As uncertain as each of them, and nothing of other networks.
+    assert one.high - one.low == pytest.approx(2 * 1.96 * 0.1, abs=0.01)
+    assert math.isnan(one.tau2)
+
+
+def test_a_slope_over_ratios_of_a_few_networks_is_over_networks() -> None:
+    taus = [0.1, 0.2, 0.3, 0.15, 0.22, 0.34, 0.05, 0.2, 0.25]
+    of = [name for name in "abc" for _ in range(3)]
+    found = slope_in(clustered(taus, of), [1, 2, 3] * 3)
+    free = slope_in(clustered(taus, [str(i) for i in range(9)]), [1, 2, 3] * 3)
+    assert found is not None
+    assert free is not None
+    assert found.slope == pytest.approx(free.slope)
+    each = [(taus[3 * i + 2] - taus[3 * i]) / 2 for i in range(3)]
+    assert found.slope == pytest.approx(np.mean(each))
+    # No narrower than Student's t of the three networks' own slopes.
+    reach = stats.t.ppf(0.975, 2) * np.std(each, ddof=1) / math.sqrt(3)
+    assert found.high - found.slope >= reach - 1e-9
+    assert found.high - found.low > free.high - free.low
+    assert slope_in(clustered(taus[:6], of[:6]), [1, 2, 3] * 2) is None  # of two networks

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import kendalltau
 
 from trueoracle.analysis.own import read_tables
 from trueoracle.errors import InputError
@@ -79,7 +80,7 @@ def test_networks_and_pruned_filters(write: object) -> None:
         ("x,y\n1,2\n", {"pruned": "p"}, "column of .* 'p'"),
         ("x,y\n", {}, "no rows"),
         ("x,y\na,2\n", {}, "column 'x' of .* is not numeric"),
-        ("x,y,s\n1,2,0\n", {"seed": "s"}, "go together"),
+        ("x,y,s\n1,2,0\n", {"seed": "s"}, "--seed needs --candidate"),
         ("x,y,c,s\n1,2,0,0\n1,2,0,0\n", {"candidate": "c", "seed": "s"}, "two rows of candidate"),
         ("x,y,c,s\n1,2,0,0\n3,2,0,1\n", {"candidate": "c", "seed": "s"}, "differs between its"),
         ("x,y,p\n1,2,some\n", {"pruned": "p"}, "takes pruned filters such as"),
@@ -101,3 +102,18 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read_tables(write(text), ["x"], ["y"], higher_is_better=True, **options)  # type: ignore[arg-type, operator]
+
+
+def test_kinds_of_pruning_are_tables_of_their_own(tmp_path: Path) -> None:
+    """Pooled, two kinds of which each has no tau at all have a high one."""
+    path = tmp_path / "kinds.csv"
+    rows = [("filters", 1, 1.2), ("filters", 2, 1.1), ("filters", 3, 1.3), ("filters", 4, 1.15)]
+    rows += [(f"{kind}", x + 10, y + 1) for kind, x, y in [("layers", *r[1:]) for r in rows]]
+    path.write_text("kind,x,y\n" + "\n".join(f"{k},{x},{y}" for k, x, y in rows))
+    pooled = read_tables(path, ["x"], ["y"], higher_is_better=False)
+    apart = read_tables(path, ["x"], ["y"], higher_is_better=False, kind="kind")
+    assert list(apart) == ["filters", "layers"]
+    (whole,) = pooled.values()
+    assert kendalltau(whole.scores["x"], whole.outcome).statistic > 0.5
+    for one in apart.values():
+        assert kendalltau(one.scores["x"], one.outcome).statistic == pytest.approx(0)

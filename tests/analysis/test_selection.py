@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trueoracle.analysis.selection import lowest_few, select
-from trueoracle.analysis.table import CandidateTable
+from trueoracle.analysis.table import Blocks, CandidateTable
 
 
 def table(
@@ -63,9 +63,38 @@ def test_seeds_that_differ_widen_rank_and_regret() -> None:
     one = table([1, 2, 3], [0.9, 0.6, 0.1], [0.1, 0.5, 0.6])
     found = select([one], "c")
     assert (found.rank_low, found.rank_high) == (1, 3)
-    # Mean outcomes 0.5, 0.55, 0.35; with either seed alone the regret is 0 and 0.5.
-    assert found.regret_low == 0
-    assert found.regret_high == pytest.approx(0.05 + 12.7062 * 0.25, abs=1e-3)
+    # The best by one seed is the third by the other, and so its regret there is 0.1 - 0.9 and
+    # 0.1 - 0.1: by luck it looks 0.5 better than the chosen one where it was chosen.
+    assert found.held_out_regret == pytest.approx((-0.8 + 0.0) / 2)
+    assert found.best_rank == pytest.approx((3 + 3) / 2)
+    reach = 12.7062 * math.sqrt(0.32 / 2)  # of -0.8 and 0
+    assert found.regret_high == pytest.approx(-0.4 + reach, abs=1e-3)
+    assert found.regret_low == pytest.approx(-0.4 - reach, abs=1e-3)
+
+
+def test_the_best_by_luck_has_no_held_out_regret() -> None:
+    # Outcomes are noise: none is better than the chosen one, and the best looks 2.5 better.
+    generator = np.random.default_rng(0)
+    found, plain = [], []
+    for _ in range(40):
+        outcomes = generator.normal(size=(50, 2))
+        one = CandidateTable(outcomes, {"c": np.arange(50.0)}, higher_is_better=True)
+        found.append(select([one], "c").held_out_regret)
+        plain.append(one.outcome.max() - one.outcome[0])
+    assert np.mean(plain) > 1
+    assert abs(np.mean(found)) < 0.4
+
+
+def test_examples_choose_where_there_is_one_seed() -> None:
+    generator = np.random.default_rng(1)
+    sums = generator.normal(size=(30, 1, 6))
+    blocks = Blocks(sums, np.ones(6))
+    one = CandidateTable(sums.mean(axis=2), {"c": np.arange(30.0)}, True, blocks=blocks)
+    found = select([one], "c")
+    even, odd = sums[:, 0, ::2].mean(axis=1), sums[:, 0, 1::2].mean(axis=1)
+    by_hand = [odd[even.argmax()] - odd[0], even[odd.argmax()] - even[0]]
+    assert found.held_out_regret == pytest.approx(np.mean(by_hand))
+    assert found.regret_low < found.held_out_regret < found.regret_high
 
 
 def test_the_lowest_few() -> None:

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 import trueoracle.analysis
 from trueoracle.analysis.additive import additive, predict_additive
 from trueoracle.analysis.assessment import assess, pool
-from trueoracle.analysis.bootstrap import bootstrap, levels_in_words
 from trueoracle.analysis.comparison import (
     combine,
     compare,
@@ -34,10 +33,13 @@ from trueoracle.analysis.correlation import (
     discordant_ratio,
     kendall,
     kendall_of_finite,
+    kendalls,
     pearson,
     spearman,
     top_weighted,
 )
+from trueoracle.analysis.interactions import interaction_variance, standardised_ranks
+from trueoracle.analysis.jackknife import in_words, jackknife, leave_out
 from trueoracle.analysis.outcomes import (
     RULES,
     final_outcomes,
@@ -47,13 +49,14 @@ from trueoracle.analysis.outcomes import (
 )
 from trueoracle.analysis.own import read_tables
 from trueoracle.analysis.permutation import (
+    how_permuted,
     label_permutation_p_values,
     permuted_rows,
     why_not_permuted,
 )
 from trueoracle.analysis.ranking import rank
 from trueoracle.analysis.relation import relate
-from trueoracle.analysis.reliability import noise_ceiling
+from trueoracle.analysis.reliability import noise_ceiling, without_noise
 from trueoracle.analysis.selection import select
 from trueoracle.analysis.table import CandidateTable, pruned_filters
 from trueoracle.analysis.ties import chances_of_lowest, count_above, lowest
@@ -119,16 +122,25 @@ def assessed(one: CandidateTable) -> list[dict[str, Any]]:
     ]
 
 
+def taus(one: CandidateTable) -> np.ndarray:
+    return kendalls(np.stack(list(one.scores.values())), one.outcome)
+
+
 OF_TABLES: dict[str, Callable[[CandidateTable], Any]] = {
     "additive": lambda one: (made := additive(one)) and made.as_dict(),
     "assess": assessed,
     "pool": lambda one: [made.as_dict() for made in pool([one, one])],
-    "bootstrap": lambda one: (
-        bootstrap(
-            [one], lambda part, rows, outcome: [kendall_of_finite(part.scores["a"][rows], outcome)]
-        ).drawn
+    "jackknife": lambda one: jackknife([one], taus).standard_error(),
+    "leave_out": lambda one: leave_out(one, taus).seeds,
+    "in_words": lambda one: in_words([one]),
+    "interaction_variance": lambda one: interaction_variance(
+        one, standardised_ranks(np.stack(list(one.scores.values()))), one.outcome
     ),
-    "levels_in_words": lambda one: levels_in_words([one]),
+    "noise_ceiling": lambda one: noise_ceiling(one).as_dict(),
+    "without_noise": lambda one: (
+        without_noise(one, taus, standardised_ranks(np.stack(list(one.scores.values()))))[1].high
+    ),
+    "how_permuted": how_permuted,
     "combine": lambda one: (made := combine(one)) and made.as_dict(),
     "compare": compare,
     "differences": lambda one: [made.as_dict() for made in differences([one], "a")],
@@ -154,7 +166,8 @@ OF_COLUMNS: dict[str, Callable[..., Any]] = {
             {"higher_is_better": False, "higher_score_is_better": True},
         )
     ],
-    "noise_ceiling": lambda a, b, y: noise_ceiling(np.column_stack([a, y]), sampled=True).as_dict(),
+    "kendalls": lambda a, b, y: kendalls(np.stack([a, b]), y),
+    "standardised_ranks": lambda a, b, y: np.sort(standardised_ranks(np.stack([a, b])), axis=1),
     "lowest": lambda a, b, y: int(lowest(a).sum()),
     "chances_of_lowest": lambda a, b, y: np.sort(chances_of_lowest(a, 4)),
     "count_above": lambda a, b, y: np.sort(count_above(a, y)),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trueoracle.analysis.correlation import kendall
-from trueoracle.bench.leaderboard import Taus, leaderboard
+from trueoracle.bench.leaderboard import Known, leaderboard
 from trueoracle.bench.scoring import score_bench, spec_of
 from trueoracle.bench.table import DATA, Bench, dense_file, read_bench, ways_of
 from trueoracle.criteria.base import CRITERIA
@@ -167,17 +167,17 @@ def test_a_place_is_the_mean_of_tau_over_settings(shipped: Bench) -> None:
     assert place.regret == pytest.approx(np.average(regrets, weights=sizes))
     assert place.studies == 9
     assert place.interval_over == (
-        "3 retraining seeds, given the dense network, its filters and the examples"
+        "3 retraining seeds and 10 filters, given the dense network and the examples"
     )
     assert place.low < place.agreement < place.high
     every = leaderboard(shipped, "test_accuracy")
     assert every[0].interval_over == (
-        "3 retraining seeds, given these 2 dense networks, their filters and the examples"
+        "3 retraining seeds and 40 filters, given these 2 dense networks and the examples"
     )
 
 
 def test_places_of_overlapping_settings_share_their_taus(shipped: Bench) -> None:
-    known: Taus = {}
+    known: Known = {}
     some = [one for one in shipped.studies if one.layer == "conv1" and one.ratio <= 0.2]
     whole = leaderboard(shipped, "test_loss", some, known)
     count = len(known)

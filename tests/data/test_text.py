@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from trueoracle.data.tokens import Tokenizer
 from trueoracle.errors import InputError
 from trueoracle.spec.spec import DataSpec
 from trueoracle.tasks.language import IGNORED
+from trueoracle.training.evaluate import evaluation_batch
 
 EOS, BOS = 256, 257
 
@@ -34,7 +36,9 @@ def of(*documents: str) -> Text:
     return Text("mine", lambda: ((document, True) for document in documents))
 
 
-def packed(content: str, context: int, stride: int | None = None, bos: str | None = None) -> PackedText:
+def packed(
+    content: str, context: int, stride: int | None = None, bos: str | None = None
+) -> PackedText:
     return pack(
         of(content),
         of_bytes(),
@@ -196,8 +200,18 @@ def test_files_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 
 def test_a_text_shorter_than_an_example_is_refused() -> None:
-    with pytest.raises(InputError, match="has 3 tokens, fewer than one example of data.context = 8"):
+    with pytest.raises(
+        InputError, match=r"has 3 tokens, fewer than one example of data\.context = 8"
+    ):
         packed("abc", 8)
+
+
+def test_large_vocabularies_are_evaluated_in_small_batches() -> None:
+    split = packed("abcdefghijkl" * 100, 8)
+    assert evaluation_batch(split) == 500
+    assert evaluation_batch(replace(split, vocabulary=50_000)) == 128 * 3 * 224 * 224 // (
+        8 * 50_000 + 2 * 8
+    )
 
 
 def test_tokens_of_large_texts_are_mapped_from_a_file(
@@ -236,13 +250,16 @@ def test_a_study_of_text_says_what_it_rests_on(tmp_path: Path) -> None:
     assert (facts["tokenizer"], facts["vocabulary"]) == ("bpe:300", 300)
     held = json.loads(data.files["tokenizer.json"])
     assert len(held["model"]["vocab"]) == 300
-    assert facts["tokenizer_sha256"] == hashlib.sha256(data.files["tokenizer.json"].encode()).hexdigest()
+    assert (
+        facts["tokenizer_sha256"]
+        == hashlib.sha256(data.files["tokenizer.json"].encode()).hexdigest()
+    )
     assert (len(data.train), len(data.validation or ())) == (100, 5)
     for part, split in data.named():
         told = next(split.batches(1000))["labels"][:, 1:]
         assert facts["tokens_counted"][part] == int((told != IGNORED).sum())
     assert data.task.outputs(data.train) == 300
-    assert data.network_shape == (16,)
+    assert data.network_shape == ()  # it is built for no images
 
 
 @pytest.mark.slow

@@ -50,10 +50,13 @@ class Additive:
     A criterion that adds up one importance per filter can do no better than the best such sum.
     ``agreement`` (tau, +1 is perfect) is that of a sum fitted to the outcomes of other candidates
     of the list, fold by fold: an estimate, too low where it was fitted to few candidates.
+    ``other_examples`` says that it was judged by other examples than it was fitted on. Where it was
+    not, what it has learnt can be those examples'.
     """
 
     agreement: float
     folds: int
+    other_examples: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: NaN becomes None."""
@@ -63,18 +66,26 @@ class Additive:
 def additive(table: CandidateTable, *, folds: int = FOLDS, seed: int = 0) -> Additive | None:
     """The additive model of a table's mean outcome, cross-validated over candidates.
 
-    None where the table does not say what candidates prune, and for fewer than four candidates per
-    filter or per fold.
+    Where the table has blocks of examples, it is fitted on every other block and judged on those
+    between, and the other way round. None where the table does not say what candidates prune, and
+    for fewer than four candidates per filter or per fold.
     """
     rows = table.order[np.isfinite(table.outcome[table.order])]
     if table.pruned is None or len(rows) < max(4 * folds, LEAST_A_FILTER * table.pruned.shape[1]):
         return None
-    outcome = table.outcome[rows]
+    blocks = 0 if table.blocks is None else len(table.blocks)
+    parts = [(table.outcome, table.outcome)]
+    if blocks > 1:
+        even, odd = (table.take(blocks=np.arange(start, blocks, 2)).outcome for start in (0, 1))
+        parts = [(even, odd), (odd, even)]
     fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows)) % folds
     taus = []
-    for one in range(folds):
-        held = fold == one
-        predicted = predict_additive(table.pruned[rows], np.flatnonzero(~held), outcome[~held])
-        taus.append(kendall(predicted[held], outcome[held]).value)
+    for fitted, judged in parts:
+        for one in range(folds):
+            held = fold == one
+            predicted = predict_additive(
+                table.pruned[rows], np.flatnonzero(~held), fitted[rows][~held]
+            )
+            taus.append(kendall(predicted[held], judged[rows][held]).value)
     known = [tau for tau in taus if math.isfinite(tau)]
-    return Additive(float(np.mean(known)) if known else math.nan, folds)
+    return Additive(float(np.mean(known)) if known else math.nan, folds, blocks > 1)

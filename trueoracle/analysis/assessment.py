@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from trueoracle.analysis.bootstrap import Interval, bootstrap, levels_in_words
 from trueoracle.analysis.comparison import adjusted_p_values
-from trueoracle.analysis.correlation import kendall_of_finite, top_weighted
-from trueoracle.analysis.numbers import finite_or_none, mean_count, number, percent
+from trueoracle.analysis.correlation import kendalls, top_weighted
+from trueoracle.analysis.interactions import standardised_ranks
+from trueoracle.analysis.jackknife import Interval, in_words, jackknife
+from trueoracle.analysis.numbers import finite_or_none, interval, mean_count, number
 from trueoracle.analysis.permutation import label_permutation_p_values
 from trueoracle.analysis.relation import Relation, relate
-from trueoracle.analysis.reliability import Reliability, noise_ceiling
+from trueoracle.analysis.reliability import (
+    LEAST_CEILING,
+    Reliability,
+    disattenuated,
+    noise_ceiling,
+    without_noise,
+)
 from trueoracle.analysis.selection import Selection, select
 from trueoracle.analysis.table import CandidateTable
 
-__all__ = ["Assessment", "Pooled", "assess", "pool"]
+__all__ = ["MATTERS", "SIGNIFICANT", "Assessment", "Pooled", "assess", "judged_together", "pool"]
 
 SIGNIFICANT = 0.05
+
+MATTERS = 0.2
+"""The least agreement that a Yes is said of. A tau of 0.2 orders 60 of 100 pairs rightly."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +40,26 @@ class Assessment:
 
     Raw, as :class:`Relation`'s coefficients are:
 
-    - ``interval``: the 95 % interval of tau, and ``interval_over`` what was drawn anew for it, and
-      what was taken as given, in words; ``standard_error`` is tau's.
+    - ``interval``: the 95 % interval of tau, and ``interval_over`` what it counts, and what it
+      takes as given, in words; ``standard_error`` is tau's.
 
     Turned, so that +1 means that the score orders candidates as the outcome does:
 
     - ``agreement_interval``: the same interval of the agreement;
     - ``weighted_agreement``: the top-weighted tau, in which the best candidates count most;
-    - ``reliability``: with the ceiling, the agreement that retraining noise leaves to a perfect
-      criterion; ``share_of_ceiling`` is the agreement as a share of it.
+    - ``reliability``: with the ceiling, the agreement that noise leaves to a perfect criterion;
+    - ``disattenuated``: the agreement with what retraining comes to on average, were there no
+      noise, and its 95 % interval; NaN where the ceiling is too low to tell.
 
-    Without a sign: ``permutation_p_value`` permutes filter labels, and ``adjusted_p_value`` is
-    Holm's over all criteria of the table; both are NaN where labels cannot be permuted.
-    ``selection`` is what choosing by the score is worth.
+    Without a sign:
+
+    - ``at_most``: what the size of tau is at most, with 95 %;
+    - ``permutation_p_value`` permutes filter labels, ``equivalence_p_value`` is of a tau of
+      :data:`MATTERS` or more, and the ``adjusted_`` ones are Holm's over all that is shown together
+      (:func:`judged_together`);
+    - ``counts_filters``: whether the interval allows for other filters, without which nothing is
+      certain; all of the p-values are NaN where it does not;
+    - ``selection`` is what choosing by the score is worth.
     """
 
     criterion: str
@@ -50,35 +67,55 @@ class Assessment:
     interval: Interval
     interval_over: str
     standard_error: float
+    at_most: float
+    counts_filters: bool
     permutation_p_value: float
     adjusted_p_value: float
+    equivalence_p_value: float
+    adjusted_equivalence_p_value: float
     weighted_agreement: float
     reliability: Reliability
+    disattenuated: float
+    disattenuated_interval: Interval
     selection: Selection
 
     @property
     def agreement_interval(self) -> Interval:
         """The 95 % interval of the agreement."""
-        low, high = self.interval.low, self.interval.high
-        return self.interval if self.relation.sign > 0 else Interval(-high, -low)
-
-    @property
-    def share_of_ceiling(self) -> float:
-        """The agreement as a share of what any criterion could reach."""
-        return self.reliability.share(self.relation.agreement)
+        return _turned(self.interval, self.relation.sign)
 
     @property
     def is_certain(self) -> bool:
         """Whether tau is certain not to be zero: the one rule of verdicts, tables and figures.
 
-        Holm's p-value of permuted labels is below 0.05, and the interval, where there is one,
-        leaves zero out. Never where filter labels could not be permuted: an interval over seeds or
-        samples does not count that other filters would have given another tau.
+        Holm's p-value of permuted labels is below 0.05, and the interval, which has to allow for
+        other filters, leaves zero out.
         """
-        if not self.adjusted_p_value < SIGNIFICANT:  # NaN where labels were not permuted
+        if not (self.adjusted_p_value < SIGNIFICANT and self.counts_filters):
             return False
-        low, high = self.interval.low, self.interval.high
-        return math.isnan(low) or low > 0 or high < 0
+        return self.interval.low > 0 or self.interval.high < 0
+
+    @property
+    def answer(self) -> str:
+        """Does the score predict the outcome? ``"Yes"``, ``"No"`` or ``"Unclear"``.
+
+        - Yes: tau is certain (:attr:`is_certain`), in the right direction, and at least
+          :data:`MATTERS` in size.
+        - No: tau is certain and in the wrong direction, or it is certain to be smaller than
+          :data:`MATTERS` (Holm's ``adjusted_equivalence_p_value`` is below 0.05).
+        - Unclear: all else.
+        """
+        agreement = self.relation.agreement
+        if self.is_certain and agreement >= MATTERS:
+            return "Yes"
+        if (self.is_certain and agreement < 0) or self.is_small:
+            return "No"
+        return "Unclear"
+
+    @property
+    def is_small(self) -> bool:
+        """Whether tau is certain to be smaller than :data:`MATTERS`."""
+        return self.counts_filters and self.adjusted_equivalence_p_value < SIGNIFICANT
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: those of the relation and of the selection among them."""
@@ -92,45 +129,71 @@ class Assessment:
                     "agreement_high": self.agreement_interval.high,
                     "interval_over": self.interval_over,
                     "standard_error": self.standard_error,
+                    "at_most": self.at_most,
+                    "counts_filters": self.counts_filters,
                     "permutation_p_value": self.permutation_p_value,
                     "adjusted_p_value": self.adjusted_p_value,
+                    "equivalence_p_value": self.equivalence_p_value,
+                    "adjusted_equivalence_p_value": self.adjusted_equivalence_p_value,
                     "weighted_agreement": self.weighted_agreement,
                     "ceiling": self.reliability.ceiling,
-                    "share_of_ceiling": self.share_of_ceiling,
+                    "ceiling_of_examples": self.reliability.blocks > 0,
+                    "disattenuated": self.disattenuated,
+                    "disattenuated_low": self.disattenuated_interval.low,
+                    "disattenuated_high": self.disattenuated_interval.high,
                     "certain": self.is_certain,
+                    "answer": self.answer,
                 }
             ),
             **self.selection.as_dict(),
         }
 
     def sentence(self, score: str = "the score", outcome: str = "the outcome") -> str:
-        """The verdict in words."""
+        """The verdict in words: its first is :attr:`answer`."""
         relation = self.relation
         if relation.n == 1:
-            return "Nothing can be said of a single candidate."
+            return "Unclear: nothing can be said of a single candidate."
         if math.isnan(relation.kendall.value):
-            return f"Nothing can be said: {score} or {outcome} is the same for all {relation.n}."
+            return (
+                f"Unclear: nothing can be said, since {score} or {outcome} is the same for all "
+                f"{relation.n}."
+            )
         if self.reliability.ceiling == 0:
             return (
-                f"Nothing can be said: {outcome} orders the candidates in another way each time "
-                "that they are retrained."
+                f"Unclear: nothing can be said, since {outcome} orders the candidates in another "
+                f"way each time ({self.reliability.over} repeated)."
             )
-        tau = f"τ {number(relation.kendall.value, 2)}"
-        share = self.share_of_ceiling
-        if share >= 1:
-            tau += ", as much as retraining noise allows"
-        elif share > 0:
-            tau += f", {percent(share, 0)} of what retraining noise allows"
-        if math.isnan(self.permutation_p_value):
-            tau += "; filter labels could not be permuted, so that chance is not ruled out"
         return (
-            f"{score[0].upper()}{score[1:]} {self._strength()} {outcome} after retraining "
-            f"({tau}); {self._choice()}."
+            f"{self.answer}: {score} {self._strength()} {outcome} after retraining "
+            f"({self._tau()}); {self._choice()}."
         )
+
+    def _tau(self) -> str:
+        """Tau with its interval, its bound, and what it would be without noise."""
+        low, high = self.interval.low, self.interval.high
+        said = f"τ {number(self.relation.kendall.value, 2)}"
+        if not math.isnan(low):
+            said += f" {interval(low, high)}"
+        if not self.is_certain and not math.isnan(self.at_most):
+            said += f", of size {number(self.at_most, 2)} at most with 95%"
+        if not self.counts_filters:
+            return f"{said}; that other filters would give another τ is not counted"
+        ceiling = self.reliability.ceiling
+        if ceiling < LEAST_CEILING:
+            said += ", and outcomes repeat themselves too little to say what it is without noise"
+        elif self.answer == "Yes" and not math.isnan(self.disattenuated):
+            without = self.relation.sign * self.disattenuated
+            said += f", without noise of {self.reliability.over} {number(without, 2)}"
+        return said
 
     def _choice(self) -> str:
         """How many candidates end better than the chosen one, in words."""
         relation = self.relation
+        if relation.tied == 1 and relation.chosen_diverged:
+            return (
+                "the candidate it would choose diverged in retraining, which counts as the worst "
+                f"of {relation.n:,}"
+            )
         share = f"none of {relation.n:,} candidates"
         if relation.anomalies:
             count = mean_count(relation.anomalies)
@@ -146,79 +209,115 @@ class Assessment:
         )
 
     def _strength(self) -> str:
-        """Words for an agreement as a share of the ceiling; the borders are habit, not theory."""
-        agreement = self.relation.agreement
-        if not self.is_certain:
+        """Words for the answer; the borders are habit, not theory."""
+        if self.answer == "Unclear":
             return "says nothing certain about"
-        if agreement < 0:
-            return "is misleading about"
-        share = self.share_of_ceiling
-        share = agreement if math.isnan(share) else share
-        for border, words in ((0.7, "predicts"), (0.4, "largely predicts"), (0.2, "hints at")):
-            if share >= border:
+        if self.answer == "No":
+            wrong = self.is_certain and self.relation.agreement < 0
+            return "is misleading about" if wrong and not self.is_small else "says little about"
+        without = self.disattenuated
+        strength = self.relation.agreement if math.isnan(without) else without
+        for border, words in ((0.7, "predicts"), (0.4, "largely predicts")):
+            if strength >= border:
                 return words
-        return "says little about"
+        return "hints at"
+
+
+def judged_together(groups: Sequence[Sequence[Assessment]]) -> list[list[Assessment]]:
+    """The same assessments, their p-values adjusted for all that one display shows.
+
+    One list per outcome, layer, arm or study: whatever stands in the display side by side.
+    """
+    flat = [one for group in groups for one in group]
+    adjusted = adjusted_p_values([one.permutation_p_value for one in flat])
+    small = adjusted_p_values([one.equivalence_p_value for one in flat])
+    made = iter(
+        replace(one, adjusted_p_value=p, adjusted_equivalence_p_value=q)
+        for one, p, q in zip(flat, adjusted, small, strict=True)
+    )
+    return [[next(made) for _ in group] for group in groups]
 
 
 def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> list[Assessment]:
     """Every criterion of a table against its outcome, the mean over seeds.
 
     ``k`` is that of :func:`trueoracle.analysis.selection.select`. Criteria without any finite score
-    are left out, as is everything where no outcome is finite.
+    are left out, as is everything where no outcome is finite. P-values are adjusted for the
+    criteria of the table: of several tables, :func:`judged_together` adjusts for all of them.
     """
     outcome = table.outcome
     known = np.isfinite(outcome)
     names = [name for name, column in table.scores.items() if (np.isfinite(column) & known).any()]
     if not names:
         return []
-    reliability = noise_ceiling(table.outcomes, sampled=table.sampled, seed=seed)
-    permuted = label_permutation_p_values(table, seed=seed)
-    adjusted = dict(zip(names, adjusted_p_values([permuted[n] for n in names]), strict=True))
-
-    def taus(one: CandidateTable, rows: np.ndarray, drawn: np.ndarray) -> Sequence[float]:
-        return [kendall_of_finite(one.scores[name][rows], drawn) for name in names]
-
-    resampled = bootstrap([table], taus, seed=seed)
-    over = levels_in_words([table])
+    named = replace(table, scores={name: table.scores[name] for name in names})
+    permuted = label_permutation_p_values(named, seed=seed)
+    columns = standardised_ranks(np.stack(list(named.scores.values())))
+    found = jackknife([named], _taus, columns=columns)
+    without, of_ceiling = without_noise(named, _taus, columns)
+    reliability = noise_ceiling(table, of_ceiling)
+    over = in_words([table])
+    diverged = table.diverged.any(axis=1)
     made = []
     for place, name in enumerate(names):
         scores = table.scores[name]
         finite = np.isfinite(scores) & known
+        relation = relate(
+            scores,
+            outcome,
+            higher_is_better=table.higher_is_better,
+            higher_score_is_better=name in table.higher_is_chosen,
+            diverged=diverged,
+        )
+        counted = found.counts_filters
         made.append(
             Assessment(
                 criterion=name,
-                relation=relate(
-                    scores,
-                    outcome,
-                    higher_is_better=table.higher_is_better,
-                    higher_score_is_better=name in table.higher_is_chosen,
-                ),
-                interval=resampled.interval(place, bounds=(-1, 1)),
+                relation=relation,
+                interval=found.tau_interval(place),
                 interval_over=over,
-                standard_error=resampled.standard_error(place),
+                standard_error=found.standard_error(place),
+                at_most=found.at_most(place),
+                counts_filters=counted,
                 permutation_p_value=permuted[name],
-                adjusted_p_value=adjusted[name],
+                adjusted_p_value=math.nan,
+                equivalence_p_value=(
+                    found.equivalence_p_value(MATTERS, place) if counted else math.nan
+                ),
+                adjusted_equivalence_p_value=math.nan,
                 weighted_agreement=top_weighted(
                     table.lowest_first(name)[finite],
                     outcome[finite],
                     higher_is_better=table.higher_is_better,
                 ),
                 reliability=reliability,
+                disattenuated=disattenuated(relation.agreement, reliability.ceiling),
+                disattenuated_interval=_turned(without[place], relation.sign),
                 selection=select([table], name, k=k),
             )
         )
-    return made
+    return judged_together([made])[0]
+
+
+def _taus(table: CandidateTable) -> np.ndarray:
+    """Raw tau ``[K]`` of every score."""
+    return kendalls(np.stack(list(table.scores.values())), table.outcome)
+
+
+def _turned(around: Interval, sign: int) -> Interval:
+    return around if sign > 0 else Interval(-around.high, -around.low)
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """The mean of raw tau over dense networks, with the interval that draws networks anew."""
+    """The mean of raw tau over dense networks, with the interval that leaves networks out."""
 
     criterion: str
     tau: float
     interval: Interval
     interval_over: str
     standard_error: float
+    at_most: float
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: NaN becomes None."""
@@ -230,27 +329,26 @@ class Pooled:
                 "kendall_high": self.interval.high,
                 "interval_over": self.interval_over,
                 "standard_error": self.standard_error,
+                "at_most": self.at_most,
             }
         )
 
 
-def pool(tables: Sequence[CandidateTable], *, seed: int = 0) -> list[Pooled]:
+def pool(tables: Sequence[CandidateTable]) -> list[Pooled]:
     """Every criterion that all tables have, over the dense networks that they come from."""
     names = [name for name in tables[0].scores if all(name in table.scores for table in tables)]
     if not names:
         return []
-
-    def taus(one: CandidateTable, rows: np.ndarray, drawn: np.ndarray) -> Sequence[float]:
-        return [kendall_of_finite(one.scores[name][rows], drawn) for name in names]
-
-    resampled = bootstrap(tables, taus, seed=seed)
+    named = [replace(one, scores={name: one.scores[name] for name in names}) for one in tables]
+    found = jackknife(named, _taus)
     return [
         Pooled(
             criterion=name,
-            tau=float(resampled.estimate[place]),
-            interval=resampled.interval(place, bounds=(-1, 1)),
-            interval_over=levels_in_words(tables),
-            standard_error=resampled.standard_error(place),
+            tau=float(found.estimate[place]),
+            interval=found.tau_interval(place),
+            interval_over=in_words(tables),
+            standard_error=found.standard_error(place),
+            at_most=found.at_most(place),
         )
         for place, name in enumerate(names)
     ]

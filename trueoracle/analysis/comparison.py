@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from trueoracle.analysis.additive import additive
-from trueoracle.analysis.bootstrap import bootstrap
-from trueoracle.analysis.correlation import kendall, kendall_of_finite
+from trueoracle.analysis.correlation import kendall, kendall_of_finite, kendalls
+from trueoracle.analysis.interactions import standardised_ranks
+from trueoracle.analysis.jackknife import in_words, jackknife
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError
@@ -63,8 +64,8 @@ class Difference:
 
     ``difference`` is that of the agreements (tau with its sign turned so that +1 is perfect), first
     minus second; ``low`` to ``high`` is its 95 % interval, and ``p_value`` comes from the same
-    bootstrap, which draws both together. ``adjusted_p_value`` allows for all differences of the
-    table.
+    jackknife, which leaves out of both together. ``adjusted_p_value`` allows for all differences of
+    the table. ``over`` says what they count and what they take as given.
     """
 
     first: str
@@ -74,6 +75,7 @@ class Difference:
     high: float
     p_value: float
     adjusted_p_value: float
+    over: str
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: NaN becomes None."""
@@ -86,16 +88,22 @@ def differences(
     *,
     method: Literal["holm", "fdr_bh"] = "holm",
 ) -> list[Difference]:
-    """Every criterion against the ``reference``, paired: on the same draws."""
+    """Every criterion against the ``reference``, paired: what is left out is left out of both."""
     others = [name for name in tables[0].scores if name != reference]
-
-    def gains(table: CandidateTable, rows: np.ndarray, outcome: np.ndarray) -> Sequence[float]:
-        base = _agreement(table, reference, rows, outcome)
-        return [_agreement(table, name, rows, outcome) - base for name in others]
-
     if not others:
         return []
-    resampled = bootstrap(tables, gains)
+
+    def gains(table: CandidateTable) -> np.ndarray:
+        base, *found = _agreements(table, [reference, *others])
+        made: np.ndarray = np.array(found) - base
+        return made
+
+    columns = None
+    if len(tables) == 1:
+        scores = [tables[0].lowest_first(name) for name in (reference, *others)]
+        ranks = standardised_ranks(np.stack(scores))
+        columns = ranks[1:] - ranks[0]
+    resampled = jackknife(tables, gains, columns=columns)
     p_values = [resampled.p_value(place) for place in range(len(others))]
     made = []
     for place, (name, adjusted) in enumerate(
@@ -111,6 +119,7 @@ def differences(
                 high=interval.high,
                 p_value=p_values[place],
                 adjusted_p_value=adjusted,
+                over=in_words(tables),
             )
         )
     return made
@@ -127,10 +136,17 @@ def adjusted_p_values(
     given = np.asarray(p_values, dtype=np.float64)
     finite = np.isfinite(given)
     result = np.full(len(given), math.nan)
-    if finite.any():
-        from statsmodels.stats.multitest import multipletests
+    known = given[finite]
+    if method == "fdr_bh" and len(known):
+        from scipy.stats import false_discovery_control
 
-        result[finite] = multipletests(given[finite], method=method)[1]
+        result[finite] = false_discovery_control(known)
+    elif len(known):
+        order = np.argsort(known)
+        left = len(known) - np.arange(len(known))  # that are not yet found
+        adjusted = np.empty(len(known))
+        adjusted[order] = np.minimum(1, np.maximum.accumulate(left * known[order]))
+        result[finite] = adjusted
     return [float(value) for value in result]
 
 
@@ -269,5 +285,6 @@ def _best(ranks: np.ndarray, outcome: np.ndarray) -> int:
     return int(np.argmax(np.nan_to_num(taus, nan=-2)))
 
 
-def _agreement(table: CandidateTable, name: str, rows: np.ndarray, outcome: np.ndarray) -> float:
-    return table.sign(name) * kendall_of_finite(table.scores[name][rows], outcome)
+def _agreements(table: CandidateTable, names: Sequence[str]) -> list[float]:
+    taus = kendalls(np.stack([table.scores[name] for name in names]), table.outcome)
+    return [table.sign(name) * float(tau) for name, tau in zip(names, taus, strict=True)]

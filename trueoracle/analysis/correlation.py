@@ -13,6 +13,7 @@ __all__ = [
     "discordant_ratio",
     "kendall",
     "kendall_of_finite",
+    "kendalls",
     "pearson",
     "sign_of",
     "spearman",
@@ -67,6 +68,64 @@ def kendall_of_finite(x: np.ndarray, y: np.ndarray) -> float:
     """Kendall's tau-b of the rows ``[n]`` where both are finite; NaN where undefined."""
     finite = np.isfinite(x) & np.isfinite(y)
     return kendall(x[finite], y[finite]).value
+
+
+FEW_PAIRS = 400
+"""Rows up to which all pairs of them are held in memory, which is faster than to sort."""
+
+
+MANY_COLUMNS = 50
+"""Columns from which on one pass over the rows compares them all at once."""
+
+
+def kendalls(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b ``[K]`` of every one of the ``columns`` ``[K, n]`` with ``y`` ``[n]``.
+
+    Of the rows where both are finite; NaN where undefined.
+    """
+    known = np.isfinite(y)
+    columns, y = columns[:, known], y[known]
+    whole = np.isfinite(columns).all(axis=1)
+    if len(y) < 2 or (len(y) > FEW_PAIRS and len(columns) < MANY_COLUMNS):
+        return np.array([kendall_of_finite(x, y) for x in columns], dtype=np.float64)
+    taus = np.array(
+        [math.nan if ok else kendall_of_finite(x, y) for x, ok in zip(columns, whole, strict=True)]
+    )
+    compare = _kendalls_of_many if len(columns) >= MANY_COLUMNS else _kendalls_of_few
+    taus[whole] = compare(columns[whole], y)
+    return taus
+
+
+def _kendalls_of_few(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The same of finite values: all pairs of rows at once."""
+    one, other = np.triu_indices(len(y), 1)
+    of_y = np.sign(y[one] - y[other]).astype(np.float32)
+    of_x = np.sign(columns[:, one] - columns[:, other]).astype(np.float32)
+    untied = np.count_nonzero(of_x, axis=1) * float(np.count_nonzero(of_y))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Fewer pairs than a float32 counts exactly.
+        taus: np.ndarray = (of_x @ of_y).astype(np.float64) / np.sqrt(untied)
+    return taus
+
+
+def _kendalls_of_many(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The same of finite values: row by row, all columns at once."""
+    order = np.argsort(y, kind="stable")
+    ordered, y = np.ascontiguousarray(columns[:, order].T), y[order]
+    after = np.searchsorted(y, y, side="right")  # rows that tie in y order nothing
+    surplus, untied = np.zeros(len(columns)), np.zeros(len(columns))
+    pairs = 0
+    for row, later in enumerate(after):
+        value, rest, tied = ordered[row], ordered[later:], ordered[row + 1 : later]
+        more, less = np.count_nonzero(rest > value, axis=0), np.count_nonzero(rest < value, axis=0)
+        surplus += more - less
+        untied += more + less
+        if len(tied):
+            untied += np.count_nonzero(tied != value, axis=0)
+        pairs += len(rest)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        taus: np.ndarray = surplus / np.sqrt(untied * pairs)
+    return taus
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:

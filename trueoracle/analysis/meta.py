@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trueoracle.analysis.bootstrap import NO_INTERVAL, Interval
+from trueoracle.analysis.jackknife import NO_INTERVAL, Interval
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.errors import InputError
 
@@ -22,13 +22,18 @@ _Z = 1.959963984540054
 
 @dataclass(frozen=True)
 class Effect:
-    """Raw tau in one study, its standard error and 95 % interval."""
+    """Raw tau in one study, its standard error and 95 % interval.
+
+    Studies of one ``cluster``, the dense network and its data, are not independent of each other.
+    By default each study is its own.
+    """
 
     label: str
     tau: float
     standard_error: float
     low: float
     high: float
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,11 @@ class MetaAnalysis:
       more study like these (95 % both);
     - ``tau2`` is the variance between studies, ``i2`` the share of all variance that it makes up;
     - ``q`` is Cochran's statistic of no difference between studies, ``p_value`` its p-value;
-    - ``weights`` of the studies sum to 1.
+    - ``weights`` of the studies sum to 1; ``clusters`` counts the dense networks that they are of.
 
-    Where there is a single study, all but its tau and own interval are NaN.
+    Studies of one dense network stand for one: their mean counts, with the mean of their errors, as
+    if what makes one of them err made all of them. Where all are of a single network, nothing is
+    said of another: ``low`` to ``high`` are of its own mean, and the rest is NaN.
     """
 
     effects: tuple[Effect, ...]
@@ -55,6 +62,7 @@ class MetaAnalysis:
     i2: float
     q: float
     p_value: float
+    clusters: int
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, one entry of ``studies`` per study: NaN becomes None."""
@@ -68,15 +76,12 @@ class MetaAnalysis:
                     "low": effect.low,
                     "high": effect.high,
                     "weight": weight,
+                    "cluster": effect.cluster,
                 }
             )
             for effect, weight in zip(self.effects, self.weights, strict=True)
         ]
         return plain
-
-
-_LEAST_ERROR = 1e-3
-"""No tau of a few hundred candidates is known better; without a bound one study could be all."""
 
 
 def textbook_error(tau: float, n: int) -> float:
@@ -96,16 +101,47 @@ def effect(
     n: int,
     standard_error: float | None = None,
     interval: Interval = NO_INTERVAL,
+    cluster: str | None = None,
 ) -> Effect | None:
-    """An effect, with the textbook's error where none is given; None where neither is defined."""
+    """An effect, with the textbook's error where none is given; None where neither is defined.
+
+    A perfect tau has no error to see, and is not known perfectly: it takes the textbook's error of
+    a tau as near to 1 as one more wrong pair of n candidates' neighbours would leave it.
+    """
+    if not math.isfinite(tau):
+        return None
     error = math.nan if standard_error is None else standard_error
-    if math.isnan(error):
+    if not error > 0:
         error = textbook_error(tau, n)
-    if not (math.isfinite(tau) and math.isfinite(error)):
+        if error == 0:
+            error = textbook_error(1 - 2 / n, n)
+    if not math.isfinite(error):
         return None
     if math.isnan(interval.low):
         interval = Interval(max(-1.0, tau - _Z * error), min(1.0, tau + _Z * error))
-    return Effect(label, tau, error, interval.low, interval.high)
+    return Effect(label, tau, error, interval.low, interval.high, cluster)
+
+
+NEAR_ONE = 0.98
+"""Sizes of tau from which on its own scatter is no measure of its error: nothing is left to move."""
+
+
+def _errors(effects: Sequence[Effect]) -> np.ndarray:
+    """Standard errors for weights: of a tau near ±1, no less than the largest of the others."""
+    errors = np.array([one.standard_error for one in effects], dtype=np.float64)
+    near = np.array([NEAR_ONE <= abs(one.tau) <= 1 for one in effects])
+    if near.any() and not near.all():
+        errors[near] = np.maximum(errors[near], errors[~near].max())
+    made: np.ndarray = np.maximum(errors, 1e-6)
+    return made
+
+
+def _by_cluster(effects: Sequence[Effect]) -> list[list[int]]:
+    """Places of the effects of each cluster."""
+    places: dict[object, list[int]] = {}
+    for place, one in enumerate(effects):
+        places.setdefault((place,) if one.cluster is None else one.cluster, []).append(place)
+    return list(places.values())
 
 
 def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
@@ -113,17 +149,28 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
 
     Its interval is that of Hartung and Knapp (2001), which holds for few studies, in the form that
     is never narrower than the errors by themselves would make it (Röver, Knapp & Friede 2015); the
-    prediction interval is that of Higgins, Thompson and Spiegelhalter (2009).
+    prediction interval is that of Higgins, Thompson and Spiegelhalter (2009). Studies are those of
+    different dense networks; several of one are taken together first.
     Raises :class:`InputError` where there is no study.
     """
     effects = tuple(effects)
     if not effects:
         raise InputError("a meta-analysis needs at least one study with a tau")
-    taus = np.array([effect.tau for effect in effects])
-    errors = np.maximum([effect.standard_error for effect in effects], _LEAST_ERROR)
-    if len(effects) == 1:
-        (one,) = effects
-        return MetaAnalysis(effects, (1.0,), one.tau, one.low, one.high, *(math.nan,) * 6)
+    clusters = _by_cluster(effects)
+    errors_of_all = _errors(effects)
+    taus = np.array([np.mean([effects[p].tau for p in places]) for places in clusters])
+    errors = np.array([errors_of_all[places].mean() for places in clusters])
+    nan = math.nan
+    if len(clusters) == 1:
+        low, high = effects[0].low, effects[0].high
+        if len(effects) > 1:  # no error is known to be smaller than their mean
+            low, high = np.tanh(
+                np.mean(
+                    [np.arctanh(np.clip([e.low, e.high], -1 + 1e-9, 1 - 1e-9)) for e in effects], 0
+                )
+            )
+        even = (1 / len(effects),) * len(effects)
+        return MetaAnalysis(effects, even, float(taus[0]), float(low), float(high), *(nan,) * 6, 1)
     from scipy import stats
     from statsmodels.stats.meta_analysis import combine_effects
 
@@ -139,7 +186,6 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
     promised = 1 / float((1 / (errors**2 + between)).sum())
     spread = math.sqrt(max(float(weights @ (taus - mean) ** 2) / (count - 1), promised))
     reach = float(stats.t.ppf(0.975, count - 1)) * spread
-    nan = math.nan
     predicted = (nan, nan)
     if count > 2:
         wide = float(stats.t.ppf(0.975, count - 2)) * math.sqrt(between + spread**2)
@@ -147,9 +193,12 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
     fixed = 1 / errors**2
     centre = (fixed @ taus) / fixed.sum()
     q = float(fixed @ (taus - centre) ** 2)
+    own = np.empty(len(effects))
+    for weight, places in zip(weights, clusters, strict=True):
+        own[places] = weight / len(places)
     return MetaAnalysis(
         effects=effects,
-        weights=tuple(map(float, weights)),
+        weights=tuple(map(float, own)),
         tau=mean,
         low=max(-1.0, mean - reach),
         high=min(1.0, mean + reach),
@@ -159,6 +208,7 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
         i2=max(0.0, (q - (count - 1)) / q) if q > 0 else 0.0,
         q=q,
         p_value=float(stats.chi2.sf(q, count - 1)),
+        clusters=count,
     )
 
 
@@ -179,30 +229,65 @@ class Slope:
 def slope_in(effects: Sequence[Effect], complexity: Sequence[float]) -> Slope | None:
     """Meta-regression of tau on one number per study, such as width or the dense network's error.
 
-    Weighted least squares, the variance that the slope leaves between studies by Paule and
-    Mandel's equation; errors from the scatter seen. None for fewer than three studies, or where
-    the number is the same for all.
+    Weighted least squares, with the variance that the slope leaves between studies by Paule and
+    Mandel's equation. Its error is that of the scatter seen (Knapp & Hartung 2003), never less than
+    what the studies' own errors promise: metafor's ``test="adhoc"``. Where several studies are of
+    one dense network, it is no less than the jackknife's that leaves out networks, either, with as
+    many degrees of freedom as these leave. None for fewer than three studies or dense networks, or
+    where the number is the same for all.
     """
     both = zip(effects, complexity, strict=True)
     kept = [(one, float(x)) for one, x in both if math.isfinite(x)]
-    if len(kept) < 3 or len({x for _, x in kept}) < 2:
+    some = [one for one, _ in kept]
+    clusters = _by_cluster(some)
+    if len(clusters) < 3 or len({x for _, x in kept}) < 2:
         return None
-    import statsmodels.api as sm
+    from scipy import stats
 
-    taus = np.array([one.tau for one, _ in kept])
-    errors = np.maximum([one.standard_error for one, _ in kept], _LEAST_ERROR)
-    x = sm.add_constant(np.array([x for _, x in kept]), has_constant="add")
+    taus, errors = np.array([one.tau for one in some]), _errors(some)
+    x = np.column_stack([np.ones(len(kept)), [x for _, x in kept]])
+    # Studies of a network count as much together as one of another.
+    share = np.empty(len(some))
+    for places in clusters:
+        share[places] = len(places)
+    between = _left_between(taus, x, errors)
+    weights = 1 / (errors**2 + between) / share
+    slope, residuals = _fit(taus, x, weights)
+    centres = [float(x[places, 1].mean()) for places in clusters]
+    # Where every network has the same numbers, each has a slope of its own.
+    free = len(clusters) - (2 if np.ptp(centres) > 1e-9 else 1)
+    seen = float(weights @ residuals**2) / max(1, free)
+    promised = float(np.linalg.inv(x.T @ (weights[:, None] * x))[1, 1])
+    error = math.sqrt(promised * max(1.0, seen))
+    if len(clusters) < len(some):
+        left = []
+        for places in clusters:
+            rest = np.setdiff1d(np.arange(len(some)), places)
+            if np.ptp(x[rest, 1]) == 0:
+                return None
+            left.append(_fit(taus[rest], x[rest], weights[rest])[0])
+        number = len(clusters)
+        error = max(error, math.sqrt((number - 1) * float(np.var(left))))
+    reach = float(stats.t.ppf(0.975, free)) * error
+    p_value = float(2 * stats.t.sf(abs(slope) / error, free))
+    return Slope(slope, slope - reach, slope + reach, p_value)
+
+
+def _fit(taus: np.ndarray, x: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """The slope of weighted least squares, and its residuals."""
+    root = np.sqrt(weights)
+    found = np.linalg.lstsq(root[:, None] * x, root * taus, rcond=None)[0]
+    return float(found[1]), taus - x @ found
+
+
+def _left_between(taus: np.ndarray, x: np.ndarray, errors: np.ndarray) -> float:
+    """The variance between studies that makes weighted residuals as large as expected."""
+    from scipy import optimize
 
     def excess(between: float) -> float:
-        """What weighted squares of the residuals have over their expectation."""
-        left = sm.WLS(taus, x, weights=1 / (errors**2 + between)).fit().wresid
-        return float((left**2).sum() - (len(taus) - 2))
+        weights = 1 / (errors**2 + between)
+        return float(weights @ _fit(taus, x, weights)[1] ** 2) - (len(taus) - 2)
 
-    between, most = 0.0, 4.0  # no variance of numbers in [-1, 1] is larger
-    if excess(0.0) > 0:
-        from scipy import optimize
-
-        between = float(optimize.brentq(excess, 0.0, most))
-    fitted = sm.WLS(taus, x, weights=1 / (errors**2 + between)).fit()
-    low, high = fitted.conf_int()[1]
-    return Slope(float(fitted.params[1]), float(low), float(high), float(fitted.pvalues[1]))
+    if excess(0.0) <= 0:
+        return 0.0
+    return float(optimize.brentq(excess, 0.0, 4.0))  # no variance of numbers in [-1, 1] is larger

@@ -1,11 +1,16 @@
-"""Tables of a user's own, from CSV files, as the statistics read them."""
+"""Tables of a user's own, from CSV or Parquet files, as the statistics read them."""
 
 from __future__ import annotations
 
+import bz2
+import csv
+import gzip
+import io
 import json
+import lzma
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,10 @@ __all__ = ["read_tables"]
 MOST_FILTERS = 100_000
 """Of a group: no layer has more."""
 
+CANDIDATE_NAMES = ("candidate", "candidate_id", "id", "mask", "network_id")
+SEED_NAMES = ("seed", "retraining_seed", "run", "repeat", "replicate", "trial")
+"""What columns are called that tell candidates and retrainings apart, where none is named."""
+
 
 def read_tables(
     path: Path,
@@ -31,38 +40,54 @@ def read_tables(
     candidate: str | None = None,
     seed: str | None = None,
     network: str | None = None,
+    kind: str | None = None,
     pruned: str | None = None,
 ) -> dict[str, CandidateTable]:
-    """The candidates in a CSV file: one table per dense network, by its name ("" for one).
+    """The candidates in a file: a table per dense network and kind, by their names ("": one).
+
+    The file is a CSV table (commas, semicolons or tabs between cells; a point or a comma in
+    numbers; UTF-8, or UTF-16 with its mark; compressed or not) or a Parquet table.
 
     - ``x``: columns of scores;
     - ``y``: several columns of outcomes, one per retraining seed, or a single one, whose rows are
-      told apart by the columns ``candidate`` and ``seed``;
+      told apart by the columns ``candidate`` and ``seed``. Where these are not named they are found
+      by their names, such as ``id`` and ``seed``. An infinite outcome is of a network that
+      diverged;
     - ``higher_is_better``: of the outcomes;
     - ``network``: the column that tells dense networks apart;
+    - ``kind``: the column that tells kinds of pruning apart;
     - ``pruned``: the column of the filters that a candidate prunes: ``"0 3 7"``, or JSON that names
       them by group, ``{"conv1": [0, 3]}``;
     - ``exhaustive``: the rows are all ways to prune.
 
-    Raises :class:`InputError`, in one line, for a file or column that cannot be read so.
+    Raises :class:`InputError`, in one line, for a file or column that cannot be read so, and where
+    the same candidate has several rows and no column tells its retrainings apart.
     """
-    identifying = [name for name in (candidate, seed, network, pruned) if name is not None]
+    for name in (*x, *y):
+        if [*x, *y].count(name) > 1:
+            raise InputError(f"the column {name!r} is named twice: each is one score, or one seed")
+    identifying = [name for name in (candidate, seed, network, kind, pruned) if name is not None]
     named = [*x, *y, *identifying]
-    frame = _read(path, named)
+    frame = _read(path, named, [*x, *y])
     for name in named:
         if name not in frame.columns:
             raise unknown(f"column of {path}", name, map(str, frame.columns))
-    if (candidate is None) != (seed is None):
-        raise InputError("--candidate and --seed go together: one row per candidate and seed")
+    if len(y) == 1:
+        candidate, seed = _identified(frame, candidate, seed)
+    if seed is not None and candidate is None:
+        raise InputError("--seed needs --candidate: one row per candidate and seed")
     if seed is not None and len(y) > 1:
         raise InputError(f"with --seed there is one --y, got {len(y)}")
     for name in dict.fromkeys([*x, *y]):
         frame[name] = _numeric(frame, name, path)
-    for column in identifying:
+    for column in {*identifying, *filter(None, (candidate, seed))}:
         if frame[column].isna().any():
             row = int(np.flatnonzero(frame[column].isna())[0]) + 2  # the header is line 1
             raise InputError(f"column {column!r} of {path} is empty in line {row}")
-    parts = {"": frame} if network is None else dict(tuple(frame.groupby(network)))
+    apart = [name for name in (network, kind) if name is not None]
+    parts = {"": frame}
+    if apart:
+        parts = {" ".join(map(str, label)): part for label, part in frame.groupby(apart)}
     parts = dict(sorted(parts.items(), key=lambda part: _as_counted(str(part[0]))))
     made = {}
     for label, part in parts.items():
@@ -70,6 +95,8 @@ def read_tables(
         outcomes = rows[list(y)].to_numpy(dtype=np.float64)
         if candidate is not None and seed is not None:
             rows, outcomes = _by_seed(rows, x, y[0], candidate, seed, path)
+        else:
+            _check_once(rows, x, candidate or pruned, path, named=candidate is not None)
         which: np.ndarray | None = None
         groups: tuple[int, ...] = ()
         if pruned is not None:
@@ -81,27 +108,138 @@ def read_tables(
             sampled=not exhaustive,
             pruned=which,
             groups=groups,
+            kind="" if kind is None else str(rows[kind].iloc[0]),
         )
     return made
 
 
-def _read(path: Path, wanted: Sequence[str]) -> pd.DataFrame:
-    """The file as text: "1e2", "100" and "0100" name different candidates."""
+def _identified(
+    frame: pd.DataFrame, candidate: str | None, seed: str | None
+) -> tuple[str | None, str | None]:
+    """The columns that tell candidates and seeds apart: those named, or else those found.
+
+    They are found only together, and where candidates do repeat: a column may be called so and
+    mean something else.
+    """
+    found = {str(name).strip().lower().replace(" ", "_"): str(name) for name in frame.columns}
+    who = candidate or next((found[name] for name in CANDIDATE_NAMES if name in found), None)
+    when = seed or next((found[name] for name in SEED_NAMES if name in found), None)
+    if who is None or when is None or not frame[who].duplicated().any():
+        return candidate, seed
+    return (who, when) if frame[when].nunique() > 1 else (candidate, seed)
+
+
+def _check_once(
+    rows: pd.DataFrame, x: Sequence[str], column: str | None, path: Path, *, named: bool
+) -> None:
+    """Raise where the same candidate has several rows, as retrainings that pass for candidates."""
+    names = {str(name).strip().lower().replace(" ", "_"): str(name) for name in rows.columns}
+    column = column or next((names[name] for name in CANDIDATE_NAMES if name in names), None)
+    if column is not None:
+        counts = rows[column].value_counts()
+        if len(counts) and counts.iloc[0] > 1:
+            raise InputError(
+                f"{path}: the same candidate appears {counts.iloc[0]} times ({column} "
+                f"{counts.index[0]!r}): name the column of retraining seeds with --seed, and that of "
+                "candidates with --candidate"
+            )
+    if named or len(rows) < 6:
+        return
+    times = rows[list(x)].value_counts(dropna=False)
+    if times.iloc[0] > 1 and (times == times.iloc[0]).all() and len(times) > 1:
+        raise InputError(
+            f"{path}: the same candidate appears {times.iloc[0]} times, if its scores tell it: name "
+            "the columns of candidates and of retraining seeds with --candidate and --seed, or the "
+            "first alone if each row is a candidate of its own"
+        )
+
+
+def _read(path: Path, wanted: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+    """The file as text: "1e2", "100" and "0100" name different candidates.
+
+    ``numbers`` are those of the ``wanted`` columns that may have decimal commas.
+    """
     try:
-        frame = pd.read_csv(path, dtype=str)
-        header = pd.read_csv(path, dtype=str, header=None, nrows=1).iloc[0].tolist()
+        data = _bytes(path)
+        if data[:4] == b"PAR1":
+            return _checked(_as_text(pd.read_parquet(io.BytesIO(data))), path)
+        text = _decoded(data)
+        separator = _separator(text, wanted)
+        frame = pd.read_csv(io.StringIO(text), dtype=str, sep=separator)
+        header = next(csv.reader(io.StringIO(text), delimiter=separator), [])
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
     except Exception as error:  # of the file system, a compression, an encoding, the parser
         raise InputError(f"{path} is not a CSV table: {first_line(error)}") from error
     if not isinstance(frame.index, pd.RangeIndex):
         raise InputError(f"{path} is not a CSV table: its rows have more fields than its header")
-    if frame.empty:
-        raise InputError(f"{path} has no rows")
     for name in wanted:
         if header.count(name) > 1:  # pandas would rename the others
             raise InputError(f"{path} has {header.count(name)} columns named {name!r}")
+    if separator != ",":
+        for name in {*numbers} & {*frame.columns}:
+            frame[name] = _with_points(frame[name])
+    return _checked(frame, path)
+
+
+def _checked(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    if frame.empty:
+        raise InputError(f"{path} has no rows")
     return frame
+
+
+def _bytes(path: Path) -> bytes:
+    """What the file holds, without its compression."""
+    data = path.read_bytes()
+    openers: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
+        (b"\x1f\x8b", gzip.decompress), (b"BZh", bz2.decompress), (b"\xfd7zXZ", lzma.decompress),
+    )  # fmt: skip
+    return next((opened(data) for mark, opened in openers if data.startswith(mark)), data)
+
+
+def _decoded(data: bytes) -> str:
+    """UTF-16 where its mark says so, else UTF-8."""
+    utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return data.decode("utf-16" if utf16 else "utf-8-sig")
+
+
+def _separator(text: str, wanted: Sequence[str]) -> str:
+    """What stands between cells: that by which the header has most of the wanted columns."""
+
+    def fields(separator: str) -> tuple[int, int]:
+        header = next(csv.reader(io.StringIO(text), delimiter=separator), [])
+        return len({*header} & {*wanted}), len(header)
+
+    return max((",", ";", "\t"), key=fields)
+
+
+_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
+
+
+def _with_points(column: pd.Series[Any]) -> pd.Series[Any]:
+    """A column whose numbers have decimal commas with points; any other as it is."""
+    cells = column.dropna()
+    commas = cells.str.contains(",", regex=False)
+    if not commas.any() or cells.str.contains(".", regex=False).any():
+        return column
+    if not cells[commas].map(lambda cell: bool(_COMMA.fullmatch(cell))).all():
+        return column
+    return column.str.replace(",", ".", regex=False)
+
+
+def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """Cells as a CSV file would hold them: numbers in full, lists and mappings as JSON."""
+
+    def text(cell: Any) -> str | None:
+        if isinstance(cell, np.ndarray):
+            cell = cell.tolist()
+        if isinstance(cell, list | dict):
+            return json.dumps(cell)
+        return None if pd.isna(cell) else str(cell)
+
+    made: pd.DataFrame = frame.astype(object).map(text)
+    made.columns = [str(name) for name in frame.columns]
+    return made.reset_index(drop=True)
 
 
 def _numeric(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from trueoracle.analysis.correlation import kendall_of_finite
+from trueoracle.analysis.correlation import kendalls
+from trueoracle.analysis.interactions import standardised_ranks
 from trueoracle.analysis.table import CandidateTable
 
-__all__ = ["label_permutation_p_values", "permuted_rows", "why_not_permuted"]
+__all__ = [
+    "how_permuted",
+    "label_permutation_p_values",
+    "permuted_rows",
+    "why_not_permuted",
+]
 
 PERMUTATIONS = 2000
-PERMUTATIONS_OF_MANY = 500
+PERMUTATIONS_OF_FITTED, FITTED_OF_MANY = 1000, 200
+"""Of a sample of candidates, where each takes longer."""
+
+MANY = 500
+FITTED, FITTED_OF_MANY = 1000, 200
+"""Of a sample of candidates, where each takes longer."""
+
 MANY = 500
 """Candidates above which their pairs are not held in memory, but counted for each relabelling."""
+
+FEW_HITS = 10
+"""Relabellings as far from zero below which a p-value is read from the tail's shape."""
 
 
 def label_permutation_p_values(
@@ -30,52 +45,121 @@ def label_permutation_p_values(
     keeps those similarities, as the quadratic assignment procedure does for matrices (Hubert &
     Schultz 1976; Dekker, Krackhardt & Snijders 2007). The p-value is the share of relabellings, the
     given labels among them, with a tau at least as far from zero; all of them are enumerated where
-    there are no more than ``permutations`` (by default 2,000, or 500 of more than 500 candidates).
+    there are no more than ``permutations`` (by default 2,000, or 500 of more than 500 candidates; half
+    of them or fewer of a sample).
 
-    A relabelling must carry the candidates to themselves: NaN where they are not all ways to prune,
-    and where the table does not say what they prune; for a criterion whose scores or outcomes are
-    all equal as well. Pairs with a candidate that has no finite value count for neither side.
+    A sample of candidates is not carried to itself. There the score is divided: into what a sum
+    over filters (ridge regression of its ranks) says of a candidate, which has a value for the
+    relabelled candidate though no score was computed of it, and the rest, which is shuffled among
+    candidates (after Freedman & Lane 1983).
+
+    Fewer than ten relabellings as far from zero leave a p-value uncertain, and small ones are
+    needed where many are adjusted together: it is then read from a normal distribution of
+    atanh(sin(πτ/2)) with the relabellings' spread, and is never below one relabelling of all.
+
+    NaN where the table does not say what candidates prune, and for a criterion whose scores or
+    outcomes are all equal. Pairs with a candidate that has no finite value count for neither side.
     """
-    if permutations is None:
-        permutations = PERMUTATIONS if len(table) <= MANY else PERMUTATIONS_OF_MANY
-    rows = permuted_rows(table, permutations, seed)
     result = dict.fromkeys(table.scores, math.nan)
+    if table.pruned is None or not table.scores:
+        return result
+    few = len(table) <= MANY
+    rows = permuted_rows(
+        table, permutations or (PERMUTATIONS if few else PERMUTATIONS_OF_MANY), seed
+    )
     if rows is None:
-        return result
-    if len(table) > MANY:
-        return result | _counted(table, rows)
-    outcome = _orders(table.outcome)
-    orders = {name: _orders(column) for name, column in table.scores.items()}
-    orders = {name: order for name, order in orders.items() if order.any()}
-    if not orders or not outcome.any():
-        return result
-    # One product for all criteria: permuting the outcome's pairs is permuting each criterion's.
-    stacked = np.stack([order.ravel() for order in orders.values()]).astype(np.float32)
-    observed = np.abs(stacked @ outcome.ravel().astype(np.float32))
-    as_far = np.zeros(len(orders))
-    count = 0
-    for moved in rows:
-        surplus = np.abs(stacked @ outcome[np.ix_(moved, moved)].ravel().astype(np.float32))
-        as_far += surplus >= observed
-        count += 1
-    for name, hits in zip(orders, as_far, strict=True):
-        result[name] = float(hits / count)
+        number = permutations or (FITTED if few else FITTED_OF_MANY)
+        observed, relabelled = _fitted(table, number, seed)
+    elif len(table) > MANY:
+        observed, relabelled = _counted(table, rows)
+    else:
+        observed, relabelled = _paired(table, rows)
+    every = math.prod(map(math.factorial, table.groups))
+    for name, tau, others in zip(table.scores, observed, relabelled.T, strict=True):
+        if math.isfinite(tau):
+            result[name] = _p_value(float(tau), others, every)
     return result
 
 
-def _counted(table: CandidateTable, rows: Iterator[np.ndarray]) -> dict[str, float]:
+def _p_value(tau: float, relabelled: np.ndarray, every: int) -> float:
+    """Of the observed tau among relabelled ones ``[R]``, the first of which is itself."""
+    from scipy import stats
+
+    hits = int((np.abs(relabelled) >= abs(tau) - 1e-6).sum())
+    share = hits / len(relabelled)
+    if hits >= FEW_HITS or len(relabelled) >= every or len(relabelled) < 10 * FEW_HITS:
+        return share
+    spread = float(_fisher(relabelled[1:]).std())
+    if spread == 0:
+        return share
+    tail = float(2 * stats.norm.sf(abs(float(_fisher(np.array(tau)))) / spread))
+    return min(share, max(tail, 1 / every))
+
+
+def _fisher(taus: np.ndarray) -> np.ndarray:
+    made: np.ndarray = np.arctanh(np.sin(np.pi / 2 * np.clip(taus, -0.999, 0.999)))
+    return made
+
+
+def _paired(table: CandidateTable, rows: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Taus ``[C]`` and relabelled ``[R, C]``, by all pairs of candidates at once."""
+    outcome = _orders(table.outcome)
+    orders = np.stack([_orders(column) for column in table.scores.values()])
+    # One product for all criteria: permuting the outcome's pairs is permuting each criterion's.
+    stacked = orders.reshape(len(orders), -1).astype(np.float32)
+    untied = np.abs(stacked).sum(axis=1) * float(np.abs(outcome).sum(dtype=np.float64))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relabelled = np.array(
+            [
+                stacked @ outcome[np.ix_(moved, moved)].ravel().astype(np.float32) / np.sqrt(untied)
+                for moved in rows
+            ]
+        )
+    return relabelled[0], relabelled
+
+
+def _counted(table: CandidateTable, rows: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The same by Kendall's tau of the permuted columns: slower, in little memory."""
-    outcome = table.outcome
-    taus = {name: kendall_of_finite(x, outcome) for name, x in table.scores.items()}
-    taus = {name: tau for name, tau in taus.items() if math.isfinite(tau)}
-    hits = dict.fromkeys(taus, 0)
-    count = 0
-    for moved in rows:
-        count += 1
-        for name, tau in taus.items():
-            other = kendall_of_finite(table.scores[name], outcome[moved])
-            hits[name] += abs(other) >= abs(tau) - 1e-12
-    return {name: number / count for name, number in hits.items()}
+    columns, outcome = np.stack(list(table.scores.values())), table.outcome
+    relabelled = np.array([kendalls(columns, outcome[moved]) for moved in rows])
+    return relabelled[0], relabelled
+
+
+def _fitted(table: CandidateTable, permutations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Taus and relabelled ones where what relabelling leads to has no score: the fit's has."""
+    from sklearn.linear_model import RidgeCV
+
+    assert table.pruned is not None  # its caller has seen to it
+    pruned, outcome = table.pruned.astype(np.float32), table.outcome
+    columns = np.stack(list(table.scores.values()))
+    observed = kendalls(columns, outcome)
+    relabelled = np.full((permutations, len(columns)), math.nan)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    spans = _spans(table.groups)
+    labels = [
+        np.concatenate([generator.permutation(span) for span in spans])
+        for _ in range(permutations - 1)
+    ]
+    for place, column in enumerate(columns):
+        # Along an order that does not depend on how candidates are listed.
+        rows = table.order[np.isfinite(column[table.order])]
+        if not math.isfinite(observed[place]) or len(rows) < 5:
+            continue
+        ranks = standardised_ranks(column[rows][None])[0]
+        worth = RidgeCV(alphas=np.logspace(-3, 4, 15)).fit(pruned[rows], ranks).coef_
+        rest = ranks - pruned[rows] @ worth
+        moved = pruned[rows] @ np.stack([_moved(worth, label) for label in labels], axis=1)
+        moved += np.stack([rest[generator.permutation(len(rows))] for _ in labels], axis=1)
+        relabelled[0, place] = observed[place]
+        relabelled[1:, place] = kendalls(moved.T, outcome[rows])
+    return observed, relabelled
+
+
+def _moved(worth: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """What each filter is worth when another one has its label."""
+    made = np.empty(len(worth), dtype=np.float32)
+    made[label] = worth
+    return made
 
 
 def permuted_rows(
@@ -85,29 +169,39 @@ def permuted_rows(
 
     None where relabelling does not carry the candidates to themselves.
     """
-    if table.pruned is None or why_not_permuted(table):
+    if table.pruned is None or table.sampled or not _is_closed(table.pruned, table.groups):
         return None
     return _moves(table.pruned, table.groups, permutations, seed)
 
 
 def why_not_permuted(table: CandidateTable) -> str:
     """The reason in words; empty where labels can be permuted."""
+    return "the table does not say what candidates prune" if table.pruned is None else ""
+
+
+def how_permuted(table: CandidateTable) -> str:
+    """How labels are permuted where candidates are not all ways to prune, in words; else empty."""
     if table.pruned is None:
-        return "the table does not say what candidates prune"
+        return ""
+    what = "the sum over filters that fits the score is relabelled, the rest of it shuffled"
     if table.sampled:
-        return "the candidates are a sample, which relabelling does not carry to itself"
+        return f"the candidates are a sample: {what}"
     if not _is_closed(table.pruned, table.groups):
-        return "the candidates are not all ways to prune so many filters, each once"
+        return f"the candidates are not all ways to prune so many filters, each once: {what}"
     return ""
+
+
+def _spans(groups: tuple[int, ...]) -> list[np.ndarray]:
+    ends = np.cumsum(groups)
+    return [np.arange(end - size, end) for end, size in zip(ends, groups, strict=True)]
 
 
 def _moves(
     pruned: np.ndarray, groups: tuple[int, ...], permutations: int, seed: int
 ) -> Iterator[np.ndarray]:
-    place = {row.tobytes(): index for index, row in enumerate(pruned)}
+    find = _finder(pruned)
     labels: Iterator[np.ndarray]
-    ends = np.cumsum(groups)
-    spans = [np.arange(end - size, end) for end, size in zip(ends, groups, strict=True)]
+    spans = _spans(groups)
     if math.prod(map(math.factorial, groups)) <= permutations:
         each = (itertools.permutations(span) for span in spans)
         labels = (np.concatenate(one) for one in itertools.product(*each))
@@ -119,8 +213,18 @@ def _moves(
         )
         labels = itertools.chain([np.arange(sum(groups))], drawn)
     for label in labels:
-        moved = np.ascontiguousarray(pruned[:, label])
-        yield np.array([place[row.tobytes()] for row in moved])
+        yield find(pruned[:, label])
+
+
+def _finder(pruned: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """What finds the rows ``[P]`` that prune what others do."""
+    if pruned.shape[1] < 63:
+        bits = 1 << np.arange(pruned.shape[1], dtype=np.int64)
+        keys = pruned @ bits
+        order = np.argsort(keys)
+        return lambda moved: order[np.searchsorted(keys[order], moved @ bits)]
+    place = {row.tobytes(): index for index, row in enumerate(pruned)}
+    return lambda moved: np.array([place[row.tobytes()] for row in np.ascontiguousarray(moved)])
 
 
 def _is_closed(pruned: np.ndarray, groups: tuple[int, ...]) -> bool:

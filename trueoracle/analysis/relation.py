@@ -35,13 +35,15 @@ class Relation:
 
     The others have no sign:
 
-    - ``n`` candidates count; ``dropped`` had no finite score or outcome (diverged, say);
+    - ``n`` candidates count; ``dropped`` had no finite score or outcome;
     - ``chosen`` is the row (of the columns given) of the lowest score, or of the highest where
       ``higher_score_is_better``: where the score is itself an outcome of which more is better;
     - ``anomalies`` end strictly better than the chosen one; ``anomaly_ratio`` is their share;
     - ``rank`` is the chosen one's place by outcome (1 = best), and ``regret`` the difference
       between the best outcome and its own, never negative;
     - ``discordant_ratio`` is the share of all pairs that score and outcome order oppositely;
+    - ``diverged`` candidates diverged in some retraining; they count as the worst, and
+      ``chosen_diverged`` says that the chosen one is of them (the ``regret`` is that or more);
     - ``tied`` counts the candidates that share the lowest score. Where they are several, each is
       as likely to be chosen: ``anomalies``, ``anomaly_ratio``, ``chosen_outcome``, ``rank`` and
       ``regret`` are means over them, and ``chosen`` is None.
@@ -64,6 +66,8 @@ class Relation:
     rank: float
     regret: float
     higher_score_is_better: bool = False
+    diverged: int = 0
+    chosen_diverged: bool = False
 
     @property
     def sign(self) -> int:
@@ -95,9 +99,11 @@ def relate(
     *,
     higher_is_better: bool,
     higher_score_is_better: bool = False,
+    diverged: np.ndarray | None = None,
 ) -> Relation:
     """Relate scores ``x [P]`` (lower = prune this one) to outcomes ``y [P]``.
 
+    ``diverged`` ``[P]`` says which rows have the worst outcome because a network diverged.
     ``higher_score_is_better`` is for scores such as an outcome of a short retraining. Rows where
     either is not finite are dropped and counted. Raises :class:`InputError` where the lengths
     differ or no row is left.
@@ -133,4 +139,6 @@ def relate(
         rank=anomalies + 1,
         regret=float((better.max() - better[chosen]).mean()),
         higher_score_is_better=higher_score_is_better,
+        diverged=0 if diverged is None else int(diverged[finite].sum()),
+        chosen_diverged=diverged is not None and bool(diverged[finite][chosen].all()),
     )

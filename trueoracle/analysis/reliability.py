@@ -1,49 +1,64 @@
-"""The noise ceiling: how well any criterion can do, as retraining twice differs."""
+"""The noise ceiling: how well any criterion can do, as retraining and measuring again differ."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from trueoracle.analysis.bootstrap import NO_INTERVAL, Interval
-from trueoracle.analysis.correlation import kendall
+from trueoracle.analysis.correlation import kendalls
+from trueoracle.analysis.jackknife import NO_INTERVAL, Interval, jackknife
 from trueoracle.analysis.numbers import finite_or_none
+from trueoracle.analysis.table import CandidateTable
 
-__all__ = ["Reliability", "noise_ceiling"]
+__all__ = ["LEAST_CEILING", "Reliability", "disattenuated", "noise_ceiling", "without_noise"]
 
-MOST_SPLITS = 100
-RESAMPLES = 200
+MOST_SPLITS = 30
+QUANTILES = 128
+"""That stand for a distribution of noise."""
+
+NODES = 64
+"""Sizes of true differences."""
+
+LEAST_CEILING = 0.2
+"""Below it outcomes repeat themselves too little to say what a criterion would agree with."""
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How well retraining repeats itself.
+    """How well outcomes repeat themselves.
 
-    ``split_half`` is the mean tau between the outcomes of two halves of the seeds. ``reliability``
-    is the correlation to be expected between the means over all seeds and over as many others, in
-    [0, 1]. ``ceiling`` is the tau that the expected outcome of every candidate, the best criterion
-    there can be, would have with the means over all seeds; ``interval`` is its 95 % interval where
-    candidates are a sample. All are NaN for a single seed.
+    ``split_half`` is the mean tau between two halves of the retraining seeds and, where the table
+    has ``blocks`` of examples, of those too. ``ceiling`` is the tau that the expected outcome of
+    every candidate, the best criterion there can be, would have with the means over all of them;
+    ``reliability`` is the correlation of these means with as many others that this comes to, in
+    [0, 1]; ``interval`` is the ceiling's 95 % interval. ``blocks`` is 0 where the ceiling is of
+    these examples. All are NaN where there are neither two seeds nor two blocks.
     """
 
     seeds: int
+    blocks: int
     split_half: float
     reliability: float
     ceiling: float
-    interval: Interval
+    interval: Interval = NO_INTERVAL
 
-    def share(self, agreement: float) -> float:
-        """A criterion's agreement as a share of the ceiling; NaN where there is none above zero."""
-        return agreement / self.ceiling if self.ceiling > 0 else math.nan
+    @property
+    def over(self) -> str:
+        """What the ceiling counts, in words."""
+        words = [] if self.seeds < 2 else ["retraining"]
+        words += [] if self.blocks < 2 else ["examples"]
+        return " and ".join(words)
 
     def as_dict(self) -> dict[str, float | int | None]:
         """Plain values for JSON: NaN becomes None."""
         return finite_or_none(
             {
                 "seeds": self.seeds,
+                "blocks": self.blocks,
                 "split_half": self.split_half,
                 "reliability": self.reliability,
                 "ceiling": self.ceiling,
@@ -53,58 +68,148 @@ class Reliability:
         )
 
 
-def noise_ceiling(outcomes: np.ndarray, *, sampled: bool = False, seed: int = 0) -> Reliability:
-    """The reliability of outcomes ``[P, S]``, candidates × retraining seeds.
+def disattenuated(tau: float, ceiling: float) -> float:
+    """The tau with what retraining comes to on average, of a tau with noisy means.
 
-    Tau between halves becomes a correlation by Greiner's relation r = sin(πτ/2), which holds for
-    normal variables (Kruskal 1958, section 5); Spearman and Brown's formula (1910) takes it from
-    half of the seeds to all, and its square root, the correlation of a measurement with what it
-    measures, becomes a tau again. A negative correlation counts as none. Rows that are not finite
-    in every seed are left out. Halves are all ways to take two disjoint ⌊S/2⌋ of the seeds, or 100
-    of them at random.
+    (2/π)·asin(sin(πτ/2) / sin(πc/2)), c being the ceiling: Spearman's correction (1904) by Greiner's
+    relation. At most 1, where noise lifts tau above the ceiling; NaN below :data:`LEAST_CEILING`.
     """
-    rows = outcomes[np.isfinite(outcomes).all(axis=1)]
-    rows = rows[np.lexsort(rows.T)]  # what is drawn does not depend on the order of candidates
-    seeds = outcomes.shape[1]
-    if seeds < 2:
-        return Reliability(seeds, math.nan, math.nan, math.nan, NO_INTERVAL)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    halves = _halves(seeds, generator)
-    split_half, reliability, ceiling = _ceiling(rows, halves)
-    interval = NO_INTERVAL
-    if sampled and not math.isnan(ceiling):
-        drawn = [
-            _ceiling(rows[generator.integers(len(rows), size=len(rows))], halves)[2]
-            for _ in range(RESAMPLES)
-        ]
-        found = np.array(drawn)[np.isfinite(drawn)]
-        if len(found) >= 0.95 * RESAMPLES:
-            interval = Interval(*map(float, np.quantile(found, [0.025, 0.975])))
-    return Reliability(seeds, split_half, reliability, ceiling, interval)
+    if not ceiling >= LEAST_CEILING or math.isnan(tau):
+        return math.nan
+    ratio = math.sin(math.pi * tau / 2) / math.sin(math.pi * ceiling / 2)
+    return 2 / math.pi * math.asin(max(-1.0, min(1.0, ratio)))
 
 
-def _ceiling(
-    outcomes: np.ndarray, halves: list[tuple[tuple[int, ...], tuple[int, ...]]]
-) -> tuple[float, float, float]:
-    """Split-half tau, reliability and ceiling."""
-    taus = [
-        kendall(outcomes[:, list(one)].mean(axis=1), outcomes[:, list(other)].mean(axis=1)).value
-        for one, other in halves
+def noise_ceiling(table: CandidateTable, interval: Interval = NO_INTERVAL) -> Reliability:
+    """The reliability of a table's outcomes, over its seeds and blocks of examples.
+
+    ``interval`` is the ceiling's, where :func:`without_noise` has found it.
+
+    What two candidates differ by is a true difference and one of noise. The noise's distribution is
+    seen: by how much a candidate differs from itself with another seed, or on other blocks, is
+    distributed as the difference of two candidates' noise. The true differences are taken to be
+    normal, with the spread that gives the tau that halves have. Means over all seeds and blocks
+    have the noise of as many independent draws. Where noise is normal, this is Greiner's relation
+    with Spearman and Brown's formula (1910); where some retrainings collapse, or noise has heavy
+    tails, it allows for that means gain less. Candidates without a finite outcome are left out, but
+    for those that diverged, which count as the worst.
+    """
+    seeds = table.seeds
+    blocks = 0 if table.blocks is None else len(table.blocks)
+    blocks = blocks if blocks > 1 else 0
+    if seeds < 2 and not blocks:
+        return Reliability(seeds, blocks, math.nan, math.nan, math.nan)
+    split_half, ceiling = _ceiling(table)
+    reliability = math.sin(math.pi * ceiling / 2) ** 2
+    return Reliability(seeds, blocks, split_half, reliability, ceiling, interval)
+
+
+def without_noise(
+    table: CandidateTable, taus: Callable[[CandidateTable], np.ndarray], columns: np.ndarray
+) -> tuple[list[Interval], Interval]:
+    """The 95 % intervals of K raw taus without noise (:func:`disattenuated`), and the ceiling's.
+
+    Noise of the ceiling is in them, too: both are left out of together. ``taus`` gives ``[K]`` of a
+    table, and ``columns`` ``[K, P]`` are the standardised ranks of their scores. There are none
+    where the ceiling is below :data:`LEAST_CEILING`.
+    """
+    ceiling = _ceiling(table)[1]
+    if math.isnan(ceiling):
+        return [NO_INTERVAL] * len(columns), NO_INTERVAL
+
+    def ratios(one: CandidateTable) -> np.ndarray:
+        own = _ceiling(one)[1]
+        root = math.sin(math.pi * own / 2) if own >= LEAST_CEILING / 2 else math.nan
+        return np.append(np.sin(np.pi / 2 * taus(one)) / root, own)
+
+    # As far as what filters do in twos moves a ratio.
+    factor = math.pi / 2 / max(math.sin(math.pi * ceiling / 2), 1e-9)
+    moved = np.vstack([columns * factor, np.zeros_like(columns[:1])])
+    # Of two seeds one left out leaves no ceiling.
+    found = jackknife([table], ratios, columns=moved, seeds=table.seeds > 2)
+    ends = found.tau_interval(len(columns))
+    of_ceiling = Interval(max(0.0, ends.low), max(0.0, ends.high))
+    if ceiling < LEAST_CEILING:
+        return [NO_INTERVAL] * len(columns), of_ceiling
+    return [_as_taus(found.interval(place)) for place in range(len(columns))], of_ceiling
+
+
+def _as_taus(correlations: Interval) -> Interval:
+    if math.isnan(correlations.low):
+        return NO_INTERVAL
+    ends = (max(-1.0, min(1.0, end)) for end in (correlations.low, correlations.high))
+    return Interval(*(2 / math.pi * math.asin(end) for end in ends))
+
+
+def _ceiling(table: CandidateTable) -> tuple[float, float]:
+    """Split-half tau and ceiling; NaN where there are no halves, or outcomes are all equal."""
+    known = np.isfinite(table.finished).all(axis=1)
+    table = table.take(np.flatnonzero(known))
+    if len(table) < 2 or not np.ptp(table.finished, axis=0).any():
+        return math.nan, math.nan
+    halves = _halves(table)
+    if not halves:
+        return math.nan, math.nan
+    split_half = float(np.mean([_surplus(one, other) for one, other in halves]))
+    if split_half <= 0:
+        return split_half, 0.0
+    of_half, of_all = _noise(table)
+    return split_half, min(1.0, _expected(split_half, of_half, of_all) / _untied(table.outcome))
+
+
+def _expected(split_half: float, of_half: np.ndarray, of_all: np.ndarray) -> float:
+    """Tau of the expected outcomes and the means over all, from that between halves.
+
+    ``of_half`` and ``of_all`` are sizes of noise, sorted: of the difference of two candidates, of
+    means over half and all of the seeds and blocks.
+    """
+    from scipy import stats
+
+    nodes = stats.halfnorm.ppf((np.arange(NODES) + 0.5) / NODES)
+
+    def right(spread: float, noise: np.ndarray) -> np.ndarray:
+        """How often a true difference of ``spread`` times each node is ordered right, less wrong."""
+        below = np.searchsorted(noise, spread * nodes, side="left")
+        upto = np.searchsorted(noise, spread * nodes, side="right")
+        found: np.ndarray = (below + upto) / 2 / len(noise)
+        return found
+
+    low, high = -60.0, 60.0  # powers of two of a spread relative to the noise
+    unit = float(of_half.mean())
+    if unit == 0:
+        return 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if float((right(unit * 2**middle, of_half) ** 2).mean()) < split_half:
+            low = middle
+        else:
+            high = middle
+    return float(right(unit * 2**high, of_all).mean())
+
+
+def _halves(table: CandidateTable) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Mean outcomes ``[P]`` of pairs of disjoint halves, of the seeds and of the blocks."""
+    splits = _seed_halves(table.seeds) if table.seeds > 1 else [((0,), (0,))]
+    one, other = table.finished, table.finished
+    if table.blocks is not None and len(table.blocks) > 1:
+        one, other = _block_halves(table)
+    elif table.seeds < 2:
+        return []
+    return [
+        (first[:, list(mine)].mean(axis=1), second[:, list(theirs)].mean(axis=1))
+        for mine, theirs in splits
+        for first, second in ([(one, other)] if one is other else [(one, other), (other, one)])
     ]
-    split_half = float(np.mean(taus))
-    if math.isnan(split_half):
-        return split_half, math.nan, math.nan
-    half = max(0.0, math.sin(math.pi * split_half / 2))
-    length = outcomes.shape[1] / len(halves[0][0])
-    reliability = length * half / (1 + (length - 1) * half)
-    ceiling = 2 / math.pi * math.asin(math.sqrt(min(1.0, reliability)))
-    return split_half, reliability, ceiling
 
 
-def _halves(
-    seeds: int, generator: np.random.Generator
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Pairs of disjoint halves of the seeds, each pair once."""
+def _block_halves(table: CandidateTable) -> tuple[np.ndarray, np.ndarray]:
+    """Outcomes ``[P, S]`` on every other block, and on those between."""
+    blocks = np.arange(len(table.blocks or ()))
+    return table.take(blocks=blocks[::2]).finished, table.take(blocks=blocks[1::2]).finished
+
+
+def _seed_halves(seeds: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Pairs of disjoint halves of the seeds, each pair once; of many, some at random."""
     size = seeds // 2
     pairs = math.comb(seeds, size) * math.comb(seeds - size, size) // 2
     if pairs <= MOST_SPLITS:
@@ -114,5 +219,98 @@ def _halves(
             for other in itertools.combinations(sorted(set(range(seeds)) - set(one)), size)
             if one < other
         ]
+    generator = np.random.Generator(np.random.PCG64(0))
     shuffled = (tuple(map(int, generator.permutation(seeds))) for _ in range(MOST_SPLITS))
     return [(order[:size], order[size : 2 * size]) for order in shuffled]
+
+
+def _noise(table: CandidateTable) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes of the noise of two candidates' difference, sorted: of halves, and of all."""
+    seeds = table.seeds
+    values = table.finished
+    quantum = _quantum(values)
+    half, whole = np.zeros(1), np.zeros(1)
+    if seeds > 1:
+        pairs = itertools.combinations(range(seeds), 2)
+        again = np.concatenate([_centred(values[:, one] - values[:, two]) for one, two in pairs])
+        one_seed = _quantiles(again, quantum)
+        half = _mean_of(one_seed, seeds // 2)
+        whole = _mean_of(one_seed, seeds)
+    if table.blocks is not None and len(table.blocks) > 1:
+        one, other = _block_halves(table)
+        apart = _centred((one - other).mean(axis=1))
+        on_half = _quantiles(apart, 0.0)
+        on_all = _mean_of(on_half, 2)
+        if seeds > 1:
+            # What seeds and examples do together is in both noises; once is enough.
+            both = [
+                _centred((one - other)[:, a] - (one - other)[:, b])
+                for a, b in itertools.combinations(range(seeds), 2)
+            ]
+            shared = np.mean([np.mean(x**2) for x in both]) / (4 * seeds)
+            left = 1 - shared / max(float((on_all**2).mean()), 1e-300)
+            on_all = on_all * math.sqrt(max(0.0, left))
+        half, whole = _sum_of(half, on_half), _sum_of(whole, on_all)
+    return np.sort(np.abs(half)), np.sort(np.abs(whole))
+
+
+def _centred(differences: np.ndarray) -> np.ndarray:
+    """Without what is common to all candidates, which orders none of them."""
+    made: np.ndarray = differences - np.median(differences)
+    return made
+
+
+def _quantiles(differences: np.ndarray, quantum: float) -> np.ndarray:
+    """Quantiles of differences, either way round, with what rounding to a quantum hides."""
+    both = np.concatenate([differences, -differences])
+    ends = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    found: np.ndarray = np.quantile(both, ends)
+    if quantum:  # two roundings, uniform each: a triangle
+        steps = np.arange(1, 8) / 8
+        triangle = np.where(steps < 0.5, np.sqrt(2 * steps) - 1, 1 - np.sqrt(2 * (1 - steps)))
+        found = _reduced((found[:, None] + quantum * triangle).ravel())
+    return found
+
+
+def _mean_of(quantiles: np.ndarray, count: int) -> np.ndarray:
+    """The quantiles of a mean of independent draws."""
+    total = quantiles
+    for _ in range(count - 1):
+        total = _sum_of(total, quantiles)
+    made: np.ndarray = total / count
+    return made
+
+
+def _sum_of(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return _reduced((one[:, None] + other[None]).ravel())
+
+
+def _reduced(values: np.ndarray) -> np.ndarray:
+    """As many quantiles of more values, or the values where they are fewer."""
+    if len(values) <= QUANTILES:
+        return values
+    reduced: np.ndarray = np.sort(values)[
+        ((np.arange(QUANTILES) + 0.5) / QUANTILES * len(values)).astype(np.int64)
+    ]
+    return reduced
+
+
+def _quantum(values: np.ndarray) -> float:
+    """The step of outcomes that tie, such as one example of an accuracy; 0 where few do."""
+    levels = np.unique(values)
+    if len(levels) < 2 or len(levels) > values.size / 2:
+        return 0.0
+    return float(np.diff(levels)[np.diff(levels) > 1e-9 * np.ptp(levels)].min())
+
+
+def _surplus(x: np.ndarray, y: np.ndarray) -> float:
+    """Concordant less discordant pairs, as a share of all: a tie counts for neither."""
+    tau = float(kendalls(x[None], y)[0])
+    return 0.0 if math.isnan(tau) else tau * _untied(x) * _untied(y)
+
+
+def _untied(values: np.ndarray) -> float:
+    """The root of the share of pairs that do not tie."""
+    counts = np.unique(values, return_counts=True)[1].astype(np.float64)
+    number = float(len(values))
+    return math.sqrt(1 - (counts * (counts - 1)).sum() / (number * (number - 1)))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from trueoracle.analysis.bootstrap import bootstrap
+from trueoracle.analysis.jackknife import Jackknife, Part, jackknife
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.ranking import best_of_sample
 from trueoracle.analysis.table import CandidateTable
@@ -31,8 +31,13 @@ class Selection:
 
     - ``percentile``: the share (in percent) of the other candidates that end worse, ties counting
       half;
-    - ``rank_low`` to ``rank_high``, ``regret_low`` to ``regret_high``: 95 % intervals of its rank
-      (1 = best) and of its regret, had the seeds been others;
+    - ``rank_low`` to ``rank_high``: the 95 % interval of its rank (1 = best), had the seeds and,
+      where the table has blocks of them, the examples been others;
+    - ``held_out_regret``: what the candidate that is best by some retrainings (and examples) has
+      over it in the others, so that no luck of the best is counted; negative where it is worse.
+      ``regret_low`` to ``regret_high`` is its 95 % interval; NaN for one retraining of these
+      examples;
+    - ``best_rank``: the rank that the candidate which is best by some has in the others;
     - ``beats_random``: how often (0 … 1) it ends better than a candidate chosen at random when
       each is retrained once, with the same seed, ties counting half.
 
@@ -46,6 +51,8 @@ class Selection:
     percentile: float
     rank_low: float
     rank_high: float
+    held_out_regret: float
+    best_rank: float
     regret_low: float
     regret_high: float
     beats_random: float
@@ -72,25 +79,20 @@ def select(tables: Sequence[CandidateTable], criterion: str, *, k: int | None = 
     """
     few = lowest_few(min(map(len, tables))) if k is None else k
 
-    def place_of_chosen(
-        table: CandidateTable, rows: np.ndarray, outcome: np.ndarray
-    ) -> Sequence[float]:
-        scores, better = _columns(table, criterion, rows, outcome)
-        if not len(scores):
-            return math.nan, math.nan
-        chosen = better[lowest(scores)]
-        rank = 1 + float(count_above(better, chosen).mean())
-        return rank, float((better.max() - chosen).mean())
-
-    resampled = bootstrap(tables, place_of_chosen)
+    # Of these candidates and filters: a rank among others is another number.
+    fixed = [replace(table, sampled=False) for table in tables]
+    resampled = jackknife(fixed, lambda one: [_rank_of_chosen(one, criterion)], filters=False)
     rank = resampled.interval(0, bounds=(1, max(map(len, tables))))
-    regret = resampled.interval(1, bounds=(0, math.inf))
+    held_out = np.mean([_held_out(table, criterion).mean(axis=0) for table in tables], axis=0)
+    regret = _of_held_out(fixed, criterion, held_out).interval(0)
     plain = np.mean([_of_table(table, criterion, few) for table in tables], axis=0)
     percentile, beats, anomalies, precision, regret_at_k = map(float, plain)
     return Selection(
         percentile=percentile,
         rank_low=rank.low,
         rank_high=rank.high,
+        held_out_regret=float(held_out[0]),
+        best_rank=float(held_out[1]),
         regret_low=regret.low,
         regret_high=regret.high,
         beats_random=beats,
@@ -101,11 +103,72 @@ def select(tables: Sequence[CandidateTable], criterion: str, *, k: int | None = 
     )
 
 
+def _rank_of_chosen(table: CandidateTable, criterion: str) -> float:
+    scores, better = _columns(table, criterion, table.outcome)
+    if not len(scores):
+        return math.nan
+    return 1 + float(count_above(better, better[lowest(scores)]).mean())
+
+
+def _held_out(table: CandidateTable, criterion: str) -> np.ndarray:
+    """Regret and rank ``[folds, 2]``: the best is chosen by some outcomes, judged by the others.
+
+    One fold per seed, chosen by the other seeds; with blocks of examples, chosen on every other
+    block and judged on those between, and the other way round.
+    """
+    blocks = 0 if table.blocks is None else len(table.blocks)
+    parts: list[tuple[np.ndarray | None, np.ndarray | None]] = [(None, None)]
+    if blocks > 1:
+        even, odd = np.arange(0, blocks, 2), np.arange(1, blocks, 2)
+        parts = [(even, odd), (odd, even)]
+    elif table.seeds < 2:
+        return np.full((1, 2), math.nan)
+    found = []
+    for seed in range(table.seeds):
+        own = np.array([seed])
+        others = np.delete(np.arange(table.seeds), seed) if table.seeds > 1 else own
+        folds = []
+        for choosing, judging in parts:
+            chooser = table.better(table.take(seeds=others, blocks=choosing).outcome)
+            judge = table.take(seeds=own, blocks=judging)
+            scores, better = _columns(judge, criterion, judge.outcome)
+            if not len(scores) or not np.isfinite(chooser).any():
+                return np.full((1, 2), math.nan)
+            known = np.isfinite(chooser) & np.isfinite(table.better(judge.outcome))
+            of_judge = table.better(judge.outcome)[known]
+            best = of_judge[lowest(-chooser[known])]
+            folds.append(
+                (
+                    float(best.mean() - better[lowest(scores)].mean()),
+                    1 + float(count_above(of_judge, best).mean()),
+                )
+            )
+        found.append(np.mean(folds, axis=0))
+    return np.array(found)
+
+
+def _of_held_out(tables: Sequence[CandidateTable], criterion: str, found: np.ndarray) -> Jackknife:
+    """The held-out regret with its scatter over seeds, blocks of examples, and networks."""
+    if len(tables) > 1:
+        return jackknife(
+            tables, lambda one: [_held_out(one, criterion).mean(axis=0)[0]], filters=False
+        )
+    (table,) = tables
+    parts = jackknife(
+        [table], lambda one: [_held_out(one, criterion).mean(axis=0)[0]], filters=False, seeds=False
+    ).parts
+    by_seed = _held_out(table, criterion)[:, 0]
+    if table.seeds > 1:
+        variance = np.array([by_seed.var(ddof=1) / len(by_seed)])
+        parts = {"seeds": Part(variance, np.array([len(by_seed) - 1.0])), **parts}
+    return Jackknife(found[:1], parts)
+
+
 def _columns(
-    table: CandidateTable, criterion: str, rows: np.ndarray, outcome: np.ndarray
+    table: CandidateTable, criterion: str, outcome: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores (lowest chosen) and outcomes (highest best), where both are finite."""
-    scores, better = table.lowest_first(criterion)[rows], table.better(outcome)
+    scores, better = table.lowest_first(criterion), table.better(outcome)
     finite = np.isfinite(scores) & np.isfinite(better)
     return scores[finite], better[finite]
 
@@ -113,8 +176,7 @@ def _columns(
 def _of_table(
     table: CandidateTable, criterion: str, k: int
 ) -> tuple[float, float, float, float, float]:
-    rows = np.arange(len(table))
-    scores, better = _columns(table, criterion, rows, table.outcome)
+    scores, better = _columns(table, criterion, table.outcome)
     if not len(scores):
         return (math.nan,) * 5
     chances = chances_of_lowest(scores, min(k, len(scores)))
@@ -140,8 +202,7 @@ def _percentile(chosen: np.ndarray, better: np.ndarray) -> float:
 def _beats_random(table: CandidateTable, criterion: str) -> float:
     shares = []
     for seed in range(table.seeds):
-        rows = np.arange(len(table))
-        scores, better = _columns(table, criterion, rows, table.outcomes[:, seed])
+        scores, better = _columns(table, criterion, table.finished[:, seed])
         if len(better) > 1:
             shares.append(_percentile(better[lowest(scores)], better) / 100)
     return float(np.mean(shares)) if shares else math.nan

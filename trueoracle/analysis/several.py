@@ -1,4 +1,4 @@
-"""The statistics of a study for CSV files of a user's own: of each, and over all of them."""
+"""The statistics of a study for files of a user's own: of each, and over all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trueoracle.analysis.assessment import Assessment, assess, pool
+from trueoracle.analysis.assessment import Assessment, assess, judged_together, pool
 from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.meta import Effect, effect, meta_analysis
 from trueoracle.analysis.own import read_tables
@@ -25,14 +25,18 @@ class OwnAnalysis:
 
     - ``tables`` and ``assessments``: by study; the label of a single study is "";
     - ``outcome``: the outcome's name, and ``higher_is_better`` its direction;
-    - ``pooled``: each criterion's mean tau over the dense networks of one file, as plain values.
+    - ``networks``: the dense network of each study, where a column names it;
+    - ``pooled``: each criterion's mean tau over the dense networks of one file, as plain values;
+    - ``kinds``: the kinds of pruning that were told apart, over which nothing is pooled.
     """
 
     tables: dict[str, CandidateTable]
     assessments: dict[str, list[Assessment]]
     outcome: str
     higher_is_better: bool
+    networks: dict[str, str]
     pooled: list[dict[str, Any]]
+    kinds: tuple[str, ...] = ()
 
     def each(self) -> Iterator[tuple[str, Assessment]]:
         """Every assessment with the label of its study."""
@@ -53,9 +57,16 @@ class OwnAnalysis:
     def meta(self) -> list[dict[str, Any]]:
         """The random-effects mean of each criterion's tau over the studies, as plain values."""
         effects: dict[str, list[Effect]] = {}
-        for label, one in self.each():
+        for label, one in () if len(self.kinds) > 1 else self.each():
             tau = one.relation.kendall.value
-            made = effect(label, tau, one.relation.n, one.standard_error, one.interval)
+            made = effect(
+                label,
+                tau,
+                one.relation.n,
+                one.standard_error,
+                one.interval,
+                self.networks.get(label),
+            )
             if made is not None:
                 effects.setdefault(one.criterion, []).append(made)
         return [
@@ -91,9 +102,13 @@ def analyse(
     candidate: str | None = None,
     seed: str | None = None,
     network: str | None = None,
+    kind: str | None = None,
     pruned: str | None = None,
 ) -> OwnAnalysis:
-    """Apply the statistics of a study to CSV files, one study per file and dense network.
+    """Apply the statistics of a study to tables in files: a study per file, network and kind.
+
+    P-values are adjusted for all studies and scores. Studies of one dense network, which the column
+    ``network`` names, count as one where they are combined; without it each file is another one's.
 
     The columns are those of :func:`~trueoracle.analysis.own.read_tables`. ``higher_is_better`` None
     takes the direction that a study gives columns of these names; of other names, higher is better.
@@ -104,10 +119,16 @@ def analyse(
         raise InputError("a file is named twice")
     higher = _higher_is_better(y) if higher_is_better is None else higher_is_better
     columns = {"candidate": candidate, "seed": seed, "network": network, "pruned": pruned}
+    columns["kind"] = kind
     tables: dict[str, CandidateTable] = {}
+    networks: dict[str, str] = {}
     for path, name in zip(paths, _names(paths), strict=True):
         read = read_tables(path, x, y, higher_is_better=higher, exhaustive=exhaustive, **columns)
-        tables |= {" ".join(filter(None, (name, label))): one for label, one in read.items()}
+        for label, one in read.items():
+            study = " ".join(filter(None, (name, label)))
+            tables[study] = one
+            if network is not None:
+                networks[study] = label
     outcome = y[0] if len(y) == 1 else f"{y[0]} … {y[-1]}"
     assessments = {}
     for label, one in tables.items():
@@ -115,9 +136,12 @@ def analyse(
         if not assessments[label]:
             where = label or paths[0]
             raise InputError(f"{where}: no row has both a finite score and a finite {outcome}")
-    is_pooled = network is not None and len(paths) == 1 and len(tables) > 1
+    together = judged_together(list(assessments.values()))
+    assessments = dict(zip(assessments, together, strict=True))
+    kinds = tuple(dict.fromkeys(one.kind for one in tables.values() if one.kind))
+    is_pooled = network is not None and len(paths) == 1 and len(tables) > 1 and len(kinds) < 2
     pooled = [one.as_dict() for one in pool(list(tables.values()))] if is_pooled else []
-    return OwnAnalysis(tables, assessments, outcome, higher, pooled)
+    return OwnAnalysis(tables, assessments, outcome, higher, networks, pooled, kinds)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

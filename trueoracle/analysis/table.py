@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,20 +12,46 @@ import numpy as np
 from trueoracle.analysis.correlation import sign_of
 from trueoracle.errors import InputError
 
-__all__ = ["CandidateTable", "pruned_filters"]
+__all__ = ["Blocks", "CandidateTable", "pruned_filters"]
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """The outcomes again, by B blocks of the examples that they are measured on.
+
+    ``sums`` ``[P, S, B]`` are those of the metric over the examples of a block, ``counts`` ``[B]``
+    the numbers of examples (or tokens, or pixels: whatever the metric is a mean of). A block is
+    drawn as the examples are, so that blocks differ as new examples would.
+    """
+
+    sums: np.ndarray
+    counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def means(self, blocks: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The outcome ``[P, S]`` over the examples of some of the blocks."""
+        some = np.asarray(blocks)
+        means: np.ndarray = self.sums[:, :, some].sum(axis=2) / self.counts[some].sum()
+        return means
 
 
 @dataclass(frozen=True, eq=False)
 class CandidateTable:
     """P candidates of one dense network.
 
-    - ``outcomes`` ``[P, S]``: one column per retraining seed, NaN where a network diverged;
+    - ``outcomes`` ``[P, S]``: one column per retraining seed. NaN is missing; a network that
+      diverged is infinite, whichever way, and counts as the worst finite outcome of the table;
     - ``scores``: one column ``[P]`` per criterion (lower = prune this one); outcomes of less
       retraining are scores too, and ``higher_is_chosen`` names those of which more is better;
     - ``higher_is_better``: of the outcomes;
     - ``sampled``: the candidates are a sample of all ways to prune, not all of them;
     - ``pruned`` ``[P, F]``: True where a candidate prunes a filter; ``groups`` has the number of
-      filters of each group, F in all. Without them no filter labels can be permuted.
+      filters of each group, F in all. Without them nothing can be said of other filters;
+    - ``blocks``: the outcomes by blocks of examples. Records before format 4, and most tables of
+      others, have none: then nothing can be said of other examples;
+    - ``kind``: the kind of pruning, where several are told apart.
     """
 
     outcomes: np.ndarray
@@ -34,6 +61,8 @@ class CandidateTable:
     pruned: np.ndarray | None = None
     groups: tuple[int, ...] = ()
     higher_is_chosen: frozenset[str] = field(default_factory=frozenset)
+    blocks: Blocks | None = None
+    kind: str = ""
 
     def __post_init__(self) -> None:
         """Raise :class:`InputError` where the columns do not fit together."""
@@ -52,6 +81,13 @@ class CandidateTable:
                 f"pruned has the shape {list(self.pruned.shape)}, expected "
                 f"{[len(self), sum(self.groups)]}: candidates × filters of all groups"
             )
+        if self.blocks is not None:
+            expected = (*self.outcomes.shape, len(self.blocks))
+            if self.blocks.sums.shape != expected or not (self.blocks.counts > 0).all():
+                raise InputError(
+                    f"sums by block have the shape {list(self.blocks.sums.shape)}, expected "
+                    f"{list(expected)}: candidates × seeds × blocks, each of some examples"
+                )
 
     def __len__(self) -> int:
         return len(self.outcomes)
@@ -80,10 +116,48 @@ class CandidateTable:
         """The mean over seeds ``[P]``; NaN where a candidate lacks one of them."""
         return self.mean_outcome(range(self.seeds))
 
+    @property
+    def diverged(self) -> np.ndarray:
+        """Which retrainings diverged: bool ``[P, S]``."""
+        return np.isinf(self.outcomes)
+
+    @cached_property
+    def finished(self) -> np.ndarray:
+        """The outcomes ``[P, S]`` in which those that diverged are the worst finite one."""
+        known = self.outcomes[np.isfinite(self.outcomes)]
+        if not len(known) or not self.diverged.any():
+            return np.where(self.diverged, math.nan, self.outcomes)
+        return np.where(
+            self.diverged, known.min() if self.higher_is_better else known.max(), self.outcomes
+        )
+
     def mean_outcome(self, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The mean ``[P]`` over some of the seeds, which may be repeated."""
-        mean: np.ndarray = self.outcomes[:, np.asarray(seeds)].mean(axis=1)
+        """The mean ``[P]`` over some of the seeds."""
+        mean: np.ndarray = self.finished[:, np.asarray(seeds)].mean(axis=1)
         return mean
+
+    def take(
+        self,
+        rows: np.ndarray | None = None,
+        *,
+        seeds: np.ndarray | None = None,
+        blocks: np.ndarray | None = None,
+    ) -> CandidateTable:
+        """Some of the candidates, of the seeds, of the blocks of examples; by default all."""
+        outcomes, parts = self.outcomes, self.blocks
+        if blocks is not None and parts is not None:
+            outcomes = np.where(self.diverged, math.inf, parts.means(blocks))
+            parts = Blocks(parts.sums[:, :, blocks], parts.counts[blocks])
+        if seeds is not None:
+            outcomes = outcomes[:, seeds]
+            parts = None if parts is None else Blocks(parts.sums[:, seeds], parts.counts)
+        scores, pruned = self.scores, self.pruned
+        if rows is not None:
+            outcomes = outcomes[rows]
+            parts = None if parts is None else Blocks(parts.sums[rows], parts.counts)
+            scores = {name: column[rows] for name, column in scores.items()}
+            pruned = None if pruned is None else pruned[rows]
+        return replace(self, outcomes=outcomes, scores=scores, pruned=pruned, blocks=parts)
 
     def better(self, outcome: np.ndarray) -> np.ndarray:
         """Outcomes with their sign turned so that the highest is the best."""
@@ -107,14 +181,14 @@ def pruned_filters(
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Which filters ``[P, F]`` each candidate prunes, and the number of filters of each group.
 
-    ``ways`` has the pruned filters of each candidate by group. A group counts its filters up to the
-    last one that some candidate prunes: all of them, where all ways to prune are listed.
+    ``ways`` has the pruned filters of each candidate by group. A group counts those of its filters
+    that some candidate prunes: all of them, where all ways to prune are listed.
     """
-    groups = {name: 1 + max(max(way[name]) for way in ways) for name in ways[0]}
-    pruned = np.zeros((len(ways), sum(groups.values())), dtype=bool)
-    start = 0
-    for name, filters in groups.items():
-        columns = np.array([way[name] for way in ways])
-        np.put_along_axis(pruned[:, start : start + filters], columns, True, axis=1)
-        start += filters
-    return pruned, tuple(groups.values())
+    parts = []
+    for name in ways[0]:
+        numbers = np.array([way[name] for way in ways])
+        known, columns = np.unique(numbers, return_inverse=True)
+        part = np.zeros((len(ways), len(known)), dtype=bool)
+        np.put_along_axis(part, columns.reshape(numbers.shape), True, axis=1)
+        parts.append(part)
+    return np.concatenate(parts, axis=1), tuple(part.shape[1] for part in parts)

@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 
 from trueoracle.analysis.additive import additive
-from trueoracle.analysis.bootstrap import bootstrap, levels_in_words
-from trueoracle.analysis.correlation import kendall_of_finite
+from trueoracle.analysis.assessment import SIGNIFICANT
+from trueoracle.analysis.comparison import adjusted_p_values
+from trueoracle.analysis.correlation import kendalls
+from trueoracle.analysis.interactions import standardised_ranks
+from trueoracle.analysis.jackknife import Jackknife, Leaves, combine_leaves, in_words, leave_out
 from trueoracle.analysis.numbers import finite_or_none
-from trueoracle.analysis.outcomes import find_outcome
 from trueoracle.analysis.reliability import noise_ceiling
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.analysis.ties import lowest
-from trueoracle.bench.table import METRICS, Bench, BenchStudy
+from trueoracle.bench.table import Bench, BenchStudy
 
-__all__ = ["Place", "Taus", "additive_agreement", "leaderboard"]
+__all__ = ["Known", "Place", "additive_agreement", "leaderboard"]
+
+LEAST_NETWORKS = 3
+"""Dense networks from which on other ones are allowed for. Two, of which one is left, say nothing:
+then they are given, and their filters and seeds are left out."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,12 @@ class Place:
 
     - ``agreement``: the mean of tau over the studies, its sign turned so that +1 is perfect (a
       study whose scores are all equal counts as 0), with its 95 % interval ``low`` to ``high`` over
-      ``interval_over``: what other seeds would give, not other filters or examples;
-    - ``ceiling``: the mean agreement that retraining noise leaves, and ``share_of_ceiling`` the
-      share of it that the criterion reaches;
+      ``interval_over``, the size that it has at most with 95 % (``at_most``), and Holm's p-value
+      over all criteria of it being zero (``adjusted_p_value``);
+    - ``rank_low`` to ``rank_high``: the places that it could have, with 95 % for all criteria at
+      once: 1 more than there are criteria that are certainly better, and as many as are not
+      certainly worse (Holm's, of all pairs);
+    - ``ceiling``: the mean agreement that noise leaves;
     - ``regret``: the mean difference between the best candidate and the one of the lowest score
       (the mean of those that share it); ``random_regret``: that of a random choice, both in the
       outcome's units;
@@ -41,14 +50,17 @@ class Place:
 
     criterion: str
     rank: int | None
+    rank_low: int | None
+    rank_high: int | None
     of: int
     coverage: float
     agreement: float
     low: float
     high: float
+    at_most: float
+    adjusted_p_value: float
     interval_over: str
     ceiling: float
-    share_of_ceiling: float
     regret: float
     random_regret: float
     studies: int
@@ -58,82 +70,70 @@ class Place:
         return finite_or_none(asdict(self))
 
 
-Taus = dict[tuple[str, str, str, bytes], float]
-"""By metric, study, criterion and outcomes: what places of overlapping studies share."""
+Known = dict[tuple[str, str, tuple[str, ...]], tuple[Leaves, float]]
+"""What places of overlapping studies share, by metric, study and criteria: tau whole and with every
+unit left out, and the ceiling."""
 
 
 def leaderboard(
     bench: Bench,
     metric: str,
     studies: Sequence[BenchStudy] | None = None,
-    known: Taus | None = None,
+    known: Known | None = None,
 ) -> list[Place]:
     """All criteria of ``bench.scores``, the best first; those that do not score everything last.
 
     ``metric`` is the column of the outcome. Of all ``studies``, or some. ``known`` is filled with
     what is computed, for other places of the same bench.
     """
-    taus: Taus = {} if known is None else known
+    shared: Known = {} if known is None else known
     chosen = bench.studies if studies is None else list(studies)
     rows = np.concatenate([one.rows for one in chosen])
-    sizes = [len(one.rows) for one in chosen]
-    # Where each study's rows lie among those taken.
-    spans = np.split(np.arange(len(rows)), np.cumsum(sizes)[:-1])
-    weights = np.array(sizes, dtype=np.float64)
-    table = CandidateTable(
-        bench.outcomes(metric)[rows],
-        {name: column[rows] for name, column in bench.scores.items()},
-        find_outcome(METRICS, metric).higher_is_better,
+    coverage = {n: float(np.isfinite(x[rows]).mean()) for n, x in bench.scores.items()}
+    names = tuple(name for name, share in coverage.items() if share == 1)
+    tables = [bench.table(study, metric) for study in chosen]
+    weights = np.array([len(one) for one in tables], dtype=np.float64)
+    whole = [_known(shared, metric, s, t, names) for s, t in zip(chosen, tables, strict=True)]
+    networks = [one.network for one in chosen]
+    layers = [one.layer for one in chosen]
+    found = combine_leaves(
+        [leaves for leaves, _ in whole],
+        weights=list(weights),
+        networks=networks,
+        layers=layers,
+        least_networks=LEAST_NETWORKS,
     )
-    coverage = {name: float(np.isfinite(x).mean()) for name, x in table.scores.items()}
-    names = [name for name, share in coverage.items() if share == 1]
-
-    def agreements(one: CandidateTable, _: np.ndarray, outcome: np.ndarray) -> Sequence[float]:
-        found = []
-        for study, span in zip(chosen, spans, strict=True):
-            own = outcome[span]
-            keys = [(metric, study.name, name, own.tobytes()) for name in names]
-            for name, key in zip(names, keys, strict=True):
-                if key not in taus:
-                    taus[key] = _agreement(one, name, span, own)
-            found.append([taus[key] for key in keys])
-        return [float(tau) for tau in np.average(found, axis=0, weights=weights)]
-
-    resampled = bootstrap([table], agreements)
-    ceilings = [noise_ceiling(table.outcomes[span]).ceiling for span in spans]
-    ceiling = float(np.average(ceilings, weights=weights))
-    better = table.better(table.outcome)
-    random_regret = np.average([better[s].max() - better[s].mean() for s in spans], weights=weights)
+    filters = sum({(s.network, s.layer): s.filters for s in chosen}.values())
+    better = [table.better(table.outcome) for table in tables]
+    random = np.average([one.max() - one.mean() for one in better], weights=weights)
     nothing = Place(
-        criterion="",
-        rank=None,
-        of=len(names),
-        coverage=0.0,
-        agreement=math.nan,
-        low=math.nan,
-        high=math.nan,
-        interval_over=levels_in_words([table], len({one.network for one in chosen})),
-        ceiling=ceiling,
-        share_of_ceiling=math.nan,
-        regret=math.nan,
-        random_regret=float(random_regret),
-        studies=len(chosen),
-    )
+        criterion="", rank=None, rank_low=None, rank_high=None, of=len(names), coverage=0.0,
+        agreement=math.nan, low=math.nan, high=math.nan, at_most=math.nan,
+        adjusted_p_value=math.nan, interval_over=in_words(
+            tables, networks=len(set(networks)), filters=filters, least_networks=LEAST_NETWORKS
+        ),
+        ceiling=float(np.average([ceiling for _, ceiling in whole], weights=weights)),
+        regret=math.nan, random_regret=float(random), studies=len(chosen),
+    )  # fmt: skip
+    ranks = _ranks(found, len(names))
+    adjusted = adjusted_p_values([found.p_value(place) for place in range(len(names))])
     ranked = []
     for place, name in enumerate(names):
-        interval = resampled.interval(place, bounds=(-1, 1))
-        agreement = float(resampled.estimate[place])
-        regret = [_regret(table.scores[name][span], better[span]) for span in spans]
+        interval = found.tau_interval(place)
+        regrets = [_regret(t.scores[name], b) for t, b in zip(tables, better, strict=True)]
         ranked.append(
             replace(
                 nothing,
                 criterion=name,
+                rank_low=ranks[place][0],
+                rank_high=ranks[place][1],
                 coverage=1.0,
-                agreement=agreement,
+                agreement=float(found.estimate[place]),
                 low=interval.low,
                 high=interval.high,
-                share_of_ceiling=agreement / ceiling if ceiling > 0 else math.nan,
-                regret=float(np.average(regret, weights=weights)),
+                at_most=found.at_most(place),
+                adjusted_p_value=adjusted[place],
+                regret=float(np.average(regrets, weights=weights)),
             )
         )
     ranked.sort(key=lambda one: -one.agreement)
@@ -143,6 +143,39 @@ def leaderboard(
         if share < 1
     ]
     return [replace(one, rank=rank) for rank, one in enumerate(ranked, start=1)] + partial
+
+
+def _known(
+    shared: Known, metric: str, study: BenchStudy, table: CandidateTable, names: tuple[str, ...]
+) -> tuple[Leaves, float]:
+    """Agreements of one study, then their differences pair by pair, with units left out."""
+    key = metric, study.name, names
+    if key not in shared:
+        signs = np.array([table.sign(name) for name in names])
+        pairs = np.triu_indices(len(names), 1)
+
+        def agreements(one: CandidateTable) -> np.ndarray:
+            scores = np.stack([one.scores[name] for name in names])
+            taus = signs * np.nan_to_num(kendalls(scores, one.outcome))
+            return np.append(taus, taus[pairs[0]] - taus[pairs[1]])
+
+        ranks = standardised_ranks(np.stack([table.scores[name] for name in names]))
+        columns = np.vstack([ranks, ranks[pairs[0]] - ranks[pairs[1]]])
+        shared[key] = leave_out(table, agreements, columns=columns), noise_ceiling(table).ceiling
+    return shared[key]
+
+
+def _ranks(found: Jackknife, criteria: int) -> list[tuple[int, int]]:
+    """The first and the last place that each criterion could have (Mohamad et al. 2019)."""
+    one, other = np.triu_indices(criteria, 1)
+    adjusted = adjusted_p_values([found.p_value(criteria + i) for i in range(len(one))])
+    above, below = np.zeros(criteria, dtype=int), np.zeros(criteria, dtype=int)
+    for i, j, p, gain in zip(one, other, adjusted, found.estimate[criteria:], strict=True):
+        if p < SIGNIFICANT:
+            better, worse = (i, j) if gain > 0 else (j, i)
+            above[worse] += 1
+            below[better] += 1
+    return [(1 + int(a), criteria - int(b)) for a, b in zip(above, below, strict=True)]
 
 
 def additive_agreement(
@@ -160,11 +193,6 @@ def additive_agreement(
         return math.nan
     sizes, values = zip(*known, strict=True)
     return float(np.average(values, weights=sizes))
-
-
-def _agreement(table: CandidateTable, name: str, span: np.ndarray, outcome: np.ndarray) -> float:
-    tau = kendall_of_finite(table.scores[name][span], outcome)
-    return table.sign(name) * tau if math.isfinite(tau) else 0.0
 
 
 def _regret(scores: np.ndarray, better: np.ndarray) -> float:

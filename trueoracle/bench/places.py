@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trueoracle.analysis.assessment import assess
+from trueoracle.analysis.assessment import assess, judged_together
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.outcomes import default_outcomes, find_outcome
-from trueoracle.bench.leaderboard import Place, Taus, additive_agreement, leaderboard
+from trueoracle.bench.leaderboard import Known, Place, additive_agreement, leaderboard
 from trueoracle.bench.table import METRICS, Bench, BenchStudy
 from trueoracle.errors import InputError, unknown
 
@@ -43,7 +43,7 @@ class Places:
 
 def hold(bench: Bench, studies: Sequence[BenchStudy]) -> Places:
     """The places of all criteria that the bench has scores of, the best first."""
-    known: Taus = {}
+    known: Known = {}
     chosen, columns, parts = list(studies), _columns(), _parts(studies)
     return Places(
         chosen,
@@ -91,24 +91,27 @@ def all_statistics(
     whole: Bench, studies: Sequence[BenchStudy], name: str | None
 ) -> list[dict[str, Any]]:
     """All statistics of one criterion (or of all) in every study."""
-    entries = []
+    places, tables = [], []
     for study in studies:
         for metric in _columns():
             one = whole.table(study, metric)
             if name is not None:
                 one = replace(one, scores={name: one.scores[name]})
-            entries += [
-                {
-                    "network": study.network,
-                    "layer": study.layer,
-                    "ratio": study.ratio,
-                    "criterion": assessment.criterion,
-                    "metric": metric,
-                    **assessment.as_dict(),
-                }
-                for assessment in assess(one)
-            ]
-    return entries
+            places.append((study, metric))
+            tables.append(one)
+    found = judged_together([assess(one) for one in tables])
+    return [
+        {
+            "network": study.network,
+            "layer": study.layer,
+            "ratio": study.ratio,
+            "criterion": assessment.criterion,
+            "metric": metric,
+            **assessment.as_dict(),
+        }
+        for (study, metric), assessments in zip(places, found, strict=True)
+        for assessment in assessments
+    ]
 
 
 def _columns() -> list[str]:

@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Show the prunable groups of a network, and say why other layers cannot be pruned.",
     "studies": "List the shipped studies: what each is for and how many networks it retrains.",
     "criteria": "List the criteria: what each computes, and the paper it comes from.",
+    "power": "Say which tau a study would tell from chance, before anything is retrained.",
     "bench": "Test a criterion against networks whose every pruning has been retrained.",
     "reproduce": "List the paper's 45 published settings with ours beside them, or run one.",
     "status": "Show the recorded studies and how far each has come, the last changed one first.",
@@ -33,14 +34,14 @@ COMMANDS = {
         "it."
     ),
 }
-"""The first line of each command's help. The commands are not imported for a list of them: that
-takes longer than to print it."""
+"""The first line of each command's help. The list is written out here because importing all
+commands takes longer than printing it."""
 
 _SETTINGS: dict[str, Any] = {"rich_markup_mode": "markdown", "pretty_exceptions_enable": False}
 
 
 class LazyGroup(TyperGroup):
-    """Commands of which only the one that is called is imported: function NAME of cli/NAME.py."""
+    """Imports only the command that is called: function NAME of cli/NAME.py."""
 
     def __init__(self, **settings: Any) -> None:
         stubs = {name: TyperCommand(name, help=text) for name, text in COMMANDS.items()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isfinite
 from typing import Annotated, Any
 
 import typer
 
-from trueoracle.analysis.numbers import ABSENT, interval, many, number, percent
+from trueoracle.analysis.numbers import ABSENT, interval, many, number, p_value, percent
 from trueoracle.bench.leaderboard import Place
 from trueoracle.bench.places import Places, all_statistics, choose_studies, hold, label_of
 from trueoracle.bench.table import Bench, BenchStudy, read_bench
@@ -40,17 +41,17 @@ def bench(
 ) -> None:
     """Test a criterion against networks whose every pruning has been retrained.
 
-    The package holds what became of every way to prune a layer of LeNet5-Mini on 5,000 digits, at
+    The package holds the outcomes of every way to prune a layer of LeNet5-Mini on 5,000 digits, at
     every ratio, so that nothing needs to be trained: the criterion scores the candidates, and its
-    place among the shipped ones is looked up. Without a criterion: the places of the shipped ones.
+    place among the shipped criteria is looked up. Without a criterion: the places of the shipped
+    ones.
 
     *agreement* is the mean of tau over layers and ratios, its sign turned so that +1 is perfect.
-    Its interval is over retraining seeds, given these dense networks, their filters and these test
-    examples; it does not say whether a criterion differs from chance. *of ceiling* is the share of
-    what retraining noise leaves to any criterion on these examples. *regret* is how much better the
-    best candidate is than the chosen one, beside that of a random choice. Below each table stands
-    what a sum of one number per filter reaches, fitted to other candidates' outcomes on the same
-    examples.
+    Its interval is over retraining seeds and filters, given these dense networks and these test
+    examples. *places* are those that the criterion could have, with 95% for all criteria at once.
+    *regret* is how much better the best candidate is than the chosen one, beside that of a random
+    choice; both have the luck of the best in them. Below each table stands what a sum of one number
+    per filter reaches, fitted to other candidates' outcomes on the same examples.
 
     Examples:
 
@@ -80,7 +81,7 @@ def bench(
 def _with_own(
     shipped: Bench, reference: str, studies: list[BenchStudy], *, quiet: bool
 ) -> tuple[str, Bench]:
-    """The bench with the criterion's scores in it, and what it is called there."""
+    """The criterion's name on the bench, and the bench with its scores."""
     made = doors.load_criterion(reference)
     if made.is_shipped and made.name in shipped.scores:
         return made.name, shipped
@@ -115,9 +116,8 @@ def _print(whole: Bench, places: Places, name: str | None) -> None:
             console.print(f"95%: over {first.interval_over}")
         console.print()
     console.print(
-        "This does not show that a criterion differs from chance, nor what it does on other "
-        "examples: other filters and\nother examples change tau by more than other seeds do "
-        "(docs/bench.md)."
+        "On other examples, and in other dense networks, tau can be another (docs/bench.md): the "
+        "table has neither\nblocks of examples nor networks enough to say by how much."
     )
     if name is not None:
         _print_place(places, name)
@@ -156,13 +156,19 @@ def _places_table(
         Column("rank", "", lambda p: ABSENT if p["rank"] is None else str(p["rank"])),
         Column("agreement", "", lambda p: number(p["agreement"], 2)),
         Column("95%", "", lambda p: interval(p["low"], p["high"])),
-        Column("of ceiling", "", lambda p: percent(p["share_of_ceiling"])),
+        Column("p (Holm)", "", lambda p: p_value(p["adjusted_p_value"])),
+        Column("places", "", _could_have),
         *(Column(part, "", number_cell(f"part {part}", 2)) for part in by_part),
         Column("regret", "", lambda p: number(p["regret"], 4)),
     )
     criterion = Column("criterion", "", lambda p: str(p["criterion"]))
     marked = [row for row, place in enumerate(places) if place.criterion == name]
     return text_table_of((), (criterion,), columns, entries, marked=marked, keep_empty=True)
+
+
+def _could_have(place: Mapping[str, Any]) -> str:
+    """The first and the last place that a criterion could have."""
+    return ABSENT if place["rank"] is None else f"{place['rank_low']}–{place['rank_high']}"
 
 
 def _print_studies(entries: list[dict[str, Any]]) -> None:

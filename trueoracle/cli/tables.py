@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from trueoracle.analysis.assessment import MATTERS
 from trueoracle.cli.console import text_table
 from trueoracle.report.table import brief_table
 
@@ -61,14 +62,21 @@ def notes(relations: Sequence[dict[str, Any]]) -> list[str]:
     if over:
         said.append(f"95%: over {'; or '.join(over)}")
     if any(one["adjusted_p_value"] is not None for one in relations):
-        said.append("p (Holm): filter labels permuted, adjusted for all criteria of an outcome")
+        said.append("p (Holm): filter labels permuted, adjusted for all that is shown")
     if any(one["adjusted_p_value"] is None for one in relations):
         said.append(
             "(p): the textbook's, too small where candidates overlap in what they prune: nothing "
-            "is certain by it"
+            "is certain by it, since what they prune is not known"
         )
-    if any(one["ceiling"] is not None for one in relations):
+    if any(one["answer"] for one in relations):
+        said.append(
+            f"answer: does it predict the outcome? Yes: certain and {MATTERS} or more; No: certain "
+            f"to be below {MATTERS} or misleading"
+        )
+    if any(one["ceiling"] is not None and not one["ceiling_of_examples"] for one in relations):
         said.append("ceiling: of retraining noise alone; what other examples change is not counted")
+    if any(one["held_out_regret"] is not None for one in relations):
+        said.append("regret: of the best by some seeds or examples, in the others")
     if tied := dict.fromkeys(one["criterion"] for one in relations if one["tied"] > 1):
         said.append(
             "anomalies, rank and regret are means over the candidates that share the lowest score "

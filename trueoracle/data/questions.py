@@ -232,7 +232,7 @@ def _told(file: Path, where: _Where) -> Iterator[Question]:
             yield Question(turns, None if image is None else where.image(image))
 
 
-def _records(file: Path) -> Iterator[dict[str, object]]:
+def _records(file: Path) -> Iterator[dict[str, Any]]:
     return (record for _, record in read_jsonl(file))
 
 
@@ -292,7 +292,7 @@ _SHORT = "Answer the question using a single word or phrase."
 
 
 def _textvqa(where: _Where) -> dict[str, list[Question]]:
-    """``TextVQA_0.5.1_*.json`` (Singh et al. 2019, arXiv 1904.08920): the most given of ten answers.
+    """``TextVQA_0.5.1_*.json`` (Singh et al. 2019, arXiv 1904.08920): the usual one of ten answers.
 
     The test part has no answers and is left out. Images are ``train_images/ID.jpg``.
     """

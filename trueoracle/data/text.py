@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -308,7 +308,7 @@ class PackedText:
 
     def add_to(self, digest: hashlib._Hash) -> None:
         digest.update(f"{self.step} {self.beginning} {self.chosen.tolist()}".encode())
-        digest.update(np.ascontiguousarray(self.tokens))
+        digest.update(np.ascontiguousarray(self.tokens).data)
 
     def _gathered(self, examples: Tensor, *, every: bool = False) -> dict[str, Tensor]:
         """Some examples by their numbers; ``every`` token of them counts, or the new ones."""
@@ -350,7 +350,7 @@ def pack(
     """
     beginning = tuple(tokenizer.beginning(bos))
     room = context - len(beginning)
-    kind = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.uint32)
+    kind: np.dtype[Any] = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.uint32)
     arrays = (np.array(ids, kind) for ids in _encoded(text, tokenizer))
     if size > MOST_IN_MEMORY:
         tokens = _mapped(arrays, kind, file)
@@ -378,9 +378,7 @@ def _encoded(text: Text, tokenizer: Tokenizer) -> Iterator[list[int]]:
         yield together
 
 
-def _mapped(
-    arrays: Iterator[np.ndarray], kind: np.dtype[np.unsignedinteger], file: Path
-) -> np.ndarray:
+def _mapped(arrays: Iterator[np.ndarray], kind: np.dtype[Any], file: Path) -> np.ndarray:
     """The tokens in a file, which is written where there is none yet."""
     if not file.is_file():
         try:

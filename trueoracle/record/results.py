@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from trueoracle.analysis.assessment import Assessment, assess
+from trueoracle.analysis.assessment import Assessment, assess, judged_together
 from trueoracle.analysis.numbers import many
 from trueoracle.analysis.outcomes import (
     Outcome,
@@ -27,6 +27,7 @@ from trueoracle.analysis.relation import Relation, relate
 from trueoracle.analysis.table import CandidateTable, pruned_filters
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.files import make_folder, replacing
+from trueoracle.record.layout import COUNTED
 from trueoracle.record.older import fallback_label
 from trueoracle.record.status import recorded_spec, skipped_in, status_of
 from trueoracle.record.store import Store
@@ -130,7 +131,7 @@ class Results:
     def criteria(self) -> list[str]:
         """The criteria that have scored candidates, in the study's order.
 
-        Not one that was skipped, though it may have scored some before it failed.
+        Without those that were skipped, though they may have scored some before they failed.
         """
         out = {"candidate", *self.skipped}
         return [name for name in self.scores.columns if name not in out]
@@ -197,13 +198,14 @@ class Results:
         self, criterion: str = "oracle", column: str | None = None, rule: str = "last"
     ) -> Relation:
         """The statistics of one criterion against one outcome."""
-        outcome = self.outcome(column, rule)
-        points = self.points(criterion, column, rule)
+        self.score(criterion)
+        table = self.table(column, rule, [criterion])
         return relate(
-            points["score"].to_numpy(),
-            points["outcome"].to_numpy(),
-            higher_is_better=outcome.higher_is_better,
-            higher_score_is_better=self.score(criterion, outcome).higher_is_chosen,
+            table.scores[criterion],
+            table.outcome,
+            higher_is_better=table.higher_is_better,
+            higher_score_is_better=criterion in table.higher_is_chosen,
+            diverged=table.diverged.any(axis=1),
         )
 
     def table(
@@ -223,10 +225,11 @@ class Results:
         names = self.criteria if criteria is None else criteria
         scores = {name: self.score(name, outcome) for name in names}
         pruned, groups = self._pruned_filters()
+        higher = outcome.higher_is_better
         return CandidateTable(
-            outcomes=outcomes.reindex(self.candidates["candidate"]).to_numpy(dtype=np.float64),
+            outcomes=self._with_diverged(outcomes, worst=-np.inf if higher else np.inf),
             scores={name: score.values for name, score in scores.items()},
-            higher_is_better=outcome.higher_is_better,
+            higher_is_better=higher,
             sampled=self.spec.pruning.candidates != "all",
             pruned=pruned,
             groups=groups,
@@ -245,23 +248,33 @@ class Results:
         """
         return assess(self.table(column, rule, criteria))
 
+    def _with_diverged(self, outcomes: pd.DataFrame, worst: float) -> np.ndarray:
+        """Outcomes by candidate and seed as an array, infinitely bad where a network diverged."""
+        ids = self.candidates["candidate"]
+        made = outcomes.reindex(ids).to_numpy(dtype=np.float64)
+        went = self.retrainings[self.retrainings["diverged"].astype(bool)]
+        diverged = went.assign(one=1.0).pivot(index="candidate", columns="seed", values="one")
+        known = diverged.reindex(index=ids, columns=outcomes.columns).notna().to_numpy()
+        return np.where(known, worst, made)
+
     def _pruned_filters(self) -> tuple[np.ndarray | None, tuple[int, ...]]:
-        """Which filters ``[P, F]`` each candidate prunes, and the filters of each group.
+        """Which filters (or layers) ``[P, F]`` each candidate prunes, and how many a group has.
 
         None where single weights are pruned.
         """
-        if self.spec.pruning.kind != "structured":
+        if self.spec.pruning.kind not in COUNTED:
             return None, ()
         return pruned_filters(self.candidates["pruned"].tolist())
 
     def ranking(self, criterion: str = "oracle", sampled: int = 1000, seed: int = 0) -> Ranking:
-        """What one criterion's scores say by themselves: the best, its margin, a sample's luck.
+        """What one criterion's scores say by themselves: the best, its margin, and what samples
+        miss.
 
         Where every way to prune is listed, ``sampled`` of them are compared with all: any such
         sample, and the one that a study with ``pruning.candidates = sampled`` and ``pruning.seed =
         seed`` draws. Raises :class:`InputError` for a criterion without finite scores.
         """
-        # Its room imports torch, which nothing else here needs.
+        # Imported here because it imports torch, which nothing else in this file needs.
         from trueoracle.pruning.ways import sample
 
         scores = self.score(criterion).values
@@ -295,9 +308,11 @@ class Results:
     def correlate(self, columns: Sequence[str] | None = None, rule: str = "last") -> pd.DataFrame:
         """One row per criterion and outcome (``metric``), with all fields of :class:`Assessment`.
 
-        ``columns`` are those of outcomes, by default ``default_outcomes``.
+        ``columns`` are those of outcomes, by default ``default_outcomes``. P-values are adjusted
+        for all rows.
         """
-        found = {one: self.assess(one, rule) for one in columns or self.default_outcomes}
+        each = list(columns or self.default_outcomes)
+        found = dict(zip(each, judged_together([self.assess(c, rule) for c in each]), strict=True))
         rows = [
             {"criterion": name, "metric": column} | one.as_dict()
             for name in self.criteria
@@ -342,7 +357,7 @@ class Results:
 
     def _metrics_table(self) -> pd.DataFrame:
         fields = ("name", "label", "unit", "better", "low", "high", "exponential")
-        # A text that is empty is missing: an empty cell, or null.
+        # An empty text is written as missing: an empty cell, or null.
         rows = [
             [None if (value := getattr(metric, field)) == "" else value for field in fields]
             for metric in self.metrics

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trueoracle.analysis.bootstrap import NO_INTERVAL, Interval
+from trueoracle.analysis.jackknife import NO_INTERVAL, Interval
 from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in
 from trueoracle.analysis.numbers import number
 from trueoracle.analysis.outcomes import check_rule, rule_in_words
@@ -19,8 +19,14 @@ from trueoracle.files import write_text
 from trueoracle.record.results import Results
 from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
 from trueoracle.report.page import headline_in_words, render, tables_of
-from trueoracle.report.summary import summarise
-from trueoracle.report.words import FEW, grid_verdicts, meta_sentence, slope_sentence
+from trueoracle.report.summary import assess_together, summarise
+from trueoracle.report.words import (
+    FEW,
+    grid_verdicts,
+    kinds_in_words,
+    meta_sentence,
+    slope_sentence,
+)
 from trueoracle.spec.grid import Variant
 from trueoracle.spec.scale import scale_in_words
 
@@ -29,7 +35,7 @@ __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
 
 @dataclass(frozen=True)
 class WrittenGrid:
-    """What was written where, and the summary of the whole grid."""
+    """The files that were written, and the summary of the whole grid."""
 
     page: Path
     summary_path: Path
@@ -44,16 +50,19 @@ def summarise_grid(
 
     ``recorded`` holds the results of points by label. Each entry of ``points`` has the point's
     ``label``, ``values`` and ``summary`` (None where nothing is recorded). ``meta`` has one entry
-    per criterion and outcome with two points or more: the fields of
+    per criterion, outcome and kind of pruning with two points or more: the fields of
     :class:`trueoracle.analysis.meta.MetaAnalysis`, and ``slopes`` against what makes the points
     harder, numbers on an axis and the dense network's test loss (``by``, and the fields of
     :class:`trueoracle.analysis.meta.Slope`).
     """
     check_rule(rule)
     entries = []
+    labels = [point.label for point in points if point.label in recorded]
+    together = assess_together([(recorded[label], None) for label in labels], rule)
+    assessed = dict(zip(labels, together, strict=True))
     for point in points:
         results = recorded.get(point.label)
-        summary = None if results is None else summarise(results, rule)
+        summary = None if results is None else summarise(results, rule, None, assessed[point.label])
         entries.append(
             {
                 "label": point.label,
@@ -62,6 +71,7 @@ def summarise_grid(
                 "summary": summary,
             }
         )
+    kinds = list(dict.fromkeys(point.spec.pruning.kind for point in points))
     first = points[0]
     known = next((one for point in points if (one := recorded.get(point.label))), None)
     axes = {axis: list(dict.fromkeys(p.values[axis] for p in points)) for axis in first.values}
@@ -75,6 +85,8 @@ def summarise_grid(
         "outcome": rule,
         "outcome_in_words": "" if known is None else rule_in_words(rule, known.metrics),
         "interval": _interval_in_words(entries),
+        "kinds": kinds,
+        "kinds_in_words": kinds_in_words(kinds),
         "points": entries,
         "meta": _meta(entries),
     }
@@ -86,18 +98,18 @@ def _relations_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _interval_in_words(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What the intervals of tau are drawn over, point by point; empty where there are none."""
+    """What the intervals of tau are over, point by point; empty where there are none."""
     over = dict.fromkeys(
         relation["interval_over"]
         for entry in entries
         for relation in _relations_of(entry)
         if relation["interval_over"]
     )
-    return f"95% bootstrap over {' or '.join(over)}" if over else ""
+    return f"95% over {'; or '.join(over)}" if over else ""
 
 
 def _meta(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    rows: dict[tuple[str, str], list[tuple[Mapping[str, Any], Effect]]] = {}
+    rows: dict[tuple[str, str, str], list[tuple[Mapping[str, Any], Effect]]] = {}
     for entry in entries:
         for relation in _relations_of(entry):
             tau, error = relation["kendall_tau"], relation["standard_error"]
@@ -105,17 +117,24 @@ def _meta(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 continue
             ends = (relation["kendall_low"], relation["kendall_high"])
             around = NO_INTERVAL if None in ends else Interval(*ends)
-            if (found := effect(entry["label"], tau, relation["n"], error, around)) is not None:
-                key = (relation["criterion"], relation["metric"])
+            found = effect(entry["label"], tau, relation["n"], error, around, _cluster(entry))
+            if found is not None:
+                key = (relation["criterion"], relation["metric"], entry["summary"]["kind"])
                 rows.setdefault(key, []).append((entry, found))
     made = []
-    for (criterion, metric), several in rows.items():
+    for (criterion, metric, kind), several in rows.items():
         if len(several) > 1:
+            about = {"criterion": criterion, "metric": metric, "kind": kind}
             analysed = meta_analysis([one for _, one in several]).as_dict()
-            made.append(
-                {"criterion": criterion, "metric": metric, **analysed, "slopes": _slopes(several)}
-            )
+            made.append({**about, **analysed, "slopes": _slopes(several)})
     return made
+
+
+def _cluster(entry: Mapping[str, Any]) -> str | None:
+    """The dense network and its data, which studies can have in common; None where unknown."""
+    summary = entry["summary"]
+    weights = summary["dense"].get("sha256")
+    return None if weights is None else f"{weights} {summary['data']}"
 
 
 def _slopes(found: Sequence[tuple[Mapping[str, Any], Effect]]) -> list[dict[str, Any]]:
@@ -143,7 +162,7 @@ def write_grid_report(
     """Write ``report.html``, ``summary.json`` and ``figures/`` of a grid below ``out``.
 
     Raises :class:`InputError` where none of its points has retrained a network, and
-    :class:`StoreError` where the disk does not take it.
+    :class:`StoreError` where it cannot be written.
     """
     summary = summarise_grid(points, recorded, rule)
     found = [
@@ -224,11 +243,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
                 f"{summary['grid']}-tau-{column}",
                 alt=f"Kendall's τ with {outcome} against {axis}: {values}.",
                 caption=f"Kendall's τ against {axis}{bars}."
-                + (
-                    " The grey line is the ceiling that retraining noise leaves."
-                    if ceilings
-                    else ""
-                ),
+                + (" The grey line is the ceiling that noise leaves." if ceilings else ""),
             )
         )
     return drawn
@@ -242,8 +257,11 @@ def _forests(
     for meta in summary.get("meta") or []:
         criterion, metric = meta["criterion"], meta["metric"]
         score, outcome = names[criterion, metric]
-        figure = forest_figure(meta, score=score, outcome=outcome, title=summary["title"])
-        stem = f"{summary['grid']}-{slug(criterion)}-{metric}-forest"
+        title, stem = summary["title"], f"{summary['grid']}-{slug(criterion)}-{metric}"
+        if len(summary["kinds"]) > 1:
+            title, stem = f"{title}: {meta['kind']}", f"{stem}-{slug(meta['kind'])}"
+        figure = forest_figure(meta, score=score, outcome=outcome, title=title)
+        stem += "-forest"
         values = ", ".join(f"{one['label']} {number(one['tau'], 2)}" for one in meta["studies"])
         alt = (
             f"Forest plot of {score} and {outcome}: {values}. {meta_sentence(meta, score, outcome)}"

@@ -1,25 +1,72 @@
-"""Everything a report says, as plain values: no torch, no drawing, ready for JSON."""
+"""Everything a report says, as plain values for JSON. No torch, no drawing."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from trueoracle.analysis.assessment import Assessment
+from trueoracle.analysis.assessment import Assessment, judged_together
 from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.numbers import finite_or_none, quantity
-from trueoracle.analysis.outcomes import baseline_in_words, chance_in_words, rule_in_words
+from trueoracle.analysis.outcomes import (
+    baseline_in_words,
+    chance_in_words,
+    noise_in_words,
+    rule_in_words,
+)
+from trueoracle.record.layout import NOISE
 from trueoracle.record.results import SHORT, Results
 from trueoracle.spec.scale import changes_from_file, scale_in_words
+from trueoracle.spec.spec import candidates_in_words
 
-__all__ = ["cost_in_words", "summarise"]
+__all__ = ["Assessed", "assess_together", "cost_in_words", "summarise"]
 
 
-def summarise(results: Results, rule: str = "last", short: Results | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Assessed:
+    """The assessments of a study by outcome, and those of its short retraining."""
+
+    outcomes: dict[str, list[Assessment]]
+    short: dict[str, list[Assessment]]
+
+
+def assess_together(
+    studies: Sequence[tuple[Results, Results | None]], rule: str = "last"
+) -> list[Assessed]:
+    """The assessments of studies that one page or table shows, each with its short retraining.
+
+    P-values are adjusted for all of them: criteria, outcomes, arms and points of a grid.
+    """
+    found: list[tuple[int, bool, str]] = []
+    groups: list[list[Assessment]] = []
+    for place, (results, short) in enumerate(studies):
+        if not len(results.outcomes):
+            continue
+        both = None if short is None else results.with_short(short)
+        for column in results.default_outcomes:
+            found.append((place, False, column))
+            groups.append(results.assess(column, rule))
+            if both is not None:
+                found.append((place, True, column))
+                groups.append(both.assess(column, rule, [SHORT]))
+    made = [Assessed({}, {}) for _ in studies]
+    for (place, is_short, column), group in zip(found, judged_together(groups), strict=True):
+        (made[place].short if is_short else made[place].outcomes)[column] = group
+    return made
+
+
+def summarise(
+    results: Results,
+    rule: str = "last",
+    short: Results | None = None,
+    assessed: Assessed | None = None,
+) -> dict[str, Any]:
     """The summary of one recorded study, as far as it has come.
 
     ``short`` is its short retraining (:func:`trueoracle.record.runs.find_short`), where there is
-    one. NaN is given as None.
+    one; ``assessed`` is what :func:`assess_together` found where more than this study is shown.
+    NaN is given as None.
 
     - ``task``, ``metrics``: the task, and what it measures;
     - ``relations``: one entry for each criterion and outcome (``metric``): the fields of
@@ -28,7 +75,9 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
     - ``ceilings``: the reliability of each outcome;
     - ``comparison``: what :func:`trueoracle.analysis.comparison.compare` finds among criteria;
     - ``short_retraining``: the relations of the short retraining's outcomes to this study's;
-    - ``warning``: that the dense network is hardly better than chance, where it is;
+    - ``warning``: that the dense network is hardly better than chance, or that pruned losses
+      differ by no more than the choice of examples makes them, where that is so;
+    - ``candidates_in_words``: what the candidates are, and what of them is random;
     - ``data_facts``: what is recorded of text and questions; empty for other data;
     - ``changed``: the dotted fields whose values are not those of the shipped study of this name,
       which ``purpose`` describes;
@@ -36,8 +85,8 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
     """
     spec = results.spec
     retrainings = results.retrainings
-    columns = results.default_outcomes if len(results.outcomes) else ()
-    found = {column: results.assess(column, rule) for column in columns}
+    known = assessed or assess_together([(results, short)], rule)[0]
+    found = known.outcomes
     return {
         **results.status(),
         "purpose": spec.purpose,
@@ -60,24 +109,27 @@ def summarise(results: Results, rule: str = "last", short: Results | None = None
         "outcome_in_words": rule_in_words(rule, results.metrics),
         "dense": finite_or_none(results.dense or {}),
         "warning": _warning(results),
+        "candidates_in_words": candidates_in_words(spec.pruning, len(results.candidates)),
         "cost": _cost(results),
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
         "relations": _relations(results, found, rule),
         "ceilings": _ceilings(found),
         "comparison": _comparison(results, rule),
-        "short_retraining": None if short is None else _short(results, short, rule),
+        "short_retraining": None if short is None else _short(results, short, known, rule),
         "spec": spec.model_dump(mode="json"),
         "provenance": results.provenance,
     }
 
 
 def _warning(results: Results) -> str:
+    noise = [sitting[NOISE] for sitting in results.provenance if sitting.get(NOISE)]
+    little = noise_in_words(noise[-1], results.metrics[0].unit) if noise else ""
     chance = [sitting["chance"] for sitting in results.provenance if "chance" in sitting]
     outcome = results.outcome()
     value = (results.dense or {}).get(outcome.column)
-    return chance_in_words(outcome, value, chance[-1] if chance else None) or baseline_in_words(
-        outcome, value, results.data_facts
-    )
+    guessing = chance_in_words(outcome, value, chance[-1] if chance else None)
+    dense = guessing or baseline_in_words(outcome, value, results.data_facts)
+    return "; ".join(filter(None, (dense, little)))
 
 
 def _cost(results: Results) -> dict[str, Any] | None:
@@ -109,7 +161,7 @@ def cost_in_words(cost: dict[str, Any]) -> str:
     )
 
 
-def _short(results: Results, short: Results, rule: str) -> dict[str, Any]:
+def _short(results: Results, short: Results, known: Assessed, rule: str) -> dict[str, Any]:
     both = results.with_short(short)
     return {
         "study": short.spec.name,
@@ -117,8 +169,8 @@ def _short(results: Results, short: Results, rule: str) -> dict[str, Any]:
         "epochs": short.spec.retraining.epochs,
         "relations": [
             _entry(both, one, column, rule)
-            for column in both.default_outcomes
-            for one in both.assess(column, rule, [SHORT])
+            for column, assessments in known.short.items()
+            for one in assessments
         ],
     }
 

@@ -77,6 +77,11 @@ def _with_interval(name: str, digits: int) -> Callable[[Entry], str]:
     return cell
 
 
+def _held_out_regret(entry: Entry) -> str:
+    value, around = number(entry.get("held_out_regret"), 4), _interval("regret", 4)(entry)
+    return value if around == ABSENT else f"{value} {around}"
+
+
 def _percentile(entry: Entry) -> str:
     value = entry.get("percentile")
     return ABSENT if value is None else f"{value:.0f}"
@@ -92,11 +97,6 @@ def _tied(entry: Entry) -> str:
     return ABSENT if count is None or count == 1 else f"{count:,}"
 
 
-def _share(entry: Entry) -> str:
-    value = entry.get("share_of_ceiling")
-    return ABSENT if value is None else f"{value:z.0%}".replace("-", "−")
-
-
 _CRITERION = Column("criterion", "what scores candidates", lambda r: str(r["criterion"]))
 
 _MAIN = (
@@ -104,19 +104,29 @@ _MAIN = (
         "agreement", "τ with its sign turned so that +1 is perfect", number_cell("agreement", 2)
     ),
     Column("Kendall's τ", "rank correlation, its sign as it is", number_cell("kendall_tau", 2)),
-    Column("95% interval", "of τ, given the dense network and examples", _interval("kendall", 2)),
+    Column("95% interval", "of τ: over what, is said below", _interval("kendall", 2)),
+    Column("at most", "size of τ, with 95%", number_cell("at_most", 2)),
     Column(
         "p (Holm)",
-        "filter labels permuted, adjusted for all criteria of a study, by outcome",
+        "filter labels permuted, adjusted for all that is shown",
         _p_value("adjusted_p_value"),
     ),
-    Column("ceiling", "what retraining noise leaves, on these examples", number_cell("ceiling", 2)),
-    Column("of ceiling", "agreement as a share of it", _share),
+    Column("answer", "does it predict the outcome?", lambda r: r.get("answer") or ABSENT),
+    Column("ceiling", "what noise leaves to a perfect criterion", number_cell("ceiling", 2)),
+    Column(
+        "without noise",
+        "agreement with what retraining comes to on average",
+        _with_interval("disattenuated", 2),
+    ),
     Column("anomalies", "share that ends better than the lowest score", _percent("anomaly_ratio")),
     Column("tied", "candidates that share the lowest score: the others are means", _tied),
     Column("over {k} lowest", "mean anomaly ratio of these", _percent("anomaly_ratio_k")),
     Column("percentile", "of the chosen candidate, 100 is the best", _percentile),
-    Column("regret", "how much better the best is than the chosen", _with_interval("regret", 4)),
+    Column(
+        "regret",
+        "how much better the best is than the chosen: the best by some seeds or examples, in others",
+        _held_out_regret,
+    ),
 )
 _FURTHER = (
     Column("n", "candidates", lambda r: f"{r['n']:,}"),
@@ -128,12 +138,14 @@ _FURTHER = (
     Column("rank", "of the chosen candidate, 1 is the best", _rank),
     Column("beats random", "share of random choices that it beats", _percent("beats_random")),
     Column("precision at {k}", "of the lowest scores", _percent("precision_at_k")),
+    Column("regret, in sample", "luck of the best included", number_cell("regret", 4)),
+    Column("rank of the best", "by some seeds, in the others", number_cell("best_rank", 1)),
     Column("regret at {k}", "of the best of the lowest scores", number_cell("regret_at_k", 4)),
 )  # fmt: skip
 
 
 def _p_or_textbook(entry: Entry) -> str:
-    """Holm's p-value; where there is none, the textbook's in brackets."""
+    """Holm's p-value; where there is none, since filters are not known, the textbook's in brackets."""
     if entry["adjusted_p_value"] is not None:
         return p_value(entry["adjusted_p_value"])
     textbook = entry["kendall_p_value"]
@@ -144,11 +156,13 @@ _BRIEF = (
     Column("n", "candidates", lambda r: str(r["n"])),
     Column("tau", "rank correlation, its sign as it is", number_cell("kendall_tau", 2)),
     Column("95%", "interval of tau", _interval("kendall", 2)),
+    Column("at most", "size of tau, with 95%", number_cell("at_most", 2)),
     Column("p (Holm)", "filter labels permuted; else the textbook's, in brackets", _p_or_textbook),
-    Column("ceiling", "what retraining noise leaves", number_cell("ceiling", 2)),
+    Column("answer", "does it predict the outcome?", lambda r: r.get("answer") or ABSENT),
+    Column("ceiling", "what noise leaves", number_cell("ceiling", 2)),
     Column("anomalies", "share that ends better than the lowest score", _percent("anomaly_ratio")),
     Column("rank", "of the chosen candidate", lambda r: mean_count(r["rank"])),
-    Column("regret", "how much better the best is than the chosen", number_cell("regret", 4)),
+    Column("regret", "of the best by some seeds, in others", number_cell("held_out_regret", 4)),
 )  # fmt: skip
 
 
@@ -160,7 +174,7 @@ def brief_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTable
 
 
 def relations_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTable:
-    """The numbers that matter, from (words by heading, relation) of each row.
+    """The main numbers, from (words by heading, relation) of each row.
 
     Columns of which nothing is known are left out.
     """
@@ -204,7 +218,7 @@ def differences_table(entries: Sequence[tuple[str, Entry]]) -> TextTable:
         p, raw = (entry[1].get(name) for name in ("adjusted_p_value", "p_value"))
         if p is None or raw is None:
             return outcomes.index(entry[0]), 2.0, 2.0
-        # Holm's are often equal, at 1: then in the order of what they were adjusted from.
+        # Adjusted p-values are often equal, at 1: then in the order of the unadjusted ones.
         return outcomes.index(entry[0]), float(p), float(raw)
 
     return _of_outcomes(sorted(entries, key=doubt), names, columns, "difference")

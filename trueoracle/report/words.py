@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trueoracle.analysis.numbers import interval, many, number, p_value, percent
+from trueoracle.analysis.numbers import ABSENT, interval, many, number, p_value, percent
 
 __all__ = [
     "additive_sentence",
@@ -15,22 +15,18 @@ __all__ = [
     "combination_sentence",
     "data_in_words",
     "grid_verdicts",
+    "kinds_in_words",
     "meta_sentence",
     "pruned_in_words",
     "slope_sentence",
     "verdicts",
 ]
 
-CERTAIN = "Holm's p < 0.05, and no interval with zero in it"
+CERTAIN = "Holm's p over all that is shown < 0.05, and an interval over filters without zero in it"
 """The rule of :attr:`trueoracle.analysis.assessment.Assessment.is_certain`."""
 
-INDEPENDENT = (
-    "These intervals take the studies for independent. Studies of one dense network, or of the "
-    "same examples, are not: then the intervals are too narrow."
-)
-
 FEW = 3
-"""Up to so many criteria each has its own verdict at the head of a page."""
+"""Most criteria that each get a verdict at the head of a page."""
 
 
 def best_first(relations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -50,7 +46,7 @@ def by_agreement(relation: Mapping[str, Any]) -> tuple[bool, float]:
 
 
 def verdicts(summary: Mapping[str, Any]) -> list[str]:
-    """What a study's page says first: of each criterion, or of many the best and the oracle."""
+    """The first sentences of a study's page: on each criterion, or on the best and the oracle."""
     relations = summary["relations"]
     criteria = list(dict.fromkeys(relation["criterion"] for relation in relations))
     if len(criteria) <= FEW:
@@ -69,22 +65,25 @@ def _is_oracle(relation: Mapping[str, Any]) -> bool:
 
 
 def _of_many(own: Sequence[Mapping[str, Any]]) -> str:
+    """Does any of many criteria predict the outcome: Yes, No or Unclear, and which are they?"""
     best = own[0]
+    answers = [one.get("answer") for one in own]
+    yes, no = answers.count("Yes"), answers.count("No")
+    answer = "Yes" if yes else "No" if no == len(own) else "Unclear"
     text = (
-        f"Of {many(len(own), 'criterion', 'criteria')}, {best['criterion']} "
-        f"agrees most with {best['outcome_name']} ({_tau(best)})"
+        f"{answer}: of {many(len(own), 'criterion', 'criteria')}, {yes} "
+        f"{'predicts' if yes == 1 else 'predict'} {best['outcome_name']} (τ is certain and 0.2 or "
+        f"more), of {no} it is certain that they do not, and of {len(own) - yes - no} it is "
+        f"unclear; {best['criterion']} agrees most ({_tau(best)})"
     )
     place = next((i for i, one in enumerate(own, start=1) if _is_oracle(one)), 1)
     if place > 1:
         text += f", the pruned train loss is number {place} ({_tau(own[place - 1])})"
     over = best.get("interval_over")
     given = f" Intervals are over {over}." if over else ""
-    if all(one.get("adjusted_p_value") is None for one in own):
-        return (
-            f"{text}; filter labels could not be permuted, so that chance is not ruled out.{given}"
-        )
-    sure = sum(bool(one.get("certain")) and one["agreement"] > 0 for one in own)
-    return f"{text}; {sure} of {len(own)} predict it better than chance ({CERTAIN}).{given}"
+    if not any(one.get("counts_filters") for one in own):
+        return f"{text}; that other filters would give another τ is not counted.{given}"
+    return f"{text}. Certain is: {CERTAIN}.{given}"
 
 
 def _tau(relation: Mapping[str, Any]) -> str:
@@ -92,8 +91,8 @@ def _tau(relation: Mapping[str, Any]) -> str:
     low, high = relation.get("kendall_low"), relation.get("kendall_high")
     if low is not None and high is not None:
         text += f" {interval(low, high)}"
-    if (relation.get("share_of_ceiling") or 0) > 0:
-        text += f", {percent(relation['share_of_ceiling'], 0)} of the ceiling"
+    if relation.get("at_most") is not None:
+        text += f", of size {number(relation['at_most'], 2)} at most with 95%"
     return text
 
 
@@ -106,7 +105,9 @@ def data_in_words(facts: Mapping[str, Any]) -> str:
         f"text {facts.get('text')} (SHA-256 {str(facts.get('text_sha256'))[:12]})",
         f"tokenizer {facts.get('tokenizer')} of {facts.get('vocabulary')} tokens "
         f"(SHA-256 {str(facts.get('tokenizer_sha256'))[:12]})",
-        f"context {facts.get('context')}, stride {facts.get('stride')}, BOS {facts.get('bos')}",
+        f"context {facts.get('context')}",
+        f"stride {facts['stride']}" if "stride" in facts else "",
+        f"BOS {facts.get('bos')}",
         f"tokens counted: {counted}" if counted else "",
         *(
             f"{percent(one['test'])} of test answers are right {one['label']}"
@@ -117,20 +118,29 @@ def data_in_words(facts: Mapping[str, Any]) -> str:
 
 
 def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What retraining noise by itself leaves for any criterion, one sentence per outcome."""
+    """What noise leaves for any criterion, one sentence per outcome."""
     names = {one["metric"]: one["outcome_name"] for one in summary["relations"]}
     said = []
     for metric, known in (summary.get("ceilings") or {}).items():
         if metric not in names or known is None or known.get("ceiling") is None:
             continue
-        ceiling = number(known["ceiling"], 2)
+        around = interval(known.get("ceiling_low"), known.get("ceiling_high"))
+        ceiling = number(known["ceiling"], 2) + ("" if around == ABSENT else f" {around}")
         alike = known.get("split_half")
-        order = "" if alike is None else f" (τ = {number(alike, 2)} between halves of the seeds)"
-        said.append(
-            f"The ceiling of {ceiling} for {names[metric]} counts retraining noise only{order}: so "
-            "far could a perfect criterion agree on these examples. It does not count that other "
-            "examples would order the candidates in another way, too."
-        )
+        halves = "seeds and examples" if known.get("blocks") and known["seeds"] > 1 else "seeds"
+        if known.get("blocks") and known["seeds"] < 2:
+            halves = "examples"
+        order = "" if alike is None else f" (τ = {number(alike, 2)} between halves of the {halves})"
+        text = f"The ceiling of {ceiling} for {names[metric]}"
+        if known.get("blocks"):
+            text += f" counts the noise of {halves}{order}: so far could a perfect criterion agree."
+        else:
+            text += (
+                f" counts retraining noise only{order}: so far could a perfect criterion agree on "
+                "these examples. The record has no outcomes by blocks of examples: how other "
+                "examples would order the candidates is not known."
+            )
+        said.append(text)
     return said
 
 
@@ -149,23 +159,31 @@ def combination_sentence(combination: Mapping[str, Any], outcome: str) -> str:
 
 def additive_sentence(additive: Mapping[str, Any], outcome: str) -> str:
     """How well a sum over filters agrees that is fitted to the outcomes of other candidates."""
-    return (
+    text = (
         f"A sum of one number for each filter, fitted to the outcomes of some candidates and tried "
         f"on the others ({many(additive['folds'], 'fold')}), agrees with {outcome} to "
-        f"{number(additive['agreement'], 2)} on the examples that it was fitted on. On others it "
-        "can agree far less."
+        f"{number(additive['agreement'], 2)}"
     )
+    if additive.get("other_examples"):
+        return f"{text} on other examples than it was fitted on."
+    return f"{text} on the examples that it was fitted on. On others it can agree far less."
 
 
-def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str) -> str:
-    """What a random-effects meta-analysis says over the studies of a grid."""
+def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str, kind: str = "") -> str:
+    """What a random-effects meta-analysis says over the studies of a grid, of one ``kind``."""
     count = len(meta["studies"])
+    over = many(count, "study", "studies") + (f" of kind {kind!r}" if kind else "")
+    clusters = meta.get("clusters")
+    if clusters is not None and clusters < count:
+        over += f" of {many(clusters, 'dense network')}"
     text = (
-        f"Over {many(count, 'study', 'studies')}, {score} has "
+        f"Over {over}, {score} has "
         f"τ = {number(meta['tau'], 2)} {interval(meta['low'], meta['high'])} with {outcome}"
     )
+    if clusters == 1 and count > 1:
+        text += "; with one dense network, nothing is said of another"
     if meta.get("i2") is not None:
-        text += f"; {meta['i2']:.0%} of its variation is between the studies"
+        text += f"; {meta['i2']:.0%} of its variation is between {'the studies' if clusters in (None, count) else 'networks'}"
         if meta.get("p_value") is not None:
             text += f" (p = {p_value(meta['p_value'])})".replace("= <", "< ")
     if meta.get("prediction_low") is not None and meta.get("prediction_high") is not None:
@@ -184,7 +202,7 @@ def slope_sentence(slope: Mapping[str, Any], score: str, outcome: str) -> str:
 
 
 def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
-    """What a grid's page says first; of many criteria, of the pruned train loss."""
+    """The first sentences of a grid's page; of many criteria, on the pruned train loss."""
     found = [
         relation
         for entry in summary["points"]
@@ -195,16 +213,35 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
     }
     criteria = list(dict.fromkeys(one["criterion"] for one in found))
     spoken_of = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
+    kinds = summary.get("kinds") or ()
     said = [
-        meta_sentence(meta, *names[meta["criterion"], meta["metric"]])
+        meta_sentence(
+            meta,
+            *names[meta["criterion"], meta["metric"]],
+            kind=meta["kind"] if len(kinds) > 1 else "",
+        )
         for meta in summary.get("meta") or []
         if meta["criterion"] in spoken_of and (meta["criterion"], meta["metric"]) in names
     ]
-    return [*said, INDEPENDENT] if said else []
+    apart = kinds_in_words(kinds)
+    return [*filter(None, [apart]), *said]
+
+
+def kinds_in_words(kinds: Sequence[str]) -> str:
+    """Why several kinds of pruning are not pooled; empty where there is one."""
+    if len(kinds) < 2:
+        return ""
+    return (
+        f"{many(len(kinds), 'kind')} of pruning ({', '.join(kinds)}), each by itself: one kind "
+        "ends better than another whatever a criterion says, so that pooling them would make a "
+        "correlation out of nothing."
+    )
 
 
 def pruned_in_words(pruned: dict[str, Any]) -> str:
     """Such as ``"conv1 2, 7; conv2 0, 3"``; of single weights ``"mask 9f86d081884c7d65"``."""
     if isinstance(pruned.get("mask"), str):
+        if int(pruned["mask"], 16) == 0:  # as trueoracle.pruning.unstructured numbers it
+            return "the criterion's own choice"
         return f"mask {pruned['mask']}"
     return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())

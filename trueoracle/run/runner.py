@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from trueoracle.analysis.numbers import many, quantity
+from trueoracle.analysis.power import power
 from trueoracle.engines.memory import readable_bytes
 from trueoracle.pruning.cost import cost
 from trueoracle.run.adopt import adopt
@@ -40,7 +41,7 @@ def run(
         plan = plan_retraining(at, engine, memory)
         dense = make_dense(at)
         warn_of_chance(at)
-        list_candidates(at)
+        at = list_candidates(at, dense)
         adopt(at)
         score_candidates(at, dense)
         if plan is not None and at.left:  # a like study may have had them all
@@ -63,7 +64,7 @@ def score(
             tell_cost(at)
         dense = make_dense(at)
         warn_of_chance(at)
-        list_candidates(at)
+        at = list_candidates(at, dense)
         adopt(at)
         score_candidates(at, dense, criteria)
 
@@ -85,5 +86,26 @@ def tell_cost(at: Sitting) -> None:
         f"{what}: {left:,} networks of {quantity(macs)} MACs, {many(epochs, 'epoch')} of "
         f"{examples:,} examples each: {training} MACs of training (3 × forward)"
     )
+    if worth := _power(prepared):
+        progress.message(worth)
     held = held_bytes(prepared.spec, prepared.network, data)
     progress.message(f"memory: at least {readable_bytes(held)}, of data and a network in training")
+
+
+def _power(prepared: Prepared) -> str:
+    """What tau the study would tell from chance; empty where no filters are pruned, or too few."""
+    sizes = [group.filters for group in prepared.candidates.groups]
+    spec = prepared.spec
+    if not sizes or sum(sizes) - len(sizes) < 2:
+        return ""
+    sampled = None if spec.pruning.candidates == "all" else len(prepared.candidates)
+    if sampled is not None and sampled < 5:
+        return ""
+    found = power(
+        sum(sizes),
+        layers=len(sizes),
+        candidates=sampled,
+        seeds=len(spec.retraining.seeds),
+        criteria=len(spec.criteria),
+    )
+    return f"power: {found.sentence()}"

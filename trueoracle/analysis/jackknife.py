@@ -1,0 +1,469 @@
+"""How far a statistic could be off: seeds, examples, filters, candidates, networks left out.
+
+One design for all intervals and tests. A study's number hangs on the retraining seeds, on the
+examples that outcomes are measured on, on the filters that the dense network happens to have, on
+the candidates where they are a sample, and on the dense networks where there are several. Each of
+these that is a sample is left out unit by unit (Quenouille 1956; Tukey 1958; Efron & Stein 1981
+show that the variance so found is too large rather than too small). The others stay as they are,
+and :func:`in_words` says which.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trueoracle.analysis.interactions import interaction_variance
+from trueoracle.analysis.numbers import many
+from trueoracle.analysis.table import CandidateTable
+
+__all__ = [
+    "NO_INTERVAL",
+    "Interval",
+    "Jackknife",
+    "Leaves",
+    "Part",
+    "Statistic",
+    "combine_leaves",
+    "in_words",
+    "jackknife",
+    "leave_out",
+]
+
+MOST_FILTERS = 24
+"""Of a group that are left out; of more, so many at random stand for all: a variance is right to 30 %."""
+
+CANDIDATE_GROUPS = 20
+"""Sampled candidates are left out group by group: a variance of so many is right to 32 %."""
+
+MOST_UNDEFINED = 0.05
+"""Share of the units without which the statistic has no value, up to which the others serve."""
+
+_NONE = 1e-12
+_NEAREST_TO_ONE = 1 - 1e-6
+
+LARGE = 0.95
+"""Size of tau from which on the scale of atanh no longer stretches: nearer to 1 it would be so
+steep that a tau of 0.99, of filters of which one is worth more than all others, had no bounds."""
+
+Statistic = Callable[[CandidateTable], Sequence[float] | np.ndarray]
+"""K values of a table."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """From ``low`` to ``high``; both NaN where there is none."""
+
+    low: float
+    high: float
+
+
+NO_INTERVAL = Interval(math.nan, math.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one kind of unit adds: ``variance`` ``[K]``, with its degrees of freedom ``[K]``."""
+
+    variance: np.ndarray
+    freedom: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Jackknife:
+    """K statistics as found (``estimate`` ``[K]``), and how each kind of unit scatters them.
+
+    The keys of ``parts`` are ``"seeds"``, ``"examples"``, ``"filters"``, ``"candidates"`` and
+    ``"networks"``.
+    """
+
+    estimate: np.ndarray
+    parts: dict[str, Part]
+
+    @property
+    def counts_filters(self) -> bool:
+        """Whether other filters would be allowed for: by themselves, or with their network."""
+        return "filters" in self.parts or "networks" in self.parts
+
+    def standard_error(self, place: int = 0) -> float:
+        """NaN where nothing is left out, or leaving out changes nothing."""
+        variance = float(sum(part.variance[place] for part in self.parts.values()))
+        return math.sqrt(variance) if variance > _NONE**2 else math.nan
+
+    def freedom(self, place: int = 0) -> float:
+        """Degrees of freedom of all parts together (Satterthwaite 1946)."""
+        squares = [(float(p.variance[place]), float(p.freedom[place])) for p in self.parts.values()]
+        below = sum(v**2 / max(1.0, f) for v, f in squares)
+        return sum(v for v, _ in squares) ** 2 / below if below > 0 else math.nan
+
+    def interval(
+        self,
+        place: int = 0,
+        *,
+        confidence: float = 0.95,
+        bounds: tuple[float, float] = (-math.inf, math.inf),
+    ) -> Interval:
+        """The estimate and Student's t of its standard error to both sides, within ``bounds``.
+
+        NaN where nothing is left out, or leaving out changes nothing.
+        """
+        reach = self._reach(place, confidence)
+        if math.isnan(reach):
+            return NO_INTERVAL
+        value = float(self.estimate[place])
+        return Interval(max(bounds[0], value - reach), min(bounds[1], value + reach))
+
+    def tau_interval(self, place: int = 0, *, confidence: float = 0.95) -> Interval:
+        """The same of a coefficient in [-1, 1], by Fisher's transformation atanh."""
+        reach = self._reach(place, confidence)
+        if math.isnan(reach):
+            return NO_INTERVAL
+        tau = min(_NEAREST_TO_ONE, max(-_NEAREST_TO_ONE, float(self.estimate[place])))
+        centre, wide = math.atanh(tau), reach / _room(tau)
+        return Interval(math.tanh(centre - wide), math.tanh(centre + wide))
+
+    def p_value(self, place: int = 0) -> float:
+        """Two-sided, of the statistic being zero, by Student's t; NaN as the interval is."""
+        from scipy import stats
+
+        error = self.standard_error(place)
+        value = float(self.estimate[place])
+        return float(2 * stats.t.sf(abs(value) / error, self.freedom(place)))
+
+    def at_most(self, place: int = 0, *, confidence: float = 0.95) -> float:
+        """What the size of a coefficient in [-1, 1] is at most, with so much confidence.
+
+        By two one-sided tests (Schuirmann 1987): the far end of the interval of twice the doubt.
+        """
+        around = self.tau_interval(place, confidence=2 * confidence - 1)
+        return max(abs(around.low), abs(around.high))
+
+    def equivalence_p_value(self, least: float, place: int = 0) -> float:
+        """Of the size of a coefficient being ``least`` or more: the larger of the two tests'."""
+        from scipy import stats
+
+        error, tau = self.standard_error(place), float(self.estimate[place])
+        if math.isnan(error) or math.isnan(tau):
+            return math.nan
+        tau = min(_NEAREST_TO_ONE, abs(tau))
+        apart = (math.atanh(least) - math.atanh(tau)) * _room(tau)
+        return float(stats.t.sf(apart / error, self.freedom(place)))
+
+    def _reach(self, place: int, confidence: float) -> float:
+        from scipy import stats
+
+        if math.isnan(float(self.estimate[place])):
+            return math.nan
+        quantile = float(stats.t.ppf((1 + confidence) / 2, self.freedom(place)))
+        return self.standard_error(place) * quantile
+
+
+def _room(tau: float) -> float:
+    """How far tau moves with one unit of atanh."""
+    return 1 - min(abs(tau), LARGE) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class Leaves:
+    """K statistics of one table, ``whole`` ``[K]`` and with a unit left out, ``[units, K]`` each.
+
+    ``filters`` has one such array per group, with the number of filters of the group, of which it
+    may hold only some; ``beyond`` ``[K]`` is the variance of what filters do in twos and more.
+    """
+
+    whole: np.ndarray
+    seeds: np.ndarray
+    blocks: np.ndarray
+    filters: tuple[tuple[int, np.ndarray], ...]
+    candidates: np.ndarray
+    beyond: np.ndarray | None
+    covered: float
+
+    @property
+    def size(self) -> int:
+        """K."""
+        return len(self.whole)
+
+
+def leave_out(
+    table: CandidateTable,
+    statistic: Statistic,
+    *,
+    columns: np.ndarray | None = None,
+    filters: bool = True,
+    seeds: bool = True,
+) -> Leaves:
+    """A statistic of a table, whole and with each seed, block, filter and candidate left out.
+
+    To leave out a filter is to compare only candidates that do the same with it: the statistic of
+    those that prune it and of those that keep it, weighed by their pairs. What is left varies by
+    the other filters alone, whether all ways to prune are listed or a sample of them.
+
+    ``columns`` ``[K, P]`` are for statistics that are taus: the score of each (or the difference of
+    two scores' standardised ranks), so that what filters do only together is allowed for. Without
+    ``filters`` or ``seeds`` these are taken as given.
+    """
+
+    def of(part: CandidateTable) -> np.ndarray:
+        return np.asarray(statistic(part), dtype=np.float64)
+
+    whole = of(table)
+    nothing = np.empty((0, len(whole)))
+    by_seed, by_block, by_candidate = nothing, nothing, nothing
+    if table.seeds > 1 and seeds:
+        every = np.arange(table.seeds)
+        by_seed = np.array([of(table.take(seeds=np.delete(every, one))) for one in every])
+    if table.blocks is not None and len(table.blocks) > 1:
+        every = np.arange(len(table.blocks))
+        by_block = np.array([of(table.take(blocks=np.delete(every, one))) for one in every])
+    by_filter: list[tuple[int, np.ndarray]] = []
+    beyond, dimensions = None, 0
+    if filters:
+        for size, which in _varying_filters(table):
+            found = np.array([_without_filter(table, one, of) for one in which])
+            by_filter.append((size, found.reshape(-1, len(whole))))
+            dimensions += size - 1
+        if by_filter and columns is not None:
+            beyond = interaction_variance(table, columns, table.outcome)
+    if table.sampled and len(table) > 2:
+        number = min(CANDIDATE_GROUPS, len(table))
+        group = np.empty(len(table), dtype=np.int64)
+        generator = np.random.Generator(np.random.PCG64(0))
+        group[table.order] = generator.permutation(len(table)) % number
+        by_candidate = np.array(
+            [of(table.take(np.flatnonzero(group != one))) for one in range(number)]
+        )
+    covered = min(1.0, dimensions / len(table))
+    return Leaves(whole, by_seed, by_block, tuple(by_filter), by_candidate, beyond, covered)
+
+
+def _varying_filters(table: CandidateTable) -> list[tuple[int, np.ndarray]]:
+    """Of each group, how many filters some candidates prune and some keep, and up to 24 of them."""
+    if table.pruned is None:
+        return []
+    share = table.pruned.mean(axis=0)
+    generator = np.random.Generator(np.random.PCG64(0))
+    found = []
+    for end, size in zip(np.cumsum(table.groups), table.groups, strict=True):
+        columns = np.arange(end - size, end)
+        columns = columns[(share[columns] > 0) & (share[columns] < 1)]
+        if len(columns) < 3:
+            continue
+        some = columns
+        if len(columns) > MOST_FILTERS:
+            some = np.sort(generator.permutation(columns)[:MOST_FILTERS])
+        found.append((len(columns), some))
+    return found
+
+
+def _without_filter(
+    table: CandidateTable, column: int, of: Callable[[CandidateTable], np.ndarray]
+) -> np.ndarray:
+    """The statistic of candidates that prune a filter and of those that keep it, by their pairs."""
+    assert table.pruned is not None  # filters vary
+    values, weights = [], []
+    for state in (True, False):
+        rows = np.flatnonzero(table.pruned[:, column] == state)
+        if len(rows) > 1:
+            values.append(of(table.take(rows)))
+            weights.append(len(rows) * (len(rows) - 1) / 2)
+    found = np.array(values)
+    weight = np.array(weights)[:, None] * np.isfinite(found)
+    with np.errstate(invalid="ignore"):
+        mean: np.ndarray = (weight * np.nan_to_num(found)).sum(axis=0) / weight.sum(axis=0)
+    return mean
+
+
+def combine_leaves(
+    leaves: Sequence[Leaves],
+    *,
+    weights: Sequence[float] | None = None,
+    networks: Sequence[Hashable] | None = None,
+    layers: Sequence[Hashable] | None = None,
+    least_networks: int = 2,
+) -> Jackknife:
+    """The weighted mean of K statistics over tables, with the variance of it.
+
+    ``networks`` names the dense network of each table (by default each has its own), ``layers``
+    what is pruned in it: tables of one network and layer share their filters, which are left out of
+    all of them at once; all tables share their seeds and their examples. From ``least_networks``
+    dense networks on these are left out whole, instead of their seeds and filters, whose scatter is
+    in theirs.
+    """
+    count = len(leaves)
+    share = np.ones(count) if weights is None else np.array(weights, dtype=np.float64)
+    share = share / share.sum()
+    networks = list(range(count)) if networks is None else list(networks)
+    layers = [0] * count if layers is None else list(layers)
+    whole = np.array([one.whole for one in leaves])
+    estimate = share @ whole
+    parts: dict[str, Part] = {}
+    apart = list(dict.fromkeys(networks))
+    if len(apart) >= max(2, least_networks):
+        parts["networks"] = _of_networks(whole, share, networks, apart)
+    else:
+        if part := _shared([one.seeds for one in leaves], whole, share):
+            parts["seeds"] = part
+        if part := _of_filters(leaves, whole, share, networks, layers):
+            parts["filters"] = part
+        if part := _of_candidates(leaves, share):
+            parts["candidates"] = part
+    if part := _shared([one.blocks for one in leaves], whole, share):
+        parts["examples"] = part
+    return Jackknife(estimate, parts)
+
+
+def jackknife(
+    tables: Sequence[CandidateTable],
+    statistic: Statistic,
+    *,
+    columns: np.ndarray | None = None,
+    filters: bool = True,
+    seeds: bool = True,
+) -> Jackknife:
+    """A statistic of one table, or its mean over tables of as many dense networks."""
+    return combine_leaves(
+        [
+            leave_out(table, statistic, columns=columns, filters=filters, seeds=seeds)
+            for table in tables
+        ]
+    )
+
+
+def _variance(values: np.ndarray, of: int | None = None) -> np.ndarray:
+    """Tukey's variance ``[K]`` of units left out ``[U, K]``, which may stand for more of them."""
+    number = len(values)
+    total = number if of is None else of
+    finite = np.isfinite(values)
+    counts = finite.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre = np.where(finite, values, 0).sum(axis=0) / counts
+        squares = np.where(finite, values - centre, 0) ** 2
+        found: np.ndarray = (total - 1) * squares.sum(axis=0) / counts
+    if number < total:  # some of them, whose own mean takes one degree of freedom
+        found = found * number / (number - 1)
+    return np.where(counts >= (1 - MOST_UNDEFINED) * number, found, math.nan)
+
+
+def _shared(leaves: Sequence[np.ndarray], whole: np.ndarray, share: np.ndarray) -> Part | None:
+    """The part of units that all tables have in common; None where some table has none."""
+    units = {len(one) for one in leaves}
+    if len(units) > 1 or units == {0}:
+        return None
+    left = np.einsum("t,tuk->uk", share, np.array(leaves))
+    return _part(_variance(left), len(left) - 1)
+
+
+def _of_networks(
+    whole: np.ndarray, share: np.ndarray, networks: Sequence[Hashable], apart: Sequence[Hashable]
+) -> Part:
+    member = np.array([[one == name for one in networks] for name in apart])
+    left = []
+    for own in member:
+        rest = np.where(own, 0.0, share)
+        left.append(rest @ whole / rest.sum())
+    return _part(_variance(np.array(left)), len(apart) - 1)
+
+
+def _of_filters(
+    leaves: Sequence[Leaves],
+    whole: np.ndarray,
+    share: np.ndarray,
+    networks: Sequence[Hashable],
+    layers: Sequence[Hashable],
+) -> Part | None:
+    if not all(one.filters for one in leaves):
+        return None
+    together: dict[tuple[Hashable, Hashable], list[int]] = {}
+    for place, key in enumerate(zip(networks, layers, strict=True)):
+        together.setdefault(key, []).append(place)
+    variance = np.zeros(whole.shape[1])
+    below = np.zeros(whole.shape[1])
+    for places in together.values():
+        shapes = [[(n, len(found)) for n, found in leaves[p].filters] for p in places]
+        # Tables that do not list the same filters are left out of one by one.
+        sets = [places] if all(one == shapes[0] for one in shapes) else [[p] for p in places]
+        for some in sets:
+            for group, (size, found) in enumerate(leaves[some[0]].filters):
+                left = sum(
+                    (share[p] * (leaves[p].filters[group][1] - whole[p]) for p in some),
+                    np.zeros_like(found),
+                )
+                own = _variance(left, size)
+                variance = variance + own
+                below = below + own**2 / max(1, len(found) - 1)
+    beyond = [one.beyond for one in leaves if one.beyond is not None]
+    if len(beyond) == len(leaves):
+        # What filters do together in one table has no counterpart in another.
+        variance = variance + (share**2) @ np.array(beyond)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        freedom = np.where(below > 0, variance**2 / below, 1.0)
+    return Part(variance, freedom)
+
+
+def _part(variance: np.ndarray, freedom: int) -> Part:
+    return Part(variance, np.full(len(variance), float(freedom)))
+
+
+def _of_candidates(leaves: Sequence[Leaves], share: np.ndarray) -> Part | None:
+    if not any(len(one.candidates) for one in leaves):
+        return None
+    variance = np.zeros(leaves[0].size)
+    for one, weight in zip(leaves, share, strict=True):
+        if len(one.candidates):
+            # Leaving out filters moves the statistic along as many directions of the candidates'
+            # scatter as there are filters: what is left are the others.
+            left = 1.0 - (one.covered if one.filters else 0.0)
+            variance = variance + weight**2 * left * _variance(one.candidates)
+    return _part(variance, max(len(one.candidates) for one in leaves) - 1)
+
+
+def in_words(
+    tables: Sequence[CandidateTable],
+    *,
+    networks: int | None = None,
+    filters: int | None = None,
+    least_networks: int = 2,
+) -> str:
+    """What an interval counts, and what it takes as given; empty where there is none.
+
+    Such as ``"3 retraining seeds and 10 filters, given the dense network and the examples"``.
+    ``networks`` and ``filters`` are their numbers where tables share them.
+    """
+    first = tables[0]
+    several = len(tables) if networks is None else networks
+    drawn = several >= max(2, least_networks)
+    counted, given = [], []
+    if drawn:
+        counted.append(many(several, "dense network"))
+    else:
+        if first.seeds > 1:
+            counted.append(many(first.seeds, "retraining seed"))
+        else:
+            given.append("the retraining seed")
+    blocks = None if first.blocks is None else len(first.blocks)
+    if blocks is not None and blocks > 1:
+        counted.append(many(blocks, "block of examples", "blocks of examples"))
+    if not drawn:
+        known = filters
+        if known is None:
+            known = sum(size for size, _ in _varying_filters(first))
+        if first.sampled and len(first) > 2:
+            counted.append(f"{len(first):,} sampled candidates")
+        if known:
+            counted.append(many(known, "filter"))
+        given.insert(0, "the dense network" if several == 1 else f"these {several} dense networks")
+        if not known:
+            given.insert(1, "its filters" if several == 1 else "their filters")
+    if blocks is None or blocks < 2:
+        given.append("the examples")
+    if not counted:
+        return ""
+    return f"{_listed(counted)}, given {_listed(given)}" if given else _listed(counted)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

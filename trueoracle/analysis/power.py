@@ -1,0 +1,156 @@
+"""What a study can find: the tau that would be told from chance, before anything is retrained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trueoracle.analysis.numbers import finite_or_none, many, number
+from trueoracle.errors import InputError
+
+__all__ = ["Assumptions", "Power", "power"]
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What a plan has to assume of networks that are not there yet.
+
+    The defaults are near what the shipped table shows of LeNet5-Mini on digits.
+
+    - ``sum_of_score``, ``sum_of_outcome``: the share of a sum over filters in the variance of a
+      criterion, and of the expected outcome; the rest is what filters do together;
+    - ``repeats``: the correlation of two retrainings of the same candidates;
+    - ``half_examples``: with so many test examples half of the variance of the outcome is theirs;
+    - ``between``: the standard deviation of tau between dense networks.
+    """
+
+    sum_of_score: float = 0.9
+    sum_of_outcome: float = 0.7
+    repeats: float = 0.5
+    half_examples: int = 1400
+    between: float = 0.1
+
+
+@dataclass(frozen=True)
+class Power:
+    """What a plan can find.
+
+    - ``null_sd``: the standard deviation of tau of a criterion that knows nothing;
+    - ``detectable``: the size of tau that is told from chance with the given ``chance``, after Holm
+      for so many ``criteria``;
+    - ``over``: what it counts, and what it takes as given, in words.
+    """
+
+    filters: int
+    candidates: int | None
+    seeds: int
+    examples: int | None
+    networks: int
+    criteria: int
+    chance: float
+    null_sd: float
+    detectable: float
+    over: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: NaN becomes None."""
+        return finite_or_none(asdict(self))
+
+    def sentence(self) -> str:
+        """The plan's worth in words."""
+        adjusted = f" of {self.criteria} criteria" if self.criteria > 1 else ""
+        return (
+            f"a |τ| of {number(self.detectable, 2)} or more would be told from chance"
+            f"{adjusted} with {self.chance:.0%} (chance alone spreads τ by "
+            f"{number(self.null_sd, 2)}; {self.over})"
+        )
+
+
+def power(
+    filters: int,
+    *,
+    candidates: int | None = None,
+    seeds: int = 1,
+    examples: int | None = None,
+    networks: int = 1,
+    criteria: int = 1,
+    layers: int = 1,
+    chance: float = 0.8,
+    assumptions: Assumptions | None = None,
+) -> Power:
+    """The tau that a study would tell from chance at the 5 % level with probability ``chance``.
+
+    - ``filters``: that are pruned or kept, of all ``layers`` together, in one dense network;
+    - ``candidates``: of a sample; None for all ways to prune, of which more say nothing more;
+    - ``seeds``: of retraining; ``examples``: that outcomes are measured on, None to take them as
+      given; ``networks``: dense networks, of which one is given;
+    - ``criteria``: that are shown together.
+
+    A criterion that is a sum over F filters orders candidates as a column of F numbers does, and so
+    its tau scatters as a correlation of F pairs does, by (2/π)/√(F-1), however many candidates
+    there are; noise and what filters do together lower it. The test is Student's t of atanh(τ), as
+    :class:`trueoracle.analysis.jackknife.Jackknife` has it. Raises :class:`InputError` for numbers
+    that no study has.
+    """
+    for name, value, least in (
+        ("filters", filters - layers + 1, 3), ("seeds", seeds, 1), ("networks", networks, 1),
+        ("criteria", criteria, 1), ("layers", layers, 1),
+        ("candidates", 10 if candidates is None else candidates, 5),
+        ("examples", 10 if examples is None else examples, 2),
+    ):  # fmt: skip
+        if value < least:
+            raise InputError(f"a plan needs at least {least} {name}, got {value}")
+    if not 0 < chance < 1:
+        raise InputError(f"a chance lies between 0 and 1, got {chance}")
+    given = assumptions or Assumptions()
+    reliability = seeds * given.repeats / (1 + (seeds - 1) * given.repeats)
+    if examples is not None:
+        reliability *= examples / (examples + given.half_examples)
+    sums = given.sum_of_score * given.sum_of_outcome * reliability
+    together = (1 - given.sum_of_score) * (1 - given.sum_of_outcome * reliability)
+    free = filters - layers
+    twos = max(1, filters * (filters - 1) // 2 - filters)
+    variance = (2 / math.pi) ** 2 * (sums / free + together / twos)
+    freedom: float = free
+    if candidates is not None:
+        left = max(0.0, 1 - free / candidates)
+        variance += left * 2 * (2 * candidates + 5) / (9 * candidates * (candidates - 1))
+    null_sd = math.sqrt(variance / networks)
+    if networks > 1:
+        variance, freedom = (variance + given.between**2) / networks, networks - 1
+    error = math.sqrt(variance)
+    from scipy import stats
+
+    reach = stats.t.ppf(1 - 0.025 / criteria, freedom) + stats.t.ppf(chance, freedom)
+    return Power(
+        filters=filters,
+        candidates=candidates,
+        seeds=seeds,
+        examples=examples,
+        networks=networks,
+        criteria=criteria,
+        chance=chance,
+        null_sd=null_sd,
+        detectable=math.tanh(float(reach) * error),
+        over=_over(filters, candidates, seeds, examples, networks),
+    )
+
+
+def _over(
+    filters: int, candidates: int | None, seeds: int, examples: int | None, networks: int
+) -> str:
+    counted = [many(filters, "filter"), many(seeds, "retraining seed")]
+    given = []
+    if networks > 1:
+        counted.insert(0, many(networks, "dense network"))
+    else:
+        given.append("one dense network")
+    if candidates is not None:
+        counted.append(f"{candidates:,} sampled candidates")
+    if examples is None:
+        given.append("the examples")
+    else:
+        counted.append(many(examples, "example"))
+    words = ", ".join(counted)
+    return f"{words}; given {' and '.join(given)}" if given else words
