@@ -219,7 +219,8 @@ class Follower:
         if weights:
             return
         computed = next((ref for ref, _, _ in sides if self.is_computed(ref)), None)
-        if computed is not None:
+        is_stacked = step.name in ("bmm", "baddbmm")  # of a learnt query: no layer's weights
+        if computed is not None and not is_stacked:
             for one in (mine, theirs):
                 lock(one, f"its reader {step.module} computes its weights from others")
             for axis in self._of(computed.number):

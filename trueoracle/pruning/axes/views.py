@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trueoracle.networks.graph import Step
+from trueoracle.networks.graph import Ref, Step
 from trueoracle.pruning.axes.atoms import Axis, atoms_of, fixed, lock
 from trueoracle.pruning.axes.following import Follower, Rule
 from trueoracle.pruning.axes.meeting import divided, follow_on, product, reshaped, united
@@ -192,6 +192,8 @@ def _indexed(known: Follower, step: Step) -> Results:
     indices = [*step.arguments["indices"]]
     indices += [None] * (len(axes) - len(indices))
     by_number = [dim for dim, one in enumerate(indices) if one is not None]
+    if len(by_number) == 1 and (taken := _run_of(known, indices[by_number[0]])):
+        return _taken(known, step, by_number[0], taken)
     for dim in by_number:
         lock(axes[dim], known.meets(step))
     is_together = by_number == list(range(by_number[0], by_number[-1] + 1))
@@ -201,6 +203,35 @@ def _indexed(known: Follower, step: Step) -> Results:
     count = len(shape) - len(kept)
     middle = [fixed(size) for size in shape[len(before) : len(before) + count]]
     return [[Axis(axis.segments) for axis in (*before, *middle, *after)]]
+
+
+def _run_of(known: Follower, index: Ref) -> range | None:
+    """The entries that a list in the forward names, where they are neighbours: ``x[:, [-1]]``."""
+    entries = known.graph.constants.get(index.number, ())
+    run = range(entries[0], entries[0] + len(entries)) if entries else None
+    return run if run is not None and tuple(run) == entries else None
+
+
+def _taken(known: Follower, step: Step, dim: int, run: range) -> Results:
+    """A run of neighbouring entries, as a slice takes it."""
+    axes = known.axes(step.arguments["self"])
+    size = axes[dim].size
+    low = run.start % size
+    sizes = [low, len(run), size - low - len(run)]
+    pieces = known.in_parts(axes[dim], sizes, known.meets(step))
+    if pieces is None:
+        return None
+    axes[dim] = pieces[1]
+    return [axes]
+
+
+def _looked_up(known: Follower, step: Step) -> Results:
+    """Entries of one axis by a list of numbers, whose own axis takes its place."""
+    axes, index = known.axes(step.arguments["self"]), step.arguments["index"]
+    dim = step.arguments["dim"] % max(len(axes), 1)
+    lock(axes[dim], known.meets(step))
+    axes[dim] = Axis(known.axes(index)[0].segments)
+    return [axes]
 
 
 def _shuffled(known: Follower, step: Step) -> Results:
@@ -256,6 +287,7 @@ RULES: dict[str, Rule] = {
     "stack": _stacked,
     "constant_pad_nd": _padded,
     "index": _indexed,
+    "index_select": _looked_up,
     "pixel_shuffle": _shuffled,
     "pixel_unshuffle": _unshuffled,
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), _channel_shuffled),
