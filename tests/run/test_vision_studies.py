@@ -81,15 +81,15 @@ def cut_short(folder: Path, questions: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["", "@mlp", "@depth"])
+@pytest.mark.parametrize("part", ["", "-mlp", "-depth"])
 def test_tinyllava_runs_to_its_report(
-    tiny_llava: Path, instructions: Path, tmp_path: Path, arm: str
+    tiny_llava: Path, instructions: Path, tmp_path: Path, part: str
 ) -> None:
     changes = cut_short(tiny_llava, instructions)
-    if arm == "@depth":  # of two layers one goes
+    if part == "-depth":  # of two layers one goes
         changes |= {"pruning.layers": {"model.language_model.layers.*": 0.5}}
         changes |= {"pruning.candidates": 2}
-    study = Study(load_spec(f"tinyllava-3.1b{arm}", changes), runs=tmp_path / "runs")
+    study = Study(load_spec(f"tinyllava-3.1b{part}", changes), runs=tmp_path / "runs")
     results = study.run(progress=False)
     assert results.finished
     assert results.default_outcomes == ("test_answer_accuracy", "test_loss")

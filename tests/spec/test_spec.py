@@ -217,6 +217,12 @@ SHIPPED_NAMES = [
     "vit-b-16-imagenet-heads-0.5",
     "vit-b-16-imagenet-mlp-0.5",
     "vit-b-16-imagenet-width-0.25",
+    "easy-vqa-llava",
+    "tinyllava-3.1b",
+    "tinyllava-3.1b-depth",
+    "tinyllava-3.1b-mlp",
+    "vit-glyphs-heads-0.5",
+    "vit-glyphs-mlp-0.5",
 ]
 
 
@@ -476,7 +482,7 @@ def test_short_is_the_fraction_that_the_list_states(arms: str) -> None:
 
 
 def test_what_is_ours_is_not_said_to_be_the_papers() -> None:
-    published = {one.study for one in all_settings()}
+    published = {one.study for one in all_settings() if one.has_values}
     for name in shipped_studies():
         assert load_spec(name).purpose.startswith("Paper, ") == (name in published)
 

@@ -290,8 +290,9 @@ def read_published(
         return tuple(Published.model_validate({"study": study, **one}) for one in tables)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise InputError(f"{where}: published.{field}: {first['msg'].lower()}") from error
+        field = ".".join(["published", *map(str, first["loc"])])
+        message = first["msg"].removeprefix("Value error, ").lower()
+        raise InputError(f"{where}: {field}: {message}") from error
 
 
 def _bases() -> dict[str, Path]:
