@@ -200,7 +200,9 @@ def test_without_a_layer_it_generates_with_a_cache_as_without(family: str, tmp_p
     if family == "gemma2":
         assert loaded.config.layer_types == dense.config.layer_types[1:]  # type: ignore[union-attr, index]
     texts = [
-        cast(Any, one).generate(**batch, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=0)
+        cast(Any, one).generate(
+            **batch, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=0
+        )
         for one in (network, loaded, single)
         for cache in (True, False)
     ]
