@@ -26,9 +26,7 @@ def simulated(filters: int, count: int, known: float, number: int) -> tuple[floa
         score = pruned @ (known * worth + math.sqrt(1 - known**2) * other)
         sums = pruned @ worth
         outcome = sums + sums.std() * generator.normal(size=len(pruned))
-        table = CandidateTable(
-            outcome[:, None], {"c": score}, False, False, pruned, (filters,)
-        )
+        table = CandidateTable(outcome[:, None], {"c": score}, False, False, pruned, (filters,))
         made = jackknife(
             [table], lambda one: [stats.kendalltau(one.scores["c"], one.outcome).statistic]
         )
@@ -82,8 +80,6 @@ def test_what_helps_and_what_does_not() -> None:
         (10, {"candidates": 2}, "at least 5 candidates"),
     ],
 )
-def test_a_plan_of_nothing_is_refused(
-    filters: int, options: dict[str, int], message: str
-) -> None:
+def test_a_plan_of_nothing_is_refused(filters: int, options: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         power(filters, **options)  # type: ignore[arg-type]

@@ -34,7 +34,8 @@ KNOWN = {
     "kendall_low": -0.3, "kendall_high": -0.1, "permutation_p_value": 0.04,
     "adjusted_p_value": 0.08, "ceiling": 0.6, "disattenuated": 0.31, "disattenuated_low": 0.1,
     "disattenuated_high": 0.5, "at_most": 0.281, "answer": "Unclear", "percentile": 98.9,
-    "held_out_regret": 0.0015, "best_rank": 7.5, "regret_low": 0.001, "regret_high": 0.002, "rank_low": 3, "rank_high": 40, "k": 10,
+    "held_out_regret": 0.0015, "best_rank": 7.5, "regret_low": 0.001, "regret_high": 0.002,
+    "rank_low": 3, "rank_high": 40, "k": 10,
     "anomaly_ratio_k": 0.301, "precision_at_k": 0.2, "regret_at_k": 0.0, "beats_random": 0.75,
     "weighted_agreement": 0.24, "tied": 5,
 }  # fmt: skip
@@ -128,7 +129,8 @@ def test_the_terminals_table_has_every_column_whatever_is_known() -> None:
     )  # fmt: skip
     assert table.texts == 2
     assert table.rows == (
-        ("a", "l1", "1000", "–", "–", "–", "(0.5)", "–", "–", "25.0%", "12", "–"),)
+        ("a", "l1", "1000", "–", "–", "–", "(0.5)", "–", "–", "25.0%", "12", "–"),
+    )
 
 
 def test_a_table_drops_what_nobody_knows_and_marks_its_rows() -> None:

@@ -62,9 +62,9 @@ def test_of_many_the_best_and_the_oracle_are_told() -> None:
     ]  # fmt: skip
     first, second = verdicts({"relations": relations})
     assert first == (
-        "Yes: of 5 criteria, 1 predicts final test accuracy (τ is certain and 0.2 or more), of 2 it "
-        "is certain that they do not, and of 2 it is unclear; taylor agrees most (τ = −0.41 [−0.50, "
-        "−0.30], of size 0.48 at most with 95%), the pruned train loss is number 3 (τ = −0.12). "
+        "Yes: of 5 criteria, 1 predicts final test accuracy (τ is certain and 0.2 or more), of 2 "
+        "it is certain that they do not, and of 2 it is unclear; taylor agrees most (τ = −0.41 "
+        "[−0.50, −0.30], of size 0.48 at most with 95%), the pruned train loss is number 3 (τ = −0.12). "
         "Certain is: Holm's p over all that is shown < 0.05, and an interval over filters without "
         "zero in it. Intervals are over 2 retraining seeds and 10 filters, given …."
     )
@@ -149,7 +149,7 @@ def test_a_meta_analysis_is_one_sentence() -> None:
 
 
 def test_studies_of_one_network_are_said_to_be_of_one() -> None:
-    studies = {"studies": [{}] * 4}
+    studies: dict[str, Any] = {"studies": [{}] * 4}
     two = meta_sentence(META | studies | {"clusters": 2}, "x", "y")
     assert two.startswith("Over 4 studies of 2 dense networks, x has τ = ")
     assert "63% of its variation is between networks" in two

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MOST_FILTERS = 24
-"""Of a group that are left out; of more, so many at random stand for all: a variance is right to 30 %."""
+"""Of a group that are left out; of more, so many at random: a variance of these is right to 30 %."""
 
 CANDIDATE_GROUPS = 20
 """Sampled candidates are left out group by group: a variance of so many is right to 32 %."""
@@ -95,9 +95,7 @@ class Jackknife:
 
     def freedom(self, place: int = 0) -> float:
         """Degrees of freedom of all parts together (Satterthwaite 1946)."""
-        squares = [
-            (float(p.variance[place]), float(p.freedom[place])) for p in self.parts.values()
-        ]
+        squares = [(float(p.variance[place]), float(p.freedom[place])) for p in self.parts.values()]
         below = sum(v**2 / max(1.0, f) for v, f in squares)
         return sum(v for v, _ in squares) ** 2 / below if below > 0 else math.nan
 
@@ -227,6 +225,7 @@ def leave_out(
     two scores' standardised ranks), so that what filters do only together is allowed for. Without
     ``filters`` or ``seeds`` these are taken as given.
     """
+
     def of(part: CandidateTable) -> np.ndarray:
         return np.asarray(statistic(part), dtype=np.float64)
 
@@ -437,9 +436,7 @@ def _of_filters(
     return Part(variance, freedom)
 
 
-def _weighed(
-    values: Sequence[np.ndarray], whole: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
+def _weighed(values: Sequence[np.ndarray], whole: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """What units ``[U, K]`` left out of several tables change in their mean."""
     made: np.ndarray = np.einsum("t,tuk->uk", weights, np.array(values) - whole[:, None])
     return made

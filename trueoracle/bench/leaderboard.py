@@ -16,11 +16,10 @@ from trueoracle.analysis.correlation import kendalls
 from trueoracle.analysis.interactions import standardised_ranks
 from trueoracle.analysis.jackknife import Jackknife, Leaves, combine_leaves, in_words, leave_out
 from trueoracle.analysis.numbers import finite_or_none
-from trueoracle.analysis.outcomes import find_outcome
 from trueoracle.analysis.reliability import noise_ceiling
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.analysis.ties import lowest
-from trueoracle.bench.table import METRICS, Bench, BenchStudy
+from trueoracle.bench.table import Bench, BenchStudy
 
 __all__ = ["Known", "Place", "additive_agreement", "leaderboard"]
 

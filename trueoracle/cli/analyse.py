@@ -24,7 +24,10 @@ from trueoracle.report.table import brief_table
 @guarded
 def analyse(
     points: Annotated[
-        list[Path], typer.Argument(help="CSV (of any dialect) or Parquet tables with a header; several: one per study.")
+        list[Path],
+        typer.Argument(
+            help="CSV (of any dialect) or Parquet tables with a header; several: one per study."
+        ),
     ],
     x: Annotated[
         list[str],
@@ -203,8 +206,8 @@ def _lines_over_all(found: OwnAnalysis) -> Iterator[str]:
         yield text
     if found.meta and not found.networks:
         yield (
-            "each study is taken for one of another dense network: where they are of the same, name "
-            "the column that says so with --network"
+            "each study is taken for one of another dense network: where they are of the same, "
+            "name the column that says so with --network"
         )
 
 

@@ -56,9 +56,7 @@ def summarise_grid(
     assessed = dict(zip(labels, together, strict=True))
     for point in points:
         results = recorded.get(point.label)
-        summary = (
-            None if results is None else summarise(results, rule, None, assessed[point.label])
-        )
+        summary = None if results is None else summarise(results, rule, None, assessed[point.label])
         entries.append(
             {
                 "label": point.label,
@@ -237,11 +235,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
                 f"{summary['grid']}-tau-{column}",
                 alt=f"Kendall's τ with {outcome} against {axis}: {values}.",
                 caption=f"Kendall's τ against {axis}{bars}."
-                + (
-                    " The grey line is the ceiling that noise leaves."
-                    if ceilings
-                    else ""
-                ),
+                + (" The grey line is the ceiling that noise leaves." if ceilings else ""),
             )
         )
     return drawn
