@@ -165,7 +165,7 @@ def test_a_seed_column_is_found_by_its_name(write: object) -> None:
     [
         ("id,nr,x,y", {}, r"the same candidate appears 3 times .id 'c0'.: name .* with --seed"),
         ("who,nr,x,y", {}, "the same candidate appears 3 times, if its scores tell it"),
-        ("who,nr,x,y", {"candidate": "who"}, "the same candidate appears 3 times .who 'c0'"),
+        ("who,nr,x,y", {"candidate": "who"}, r"the same candidate appears 3 times .who 'c0'"),
         ("p,nr,x,y", {"pruned": "p"}, "the same candidate appears 3 times"),
     ],
 )

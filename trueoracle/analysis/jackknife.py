@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MOST_FILTERS = 24
-"""Of a group that are left out; of more, so many at random: a variance of these is right to 30 %."""
+"""Of a group that are left out, of more at random: the variance of so many is right to 30 %."""
 
 CANDIDATE_GROUPS = 20
 """Sampled candidates are left out group by group: a variance of so many is right to 32 %."""
