@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import trueoracle
 from tests.networks.families import FAMILIES, made
 from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import InputError
-from trueoracle.networks.copying import copied
 from trueoracle.networks.fitting import fitted_config, plain_config
 from trueoracle.networks.registry import build
+from trueoracle.pruning.depth import cut_layers, find_stacks
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups
 from trueoracle.search.export import Origin, check_export, export
@@ -180,33 +181,19 @@ def trueoracle_names(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def without_layer(dense: nn.Module, gone: int) -> Any:
-    """A language model without one of its layers, with its numbers right."""
-    network: Any = copied(dense)
-    body = network.transformer if hasattr(network, "transformer") else network.model
-    name = "h" if hasattr(body, "h") else "layers"
-    left = [one for place, one in enumerate(getattr(body, name)) if place != gone]
-    setattr(body, name, nn.ModuleList(left))
-    for place, layer in enumerate(left):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = place
-    network.config.num_hidden_layers = len(left)
-    if getattr(network.config, "layer_types", None):
-        kinds = list(network.config.layer_types)
-        network.config.layer_types = [one for place, one in enumerate(kinds) if place != gone]
-    return network
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2"])
 def test_without_a_layer_it_generates_with_a_cache_as_without(family: str, tmp_path: Path) -> None:
     dense, batch = made(family)
+    (stack,) = find_stacks(dense, batch).stacks.values()
+    network: Any = cut_layers(dense, {stack.name: (stack, (0,))})
     batch["attention_mask"] = batch["attention_mask"].flip(1)  # padded on the left
-    network = without_layer(dense, 0)
-    path = export(network, tmp_path / "model", origin(dense, batch, {}))
+    about = replace(origin(dense, batch, {stack.name: (0,)}), units="layers")
+    path = export(network, tmp_path / "model", about)
     assert is_plain(path)
     loaded = from_pretrained(dense, path)
-    assert torch.equal(logits(loaded, batch), logits(network, batch))
+    single = trueoracle.load(export(network, tmp_path / "model.safetensors", about))
+    for one in (loaded, single, trueoracle.load(path)):
+        assert torch.equal(logits(one, batch), logits(network, batch))
     assert loaded.config.num_hidden_layers == 2
     said = {m.layer_idx for m in loaded.modules() if getattr(m, "layer_idx", None) is not None}
     assert said == {0, 1}
@@ -214,7 +201,7 @@ def test_without_a_layer_it_generates_with_a_cache_as_without(family: str, tmp_p
         assert loaded.config.layer_types == dense.config.layer_types[1:]  # type: ignore[union-attr, index]
     texts = [
         one.generate(**batch, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=0)
-        for one in (network, loaded)
+        for one in (network, loaded, single)
         for cache in (True, False)
     ]
     assert texts[0].shape == (3, 18)

@@ -240,10 +240,14 @@ def test_a_pattern_that_fits_nothing_is_refused(fields: dict[str, Any], message:
         Adapters(reader(), Lora(**fields), 0)
 
 
-def test_tied_layers_get_no_adapter() -> None:
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_tied_layers_get_no_adapter_and_stay_tied(lora: Lora | None) -> None:
     network = reader()
     network.head.weight = network.embed.weight
     assert "head" not in layers_to_adapt(network, LORA)
+    recipe = RECIPE.model_copy(update={"lora": lora, "precision": "bfloat16"})
+    train(network, answers(), recipe, seed=0)
+    assert network.head.weight is network.embed.weight
 
 
 def test_without_peft_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ image. Nothing is compiled, and no import of ``torch.export`` (seconds) is neede
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from trueoracle.networks.copying import copied
+from trueoracle.networks.heads import free_heads
+from trueoracle.networks.watching import Watch, limited
 from trueoracle.tasks.base import read_part
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "answer",
     "compared",
     "converted",
+    "no_fast_path",
     "plain_attention",
     "record",
 ]
@@ -42,7 +44,9 @@ Example = Tensor | Sequence[Any] | Mapping[str, Any]
 Tensors have a leading axis N.
 """
 
-OPAQUE = (nn.RNNBase, nn.MultiheadAttention)
+_LONGEST_LIST = 64
+
+OPAQUE = (nn.RNNBase,)
 """Modules that are one operation each: their insides depend on sizes that no cut can reach."""
 
 
@@ -95,6 +99,7 @@ class Norming:
 class Graph:
     """The operations of one run; ``shapes`` by the tensors' numbers.
 
+    ``constants`` are the values of short lists of whole numbers that the forward itself writes.
     ``named`` has the numbers of parameters and buffers (of one that is shared, under its first
     name), ``inputs`` those of the batch, ``outputs`` those of the answer.
     """
@@ -105,6 +110,7 @@ class Graph:
     inputs: frozenset[int] = frozenset()
     outputs: tuple[int, ...] = ()
     norms: list[Norming] = field(default_factory=list)
+    constants: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def live(self) -> list[int]:
         """The numbers of the steps that the answer depends on, in their order.
@@ -129,12 +135,19 @@ class Graph:
 
 
 def answer(network: nn.Module, example: Example) -> Any:
-    """What a network gives for an example batch; of an object with parts that, which is read."""
-    if isinstance(example, Mapping):
-        given = network(**example)
-    else:
-        given = network(example) if isinstance(example, Tensor) else network(*example)
-    if isinstance(given, Tensor | Mapping | tuple | list):
+    """What a network gives for an example batch; of an object with parts, the one that is read.
+
+    Such an object has ``.logits``, say; a plain dictionary counts with all its tensors.
+
+    Raises :class:`TimeoutError` where that takes longer than ``watching.LIMIT`` allows.
+    """
+    with limited():
+        if isinstance(example, Mapping):
+            given = network(**example)
+        else:
+            given = network(example) if isinstance(example, Tensor) else network(*example)
+    is_object = isinstance(given, Mapping) and hasattr(given, "logits")  # as of transformers
+    if isinstance(given, Tensor | Mapping | tuple | list) and not is_object:
         return given
     part, _ = read_part(given)
     return given if part is None else part
@@ -161,17 +174,19 @@ def converted(example: Example, dtype: torch.dtype) -> Any:
 
 
 def record(network: nn.Module, example: Example) -> Graph:
-    """Run ``network`` on an example in evaluation mode, on a copy, and list what it does.
+    """Run a copy of ``network`` on an example in evaluation mode, and list what it does.
 
-    Raises whatever the network's forward raises.
+    Attention runs as :mod:`~trueoracle.networks.heads` writes it. Raises whatever the network's
+    forward raises.
     """
     twin = copied(network).eval()
+    free_heads(twin)
     recorder = Recorder(twin, example)
     recorder.run()
     return recorder.graph
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Watch):
     """Runs a network, without gradients, and notes its operations.
 
     ``watch`` is called after each of them with its number and its first result.
@@ -183,7 +198,7 @@ class Recorder(TorchDispatchMode):
         example: Example,
         watch: Callable[[int, Any], None] | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.graph = Graph()
         self._network, self._example, self._watch = network, example, watch
         self._numbers = WeakTensorKeyDictionary()
@@ -195,10 +210,6 @@ class Recorder(TorchDispatchMode):
         given = [one for one in pytree.tree_leaves(example) if isinstance(one, Tensor)]
         self.graph.inputs = frozenset(self._ref(one).number for one in given)
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch imports its compiler, which takes a second
-
     def run(self) -> Any:
         """Run the network once and return its answer."""
         with torch.no_grad(), plain_attention(), self._entering(), self:
@@ -207,19 +218,14 @@ class Recorder(TorchDispatchMode):
         self.graph.outputs = tuple(self._ref(one).number for one in leaves)
         return result
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Carry out one operation and note it."""
-        kwargs = kwargs or {}
         if self._within is not None:
             return func(*args, **kwargs)
         arguments = self._refs(_by_name(func, args, kwargs))
         result = func(*args, **kwargs)
+        if func is torch.ops.aten.lift_fresh.default and _is_list(result):
+            self.graph.constants[self._ref(result).number] = tuple(result.tolist())
         space, _, name = func._schema.name.partition("::")
         self._note(
             Step(
@@ -337,6 +343,11 @@ def _normed(module: nn.Module, given: Any, result: Any) -> Tensor | None:
     return tensors[0] if is_plain else None
 
 
+def _is_list(value: Tensor) -> bool:
+    """Whether a tensor is a short list of whole numbers, as an index may be."""
+    return value.dtype == torch.int64 and value.ndim == 1 and len(value) <= _LONGEST_LIST
+
+
 def _effect(func: Any) -> Literal["new", "view", "write"]:
     aliases = [one.alias_info for one in func._schema.returns if one.alias_info is not None]
     if not aliases:
@@ -360,10 +371,16 @@ def _by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Within the block, attention is computed by products of tensors and not by fused kernels."""
+    with no_fast_path(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def no_fast_path() -> Iterator[None]:
+    """Within the block, torch's transformer layers compute the same way in both modes."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

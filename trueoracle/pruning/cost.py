@@ -9,11 +9,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.errors import InputError, first_line
-from trueoracle.networks.copying import copied
+from trueoracle.networks.copying import copied, without_numbers
 from trueoracle.networks.graph import Example, answer, plain_attention
+from trueoracle.networks.watching import Watch
 
 __all__ = ["Cost", "cost", "macs_by_parameter"]
 
@@ -54,7 +54,7 @@ def _macs(network: nn.Module, given: Sequence[int] | Example) -> tuple[int, dict
     item = _first_item(given)
     try:
         # A network may make tensors of its own as it goes, or branch on values: those are nowhere.
-        return _count(copied(network).to("meta"), item, torch.device("meta"))
+        return _count(without_numbers(network), item, torch.device("meta"))
     except Exception:  # the user's forward runs: anything can come out
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
     try:
@@ -99,17 +99,17 @@ def _count(network: nn.Module, item: Any, device: torch.device) -> tuple[int, di
     return counter.get_total_flops() // 2, found
 
 
-class _ByStorage(TorchDispatchMode):
+class _ByStorage(Watch):
     """Notes the MACs of every operation with each storage that it reads."""
 
     def __init__(self, counter: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.macs: dict[int, int] = {}
         self._counter = counter
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         before = self._counter.get_total_flops()
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if macs := (self._counter.get_total_flops() - before) // 2:
             given = pytree.tree_leaves((args, kwargs))
             for key in {_storage(value) for value in given if isinstance(value, Tensor)}:

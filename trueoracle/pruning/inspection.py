@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trueoracle.networks.copying import copied
+from trueoracle.networks.copying import without_numbers
 from trueoracle.networks.graph import Example
 from trueoracle.pruning.cost import Cost, cost
 from trueoracle.pruning.groups import Group
@@ -66,7 +66,7 @@ def inspect_network(network: nn.Module, given: Sequence[int] | Example) -> Inspe
     found = find_groups(network, example)
     whole = cost(network, example)
     # Sizes are all that counts here, and tensors without numbers are cut in no time.
-    plain = copied(network).to("meta")
+    plain = without_numbers(network)
     inspected = []
     for group in found.groups.values():
         if group.filters == 1:

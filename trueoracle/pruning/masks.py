@@ -26,7 +26,7 @@ def masked(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> Iterator[nn
     norm's bias, a sigmoid). A norm whose statistics mix the channels (a layer norm) takes those of
     the kept ones only. When the block ends, the weights are what they were.
     """
-    before: dict[str, tuple[Tensor, Tensor]] = {}
+    before: list[tuple[Tensor, int, Tensor, Tensor]] = []
     handles = []
     try:
         with torch.no_grad():
@@ -45,8 +45,8 @@ def masked(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> Iterator[nn
         for handle in handles:
             handle.remove()
         with torch.no_grad():
-            for value, old in before.values():
-                value.copy_(old)
+            for value, axis, entries, old in reversed(before):
+                value.index_copy_(axis, entries, old)
 
 
 def _gone(group: Group, kept: Kept) -> Tensor:
@@ -62,12 +62,15 @@ def _mixing(groups: Sequence[Group]) -> list[str]:
 
 
 def _zero(
-    dense: nn.Module, place: Place, entries: Tensor, before: dict[str, tuple[Tensor, Tensor]]
+    dense: nn.Module,
+    place: Place,
+    entries: Tensor,
+    before: list[tuple[Tensor, int, Tensor, Tensor]],
 ) -> None:
     value: Tensor = getattr(dense.get_submodule(place.owner), place.tensor.rpartition(".")[2])
-    if place.tensor not in before:
-        before[place.tensor] = value, value.detach().clone()
-    value.index_fill_(place.axis or 0, entries.to(value.device), 0)
+    axis, entries = place.axis or 0, entries.to(value.device)
+    before.append((value, axis, entries, value.detach().index_select(axis, entries)))
+    value.index_fill_(axis, entries, 0)
 
 
 class _MaskedNorm:

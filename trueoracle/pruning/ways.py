@@ -300,12 +300,13 @@ def match_layers(
 ) -> dict[str, Any]:
     """The ratio of every layer that a pattern of ``ratios`` names; each must name at least one.
 
-    ``refused`` maps layers that cannot be pruned to the reason. Raises :class:`InputError` for a
-    pattern that names none, and for a layer that several patterns name.
+    A second kind of unit of a layer (``LAYER:heads``) is named only by a pattern with a colon:
+    ``*`` means all layers. ``refused`` maps layers that cannot be pruned to the reason. Raises
+    :class:`InputError` for a pattern that names none, and for a layer that several patterns name.
     """
     matched: dict[str, Any] = {}
     for pattern, ratio in ratios.items():
-        hits = [name for name in available if name == pattern or fnmatchcase(name, pattern)]
+        hits = [name for name in available if name == pattern or _is_meant(name, pattern)]
         if not hits:
             raise _no_such_layer(available, refused, pattern)
         for name in hits:
@@ -313,6 +314,10 @@ def match_layers(
                 raise InputError(f"pruning.layers: {name!r} is named by more than one pattern")
             matched[name] = ratio
     return matched
+
+
+def _is_meant(name: str, pattern: str) -> bool:
+    return (":" in pattern or ":" not in name) and fnmatchcase(name, pattern)
 
 
 def _no_such_layer(

@@ -225,8 +225,14 @@ def test_heads_that_share_keys_and_values_go_together(
     heads: int, groups: int, fused: bool, filters: int
 ) -> None:
     first = "qkv" if fused else "q"
-    found = check(Grouped(heads, groups, fused), PADDED, {first, "gate_up", "embed"})
+    is_shared = 1 < groups < heads
+    more = {f"{first}:heads"} if is_shared else set()
+    found = check(Grouped(heads, groups, fused), PADDED, {first, "gate_up", "embed", *more})
     assert found[first].filters == filters
+    unit = "key/value groups" if is_shared else "heads" if groups == heads else "query heads"
+    assert found[first].kind == unit
+    for name in more:
+        assert (found[name].filters, found[name].kind) == (heads // groups, "query heads")
     assert [part.module for part in found[first].consumers] == ["o"]
     assert {part.module for part in found["embed"].layers} == {"embed", "o", "down"}
 
@@ -316,14 +322,11 @@ class Locked(nn.Module):
         self.kind = kind
         self.a = nn.Linear(5, 6)
         self.rnn = nn.GRU(6, 6, batch_first=True)
-        self.heads = nn.MultiheadAttention(6, 2, batch_first=True)
         self.norm = nn.GroupNorm(2, 6)
         self.out = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x)
-        if self.kind == "heads":
-            h = self.heads(h, h, h)[0]
         if self.kind == "norm":
             h = self.norm(h.transpose(1, 2)).transpose(1, 2)
         if self.kind == "softmax":
@@ -338,7 +341,6 @@ class Locked(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("heads", "its output meets MultiheadAttention (heads)"),
         ("norm", "its output meets GroupNorm (norm)"),
         ("softmax", "its output meets '_softmax'"),
         ("sorted", "its output meets 'sort'"),

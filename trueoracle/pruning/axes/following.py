@@ -25,7 +25,8 @@ class Follower:
     ``carried`` says, for an axis of a parameter, along which part of it a layer keeps the indices
     of its input apart: a grouped convolution its convolution groups. ``sizes`` are numbers that
     modules keep, by their dotted names, with the axes whose indices they count; ``parted`` the
-    equal parts that axes were cut into, and in words by what.
+    equal parts that axes were cut into, and in words by what. ``slices`` has the slices that are
+    taken of each tensor.
     """
 
     def __init__(self, network: nn.Module, graph: Graph) -> None:
@@ -46,6 +47,10 @@ class Follower:
         self.parted: list[tuple[Axis, str]] = []
         self.met: dict[str, int] = {}
         self.now = 0
+        self.slices: dict[int, list[Step]] = {}
+        for step in graph.steps:
+            if step.name == "slice":
+                self.slices.setdefault(step.arguments["self"].number, []).append(step)
         self._names = {number: name for name, number in graph.named.items()}
         for name, number in graph.named.items():
             shape = graph.shapes[number]
@@ -214,7 +219,8 @@ class Follower:
         if weights:
             return
         computed = next((ref for ref, _, _ in sides if self.is_computed(ref)), None)
-        if computed is not None:
+        is_stacked = step.name in ("bmm", "baddbmm")  # of a learnt query: no layer's weights
+        if computed is not None and not is_stacked:
             for one in (mine, theirs):
                 lock(one, f"its reader {step.module} computes its weights from others")
             for axis in self._of(computed.number):

@@ -206,7 +206,7 @@ def parts(axis: Axis, count: int, why: str) -> list[Axis] | None:
     whole = pieces[0]
     for piece in pieces[1:]:
         whole = united(whole, piece, why)
-    return [Axis(whole.segments) for _ in range(count)]
+    return [Axis(whole.segments, axis.origin) for _ in range(count)]
 
 
 def product(axes: Sequence[Axis]) -> Axis:
