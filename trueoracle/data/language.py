@@ -45,7 +45,7 @@ def load_language(
         _refuse(data, "arguments", "image_folder", "image_tokens", "test", "image_size", "uint8")
         return _load_text(data, network, folder, revision)
     if data.name in QUESTIONS:
-        _refuse(data, "arguments", "stride", "uint8")
+        _refuse(data, "arguments", "stretches", "stride", "uint8")
         return _load_questions(data, network, folder, revision)
     raise unknown("data set", data.name, TEXTS + QUESTIONS)
 
@@ -66,7 +66,12 @@ def _load_text(data: DataSpec, network: str, folder: Path, revision: str | None)
             f"{data.context or CONTEXT}"
         )
     texts = find_texts(data.name, data.path, data.columns)
-    parts, sha256 = as_parts(texts, data.held_out, validation=data.validation_images > 0)
+    parts, sha256 = as_parts(
+        texts,
+        data.held_out,
+        validation=data.validation_images > 0,
+        stretches=data.stretches or 1,
+    )
     size, training = parts["train"].measure()
     tokenizer = find_tokenizer(
         data.tokenizer,
@@ -85,7 +90,7 @@ def _load_text(data: DataSpec, network: str, folder: Path, revision: str | None)
     for part, text in parts.items():
         # As large as the training text: what is mapped is all of it, or nothing.
         key = hashlib.sha256(
-            f"{sha256} {tokenizer.sha256} {data.held_out} {[*parts]} {part}".encode()
+            f"{sha256} {tokenizer.sha256} {data.held_out} {data.stretches} {[*parts]} {part}".encode()
         )
         made = pack(
             text,
