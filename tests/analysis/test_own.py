@@ -159,7 +159,7 @@ def test_parquet_is_read_as_it_is(tmp_path: Path) -> None:
 
 def test_what_is_no_decimal_comma_is_no_number(write: object) -> None:
     for text in ("x;y\n1.234,5;1\n2;2\n", 'x,y\n"1,234",1\n2,2\n'):
-        with pytest.raises(InputError, match="column 'x' of .* is not numeric"):
+        with pytest.raises(InputError, match=r"column 'x' of .* is not numeric"):
             read_tables(write(text), ["x"], ["y"], higher_is_better=True)  # type: ignore[operator]
 
 

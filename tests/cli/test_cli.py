@@ -335,7 +335,7 @@ def test_studies_lists_what_is_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "digits-conv1-0.2", "--set", "data.name=mnist5k"], "did you mean 'mnist-5k'"),
         (["run", "digits-conv1-0.2", "--set", "criteria=['orcale']"], "did you mean 'oracle'"),
         (["run", "digits-conv1-0.2", "--set", "pruning.layers.con=0.5"], "did you mean 'conv3'"),
-        (["run", "digits-conv1-0.2", "--set", "pruning.layers.conv1=1.5"], "between 0 and 1, or in kind"),
+        (["run", "digits-conv1-0.2", "--set", "pruning.layers.conv1=1.5"], "between 0 and 1"),
         (["run", "digits-conv1-0.2", "--device", "gpu"], "device 'gpu' cannot be used"),
         (["run", "digits-conv1-0.2", "--device", "meta"], "device 'meta' cannot be used"),
         (["run", "digits-conv1-0.2", "--set", "#=3"], "'#' is not a field"),

@@ -72,7 +72,8 @@ def disattenuated(tau: float, ceiling: float) -> float:
     """The tau with what retraining comes to on average, of a tau with noisy means.
 
     (2/π)·asin(sin(πτ/2) / sin(πc/2)), c being the ceiling: Spearman's correction (1904) by
-    Greiner's relation. At most 1, where noise lifts tau above the ceiling; NaN below :data:`LEAST_CEILING`.
+    Greiner's relation. At most 1, where noise lifts tau above the ceiling; NaN below
+    :data:`LEAST_CEILING`.
     """
     if not ceiling >= LEAST_CEILING or math.isnan(tau):
         return math.nan

@@ -119,13 +119,12 @@ class CandidateTable:
     @property
     def diverged(self) -> np.ndarray:
         """Which retrainings diverged: bool ``[P, S]``."""
-        return np.isinf(self.outcomes)
+        return np.asarray(np.isinf(self.outcomes))
 
     @property
     def any_diverged(self) -> np.ndarray:
         """Of which candidates some retraining diverged: bool ``[P]``."""
-        found: np.ndarray = self.diverged.any(axis=1)
-        return found
+        return np.asarray(self.diverged.any(axis=1))
 
     @cached_property
     def finished(self) -> np.ndarray:
