@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -201,7 +201,9 @@ def test_without_a_layer_it_generates_with_a_cache_as_without(family: str, tmp_p
     if family == "gemma2":
         assert loaded.config.layer_types == dense.config.layer_types[1:]  # type: ignore[union-attr, index]
     texts = [
-        one.generate(**batch, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=0)
+        cast(Any, one).generate(
+            **batch, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=0
+        )
         for one in (network, loaded, single)
         for cache in (True, False)
     ]

@@ -71,8 +71,8 @@ class Reliability:
 def disattenuated(tau: float, ceiling: float) -> float:
     """The tau with what retraining comes to on average, of a tau with noisy means.
 
-    (2/π)·asin(sin(πτ/2) / sin(πc/2)), c being the ceiling: Spearman's correction (1904) by Greiner's
-    relation. At most 1, where noise lifts tau above the ceiling; NaN below :data:`LEAST_CEILING`.
+    (2/π)·asin(sin(πτ/2) / sin(πc/2)), c being the ceiling: Spearman's correction (1904) by
+    Greiner's relation. At most 1, where noise lifts tau above the ceiling; NaN below :data:`LEAST_CEILING`.
     """
     if not ceiling >= LEAST_CEILING or math.isnan(tau):
         return math.nan
@@ -168,7 +168,7 @@ def _expected(split_half: float, of_half: np.ndarray, of_all: np.ndarray) -> flo
     nodes = stats.halfnorm.ppf((np.arange(NODES) + 0.5) / NODES)
 
     def right(spread: float, noise: np.ndarray) -> np.ndarray:
-        """How often a true difference of ``spread`` times each node is ordered right, less wrong."""
+        """How often a difference of ``spread`` times each node is ordered right, less wrong."""
         below = np.searchsorted(noise, spread * nodes, side="left")
         upto = np.searchsorted(noise, spread * nodes, side="right")
         found: np.ndarray = (below + upto) / 2 / len(noise)

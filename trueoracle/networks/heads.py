@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -256,8 +256,9 @@ def free_heads(network: nn.Module, cut: Iterable[str] | None = None) -> None:
         own = f"{path}." if path else ""
         within = f"{own}kept_heads" if free is _Alibi else own
         if names is None or any(name.startswith(within) for name in names):
-            module.__class__ = _freed(kind, free)
-            module.free()  # type: ignore[operator]
+            freed = cast(Any, module)
+            freed.__class__ = _freed(kind, free)
+            freed.free()
 
 
 def fit_heads(network: nn.Module, path: str) -> None:
