@@ -158,7 +158,15 @@ def test_each_stretch_of_a_text_holds_out_its_own_end(tmp_path: Path) -> None:
     assert [line for line, _ in without["train"].pieces()] == [
         lines[20 * k + i] for k in range(5) for i in range(18)
     ]
-    data = load(tmp_path, path=str(file), name="text", held_out=(0.2, 0.1), stretches=5, context=8, tokenizer="words")
+    data = load(
+        tmp_path,
+        path=str(file),
+        name="text",
+        held_out=(0.2, 0.1),
+        stretches=5,
+        context=8,
+        tokenizer="words",
+    )
     assert isinstance(data.test, PackedText)
     # 10 lines of the test split, parted where the text has others between them.
     ends = sum(pieces["test"][i][1] for i in range(1, 10))
