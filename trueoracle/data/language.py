@@ -282,13 +282,16 @@ def _splits(
     data: DataSpec,
     notes: Sequence[str] = (),
 ) -> Splits:
+    files = tokenizer.files
+    if data.tokenizer is None:  # what else belongs to it is the network's
+        files.pop("tokenizer_config.json", None)
     made = Splits(
         splits["train"],
         splits.get("validation"),
         splits["test"],
         task,
         facts=facts,
-        files={"tokenizer.json": tokenizer.json} if tokenizer.json else {},
+        files=files,
         remarks=tuple(notes),
     )
     return made.measured_in_part(data.measured_fraction, data.split_seed)
