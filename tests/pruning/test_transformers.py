@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tests.pruning.transformers_families import FAMILIES
+from tests.pruning.transformers_families import FAMILIES, padded_on_the_left
 from trueoracle.networks.graph import answer, converted
 from trueoracle.pruning.groups import Group
 from trueoracle.pruning.masks import masked
@@ -78,6 +78,44 @@ def test_groups_of_a_family_are_found_and_cut(name: str) -> None:
             assert difference(network, [group], example, kept) < (1e-12 if is_double else 1e-5)
         halves = {group.name: range(group.filters // 2) for group in groups}
         assert difference(network, groups, example, halves) < (1e-12 if is_double else 1e-5)
+
+
+TEXTS = [name for name in FAMILIES if "input_ids" in FAMILIES[name].example()]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(one, marks=[] if one in ("llama", "gemma2") else pytest.mark.slow)
+        for one in TEXTS
+        if one != "t5"  # whose decoder begins where its texts do
+    ],
+)
+def test_the_side_of_padding_hides_no_group(name: str) -> None:
+    family = FAMILIES[name]
+    found = find_groups(family.build(), padded_on_the_left(family.example()))
+    assert Counter(group.kind for group in found.groups.values()) == family.units, found.refused
+
+
+@pytest.mark.parametrize("name", ["llava clip", "llava siglip"])
+def test_what_is_computed_and_not_read_is_cut_along(name: str) -> None:
+    family = FAMILIES[name]
+    network = family.build().double()
+    example = converted(family.example(), torch.float64)
+    found = find_groups(network, example)
+    tower = "model.vision_tower"
+    group = found.groups[f"{tower}.embeddings.patch_embedding"]
+    readers = [part.module for part in group.consumers]
+    assert "model.multi_modal_projector.linear_1" in readers
+    unread = f"{tower}.encoder.layers.1."
+    assert not [one for one in readers if one.startswith(unread)]
+    assert f"{tower}.post_layernorm" in group.members
+    assert not [one for one in found.groups if one.startswith(unread)]
+    reason = found.refused[f"{unread}mlp.fc1"]
+    assert reason == "what the network gives does not depend on it"
+    pruned: Any = prune(network, [group], {group.name: range(1, 32, 2)})
+    assert pruned.get_submodule(f"{unread}mlp.fc1").in_features == 16
+    assert pruned.get_submodule(f"{tower}.post_layernorm").normalized_shape == (16,)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "Family", "padded_on_the_left"]
 
 _SMALL = {
     "hidden_size": 32,
@@ -58,6 +58,16 @@ def _tokens(length: int = 9) -> dict[str, Tensor]:
     for row, real in enumerate((length, length - 3, length - 1)):
         ids[row, real:], mask[row, real:] = 0, 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def padded_on_the_left(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same texts, padded on the other side."""
+    shifts = (given["attention_mask"] == 0).sum(1).tolist()
+    return given | {
+        name: torch.stack([row.roll(by) for row, by in zip(given[name], shifts, strict=True)])
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids")
+        if name in given
+    }
 
 
 def _images() -> dict[str, Tensor]:
@@ -110,7 +120,8 @@ def _llava(vision: str, text: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 _LLAMA = {"model_type": "llama", **_GROUPED}
-_LLAVA_UNITS = {"heads": 1, "key/value groups": 2, "query heads": 2, "units": 5}
+_LLAVA_UNITS = {"heads": 1, "key/value groups": 2, "query heads": 2, "units": 5, "filters": 1}
+"""The last layer of the tower is computed and not read; what comes before is cut with it."""
 _FULL = {"vision_feature_select_strategy": "full"}
 
 _SHARED_QUERIES = {"key/value groups": 2, "query heads": 2, "units": 3}

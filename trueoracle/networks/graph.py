@@ -6,7 +6,7 @@ image. Nothing is compiled, and no import of ``torch.export`` (seconds) is neede
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,6 +36,7 @@ __all__ = [
     "no_fast_path",
     "plain_attention",
     "record",
+    "without_padding",
 ]
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -117,6 +118,22 @@ class Graph:
 
         A mean that a forward only branches on is none of them.
         """
+        return self._before(range(len(self.steps)), self.outputs, ())
+
+    def unread(self) -> list[int]:
+        """The numbers of the other steps that take parameters or buffers, and of what leads there.
+
+        They run, such as layers behind the one whose output is taken, and the answer does not
+        depend on them.
+        """
+        live = set(self.live())
+        others = [at for at in range(len(self.steps)) if at not in live]
+        return self._before(others, (), self.named.values())
+
+    def _before(
+        self, steps: Sequence[int], results: Iterable[int], taken: Iterable[int]
+    ) -> list[int]:
+        """Those of some steps that lead to some tensors, or to a step that takes one of others."""
         base: dict[int, int] = {}
         for step in self.steps:
             if step.effect == "view":
@@ -124,13 +141,15 @@ class Graph:
                 for ref in step.results:
                     if ref is not None:
                         base[ref.number] = base.get(of, of)
-        wanted = {base.get(number, number) for number in self.outputs}
-        found = []
-        for at in range(len(self.steps) - 1, -1, -1):
-            results = [ref.number for ref in self.steps[at].results if ref is not None]
-            if any(base.get(number, number) in wanted for number in results):
+        wanted = {base.get(number, number) for number in results}
+        ends, found = set(taken), []
+        for at in reversed(steps):
+            step = self.steps[at]
+            made = {base.get(ref.number, ref.number) for ref in step.results if ref is not None}
+            given = {base.get(ref.number, ref.number) for ref in step.tensors}
+            if wanted & made or ends & given:
                 found.append(at)
-                wanted.update(base.get(ref.number, ref.number) for ref in self.steps[at].tensors)
+                wanted |= given
         return found[::-1]
 
 
@@ -153,7 +172,7 @@ def answer(network: nn.Module, example: Example) -> Any:
     return given if part is None else part
 
 
-def compared(output: Any) -> list[Tensor]:
+def compared(output: Any, example: Example) -> list[Tensor]:
     """The tensors of an answer in which two networks are to agree.
 
     That is the part that is read, or all in floating point where none is. Caches are no part of it,
@@ -161,7 +180,24 @@ def compared(output: Any) -> list[Tensor]:
     """
     part, _ = read_part(output)
     leaves = pytree.tree_leaves(part if isinstance(part, Tensor) else output)
-    return [one for one in leaves if isinstance(one, Tensor) and one.is_floating_point()]
+    found = [one for one in leaves if isinstance(one, Tensor) and one.is_floating_point()]
+    return without_padding(found, example)
+
+
+def without_padding(answers: Sequence[Tensor], example: Example) -> list[Tensor]:
+    """The same answers with zeros where the example's ``attention_mask`` ``[N, T]`` says padding.
+
+    Nobody reads what a network gives there; behind a softmax over no token it may be NaN.
+    """
+    mask = example.get("attention_mask") if isinstance(example, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or not bool(mask.any()):
+        return list(answers)
+    return [
+        one.masked_fill((mask == 0).view(*mask.shape, *[1] * (one.ndim - 2)), 0)
+        if one.shape[:2] == mask.shape
+        else one
+        for one in answers
+    ]
 
 
 def converted(example: Example, dtype: torch.dtype) -> Any:

@@ -249,7 +249,7 @@ def free_heads(network: nn.Module, cut: Iterable[str] | None = None) -> None:
     """
     names = None if cut is None else list(cut)
     for path, module in network.named_modules():
-        kind = type(module)
+        kind: Any = type(module)
         free = _FREE.get(f"{kind.__module__}.{kind.__qualname__}")
         if free is None:
             continue

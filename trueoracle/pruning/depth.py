@@ -259,9 +259,9 @@ def _difference(network: nn.Module, gone: Gone, example: Example) -> str:
     twin = copied(network, held).eval()
     try:
         with torch.no_grad():
-            found = compared(answer(cut_layers(twin, gone, held), example))
+            found = compared(answer(cut_layers(twin, gone, held), example), example)
             with without_layers(twin, gone):
-                expected = compared(answer(twin, example))
+                expected = compared(answer(twin, example), example)
     except Exception as error:  # the user's forward runs: anything can come out
         return f"without it the network does not run: {first_line(error)}"
     for one, other in zip(found, expected, strict=True):

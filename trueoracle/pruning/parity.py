@@ -18,7 +18,13 @@ from torch.utils import _pytree as pytree
 
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.copying import copied, without_numbers
-from trueoracle.networks.graph import Example, answer, converted, no_fast_path
+from trueoracle.networks.graph import (
+    Example,
+    answer,
+    converted,
+    no_fast_path,
+    without_padding,
+)
 from trueoracle.networks.watching import Watch
 from trueoracle.pruning.axes.counting import (
     Counts,
@@ -61,7 +67,8 @@ def check_network(network: nn.Module, example: Example) -> None:
     try:
         with torch.no_grad():
             given = answer(twin, example)
-            first, second = _answers(given), _answers(answer(twin, example))
+            first = _answers(given, example)
+            second = _answers(answer(twin, example), example)
     except Exception as error:  # the user's forward runs: anything can come out
         raise InputError(
             f"{name} does not run on {_described(example)}: {first_line(error)}"
@@ -189,17 +196,18 @@ def check_parity(dense: nn.Module, candidates: Candidates, example: Example) -> 
 
 def _train(network: nn.Module, example: Example) -> None:
     """One step forward and back, in training mode."""
-    answers = [one for one in _answers(answer(network.train(), example)) if one.requires_grad]
+    answers = [one for one in _answers(answer(network.train(), example), example) if one.requires_grad]
     torch.stack([one.sum() for one in answers]).sum().backward()
 
 
-def _answers(outputs: Any) -> list[Tensor]:
+def _answers(outputs: Any, example: Example) -> list[Tensor]:
     """The tensors in what a network gives: one, or several in whatever form; no whole numbers."""
-    return [
+    found = [
         one
         for one in pytree.tree_leaves(outputs)
         if isinstance(one, Tensor) and (one.is_floating_point() or one.is_complex())
     ]
+    return without_padding(found, example)
 
 
 def _why_not_finite(network: nn.Module) -> str:
@@ -230,7 +238,7 @@ class _Shapes:
 
     def _run(self, network: nn.Module, example: Example) -> list[torch.Size]:
         with torch.no_grad():
-            return [one.shape for one in _answers(answer(network, example))]
+            return [one.shape for one in _answers(answer(network, example), example)]
 
     def reason(self, groups: Sequence[Group]) -> str:
         """Why groups cannot be cut together; empty: the network runs without half of each."""
@@ -333,7 +341,7 @@ class _Sorter:
 
 
 class _Trial:
-    """Surgery against masking on one network, in double precision where it runs in that.
+    """Surgery against masking on one network, in double precision where it answers in that.
 
     Its weights are shaken, so that no layer is zero and hides what it reads, unless its answers are
     no longer finite then.
@@ -361,7 +369,7 @@ class _Trial:
         before = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
         try:
             with torch.no_grad(), self._coarsest, _Calm():
-                return _answers(answer(network.train(training), self._example))
+                return _answers(answer(network.train(training), self._example), self._example)
         finally:
             with torch.no_grad():
                 for buffer, old in before:
@@ -371,8 +379,9 @@ class _Trial:
     def _expected(self, groups: Sequence[Group], kept: Kept) -> list[Tensor]:
         """What the network gives with the other filters zeroed, in evaluation mode.
 
-        It is prepared in another way where it does not run in double precision, or grows beyond
-        all bounds when it is shaken.
+        It is prepared in another way where it does not run in double precision or gives no finite
+        numbers in it (a mask of double precision's lowest number is minus infinity in a softmax of
+        single precision), or grows beyond all bounds when it is shaken.
         """
         while True:
             try:
@@ -383,9 +392,14 @@ class _Trial:
                     raise
                 self._prepare(is_double=False, is_shaken=True)
                 continue
-            if not self._is_shaken or all(one.isfinite().all() for one in found):
+            if all(one.isfinite().all() for one in found):
                 return found
-            self._prepare(is_double=self._is_double, is_shaken=False)
+            if self._is_shaken:
+                self._prepare(is_double=self._is_double, is_shaken=False)
+            elif self._is_double:
+                self._prepare(is_double=False, is_shaken=True)
+            else:
+                return found
 
     def _expected_in_training(
         self, groups: Sequence[Group], kept: Kept, in_evaluation: list[Tensor]

@@ -561,9 +561,9 @@ def check_masks(dense: nn.Module, candidates: WeightCandidates, example: Example
                 for name, kept in candidates.kept(index).items():
                     weight = by_hand.get_parameter(f"{name}.weight")
                     weight.mul_(kept.to(weight))
-                expected = compared(answer(by_hand, example))
+                expected = compared(answer(by_hand, example), example)
                 pruned = candidates.prune(network, index)
-                found = compared(answer(pruned, example))
+                found = compared(answer(pruned, example), example)
             check_training(pruned, example)
         except Exception as error:  # the user's forward runs: anything can come out
             raise InputError(

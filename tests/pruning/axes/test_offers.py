@@ -458,3 +458,27 @@ def test_what_norms_and_is_not_called_so_is_refused() -> None:
     found = find_groups(Wide(RootMean(6), (3, 5)), noise(3, 5))
     assert found.groups == {}
     assert found.refused["first"] == "its output meets 'mean'"
+
+
+class Beside(nn.Module):
+    """A stream that the answer is read from, and layers beside it that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.norm, self.gate, self.inner = nn.LayerNorm(6), nn.Linear(6, 4), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = torch.relu(self.first(x))
+        beside = stream + self.inner(torch.relu(self.gate(self.norm(stream))))
+        self.seen = beside * self.norm(beside)
+        return self.second(stream)  # type: ignore[no-any-return]
+
+
+def test_what_nothing_reads_is_cut_with_what_it_reads_and_never_chosen() -> None:
+    found = check(Beside(), torch.rand(4, 3), {"first"})
+    assert [part.module for part in found["first"].consumers] == ["second"]
+    assert [part.module for part in found["first"].layers] == ["first"]
+    assert {"norm", "gate", "inner"} <= set(found["first"].members)
+    small = prune(Beside(), [found["first"]], {"first": [0, 2]})
+    assert small.get_submodule("inner").out_features == 2

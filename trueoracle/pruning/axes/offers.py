@@ -233,7 +233,7 @@ class _Sorting:
         numbers = {self._known.graph.named.get(one) for one in tensors}
         steps = self._known.graph.steps
         if any(ref.number in numbers for step in steps for ref in step.tensors):
-            return "no layer with weights reads its output"
+            return "what the network gives does not depend on it"
         return "its weights were not used on the example"
 
     # Places
