@@ -234,9 +234,9 @@ def families(number: int, criteria: int = 24) -> dict[str, float]:
     certain, answers = [], []
     for _ in range(number):
         table = draw(SCENARIOS["plain"], generator).table
-        assert table.pruned is not None
-        plain = table.pruned - table.pruned.mean(axis=0)
-        worths = generator.normal(size=(criteria, table.pruned.shape[1]))
+        pruned = np.asarray(table.pruned, dtype=np.float64)
+        plain = pruned - pruned.mean(axis=0)
+        worths = generator.normal(size=(criteria, pruned.shape[1]))
         scores = {f"null {i}": plain @ one for i, one in enumerate(worths)}
         found = assess(replace(table, scores=scores))
         certain.append(any(one.is_certain for one in found))

@@ -16,7 +16,7 @@ from trueoracle.data import text as texts
 from trueoracle.data.language import load_language
 from trueoracle.data.splits import Splits
 from trueoracle.data.text import PackedText, Text, as_parts, find_texts, pack
-from trueoracle.data.tokens import Tokenizer
+from trueoracle.data.tokens import SPECIAL, Tokenizer
 from trueoracle.errors import InputError
 from trueoracle.spec.spec import DataSpec
 from trueoracle.tasks.language import IGNORED
@@ -140,6 +140,31 @@ def test_parts_of_one_text_are_contiguous_and_share_no_line(tmp_path: Path) -> N
     assert sha256 == hashlib.sha256(b"\0" + file.read_bytes()).hexdigest()
     without, _ = as_parts(found, (0.2, 0.1), validation=False)
     assert [p for p, _ in without["train"].pieces()] == lines["train"] + lines["validation"]
+
+
+def test_each_stretch_of_a_text_holds_out_its_own_end(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    lines = [f"line {i:03d}\n" for i in range(100)]
+    file.write_text("".join(lines), "utf-8")
+    found = find_texts("text", str(file), {})
+    parts, sha256 = as_parts(found, (0.2, 0.1), validation=True, stretches=5)
+    pieces = {part: list(text.pieces()) for part, text in parts.items()}
+    for part, first, last in (("train", 0, 14), ("validation", 14, 18), ("test", 18, 20)):
+        assert pieces[part] == [
+            (lines[20 * k + i], i == first) for k in range(5) for i in range(first, last)
+        ]
+    assert sha256 == as_parts(found, (0.2, 0.1), validation=True)[1]
+    without, _ = as_parts(found, (0.2, 0.1), validation=False, stretches=5)
+    assert [line for line, _ in without["train"].pieces()] == [
+        lines[20 * k + i] for k in range(5) for i in range(18)
+    ]
+    given = {"held_out": (0.2, 0.1), "stretches": 5, "context": 8, "tokenizer": "words"}
+    data = load(tmp_path, path=str(file), name="text", **given)
+    assert isinstance(data.test, PackedText)
+    # 10 lines of the test split, parted where the text has others between them.
+    ends = sum(pieces["test"][i][1] for i in range(1, 10))
+    assert ends == 4
+    assert (data.test.tokens == SPECIAL.index("</s>")).sum() == ends
 
 
 def test_records_of_jsonl_are_documents_that_no_part_cuts(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import trueoracle
 from tests.networks.families import FAMILIES, made
 from trueoracle.data.splits import Split, Splits
+from trueoracle.data.tokens import find_tokenizer
 from trueoracle.errors import InputError
 from trueoracle.networks.fitting import fitted_config, plain_config
 from trueoracle.networks.registry import build
@@ -200,7 +201,9 @@ def test_without_a_layer_it_generates_with_a_cache_as_without(family: str, tmp_p
     if family == "gemma2":
         assert loaded.config.layer_types == dense.config.layer_types[1:]  # type: ignore[union-attr, index]
     texts = [
-        one.generate(**batch, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=0)
+        cast(Any, one).generate(
+            **batch, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=0
+        )
         for one in (network, loaded, single)
         for cache in (True, False)
     ]
@@ -230,16 +233,17 @@ def test_the_tokenizer_comes_along_and_code_does_not(tmp_path: Path) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["model", "source"]
 
 
-def test_a_tokenizer_that_was_trained_here_comes_along(tmp_path: Path) -> None:
-    import tokenizers
-
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"b": 0, "a": 1, "?": 2}, "?"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+@pytest.mark.parametrize("name", ["bpe:300", "words"])
+def test_a_tokenizer_that_was_trained_here_comes_along(name: str, tmp_path: Path) -> None:
+    texts = ["In the beginning\n", "was the word\n"]
+    ours = find_tokenizer(name, "llama", lambda: iter(texts), "", tmp_path / "cache")
     dense, batch = made("llama")
     network, about = cut(dense, batch, MLP, half)
-    path = export(network, tmp_path / "model", about, {}, {"tokenizer.json": words.to_str()})
+    path = export(network, tmp_path / "model", about, {}, ours.files)
     read = transformers.AutoTokenizer.from_pretrained(path)
-    assert read("a b c").input_ids == [1, 0, 2]
+    assert read(texts).input_ids == ours.encode(texts)
+    assert (read.pad_token_id, read.bos_token_id, read.eos_token_id) == (ours.pad, 1, 2)
+    assert read(texts[:1], padding="max_length", max_length=40).input_ids[0][-1] == ours.pad
 
 
 def test_a_network_written_by_its_name_is_built_without_its_files(tmp_path: Path) -> None:

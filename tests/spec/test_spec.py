@@ -67,6 +67,7 @@ CHANGES: dict[str, Any] = {
     "data.fingerprint": "f",
     "data.tokenizer": "bpe:1024",
     "data.context": 64,
+    "data.stretches": 40,
     "data.stride": 32,
     "data.bos": "one",
     "data.held_out": [0.1, 0.1],

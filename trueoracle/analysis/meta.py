@@ -123,7 +123,7 @@ def effect(
 
 
 NEAR_ONE = 0.98
-"""Sizes of tau from which on its own scatter is no measure of its error: nothing is left to move."""
+"""Sizes of tau from which on its scatter is no measure of its error: nothing is left to move."""
 
 
 def _errors(effects: Sequence[Effect]) -> np.ndarray:

@@ -140,17 +140,17 @@ def _check_once(
         if len(counts) and counts.iloc[0] > 1:
             raise InputError(
                 f"{path}: the same candidate appears {counts.iloc[0]} times ({column} "
-                f"{counts.index[0]!r}): name the column of retraining seeds with --seed, and that of "
-                "candidates with --candidate"
+                f"{counts.index[0]!r}): name the column of retraining seeds with --seed, and that "
+                "of candidates with --candidate"
             )
     if named or len(rows) < 6:
         return
     times = rows[list(x)].value_counts(dropna=False)
     if times.iloc[0] > 1 and (times == times.iloc[0]).all() and len(times) > 1:
         raise InputError(
-            f"{path}: the same candidate appears {times.iloc[0]} times, if its scores tell it: name "
-            "the columns of candidates and of retraining seeds with --candidate and --seed, or the "
-            "first alone if each row is a candidate of its own"
+            f"{path}: the same candidate appears {times.iloc[0]} times, if its scores tell it: "
+            "name the columns of candidates and of retraining seeds with --candidate and --seed, "
+            "or the first alone if each row is a candidate of its own"
         )
 
 

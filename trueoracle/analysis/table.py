@@ -119,7 +119,12 @@ class CandidateTable:
     @property
     def diverged(self) -> np.ndarray:
         """Which retrainings diverged: bool ``[P, S]``."""
-        return np.isinf(self.outcomes)
+        return np.asarray(np.isinf(self.outcomes))
+
+    @property
+    def any_diverged(self) -> np.ndarray:
+        """Of which candidates some retraining diverged: bool ``[P]``."""
+        return np.asarray(self.diverged.any(axis=1))
 
     @cached_property
     def finished(self) -> np.ndarray:
@@ -127,9 +132,9 @@ class CandidateTable:
         known = self.outcomes[np.isfinite(self.outcomes)]
         if not len(known) or not self.diverged.any():
             return np.where(self.diverged, math.nan, self.outcomes)
-        return np.where(
-            self.diverged, known.min() if self.higher_is_better else known.max(), self.outcomes
-        )
+        worst = known.min() if self.higher_is_better else known.max()
+        made: np.ndarray = np.where(self.diverged, worst, self.outcomes)
+        return made
 
     def mean_outcome(self, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
         """The mean ``[P]`` over some of the seeds."""

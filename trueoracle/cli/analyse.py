@@ -209,8 +209,8 @@ def _lines_over_all(found: OwnAnalysis) -> Iterator[str]:
         yield text
     if found.meta and not found.networks:
         yield (
-            "each study is taken for one of another dense network: where they are of the same, name "
-            "the column that says so with --network"
+            "each study is taken for one of another dense network: where they are of the same, "
+            "name the column that says so with --network"
         )
 
 

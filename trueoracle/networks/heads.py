@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -249,15 +249,16 @@ def free_heads(network: nn.Module, cut: Iterable[str] | None = None) -> None:
     """
     names = None if cut is None else list(cut)
     for path, module in network.named_modules():
-        kind = type(module)
+        kind: Any = type(module)
         free = _FREE.get(f"{kind.__module__}.{kind.__qualname__}")
         if free is None:
             continue
         own = f"{path}." if path else ""
         within = f"{own}kept_heads" if free is _Alibi else own
         if names is None or any(name.startswith(within) for name in names):
-            module.__class__ = _freed(kind, free)
-            module.free()  # type: ignore[operator]
+            freed = cast(Any, module)
+            freed.__class__ = _freed(kind, free)
+            freed.free()
 
 
 def fit_heads(network: nn.Module, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -60,11 +61,28 @@ def _macs(network: nn.Module, given: Sequence[int] | Example) -> tuple[int, dict
     try:
         return _count(copied(network), item, device)
     except Exception as error:  # likewise
+        with suppress(Exception):  # its rows may be of no item alone, as patches of images are
+            return _share_of_item(network, given, device)
         what = f"image of shape {list(given)}" if _is_shape(given) else "item of the example"
         raise InputError(
             f"cannot count the multiply-accumulates of {type(network).__name__} on one {what}: "
             f"{first_line(error)}"
         ) from error
+
+
+def _share_of_item(
+    network: nn.Module, given: Any, device: torch.device
+) -> tuple[int, dict[str, int]]:
+    """What a whole batch takes, by its number of items."""
+    items = _items(given)
+    total, by_parameter = _count(copied(network), given, device)
+    return total // items, {name: macs // items for name, macs in by_parameter.items()}
+
+
+def _items(given: Any) -> int:
+    """How many items a batch has: the length of its first tensor."""
+    tensors = [one for one in pytree.tree_leaves(given) if isinstance(one, Tensor) and one.ndim]
+    return len(tensors[0]) if tensors else 1
 
 
 def _is_shape(given: Sequence[int] | Example) -> bool:
@@ -75,8 +93,7 @@ def _first_item(given: Sequence[int] | Example) -> Any:
     """A batch of one item, the first of an example."""
     if _is_shape(given):
         return torch.zeros(1, *cast(Sequence[int], given))
-    tensors = [one for one in pytree.tree_leaves(given) if isinstance(one, Tensor) and one.ndim]
-    count = len(tensors[0]) if tensors else 1
+    count = _items(given)
 
     def first(one: Any) -> Any:
         is_batch = isinstance(one, Tensor) and one.ndim and len(one) == count

@@ -205,7 +205,7 @@ class Results:
             table.outcome,
             higher_is_better=table.higher_is_better,
             higher_score_is_better=criterion in table.higher_is_chosen,
-            diverged=table.diverged.any(axis=1),
+            diverged=table.any_diverged,
         )
 
     def table(

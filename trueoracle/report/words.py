@@ -183,7 +183,8 @@ def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str, kind: str =
     if clusters == 1 and count > 1:
         text += "; with one dense network, nothing is said of another"
     if meta.get("i2") is not None:
-        text += f"; {meta['i2']:.0%} of its variation is between {'the studies' if clusters in (None, count) else 'networks'}"
+        between = "the studies" if clusters in (None, count) else "networks"
+        text += f"; {meta['i2']:.0%} of its variation is between {between}"
         if meta.get("p_value") is not None:
             text += f" (p = {p_value(meta['p_value'])})".replace("= <", "< ")
     if meta.get("prediction_low") is not None and meta.get("prediction_high") is not None:

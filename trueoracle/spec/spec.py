@@ -199,6 +199,13 @@ class DataSpec(Frozen):
         description="of text and questions in one part: the shares at the end that are the "
         "validation and the test split",
     )
+    stretches: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="of text in one part: cut it into so many of equal size, each of which holds "
+        "out its own end; none: one",
+    )
     columns: dict[str, str] = Field(
         {},
         description='of JSONL: the names of its columns: {text = "body"}, or {prompt = "question", '
@@ -394,6 +401,7 @@ LANGUAGE_FIELDS = {
     "data.held_out",
     "data.image_folder",
     "data.image_tokens",
+    "data.stretches",
     "data.stride",
     "data.test",
     "data.tokenizer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ class Split(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.first(x))
-        a, b = {
+        ways: dict[str, Callable[[], Any]] = {
             "chunk": lambda: h.chunk(2, 1),
             "split": lambda: torch.split(h, self.width, 1),
             "sizes": lambda: torch.split(h, [self.width, self.width], 1),
@@ -142,7 +143,8 @@ class Split(nn.Module):
             "number": lambda: torch.split(h, 4, 1),
             "numbers": lambda: (h[:, :4], h[:, 4:]),
             "unequal": lambda: (functional.pad(h[:, :3], (0, 0, 0, 0, 1, 0)), h[:, 3:7]),
-        }[self.how]()
+        }
+        a, b = ways[self.how]()
         both = torch.cat([b + self.one(a), self.other(b)], 1)
         return self.out(torch.tanh(self.last(both)).mean((2, 3)))  # type: ignore[no-any-return]
 
