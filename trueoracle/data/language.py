@@ -89,9 +89,8 @@ def _load_text(data: DataSpec, network: str, folder: Path, revision: str | None)
     splits: dict[str, PackedText] = {}
     for part, text in parts.items():
         # As large as the training text: what is mapped is all of it, or nothing.
-        key = hashlib.sha256(
-            f"{sha256} {tokenizer.sha256} {data.held_out} {data.stretches} {[*parts]} {part}".encode()
-        )
+        cut = f"{data.held_out} {data.stretches} {[*parts]} {part}"
+        key = hashlib.sha256(f"{sha256} {tokenizer.sha256} {cut}".encode())
         made = pack(
             text,
             tokenizer,
