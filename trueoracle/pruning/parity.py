@@ -196,7 +196,9 @@ def check_parity(dense: nn.Module, candidates: Candidates, example: Example) -> 
 
 def _train(network: nn.Module, example: Example) -> None:
     """One step forward and back, in training mode."""
-    answers = [one for one in _answers(answer(network.train(), example), example) if one.requires_grad]
+    answers = [
+        one for one in _answers(answer(network.train(), example), example) if one.requires_grad
+    ]
     torch.stack([one.sum() for one in answers]).sum().backward()
 
 
