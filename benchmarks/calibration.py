@@ -152,8 +152,8 @@ def draw(scenario: Scenario, generator: np.random.Generator) -> Study:
     outcomes += np.where(generator.random(shape) < s.collapse, 15 + drawn, 0)
     more: dict[str, Any] = {}
     if s.blocks:
-        of_examples = s.images * math.sqrt(s.blocks) * generator.normal(
-            size=(len(pruned), 1, s.blocks)
+        of_examples = (
+            s.images * math.sqrt(s.blocks) * generator.normal(size=(len(pruned), 1, s.blocks))
         )
         by_block = outcomes[:, :, None] + of_examples
         outcomes = by_block.mean(axis=2)
@@ -161,9 +161,7 @@ def draw(scenario: Scenario, generator: np.random.Generator) -> Study:
             more["blocks"] = tables.Blocks(50 * by_block, np.full(s.blocks, 50))
     if s.step:
         outcomes = np.round(outcomes / s.step) * s.step
-    table = CandidateTable(
-        outcomes, scores, False, bool(s.samples), pruned, (s.filters,), **more
-    )
+    table = CandidateTable(outcomes, scores, False, bool(s.samples), pruned, (s.filters,), **more)
     return Study(table, worth)
 
 
@@ -236,9 +234,9 @@ def families(number: int, criteria: int = 24) -> dict[str, float]:
     certain, answers = [], []
     for _ in range(number):
         table = draw(SCENARIOS["plain"], generator).table
-        assert table.pruned is not None
-        plain = table.pruned - table.pruned.mean(axis=0)
-        worths = generator.normal(size=(criteria, table.pruned.shape[1]))
+        pruned = np.asarray(table.pruned, dtype=np.float64)
+        plain = pruned - pruned.mean(axis=0)
+        worths = generator.normal(size=(criteria, pruned.shape[1]))
         scores = {f"null {i}": plain @ one for i, one in enumerate(worths)}
         found = assess(replace(table, scores=scores))
         certain.append(any(one.is_certain for one in found))
@@ -277,9 +275,7 @@ def networks(number: int, several: int, seed: int = 2) -> dict[str, float]:
             for table in network(generator):
                 (one,) = pool([table])
                 more: dict[str, Any] = {"cluster": str(place)} if clusters else {}
-                made = effect(
-                    "", one.tau, len(table), one.standard_error, one.interval, **more
-                )
+                made = effect("", one.tau, len(table), one.standard_error, one.interval, **more)
                 if made is not None:
                     effects.append(made)
         found = meta_analysis(effects)
@@ -306,11 +302,25 @@ def _cell(name: str, value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
     is_rate = not any(word in name for word in ("bias", "true", "regret"))
-    return f"{100 * value:.0f}%" if is_rate else f"{value:+.2f}" if "bias" in name else f"{value:.2f}"
+    return (
+        f"{100 * value:.0f}%" if is_rate else f"{value:+.2f}" if "bias" in name else f"{value:.2f}"
+    )
 
 
-COVERAGE = ["null in interval", "good in interval", "good at most", "good without noise in interval"]
-SIZE = ["null p < 0.05", "null is certain", "null is Yes", "good is No", "good is Yes", "twins differ"]
+COVERAGE = [
+    "null in interval",
+    "good in interval",
+    "good at most",
+    "good without noise in interval",
+]
+SIZE = [
+    "null p < 0.05",
+    "null is certain",
+    "null is Yes",
+    "good is No",
+    "good is Yes",
+    "twins differ",
+]
 BIAS = ["ceiling, true", "ceiling, bias", "without noise, bias", "regret, true", "regret, as found",
         "regret, held out"]  # fmt: skip
 

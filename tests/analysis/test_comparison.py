@@ -68,7 +68,7 @@ def test_holm_and_benjamini_hochberg_by_hand() -> None:
     for method in ("holm", "fdr_bh"):
         raw = generator.random(40) ** 3
         expected = multipletests(raw, method=method)[1]
-        np.testing.assert_allclose(adjusted_p_values(list(raw), method), expected)  # type: ignore[arg-type]
+        np.testing.assert_allclose(adjusted_p_values(list(raw), method), expected)
 
 
 def test_partial_tau_of_kendalls_own_formula() -> None:

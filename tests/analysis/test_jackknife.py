@@ -63,9 +63,7 @@ def test_blocks_of_examples_are_left_out_by_their_size() -> None:
     generator = np.random.default_rng(1)
     counts = np.array([10, 20, 30, 40])
     sums = generator.normal(size=(1, 1, 4)) * counts
-    table = CandidateTable(
-        sums.sum(axis=2) / counts.sum(), {}, False, blocks=Blocks(sums, counts)
-    )
+    table = CandidateTable(sums.sum(axis=2) / counts.sum(), {}, False, blocks=Blocks(sums, counts))
     found = jackknife([table], mean)
     left = [(sums.sum() - sums[0, 0, b]) / (100 - counts[b]) for b in range(4)]
     assert found.standard_error() == pytest.approx(math.sqrt(3 * np.var(left)))

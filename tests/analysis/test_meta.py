@@ -138,7 +138,10 @@ def test_a_perfect_tau_is_not_known_perfectly() -> None:
 
 
 def clustered(taus: list[float], of: list[str]) -> list[Effect]:
-    made = [effect(str(i), t, 100, 0.1, cluster=c) for i, (t, c) in enumerate(zip(taus, of, strict=True))]
+    made = [
+        effect(str(i), t, 100, 0.1, cluster=c)
+        for i, (t, c) in enumerate(zip(taus, of, strict=True))
+    ]
     return [one for one in made if one is not None]
 
 

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import gzip
+import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import kendalltau
 
 from trueoracle.analysis.own import read_tables
 from trueoracle.errors import InputError
@@ -101,3 +105,111 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         read_tables(write(text), ["x"], ["y"], higher_is_better=True, **options)  # type: ignore[arg-type, operator]
+
+
+def test_kinds_of_pruning_are_tables_of_their_own(tmp_path: Path) -> None:
+    """Pooled, two kinds of which each has no tau at all have a high one."""
+    path = tmp_path / "kinds.csv"
+    rows = [("filters", 1, 1.2), ("filters", 2, 1.1), ("filters", 3, 1.3), ("filters", 4, 1.15)]
+    rows += [(f"{kind}", x + 10, y + 1) for kind, x, y in [("layers", *r[1:]) for r in rows]]
+    path.write_text("kind,x,y\n" + "\n".join(f"{k},{x},{y}" for k, x, y in rows))
+    pooled = read_tables(path, ["x"], ["y"], higher_is_better=False)
+    apart = read_tables(path, ["x"], ["y"], higher_is_better=False, kind="kind")
+    assert list(apart) == ["filters", "layers"]
+    (whole,) = pooled.values()
+    assert kendalltau(whole.scores["x"], whole.outcome).statistic > 0.5
+    for one in apart.values():
+        assert kendalltau(one.scores["x"], one.outcome).statistic == pytest.approx(0)
+
+
+def rows(header: str, *cells: str) -> str:
+    return "\n".join([header, *cells]) + "\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"x,y\n0.5,1.25\n0.7,2\n",
+        b"x;y\n0.5;1.25\n0.7;2\n",
+        b"x;y\n0,5;1,25\n0,7;2\n",
+        b"x\ty\n0.5\t1.25\n0.7\t2\n",
+        b"x\ty\n0,5\t1,25\n0,7\t2\n",
+        "x,y\n0.5,1.25\n0.7,2\n".encode("utf-8-sig"),
+        "x;y\n0,5;1,25\n0,7;2\n".encode("utf-16"),
+        b"\xfe\xff" + "x,y\n0.5,1.25\n0.7,2\n".encode("utf-16-be"),
+        gzip.compress(b"x;y\n0,5;1,25\n0,7;2\n", mtime=0),
+    ],
+)
+def test_a_table_is_the_same_in_any_dialect(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "points.csv"
+    path.write_bytes(data)
+    (one,) = read_tables(path, ["x"], ["y"], higher_is_better=True).values()
+    assert one.scores["x"].tolist() == [0.5, 0.7]
+    assert one.outcomes.tolist() == [[1.25], [2.0]]
+
+
+def test_parquet_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "points.parquet"
+    frame = pd.DataFrame({"x": [0.1, None], "y": [1, 2], "p": [[0, 1], [1, 2]]})
+    frame.to_parquet(path)
+    (one,) = read_tables(path, ["x"], ["y"], higher_is_better=True, pruned="p").values()
+    np.testing.assert_array_equal(one.scores["x"], [0.1, math.nan])
+    assert one.groups == (3,)
+
+
+def test_what_is_no_decimal_comma_is_no_number(write: object) -> None:
+    for text in ("x;y\n1.234,5;1\n2;2\n", 'x,y\n"1,234",1\n2,2\n'):
+        with pytest.raises(InputError, match=r"column 'x' of .* is not numeric"):
+            read_tables(write(text), ["x"], ["y"], higher_is_better=True)  # type: ignore[operator]
+
+
+LONG = [f"c{i},{s},{i},{i + s}" for i in range(5) for s in range(3)]
+
+
+def test_a_seed_column_is_found_by_its_name(write: object) -> None:
+    path = write(rows("Candidate,seed,x,y", *LONG))  # type: ignore[operator]
+    (one,) = read_tables(path, ["x"], ["y"], higher_is_better=True).values()
+    assert one.outcomes.tolist() == [[i, i + 1, i + 2] for i in range(5)]
+    # A column of that name where each candidate has one row says something else.
+    single = write(rows("id,seed,x,y", "a,1,1,1", "b,2,2,2"))  # type: ignore[operator]
+    (other,) = read_tables(single, ["x"], ["y"], higher_is_better=True).values()
+    assert other.seeds == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "message"),
+    [
+        ("id,nr,x,y", {}, r"the same candidate appears 3 times .id 'c0'.: name .* with --seed"),
+        ("who,nr,x,y", {}, "the same candidate appears 3 times, if its scores tell it"),
+        ("who,nr,x,y", {"candidate": "who"}, r"the same candidate appears 3 times .who 'c0'"),
+        ("p,nr,x,y", {"pruned": "p"}, "the same candidate appears 3 times"),
+    ],
+)
+def test_retrainings_that_pass_for_candidates_are_refused(
+    write: object, header: str, options: dict[str, str], message: str
+) -> None:
+    cells = [row.replace("c", "", 1) if header[0] == "p" else row for row in LONG]
+    with pytest.raises(InputError, match=message):
+        read_tables(write(rows(header, *cells)), ["x"], ["y"], higher_is_better=True, **options)  # type: ignore[arg-type, operator]
+
+
+def test_scores_that_tie_are_candidates_where_it_is_said(write: object) -> None:
+    path = write(rows("who,x,y", *(f"{i},{i // 2},{i}" for i in range(8))))  # type: ignore[operator]
+    with pytest.raises(InputError, match="if its scores tell it"):
+        read_tables(path, ["x"], ["y"], higher_is_better=True)
+    (one,) = read_tables(path, ["x"], ["y"], higher_is_better=True, candidate="who").values()
+    assert len(one) == 8
+
+
+def test_a_column_named_twice_is_no_second_seed(write: object) -> None:
+    path = write("x,y\n1,2\n2,3\n")  # type: ignore[operator]
+    for x, y in ((["x"], ["y", "y"]), (["x", "x"], ["y"]), (["x"], ["x"])):
+        with pytest.raises(InputError, match="is named twice"):
+            read_tables(path, x, y, higher_is_better=True)
+
+
+def test_an_infinite_outcome_is_of_a_network_that_diverged(write: object) -> None:
+    path = write("x,y\n1,inf\n2,3\n3,1\n")  # type: ignore[operator]
+    (one,) = read_tables(path, ["x"], ["y"], higher_is_better=False).values()
+    assert one.diverged[:, 0].tolist() == [True, False, False]
+    assert one.outcome.tolist() == [3, 3, 1]

@@ -13,7 +13,9 @@ from trueoracle.analysis.reliability import disattenuated, noise_ceiling, withou
 from trueoracle.analysis.table import Blocks, CandidateTable
 
 
-def of(outcomes: np.ndarray, blocks: Blocks | None = None, *, sampled: bool = False) -> CandidateTable:
+def of(
+    outcomes: np.ndarray, blocks: Blocks | None = None, *, sampled: bool = False
+) -> CandidateTable:
     return CandidateTable(outcomes, {}, False, sampled, blocks=blocks)
 
 

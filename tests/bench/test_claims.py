@@ -152,4 +152,7 @@ def test_the_places_that_the_page_names(shipped: Bench, said: str) -> None:
     assert f"`oracle` has τ {one:.2f} for network 0 and {other:.2f} for network 1" in said
     places = {place.criterion: place for place in leaderboard(shipped, "test_loss")}
     random = places["random"]
-    assert f"τ {random.agreement:.2f} [{random.low:.2f}, {random.high:.2f}]" in said
+    assert f"it is [{random.low:.2f}, {random.high:.2f}]" in said
+    assert random.low < 0 < random.high
+    # No place is told from another: nothing but luck orders the criteria.
+    assert all((one.rank_low, one.rank_high) == (1, one.of) for one in places.values() if one.rank)

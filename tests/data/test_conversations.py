@@ -176,11 +176,7 @@ def gpt2() -> Any:
             n_positions=128,
             bos_token_id=1,
             eos_token_id=2,
-<<<<<<< HEAD
-        )  # fmt: skip
-=======
         )
->>>>>>> main
     )
 
 

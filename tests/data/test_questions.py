@@ -227,6 +227,7 @@ def test_pope(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_easy_vqa_and_what_it_gives_without_looking() -> None:
     pytest.importorskip("easy_vqa")
     parts = find_questions("easy-vqa", None, None, {}).parts
@@ -268,7 +269,8 @@ def test_questions_about_one_image_are_held_out_together() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("scienceqa", None, "cannot be read as JSON"),
+        ("scienceqa", None, "is not there: expected a folder with problems.json"),
+        ("scienceqa", "{}", "cannot be read as JSON"),
         ("textvqa", "{}", "not in the format of data set 'textvqa' (KeyError: 'data'): expected"),
         ("gqa", "[]", "is not in the format of data set 'gqa' (AttributeError"),
         ("pope", "[1]\n", "line 1: expected a JSON object"),
@@ -303,6 +305,12 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_questions("textvqa", str(tmp_path), None, {})
     with pytest.raises(InputError, match=r"data\.columns does nothing for data set 'gqa'"):
         find_questions("gqa", str(tmp_path), None, {"prompt": "x"})
+    (tmp_path / "beside.json").write_text("[]", "utf-8")  # is not read in its place
+    for name in ("instructions", "textvqa", "gqa", "pope", "scienceqa"):
+        with pytest.raises(InputError, match=r"data\.path = '.*wrong\.json' is not there"):
+            find_questions(name, str(tmp_path / "wrong.json"), None, {})
+    with pytest.raises(InputError, match=r"the package easy-vqa: no data\.path"):
+        find_questions("easy-vqa", str(tmp_path), None, {})
     monkeypatch.setattr(questions, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"easy-vqa: pip install 'trueoracle\[transformers\]'"):
         find_questions("easy-vqa", None, None, {})

@@ -160,7 +160,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("fields", SETTINGS, ids=lambda fields: "-".join(fields) or "plain")
-@pytest.mark.parametrize("kind", ["text", "images"])
+@pytest.mark.parametrize("kind", ["text", "images", "both"])
 def test_the_peak_is_foretold_from_shapes_alone(kind: str, fields: dict[str, Any]) -> None:
     if "lora" in fields:
         pytest.importorskip("peft")
@@ -171,6 +171,13 @@ def test_the_peak_is_foretold_from_shapes_alone(kind: str, fields: dict[str, Any
         network: nn.Module = Reader(width=64, blocks=4)
         ids = torch.randint(TOKENS, (16, 20))
         batch, task = {"input_ids": ids, "labels": ids}, Answers()
+    elif kind == "both":  # LLaVA compares the number of its images' tokens with that of features
+        pytest.importorskip("transformers")
+        network = build("llava", {"context": 64}, input_shape=(3, 32, 32), classes=40)
+        ids = torch.randint(5, 40, (16, 20))
+        ids[:, :4] = 4
+        batch, task = {"input_ids": ids, "labels": ids}, Answers()
+        batch["pixel_values"] = torch.randn(16, 3, 32, 32)
     else:
         sizes = {"patch": 4, "layers": 3, "heads": 2, "width": 32, "mlp": 64}
         network = build("vit-b-16", sizes, input_shape=(3, 16, 16), classes=5)

@@ -32,8 +32,10 @@ def relation(criterion: str, **known: Any) -> dict[str, Any]:
 
 KNOWN = {
     "kendall_low": -0.3, "kendall_high": -0.1, "permutation_p_value": 0.04,
-    "adjusted_p_value": 0.08, "ceiling": 0.6, "share_of_ceiling": -0.031, "percentile": 98.9,
-    "regret_low": 0.001, "regret_high": 0.002, "rank_low": 3, "rank_high": 40, "k": 10,
+    "adjusted_p_value": 0.08, "ceiling": 0.6, "disattenuated": 0.31, "disattenuated_low": 0.1,
+    "disattenuated_high": 0.5, "at_most": 0.281, "answer": "Unclear", "percentile": 98.9,
+    "held_out_regret": 0.0015, "best_rank": 7.5, "regret_low": 0.001, "regret_high": 0.002,
+    "rank_low": 3, "rank_high": 40, "k": 10,
     "anomaly_ratio_k": 0.301, "precision_at_k": 0.2, "regret_at_k": 0.0, "beats_random": 0.75,
     "weighted_agreement": 0.24, "tied": 5,
 }  # fmt: skip
@@ -46,14 +48,16 @@ def test_all_that_is_known_has_a_column() -> None:
         "agreement": "0.20",
         "Kendall's τ": "−0.20",
         "95% interval": "[−0.30, −0.10]",
+        "at most": "0.28",
         "p (Holm)": "0.08",
+        "answer": "Unclear",
         "ceiling": "0.60",
-        "of ceiling": "−3%",
+        "without noise": "0.31 [0.10, 0.50]",
         "anomalies": "25.0%",
         "tied": "5",
         "over 10 lowest": "30.1%",
         "percentile": "99",
-        "regret": "0.0012 [0.0010, 0.0020]",
+        "regret": "0.0015 [0.0010, 0.0020]",
     }
     assert table.headings[table.strong] == "agreement"
     assert table.texts == 1
@@ -68,13 +72,15 @@ def test_all_that_is_known_has_a_column() -> None:
         "rank": "12 [3, 40]",
         "beats random": "75.0%",
         "precision at 10": "20.0%",
+        "regret, in sample": "0.0012",
+        "rank of the best": "7.5",
         "regret at 10": "0.0000",
     }
 
 
 def test_what_is_nowhere_known_has_no_column_and_a_gap_has_a_dash() -> None:
     table = relations_table([({}, relation("l1"))])
-    assert table.headings == ("criterion", "agreement", "Kendall's τ", "anomalies", "regret")
+    assert table.headings == ("criterion", "agreement", "Kendall's τ", "anomalies")
     rows: list[tuple[dict[str, str], dict[str, Any]]] = [
         ({}, relation("l1", k=5, anomaly_ratio_k=0.1)),
         ({}, relation("l2", k=7)),
@@ -114,14 +120,17 @@ def test_partial_correlations_name_what_is_given() -> None:
 def test_the_terminals_table_has_every_column_whatever_is_known() -> None:
     known = relation("l1", **KNOWN)
     blank = {"kendall_tau": None, "ceiling": None, "adjusted_p_value": None, "anomalies": 0}
-    unknown = known | blank | {"kendall_low": None, "kendall_p_value": 0.5, "regret": None}
+    blank |= {"answer": None, "at_most": None, "held_out_regret": None}
+    unknown = known | blank | {"kendall_low": None, "kendall_p_value": 0.5}
     table = brief_table([({"study": "a", "criterion": "l1"}, unknown)])
     assert table.headings == (
-        "study", "criterion", "n", "tau", "95%", "p (Holm)", "ceiling", "anomalies", "rank",
-        "regret",
+        "study", "criterion", "n", "tau", "95%", "at most", "p (Holm)", "answer", "ceiling",
+        "anomalies", "rank", "regret",
     )  # fmt: skip
     assert table.texts == 2
-    assert table.rows == (("a", "l1", "1000", "–", "–", "(0.5)", "–", "25.0%", "12", "–"),)
+    assert table.rows == (
+        ("a", "l1", "1000", "–", "–", "–", "(0.5)", "–", "–", "25.0%", "12", "–"),
+    )
 
 
 def test_a_table_drops_what_nobody_knows_and_marks_its_rows() -> None:

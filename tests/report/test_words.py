@@ -51,31 +51,37 @@ def test_a_few_criteria_speak_for_themselves() -> None:
 
 def test_of_many_the_best_and_the_oracle_are_told() -> None:
     relations = [
-        relation("l1", 0.2, adjusted_p_value=0.01, certain=False),  # zero is in its interval
-        relation("oracle", 0.12, adjusted_p_value=0.4, certain=False),
+        relation("l1", 0.2, answer="Unclear", counts_filters=True),
+        relation("oracle", 0.12, answer="No", counts_filters=True),
         relation(
-            "taylor", 0.412, adjusted_p_value=0.001, kendall_low=-0.5, kendall_high=-0.3,
-            share_of_ceiling=0.653, certain=True, interval_over="2 retraining seeds, given …",
+            "taylor", 0.412, kendall_low=-0.5, kendall_high=-0.3, at_most=0.48, answer="Yes",
+            counts_filters=True, interval_over="2 retraining seeds and 10 filters, given …",
         ),
-        relation("snip", -0.4, adjusted_p_value=0.001, certain=True),
-        relation("flat", None),
+        relation("snip", -0.4, answer="No", counts_filters=True),
+        relation("flat", None, answer="Unclear", counts_filters=True),
     ]  # fmt: skip
     first, second = verdicts({"relations": relations})
     assert first == (
-        "Of 5 criteria, taylor agrees most with final test accuracy (τ = −0.41 [−0.50, −0.30], 65% "
-        "of the ceiling), the pruned train loss is number 3 (τ = −0.12); 1 of 5 predict it better "
-        "than chance (Holm's p < 0.05, and no interval with zero in it). Intervals are over 2 "
-        "retraining seeds, given …."
+        "Yes: of 5 criteria, 1 predicts final test accuracy (τ is certain and 0.2 or more), of 2 "
+        "it is certain that they do not, and of 2 it is unclear; taylor agrees most (τ = −0.41 "
+        "[−0.50, −0.30], of size 0.48 at most with 95%), the pruned train loss is number 3 "
+        "(τ = −0.12). Certain is: Holm's p over all that is shown < 0.05, and an interval over "
+        "filters without zero in it. Intervals are over 2 retraining seeds and 10 filters, given …."
     )
+    no = verdicts({"relations": [one | {"answer": "No"} for one in relations]})
+    assert no[0].startswith("No: of 5 criteria, 0 predict final test accuracy")
+    unclear = verdicts({"relations": [one | {"answer": "Unclear"} for one in relations]})
+    assert unclear[0].startswith("Unclear: of 5 criteria, 0 predict")
     assert second == "oracle says something"
 
 
 def test_without_the_oracle_or_p_values_less_is_said() -> None:
     relations = [relation(name, value) for name, value in zip("abcd", (1, 2, 3, 4), strict=True)]
-    assert verdicts({"relations": relations}) == [
-        "Of 4 criteria, d agrees most with final test accuracy (τ = −4.00); filter labels could "
-        "not be permuted, so that chance is not ruled out."
-    ]
+    (said,) = verdicts({"relations": relations})
+    assert said.startswith("Unclear: of 4 criteria, 0 predict final test accuracy")
+    assert said.endswith(
+        "d agrees most (τ = −4.00); that other filters would give another τ is not counted."
+    )
 
 
 def test_the_ceiling_is_told_where_it_is_known() -> None:
@@ -86,7 +92,15 @@ def test_the_ceiling_is_told_where_it_is_known() -> None:
     assert ceiling_sentences(summary) == [
         "The ceiling of 0.63 for final test accuracy counts retraining noise only (τ = 0.45 "
         "between halves of the seeds): so far could a perfect criterion agree on these examples. "
-        "It does not count that other examples would order the candidates in another way, too."
+        "The record has no outcomes by blocks of examples: how other examples would order the "
+        "candidates is not known."
+    ]
+    both = known | {"blocks": 20, "ceiling_low": 0.5, "ceiling_high": 0.7}
+    summary["ceilings"] = {"test_accuracy": both}
+    assert ceiling_sentences(summary) == [
+        "The ceiling of 0.63 [0.50, 0.70] for final test accuracy counts the noise of seeds and "
+        "examples (τ = 0.45 between halves of the seeds and examples): so far could a perfect "
+        "criterion agree."
     ]
     summary["ceilings"] = {"test_accuracy": known | {"ceiling": None}}
     assert ceiling_sentences(summary) == []
@@ -111,6 +125,8 @@ def test_a_sum_over_filters_is_one_sentence() -> None:
         in said
     )
     assert said.endswith("On others it can agree far less.")
+    other = additive_sentence({"agreement": 0.3, "folds": 5, "other_examples": True}, "loss")
+    assert other.endswith("agrees with loss to 0.30 on other examples than it was fitted on.")
 
 
 META = {
@@ -132,6 +148,17 @@ def test_a_meta_analysis_is_one_sentence() -> None:
     )
 
 
+def test_studies_of_one_network_are_said_to_be_of_one() -> None:
+    studies: dict[str, Any] = {"studies": [{}] * 4}
+    two = meta_sentence(META | studies | {"clusters": 2}, "x", "y")
+    assert two.startswith("Over 4 studies of 2 dense networks, x has τ = ")
+    assert "63% of its variation is between networks" in two
+    unknown = {"i2": None, "prediction_low": None}
+    one = meta_sentence(META | studies | unknown | {"clusters": 1}, "x", "y")
+    assert one.startswith("Over 4 studies of 1 dense network, x has")
+    assert one.endswith("; with one dense network, nothing is said of another.")
+
+
 def test_a_slope_says_by_what_and_how_sure() -> None:
     slope = {"by": "width", "slope": 0.0123, "low": -0.001, "high": 0.02, "p_value": 0.07}
     assert slope_sentence(slope, "pruned train loss", "final test loss") == (
@@ -146,8 +173,7 @@ def test_a_grid_of_many_criteria_tells_of_the_oracle() -> None:
         metas = [META | {"criterion": name} for name in criteria]
         return {"points": [entry, {"summary": None}], "meta": metas}
 
-    assert len(grid_verdicts(summary("l1", "oracle"))) == 3
-    said, given = grid_verdicts(summary("l1", "l2", "random", "oracle"))
+    assert len(grid_verdicts(summary("l1", "oracle"))) == 2
+    (said,) = grid_verdicts(summary("l1", "l2", "random", "oracle"))
     assert "score oracle has τ" in said.lower()
-    assert "take the studies for independent" in given
     assert grid_verdicts({"points": [], "meta": None}) == []

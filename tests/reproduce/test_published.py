@@ -18,7 +18,7 @@ from trueoracle.spec.grid import load_spec
 
 
 def test_45_settings_are_published_each_once() -> None:
-    settings = all_settings()
+    settings = [one for one in all_settings() if one.has_values]
     assert len({one.setting for one in settings}) == len(settings) == 45
     short = [one for one in settings if one.needs_short]
     assert len(short) == 9
@@ -26,10 +26,25 @@ def test_45_settings_are_published_each_once() -> None:
     assert all("short" in load_spec(f"{one.study}@short").name for one in short)
 
 
+def test_what_is_named_without_a_scatter_stands_last_and_has_no_values() -> None:
+    settings = all_settings()
+    assert len({one.setting for one in settings}) == len(settings)
+    named = settings[45:]
+    assert not any(one.has_values for one in named)
+    assert "tinyllava-3.1b" in {one.study for one in named}
+    for one in named:
+        assert (one.n, one.kendall_tau, one.p_value, one.anomaly_ratio) == (None,) * 4
+        assert one.source.endswith("named there; no scatter on its project page")
+        # What is listed is what its file says: nothing published gives a number of networks.
+        assert isinstance(load_spec(one.study).pruning.candidates, int)
+        assert load_spec(one.study).purpose.startswith("After the paper: ")
+        assert published_of(one.study) == []
+
+
 def test_they_are_what_was_printed(published: Path) -> None:
     with (published / "summary.csv").open(newline="") as file:
         printed = {row["setting"]: row for row in csv.DictReader(file)}
-    ours = {one.setting: one for one in all_settings()}
+    ours = {one.setting: one for one in all_settings() if one.has_values}
     assert set(ours) == set(printed)
     for name, row in printed.items():
         one = ours[name]
@@ -77,6 +92,7 @@ def test_they_are_no_part_of_the_study(write_study: Writer) -> None:
         ("kendall_tau = 2", "published.kendall_tau: input should be less than or equal to 1"),
         ("tau = 0", "published.tau: extra inputs are not permitted"),
         ("x = 'loss'", "published.x: "),
+        ("anomaly_ratio = 0.5\n#kendall", "published: kendall_tau is missing"),
     ],
 )
 def test_a_wrong_value_is_one_line(write_study: Writer, line: str, message: str) -> None:

@@ -70,6 +70,7 @@ def of_text(tmp_path: Path, **fields: Any) -> dict[str, Any]:
     return {"name": "text", "path": str(file), "tokenizer": "bpe:300", "context": 16, **fields}
 
 
+@pytest.mark.slow
 def test_a_study_of_text_from_start_to_report(tmp_path: Path) -> None:
     mine = study(tmp_path, of_text(tmp_path, stride=8, bos="one"))
     assert mine.spec.task == "next-token"
@@ -93,6 +94,7 @@ def test_a_study_of_text_from_start_to_report(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_recorded_loss_is_that_by_hand(tmp_path: Path) -> None:
     mine = study(tmp_path, of_text(tmp_path, stride=8))
     results = mine.run(progress=False)
@@ -115,6 +117,7 @@ def test_the_recorded_loss_is_that_by_hand(tmp_path: Path) -> None:
     assert results.dense["test_loss"] == pytest.approx(total / count, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_study_of_questions_says_what_needs_no_image(tmp_path: Path) -> None:
     write_pope(tmp_path)
     data = {
@@ -140,6 +143,7 @@ def test_a_study_of_questions_says_what_needs_no_image(tmp_path: Path) -> None:
     assert "100.0% of test answers are right from the question alone" in written.page.read_text()
 
 
+@pytest.mark.slow
 def test_it_goes_on_but_not_with_another_text(tmp_path: Path) -> None:
     data = of_text(tmp_path)
     study(tmp_path, data).score(progress=False)
@@ -152,14 +156,23 @@ def test_it_goes_on_but_not_with_another_text(tmp_path: Path) -> None:
         study(tmp_path, data).run(progress=False)
 
 
-def test_fast_engines_refuse_it_with_the_reason(tmp_path: Path) -> None:
+def test_the_native_engine_refuses_it_with_the_reason(tmp_path: Path) -> None:
     prepared = study(tmp_path, of_text(tmp_path)).prepare()
-    for engine, reason in (
-        ("native", "the native kernels train plain classification only"),
-        ("wide", "it takes several inputs: input_ids"),
-    ):
-        with pytest.raises(InputError, match=reason):
-            check_engine(engine, prepared.network, prepared.data, prepared.spec.retraining)
+    with pytest.raises(InputError, match="the native kernels train plain classification only"):
+        check_engine("native", prepared.network, prepared.data, prepared.spec.retraining)
+
+
+@pytest.mark.slow
+def test_engines_that_train_it_agree(tmp_path: Path) -> None:
+    found = {
+        engine: study(
+            tmp_path / engine, of_text(tmp_path, stride=8), overrides={"retraining.epochs": 2}
+        )
+        .run(progress=False, engine=engine)
+        .outcomes["test_loss"]
+        for engine in ("loop", "wide")
+    }
+    assert found["wide"].to_numpy() == pytest.approx(found["loop"].to_numpy(), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 import trueoracle
 from tests.networks.families import FAMILIES, made
 from trueoracle.data.splits import Split, Splits
+from trueoracle.data.tokens import find_tokenizer
 from trueoracle.errors import InputError
-from trueoracle.networks.copying import copied
 from trueoracle.networks.fitting import fitted_config, plain_config
 from trueoracle.networks.registry import build
+from trueoracle.pruning.depth import cut_layers, find_stacks
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups
 from trueoracle.search.export import Origin, check_export, export
@@ -180,41 +182,29 @@ def trueoracle_names(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def without_layer(dense: nn.Module, gone: int) -> Any:
-    """A language model without one of its layers, with its numbers right."""
-    network: Any = copied(dense)
-    body = network.transformer if hasattr(network, "transformer") else network.model
-    name = "h" if hasattr(body, "h") else "layers"
-    left = [one for place, one in enumerate(getattr(body, name)) if place != gone]
-    setattr(body, name, nn.ModuleList(left))
-    for place, layer in enumerate(left):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = place
-    network.config.num_hidden_layers = len(left)
-    if getattr(network.config, "layer_types", None):
-        kinds = list(network.config.layer_types)
-        network.config.layer_types = [one for place, one in enumerate(kinds) if place != gone]
-    return network
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2"])
 def test_without_a_layer_it_generates_with_a_cache_as_without(family: str, tmp_path: Path) -> None:
     dense, batch = made(family)
+    (stack,) = find_stacks(dense, batch).stacks.values()
+    network: Any = cut_layers(dense, {stack.name: (stack, (0,))})
     batch["attention_mask"] = batch["attention_mask"].flip(1)  # padded on the left
-    network = without_layer(dense, 0)
-    path = export(network, tmp_path / "model", origin(dense, batch, {}))
+    about = replace(origin(dense, batch, {stack.name: (0,)}), units="layers")
+    path = export(network, tmp_path / "model", about)
     assert is_plain(path)
     loaded = from_pretrained(dense, path)
-    assert torch.equal(logits(loaded, batch), logits(network, batch))
+    single = trueoracle.load(export(network, tmp_path / "model.safetensors", about))
+    for one in (loaded, single, trueoracle.load(path)):
+        assert torch.equal(logits(one, batch), logits(network, batch))
     assert loaded.config.num_hidden_layers == 2
     said = {m.layer_idx for m in loaded.modules() if getattr(m, "layer_idx", None) is not None}
     assert said == {0, 1}
     if family == "gemma2":
         assert loaded.config.layer_types == dense.config.layer_types[1:]  # type: ignore[union-attr, index]
     texts = [
-        one.generate(**batch, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=0)
-        for one in (network, loaded)
+        cast(Any, one).generate(
+            **batch, max_new_tokens=8, do_sample=False, use_cache=cache, pad_token_id=0
+        )
+        for one in (network, loaded, single)
         for cache in (True, False)
     ]
     assert texts[0].shape == (3, 18)
@@ -241,6 +231,19 @@ def test_the_tokenizer_comes_along_and_code_does_not(tmp_path: Path) -> None:
     export(network, path, about)
     assert not is_plain(path)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["model", "source"]
+
+
+@pytest.mark.parametrize("name", ["bpe:300", "words"])
+def test_a_tokenizer_that_was_trained_here_comes_along(name: str, tmp_path: Path) -> None:
+    texts = ["In the beginning\n", "was the word\n"]
+    ours = find_tokenizer(name, "llama", lambda: iter(texts), "", tmp_path / "cache")
+    dense, batch = made("llama")
+    network, about = cut(dense, batch, MLP, half)
+    path = export(network, tmp_path / "model", about, {}, ours.files)
+    read = transformers.AutoTokenizer.from_pretrained(path)
+    assert read(texts).input_ids == ours.encode(texts)
+    assert (read.pad_token_id, read.bos_token_id, read.eos_token_id) == (ours.pad, 1, 2)
+    assert read(texts[:1], padding="max_length", max_length=40).input_ids[0][-1] == ours.pad
 
 
 def test_a_network_written_by_its_name_is_built_without_its_files(tmp_path: Path) -> None:

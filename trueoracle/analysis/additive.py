@@ -76,9 +76,7 @@ def additive(table: CandidateTable, *, folds: int = FOLDS, seed: int = 0) -> Add
     blocks = 0 if table.blocks is None else len(table.blocks)
     parts = [(table.outcome, table.outcome)]
     if blocks > 1:
-        even, odd = (
-            table.take(blocks=np.arange(start, blocks, 2)).outcome for start in (0, 1)
-        )
+        even, odd = (table.take(blocks=np.arange(start, blocks, 2)).outcome for start in (0, 1))
         parts = [(even, odd), (odd, even)]
     fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows)) % folds
     taus = []

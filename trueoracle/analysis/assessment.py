@@ -257,7 +257,6 @@ def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> lis
     without, of_ceiling = without_noise(named, _taus, columns)
     reliability = noise_ceiling(table, of_ceiling)
     over = in_words([table])
-    diverged = table.diverged.any(axis=1)
     made = []
     for place, name in enumerate(names):
         scores = table.scores[name]
@@ -267,7 +266,7 @@ def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> lis
             outcome,
             higher_is_better=table.higher_is_better,
             higher_score_is_better=name in table.higher_is_chosen,
-            diverged=diverged,
+            diverged=table.any_diverged,
         )
         counted = found.counts_filters
         made.append(

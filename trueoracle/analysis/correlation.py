@@ -88,7 +88,9 @@ def kendalls(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
     whole = np.isfinite(columns).all(axis=1)
     if len(y) < 2 or (len(y) > FEW_PAIRS and len(columns) < MANY_COLUMNS):
         return np.array([kendall_of_finite(x, y) for x in columns], dtype=np.float64)
-    taus = np.array([math.nan if ok else kendall_of_finite(x, y) for x, ok in zip(columns, whole, strict=True)])
+    taus = np.array(
+        [math.nan if ok else kendall_of_finite(x, y) for x, ok in zip(columns, whole, strict=True)]
+    )
     compare = _kendalls_of_many if len(columns) >= MANY_COLUMNS else _kendalls_of_few
     taus[whole] = compare(columns[whole], y)
     return taus

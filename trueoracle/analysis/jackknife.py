@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MOST_FILTERS = 24
-"""Of a group that are left out; of more, so many at random stand for all: a variance is right to 30 %."""
+"""Of a group that are left out, of more at random: the variance of so many is right to 30 %."""
 
 CANDIDATE_GROUPS = 20
 """Sampled candidates are left out group by group: a variance of so many is right to 32 %."""
@@ -95,9 +95,7 @@ class Jackknife:
 
     def freedom(self, place: int = 0) -> float:
         """Degrees of freedom of all parts together (Satterthwaite 1946)."""
-        squares = [
-            (float(p.variance[place]), float(p.freedom[place])) for p in self.parts.values()
-        ]
+        squares = [(float(p.variance[place]), float(p.freedom[place])) for p in self.parts.values()]
         below = sum(v**2 / max(1.0, f) for v, f in squares)
         return sum(v for v, _ in squares) ** 2 / below if below > 0 else math.nan
 
@@ -169,20 +167,39 @@ def _room(tau: float) -> float:
 
 
 @dataclass(frozen=True, eq=False)
+class Group:
+    """The statistic without each of the filters of a group of ``size``, or of some: ``[U, K]``.
+
+    ``by_chance`` is the same for filters that do nothing: columns of the sample's, shuffled among
+    candidates. Empty where candidates are no sample.
+    """
+
+    size: int
+    without: np.ndarray
+    by_chance: np.ndarray
+
+    def variance(self) -> np.ndarray:
+        """What the filters add, less what filters that do nothing seem to."""
+        found = _variance(self.without, self.size)
+        if len(self.by_chance):
+            found = np.maximum(found - _variance(self.by_chance, self.size), 0.0)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class Leaves:
     """K statistics of one table, ``whole`` ``[K]`` and with a unit left out, ``[units, K]`` each.
 
-    ``filters`` has one such array per group, with the number of filters of the group, of which it
-    may hold only some; ``beyond`` ``[K]`` is the variance of what filters do in twos and more.
+    ``filters`` has what was left out of each group; ``beyond`` ``[K]`` is the variance of what
+    filters do in twos and more.
     """
 
     whole: np.ndarray
     seeds: np.ndarray
     blocks: np.ndarray
-    filters: tuple[tuple[int, np.ndarray], ...]
+    filters: tuple[Group, ...]
     candidates: np.ndarray
     beyond: np.ndarray | None
-    covered: float
 
     @property
     def size(self) -> int:
@@ -208,6 +225,7 @@ def leave_out(
     two scores' standardised ranks), so that what filters do only together is allowed for. Without
     ``filters`` or ``seeds`` these are taken as given.
     """
+
     def of(part: CandidateTable) -> np.ndarray:
         return np.asarray(statistic(part), dtype=np.float64)
 
@@ -220,13 +238,18 @@ def leave_out(
     if table.blocks is not None and len(table.blocks) > 1:
         every = np.arange(len(table.blocks))
         by_block = np.array([of(table.take(blocks=np.delete(every, one))) for one in every])
-    by_filter: list[tuple[int, np.ndarray]] = []
-    beyond, dimensions = None, 0
-    if filters:
+    by_filter: list[Group] = []
+    beyond = None
+    if filters and table.pruned is not None:
+        generator = np.random.Generator(np.random.PCG64(0))
         for size, which in _varying_filters(table):
-            found = np.array([_without_filter(table, one, of) for one in which])
-            by_filter.append((size, found.reshape(-1, len(whole))))
-            dimensions += size - 1
+            states = [table.pruned[:, one] for one in which]
+            found = np.array([_by_state(table, one, of) for one in states])
+            chance = nothing
+            if table.sampled:
+                shuffled = [_shuffled(table, one, generator) for one in states]
+                chance = np.array([_by_state(table, one, of) for one in shuffled])
+            by_filter.append(Group(size, found, chance))
         if by_filter and columns is not None:
             beyond = interaction_variance(table, columns, table.outcome)
     if table.sampled and len(table) > 2:
@@ -237,8 +260,7 @@ def leave_out(
         by_candidate = np.array(
             [of(table.take(np.flatnonzero(group != one))) for one in range(number)]
         )
-    covered = min(1.0, dimensions / len(table))
-    return Leaves(whole, by_seed, by_block, tuple(by_filter), by_candidate, beyond, covered)
+    return Leaves(whole, by_seed, by_block, tuple(by_filter), by_candidate, beyond)
 
 
 def _varying_filters(table: CandidateTable) -> list[tuple[int, np.ndarray]]:
@@ -260,14 +282,22 @@ def _varying_filters(table: CandidateTable) -> list[tuple[int, np.ndarray]]:
     return found
 
 
-def _without_filter(
-    table: CandidateTable, column: int, of: Callable[[CandidateTable], np.ndarray]
+def _shuffled(
+    table: CandidateTable, state: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """A filter that as many candidates prune, whichever: along an order that is the table's own."""
+    made = np.empty_like(state)
+    made[table.order] = state[table.order][generator.permutation(len(state))]
+    return made
+
+
+def _by_state(
+    table: CandidateTable, state: np.ndarray, of: Callable[[CandidateTable], np.ndarray]
 ) -> np.ndarray:
     """The statistic of candidates that prune a filter and of those that keep it, by their pairs."""
-    assert table.pruned is not None  # filters vary
     values, weights = [], []
-    for state in (True, False):
-        rows = np.flatnonzero(table.pruned[:, column] == state)
+    for pruned in (True, False):
+        rows = np.flatnonzero(state == pruned)
         if len(rows) > 1:
             values.append(of(table.take(rows)))
             weights.append(len(rows) * (len(rows) - 1) / 2)
@@ -384,18 +414,19 @@ def _of_filters(
     variance = np.zeros(whole.shape[1])
     below = np.zeros(whole.shape[1])
     for places in together.values():
-        shapes = [[(n, len(found)) for n, found in leaves[p].filters] for p in places]
+        shapes = [[(g.size, len(g.without)) for g in leaves[p].filters] for p in places]
         # Tables that do not list the same filters are left out of one by one.
         sets = [places] if all(one == shapes[0] for one in shapes) else [[p] for p in places]
         for some in sets:
-            for group, (size, found) in enumerate(leaves[some[0]].filters):
-                left = sum(
-                    (share[p] * (leaves[p].filters[group][1] - whole[p]) for p in some),
-                    np.zeros_like(found),
-                )
-                own = _variance(left, size)
+            for number in range(len(leaves[some[0]].filters)):
+                groups = [leaves[p].filters[number] for p in some]
+                own = Group(
+                    groups[0].size,
+                    _weighed([g.without for g in groups], whole[some], share[some]),
+                    _weighed([g.by_chance for g in groups], whole[some], share[some]),
+                ).variance()
                 variance = variance + own
-                below = below + own**2 / max(1, len(found) - 1)
+                below = below + own**2 / max(1, len(groups[0].without) - 1)
     beyond = [one.beyond for one in leaves if one.beyond is not None]
     if len(beyond) == len(leaves):
         # What filters do together in one table has no counterpart in another.
@@ -403,6 +434,12 @@ def _of_filters(
     with np.errstate(invalid="ignore", divide="ignore"):
         freedom = np.where(below > 0, variance**2 / below, 1.0)
     return Part(variance, freedom)
+
+
+def _weighed(values: Sequence[np.ndarray], whole: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """What units ``[U, K]`` left out of several tables change in their mean."""
+    made: np.ndarray = np.einsum("t,tuk->uk", weights, np.array(values) - whole[:, None])
+    return made
 
 
 def _part(variance: np.ndarray, freedom: int) -> Part:
@@ -415,10 +452,7 @@ def _of_candidates(leaves: Sequence[Leaves], share: np.ndarray) -> Part | None:
     variance = np.zeros(leaves[0].size)
     for one, weight in zip(leaves, share, strict=True):
         if len(one.candidates):
-            # Leaving out filters moves the statistic along as many directions of the candidates'
-            # scatter as there are filters: what is left are the others.
-            left = 1.0 - (one.covered if one.filters else 0.0)
-            variance = variance + weight**2 * left * _variance(one.candidates)
+            variance = variance + weight**2 * _variance(one.candidates)
     return _part(variance, max(len(one.candidates) for one in leaves) - 1)
 
 

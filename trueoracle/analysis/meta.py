@@ -123,7 +123,7 @@ def effect(
 
 
 NEAR_ONE = 0.98
-"""Sizes of tau from which on its own scatter is no measure of its error: nothing is left to move."""
+"""Sizes of tau from which on its scatter is no measure of its error: nothing is left to move."""
 
 
 def _errors(effects: Sequence[Effect]) -> np.ndarray:
@@ -165,7 +165,9 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
         low, high = effects[0].low, effects[0].high
         if len(effects) > 1:  # no error is known to be smaller than their mean
             low, high = np.tanh(
-                np.mean([np.arctanh(np.clip([e.low, e.high], -1 + 1e-9, 1 - 1e-9)) for e in effects], 0)
+                np.mean(
+                    [np.arctanh(np.clip([e.low, e.high], -1 + 1e-9, 1 - 1e-9)) for e in effects], 0
+                )
             )
         even = (1 / len(effects),) * len(effects)
         return MetaAnalysis(effects, even, float(taus[0]), float(low), float(high), *(nan,) * 6, 1)

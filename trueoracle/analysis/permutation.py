@@ -19,11 +19,8 @@ __all__ = [
     "why_not_permuted",
 ]
 
-PERMUTATIONS = 2000
-PERMUTATIONS_OF_FITTED, FITTED_OF_MANY = 1000, 200
-"""Of a sample of candidates, where each takes longer."""
+PERMUTATIONS, PERMUTATIONS_OF_MANY = 2000, 500
 
-MANY = 500
 FITTED, FITTED_OF_MANY = 1000, 200
 """Of a sample of candidates, where each takes longer."""
 
@@ -45,8 +42,8 @@ def label_permutation_p_values(
     keeps those similarities, as the quadratic assignment procedure does for matrices (Hubert &
     Schultz 1976; Dekker, Krackhardt & Snijders 2007). The p-value is the share of relabellings, the
     given labels among them, with a tau at least as far from zero; all of them are enumerated where
-    there are no more than ``permutations`` (by default 2,000, or 500 of more than 500 candidates; half
-    of them or fewer of a sample).
+    there are no more than ``permutations`` (by default 2,000, or 500 of more than 500 candidates;
+    of a sample half of them or fewer).
 
     A sample of candidates is not carried to itself. There the score is divided: into what a sum
     over filters (ridge regression of its ranks) says of a candidate, which has a value for the
@@ -111,8 +108,7 @@ def _paired(table: CandidateTable, rows: Iterator[np.ndarray]) -> tuple[np.ndarr
     with np.errstate(divide="ignore", invalid="ignore"):
         relabelled = np.array(
             [
-                stacked @ outcome[np.ix_(moved, moved)].ravel().astype(np.float32)
-                / np.sqrt(untied)
+                stacked @ outcome[np.ix_(moved, moved)].ravel().astype(np.float32) / np.sqrt(untied)
                 for moved in rows
             ]
         )
@@ -130,8 +126,7 @@ def _fitted(table: CandidateTable, permutations: int, seed: int) -> tuple[np.nda
     """Taus and relabelled ones where what relabelling leads to has no score: the fit's has."""
     from sklearn.linear_model import RidgeCV
 
-    assert table.pruned is not None  # its caller has seen to it
-    pruned, outcome = table.pruned.astype(np.float32), table.outcome
+    pruned, outcome = np.asarray(table.pruned, dtype=np.float32), table.outcome
     columns = np.stack(list(table.scores.values()))
     observed = kendalls(columns, outcome)
     relabelled = np.full((permutations, len(columns)), math.nan)

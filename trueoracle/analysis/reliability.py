@@ -71,8 +71,9 @@ class Reliability:
 def disattenuated(tau: float, ceiling: float) -> float:
     """The tau with what retraining comes to on average, of a tau with noisy means.
 
-    (2/π)·asin(sin(πτ/2) / sin(πc/2)), c being the ceiling: Spearman's correction (1904) by Greiner's
-    relation. At most 1, where noise lifts tau above the ceiling; NaN below :data:`LEAST_CEILING`.
+    (2/π)·asin(sin(πτ/2) / sin(πc/2)), c being the ceiling: Spearman's correction (1904) by
+    Greiner's relation. At most 1, where noise lifts tau above the ceiling; NaN below
+    :data:`LEAST_CEILING`.
     """
     if not ceiling >= LEAST_CEILING or math.isnan(tau):
         return math.nan
@@ -168,7 +169,7 @@ def _expected(split_half: float, of_half: np.ndarray, of_all: np.ndarray) -> flo
     nodes = stats.halfnorm.ppf((np.arange(NODES) + 0.5) / NODES)
 
     def right(spread: float, noise: np.ndarray) -> np.ndarray:
-        """How often a true difference of ``spread`` times each node is ordered right, less wrong."""
+        """How often a difference of ``spread`` times each node is ordered right, less wrong."""
         below = np.searchsorted(noise, spread * nodes, side="left")
         upto = np.searchsorted(noise, spread * nodes, side="right")
         found: np.ndarray = (below + upto) / 2 / len(noise)
@@ -296,7 +297,7 @@ def _reduced(values: np.ndarray) -> np.ndarray:
 
 
 def _quantum(values: np.ndarray) -> float:
-    """The step of outcomes that tie, such as one example of an accuracy; 0 where few do."""
+    """The step of outcomes that tie, such as one example of a share that is right; 0 where few do."""
     levels = np.unique(values)
     if len(levels) < 2 or len(levels) > values.size / 2:
         return 0.0

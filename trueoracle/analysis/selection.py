@@ -147,9 +147,7 @@ def _held_out(table: CandidateTable, criterion: str) -> np.ndarray:
     return np.array(found)
 
 
-def _of_held_out(
-    tables: Sequence[CandidateTable], criterion: str, found: np.ndarray
-) -> Jackknife:
+def _of_held_out(tables: Sequence[CandidateTable], criterion: str, found: np.ndarray) -> Jackknife:
     """The held-out regret with its scatter over seeds, blocks of examples, and networks."""
     if len(tables) > 1:
         return jackknife(

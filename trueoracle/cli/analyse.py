@@ -20,6 +20,7 @@ from trueoracle.errors import InputError
 from trueoracle.figures.scatter import FORMATS, save_figure
 from trueoracle.report.drawings import analysis_figure
 from trueoracle.report.table import brief_table
+from trueoracle.report.words import kinds_in_words
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Columns:
         ),
     ] = None
     network: Annotated[str | None, typer.Option(help="Column telling dense networks apart.")] = None
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Column of kinds of pruning, each of which is looked at by itself."),
+    ] = None
     pruned: Annotated[
         str | None,
         typer.Option(help="Column of pruned filters ('0 3 7'): allow for other filters."),
@@ -183,6 +188,8 @@ def _compared(where: str, compared: dict[str, Any]) -> Iterator[str]:
 
 def _lines_over_all(found: OwnAnalysis) -> Iterator[str]:
     """Each criterion's mean tau over several studies."""
+    if len(found.kinds) > 1:
+        yield kinds_in_words(found.kinds)
     for entry in found.pooled:
         ends = interval(entry["kendall_low"], entry["kendall_high"])
         yield (
@@ -202,8 +209,8 @@ def _lines_over_all(found: OwnAnalysis) -> Iterator[str]:
         yield text
     if found.meta and not found.networks:
         yield (
-            "each study is taken for one of another dense network: where they are of the same, name "
-            "the column that says so with --network"
+            "each study is taken for one of another dense network: where they are of the same, "
+            "name the column that says so with --network"
         )
 
 

@@ -72,5 +72,5 @@ def power(
     )  # fmt: skip
     out().print(
         f"With twice the filters {number(more.detectable, 2)}; with {several.networks} dense "
-        f"networks {number(several.detectable, 2)}. What is assumed of networks: docs/statistics.md."
+        f"networks {number(several.detectable, 2)}. What is assumed: docs/statistics.md."
     )

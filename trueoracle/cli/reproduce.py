@@ -59,7 +59,7 @@ def reproduce(
 
     The list has one row per setting: its study, the published Kendall's tau, p-value and anomaly
     ratio, ours where they are recorded below --runs, and how many networks it retrains, with an
-    estimate of the time here.
+    estimate of the time here. Settings that the paper names without a scatter come last.
 
     With a NAME, its study is run as by **run** (run it again to resume) and the published values
     are shown beside ours. The study of a direction setting is run with its short retraining. With
@@ -132,7 +132,8 @@ def _published_cells(values: dict[str, Any]) -> tuple[str, ...]:
     # Printed with five digits: 0.00000 is less than half of the last.
     p = "<5e-06" if values["p_value"] == 0 else p_value(values["p_value"])
     tau, anomalies = number(values["kendall_tau"], 2), percent(values["anomaly_ratio"])
-    return f"{values['n']:,}", tau, p.replace("-", "−"), anomalies
+    n = number(None) if values["n"] is None else f"{values['n']:,}"
+    return n, tau, p.replace("-", "−"), anomalies
 
 
 def _our_cells(ours: dict[str, Any] | None, scale: str) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def loss_after_steps(
     few = retraining_data(few, short, dense)
     networks = len(candidates)
     example = candidates.prune(dense, 0)
-    planned = _plan(example, few, short, networks)
+    planned = _plan(example, few, short, networks, is_uniform=candidates.is_uniform)
     size = planned.group * planned.groups
     losses: list[float] = []
     for start in range(0, networks, size):
@@ -109,9 +109,11 @@ def _norms(network: nn.Module) -> Iterator[_BatchNorm]:
             yield module
 
 
-def _plan(network: nn.Module, data: Splits, recipe: Retraining, members: int) -> Plan:
+def _plan(
+    network: nn.Module, data: Splits, recipe: Retraining, members: int, *, is_uniform: bool
+) -> Plan:
     """By the first engine that can, in a fixed order: a stopwatch's choice would change scores."""
-    for name in ("native", "wide"):
+    for name in ("native", "wide") if is_uniform else ():
         try:
             return plan(network, data, recipe, members=members, engine=name)
         except InputError:  # it does not know the network, or memory holds no population

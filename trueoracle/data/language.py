@@ -38,21 +38,21 @@ def load_language(
     """The splits of text or questions, with what a record says of them (``Splits.facts``).
 
     ``network`` is the name of the study's (``revision`` the hub's), whose tokenizer is read where
-    the data names none; ``folder`` keeps tokenizers that were trained and the tokens of large texts. Raises
-    :class:`InputError` for what cannot be read, and for fields that do nothing here.
+    the data names none; ``folder`` keeps tokenizers that were trained and the tokens of large
+    texts. Raises :class:`InputError` for what cannot be read, and for fields that do nothing here.
     """
     if data.name in TEXTS:
-        _refuse(data, "image_folder", "image_tokens", "test", "image_size", "uint8")
+        _refuse(data, "arguments", "image_folder", "image_tokens", "test", "image_size", "uint8")
         return _load_text(data, network, folder, revision)
     if data.name in QUESTIONS:
-        _refuse(data, "stride", "uint8")
+        _refuse(data, "arguments", "stretches", "stride", "uint8")
         return _load_questions(data, network, folder, revision)
     raise unknown("data set", data.name, TEXTS + QUESTIONS)
 
 
 def _refuse(data: DataSpec, *fields: str) -> None:
     for name in fields:
-        if (value := getattr(data, name)) is not None:
+        if (value := getattr(data, name)) not in (None, {}):
             raise InputError(f"data.{name} = {value!r} does nothing for data set {data.name!r}")
 
 
@@ -66,7 +66,12 @@ def _load_text(data: DataSpec, network: str, folder: Path, revision: str | None)
             f"{data.context or CONTEXT}"
         )
     texts = find_texts(data.name, data.path, data.columns)
-    parts, sha256 = as_parts(texts, data.held_out, validation=data.validation_images > 0)
+    parts, sha256 = as_parts(
+        texts,
+        data.held_out,
+        validation=data.validation_images > 0,
+        stretches=data.stretches or 1,
+    )
     size, training = parts["train"].measure()
     tokenizer = find_tokenizer(
         data.tokenizer,
@@ -84,9 +89,8 @@ def _load_text(data: DataSpec, network: str, folder: Path, revision: str | None)
     splits: dict[str, PackedText] = {}
     for part, text in parts.items():
         # As large as the training text: what is mapped is all of it, or nothing.
-        key = hashlib.sha256(
-            f"{sha256} {tokenizer.sha256} {data.held_out} {[*parts]} {part}".encode()
-        )
+        cut = f"{data.held_out} {data.stretches} {[*parts]} {part}"
+        key = hashlib.sha256(f"{sha256} {tokenizer.sha256} {cut}".encode())
         made = pack(
             text,
             tokenizer,
@@ -278,13 +282,16 @@ def _splits(
     data: DataSpec,
     notes: Sequence[str] = (),
 ) -> Splits:
+    files = tokenizer.files
+    if data.tokenizer is None:  # what else belongs to it is the network's
+        files.pop("tokenizer_config.json", None)
     made = Splits(
         splits["train"],
         splits.get("validation"),
         splits["test"],
         task,
         facts=facts,
-        files={"tokenizer.json": tokenizer.json} if tokenizer.json else {},
+        files=files,
         remarks=tuple(notes),
     )
     return made.measured_in_part(data.measured_fraction, data.split_seed)

@@ -84,6 +84,11 @@ def find_questions(
     """
     if path is None and name != "easy-vqa":
         raise InputError(f"data set {name!r} needs data.path: {_EXPECTED[name]}")
+    if name == "easy-vqa" and (path or image_folder):
+        raise InputError(
+            "data set 'easy-vqa' is read from the package easy-vqa: no data.path, nor "
+            "data.image_folder"
+        )
     if columns and name != "instructions":
         raise InputError(f"data.columns does nothing for data set {name!r}")
     where = _Where(
@@ -91,6 +96,8 @@ def find_questions(
         None if image_folder is None else Path(image_folder).expanduser(),
         columns,
     )
+    if not where.path.exists():  # what lies beside it was not meant
+        raise InputError(f"data.path = {path!r} is not there: expected {_EXPECTED[name]}")
     try:
         parts = _READERS[name](where)
     except (KeyError, TypeError, IndexError, AttributeError) as error:

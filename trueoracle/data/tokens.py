@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -67,6 +68,17 @@ class Tokenizer:
                 f"data.bos = {bos!r}: tokenizer {self.name!r} has no beginning-of-text token"
             )
         return [self.bos]
+
+    @property
+    def files(self) -> dict[str, str]:
+        """What transformers reads it from, by name; nothing where it has no such form."""
+        if not self.json:
+            return {}
+        written = {one["id"]: one["content"] for one in json.loads(self.json)["added_tokens"]}
+        ids = {"pad_token": self.pad, "bos_token": self.bos, "eos_token": self.eos}
+        said = {name: written[own] for name, own in ids.items() if own in written}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **said}
+        return {"tokenizer.json": self.json, "tokenizer_config.json": json.dumps(config)}
 
 
 def is_trained(name: str | None) -> bool:

@@ -24,6 +24,7 @@ from trueoracle.engines.native import NativeEngine
 from trueoracle.engines.wide import WideEngine
 from trueoracle.errors import InputError, unknown
 from trueoracle.networks.copying import copied
+from trueoracle.pruning.candidates import CandidateList
 from trueoracle.tasks.base import INPUT
 from trueoracle.training.checkpoint import Checkpoint
 from trueoracle.training.continuing import MemberState
@@ -34,6 +35,7 @@ __all__ = [
     "ENGINES",
     "Plan",
     "check_engine",
+    "engine_for",
     "plan",
     "seconds_alone",
     "train_epochs",
@@ -218,6 +220,21 @@ def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
             f"{readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: "
             + ways_to_fit(network, example, batch, recipe, data.task, free)
         )
+
+
+def engine_for(candidates: CandidateList, engine: str) -> str:
+    """``engine``, or ``loop`` in the place of ``auto`` for networks that do not compute alike.
+
+    Raises :class:`InputError` where another one is named for such.
+    """
+    if candidates.is_uniform or engine not in ENGINES:
+        return engine
+    if engine not in ("auto", LoopEngine.name):
+        raise InputError(
+            f"engine {engine!r} computes networks as one that differ in nothing but their "
+            f"weights, and candidates that lose {candidates.units} differ in more: take 'loop'"
+        )
+    return LoopEngine.name
 
 
 def check_engine(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> None:

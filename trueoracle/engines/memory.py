@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from itertools import chain
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import InputError, shown
+from trueoracle.networks.watching import Watch
 from trueoracle.tasks.base import Batch, Task, inputs_of
 from trueoracle.training.loop import Training, loss_of, make_optimizer, training_task
 from trueoracle.training.recipe import Lora, Recipe, Retraining
@@ -85,10 +85,10 @@ def training_bytes(
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     remembered = 2 if recipe.optimizer != "sgd" else int(recipe.momentum > 0)
     kept = _kept_for_gradients(network, example, count)
-    if recipe.precision == "autocast":  # most of it in 16 bits
+    if kept is not None and recipe.precision == "autocast":  # most of it in 16 bits
         kept //= 2
-    quick = weight_bytes(network) + (1 + remembered) * trained + kept
-    if quick < _SMALL:
+    quick = weight_bytes(network) + (1 + remembered) * trained + (kept or 0)
+    if kept is not None and quick < _SMALL:
         return quick
     return peak_bytes(network, example, count, recipe, task) or quick
 
@@ -101,8 +101,10 @@ def peak_bytes(
     Two steps are run on shapes alone (torch's fake tensors), with the adapters, checkpoints, parts
     and precision of the recipe; the second one meets the optimiser's state. What a kernel takes and
     gives back within itself is not seen. None where the network, or its loss, cannot be run so:
-    one that looks at the values it computes, say. ``network`` may be on the ``meta`` device.
+    one that goes by the values it computes, say. ``network`` may be on the ``meta`` device.
     """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # half a second, by way of sympy
+
     parts = -(-count // min(count, recipe.examples_at_once))
     live = LiveBytes()
     with suppress(Exception), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -110,7 +112,8 @@ def peak_bytes(
         laid = _with_tensors(network, lambda value: torch.empty_like(value, device="meta"))
         split = Split({name: value.cpu() for name, value in example.items()})
         Training(laid, Splits(split, None, split, task), recipe, (0, ""))
-        with FakeTensorMode(allow_non_fake_inputs=True), live:
+        # With a ShapeEnv, values that are only checked (as LLaVA counts its images' tokens) pass.
+        with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()), live:
             fake = _with_tensors(laid, lambda value: torch.empty(value.shape, dtype=value.dtype))
             batch = {
                 name: torch.empty(-(-count // parts), *value.shape[1:], dtype=value.dtype)
@@ -179,8 +182,8 @@ def ways_to_fit(
     return f"nothing makes it fit: {readable_bytes(least)} is the least"
 
 
-def _kept_for_gradients(network: nn.Module, example: Batch, count: int) -> int:
-    """Bytes that autograd keeps of one batch in training, weights aside; 0 where that fails."""
+def _kept_for_gradients(network: nn.Module, example: Batch, count: int) -> int | None:
+    """Bytes that autograd keeps of one batch in training, weights aside; None where that fails."""
     kept: dict[int, Tensor] = {}  # alive, so that no two have one address
 
     def keep(value: Tensor) -> Tensor:
@@ -200,25 +203,25 @@ def _kept_for_gradients(network: nn.Module, example: Batch, count: int) -> int:
             args, kwargs = inputs_of(shapes_alone, batch)
             shapes_alone(*args, **kwargs)
         return sum(v.untyped_storage().nbytes() for key, v in kept.items() if key not in own)
-    return 0
+    return None
 
 
 def _storage(value: Tensor) -> int:
     return int(value.untyped_storage()._cdata)
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(Watch):
     """Follows the storages that operations make: bytes alive now, and at the peak."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.live = self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         for value in pytree.tree_leaves((args, kwargs)):
             self._meet(value, new=False)
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         for value in pytree.tree_leaves(result):
             self._meet(value, new=True)
         return result

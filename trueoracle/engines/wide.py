@@ -24,6 +24,7 @@ from trueoracle.engines.memory import LiveBytes
 from trueoracle.engines.stacked import Convolution, Each, Input, Stacked, tensors, wait_for
 from trueoracle.errors import first_line
 from trueoracle.networks.copying import copied
+from trueoracle.networks.graph import no_fast_path
 from trueoracle.networks.operations import in_both_modes
 from trueoracle.tasks.base import INPUT, TARGETS, Batch, Task
 from trueoracle.training.checkpoint import Keepable
@@ -293,13 +294,8 @@ def _clip_gradients(parameters: Sequence[Tensor], largest: float) -> None:
 @contextmanager
 def _attention_that_maps(device: torch.device) -> Iterator[None]:
     """Attention without the fused kernels that cannot be mapped over members."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    with no_fast_path(), sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+        yield
 
 
 def _without_dropout(network: nn.Module) -> nn.Module:

@@ -111,7 +111,7 @@ def _kind() -> Any:
     import transformers
 
     class TinyLlavaForConditionalGeneration(
-        transformers.LlavaForConditionalGeneration  # type: ignore[misc, name-defined]
+        transformers.LlavaForConditionalGeneration  # type: ignore[misc]
     ):
         def __init__(self, config: Any) -> None:
             super().__init__(config)

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from trueoracle.networks.attention import Attention
 from trueoracle.networks.copying import copied
+from trueoracle.networks.heads import fit_heads, free_heads
 from trueoracle.pruning.groups import Group, Place, filter_weights
 
 __all__ = ["Kept", "l1_survivors", "prune"]
@@ -22,17 +23,28 @@ Kept = Mapping[str, Sequence[int] | np.ndarray]
 
 
 def prune(
-    dense: nn.Module, groups: Sequence[Group], kept: Kept, read: Kept | None = None
+    dense: nn.Module,
+    groups: Sequence[Group],
+    kept: Kept,
+    read: Kept | None = None,
+    *,
+    is_shared: bool = False,
 ) -> nn.Module:
     """A copy of ``dense`` with only the ``kept`` filters of each group.
 
     The weights of the layers themselves are cut to ``kept``, the norms and consumers to ``read``.
     Without ``read``, those are cut to ``kept`` as well: exact surgery, which computes the same
     function as zeroing the channels (``masks.masked``). The paper's released code instead takes for
-    ``read`` the survivors of one L1 pass, whatever the candidate keeps (``l1_survivors``).
+    ``read`` the survivors of one L1 pass, whatever the candidate keeps (``l1_survivors``). A
+    network that ``is_shared`` has the parameters of ``dense`` itself where nothing is cut: to look
+    at, not to train.
     """
-    network = copied(dense)
+    touched = {place.tensor for group in groups for place in group.places}
+    rest = [value for name, value in dense.named_parameters() if name not in touched]
+    network = copied(dense, sharing=rest if is_shared else ())
+    free_heads(network, touched)
     cuts: dict[tuple[str, int], list[tuple[Place, int, Tensor]]] = {}
+    counts: dict[str, list[tuple[Place, int, int]]] = {}
     with torch.no_grad():
         for group in groups:
             own = _indices(kept[group.name])
@@ -42,7 +54,7 @@ def prune(
                     continue
                 left = own if place.role in ("writes", "counts") else channels
                 if place.axis is None:
-                    _count_down(network, place, group.filters - len(left))
+                    counts.setdefault(place.tensor, []).append((place, group.filters, len(left)))
                 else:
                     cuts.setdefault((place.tensor, place.axis), []).append(
                         (place, group.filters, left)
@@ -50,8 +62,11 @@ def prune(
         holders = _holders(network) if cuts else {}
         for (tensor, axis), found in cuts.items():
             _cut(holders[tensor], axis, found)
+        for number, lowered in counts.items():
+            _count_down(network, number, lowered)
         for owner in dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in cuts):
             _fit(network.get_submodule(owner))
+            fit_heads(network, owner)
     return network
 
 
@@ -127,18 +142,28 @@ def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
     return torch.cat([*pieces, torch.arange(end, width)])
 
 
-def _count_down(network: nn.Module, place: Place, gone: int) -> None:
-    """Lower a number that counts filters; in a shape, the size of the last axis."""
-    owner: Any = network.get_submodule(_module_of(network, place.tensor))
-    path = place.tensor.removeprefix(_module_of(network, place.tensor)).lstrip(".").split(".")
+def _count_down(network: nn.Module, number: str, lowered: Sequence[tuple[Place, int, int]]) -> None:
+    """Lower a number that counts filters; in a shape, the size of the last axis.
+
+    ``lowered`` are its places, each with how many filters there were and how many are left.
+    """
+    module = _module_of(network, number)
+    owner: Any = network.get_submodule(module)
+    path = number.removeprefix(module).lstrip(".").split(".")
     for step in path[:-1]:  # to a configuration, which other modules may share
         own = copy.copy(getattr(owner, step))
         setattr(owner, step, own)
         owner = own
     value = getattr(owner, path[-1])
-    less = gone * place.outer * place.inner
-    lowered = (*value[:-1], value[-1] - less) if isinstance(value, tuple) else value - less
-    setattr(owner, path[-1], lowered)
+    whole = value[-1] if isinstance(value, tuple) else value
+    if all(count * place.outer * place.inner == whole for place, count, _ in lowered):
+        left = whole  # it is a product of several groups' numbers, or one group's
+        for _, count, kept in lowered:
+            left = left // count * kept
+    else:
+        gone = ((count - kept) * place.outer * place.inner for place, count, kept in lowered)
+        left = whole - sum(gone)
+    setattr(owner, path[-1], (*value[:-1], left) if isinstance(value, tuple) else left)
 
 
 def _module_of(network: nn.Module, name: str) -> str:

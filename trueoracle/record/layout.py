@@ -24,8 +24,10 @@ from trueoracle.tasks.metric import SPLITS, Metric, check_metrics
 __all__ = [
     "CHECKSUMS",
     "COSTS",
+    "COUNTED",
     "MEASURED",
     "METRICS",
+    "NOISE",
     "Column",
     "Columns",
     "Seal",
@@ -149,12 +151,16 @@ def _is_plain(value: object, depth: int) -> bool:
     return depth > 0 and all(_is_plain(one, depth - 1) for one in inner)
 
 
+NOISE = "noise"
+"""The fact that :func:`trueoracle.criteria.noise.loss_noise` gives."""
+
+
 def facts_fault(facts: Mapping[str, Any]) -> str:
     """What is wrong with a sitting's facts, as far as they are read back; empty where nothing is.
 
     ``skipped`` has reasons by criterion, ``adopted`` rows by folder, ``engine`` is a name,
-    ``chance`` what the headline metric is without any learning, and ``data`` what a report says of
-    text and questions.
+    ``chance`` what the headline metric is without any learning, ``data`` what a report says of text
+    and questions, and ``noise`` how far pruned losses differ by the choice of examples alone.
     """
     if not isinstance(facts.get("data", {}), dict):
         return f"facts.data is {str(facts['data'])[:40]!r}, expected an object"
@@ -162,6 +168,9 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
         value = facts.get(name, {})
         if not isinstance(value, kind) or not all(isinstance(v, inner) for v in value.values()):
             return f"facts.{name} is {str(value)[:40]!r}, expected an object of {inner.__name__}"
+    noise = facts.get(NOISE, {})
+    if not isinstance(noise, dict) or any(type(v) not in (int, float) for v in noise.values()):
+        return f"facts.{NOISE} is {str(noise)[:40]!r}, expected an object of numbers"
     if not isinstance(facts.get("engine", ""), str):
         return f"facts.engine is {str(facts['engine'])[:40]!r}, expected a name"
     if type(facts.get("chance", 0.0)) not in (int, float):
@@ -169,19 +178,23 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
     return ""
 
 
+COUNTED = {"structured": "filters by group", "depth": "layers by list"}
+"""Kinds of pruning whose candidates name numbers, and what these are."""
+
+
 def pruned_fault(kind: str, pruned: Sequence[Mapping[str, Any]], parameters: int | None) -> str:
     """What is wrong with what the candidates prune; empty where nothing is.
 
     Of filters: for the same groups, equally many different filters of each, by their numbers from
-    0, which are fewer than the network's ``parameters``. Of weights: the ``mask``'s number and the
-    ``sparsity`` by layer.
+    0, which are fewer than the network's ``parameters``; of whole layers, the same by list. Of
+    weights: the ``mask``'s number and the ``sparsity`` by layer.
     """
     groups = (
         {name: len(v) for name, v in pruned[0].items() if isinstance(v, list)} if pruned else {}
     )
     most = min(parameters or _MOST_FILTERS, _MOST_FILTERS, _MOST_CELLS // max(len(pruned), 1))
     for one in pruned:
-        if kind == "structured":
+        if kind in COUNTED:
             is_right = {n: len(v) for n, v in one.items() if isinstance(v, list)} == groups
             is_right = is_right and len(one) == len(groups) > 0
             is_right = is_right and all(_are_filters(v, most) for v in one.values())
@@ -194,7 +207,7 @@ def pruned_fault(kind: str, pruned: Sequence[Mapping[str, Any]], parameters: int
                 and all(type(v) in (int, float) and 0 <= v <= 1 for v in sparsity.values())
             )
         if not is_right:
-            what = "filters by group" if kind == "structured" else "a mask and its sparsity"
+            what = COUNTED.get(kind) or "a mask and its sparsity"
             return f"pruned is {json.dumps(one)[:60]}, expected {what}"
     return ""
 

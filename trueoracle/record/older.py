@@ -20,7 +20,7 @@ _CLASSES = "classes"
 
 
 def with_chance(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """A sitting's facts with the headline's chance level; older ones hold a count of classes."""
+    """A sitting's facts with the headline's chance level; older ones lack it."""
     made = dict(facts)
     count = made.pop(_CLASSES, None)
     if count is not None and "chance" not in made:

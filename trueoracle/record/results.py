@@ -27,6 +27,7 @@ from trueoracle.analysis.relation import Relation, relate
 from trueoracle.analysis.table import CandidateTable, pruned_filters
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.files import make_folder, replacing
+from trueoracle.record.layout import COUNTED
 from trueoracle.record.older import fallback_label
 from trueoracle.record.status import recorded_spec, skipped_in, status_of
 from trueoracle.record.store import Store
@@ -204,7 +205,7 @@ class Results:
             table.outcome,
             higher_is_better=table.higher_is_better,
             higher_score_is_better=criterion in table.higher_is_chosen,
-            diverged=table.diverged.any(axis=1),
+            diverged=table.any_diverged,
         )
 
     def table(
@@ -257,11 +258,11 @@ class Results:
         return np.where(known, worst, made)
 
     def _pruned_filters(self) -> tuple[np.ndarray | None, tuple[int, ...]]:
-        """Which filters ``[P, F]`` each candidate prunes, and the filters of each group.
+        """Which filters (or layers) ``[P, F]`` each candidate prunes, and how many a group has.
 
         None where single weights are pruned.
         """
-        if self.spec.pruning.kind != "structured":
+        if self.spec.pruning.kind not in COUNTED:
             return None, ()
         return pruned_filters(self.candidates["pruned"].tolist())
 

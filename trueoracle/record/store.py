@@ -187,7 +187,7 @@ class Store(Database):
                 raise self._damaged(f"table candidates: a value of {name} is there twice")
         pruning = (self.spec() or {}).get("pruning")
         kind = pruning.get("kind") if isinstance(pruning, dict) else None
-        if kind in ("structured", "unstructured"):
+        if kind in ("structured", "unstructured", "n:m", "depth"):
             pruned = [json_object(text) or {} for text in columns["pruned"]]
             parameters = (self.dense() or {}).get("parameters")
             if fault := pruned_fault(kind, pruned, parameters):

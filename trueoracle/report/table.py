@@ -124,7 +124,7 @@ _MAIN = (
     Column("percentile", "of the chosen candidate, 100 is the best", _percentile),
     Column(
         "regret",
-        "how much better the best is than the chosen: the best by some seeds or examples, in others",
+        "how much better the best by some seeds or examples is than the chosen, in others",
         _held_out_regret,
     ),
 )
@@ -145,7 +145,7 @@ _FURTHER = (
 
 
 def _p_or_textbook(entry: Entry) -> str:
-    """Holm's p-value; where there is none, since filters are not known, the textbook's in brackets."""
+    """Holm's p-value; where what candidates prune is not known, the textbook's in brackets."""
     if entry["adjusted_p_value"] is not None:
         return p_value(entry["adjusted_p_value"])
     textbook = entry["kendall_p_value"]

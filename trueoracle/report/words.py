@@ -15,6 +15,7 @@ __all__ = [
     "combination_sentence",
     "data_in_words",
     "grid_verdicts",
+    "kinds_in_words",
     "meta_sentence",
     "pruned_in_words",
     "slope_sentence",
@@ -168,10 +169,10 @@ def additive_sentence(additive: Mapping[str, Any], outcome: str) -> str:
     return f"{text} on the examples that it was fitted on. On others it can agree far less."
 
 
-def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str) -> str:
-    """What a random-effects meta-analysis says over the studies of a grid."""
+def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str, kind: str = "") -> str:
+    """What a random-effects meta-analysis says over the studies of a grid, of one ``kind``."""
     count = len(meta["studies"])
-    over = many(count, "study", "studies")
+    over = many(count, "study", "studies") + (f" of kind {kind!r}" if kind else "")
     clusters = meta.get("clusters")
     if clusters is not None and clusters < count:
         over += f" of {many(clusters, 'dense network')}"
@@ -182,7 +183,8 @@ def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str) -> str:
     if clusters == 1 and count > 1:
         text += "; with one dense network, nothing is said of another"
     if meta.get("i2") is not None:
-        text += f"; {meta['i2']:.0%} of its variation is between {'the studies' if clusters in (None, count) else 'networks'}"
+        between = "the studies" if clusters in (None, count) else "networks"
+        text += f"; {meta['i2']:.0%} of its variation is between {between}"
         if meta.get("p_value") is not None:
             text += f" (p = {p_value(meta['p_value'])})".replace("= <", "< ")
     if meta.get("prediction_low") is not None and meta.get("prediction_high") is not None:
@@ -212,16 +214,35 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
     }
     criteria = list(dict.fromkeys(one["criterion"] for one in found))
     spoken_of = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
+    kinds = summary.get("kinds") or ()
     said = [
-        meta_sentence(meta, *names[meta["criterion"], meta["metric"]])
+        meta_sentence(
+            meta,
+            *names[meta["criterion"], meta["metric"]],
+            kind=meta["kind"] if len(kinds) > 1 else "",
+        )
         for meta in summary.get("meta") or []
         if meta["criterion"] in spoken_of and (meta["criterion"], meta["metric"]) in names
     ]
-    return said
+    apart = kinds_in_words(kinds)
+    return [*filter(None, [apart]), *said]
+
+
+def kinds_in_words(kinds: Sequence[str]) -> str:
+    """Why several kinds of pruning are not pooled; empty where there is one."""
+    if len(kinds) < 2:
+        return ""
+    return (
+        f"{many(len(kinds), 'kind')} of pruning ({', '.join(kinds)}), each by itself: one kind "
+        "ends better than another whatever a criterion says, so that pooling them would make a "
+        "correlation out of nothing."
+    )
 
 
 def pruned_in_words(pruned: dict[str, Any]) -> str:
     """Such as ``"conv1 2, 7; conv2 0, 3"``; of single weights ``"mask 9f86d081884c7d65"``."""
     if isinstance(pruned.get("mask"), str):
+        if int(pruned["mask"], 16) == 0:  # as trueoracle.pruning.unstructured numbers it
+            return "the criterion's own choice"
         return f"mask {pruned['mask']}"
     return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())

@@ -14,8 +14,8 @@ PUBLISHED = Path(__file__).parent / "published.toml"
 
 
 def all_settings() -> list[Published]:
-    """Every published setting, in the order of their names; a shipped study repeats each."""
-    return sorted(_in_file(), key=lambda one: one.setting)
+    """Every setting of the paper, those without values last; a shipped study repeats each."""
+    return sorted(_in_file(), key=lambda one: (not one.has_values, one.setting))
 
 
 def _in_file() -> tuple[Published, ...]:
@@ -39,4 +39,4 @@ def published(study: str) -> list[Published]:
         return list(variant.published)
     settings, digest = _in_file(), variant.spec.digest
     same = {one for one in {s.study for s in settings} if load_spec(one).digest == digest}
-    return [one for one in settings if one.study in same]
+    return [one for one in settings if one.study in same and one.has_values]

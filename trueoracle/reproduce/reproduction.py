@@ -77,7 +77,8 @@ def reproduce(
         comparison.check_direction(full, short, changes)
         references.append(short)
     replaced = None
-    if spec.scale == "small" and spec.data.path is None and not at_hand(spec.data.name):
+    stands_in = spec.scale == "small" and not spec.data.is_language and spec.data.path is None
+    if stands_in and not at_hand(spec.data.name):
         replaced = spec.data.name
         changes["data.name"] = comparison.STAND_IN
         shown.message(f"data set {replaced} is not at hand: {comparison.STAND_IN} stands in for it")
@@ -107,7 +108,7 @@ def _find(name: str) -> tuple[str, list[Published]]:
     """The study that a name means, and the published settings that are asked for by it."""
     settings = {one.setting: one for one in all_settings()}
     if name in settings:
-        return settings[name].study, [settings[name]]
+        return settings[name].study, [settings[name]] if settings[name].has_values else []
     if not is_reference(name):
         raise unknown("published setting or study", name, {*settings, *shipped_studies()})
     variant = load_variant(name)
@@ -148,7 +149,7 @@ def _entry(one: Published, ours: Ours | None) -> dict[str, Any]:
 def _networks(spec: StudySpec, one: Published) -> int:
     """Networks to retrain; where a study lists every way to prune, as many as were published."""
     count = spec.pruning.candidates
-    return (count if isinstance(count, int) else one.n) * len(spec.retraining.seeds)
+    return (count if isinstance(count, int) else one.n or 0) * len(spec.retraining.seeds)
 
 
 def _add_times(

@@ -33,6 +33,8 @@ from trueoracle.networks.fitting import config_of, plain_config, sections
 from trueoracle.networks.pretrained import build_from_config, build_pretrained
 from trueoracle.networks.registry import NETWORKS, build
 from trueoracle.networks.weights import load_weights, save_weights
+from trueoracle.pruning.candidates import Units
+from trueoracle.pruning.depth import cut_layers, find_stacks
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.unstructured import unmasked
 from trueoracle.pruning.walk import find_groups
@@ -62,9 +64,10 @@ class Origin:
     ``name`` is None for a network given in Python. ``inputs`` has what the network is given: each
     field's shape without the axis of examples, and its type. ``outputs`` is the number that a
     registered network is built for (classes, say); None where it was given in Python. ``pruned``
-    maps groups to their pruned filters, and is empty where single weights are zero. ``values`` has
-    a few examples of the inputs that are whole numbers, such as tokens, of which not all will do.
-    ``config`` is that of a dense network of transformers.
+    maps groups to their pruned filters, or with ``units`` "layers" lists to the places of those
+    that are taken out, and is empty where single weights are zero. ``values`` has a few examples of
+    the inputs that are whole numbers, such as tokens, of which not all will do. ``config`` is that
+    of a dense network of transformers.
     """
 
     name: str | None
@@ -72,6 +75,7 @@ class Origin:
     inputs: Inputs
     outputs: int | None
     pruned: Mapping[str, tuple[int, ...]]
+    units: Units = "filters"
     values: Mapping[str, list[Any]] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
 
@@ -86,9 +90,8 @@ def export(
     """Write ``network`` in the format that the file's ending says, all or nothing.
 
     ``facts`` go into the metadata of ``.safetensors``, and into a folder, which ``files`` (texts by
-    name) are written into too. Raises what
-    :func:`check_export` raises, :class:`InputError` for a network that cannot be exported so, and
-    :class:`StoreError` where the file cannot be written.
+    name) are written into too. Raises what :func:`check_export` raises, :class:`InputError` for a
+    network that cannot be exported so, and :class:`StoreError` where the file cannot be written.
     """
     check_export(path)
     plain = unmasked(network).cpu().eval()
@@ -111,8 +114,8 @@ def check_export(path: Path, name: str = "") -> None:
     """
     if path.suffix and path.suffix not in _WRITERS:
         raise InputError(
-            f"a network is exported as {', '.join(_WRITERS)}, by the file's ending, or to a folder for "
-            f"transformers, which has none; got {path}"
+            f"a network is exported as {', '.join(_WRITERS)}, by the file's ending, or to a folder "
+            f"for transformers, which has none; got {path}"
         )
     if not path.suffix:
         if not may_be_of_transformers(name):
@@ -157,6 +160,7 @@ class _Stored(BaseModel):
     ]
     outputs: Annotated[int, Field(ge=1)] | None
     pruned: dict[str, Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]]
+    units: Units = "filters"
     values: dict[str, list[Any]] = {}
     config: dict[str, Any] | None = None
 
@@ -196,7 +200,8 @@ def load(path: str | Path, network: nn.Module | None = None, *, trust: bool = Fa
         )
     else:
         dense = _built(stored.name, stored, path)
-    made = _cut(dense, stored, path)
+    cut = _without if stored.units == "layers" else _cut
+    made = cut(dense, stored, path) if stored.pruned else dense
     load_weights(made, weights)
     return made.eval()
 
@@ -283,8 +288,6 @@ def _built(name: str, stored: _Stored, path: Path) -> nn.Module:
 def _cut(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
     """The shape that is left: which filters go does not matter, since weights are loaded."""
     pruned = stored.pruned
-    if not pruned:
-        return dense
     try:
         groups = find_groups(dense, as_input(dense, _example(stored))).groups
     except Exception as error:  # of a size that nothing holds, or that does not fit
@@ -297,6 +300,20 @@ def _cut(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
         if not len(kept[name]):
             raise InputError(f"{path} is damaged: it prunes every filter of {name}")
     return prune(dense, [groups[name] for name in pruned], kept)
+
+
+def _without(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
+    """The network without the layers that were taken out."""
+    try:
+        stacks = find_stacks(dense, as_input(dense, _example(stored))).stacks
+    except Exception as error:  # of a size that nothing holds, or that does not fit
+        raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
+    gone = {}
+    for name, places in stored.pruned.items():
+        if name not in stacks or not set(places) <= set(stacks[name].places):
+            raise InputError(f"{path} does not fit the network: it has no such layers of {name}")
+        gone[name] = stacks[name], [stacks[name].places.index(place) for place in places]
+    return cut_layers(dense, gone)
 
 
 def _example(origin: Origin | _Stored) -> Batch:

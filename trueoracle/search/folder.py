@@ -37,9 +37,6 @@ _TOLERANCE = 1e-5
 """Of the largest output: the same operations on the same numbers."""
 
 _NOT_COPIED = (".bin", ".h5", ".md", ".msgpack", ".onnx", ".pt", ".pth", ".py", ".safetensors")
-_TRAINED = {"tokenizer_config.json": '{"tokenizer_class": "PreTrainedTokenizerFast"}'}
-"""Says that a tokenizer is what its file says, not what is usual for the network."""
-
 _OWN = (CONFIG, FACTS, "generation_config.json", "model.safetensors.index.json")
 
 
@@ -68,8 +65,9 @@ def write_folder(
     """Write ``network``, which is changed, its config, tokenizer and ``facts``, all or nothing.
 
     ``config`` is that of the dense network. From the folder ``source`` the tokenizer and processor
-    are copied; ``files`` are a tokenizer that was trained for it. ``example`` is a batch on which what from_pretrained loads is compared. Raises
-    :class:`StoreError` where the folder cannot be written.
+    are copied; ``files`` are those of the tokenizer that it was trained with. ``example`` is a
+    batch on which what from_pretrained loads is compared. Raises :class:`StoreError` where the
+    folder cannot be written.
     """
     check_folder(path)
     with _replacing(path) as draft:
@@ -78,7 +76,7 @@ def write_folder(
             _write_own(network, draft, config)
         if source is not None:
             _copy_others(source, draft)
-        for name, text in {**files, **(_TRAINED if files else {})}.items():
+        for name, text in files.items():
             (draft / name).write_text(text, encoding="utf-8")
         text = json.dumps({"from_pretrained": plain, **facts}, allow_nan=False, indent=1)
         (draft / FACTS).write_text(text, encoding="utf-8")

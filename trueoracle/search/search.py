@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from torch import nn
 from trueoracle.analysis.numbers import finite_or_none, many
 from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import DATASETS, dataset_info
-from trueoracle.engines.choose import Plan, plan
+from trueoracle.engines.choose import Plan, engine_for, plan
 from trueoracle.engines.retrain import retraining_data
 from trueoracle.errors import InputError, NotApplicableError, unknown
 from trueoracle.networks.fitting import plain_config
 from trueoracle.record.lock import locked
 from trueoracle.record.paths import SEARCHES
 from trueoracle.record.results import Results
+from trueoracle.run.around import candidates_for
 from trueoracle.run.dense import read_dense
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
@@ -82,7 +83,8 @@ class SearchResult:
     def export(self, path: str | Path) -> Path:
         """Write the network: ``.safetensors`` (for ``trueoracle.load``), ``.onnx`` or ``.pt2``.
 
-        A path without an ending is a folder for transformers. Raises :class:`InputError` for another ending, and where the network cannot be written so.
+        A path without an ending is a folder for transformers. Raises :class:`InputError` for
+        another ending, and where the network cannot be written so.
         """
         facts = {
             "study": self.study,
@@ -166,6 +168,8 @@ def search(
 
     prior = _recorded(prepared, folder, progress, priors, passed_over)
     made = _search_of(prepared, folder, progress, way, prior, schedule, metric, start)
+    prepared = replace(prepared, candidates=made.candidates)
+    candidates = made.candidates
     if metric == "train_loss" and wanted.by is None:
         progress.message("there is no validation split: the search compares train loss")
     full = len(candidates) * recipe.epochs
@@ -228,8 +232,9 @@ def _search_of(
     seed: int,
 ) -> Search:
     """The search among the study's candidates, in the order that ``prior``'s scores give them."""
-    candidates, recorded = prepared.candidates, Results(folder)
+    recorded = Results(folder)
     dense = read_dense(prepared, folder, recorded.dense or {})
+    candidates = candidates_for(prepared, dense, folder).candidates
     settings: dict[str, Any] = {
         "strategy": way.name,
         "criterion": prior or None,
@@ -276,8 +281,8 @@ def _ordering_scores(
 
 
 def _strategy(prepared: Prepared, name: str | None) -> Strategy:
-    """The named strategy; by default, where filters are pruned, the one that learns which."""
-    whole = not prepared.candidates.weights
+    """The named strategy; by default, but of single weights, the one that learns what to prune."""
+    whole = prepared.candidates.units != "weights"
     way = find_strategy(name or ("guided" if whole else "halving"))
     if way.learns and not whole:
         raise InputError(
@@ -339,6 +344,7 @@ def _carried_out(
 
     def planned(members: int, before: str) -> Plan:
         wanted = before if engine == "auto" and before else engine
+        wanted = engine_for(made.candidates, wanted)
         if wanted not in known:  # one trial of the engines is enough for all rungs
             known[wanted] = plan(
                 example,
@@ -391,7 +397,7 @@ def _origin(prepared: Prepared, index: int) -> Origin:
     network, data = prepared.spec.network, prepared.data
     few = data.train.take(torch.arange(3) % len(data.train)).fields
     pruned: dict[str, tuple[int, ...]] = {}
-    if not prepared.candidates.weights:
+    if prepared.candidates.units != "weights":
         pruned = {
             name: tuple(int(one) for one in filters)
             for name, filters in prepared.candidates.pruned(index).items()
@@ -406,6 +412,7 @@ def _origin(prepared: Prepared, index: int) -> Origin:
         },
         outputs=None if network.is_fixed else data.task.outputs(data.train),
         pruned=pruned,
+        units=prepared.candidates.units,
         values={
             name: value.tolist()
             for name, value in few.items()

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from trueoracle.errors import InputError, first_line, shown, unknown
 from trueoracle.spec.hub import HF, files_sha256, folder_of
@@ -58,26 +58,42 @@ PAPER = "Is Oracle Pruning the True Oracle? (arXiv 2412.00143)"
 
 
 class Published(Frozen):
-    """One published scatter: the values that are printed in it.
+    """One published scatter with the values that are printed in it, or a setting without any.
 
     ``study`` is the study that repeats it. ``x`` is what is related to ``y``: the pruned train
     loss, or the accuracy of a short retraining (the study's arm with that role). ``p_value`` is as
     printed, to five digits, so that 0 means less than half of the last one. ``anomaly_ratio`` is a
-    fraction, absent where none is printed.
+    fraction, absent where none is printed. Of a setting that is named and not shown, all are
+    absent.
     """
 
     setting: str
     study: str
-    n: int = Field(ge=2)
-    kendall_tau: float = Field(ge=-1, le=1)
-    p_value: float = Field(ge=0, le=1)
+    n: int | None = Field(None, ge=2)
+    kendall_tau: float | None = Field(None, ge=-1, le=1)
+    p_value: float | None = Field(None, ge=0, le=1)
     anomaly_ratio: float | None = Field(None, ge=0, le=1)
     x: Literal["pruned train loss", "short retraining"] = "pruned train loss"
     y: Literal["test accuracy"] = "test accuracy"
 
+    @model_validator(mode="after")
+    def _all_values_or_none(self) -> Published:
+        printed = {name: getattr(self, name) for name in ("n", "kendall_tau", "p_value")}
+        missing = [name for name, value in printed.items() if value is None]
+        if missing and (len(missing) < len(printed) or self.anomaly_ratio is not None):
+            raise ValueError(f"{missing[0]} is missing")
+        return self
+
+    @property
+    def has_values(self) -> bool:
+        """Whether a scatter of it was published."""
+        return self.kendall_tau is not None
+
     @property
     def source(self) -> str:
         """Where it was published."""
+        if not self.has_values:
+            return f"{PAPER}, named there; no scatter on its project page"
         return f"{PAPER}, scatter {self.setting!r} on its project page"
 
     @property
@@ -274,8 +290,9 @@ def read_published(
         return tuple(Published.model_validate({"study": study, **one}) for one in tables)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise InputError(f"{where}: published.{field}: {first['msg'].lower()}") from error
+        field = ".".join(["published", *map(str, first["loc"])])
+        message = first["msg"].removeprefix("Value error, ").lower()
+        raise InputError(f"{where}: {field}: {message}") from error
 
 
 def _bases() -> dict[str, Path]:

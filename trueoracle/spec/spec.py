@@ -15,6 +15,9 @@ from trueoracle.spec.hub import HF, is_of_library
 from trueoracle.training.recipe import DenseTraining, Frozen, Retraining, Seed
 
 __all__ = [
+    "AROUND",
+    "AROUND_COUNT",
+    "AROUND_SHARE",
     "CANDIDATE_FILES",
     "LANGUAGE_FIELDS",
     "QUESTIONS",
@@ -24,6 +27,7 @@ __all__ = [
     "NetworkSpec",
     "PruningSpec",
     "StudySpec",
+    "candidates_in_words",
 ]
 
 DIGEST_FORMAT = 2
@@ -126,6 +130,9 @@ class DataSpec(Frozen):
         description="of folder and imagenet: where train/ and val/ with a folder a class are; of "
         "text and questions: their file or folder",
     )
+    arguments: dict[str, Whole | Real] = Field(
+        {}, description="of the data set: of glyphs {classes = 36, fonts = 100, noise = 0.2}"
+    )
     image_size: int | None = Field(
         None,
         ge=1,
@@ -191,6 +198,13 @@ class DataSpec(Frozen):
         (0.05, 0.05),
         description="of text and questions in one part: the shares at the end that are the "
         "validation and the test split",
+    )
+    stretches: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="of text in one part: cut it into so many of equal size, each of which holds "
+        "out its own end; none: one",
     )
     columns: dict[str, str] = Field(
         {},
@@ -346,6 +360,28 @@ class PruningSpec(Frozen):
         return self
 
 
+def candidates_in_words(pruning: PruningSpec, count: int) -> str:
+    """What a study's candidates are, and what of them is random."""
+    given = pruning.candidates
+    if pruning.around is not None:
+        share = AROUND_SHARE if pruning.share is None else pruning.share
+        return (
+            f"the choice of criterion {pruning.around!r} (the first), and {count - 1:,} drawn at "
+            f"random around it: {share:.0%} of its scores change places (seed {pruning.seed})"
+        )
+    if given == "all":
+        return f"all {count:,} ways to prune"
+    if not isinstance(given, int):
+        return f"{count:,} listed in {given}"
+    if pruning.kind in ("unstructured", "n:m"):
+        return (
+            f"{count:,} random masks (seed {pruning.seed}), which say little of masks that a "
+            "criterion would choose: pruning.candidates = 'around:wanda' draws them around such a "
+            "choice"
+        )
+    return f"a random sample of {count:,} ways to prune (seed {pruning.seed})"
+
+
 _PATTERN = re.compile(r"[1-9][0-9]{0,2}:[1-9][0-9]{0,2}")
 
 Role = Literal["small", "short", "as-released"]
@@ -365,6 +401,7 @@ LANGUAGE_FIELDS = {
     "data.held_out",
     "data.image_folder",
     "data.image_tokens",
+    "data.stretches",
     "data.stride",
     "data.test",
     "data.tokenizer",
@@ -374,6 +411,7 @@ LANGUAGE_FIELDS = {
 ADDED = {
     *LANGUAGE_FIELDS,
     "network.files",
+    "data.arguments",
     "pruning.count",
     "pruning.share",
     "dense.accumulate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.pruning.axes.test_offers import check, noise
 from trueoracle.networks.weights import load_weights, save_weights
 from trueoracle.pruning.groups import Group
 from trueoracle.pruning.surgery import prune
-from trueoracle.pruning.walk import find_groups
+from trueoracle.pruning.walk import find_groups, follow_groups
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -132,7 +133,7 @@ class Split(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.first(x))
-        a, b = {
+        ways: dict[str, Callable[[], Any]] = {
             "chunk": lambda: h.chunk(2, 1),
             "split": lambda: torch.split(h, self.width, 1),
             "sizes": lambda: torch.split(h, [self.width, self.width], 1),
@@ -142,9 +143,29 @@ class Split(nn.Module):
             "number": lambda: torch.split(h, 4, 1),
             "numbers": lambda: (h[:, :4], h[:, 4:]),
             "unequal": lambda: (functional.pad(h[:, :3], (0, 0, 0, 0, 1, 0)), h[:, 3:7]),
-        }[self.how]()
+        }
+        a, b = ways[self.how]()
         both = torch.cat([b + self.one(a), self.other(b)], 1)
         return self.out(torch.tanh(self.last(both)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Fused(nn.Module):
+    """Slices of one layer, of which two are alike and one is not: a product of the first two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(3, 12), nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        both = torch.cat([h[:, 6:9], h[:, 9:]], 1)
+        return self.out(h[:, :6] * both * self.second(x))  # type: ignore[no-any-return]
+
+
+def test_slices_that_are_not_all_equal_are_parts_of_their_own() -> None:
+    """As of queries, and keys and values together: the first slice alone would be a half."""
+    found = follow_groups(Fused(), noise(3, 3))
+    assert "into unequal parts" in found.refused["second"]
 
 
 @pytest.mark.parametrize("how", ["chunk", "split", "sizes", "slices", "half", "unbind"])

@@ -118,6 +118,9 @@ def _united(first: Segment, second: Segment, meets: str) -> Segment | None:
         x, y = a[0], b[0]
         if x.size == y.size:
             found.append(_joined(a.pop(0), b.pop(0), meets))
+        elif 1 in (x.size, y.size):  # the other is not divided for it: it may hold the same atom
+            one = (a if x.size == 1 else b).pop(0)
+            found += [one] if isinstance(one, Atom) else []
         elif not _divided(a, b):
             return None
     return tuple(found) or (Fixed(1),)
@@ -139,9 +142,6 @@ def _divided(a: list[Factor], b: list[Factor]) -> bool:
     """Divide the larger of the two first factors by the smaller; False if a rest remains."""
     small, large = (a, b) if a[0].size < b[0].size else (b, a)
     first, second = small[0], large[0]
-    if isinstance(first, Fixed) and first.size == 1:
-        small.pop(0)
-        return True
     if second.size % first.size:
         return False
     if isinstance(second, Fixed):
@@ -206,7 +206,7 @@ def parts(axis: Axis, count: int, why: str) -> list[Axis] | None:
     whole = pieces[0]
     for piece in pieces[1:]:
         whole = united(whole, piece, why)
-    return [Axis(whole.segments) for _ in range(count)]
+    return [Axis(whole.segments, axis.origin) for _ in range(count)]
 
 
 def product(axes: Sequence[Axis]) -> Axis:

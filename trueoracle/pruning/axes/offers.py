@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from trueoracle.networks.graph import OPAQUE, Graph, Norming
 from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, atoms_of, resolved, size_of
 from trueoracle.pruning.axes.following import Follower
 from trueoracle.pruning.axes.rules import rule_of
-from trueoracle.pruning.groups import Group, GroupMap, Place, Role, is_of_layer
+from trueoracle.pruning.groups import Group, GroupMap, Kind, Place, Role, is_of_layer
 
 __all__ = ["Offers", "layout", "offers"]
 
@@ -102,13 +103,44 @@ class _Sorting:
             for place in ranked
             if place.role == "writes" and place.tensor in self._written
         )
+        kind = self._kind(atom)
+        name += ":heads" if kind == "query heads" and self._is_second(atom) else ""
         if atom in self._parted:
             found.notes[name] = self._parted[atom]
         ways = found.alternatives.setdefault(name, [])
         if all(way.places != tuple(ranked) for way in ways):
-            ways.append(Group(name, atom.size, tuple(ranked)))
-            is_of_heads = any(part.is_multiplied for part in self._beside(atom))
+            ways.append(Group(name, atom.size, tuple(ranked), kind))
+            is_of_heads = kind not in ("filters", "units")
             ways.sort(key=lambda way: (way.filters == 1, 0 if is_of_heads else -way.filters))
+
+    def _kind(self, atom: Atom) -> Kind:
+        """What the indices of an atom are."""
+        written = [
+            place
+            for place in self._places[atom]
+            if (place.tensor, place.axis) in self._known.writes
+        ]
+        spans = {place.inner * place.outer for place in written} - {1}
+        if not spans or not any(one.is_multiplied for one in self._beside(atom) - {atom}):
+            owners = (self._network.get_submodule(place.owner) for place in written)
+            return "filters" if any(isinstance(one, _ConvNd) for one in owners) else "units"
+        if len(spans) > 1:
+            return "key/value groups"
+        read = [place for place in self._places[atom] if place.role == "reads"]
+        weights = [place for place in written if place.inner * place.outer > 1]
+        puts_out, reads = (sum(p.inner * p.outer for p in some) for some in (weights, read))
+        return "query heads" if puts_out == reads else "heads"  # which have no keys or values
+
+    def _is_second(self, atom: Atom) -> bool:
+        """Whether its indices lie within others of the same layer that can go as well."""
+        for place in self._places[atom]:
+            if (place.tensor, place.axis) not in self._known.writes:
+                continue
+            for segment in self._axes[place.tensor, place.axis or 0].segments:
+                outer = segment[: segment.index(atom)] if atom in segment else ()
+                if any(isinstance(o, Atom) and o.size > 1 and not self._unfit(o) for o in outer):
+                    return True
+        return False
 
     def _rank(self, place: Place) -> tuple[int, int]:
         """Order by first use in the run, then by position in the network."""
@@ -116,12 +148,25 @@ class _Sorting:
         return at, self._order.get(place.tensor, 0)
 
     def _covering(self, axis: Axis) -> list[Atom]:
-        """The atoms that occur in every part of a layer's outputs, the outermost first."""
-        common = [factor for factor in axis.segments[0] if isinstance(factor, Atom)]
+        """The atoms that can go from a layer's outputs, the outermost first.
+
+        Those in every part of the outputs; of attention also those in some: queries and not keys.
+        """
+        of_attention = [
+            segment for segment in axis.segments if any(one.is_multiplied for one in segment)
+        ]
+        found = dict.fromkeys(
+            factor
+            for segment in (axis.segments[0], *of_attention)
+            for factor in segment
+            if isinstance(factor, Atom)
+        )
         return [
             atom
-            for atom in dict.fromkeys(common)
-            if all(segment.count(atom) == 1 for segment in axis.segments)
+            for atom in found
+            for parts in [[segment for segment in axis.segments if atom in segment]]
+            if all(part.count(atom) == 1 for part in parts)
+            and (len(parts) == len(axis.segments) or all(part in of_attention for part in parts))
         ]
 
     def _unfit(self, atom: Atom) -> str:
@@ -188,7 +233,7 @@ class _Sorting:
         numbers = {self._known.graph.named.get(one) for one in tensors}
         steps = self._known.graph.steps
         if any(ref.number in numbers for step in steps for ref in step.tensors):
-            return "no layer with weights reads its output"
+            return "what the network gives does not depend on it"
         return "its weights were not used on the example"
 
     # Places
@@ -236,6 +281,7 @@ class _Sorting:
                 self._add(atom, Place(norm.module, position, offset, outer, inner, "mixes"))
 
 
+_WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight")
 _CARRIES: tuple[Role, ...] = ("carries",)
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 

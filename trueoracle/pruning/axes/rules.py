@@ -137,6 +137,28 @@ def _biased(known: Follower, step: Step, result: list[Axis], bias: Ref) -> list[
     return result
 
 
+def _scattered(known: Follower, step: Step) -> Results:
+    """Rows of one tensor take places among those of another, as images' tokens among words'."""
+    axes, source = known.axes(step.arguments["self"]), known.axes(step.arguments["source"])
+    if not axes or not source or axes[-1].size != source[-1].size:
+        return None
+    for axis in (*axes[:-1], *source[:-1]):
+        lock(axis, known.meets(step))
+    width = united(axes[-1], source[-1], known.meets(step))
+    return [[*axes[:-1], Axis(width.segments)]]
+
+
+def _of_experts(known: Follower, step: Step) -> Results:
+    """Rows that are sorted by their expert, each multiplied with the expert's matrix."""
+    a, b = step.arguments["self"], step.arguments["mat2"]
+    rows, own = known.axes(a), known.axes(b)
+    if (len(rows), len(own)) != (2, 3):
+        return None
+    lock(own[0], "a router chooses among its experts")
+    known.sum_over(step, (a, 1), (b, 1))
+    return [[rows[0], Axis(own[2].segments)]]
+
+
 def _embedding(known: Follower, step: Step) -> Results:
     weight, indices = step.arguments["weight"], step.arguments["indices"]
     rows, width = known.axes(weight)
@@ -241,7 +263,7 @@ _REDUCTIONS = (
 )
 _ALONG = (
     *("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "flip", "roll", "sort"),
-    *("topk", "index_select"),
+    "topk",
 )
 _WINDOWS = {
     **dict.fromkeys(("_adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d"), 2),
@@ -283,6 +305,8 @@ _RULES: dict[str, Rule] = {
     "addmm": _product("mat1", "mat2", "self"),
     "addmv": _product("mat", "vec", "self"),
     "baddbmm": _product("batch1", "batch2", "self"),
+    **dict.fromkeys(("_grouped_mm", "transformers.grouped_mm_fallback"), _of_experts),
+    "masked_scatter": _scattered,
     "embedding": _embedding,
     "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit": _batch_norm,
