@@ -1,9 +1,9 @@
 """Groups of public architectures that are not shipped: how many, whether right, how long it takes.
 
-Random weights; small configurations of transformers. ``error`` is the largest difference of the
-network with half of all groups' filters removed from the one with them masked, relative to the
-largest output, in double precision. Packages that are not installed are skipped.
-``python benchmarks/inspect_architectures.py [--json FILE] [name …]``
+Random weights; small configurations of transformers; a few blocks written here (``own``).
+``error`` is the largest difference of the network with half of all groups' filters removed from the
+one with them masked, relative to the largest output, in double precision. Packages that are not
+installed are skipped. ``python benchmarks/inspect_architectures.py [--json FILE] [name …]``
 """
 
 from __future__ import annotations
@@ -44,6 +44,85 @@ TIMM = {
 
 def images(size: int) -> Tensor:
     return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+class SuperResolution(nn.Module):
+    """ESPCN (Shi et al. 2016, arXiv 1609.05158), between two more convolutions at full size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 64, 5, padding=2), nn.Conv2d(64, 32, 3, padding=1)
+        self.three, self.shuffle = nn.Conv2d(32, 16 * 4, 3, padding=1), nn.PixelShuffle(2)
+        self.four = nn.Conv2d(16, 3 * 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.two(torch.tanh(self.one(x))))
+        shuffled: Tensor = self.shuffle(self.four(torch.tanh(self.shuffle(self.three(h)))))
+        return shuffled
+
+
+class Convolved(nn.Sequential):
+    """A convolution, a batch norm and SiLU."""
+
+    def __init__(self, given: int, filters: int, size: int = 1, stride: int = 1) -> None:
+        convolution = nn.Conv2d(given, filters, size, stride, size // 2, bias=False)
+        super().__init__(convolution, nn.BatchNorm2d(filters), nn.SiLU())
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cv1, self.cv2 = Convolved(width, width, 3), Convolved(width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = x + self.cv2(self.cv1(x))
+        return added
+
+
+class C2f(nn.Module):
+    """The block of YOLOv8 (github.com/ultralytics/ultralytics)."""
+
+    def __init__(self, given: int, filters: int, blocks: int) -> None:
+        super().__init__()
+        half = filters // 2
+        self.cv1 = Convolved(given, 2 * half)
+        self.cv2 = Convolved((2 + blocks) * half, filters)
+        self.m = nn.ModuleList(Residual(half) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = list(self.cv1(x).chunk(2, 1))
+        y.extend(m(y[-1]) for m in self.m)
+        put_out: Tensor = self.cv2(torch.cat(y, 1))
+        return put_out
+
+
+def yolo() -> nn.Module:
+    """The first stages of YOLOv8n, and a linear layer."""
+    return nn.Sequential(
+        *(Convolved(3, 16, 3, 2), Convolved(16, 32, 3, 2), C2f(32, 32, 1)),
+        *(Convolved(32, 64, 3, 2), C2f(64, 64, 2)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
+    )
+
+
+class Speech(nn.Module):
+    """Convolutions over frames and a bidirectional LSTM, as for recognising speech."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = nn.Conv1d(40, 64, 5, padding=2)
+        self.rnn = nn.LSTM(64, 48, num_layers=2, bidirectional=True, batch_first=True)
+        self.out = nn.Linear(96, 29)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.rnn(torch.relu(self.frames(x)).transpose(1, 2))[0])
+        return logits
+
+
+def own_cases() -> Iterator[Case]:
+    yield "own ESPCN", SuperResolution, images(32)
+    yield "own YOLO C2f", yolo, images(64)
+    yield "own LSTM", Speech, torch.rand(2, 40, 30)
 
 
 def torchvision_cases() -> Iterator[Case]:
@@ -205,7 +284,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    cases: list[Case] = []
+    cases: list[Case] = [*own_cases()]
     for package, listed in (
         ("torchvision", torchvision_cases),
         ("timm", timm_cases),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from trueoracle.data import datasets
 from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.figures import scatter
 from trueoracle.networks.registry import build
+from trueoracle.record.results import Results
+from trueoracle.study import Study
 from trueoracle.tasks.classification import Classification
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -64,9 +68,9 @@ def dense(few_digits: Splits) -> nn.Module:
     return build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
 
 
-@pytest.fixture
-def tiny_dataset(few_digits: Splits, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a registered data set of 400 training and 100 test digits."""
+@pytest.fixture(scope="session")
+def _tiny(few_digits: Splits) -> datasets.DatasetInfo:
+    """A data set of 400 training and 100 test digits."""
 
     def uint8(split: AnySplit) -> tuple[np.ndarray, np.ndarray]:
         pixels = (split.inputs * 0.3081 + 0.1307) * 255
@@ -79,23 +83,49 @@ def tiny_dataset(few_digits: Splits, monkeypatch: pytest.MonkeyPatch) -> str:
         return joined, test
 
     info = datasets.DATASETS["mnist-5k"]
-    tiny = datasets.DatasetInfo(info.shape, info.classes, info.mean, info.std, read)
-    monkeypatch.setitem(datasets.DATASETS, "tiny", tiny)
+    return datasets.DatasetInfo(info.shape, info.classes, info.mean, info.std, read)
+
+
+@pytest.fixture
+def tiny_dataset(_tiny: datasets.DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a registered data set of 400 training and 100 test digits."""
+    monkeypatch.setitem(datasets.DATASETS, "tiny", _tiny)
     return "tiny"
+
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "network": {"name": "lenet5-mini"},
+    "data": {"name": "tiny", "validation_images": 100},
+    "dense": {"epochs": 4, "batch_size": 32, "learning_rate": 0.05},
+    "pruning": {"layers": {"conv1": 0.1}},
+    "criteria": ["oracle", "l1"],
+    "retraining": {"epochs": 2, "batch_size": 64, "learning_rate": 0.01, "seeds": [0, 1]},
+}
 
 
 @pytest.fixture
 def tiny_fields(tiny_dataset: str) -> dict[str, Any]:
     """The fields of a study that runs in a few seconds: 10 candidates, 2 seeds, 2 epochs."""
-    return {
-        "name": "tiny",
-        "network": {"name": "lenet5-mini"},
-        "data": {"name": tiny_dataset, "validation_images": 100},
-        "dense": {"epochs": 4, "batch_size": 32, "learning_rate": 0.05},
-        "pruning": {"layers": {"conv1": 0.1}},
-        "criteria": ["oracle", "l1"],
-        "retraining": {"epochs": 2, "batch_size": 64, "learning_rate": 0.01, "seeds": [0, 1]},
-    }
+    return copy.deepcopy(TINY)
+
+
+@pytest.fixture(scope="session")
+def _finished(_tiny: datasets.DatasetInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the one run that all copies are of."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(datasets.DATASETS, "tiny", _tiny)
+        folder = Study(**TINY, runs=tmp_path_factory.mktemp("finished")).run(progress=False).folder
+    torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.fixture
+def finished(_finished: Path, tiny_dataset: str, tmp_path: Path) -> Results:
+    """The study of ``tiny_fields`` below ``runs``, run to its end; a copy of the test's own."""
+    return Results(shutil.copytree(_finished, tmp_path / "runs" / _finished.name))
 
 
 @pytest.fixture(autouse=True)

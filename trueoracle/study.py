@@ -78,8 +78,8 @@ class Study:
         if isinstance(study, nn.Module) or (isinstance(study, str) and is_of_library(study)):
             if network is not None:
                 raise InputError(f"two networks are given: {_called(study)} and network=…")
-            study, network = None, study
-            fields.setdefault("name", _called(network))
+            fields.setdefault("name", _called(study))
+            network, study = study, None
         self._network = copied(network) if isinstance(network, nn.Module) else None
         self._data: Splits | None = None
         if study is not None and not isinstance(study, StudySpec):

@@ -175,11 +175,14 @@ def test_without_noise_it_is_as_good_as_it_is() -> None:
     half = true + generator.normal(size=300)
     values = []
     for noise in (0.3, 3.0):
-        noisy = true[:, None] + noise * generator.normal(size=(300, 4))
-        (one,) = assess(table(noisy, higher_is_better=False, half=half))
-        values.append((one.relation.agreement, one.disattenuated))
+        of_noise = []
+        for _ in range(6):  # of one table alone it is off by 0.1 and more where noise is large
+            noisy = true[:, None] + noise * generator.normal(size=(300, 4))
+            (one,) = assess(table(noisy, higher_is_better=False, half=half))
+            of_noise.append((one.relation.agreement, one.disattenuated))
+        values.append(np.mean(of_noise, axis=0))
     assert values[0][0] > values[1][0] + 0.1
-    assert values[0][1] == pytest.approx(values[1][1], abs=0.15)
+    assert values[0][1] == pytest.approx(values[1][1], abs=0.1)
 
 
 def test_what_is_not_told_from_zero_both_ways_is_not_certain() -> None:

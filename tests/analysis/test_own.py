@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import kendalltau
 
 from trueoracle.analysis.own import read_tables
 from trueoracle.errors import InputError
@@ -106,6 +107,21 @@ def test_what_makes_no_sense_is_refused(
         read_tables(write(text), ["x"], ["y"], higher_is_better=True, **options)  # type: ignore[arg-type, operator]
 
 
+def test_kinds_of_pruning_are_tables_of_their_own(tmp_path: Path) -> None:
+    """Pooled, two kinds of which each has no tau at all have a high one."""
+    path = tmp_path / "kinds.csv"
+    rows = [("filters", 1, 1.2), ("filters", 2, 1.1), ("filters", 3, 1.3), ("filters", 4, 1.15)]
+    rows += [(f"{kind}", x + 10, y + 1) for kind, x, y in [("layers", *r[1:]) for r in rows]]
+    path.write_text("kind,x,y\n" + "\n".join(f"{k},{x},{y}" for k, x, y in rows))
+    pooled = read_tables(path, ["x"], ["y"], higher_is_better=False)
+    apart = read_tables(path, ["x"], ["y"], higher_is_better=False, kind="kind")
+    assert list(apart) == ["filters", "layers"]
+    (whole,) = pooled.values()
+    assert kendalltau(whole.scores["x"], whole.outcome).statistic > 0.5
+    for one in apart.values():
+        assert kendalltau(one.scores["x"], one.outcome).statistic == pytest.approx(0)
+
+
 def rows(header: str, *cells: str) -> str:
     return "\n".join([header, *cells]) + "\n"
 
@@ -121,7 +137,7 @@ def rows(header: str, *cells: str) -> str:
         "x,y\n0.5,1.25\n0.7,2\n".encode("utf-8-sig"),
         "x;y\n0,5;1,25\n0,7;2\n".encode("utf-16"),
         b"\xfe\xff" + "x,y\n0.5,1.25\n0.7,2\n".encode("utf-16-be"),
-        gzip.compress(b"x;y\n0,5;1,25\n0,7;2\n"),
+        gzip.compress(b"x;y\n0,5;1,25\n0,7;2\n", mtime=0),
     ],
 )
 def test_a_table_is_the_same_in_any_dialect(tmp_path: Path, data: bytes) -> None:
@@ -143,7 +159,7 @@ def test_parquet_is_read_as_it_is(tmp_path: Path) -> None:
 
 def test_what_is_no_decimal_comma_is_no_number(write: object) -> None:
     for text in ("x;y\n1.234,5;1\n2;2\n", 'x,y\n"1,234",1\n2,2\n'):
-        with pytest.raises(InputError, match="column 'x' of .* is not numeric"):
+        with pytest.raises(InputError, match=r"column 'x' of .* is not numeric"):
             read_tables(write(text), ["x"], ["y"], higher_is_better=True)  # type: ignore[operator]
 
 

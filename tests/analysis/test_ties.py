@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -160,7 +160,7 @@ OF_COLUMNS: dict[str, Callable[..., Any]] = {
     "partial_kendall": partial_kendall,
     "rank_agreement": lambda a, b, y: rank_agreement({"a": a, "b": b, "y": y}).as_dict(),
     "relate": lambda a, b, y: [
-        {k: v for k, v in relate(a, y, **which).as_dict().items() if k != "chosen"}
+        {k: v for k, v in relate(a, y, **cast(Any, which)).as_dict().items() if k != "chosen"}
         for which in (
             {"higher_is_better": True},
             {"higher_is_better": False, "higher_score_is_better": True},

@@ -62,9 +62,45 @@ def test_a_network_of_ones_own_is_inspected(
     assert "0 cannot be pruned: its output meets GroupNorm (1)" in shown.output
 
 
+def test_groups_that_are_alike_are_one_row() -> None:
+    shown = runner.invoke(app, ["inspect", "vit-b-16", "--set", "layers=3", "--images", "3x32x32"])
+    assert shown.exit_code == 0, shown.output
+    row = next(line.split() for line in shown.output.splitlines() if ".*.self_attention" in line)
+    # A head of 64: queries, keys, values and what is read of it, of 768 each, and three biases;
+    # five tokens, of which each attends to each, in two products.
+    parameters, macs = 4 * 64 * 768 + 3 * 64, 5 * 4 * 64 * 768 + 2 * 5 * 5 * 64
+    assert row[-5:] == ["3", "12", "heads", f"{parameters:,}", f"{macs:,}"]
+
+
+def test_tokens_are_inspected_at_a_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    Path("their_model.py").write_text(
+        "from tests.pruning.transformers_families import FAMILIES\n"
+        "def make():\n"
+        "    return FAMILIES['llama'].build()\n"
+    )
+    arguments = ["inspect", "their_model:make", "--json"]
+    found = json.loads(runner.invoke(app, [*arguments, "--context", "8"]).output)
+    assert found["inputs"] == {"input_ids": [2, 8], "attention_mask": [2, 8]}
+    units = {one["name"].removeprefix("model."): one for one in found["groups"]}
+    assert units["layers.0.self_attn.q_proj:heads"]["kind"] == "query heads"
+    # An MLP's unit: gate, up and down, of a width of 32.
+    unit = units["layers.1.mlp.gate_proj"]
+    assert (unit["parameters_a_filter"], unit["macs_a_filter"]) == (3 * 32, 8 * 3 * 32)
+    # A key/value group: two heads of queries, one of keys and of values, of a width of 8.
+    group = units["layers.0.self_attn.q_proj"]
+    assert group["parameters_a_filter"] == (2 + 1 + 1 + 2) * 8 * 32
+    assert group["macs_a_filter"] == 8 * (2 + 1 + 1 + 2) * 8 * 32 + 2 * 2 * 8 * 8 * 8
+    given = ["--input", "input_ids=int40:2x8"]
+    again = json.loads(runner.invoke(app, [*arguments, *given]).output)
+    assert again["macs"] == found["macs"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["lenet5-mini", "--input", "x=int"], "--input takes NAME=KIND:SHAPE"),
         (["lenet6"], "unknown network 'lenet6': did you mean 'lenet5'"),
         (["lenet5-mini", "--images", "big"], "--images takes a shape such as 3x224x224, got 'big'"),
         (["lenet5-mini", "--images", "1x8x8"], "images must be at least 32x32"),

@@ -19,13 +19,23 @@ from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import list_candidates
+from trueoracle.pruning.depth import find_stacks, list_depth_candidates
 from trueoracle.pruning.walk import find_groups
 from trueoracle.tasks.classification import Classification
 from trueoracle.training.recipe import Retraining
 
 SHIPPED = sorted(name for name, one in CRITERIA.items() if one.is_shipped)
 OF_BATCH_NORM = {"bn-scale", "oracle-bn"}
-OF_FILTERS = {"fpgm", "bn-scale", "activation-mean", "apoz", "hrank", "thinet", "tpp"}
+OF_NO_WEIGHTS = {
+    *("fpgm", "bn-scale", "activation-mean", "apoz", "hrank", "thinet", "tpp"),
+    "block-influence",
+}
+OF_FILTERS = sorted(name for name in SHIPPED if "filters" in CRITERIA[name].applies_to)
+OF_LAYERS = {
+    *("oracle", "oracle-subset", "oracle-validation", "oracle-bn", "loss-after-steps", "l1", "l2"),
+    *("gradient-flow", "gradient-norm", "taylor", "gradient", "snip", "grasp", "synflow", "obd"),
+    *("fisher", "activation-mean", "random", "block-influence"),
+}
 RECIPE = Retraining(epochs=3, batch_size=8, learning_rate=0.05, seeds=(3,))
 
 
@@ -58,6 +68,10 @@ def test_these_are_shipped() -> None:
                 "tpp",
                 "gradient-norm",
                 "gradient-flow",
+                "wanda",
+                "sparsegpt",
+                "sparsegpt-error",
+                "block-influence",
             ]
         )
         == SHIPPED
@@ -71,7 +85,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", OF_FILTERS)
 def test_scores_of_filters(name: str) -> None:
     network = residual()
     candidates, data = (
@@ -93,7 +107,7 @@ def test_scores_of_filters(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(SHIPPED) - {"random"}))
+@pytest.mark.parametrize("name", sorted({*OF_FILTERS} - {"random"}))
 def test_filters_in_another_order_have_scores_in_that_order(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,14 +130,33 @@ def test_scores_of_single_weights(name: str) -> None:
     network = chain()
     candidates = masks(network, {"0": 0.5, "3": 0.5})
     made = CRITERIA[name]
-    assert ("weights" in made.applies_to) == (name not in OF_FILTERS)
-    if name in OF_FILTERS:
+    assert ("weights" in made.applies_to) == (name not in OF_NO_WEIGHTS)
+    if name in OF_NO_WEIGHTS:
         with pytest.raises(NotApplicableError, match="single weights are pruned"):
             made(network, candidates, images(), RECIPE)
     elif name not in OF_BATCH_NORM:
         scores = made(network, candidates, images(), RECIPE)
         assert np.isfinite(scores).all()
         assert len(set(scores)) == 5
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_scores_of_whole_layers(name: str) -> None:
+    torch.manual_seed(0)
+    network = build("resnet20", {"width": 2}, input_shape=(1, 8, 8), classes=3)
+    candidates = list_depth_candidates(
+        find_stacks(network, torch.rand(3, 1, 8, 8)), {"layer1.*": 0.34}
+    )
+    made = CRITERIA[name]
+    assert ("layers" in made.applies_to) == (name in OF_LAYERS)
+    if name not in OF_LAYERS:
+        with pytest.raises(NotApplicableError, match="whole layers are pruned"):
+            made(network, candidates, images(), RECIPE)
+        return
+    scores = made(network, candidates, images(), RECIPE)
+    assert np.isfinite(scores).all()
+    assert len(set(scores)) == 3
+    assert "filters" not in (made.label_of(candidates) or "")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -163,7 +196,7 @@ def test_without_zeros_or_maps_some_do_not_apply() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", OF_FILTERS)
 def test_transformers(name: str) -> None:
     """Heads and hidden units: a score, or a reason; never another error."""
     torch.manual_seed(0)
@@ -192,7 +225,7 @@ def test_the_sample_is_fixed_and_stratified() -> None:
     assert len(sample(split, Classification(3), 5000)) == 1200
 
 
-@pytest.mark.parametrize("name", sorted(set(SHIPPED) - OF_BATCH_NORM))
+@pytest.mark.parametrize("name", sorted({*OF_FILTERS} - OF_BATCH_NORM))
 def test_streamed_images_give_what_those_in_memory_give(name: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", {"train": colours(18), "val": colours(9)})
     data = datasets.load(

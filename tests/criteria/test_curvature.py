@@ -20,6 +20,7 @@ from tests.criteria.tiny import (
     summed_weights,
 )
 from trueoracle.criteria import curvature
+from trueoracle.criteria.gradients import sample_squares
 from trueoracle.data.splits import Splits
 from trueoracle.tasks.classification import Classification
 
@@ -110,3 +111,19 @@ def test_shared_weights_of_other_layers() -> None:
     expected = summed_weights({"1": importance}, candidates)
     assert score("fisher", network, candidates) == pytest.approx(expected, rel=1e-4)
     assert np.isfinite(score("gradient-flow", network, candidates)).all()
+
+
+def test_a_forward_that_branches_on_values_has_the_same_squares() -> None:
+    class Branching(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.inner(x) * (1 if x.sum().item() < 1e9 else 2)
+            return logits
+
+    network, data = chain(), images()
+    plain = sample_squares(network, ["3.weight"], data.train, data.task)
+    one_by_one = sample_squares(Branching(network), ["inner.3.weight"], data.train, data.task)
+    torch.testing.assert_close(one_by_one["inner.3.weight"], plain["3.weight"])

@@ -13,6 +13,7 @@ from tests.criteria.tiny import chain, every_way, images, residual, score
 from trueoracle.criteria import retrained
 from trueoracle.criteria.samples import sample
 from trueoracle.data.splits import Split, Splits
+from trueoracle.errors import NotApplicableError
 from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import batches
@@ -70,6 +71,48 @@ def test_it_takes_as_many_steps_on_unbalanced_classes(
     # What a class lacks of its share others give; none that has its share gives less for it.
     got = torch.bincount(few.train.targets, minlength=3).tolist()
     assert all(found >= min(7, count) for found, count in zip(got, counts, strict=True))
+
+
+def test_the_steps_follow_a_teacher_where_the_recipe_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrained, "STEPS", 3)
+    network, data = chain(), images()
+    candidates = every_way(network, {"0": 0.5}).take([0, 5])
+    recipe = Retraining(batch_size=8, learning_rate=0.1, distil={"weight": 0.6, "temperature": 2})
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = score("loss-after-steps", network, candidates, data, recipe)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    short, few = retrained._cut_short(recipe, data)
+    for index in range(2):
+        pruned = candidates.prune(network, index).train()
+        optimizer = torch.optim.SGD(
+            pruned.parameters(), lr=0.1, momentum=0.9, weight_decay=recipe.weight_decay
+        )
+        for epoch in range(short.epochs):
+            for step in batches(few, short, 0, epoch, "loss-after-steps"):
+                optimizer.zero_grad()
+                with torch.no_grad():
+                    taught = (network.eval()(step["input"]) / 2).softmax(1)
+                logits = pruned(step["input"])
+                apart = functional.kl_div(
+                    (logits / 2).log_softmax(1), taught, reduction="batchmean"
+                )
+                loss = 0.4 * functional.cross_entropy(logits, step["target"]) + 0.6 * 4 * apart
+                loss.backward()
+                optimizer.step()
+        assert found[index] == pytest.approx(
+            evaluate(pruned, data.train, Classification(10))["loss"], rel=1e-4
+        )
+    plain = recipe.model_copy(update={"distil": None})
+    assert abs(score("loss-after-steps", network, candidates, data, plain) - found).min() > 1e-4
+
+
+def test_steps_of_a_training_procedure_of_ones_own_are_not_asked_for() -> None:
+    network = chain()
+    candidates = every_way(network, {"0": 0.5}).take([0])
+    recipe = Retraining(batch_size=8, procedure="mine:train")
+    with pytest.raises(NotApplicableError, match="'mine:train' decides itself how many steps"):
+        score("loss-after-steps", network, candidates, images(), recipe)
 
 
 def test_a_diverged_network_has_no_score() -> None:

@@ -57,10 +57,10 @@ def tokenizer(*, adds_bos: bool = False, template: str | None = None) -> Any:
         )
     own = PreTrainedTokenizerFast(
         tokenizer_object=made,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
+        **{
+            f"{name}_token": token
+            for name, token in (("bos", "<s>"), ("eos", "</s>"), ("pad", "<pad>"), ("unk", "<unk>"))
+        },
         extra_special_tokens={"image_token": "<image>"},
     )
     own.chat_template = template

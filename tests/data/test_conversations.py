@@ -65,7 +65,8 @@ def shown(encoder: Encoder, question: Question) -> tuple[str, list[str]]:
     """An example's text, and its parts that count."""
     one = encoder(question)
     own = getattr(encoder.tokenizer.processor, "tokenizer", encoder.tokenizer.processor)
-    parts, before = [], False
+    parts: list[list[int]] = []
+    before = False
     for token, counts in zip(one.tokens.tolist(), one.counts.tolist(), strict=True):
         if counts:
             parts[-1:] = [*(parts[-1:] if before else [*parts[-1:], []])]
@@ -104,7 +105,9 @@ def test_exactly_one_beginning_or_none(
 
 def test_a_chat_counts_each_answer_and_its_end(images: Path) -> None:
     question = Question((("the text", "stands"), ("and then", "beside 17")), images / NAMES[0])
-    text, counted = shown(ProcessorEncoder(read(llava_processor(template=CHAT)), None, None), question)
+    text, counted = shown(
+        ProcessorEncoder(read(llava_processor(template=CHAT)), None, None), question
+    )
     places = "<image>" * 16
     assert text == (
         f"<s>USER: {places}\nthe text ASSISTANT: stands</s>USER: and then ASSISTANT: beside 17</s>"
@@ -123,7 +126,9 @@ def test_text_alone_goes_by_the_tokenizers_own_template() -> None:
 def test_a_template_that_changes_what_was_said_is_refused() -> None:
     changing = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     encoder = ProcessorEncoder(read(tokenizer(template=changing)), None, None)
-    with pytest.raises(InputError, match="the chat template of 'mine' changes what was said before"):
+    with pytest.raises(
+        InputError, match="the chat template of 'mine' changes what was said before"
+    ):
         encoder(asked(None)[0])
     broken = ProcessorEncoder(read(tokenizer(template="{{ 1 / 0 }}")), None, None)
     with pytest.raises(InputError, match="the chat template of 'mine': division by zero"):
@@ -163,8 +168,15 @@ def gpt2() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=400, n_embd=16, n_layer=2, n_head=4, n_positions=128,
-                   bos_token_id=1, eos_token_id=2)  # fmt: skip
+        GPT2Config(
+            vocab_size=400,
+            n_embd=16,
+            n_layer=2,
+            n_head=4,
+            n_positions=128,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
     )
 
 
@@ -204,8 +216,8 @@ def test_neither_batch_size_nor_side_of_padding_changes_the_loss(images: Path, m
         for side in ("right", "left")
         for size in (1, 3, 8)
     ]
-    for one in found[1:]:
-        assert one == pytest.approx(found[0], rel=1e-5)
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-5)
     # By hand, one answer after the other and without padding.
     total, count = 0.0, 0
     for question in questions:
@@ -278,7 +290,11 @@ def test_longer_examples_lose_their_ends() -> None:
 
 
 def test_images_of_different_shapes_are_refused_in_a_line() -> None:
-    one = Encoded(torch.ones(2).long(), torch.tensor([False, True]), images={"pixel_values": torch.ones(3, 4, 4)})
+    one = Encoded(
+        torch.ones(2).long(),
+        torch.tensor([False, True]),
+        images={"pixel_values": torch.ones(3, 4, 4)},
+    )
     two = Encoded(one.tokens, one.counts, images={"pixel_values": torch.ones(3, 4, 8)})
     with pytest.raises(InputError) as caught:
         collate([one, two], 0)
@@ -342,7 +358,7 @@ def qwen() -> tuple[Any, Any]:
             self.tokenizer, self.video_processor = own, None
             self.image_token, self.video_token = marks[:2]
             self.image_token_id, self.video_token_id = image, video
-            self.image_ids, self.video_ids, self.audio_ids = [image], [video], []
+            self.image_ids, self.video_ids, self.audio_ids = [image], [video], list[int]()
             self.chat_template = CHAT.replace("IMAGE", f"{marks[2]}{marks[0]}{marks[3]}")
 
     text = {

@@ -389,7 +389,9 @@ def test_images_of_a_hub_split_have_their_channels_first() -> None:
     same(found, input=expected, target=torch.tensor([0, 1, 0, 1]))
     split, pixels = images_of(4, mode="L")
     grey = torch.from_numpy(pixels)[:, None].float()
-    same(as_split(split, columns=COLUMNS, uint8="keep"), input=grey, target=torch.tensor([0, 1] * 2))
+    same(
+        as_split(split, columns=COLUMNS, uint8="keep"), input=grey, target=torch.tensor([0, 1] * 2)
+    )
     with pytest.raises(InputError, match=r"input is uint8, .*: say data\.uint8"):
         as_split(split, columns=COLUMNS)
 

@@ -145,11 +145,21 @@ def textvqa(part: str, answers: list[str] | None) -> dict[str, Any]:
     }
     if answers is not None:
         entry["answers"] = answers
-    return {"dataset_type": part, "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": [entry]}
+    return {
+        "dataset_type": part,
+        "dataset_name": "textvqa",
+        "dataset_version": "0.5.1",
+        "data": [entry],
+    }
 
 
 def test_textvqa(tmp_path: Path) -> None:
-    answers = ["dakota"] * 4 + ["nous les gosses", "dakota digital", "clos culombu", *["dakota"] * 3]
+    answers = ["dakota"] * 4 + [
+        "nous les gosses",
+        "dakota digital",
+        "clos culombu",
+        *["dakota"] * 3,
+    ]
     for part, given in (("train", answers), ("val", ["b"] * 5 + ["a"] * 5), ("test", None)):
         file = tmp_path / f"TextVQA_0.5.1_{part}.json"
         file.write_text(json.dumps(textvqa(part, given)), "utf-8")
@@ -217,6 +227,7 @@ def test_pope(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_easy_vqa_and_what_it_gives_without_looking() -> None:
     pytest.importorskip("easy_vqa")
     parts = find_questions("easy-vqa", None, None, {}).parts
@@ -251,20 +262,25 @@ def test_questions_about_one_image_are_held_out_together() -> None:
     assert {q.image for q in held} == {Path("8.png"), Path("9.png")}
     assert {q.image for q in train} & {q.image for q in held} == set()
     assert sorted(train + held, key=asked.index) == asked
-    with pytest.raises(InputError, match="the questions are about 1 images: too few to hold 0.5"):
+    with pytest.raises(InputError, match=r"the questions are about 1 images: too few to hold 0\.5"):
         hold_out(asked[:1], 0.5)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("scienceqa", None, "cannot be read as JSON"),
+        ("scienceqa", None, "is not there: expected a folder with problems.json"),
+        ("scienceqa", "{}", "cannot be read as JSON"),
         ("textvqa", "{}", "not in the format of data set 'textvqa' (KeyError: 'data'): expected"),
         ("gqa", "[]", "is not in the format of data set 'gqa' (AttributeError"),
         ("pope", "[1]\n", "line 1: expected a JSON object"),
         ("pope", '{"text": "a"}\n', "not in the format of data set 'pope' (KeyError: 'label')"),
         ("instructions", "[{}]", "no text in column 'prompt', only"),
-        ("instructions", '[{"conversations": [{"from": "gpt", "value": "a"}]}]', "goes ['gpt']: ex"),
+        (
+            "instructions",
+            '[{"conversations": [{"from": "gpt", "value": "a"}]}]',
+            "goes ['gpt']: ex",
+        ),
         ("instructions", "[]", "no question of the train part has an answer"),
         ("textvqa", '{"data": []}', "no question of the train part has an answer"),
     ],
@@ -287,8 +303,14 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             find_questions(name, None, None, {})
     with pytest.raises(InputError, match=r"is no \.json file, nor a folder of them with 'TextVQA'"):
         find_questions("textvqa", str(tmp_path), None, {})
-    with pytest.raises(InputError, match="data.columns does nothing for data set 'gqa'"):
+    with pytest.raises(InputError, match=r"data\.columns does nothing for data set 'gqa'"):
         find_questions("gqa", str(tmp_path), None, {"prompt": "x"})
+    (tmp_path / "beside.json").write_text("[]", "utf-8")  # is not read in its place
+    for name in ("instructions", "textvqa", "gqa", "pope", "scienceqa"):
+        with pytest.raises(InputError, match=r"data\.path = '.*wrong\.json' is not there"):
+            find_questions(name, str(tmp_path / "wrong.json"), None, {})
+    with pytest.raises(InputError, match=r"the package easy-vqa: no data\.path"):
+        find_questions("easy-vqa", str(tmp_path), None, {})
     monkeypatch.setattr(questions, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"easy-vqa: pip install 'trueoracle\[transformers\]'"):
         find_questions("easy-vqa", None, None, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from trueoracle.data import text as texts
 from trueoracle.data.language import load_language
 from trueoracle.data.splits import Splits
 from trueoracle.data.text import PackedText, Text, as_parts, find_texts, pack
-from trueoracle.data.tokens import Tokenizer
+from trueoracle.data.tokens import SPECIAL, Tokenizer
 from trueoracle.errors import InputError
 from trueoracle.spec.spec import DataSpec
 from trueoracle.tasks.language import IGNORED
+from trueoracle.training.evaluate import evaluation_batch
 
 EOS, BOS = 256, 257
 
@@ -34,7 +36,9 @@ def of(*documents: str) -> Text:
     return Text("mine", lambda: ((document, True) for document in documents))
 
 
-def packed(content: str, context: int, stride: int | None = None, bos: str | None = None) -> PackedText:
+def packed(
+    content: str, context: int, stride: int | None = None, bos: str | None = None
+) -> PackedText:
     return pack(
         of(content),
         of_bytes(),
@@ -138,6 +142,31 @@ def test_parts_of_one_text_are_contiguous_and_share_no_line(tmp_path: Path) -> N
     assert [p for p, _ in without["train"].pieces()] == lines["train"] + lines["validation"]
 
 
+def test_each_stretch_of_a_text_holds_out_its_own_end(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    lines = [f"line {i:03d}\n" for i in range(100)]
+    file.write_text("".join(lines), "utf-8")
+    found = find_texts("text", str(file), {})
+    parts, sha256 = as_parts(found, (0.2, 0.1), validation=True, stretches=5)
+    pieces = {part: list(text.pieces()) for part, text in parts.items()}
+    for part, first, last in (("train", 0, 14), ("validation", 14, 18), ("test", 18, 20)):
+        assert pieces[part] == [
+            (lines[20 * k + i], i == first) for k in range(5) for i in range(first, last)
+        ]
+    assert sha256 == as_parts(found, (0.2, 0.1), validation=True)[1]
+    without, _ = as_parts(found, (0.2, 0.1), validation=False, stretches=5)
+    assert [line for line, _ in without["train"].pieces()] == [
+        lines[20 * k + i] for k in range(5) for i in range(18)
+    ]
+    given = {"held_out": (0.2, 0.1), "stretches": 5, "context": 8, "tokenizer": "words"}
+    data = load(tmp_path, path=str(file), name="text", **given)
+    assert isinstance(data.test, PackedText)
+    # 10 lines of the test split, parted where the text has others between them.
+    ends = sum(pieces["test"][i][1] for i in range(1, 10))
+    assert ends == 4
+    assert (data.test.tokens == SPECIAL.index("</s>")).sum() == ends
+
+
 def test_records_of_jsonl_are_documents_that_no_part_cuts(tmp_path: Path) -> None:
     records = [{"body": f"Document {i}.\nIt has two lines.", "id": i} for i in range(50)]
     file = write_lines(tmp_path / "text.jsonl", records)
@@ -196,8 +225,18 @@ def test_files_that_are_no_text_are_named(tmp_path: Path) -> None:
 
 
 def test_a_text_shorter_than_an_example_is_refused() -> None:
-    with pytest.raises(InputError, match="has 3 tokens, fewer than one example of data.context = 8"):
+    with pytest.raises(
+        InputError, match=r"has 3 tokens, fewer than one example of data\.context = 8"
+    ):
         packed("abc", 8)
+
+
+def test_large_vocabularies_are_evaluated_in_small_batches() -> None:
+    split = packed("abcdefghijkl" * 100, 8)
+    assert evaluation_batch(split) == 500
+    assert evaluation_batch(replace(split, vocabulary=50_000)) == 128 * 3 * 224 * 224 // (
+        8 * 50_000 + 2 * 8
+    )
 
 
 def test_tokens_of_large_texts_are_mapped_from_a_file(
@@ -236,13 +275,16 @@ def test_a_study_of_text_says_what_it_rests_on(tmp_path: Path) -> None:
     assert (facts["tokenizer"], facts["vocabulary"]) == ("bpe:300", 300)
     held = json.loads(data.files["tokenizer.json"])
     assert len(held["model"]["vocab"]) == 300
-    assert facts["tokenizer_sha256"] == hashlib.sha256(data.files["tokenizer.json"].encode()).hexdigest()
+    assert (
+        facts["tokenizer_sha256"]
+        == hashlib.sha256(data.files["tokenizer.json"].encode()).hexdigest()
+    )
     assert (len(data.train), len(data.validation or ())) == (100, 5)
     for part, split in data.named():
         told = next(split.batches(1000))["labels"][:, 1:]
         assert facts["tokens_counted"][part] == int((told != IGNORED).sum())
     assert data.task.outputs(data.train) == 300
-    assert data.network_shape == (16,)
+    assert data.network_shape == ()  # it is built for no images
 
 
 @pytest.mark.slow

@@ -1,22 +1,32 @@
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from tests.training.tiny import TOKENS, Reader
+from trueoracle.data.splits import Split, Splits
 from trueoracle.engines.memory import (
+    LiveBytes,
     available_memory,
     parse_bytes,
+    peak_bytes,
     readable_bytes,
     training_bytes,
+    ways_to_fit,
     weight_bytes,
 )
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import build
-from trueoracle.tasks.base import Batch
+from trueoracle.tasks.base import Batch, Task
 from trueoracle.tasks.classification import Classification
-from trueoracle.training.recipe import Recipe
+from trueoracle.tasks.language import Answers
+from trueoracle.training.loop import Training
+from trueoracle.training.recipe import Lora, Recipe, Retraining
 
 
 @pytest.mark.parametrize(
@@ -53,6 +63,9 @@ def test_there_is_some_memory() -> None:
     assert 10**7 < available_memory(torch.device("cpu")) < 10**14
 
 
+TASK = Classification(5)
+
+
 def example(*shape: int) -> Batch:
     return {"input": torch.zeros(1, *shape)}
 
@@ -70,8 +83,7 @@ def test_training_is_counted_by_hand() -> None:
         (Recipe(optimizer="adamw"), 4),
     ):
         assert (
-            training_bytes(network, example(3, 2, 2), 7, recipe, Classification(5))
-            == copies * weights + images
+            training_bytes(network, example(3, 2, 2), 7, recipe, TASK) == copies * weights + images
         )
     assert (
         training_bytes(
@@ -80,7 +92,7 @@ def test_training_is_counted_by_hand() -> None:
         == 3 * weights + images / 2
     )
     network[1].requires_grad_(False)
-    assert training_bytes(network, example(3, 2, 2), 7, Recipe(), Classification(5)) == weights
+    assert training_bytes(network, example(3, 2, 2), 7, Recipe(), TASK) == weights
 
 
 @pytest.mark.parametrize("name", ["lenet5-mini", "resnet20", "vgg11"])
@@ -118,6 +130,87 @@ def test_a_network_that_looks_at_values_is_counted_without_its_batch() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x) if float(x.sum()) > 0 else self.fc(-x)  # type: ignore[no-any-return]
 
-    assert (
-        training_bytes(Looks(), example(4), 8, Recipe(momentum=0), Classification(5)) == 2 * 4 * 10
+    assert training_bytes(Looks(), example(4), 8, Recipe(momentum=0), TASK) == 2 * 4 * 10
+
+
+def real_peak(network: nn.Module, batch: Batch, recipe: Recipe, task: Task) -> int:
+    """Of two steps that are really computed: bytes of all tensors alive."""
+    split = Split(batch)
+    made = copy.deepcopy(network)
+    live = LiveBytes()
+    training = Training(made, Splits(split, None, split, task), recipe, (0, ""))
+    begun = weight_bytes(training.network)
+    with live:
+        for epoch in range(2):
+            training.train_epoch(epoch)
+    return begun + live.peak
+
+
+LORA = Lora(rank=2)
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"optimizer": "adamw"},
+    {"precision": "autocast"},
+    {"precision": "bfloat16"},
+    {"accumulate": 4},
+    {"gradient_checkpointing": True},
+    {"lora": LORA},
+    {"lora": LORA, "precision": "bfloat16", "gradient_checkpointing": True, "accumulate": 2},
+]
+
+
+@pytest.mark.parametrize("fields", SETTINGS, ids=lambda fields: "-".join(fields) or "plain")
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_the_peak_is_foretold_from_shapes_alone(kind: str, fields: dict[str, Any]) -> None:
+    if "lora" in fields:
+        pytest.importorskip("peft")
+    recipe = Retraining(batch_size=16, **fields)
+    task: Task
+    if kind == "text":
+        torch.manual_seed(0)
+        network: nn.Module = Reader(width=64, blocks=4)
+        ids = torch.randint(TOKENS, (16, 20))
+        batch, task = {"input_ids": ids, "labels": ids}, Answers()
+    else:
+        sizes = {"patch": 4, "layers": 3, "heads": 2, "width": 32, "mlp": 64}
+        network = build("vit-b-16", sizes, input_shape=(3, 16, 16), classes=5)
+        batch = {"input": torch.randn(16, 3, 16, 16), "target": torch.arange(16) % 5}
+        task = TASK
+    found = peak_bytes(network, {n: v[:1] for n, v in batch.items()}, 16, recipe, task)
+    assert found == pytest.approx(real_peak(network, batch, recipe, task), rel=0.1)
+
+
+def test_a_network_that_looks_at_values_has_no_foretold_peak() -> None:
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) if float(x.sum()) > 0 else self.fc(-x)  # type: ignore[no-any-return]
+
+    batch = {"input": torch.zeros(1, 4), "target": torch.zeros(1, dtype=torch.int64)}
+    assert peak_bytes(Looks(), batch, 8, Recipe(), TASK) is None
+
+
+def test_what_makes_a_training_fit_is_said() -> None:
+    network = Reader(width=64, blocks=4)
+    ids = torch.zeros(1, 20, dtype=torch.int64)
+    batch, recipe = {"input_ids": ids, "labels": ids}, Recipe(batch_size=64, momentum=0.0)
+    needs = {
+        n: peak_bytes(network, batch, 64, Recipe(batch_size=64, momentum=0.0, **fields), Answers())
+        for n, fields in (
+            ("parts", {"accumulate": 64}),
+            ("again", {"gradient_checkpointing": True}),
+        )
+    }
+    parts, again = (needs[name] or 0 for name in ("parts", "again"))
+    assert 0 < parts < again
+    said = ways_to_fit(network, batch, 64, recipe, Answers(), again)
+    assert said == (
+        f"it fits with retraining.accumulate = 64 ({readable_bytes(parts)}) or "
+        f"retraining.gradient_checkpointing = true ({readable_bytes(again)}), or with a lower "
+        "retraining.batch_size"
     )
+    least = ways_to_fit(network, batch, 64, recipe, Answers(), 1000)
+    assert least == f"nothing makes it fit: {readable_bytes(parts)} is the least"

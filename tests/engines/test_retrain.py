@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.small import InADict, Net, SmallUNet, TransposedUNet, images, targets
 from trueoracle.data.splits import Split, Splits
 from trueoracle.engines import native, wide
 from trueoracle.engines.choose import plan
@@ -23,83 +24,17 @@ from trueoracle.tasks.classification import Classification, Multilabel, Smoothed
 from trueoracle.tasks.distillation import Distilled
 from trueoracle.tasks.metric import Metric
 from trueoracle.tasks.regression import Regression
-from trueoracle.tasks.segmentation import IGNORED, Segmentation
+from trueoracle.tasks.segmentation import Segmentation
 from trueoracle.training.loop import train
 from trueoracle.training.recipe import Distil, Retraining
 
 RECIPE = Retraining(epochs=2, batch_size=8, learning_rate=0.01, seeds=(0,))
-SHAPE = (2, 8, 8)
 
 
 @pytest.fixture(autouse=True)
 def _two_threads(_two_threads: None) -> None:
     """So little work is faster without sharing it; the shared fixture restores the number."""
     torch.set_num_threads(1)
-
-
-class Net(nn.Module):
-    """A convolution and a linear layer."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.fc = nn.Linear(16, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.max_pool2d(torch.relu(self.norm(self.conv(x))), 4)
-        logits: Tensor = self.fc(x.flatten(1))
-        return logits
-
-
-class SmallUNet(nn.Module):
-    """Down, up, and a connection past both, in the manner of a U-Net."""
-
-    def __init__(self, classes: int, *, transposed: bool = False) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(2, 4, 3, padding=1)
-        self.down = nn.Conv2d(4, 6, 3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(6)
-        self.transposed = transposed
-        self.up = nn.ConvTranspose2d(6, 6, 2, stride=2) if transposed else nn.Conv2d(6, 6, 1)
-        self.head = nn.Conv2d(10, classes, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(x))
-        y = self.up(torch.relu(self.norm(self.down(x))))
-        if not self.transposed:
-            y = functional.interpolate(y, scale_factor=2.0, mode="nearest")
-        logits: Tensor = self.head(torch.cat([x, y], dim=1))
-        return logits
-
-
-class TransposedUNet(SmallUNet):
-    def __init__(self, classes: int) -> None:
-        super().__init__(classes, transposed=True)
-
-
-class InADict(SmallUNet):
-    """Gives what torchvision's segmentation networks give."""
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
-        logits = super().forward(x)
-        return {"out": logits, "aux": logits * 2}
-
-
-def images(count: int, seed: int) -> Tensor:
-    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
-
-
-def targets(task: str, inputs: Tensor) -> Tensor:
-    """What follows from the images, so that there is something to learn."""
-    means = inputs.mean((2, 3))
-    if task == "regression":
-        return torch.stack([means[:, 0], means[:, 1], means.sum(1)], 1) * 4
-    if task == "multilabel":
-        return (torch.cat([means, -means], 1) > 0).float()
-    if task == "segmentation":
-        masks = (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0.5).long()
-        return masks.masked_fill(inputs[:, 0] > 1.5, IGNORED)
-    return (means[:, 0] > means[:, 1]).long() + (means.sum(1) > 0.1).long()
 
 
 def data(name: str) -> Splits:
@@ -147,7 +82,7 @@ def check_against_loop(networks: Sequence[nn.Module], whole: Splits, recipe: Ret
     [
         ("classification", Net, 3),
         ("classification", Net, 5),
-        ("regression", Net, 3),
+        ("regression", Net, 2),
         ("multilabel", Net, 4),
         ("segmentation", SmallUNet, 3),
         ("segmentation", SmallUNet, 4),
@@ -299,8 +234,8 @@ class Shifted(Absolute):
 def test_a_task_of_ones_own_is_trained_as_one_where_it_can_be() -> None:
     whole = data("regression")
     own = replace(whole, task=Absolute())
-    check_against_loop(members(Net, 3), own, RECIPE)
-    (network,) = members(Net, 3, 1)
+    check_against_loop(members(Net, 2), own, RECIPE)
+    (network,) = members(Net, 2, 1)
     for task in (Alone(), Shifted()):
         why = f"task {type(task).__name__!r} is not computed for many networks at once"
         assert wide.refusal(network, replace(whole, task=task), RECIPE) == why
@@ -313,42 +248,80 @@ def test_a_task_of_ones_own_is_trained_as_one_where_it_can_be() -> None:
 
 @pytest.mark.parametrize("name", ["regression", "multilabel", "segmentation"])
 def test_the_native_kernels_say_that_they_know_classification(name: str) -> None:
-    kind, outputs = {"regression": (Net, 3), "multilabel": (Net, 4)}.get(name, (SmallUNet, 3))
+    kind, outputs = {"regression": (Net, 2), "multilabel": (Net, 4)}.get(name, (SmallUNet, 3))
     (network,) = members(kind, outputs, 1)
     said = native.refusal(network, data(name), RECIPE)
     assert said is not None
     assert re.search(rf"the native kernels .* classification.* {name}", said)
 
 
+class Two(nn.Module):
+    """Two inputs by name, and a third that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 4), nn.Linear(2, 4)
+
+    def forward(
+        self, left: Tensor, right: Tensor, scale: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        logits = self.left(left) + self.right(right)
+        return {"logits": logits if scale is None else logits * scale}
+
+
+def of_two(target: str = "target", *, scaled: bool = False, **names: str) -> Splits:
+    """Data of :class:`Two`; ``names`` are others for its fields."""
+
+    def split(count: int, seed: int) -> Split:
+        draw = torch.Generator().manual_seed(seed)
+        right, left = torch.randn(count, 2, generator=draw), torch.randn(count, 3, generator=draw)
+        fields = {"right": right, "left": left}
+        if scaled:
+            fields["scale"] = 1 + torch.rand(count, 1, generator=draw)
+        fields = {names.get(name, name): value for name, value in fields.items()}
+        return Split(fields | {target: torch.randint(4, (count,), generator=draw)})
+
+    return Splits(split(20, 0), split(5, 1), split(7, 2), Classification(4))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_networks_of_several_inputs_are_trained_as_one(target: str, scaled: bool) -> None:
+    def made() -> list[nn.Module]:
+        torch.manual_seed(0)
+        return [Two() for _ in range(3)]
+
+    check_against_loop(made(), of_two(target, scaled=scaled), RECIPE)
+
+
+def test_inputs_that_a_network_does_not_name_are_left_to_the_loop() -> None:
+    network = Two()
+    said = wide.refusal(network, of_two(left="one"), RECIPE)
+    assert said == "its several inputs are no names of its arguments: right, one"
+
+    class Branching(Two):
+        def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return super().forward(left, right if left.sum() > 0 else -right)
+
+    said = wide.refusal(Branching(), of_two(), RECIPE)
+    assert said is not None
+    assert said.startswith("its forward cannot be traced: symbolically traced variables")
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_network_of_two_inputs_is_trained_by_the_loop(target: str) -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left, self.right = nn.Linear(3, 4), nn.Linear(2, 4)
-
-        def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
-            return {"logits": self.left(left) + self.right(right)}
-
-    generator = torch.Generator().manual_seed(0)
-    fields = {
-        "right": torch.randn(12, 2, generator=generator),
-        "left": torch.randn(12, 3, generator=generator),
-        target: torch.randint(4, (12,), generator=generator),
-    }
-    split = Split(fields)
-    whole = Splits(split, None, split, Classification(4))
+    whole = of_two(target)
     torch.manual_seed(0)
     network = Two()
-    assert wide.refusal(network, whole, RECIPE) == "it takes several inputs: right, left"
     expected = copy.deepcopy(network)
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.1)
+    fields = whole.train.take(torch.arange(20)).fields
     loss = functional.cross_entropy(
         expected(fields["left"], fields["right"])["logits"], fields[target]
     )
     loss.backward()
     optimizer.step()
-    recipe = Retraining(epochs=1, batch_size=12, learning_rate=0.1, momentum=0, weight_decay=0)
+    recipe = Retraining(epochs=1, batch_size=20, learning_rate=0.1, momentum=0, weight_decay=0)
     ((record,),), _ = retrain([network], [(0, "")], whole, recipe, engine="loop")
     assert record.values["test_accuracy"] >= 0
     for one, other in zip(network.parameters(), expected.parameters(), strict=True):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from trueoracle.errors import StoreError
@@ -124,7 +125,12 @@ def test_all_formats_have_one_layout_and_a_figure_keeps_its_engine(
     engine = figure.get_layout_engine()
     assert engine is not None
     laid_out, execute = [], engine.execute
-    monkeypatch.setattr(engine, "execute", lambda fig: (laid_out.append(fig), execute(fig)))
+
+    def counted(fig: Figure) -> None:
+        laid_out.append(fig)
+        execute(fig)
+
+    monkeypatch.setattr(engine, "execute", counted)
     assert len(save_figure(figure, tmp_path / "figure")) == 3
     assert laid_out == [figure]
     assert figure.get_layout_engine() is engine

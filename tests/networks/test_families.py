@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trueoracle.data.splits import Split, Splits
+from trueoracle.data.tokens import IMAGE
 from trueoracle.engines.wide import refusal
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS, build
@@ -190,6 +192,10 @@ def test_sizes_that_do_not_fit_are_one_line(
 ) -> None:
     with pytest.raises(InputError, match=said):
         spoken(name, arguments)
+
+
+def test_an_images_token_is_that_of_vocabularies_that_are_trained_here() -> None:
+    assert inspect.signature(NETWORKS["llava"]).parameters["image_token"].default == IMAGE
 
 
 def test_the_shipped_sizes() -> None:

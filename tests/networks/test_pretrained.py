@@ -28,10 +28,10 @@ def folder(tmp_path: Path) -> Path:
     """A tiny Llama with a tokenizer of three words."""
     import tokenizers
 
-    words = tokenizers.models.WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>")
+    words = tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, "?")
     read = tokenizers.Tokenizer(words)
     read.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=read, unk_token="<unk>")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=read)
     config = transformers.LlamaConfig(
         vocab_size=3,
         hidden_size=8,
@@ -81,7 +81,7 @@ def test_what_cannot_be_had_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is no network: .* has no config.json"):
         folder_of(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="'v1' is of the hub, and .* is a folder here"):
+    with pytest.raises(InputError, match=r"'v1' is of the hub, and .* is a folder here"):
         folder_of(str(tmp_path), "v1")
 
 

@@ -3,14 +3,15 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trueoracle.errors import InputError
 from trueoracle.pruning.candidates import Candidates, list_candidates
-from trueoracle.pruning.ways import combination, number_pruned, sample, space_size, way
 from trueoracle.pruning.groups import Group, GroupMap, Place
+from trueoracle.pruning.ways import combination, moved, number_pruned, sample, space_size, way
 
 
 def groups(**filters: int) -> GroupMap:
@@ -168,3 +169,76 @@ def test_importances_are_summed_over_what_is_pruned() -> None:
     listed = list_candidates(groups(a=3, b=2), {"a": 0.34, "b": 0.5})
     scores = listed.sum_pruned({"a": [1.0, 10.0, 100.0], "b": [0.1, 0.2]})
     assert scores.tolist() == pytest.approx([1.1, 1.2, 10.1, 10.2, 100.1, 100.2])
+
+
+def llama_like() -> GroupMap:
+    """Groups as those of a transformer: what blocks write to the stream is one group."""
+
+    def group(name: str, filters: int, *others: str) -> Group:
+        places = tuple(Place(f"{layer}.weight") for layer in (name, *others))
+        return Group(name, filters, places)
+
+    found = [group("embed", 8, "layers.0.attn.o", "layers.0.mlp.down", "layers.1.mlp.down")]
+    for block in range(2):
+        found.append(group(f"layers.{block}.attn.q", 2, f"layers.{block}.attn.k"))
+        found.append(group(f"layers.{block}.mlp.gate", 6, f"layers.{block}.mlp.up"))
+    return GroupMap({one.name: one for one in found}, {})
+
+
+@pytest.mark.parametrize(
+    ("ratios", "names"),
+    [
+        ({"layers.*.mlp.*": 0.5}, ["layers.0.mlp.gate", "layers.1.mlp.gate"]),
+        ({"layers.*.attn.*": 0.5}, ["layers.0.attn.q", "layers.1.attn.q"]),
+        ({"layers.*.attn.k": 0.5}, ["layers.0.attn.q", "layers.1.attn.q"]),
+        ({"layers.*.mlp.down": 0.5}, ["embed"]),
+        ({"layers.0.mlp.down": 0.5}, ["embed"]),
+        (
+            {"*": 0.5},
+            ["embed", *(f"layers.{i}.{n}" for i in range(2) for n in ("attn.q", "mlp.gate"))],
+        ),
+    ],
+)
+def test_a_pattern_over_blocks_does_not_mean_the_stream_that_they_write_to(
+    ratios: dict[str, float], names: list[str]
+) -> None:
+    listed = list_candidates(llama_like(), ratios, count=2)
+    assert [group.name for group in listed.groups] == names
+
+
+def test_all_ways_to_prune_one_of_two_groups_in_every_layer() -> None:
+    listed = list_candidates(llama_like(), {"layers.*.attn.*": 0.5})
+    assert (len(listed), listed.space) == (4, 4)
+
+
+@given(st.integers(0, 100), st.floats(0.01, 1))
+def test_moved_scores_are_the_same_scores(seed: int, share: float) -> None:
+    scores = np.random.default_rng(seed).normal(size=50)
+    keys = np.random.PCG64(seed).random_raw(50)
+    found = moved(scores, share, keys)
+    assert sorted(found) == sorted(scores)
+    taking_part = keys < np.uint64(min(share * 2.0**64, 2.0**64 - 2048))
+    assert (found == scores)[~taking_part].all()
+
+
+def test_the_share_is_how_many_take_part() -> None:
+    scores = np.arange(100_000.0)
+    changed = (moved(scores, 0.3, np.random.PCG64(0).random_raw(100_000)) != scores).mean()
+    assert changed == pytest.approx(0.3, abs=0.01)
+
+
+def test_ways_around_a_choice() -> None:
+    listed = list_candidates(groups(a=8, b=6), {"a": 0.25, "b": 0.5}, count=2)
+    importance = {"a": [7.0, 1, 6, 5, 0, 4, 3, 2], "b": [0.0, 9, 1, 8, 2, 7]}
+    drawn = listed.around("mine", importance, 12, 0.3, seed=0)
+    assert drawn.ways[0] == ((1, 4), (0, 2, 4))
+    assert len(set(drawn.ways)) == 12
+    assert all((len(a), len(b)) == (2, 3) for a, b in drawn.ways)
+    assert drawn.ways == listed.around("mine", importance, 12, 0.3, seed=0).ways
+    assert drawn.ways != listed.around("mine", importance, 12, 0.3, seed=1).ways
+    scores = drawn.sum_pruned(importance)
+    assert scores.argmin() == 0
+    with pytest.raises(InputError, match="the importance of b is one number for each of its 6"):
+        listed.around("mine", {"a": importance["a"], "b": [1.0]}, 3, 0.3, 0)
+    with pytest.raises(InputError, match="raise the share, or lower the count"):
+        listed.around("mine", importance, 100, 1e-6, 0)

@@ -20,6 +20,7 @@ def test_what_a_filter_costs_is_counted_by_hand() -> None:
     assert found.refused == {"fc2": "its output is the network's output"}
     assert conv1.as_dict() == {
         "name": "conv1",
+        "kind": "filters",
         "filters": 10,
         "layers": ["conv1"],
         "norms": [],

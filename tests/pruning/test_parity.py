@@ -78,9 +78,15 @@ def test_neighbours_that_are_exchanged_go_in_pairs() -> None:
     assert (group.filters, group.unit) == (6, "2 neighbouring filters of a")
 
 
+def shifted_first(y: Tensor) -> Tensor:
+    first, *others = torch.split(y, 4, 1)
+    return torch.cat([first.roll(1, 2), *others], 1)
+
+
 def test_a_wrong_cut_is_not_hidden_by_what_is_cut_behind_it() -> None:
     """Half of the filters of ``b`` happen to be linear, and blind to a shift of some channels."""
-    offered = offers(network := Small(SPECIAL["some channels shifted"]), record(network, IMAGES))
+    network = Small(shifted_first)
+    offered = offers(network, record(network, IMAGES))
     groups = list(offered.first().groups.values())
     assert [group.name for group in groups] == ["a", "b"]
     assert failures(network, groups, IMAGES) == {}
@@ -258,3 +264,26 @@ def test_rounding_that_batch_norms_enlarge_refuses_nothing() -> None:
     found = find_groups(Deep(), torch.rand(2, 1, 6, 6))
     assert len(found.groups) == 25
     assert list(found.refused) == ["out"]
+
+
+class Blind(nn.Module):
+    """Tokens, a mean over those before, which of none is NaN, and layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.a, self.b = nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        seen = attention_mask[..., None].to(self.a.weight)
+        mean = (self.embed(input_ids) * seen).cumsum(1) / seen.cumsum(1)
+        return self.b(torch.relu(self.a(mean)))  # type: ignore[no-any-return]
+
+
+def test_what_is_given_for_padding_is_not_compared() -> None:
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    example = {"input_ids": torch.arange(8).view(2, 4), "attention_mask": mask}
+    assert not Blind()(**example).isfinite().all()
+    assert set(find_groups(Blind(), example).groups) == {"embed", "a"}
+    with pytest.raises(InputError, match="not finite"):  # where all is padding, all is compared
+        find_groups(Blind(), example | {"attention_mask": torch.zeros_like(mask)})

@@ -17,7 +17,6 @@ from trueoracle.data.splits import Splits
 from trueoracle.engines import native, wide
 from trueoracle.engines.choose import plan, train_population
 from trueoracle.errors import InputError
-from trueoracle.pruning.ways import number_pruned
 from trueoracle.pruning.cost import cost
 from trueoracle.pruning.unstructured import (
     WeightCandidates,
@@ -25,6 +24,7 @@ from trueoracle.pruning.unstructured import (
     list_weight_candidates,
     unmasked,
 )
+from trueoracle.pruning.ways import number_pruned
 from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.recipe import Retraining
@@ -76,6 +76,12 @@ def test_a_mask_is_pinned() -> None:
     assert one.pruned(0) == {"mask": "0000000000000007", "sparsity": {"a": 0.375}}
 
 
+def test_a_mask_of_a_pattern_is_pinned() -> None:
+    one = WeightCandidates({"a": (2, 4)}, {"a": 4}, "layer", (7,), patterns={"a": (2, 4)})
+    assert one.kept(0)["a"].long().tolist() == [[0, 1, 1, 0], [0, 1, 0, 1]]
+    assert one.ids == ("74aff6dcb353427d",)
+
+
 def test_every_weight_is_equally_likely_to_go() -> None:
     # 2,000 draws of 2 from 8: each is expected 500 times, with a deviation of about 19.
     one = WeightCandidates({"a": (8,)}, {"a": 2}, "layer", tuple(range(2000)))
@@ -108,7 +114,9 @@ def test_weights_that_are_not_a_layers_own_are_refused() -> None:
     computed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
     with pytest.raises(InputError, match="'0' cannot be pruned: it computes its weights"):
         list_weight_candidates(computed, {"0": 0.5}, count=2)
-    with pytest.raises(InputError, match="= 7, but there are about 6 masks"):
+    with pytest.raises(
+        InputError, match=r"^7 candidates are asked for, but there are about 6 masks"
+    ):
         list_weight_candidates(nn.Sequential(nn.Linear(2, 2)), {"0": 0.5}, count=7)
 
 
@@ -229,6 +237,124 @@ def test_a_criterion_of_filters_says_what_it_lacks(few_digits: Splits) -> None:
         InputError, match="the importance of 4 is one number for each of its weights"
     ):
         of_filters(small(), listed, few_digits)
+
+
+PATTERNS = [(nn.Linear(8, 5), (5, 2, 4)), (nn.Conv2d(8, 3, 3), (3, 9, 2, 4))]
+
+
+@pytest.mark.parametrize(("layer", "cells"), PATTERNS)
+def test_of_every_four_consecutive_inputs_two_stay(layer: nn.Module, cells: Any) -> None:
+    listed = list_weight_candidates(nn.Sequential(layer), {"0": "2:4"}, count=4)
+    for index in range(4):
+        kept = listed.kept(index)["0"]
+        # Of a convolution: consecutive channels at one place of its kernel.
+        rows = kept if kept.ndim == 2 else kept.flatten(2).transpose(1, 2)
+        assert (rows.reshape(cells if kept.ndim > 2 else (5, 2, 4)).sum(-1) == 2).all()
+    assert listed.pruned(0)["sparsity"] == {"0": 0.5}
+    assert len(set(listed.ids)) == 4
+    plain = list_weight_candidates(nn.Sequential(layer), {"0": 0.5}, count=4)
+    assert not {*plain.ids} & {*listed.ids}
+
+
+def test_a_turned_weight_has_its_inputs_in_its_first_axis() -> None:
+    class Conv1D(nn.Module):  # as transformers'
+        def __init__(self) -> None:
+            super().__init__()
+            self.nf, self.nx = 3, 8
+            self.weight = nn.Parameter(torch.randn(8, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight
+
+    network = nn.Sequential(Conv1D())
+    listed = list_weight_candidates(network, {"0": "1:4"}, count=2)
+    assert (listed.kept(0)["0"].T.reshape(3, 2, 4).sum(2) == 1).all()
+    rows = list_weight_candidates(network, {"0": 0.25}, count=2, scope="row")
+    assert rows.kept(1)["0"].sum(0).tolist() == [6, 6, 6]
+    check_masks(network, listed, torch.rand(3, 8))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("2:5", "0 = '2:5': its 8 inputs are no multiple of 5"),
+        ("4:4", "0 = '4:4': of every M weights N are kept, and N is at least 1 and less than M"),
+    ],
+)
+def test_a_pattern_that_does_not_fit_is_one_clear_line(pattern: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        list_weight_candidates(nn.Sequential(nn.Linear(8, 5)), {"0": pattern}, count=2)
+
+
+def test_every_row_loses_the_same_share() -> None:
+    listed = list_weight_candidates(small(), {"3": 0.5, "0": 0.2}, count=2, scope="row")
+    kept = listed.kept(1)
+    assert (kept["3"].sum(1) == 147 - 74).all()
+    assert (kept["0"].flatten(1).sum(1) == 20).all()
+    assert listed.counts == {"0": 15, "3": 4 * 74}
+
+
+def around(scope: Any, sparsities: Any, share: float = 0.2) -> tuple[WeightCandidates, Any]:
+    torch.manual_seed(1)
+    network = small()
+    listed = list_weight_candidates(network, sparsities, count=2, scope=scope)
+    scores = {
+        name: network.get_parameter(f"{name}.weight").detach().abs() for name in listed.weights
+    }
+    return listed.around("l1", scores, 6, share, seed=3), scores
+
+
+@pytest.mark.parametrize("scope", ["layer", "row", "global"])
+def test_the_first_is_the_criterions_own_choice_and_the_others_lie_around_it(scope: Any) -> None:
+    drawn, scores = around(scope, {"*": 0.5})
+    own = drawn.kept(0)
+    if scope == "row":
+        for name, kept in own.items():
+            rows, stays = scores[name].flatten(1), kept.flatten(1)
+            least = torch.where(stays, rows, torch.inf).min(1).values
+            assert (torch.where(stays, 0, rows).max(1).values <= least).all()
+    else:
+        pools = [list(own)] if scope == "global" else [[name] for name in own]
+        for pool in pools:
+            left = torch.cat([scores[name][own[name]] for name in pool])
+            gone = torch.cat([scores[name][~own[name]] for name in pool])
+            assert gone.max() <= left.min()
+    assert drawn.pruned(0)["mask"] == "0000000000000000"
+    for index in range(1, 6):
+        other = drawn.kept(index)
+        assert zeros(drawn, index).keys() == own.keys()
+        if scope != "global":
+            assert zeros(drawn, index) == zeros(drawn, 0)
+        changed = sum(int((other[name] != own[name]).sum()) for name in own)
+        assert 0 < changed < 0.2 * sum(one.numel() for one in own.values())
+    again, _ = around(scope, {"*": 0.5})
+    assert again.ids == drawn.ids
+    assert all(torch.equal(again.kept(2)[name], drawn.kept(2)[name]) for name in own)
+    assert len({*drawn.ids, *around(scope, {"*": 0.5}, share=0.3)[0].ids}) == 12
+
+
+def test_a_pattern_holds_around_a_choice_too() -> None:
+    drawn, scores = around("layer", {"4": "1:2"})
+    for index in range(6):
+        assert (drawn.kept(index)["4"].reshape(-1, 2).sum(1) == 1).all()
+    pairs = scores["4"].reshape(-1, 2)
+    assert torch.equal(drawn.kept(0)["4"].reshape(-1, 2)[:, 0], pairs[:, 0] > pairs[:, 1])
+
+
+def test_too_small_a_share_is_one_clear_line() -> None:
+    with pytest.raises(InputError, match="brings 1 different candidates around the criterion's"):
+        around("layer", {"4": 0.5}, share=1e-9)
+
+
+def test_a_listing_around_a_choice_is_not_taken_for_random_masks(tmp_path: Path) -> None:
+    from trueoracle.pruning.listing import write_listing
+
+    drawn, _ = around("layer", {"*": 0.5})
+    write_listing(drawn.listing(), tmp_path / "candidates.json")
+    with pytest.raises(
+        InputError, match=r"around 'l1, 0.2 of its scores .*this study's are of nothing"
+    ):
+        list_weight_candidates(small(), {"*": 0.5}, count=tmp_path / "candidates.json")
 
 
 def test_a_listing_gives_the_same_masks(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ from trueoracle.study import Study
 
 
 @pytest.fixture
-def results(tiny_fields: dict[str, Any], tmp_path: Path) -> Results:
-    return Study(**tiny_fields, runs=tmp_path / "runs").run(progress=False)
+def results(finished: Results) -> Results:
+    return finished
 
 
 class Checker(HTMLParser):

@@ -73,7 +73,7 @@ def test_a_study_needs_a_criterion_that_applies(
     single = {"kind": "unstructured", "layers": {"conv1": 0.5}, "candidates": 4}
     fields = tiny_fields | {"criteria": ["fpgm", "l1"], "pruning": single}
     assert Study(**fields, runs=tmp_path).prepare().skipped == {
-        "fpgm": "criterion 'fpgm': it is of whole filters, and single weights are pruned"
+        "fpgm": "criterion 'fpgm': it is of filters, and single weights are pruned"
     }
 
 

@@ -136,27 +136,29 @@ def test_what_is_recorded_is_what_the_parts_compute(study: Study) -> None:
     ]
 
 
-def test_running_again_does_nothing_again(study: Study) -> None:
-    first = study.run(progress=False)
+def test_running_again_does_nothing_again(study: Study, finished: Results) -> None:
     progress = Recorder()
     second = study.run(progress=progress)
     assert progress.stages == []
-    pd.testing.assert_frame_equal(first.retrainings, second.retrainings)
+    pd.testing.assert_frame_equal(finished.retrainings, second.retrainings)
     assert len(second.provenance) == 2
 
 
 @pytest.mark.slow
-def test_the_same_study_gives_the_same_numbers(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
-    one = Study(**tiny_fields, runs=tmp_path / "one").run(progress=False)
+def test_the_same_study_gives_the_same_numbers(
+    finished: Results, tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
     two = Study(**tiny_fields, runs=tmp_path / "two").run(progress=False)
-    pd.testing.assert_frame_equal(outcomes(one), outcomes(two))
-    pd.testing.assert_frame_equal(one.scores, two.scores)
+    pd.testing.assert_frame_equal(outcomes(finished), outcomes(two))
+    pd.testing.assert_frame_equal(finished.scores, two.scores)
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_goes_on(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_study_goes_on(
+    finished: Results, tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped within the second population; the first one is kept."""
-    whole = Study(study.spec, runs=study.folder.parent.parent / "whole").run(progress=False)
+    study = Study(**tiny_fields, runs=tmp_path / "part")
 
     def seed_by_seed(
         left: Mapping[int, Sequence[int]], plan: Plan
@@ -180,19 +182,18 @@ def test_an_interrupted_study_goes_on(study: Study, monkeypatch: pytest.MonkeyPa
     progress = Recorder()
     results = study.run(progress=progress)
     assert progress.stages == [("retrain", 20, 10)]
-    pd.testing.assert_frame_equal(outcomes(results), outcomes(whole))
+    pd.testing.assert_frame_equal(outcomes(results), outcomes(finished))
     assert results.provenance[0]["ended"] is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["loop", "wide"])
 def test_engines_change_nothing_but_the_speed(
-    tiny_fields: dict[str, Any], tmp_path: Path, engine: str
+    finished: Results, tiny_fields: dict[str, Any], tmp_path: Path, engine: str
 ) -> None:
-    usual = Study(**tiny_fields, runs=tmp_path / "usual").run(progress=False)
     other = Study(**tiny_fields, runs=tmp_path / engine).run(progress=False, engine=engine)
     assert other.provenance[0]["engine"] == engine
-    pd.testing.assert_frame_equal(outcomes(usual), outcomes(other), rtol=0, atol=1e-3)
+    pd.testing.assert_frame_equal(outcomes(finished), outcomes(other), rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -272,21 +273,20 @@ def test_a_second_process_is_told_and_stops(study: Study) -> None:
 
 @pytest.mark.slow
 def test_more_seeds_and_criteria_take_over_what_is_recorded(
-    study: Study, tiny_fields: dict[str, Any]
+    study: Study, finished: Results, tiny_fields: dict[str, Any]
 ) -> None:
-    first = study.run(progress=False)
     more = tiny_fields | {"criteria": ["oracle", "l1", "l2"]}
     more["retraining"] = tiny_fields["retraining"] | {"seeds": [0, 1, 2]}
     progress = Recorder()
     second = Study(**more, runs=study.folder.parent).run(progress=progress)
-    assert second.folder != first.folder
+    assert second.folder != finished.folder
     assert [stage[0] for stage in progress.stages] == ["score by l2", "retrain"]
     assert progress.stages[-1] == ("retrain", 30, 20)
     assert any("taken over from tiny-" in message for message in progress.messages)
     assert second.dense is not None
     assert second.dense["origin"] == "adopted"
     pd.testing.assert_frame_equal(
-        second.outcomes.query("seed < 2").reset_index(drop=True), outcomes(first)
+        second.outcomes.query("seed < 2").reset_index(drop=True), outcomes(finished)
     )
     # The same study on its own, without anything to take over, finds the same numbers.
     alone = Study(**more, runs=study.folder.parent.parent / "alone").run(progress=False)
@@ -295,9 +295,8 @@ def test_more_seeds_and_criteria_take_over_what_is_recorded(
 
 
 def test_what_was_all_taken_over_is_not_retrained(
-    study: Study, tiny_fields: dict[str, Any]
+    study: Study, finished: Results, tiny_fields: dict[str, Any]
 ) -> None:
-    study.run(progress=False)
     progress = Recorder()
     more = tiny_fields | {"criteria": ["oracle", "l2"]}
     results = Study(**more, runs=study.folder.parent).run(progress=progress)
@@ -308,9 +307,8 @@ def test_what_was_all_taken_over_is_not_retrained(
 
 
 def test_another_surgery_takes_over_the_dense_network_only(
-    study: Study, tiny_fields: dict[str, Any]
+    study: Study, finished: Results, tiny_fields: dict[str, Any]
 ) -> None:
-    study.run(progress=False)
     fields = tiny_fields | {"pruning": {"layers": {"conv1": 0.1}, "surgery": "as-released"}}
     progress = Recorder()
     released = Study(**fields, runs=study.folder.parent).run(progress=progress)
@@ -369,8 +367,7 @@ def test_a_dense_network_that_diverges_ends_the_study(
         Study(**fields, runs=tmp_path).run(progress=False)
 
 
-def test_a_missing_or_changed_dense_file_is_noticed(study: Study) -> None:
-    study.run(progress=False)
+def test_a_missing_or_changed_dense_file_is_noticed(study: Study, finished: Results) -> None:
     path = study.folder / DENSE
     other = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
     whole = path.read_bytes()
@@ -385,19 +382,18 @@ def test_a_missing_or_changed_dense_file_is_noticed(study: Study) -> None:
 
 @pytest.mark.slow
 def test_a_dense_network_made_again_is_taken_where_it_is_the_same(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    study: Study, finished: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = study.run(progress=False)
     path = study.folder / DENSE
     path.unlink()
     progress = Recorder()
     again = study.run(progress=progress)
     assert any("the network is made again" in message for message in progress.messages)
-    pd.testing.assert_frame_equal(again.outcomes, first.outcomes)
+    pd.testing.assert_frame_equal(again.outcomes, finished.outcomes)
     assert again.dense is not None
-    assert first.dense is not None
+    assert finished.dense is not None
     # Safetensors writes its metadata in any order.
-    unlike = {key for key, value in again.dense.items() if value != first.dense[key]}
+    unlike = {key for key, value in again.dense.items() if value != finished.dense[key]}
     assert unlike <= {"file_sha256"}
     # Trained elsewhere it may come out otherwise, and the scores are of another network.
     path.unlink()
@@ -436,25 +432,23 @@ def test_a_runs_folder_that_is_moved_while_it_is_worked_on_is_said(
 
 
 def test_a_neighbours_changed_weights_are_not_taken_over(
-    study: Study, tiny_fields: dict[str, Any]
+    study: Study, finished: Results, tiny_fields: dict[str, Any]
 ) -> None:
-    first = study.run(progress=False)
-    path = first.folder / DENSE
+    path = finished.folder / DENSE
     network = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
     save_weights(network, path, read_metadata(path))
     fields = tiny_fields | {"criteria": ["l2"]}
     second = Study(**fields, runs=study.folder.parent).run(progress=False)
     assert second.dense is not None
-    assert first.dense is not None
+    assert finished.dense is not None
     assert second.dense["origin"] == "trained"
-    assert second.dense["sha256"] == first.dense["sha256"]
+    assert second.dense["sha256"] == finished.dense["sha256"]
 
 
 @pytest.mark.slow
 def test_numbers_of_another_digest_format_are_not_taken_over(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    study: Study, finished: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study.run(progress=False)
     monkeypatch.setattr(spec, "DIGEST_FORMAT", 10_000)
     again = Study(study.spec, runs=study.folder.parent)
     assert again.folder != study.folder
@@ -484,20 +478,18 @@ def test_a_users_criterion_that_fails_is_noticed_before_long_work(
 
 @pytest.mark.slow
 def test_a_damaged_neighbour_does_not_stop_a_study(
-    study: Study, tiny_fields: dict[str, Any]
+    study: Study, finished: Results, tiny_fields: dict[str, Any]
 ) -> None:
-    first = study.run(progress=False)
-    database = first.folder / DATABASE
+    database = finished.folder / DATABASE
     database.write_bytes(database.read_bytes()[:5000])
     fields = tiny_fields | {"criteria": ["l2"]}
     assert Study(**fields, runs=study.folder.parent).run(progress=False).finished
 
 
 def test_nothing_is_taken_over_from_a_neighbour_whose_numbers_changed(
-    study: Study, tiny_fields: dict[str, Any]
+    study: Study, finished: Results, tiny_fields: dict[str, Any]
 ) -> None:
-    first = study.run(progress=False)
-    with sqlite3.connect(first.folder / DATABASE) as database:
+    with sqlite3.connect(finished.folder / DATABASE) as database:
         database.execute("UPDATE outcomes SET test_loss = test_loss + 1 WHERE epoch = 1")
     database.close()
     progress = Recorder()
@@ -506,7 +498,7 @@ def test_nothing_is_taken_over_from_a_neighbour_whose_numbers_changed(
     said = [m for m in progress.messages if m.startswith("nothing is taken over from tiny-")]
     assert len(said) == 1
     assert "table outcomes" in said[0]
-    pd.testing.assert_frame_equal(outcomes(results), outcomes(first))
+    pd.testing.assert_frame_equal(outcomes(results), outcomes(finished))
 
 
 # A network and data of one's own

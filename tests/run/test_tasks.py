@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from tests.small import InADict, Net, images, targets
 from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import InputError
 from trueoracle.networks.weights import load_weights
@@ -23,7 +23,6 @@ from trueoracle.run.progress import SilentProgress
 from trueoracle.study import Study
 from trueoracle.tasks.base import Task
 from trueoracle.tasks.regression import Regression
-from trueoracle.tasks.segmentation import IGNORED
 from trueoracle.training.evaluate import evaluate
 
 RETRAINING = {"epochs": 2, "batch_size": 16, "learning_rate": 0.02, "seeds": [0]}
@@ -33,35 +32,6 @@ RETRAINING = {"epochs": 2, "batch_size": 16, "learning_rate": 0.02, "seeds": [0]
 def _two_threads(_two_threads: None) -> None:
     """So little work is faster without sharing it; the shared fixture restores the number."""
     torch.set_num_threads(1)
-
-
-class Net(nn.Module):
-    """A convolution, a batch norm and a linear layer."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5)
-        self.fc = nn.Linear(20, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.max_pool2d(torch.relu(self.norm(self.conv(x))), 4)
-        logits: Tensor = self.fc(x.flatten(1))
-        return logits
-
-
-class SmallUNet(nn.Module):
-    """Down, up, and a connection past both; gives a dict."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(2, 5, 3, padding=1)
-        self.down = nn.Conv2d(5, 6, 3, stride=2, padding=1)
-        self.head = nn.Conv2d(11, classes, 1)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        x = torch.relu(self.stem(x))
-        y = functional.interpolate(torch.relu(self.down(x)), scale_factor=2.0)
-        return {"out": self.head(torch.cat([x, y], dim=1))}
 
 
 class Two(nn.Module):
@@ -81,22 +51,6 @@ class Two(nn.Module):
         return self.Output(self.head(torch.cat([pooled, self.other(numbers)], 1)))
 
 
-def images(count: int, seed: int) -> Tensor:
-    return torch.randn(count, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
-def targets(task: str, inputs: Tensor) -> Tensor:
-    means = inputs.mean((2, 3)) * 8
-    if task == "regression":
-        return means
-    if task == "multilabel":
-        return (torch.cat([means, -means], 1) > 0).float()
-    if task == "segmentation":
-        masks = (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0.5).long()
-        return masks.masked_fill(inputs[:, 0] > 1.5, IGNORED)
-    return (means[:, 0] > means[:, 1]).long() + (means.sum(1) > 1).long()
-
-
 def splits(task: str) -> list[tuple[Tensor, Tensor]]:
     return [(x, targets(task, x)) for x in (images(48, 0), images(16, 1), images(24, 2))]
 
@@ -107,7 +61,7 @@ def made(kind: type[nn.Module], *arguments: int) -> nn.Module:
 
 
 def study(name: str, network: nn.Module, data: Any, runs: Path, **fields: Any) -> Study:
-    layer = "stem" if isinstance(network, SmallUNet) else "conv"
+    layer = "stem" if isinstance(network, InADict) else "conv"
     given = {
         "pruning": {"layers": {layer: 0.4}},
         "criteria": ["oracle", "l1", "taylor"],
@@ -142,7 +96,7 @@ def check(results: Results, task: str, metrics: list[str]) -> None:
     [
         ("regression", made(Net, 2), ["loss", "r2"]),
         ("multilabel", made(Net, 4), ["loss", "f1", "accuracy"]),
-        ("segmentation", made(SmallUNet, 3), ["loss", "mean_iou", "accuracy"]),
+        ("segmentation", made(InADict, 3), ["loss", "mean_iou", "accuracy"]),
         ("classification", made(Net, 3), ["loss", "accuracy"]),
     ],
     ids=["regression", "multilabel", "segmentation", "classification"],
@@ -362,7 +316,7 @@ def test_a_procedure_that_fails_ends_the_run_in_a_line(own: str, tmp_path: Path)
     [
         ("regression", made(Net, 3), r"gives \[3, 3\] for targets \[3, 2\]: expected one number"),
         ("multilabel", made(Net, 3), r"gives \[3, 3\] for targets \[3, 4\]: expected one logit"),
-        ("segmentation", made(SmallUNet, 2), "gives 2 logits for each pixel, and the masks have 3"),
+        ("segmentation", made(InADict, 2), "gives 2 logits for each pixel, and the masks have 3"),
         ("segmentation", made(Net, 3), r"gives \[3, 3\] for masks \[3, 8, 8\]"),
         ("classification", made(Net, 2), r"gives \[3, 2\] for 3 examples, expected \[3, 3\]"),
         ("next-token", made(Net, 2), "task 'next-token' needs tokens"),
@@ -382,7 +336,7 @@ def test_a_network_that_does_not_fit_is_refused_at_once(
 def test_images_of_masks_are_not_moved(tmp_path: Path) -> None:
     for field, value in (("shift", 1), ("flip", True), ("resized_crop", 0.5)):
         moving = study(
-            "moving", made(SmallUNet, 3), splits("segmentation"), tmp_path, task="segmentation",
+            "moving", made(InADict, 3), splits("segmentation"), tmp_path, task="segmentation",
             retraining=RETRAINING | {field: value},
         )  # fmt: skip
         with pytest.raises(InputError, match=f"retraining.{field} would move images and not what"):
@@ -406,7 +360,7 @@ class Heard(SilentProgress):
 
 def test_what_is_read_of_an_output_is_said(tmp_path: Path) -> None:
     heard = Heard()
-    study("masks", made(SmallUNet, 3), splits("segmentation"), tmp_path, task="segmentation").score(
+    study("masks", made(InADict, 3), splits("segmentation"), tmp_path, task="segmentation").score(
         progress=heard
     )
     assert "network: of the network's dict ['out'] is read" in heard.lines

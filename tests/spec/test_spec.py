@@ -67,12 +67,14 @@ CHANGES: dict[str, Any] = {
     "data.fingerprint": "f",
     "data.tokenizer": "bpe:1024",
     "data.context": 64,
+    "data.stretches": 40,
     "data.stride": 32,
     "data.bos": "one",
     "data.held_out": [0.1, 0.1],
     "data.columns": {"text": "body"},
     "data.image_folder": "images",
     "data.image_tokens": 16,
+    "data.arguments": {"classes": 36},
     "data.test": "pope:questions.json",
     "pruning.layers": {"conv1": 0.4},
     "pruning.candidates": 10,
@@ -153,7 +155,12 @@ def test_the_digest_covers_every_field() -> None:
     scopes = {spec_from(MINIMAL, unstructured | {"pruning.scope": s}).digest for s in SCOPES}
     assert len(scopes | sampled) == 5
     around = {"pruning.candidates": "around:l1"}
-    drawn = ({}, {"pruning.count": 9}, {"pruning.share": 0.2}, {"pruning.seed": 1})
+    drawn: list[dict[str, Any]] = [
+        {},
+        {"pruning.count": 9},
+        {"pruning.share": 0.2},
+        {"pruning.seed": 1},
+    ]
     assert len({spec_from(MINIMAL, around | one).digest for one in drawn} | scopes) == 7
     depth = spec_from(MINIMAL, {"pruning.kind": "depth"}).digest
     n_of_m = spec_from(
@@ -518,7 +525,8 @@ def test_arguments_are_merged_and_ratios_replaced() -> None:
         ({"retrain.epochs": 3}, "unknown field of the study 'retrain': did you mean 'retraining'"),
         (
             {"pruning.layers.conv1": 1.5},
-            "pruning.layers: conv1 takes a ratio between 0 and 1, or in kind 'n:m' a pattern such as '2:4', got 1.5",
+            "pruning.layers: conv1 takes a ratio between 0 and 1, or in kind 'n:m' a pattern "
+            "such as '2:4', got 1.5",
         ),
         ({"pruning.layers": {}}, "pruning.layers: "),
         ({"pruning.candidates": "some"}, "pruning.candidates: expected 'all', a whole number"),

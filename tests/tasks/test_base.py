@@ -267,9 +267,9 @@ def test_a_network_is_told_where_the_tokens_of_padded_texts_are() -> None:
     assert given["position_ids"].tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
     own = {**batch, "position_ids": torch.zeros(2, 4)}
     assert inputs_of(network, own)[1]["position_ids"] is own["position_ids"]
-    network.rotary = nn.Identity()
-    network.rotary.get_rope_index = None  # it counts by itself, in three dimensions
-    assert "position_ids" not in inputs_of(network, batch)[1]
+    counting = Positioned()
+    counting.get_rope_index = len  # type: ignore[assignment]  # by itself, in three dimensions
+    assert "position_ids" not in inputs_of(counting, batch)[1]
 
 
 def test_patches_of_all_images_lie_along_one_axis() -> None:

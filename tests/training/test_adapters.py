@@ -34,8 +34,8 @@ def still(network: nn.Module) -> nn.Module:
     return network
 
 
-def candidates(network: nn.Module) -> WeightCandidates:
-    return list_weight_candidates(network, {"blocks.*": 0.5}, count=2)
+def candidates(network: nn.Module, sparsity: float | str = 0.5) -> WeightCandidates:
+    return list_weight_candidates(network, {"blocks.*": sparsity}, count=2)
 
 
 def drawn(network: nn.Module, lora: Lora, seed: int) -> dict[str, Tensor]:
@@ -113,13 +113,14 @@ def test_training_by_adapters_is_that_written_out(sparse: bool) -> None:
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("sparsity", [0.5, "2:4"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lora", [LORA, None])
 def test_zeros_stay_zeros_after_every_epoch_and_after_merging(
-    lora: Lora | None, precision: str
+    lora: Lora | None, precision: str, sparsity: float | str
 ) -> None:
     data, dense = answers(), reader()
-    some = candidates(dense)
+    some = candidates(dense, sparsity)
     network = some.prune(dense, 1)
     kept = some.kept(1)
     recipe = RECIPE.model_copy(
@@ -145,6 +146,8 @@ def test_zeros_stay_zeros_after_every_epoch_and_after_merging(
         weight = merged.get_parameter(f"{name}.weight")
         assert weight.dtype == torch.float32
         assert torch.equal(weight != 0, mask)
+        if sparsity == "2:4":
+            assert ((weight.unflatten(1, (-1, 4)) == 0).sum(-1) == 2).all()
 
 
 def test_what_is_measured_is_the_merged_network() -> None:
@@ -240,10 +243,14 @@ def test_a_pattern_that_fits_nothing_is_refused(fields: dict[str, Any], message:
         Adapters(reader(), Lora(**fields), 0)
 
 
-def test_tied_layers_get_no_adapter() -> None:
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_tied_layers_get_no_adapter_and_stay_tied(lora: Lora | None) -> None:
     network = reader()
     network.head.weight = network.embed.weight
     assert "head" not in layers_to_adapt(network, LORA)
+    recipe = RECIPE.model_copy(update={"lora": lora, "precision": "bfloat16"})
+    train(network, answers(), recipe, seed=0)
+    assert network.head.weight is network.embed.weight
 
 
 def test_without_peft_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

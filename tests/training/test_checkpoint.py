@@ -127,7 +127,7 @@ def test_keeping_takes_a_small_part_of_the_time(
     now = 0.0
     monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 30.0)
     monkeypatch.setattr(checkpoint, "SHARE", 0.05)
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    monkeypatch.setattr("trueoracle.training.checkpoint.time.monotonic", lambda: now)
 
     def slow(path: Path, content: bytes) -> None:
         nonlocal now

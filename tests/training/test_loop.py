@@ -326,7 +326,7 @@ def test_each_step_has_its_rate(network: nn.Module, few_digits: Splits) -> None:
             gradients = torch.autograd.grad(loss, parameters)
             with torch.no_grad():
                 for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter -= rates[3 * epoch + step] * gradient
+                    parameter.sub_(rates[3 * epoch + step] * gradient)
     records = train(network, few_digits, recipe, seed=0)
     torch.testing.assert_close(weights(network), weights(by_hand))
     assert [record.learning_rate for record in records] == pytest.approx([0.05, 0.075])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ __all__ = [
     "default_outcomes",
     "final_outcomes",
     "find_outcome",
+    "noise_in_words",
     "rule_in_words",
     "seed_outcomes",
     "shared_outcomes",
@@ -105,6 +107,24 @@ def chance_in_words(outcome: Outcome, value: float | None, chance: float | None)
     return (
         f"the dense network is hardly better than chance: {outcome.label} {value:.3g}, and "
         f"guessing gives {chance:.3g}; what follows says little about pruning"
+    )
+
+
+def noise_in_words(noise: Mapping[str, float], unit: str) -> str:
+    """A warning of pruned losses that hardly differ; empty of others.
+
+    ``noise`` is what :func:`trueoracle.criteria.noise.loss_noise` gives: losses that range over
+    less than candidates without any difference could.
+    """
+    if noise["range"] > noise["noise"]:
+        return ""
+    count, examples = int(noise["candidates"]), int(noise["examples"])
+    return (
+        f"the pruned losses of {count:,} candidates range over {noise['range']:.2g}"
+        f"{f' {unit}' if unit else ''}, which is within the noise of the {examples:,} examples "
+        f"measured: candidates that do not differ would range over up to {noise['noise']:.2g} "
+        f"(standard error of a difference: {noise['standard_error']:.2g}), so there is little to "
+        "rank"
     )
 
 

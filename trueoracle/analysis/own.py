@@ -40,9 +40,10 @@ def read_tables(
     candidate: str | None = None,
     seed: str | None = None,
     network: str | None = None,
+    kind: str | None = None,
     pruned: str | None = None,
 ) -> dict[str, CandidateTable]:
-    """The candidates in a file: one table per dense network, by its name ("" for one).
+    """The candidates in a file: a table per dense network and kind, by their names ("": one).
 
     The file is a CSV table (commas, semicolons or tabs between cells; a point or a comma in
     numbers; UTF-8, or UTF-16 with its mark; compressed or not) or a Parquet table.
@@ -54,6 +55,7 @@ def read_tables(
       diverged;
     - ``higher_is_better``: of the outcomes;
     - ``network``: the column that tells dense networks apart;
+    - ``kind``: the column that tells kinds of pruning apart;
     - ``pruned``: the column of the filters that a candidate prunes: ``"0 3 7"``, or JSON that names
       them by group, ``{"conv1": [0, 3]}``;
     - ``exhaustive``: the rows are all ways to prune.
@@ -64,7 +66,7 @@ def read_tables(
     for name in (*x, *y):
         if [*x, *y].count(name) > 1:
             raise InputError(f"the column {name!r} is named twice: each is one score, or one seed")
-    identifying = [name for name in (candidate, seed, network, pruned) if name is not None]
+    identifying = [name for name in (candidate, seed, network, kind, pruned) if name is not None]
     named = [*x, *y, *identifying]
     frame = _read(path, named, [*x, *y])
     for name in named:
@@ -82,7 +84,10 @@ def read_tables(
         if frame[column].isna().any():
             row = int(np.flatnonzero(frame[column].isna())[0]) + 2  # the header is line 1
             raise InputError(f"column {column!r} of {path} is empty in line {row}")
-    parts = {"": frame} if network is None else dict(tuple(frame.groupby(network)))
+    apart = [name for name in (network, kind) if name is not None]
+    parts = {"": frame}
+    if apart:
+        parts = {" ".join(map(str, label)): part for label, part in frame.groupby(apart)}
     parts = dict(sorted(parts.items(), key=lambda part: _as_counted(str(part[0]))))
     made = {}
     for label, part in parts.items():
@@ -103,6 +108,7 @@ def read_tables(
             sampled=not exhaustive,
             pruned=which,
             groups=groups,
+            kind="" if kind is None else str(rows[kind].iloc[0]),
         )
     return made
 

@@ -72,7 +72,8 @@ def disattenuated(tau: float, ceiling: float) -> float:
     """The tau with what retraining comes to on average, of a tau with noisy means.
 
     (2/π)·asin(sin(πτ/2) / sin(πc/2)), c being the ceiling: Spearman's correction (1904) by
-    Greiner's relation. At most 1, where noise lifts tau above the ceiling; NaN below :data:`LEAST_CEILING`.
+    Greiner's relation. At most 1, where noise lifts tau above the ceiling; NaN below
+    :data:`LEAST_CEILING`.
     """
     if not ceiling >= LEAST_CEILING or math.isnan(tau):
         return math.nan
@@ -296,7 +297,7 @@ def _reduced(values: np.ndarray) -> np.ndarray:
 
 
 def _quantum(values: np.ndarray) -> float:
-    """The step of outcomes that tie, such as one example of an accuracy; 0 where few do."""
+    """The step of outcomes that tie, such as one example of a share that is right; 0 where few do."""
     levels = np.unique(values)
     if len(levels) < 2 or len(levels) > values.size / 2:
         return 0.0

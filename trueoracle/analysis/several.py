@@ -26,7 +26,8 @@ class OwnAnalysis:
     - ``tables`` and ``assessments``: by study; the label of a single study is "";
     - ``outcome``: the outcome's name, and ``higher_is_better`` its direction;
     - ``networks``: the dense network of each study, where a column names it;
-    - ``pooled``: each criterion's mean tau over the dense networks of one file, as plain values.
+    - ``pooled``: each criterion's mean tau over the dense networks of one file, as plain values;
+    - ``kinds``: the kinds of pruning that were told apart, over which nothing is pooled.
     """
 
     tables: dict[str, CandidateTable]
@@ -35,6 +36,7 @@ class OwnAnalysis:
     higher_is_better: bool
     networks: dict[str, str]
     pooled: list[dict[str, Any]]
+    kinds: tuple[str, ...] = ()
 
     def each(self) -> Iterator[tuple[str, Assessment]]:
         """Every assessment with the label of its study."""
@@ -55,7 +57,7 @@ class OwnAnalysis:
     def meta(self) -> list[dict[str, Any]]:
         """The random-effects mean of each criterion's tau over the studies, as plain values."""
         effects: dict[str, list[Effect]] = {}
-        for label, one in self.each():
+        for label, one in () if len(self.kinds) > 1 else self.each():
             tau = one.relation.kendall.value
             made = effect(
                 label,
@@ -100,9 +102,10 @@ def analyse(
     candidate: str | None = None,
     seed: str | None = None,
     network: str | None = None,
+    kind: str | None = None,
     pruned: str | None = None,
 ) -> OwnAnalysis:
-    """Apply the statistics of a study to tables in files, one study per file and dense network.
+    """Apply the statistics of a study to tables in files: a study per file, network and kind.
 
     P-values are adjusted for all studies and scores. Studies of one dense network, which the column
     ``network`` names, count as one where they are combined; without it each file is another one's.
@@ -116,6 +119,7 @@ def analyse(
         raise InputError("a file is named twice")
     higher = _higher_is_better(y) if higher_is_better is None else higher_is_better
     columns = {"candidate": candidate, "seed": seed, "network": network, "pruned": pruned}
+    columns["kind"] = kind
     tables: dict[str, CandidateTable] = {}
     networks: dict[str, str] = {}
     for path, name in zip(paths, _names(paths), strict=True):
@@ -134,9 +138,10 @@ def analyse(
             raise InputError(f"{where}: no row has both a finite score and a finite {outcome}")
     together = judged_together(list(assessments.values()))
     assessments = dict(zip(assessments, together, strict=True))
-    is_pooled = network is not None and len(paths) == 1 and len(tables) > 1
+    kinds = tuple(dict.fromkeys(one.kind for one in tables.values() if one.kind))
+    is_pooled = network is not None and len(paths) == 1 and len(tables) > 1 and len(kinds) < 2
     pooled = [one.as_dict() for one in pool(list(tables.values()))] if is_pooled else []
-    return OwnAnalysis(tables, assessments, outcome, higher, networks, pooled)
+    return OwnAnalysis(tables, assessments, outcome, higher, networks, pooled, kinds)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -50,7 +50,8 @@ class CandidateTable:
     - ``pruned`` ``[P, F]``: True where a candidate prunes a filter; ``groups`` has the number of
       filters of each group, F in all. Without them nothing can be said of other filters;
     - ``blocks``: the outcomes by blocks of examples. Records before format 4, and most tables of
-      others, have none: then nothing can be said of other examples.
+      others, have none: then nothing can be said of other examples;
+    - ``kind``: the kind of pruning, where several are told apart.
     """
 
     outcomes: np.ndarray
@@ -61,6 +62,7 @@ class CandidateTable:
     groups: tuple[int, ...] = ()
     higher_is_chosen: frozenset[str] = field(default_factory=frozenset)
     blocks: Blocks | None = None
+    kind: str = ""
 
     def __post_init__(self) -> None:
         """Raise :class:`InputError` where the columns do not fit together."""
@@ -117,13 +119,12 @@ class CandidateTable:
     @property
     def diverged(self) -> np.ndarray:
         """Which retrainings diverged: bool ``[P, S]``."""
-        return np.isinf(self.outcomes)
+        return np.asarray(np.isinf(self.outcomes))
 
     @property
     def any_diverged(self) -> np.ndarray:
         """Of which candidates some retraining diverged: bool ``[P]``."""
-        found: np.ndarray = self.diverged.any(axis=1)
-        return found
+        return np.asarray(self.diverged.any(axis=1))
 
     @cached_property
     def finished(self) -> np.ndarray:
@@ -185,14 +186,14 @@ def pruned_filters(
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Which filters ``[P, F]`` each candidate prunes, and the number of filters of each group.
 
-    ``ways`` has the pruned filters of each candidate by group. A group counts its filters up to the
-    last one that some candidate prunes: all of them, where all ways to prune are listed.
+    ``ways`` has the pruned filters of each candidate by group. A group counts those of its filters
+    that some candidate prunes: all of them, where all ways to prune are listed.
     """
-    groups = {name: 1 + max(max(way[name]) for way in ways) for name in ways[0]}
-    pruned = np.zeros((len(ways), sum(groups.values())), dtype=bool)
-    start = 0
-    for name, filters in groups.items():
-        columns = np.array([way[name] for way in ways])
-        np.put_along_axis(pruned[:, start : start + filters], columns, True, axis=1)
-        start += filters
-    return pruned, tuple(groups.values())
+    parts = []
+    for name in ways[0]:
+        numbers = np.array([way[name] for way in ways])
+        known, columns = np.unique(numbers, return_inverse=True)
+        part = np.zeros((len(ways), len(known)), dtype=bool)
+        np.put_along_axis(part, columns.reshape(numbers.shape), True, axis=1)
+        parts.append(part)
+    return np.concatenate(parts, axis=1), tuple(part.shape[1] for part in parts)

@@ -16,8 +16,8 @@ from trueoracle.errors import NotApplicableError
 from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import load_weights
 from trueoracle.pruning.candidates import Candidates
-from trueoracle.pruning.ways import space_size
 from trueoracle.pruning.walk import find_groups
+from trueoracle.pruning.ways import space_size
 from trueoracle.run.prepare import build_study
 from trueoracle.run.progress import Progress
 from trueoracle.spec.grid import load_spec

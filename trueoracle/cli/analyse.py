@@ -1,8 +1,9 @@
-"""``trueoracle analyse``: the same statistics for anybody's own tables."""
+"""``trueoracle analyse``: the statistics of a study for tables of a user's own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,48 @@ from trueoracle.errors import InputError
 from trueoracle.figures.scatter import FORMATS, save_figure
 from trueoracle.report.drawings import analysis_figure
 from trueoracle.report.table import brief_table
+from trueoracle.report.words import kinds_in_words
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Options that say what the columns and rows of the tables are."""
+
+    higher_is_better: Annotated[
+        bool | None,
+        typer.Option(
+            "--higher-is-better/--lower-is-better",
+            help="Whether a higher outcome is better (an accuracy) or a lower one (a loss) "
+            "[default: higher, but of columns named as a study's losses are].",
+        ),
+    ] = None
+    exhaustive: Annotated[
+        bool,
+        typer.Option(
+            "--exhaustive", help="The rows are all ways to prune, not a sample of candidates."
+        ),
+    ] = False
+    candidate: Annotated[
+        str | None,
+        typer.Option(
+            help="Column naming candidates, where there is one row per seed [default: found]."
+        ),
+    ] = None
+    seed: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of retraining seeds, where there is one row per seed [default: found]."
+        ),
+    ] = None
+    network: Annotated[str | None, typer.Option(help="Column telling dense networks apart.")] = None
+    kind: Annotated[
+        str | None,
+        typer.Option(help="Column of kinds of pruning, each of which is looked at by itself."),
+    ] = None
+    pruned: Annotated[
+        str | None,
+        typer.Option(help="Column of pruned filters ('0 3 7'): allow for other filters."),
+    ] = None
 
 
 @guarded
@@ -39,39 +82,7 @@ def analyse(
             "--y", help="Column of outcomes after retraining; repeated: one column per seed."
         ),
     ],
-    higher_is_better: Annotated[
-        bool | None,
-        typer.Option(
-            "--higher-is-better/--lower-is-better",
-            help="Whether a higher outcome is better (an accuracy) or a lower one (a loss) "
-            "[default: higher, but of columns named as a study's losses are].",
-        ),
-    ] = None,
-    exhaustive: Annotated[
-        bool,
-        typer.Option(
-            "--exhaustive", help="The rows are all ways to prune, not a sample of candidates."
-        ),
-    ] = False,
-    candidate: Annotated[
-        str | None,
-        typer.Option(
-            help="Column naming candidates, where there is one row per seed [default: found]."
-        ),
-    ] = None,
-    seed: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of retraining seeds, where there is one row per seed [default: found]."
-        ),
-    ] = None,
-    network: Annotated[
-        str | None, typer.Option(help="Column telling dense networks apart.")
-    ] = None,
-    pruned: Annotated[
-        str | None,
-        typer.Option(help="Column of pruned filters ('0 3 7'): allow for other filters."),
-    ] = None,
+    columns: Columns,
     figure: Annotated[
         Path | None,
         typer.Option(
@@ -102,17 +113,7 @@ def analyse(
     """
     if figure is not None and figure.suffix[1:] not in FORMATS:
         raise InputError(f"--figure takes a .png, .svg or .pdf, got {figure}")
-    found = several.analyse(
-        points,
-        x,
-        y,
-        higher_is_better=higher_is_better,
-        exhaustive=exhaustive,
-        candidate=candidate,
-        seed=seed,
-        network=network,
-        pruned=pruned,
-    )
+    found = several.analyse(points, x, y, **asdict(columns))
     if figure is not None:
         save_figure(analysis_figure(found), figure.with_suffix(""), [figure.suffix[1:]])
     if as_json:
@@ -187,6 +188,8 @@ def _compared(where: str, compared: dict[str, Any]) -> Iterator[str]:
 
 def _lines_over_all(found: OwnAnalysis) -> Iterator[str]:
     """Each criterion's mean tau over several studies."""
+    if len(found.kinds) > 1:
+        yield kinds_in_words(found.kinds)
     for entry in found.pooled:
         ends = interval(entry["kendall_low"], entry["kendall_high"])
         yield (

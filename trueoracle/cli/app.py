@@ -34,14 +34,14 @@ COMMANDS = {
         "it."
     ),
 }
-"""The first line of each command's help. The commands are not imported for a list of them: that
-takes longer than to print it."""
+"""The first line of each command's help. The list is written out here because importing all
+commands takes longer than printing it."""
 
 _SETTINGS: dict[str, Any] = {"rich_markup_mode": "markdown", "pretty_exceptions_enable": False}
 
 
 class LazyGroup(TyperGroup):
-    """Commands of which only the one that is called is imported: function NAME of cli/NAME.py."""
+    """Imports only the command that is called: function NAME of cli/NAME.py."""
 
     def __init__(self, **settings: Any) -> None:
         stubs = {name: TyperCommand(name, help=text) for name, text in COMMANDS.items()}

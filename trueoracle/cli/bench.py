@@ -41,9 +41,10 @@ def bench(
 ) -> None:
     """Test a criterion against networks whose every pruning has been retrained.
 
-    The package holds what became of every way to prune a layer of LeNet5-Mini on 5,000 digits, at
+    The package holds the outcomes of every way to prune a layer of LeNet5-Mini on 5,000 digits, at
     every ratio, so that nothing needs to be trained: the criterion scores the candidates, and its
-    place among the shipped ones is looked up. Without a criterion: the places of the shipped ones.
+    place among the shipped criteria is looked up. Without a criterion: the places of the shipped
+    ones.
 
     *agreement* is the mean of tau over layers and ratios, its sign turned so that +1 is perfect.
     Its interval is over retraining seeds and filters, given these dense networks and these test
@@ -80,7 +81,7 @@ def bench(
 def _with_own(
     shipped: Bench, reference: str, studies: list[BenchStudy], *, quiet: bool
 ) -> tuple[str, Bench]:
-    """The bench with the criterion's scores in it, and what it is called there."""
+    """The criterion's name on the bench, and the bench with its scores."""
     made = doors.load_criterion(reference)
     if made.is_shipped and made.name in shipped.scores:
         return made.name, shipped

@@ -58,12 +58,12 @@ class PlainConsole(Console):
         return super().render_str(printable(text), **options)
 
     def on_broken_pipe(self) -> NoReturn:
-        """Leave it to the command: rich itself would end the program."""
+        """Let the command handle it: rich itself would end the program."""
         raise BrokenPipeError
 
 
 def out() -> Console:
-    """Standard output; wide where it is no terminal, so that lines stay whole."""
+    """Standard output; wide where it is not a terminal, so that lines are not broken."""
     return PlainConsole(width=None if sys.stdout.isatty() else 200)
 
 

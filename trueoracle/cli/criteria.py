@@ -22,7 +22,7 @@ def criteria(
 ) -> None:
     """List the criteria: what each computes, and the paper it comes from.
 
-    With NAME, all that is to be known of one. A score is low where pruning is right.
+    With NAME, everything that is known of that criterion. A score is low where pruning is right.
 
     Examples:
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trueoracle.pruning.inspection import Inspection
+    from trueoracle.pruning.inspection import InspectedGroup, Inspection
     from trueoracle.search.search import SearchResult
 
 _HOMES = {
@@ -36,12 +36,14 @@ _HOMES = {
     "list_study": "run.prepare",
     "load_criterion": "criteria.files",
     "load_weights": "networks.weights",
+    "made_up": "networks.examples",
+    "read_inputs": "networks.examples",
     "reproduce": "reproduce.reproduction",
     "score_bench": "bench.scoring",
     "summarise_scores": "report.scores",
     "write_report": "report.page",
 }
-__all__ = [*_HOMES, "Inspection", "SearchResult"]
+__all__ = [*_HOMES, "InspectedGroup", "Inspection", "SearchResult"]
 
 
 def __getattr__(name: str) -> Any:

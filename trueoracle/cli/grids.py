@@ -35,5 +35,7 @@ def print_grid(console: Console, summary: dict[str, Any]) -> None:
     """The table of a grid, and what its columns say."""
     console.print(grid_table(summary))
     found = [entry["summary"] or {"relations": []} for entry in summary["points"]]
+    if summary["kinds_in_words"]:
+        console.print(summary["kinds_in_words"], soft_wrap=True)
     for note in notes([relation for one in found for relation in one["relations"]]):
         console.print(note, soft_wrap=True)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +34,17 @@ def inspect(
     classes: Annotated[
         int | None, typer.Option(min=1, help="Number of classes [default: the network's own].")
     ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="One of its inputs, such as input_ids=int50:2x32 (kinds: int, float, ones), or "
+            "a .safetensors file of all; repeatable [default: found from the network].",
+        ),
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an item [default: 32].")
+    ] = None,
     weights: Weights = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -39,7 +53,9 @@ def inspect(
 
     A group holds filters that can only be removed together: layers whose outputs are added lose the
     same filters, and norms and the layers that read these lose the matching channels. The names are
-    those of pruning.layers in a study file; a pattern such as *layer\\*.conv1* names many.
+    those of pruning.layers in a study file; a pattern such as *layer\\*.conv1* names many, and
+    stands in the table for groups that are alike. Parameters and MACs are those of one filter, unit
+    or head; MACs for one item, at the size or context shown.
 
     Examples:
 
@@ -50,34 +66,81 @@ def inspect(
     - trueoracle inspect torchvision.models:mobilenet_v2 --images 3x224x224
 
     - trueoracle inspect my_module:my_network --classes 7 --json
+
+    - trueoracle inspect hf:my-llama --context 128
+
+    - trueoracle inspect my_module:my_network --input ids=int50:2x9 --input ages=float:2x1
     """
     made, name, shape = _network(network, settings, images, classes)
+    example: Any = shape
+    if inputs or images is None:
+        given = doors.read_inputs(inputs) if inputs else doors.made_up(made, context)
+        example = shape if given is None else given
     if weights is not None and (remark := doors.load_weights(made, weights)):
         err().print(remark)
-    inspection = doors.inspect_network(made, shape)
+    inspection = doors.inspect_network(made, example)
     if as_json:
-        print_json(_plain(name, shape, inspection))
+        print_json(_plain(name, example, inspection))
         return
     console = out()
     total = inspection.cost
     console.print(
-        f"{name} on images {'x'.join(map(str, shape))}: {total.parameters:,} parameters, "
-        f"{total.macs:,} MACs"
+        f"{name} on {_in_words(example)}: {total.parameters:,} parameters, {total.macs:,} MACs"
     )
-    columns = ("filters", "parameters per filter", "MACs per filter")
-    made_table = table("group", *columns, "goes with", right=columns)
-    for one in inspection.groups:
-        others = [member for member in one.group.members if member != one.group.name]
+    columns = ("groups", "of each", "parameters", "MACs")
+    made_table = table("group", *columns[:2], "", *columns[2:], right=columns)
+    made_table.columns[0].no_wrap, made_table.columns[0].overflow = False, "fold"
+    for pattern, alike in _alike(inspection.groups):
+        one = alike[0]
         made_table.add_row(
-            one.group.name,
+            pattern,
+            f"{len(alike):,}",
             f"{one.group.filters:,}",
+            one.group.kind,
             "" if one.parameters is None else f"{one.parameters:,}",
             "" if one.macs is None else f"{one.macs:,}",
-            ", ".join(others),
         )
     console.print(made_table)
-    for layer, reason in inspection.refused.items():
-        console.print(f"{layer} cannot be pruned: {reason}")
+    for layers, reason in _by_reason(inspection.refused):
+        console.print(f"{layers} cannot be pruned: {reason}")
+
+
+def _alike(
+    groups: Sequence[doors.InspectedGroup],
+) -> Iterator[tuple[str, list[doors.InspectedGroup]]]:
+    """Groups whose names differ in numbers only, and that cost the same, under one pattern.
+
+    The pattern names these groups and no others.
+    """
+    found: dict[tuple[Any, ...], list[doors.InspectedGroup]] = {}
+    for one in groups:
+        name = re.sub(r"(?<=[._])\d+(?=\.)", "*", one.group.name)
+        key = (name, one.group.filters, one.group.kind, one.parameters, one.macs)
+        found.setdefault(key, []).append(one)
+    patterns = Counter(key[0] for key in found)
+    for key, alike in found.items():
+        meant = [one for one in groups if fnmatchcase(one.group.name, key[0])]
+        if patterns[key[0]] == 1 and meant == alike:
+            yield key[0] if len(alike) > 1 else alike[0].group.name, alike
+        else:
+            yield from ((one.group.name, [one]) for one in alike)
+
+
+def _by_reason(refused: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Layers that are refused for one reason, each reason once."""
+    layers: dict[str, list[str]] = {}
+    for layer, words in refused.items():
+        reason = re.sub(r"^with [^:]*: ", "", words)
+        layers.setdefault(reason, []).append(re.sub(r"(?<=[._])\d+(?=\.)", "*", layer))
+    for reason, names in layers.items():
+        yield ", ".join(dict.fromkeys(names)), reason
+
+
+def _in_words(example: Any) -> str:
+    """An example by its sizes, those of one item."""
+    if isinstance(example, Mapping):
+        return ", ".join(f"{name} {list(one.shape[1:])}" for name, one in example.items())
+    return f"images {'x'.join(map(str, example))}"
 
 
 def _network(
@@ -109,10 +172,12 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _plain(name: str, shape: tuple[int, ...], inspection: doors.Inspection) -> dict[str, Any]:
+def _plain(name: str, example: Any, inspection: doors.Inspection) -> dict[str, Any]:
+    is_named = isinstance(example, Mapping)
+    sizes = {n: list(one.shape) for n, one in example.items()} if is_named else list(example)
     return {
         "network": name,
-        "images": list(shape),
+        "inputs" if is_named else "images": sizes,
         "parameters": inspection.cost.parameters,
         "macs": inspection.cost.macs,
         "groups": [one.as_dict() for one in inspection.groups],

@@ -1,6 +1,6 @@
 """The front door of the command line: signals, streams and the exit code.
 
-The commands are in ``app.py``, whose imports take a while: signals are heard before.
+The commands are in ``app.py``, whose imports take a while: signals are handled before them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _run() -> int:
     """The exit code of the command."""
     from trueoracle.cli.app import app
 
-    # Pillow's word on large images, which a study itself measures and says.
+    # Pillow's warning of large images: a study reports their size itself.
     warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
     try:
         app()

@@ -59,6 +59,8 @@ def _show(summary: dict[str, Any]) -> None:
     console.print()
     for verdict in verdicts(summary):
         console.print(verdict)
+    if summary["warning"]:
+        console.print(f"warning: {summary['warning']}")
     if summary["diverged"]:
         console.print(f"{summary['diverged']} retrainings diverged and have no outcome.")
     if summary["cost"]:

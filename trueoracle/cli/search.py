@@ -33,8 +33,8 @@ class Files:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the chosen network: .safetensors (trueoracle.load), .onnx, .pt2, or a folder "
-            "for transformers.",
+            help="Write the chosen network: .safetensors (trueoracle.load), .onnx, .pt2, or, "
+            "without an ending, a folder for transformers.",
         ),
     ] = None
     replay: Annotated[

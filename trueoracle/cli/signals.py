@@ -57,7 +57,7 @@ def check() -> None:
 
 
 def exit_code() -> int | None:
-    """128 and the number of the signal that ended the command: 130 or 143; None: none did."""
+    """128 plus the number of the signal that ended the command; None where none did."""
     return 128 + _received[0][0] if _received else None
 
 
@@ -97,6 +97,6 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def _say_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """As Python does; but not of objects that a signal left half made."""
+    """As Python does, except of objects that a signal left half made."""
     if not _received:
         sys.__unraisablehook__(unraisable)

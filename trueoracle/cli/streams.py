@@ -1,4 +1,4 @@
-"""Standard output and error as they come: closed, full, without a reader, of few characters."""
+"""Standard output and error that are closed, full, without a reader, or know few characters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLAIN = {"−": "-", "–": "-", "—": "-", "×": "x", "·": ".", "•": "*", 
 
 
 def prepare() -> None:
-    """Make a closed stream swallow what is written, and let none fail on a character."""
+    """Replace closed streams by ones that discard, and let no stream fail on a character."""
     for name in ("stdin", "stdout", "stderr"):  # in the order of the descriptors that they take
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
@@ -31,14 +31,14 @@ def prepare() -> None:
 
 
 def say(line: str) -> None:
-    """One line on standard error, as far as that can be written."""
+    """Write one line to standard error, if that is possible."""
     with suppress(OSError, ValueError):
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
 
 def close(code: int) -> int:
-    """Write out what is left of the output; the exit code, which says whether that worked."""
+    """Flush the output; returns the exit code, which says whether that worked."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -49,15 +49,15 @@ def _rows() -> list[dict[str, Any]]:
 def _row(name: str, known: dict[str, Counts]) -> dict[str, Any]:
     """One row for a study, or for a grid: the sums over its points, and what its first point is.
 
-    ``known`` are the counts by digest: a grid's points are often shipped studies.
+    ``known`` are the counts by :func:`_listed`: many studies prune the same network alike.
     """
     found = variants(name)
     specs = [one.spec for one in found]
     spec = specs[0]
     for one in specs:
-        if one.digest not in known:
-            known[one.digest] = _counts(one)
-    counts, spaces = zip(*(known[one.digest] for one in specs), strict=True)
+        if _listed(one) not in known:
+            known[_listed(one)] = _counts(one)
+    counts, spaces = zip(*(known[_listed(one)] for one in specs), strict=True)
     candidates = [count for count in counts if count is not None]
     networks = [
         count * len(one.retraining.seeds)
@@ -84,6 +84,12 @@ def _row(name: str, known: dict[str, Counts]) -> dict[str, Any]:
 def _axes(points: list[Variant]) -> dict[str, list[Any]]:
     """The values of a grid by axis."""
     return {axis: list(dict.fromkeys(p.values[axis] for p in points)) for axis in points[0].values}
+
+
+def _listed(spec: StudySpec) -> str:
+    """The fields that the number of a study's candidates follows from, as text."""
+    pruning = spec.pruning.model_dump_json(exclude={"seed", "surgery"})
+    return f"{spec.task} {spec.network.model_dump_json()} {spec.data.model_dump_json()} {pruning}"
 
 
 def _counts(spec: StudySpec) -> Counts:

@@ -78,6 +78,8 @@ def reader(network: nn.Module, part: Part) -> nn.Module:
     is_known = isinstance(module, nn.Linear | _ConvNd | Attention)
     if module is None or not (is_known or type(module).__name__ == "Conv1D"):
         raise NotApplicableError(f"what {part.module} reads cannot be followed")
+    if isinstance(module, _ConvNd) and module.groups > 1:
+        raise NotApplicableError(f"{part.module} is a grouped convolution, and reads the filters")
     return module
 
 

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from trueoracle.criteria.activations import filter_activations
 from trueoracle.criteria.base import criterion
+from trueoracle.criteria.calibration import real_positions, watch
 from trueoracle.criteria.samples import sample
 from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.pruning.candidates import CandidateList
+from trueoracle.tasks.base import Batch
 
 __all__ = ["activation_mean", "apoz", "hrank"]
 
@@ -24,7 +26,7 @@ __all__ = ["activation_mean", "apoz", "hrank"]
     source="Molchanov et al. 2017 (arXiv 1611.06440), section 2.2",
     separable=True,
     at_once=True,
-    applies_to=("filters",),
+    applies_to=("filters", "layers"),
     conditional=True,
 )
 def activation_mean(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
@@ -32,8 +34,11 @@ def activation_mean(dense: nn.Module, candidates: CandidateList, data: Splits) -
 
     Over all training images and positions, behind norm and activation function and before pooling,
     in evaluation mode; of their absolute values, which behind a ReLU are the paper's. Small means
-    are pruned. Where a group is read in several places their means are added up.
+    are pruned. Where a group is read in several places their means are added up. Of whole layers
+    it is the mean size of what a layer adds to its stream, which the paper does not have.
     """
+    if candidates.units == "layers":
+        return _added(dense, candidates, data)
     return _score(dense, candidates, data, data.measured_train, _mean_size)
 
 
@@ -93,6 +98,28 @@ def hrank(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarr
 
     split = sample(data.measured_train, data.task)
     return _score(dense, candidates, data, split, ranks, as_maps=True)
+
+
+def _added(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """The mean size of what each layer adds to its stream, summed over the pruned layers."""
+    layers = [layer for own in candidates.layers.values() for layer in own]
+    totals: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def see(name: str, before: Tensor, after: Tensor | None, batch: Batch) -> None:
+        added = before.double() if after is None else (after.double() - before.double())
+        if (real := real_positions(before, batch)) is not None:
+            added = added[real]
+        totals[name] = totals.get(name, 0) + added.abs().sum()
+        counts[name] = counts.get(name, 0) + added.numel()
+
+    watch(dense, layers, data.measured_train, data.task, see)
+    return candidates.sum_pruned(
+        {
+            stack: torch.stack([totals[layer] / counts[layer] for layer in own])
+            for stack, own in candidates.layers.items()
+        }
+    )
 
 
 def _mean_size(maps: Tensor) -> Tensor:

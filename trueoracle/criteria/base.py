@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import InputError, NotApplicableError, TrueOracleError, first_line
-from trueoracle.pruning.candidates import CandidateList
+from trueoracle.pruning.candidates import CandidateList, Units
 from trueoracle.registry import Registry
 from trueoracle.sources import code_fingerprint
 from trueoracle.training.recipe import Retraining
@@ -25,12 +25,8 @@ Scores = np.ndarray | Tensor | list[float]
 ScoreFunction = Callable[..., Scores]
 """Of the dense network, the candidates, the data, and where it ``uses_recipe`` the retraining."""
 
-Units = Literal["filters", "weights"]
-BOTH: tuple[Units, ...] = ("filters", "weights")
-_ELSE = {
-    "filters": "it is of single weights, and whole filters are pruned",
-    "weights": "it is of whole filters, and single weights are pruned",
-}
+EVERY: tuple[Units, ...] = ("filters", "weights", "layers")
+_IN_WORDS = {"filters": "filters", "weights": "single weights", "layers": "whole layers"}
 
 
 @dataclass(frozen=True)
@@ -38,14 +34,14 @@ class Criterion:
     """A function of candidates before retraining: lower means "prune this one".
 
     ``name`` is what studies call it, ``label`` what its scores are called in figures and sentences
-    (``{units}`` in it stands for what is pruned, filters or weights; or one label for each),
+    (``{units}`` in it stands for what is pruned: filters, weights or layers; or one label each),
     ``source`` the paper it comes from. ``function`` takes the dense network (which it leaves as it
     is), P candidates and the data, and gives scores ``[P]``.
     ``separable`` says that a candidate's score does not depend on which others are scored with it,
     so that scoring can go piece by piece and resume; ``at_once`` that this would do most of the
     work over again for each piece, as where it goes into the importance of every filter.
 
-    ``applies_to`` is what it can score the pruning of, whole filters or single weights;
+    ``applies_to`` is what it can score the pruning of: filters, single weights, whole layers;
     ``conditional`` says that it may refuse other things too, by :class:`NotApplicableError`.
     ``uses_data`` says that the scores depend on images; ``uses_recipe`` that they depend on how the
     candidates are retrained: ``function`` is then given that :class:`Retraining` as well.
@@ -56,7 +52,7 @@ class Criterion:
     function: ScoreFunction
     separable: bool = False
     at_once: bool = False
-    applies_to: tuple[Units, ...] = BOTH
+    applies_to: tuple[Units, ...] = EVERY
     conditional: bool = False
     uses_data: bool = True
     uses_recipe: bool = False
@@ -131,14 +127,17 @@ class Criterion:
 
     def check(self, candidates: CandidateList) -> None:
         """Raise :class:`NotApplicableError` where it cannot score this kind of pruning."""
-        pruned: Units = "weights" if candidates.weights else "filters"
-        if pruned not in self.applies_to:
-            raise NotApplicableError(f"criterion {self.name!r}: {_ELSE[pruned]}")
+        if candidates.units not in self.applies_to:
+            known = " and ".join(_IN_WORDS[units] for units in self.applies_to)
+            raise NotApplicableError(
+                f"criterion {self.name!r}: it is of {known}, and {_IN_WORDS[candidates.units]} are "
+                "pruned"
+            )
 
     def label_of(self, candidates: CandidateList) -> str | None:
         """What its scores of these candidates are called; None where it does not say."""
-        units: Units = "weights" if candidates.weights else "filters"
-        label = self.label if isinstance(self.label, str) else self.label[units]
+        units = candidates.units
+        label = self.label if isinstance(self.label, str) else self.label.get(units, "")
         return label.replace("{units}", units) or None
 
     @property
@@ -249,7 +248,7 @@ def criterion(
     source: str = "",
     separable: bool = False,
     at_once: bool = False,
-    applies_to: tuple[Units, ...] = BOTH,
+    applies_to: tuple[Units, ...] = EVERY,
     conditional: bool = False,
     uses_data: bool = True,
     uses_recipe: bool = False,

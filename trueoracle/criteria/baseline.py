@@ -1,4 +1,4 @@
-"""The criterion that knows nothing: what any other has to beat."""
+"""The criterion without any information, which every other one has to beat."""
 
 from __future__ import annotations
 

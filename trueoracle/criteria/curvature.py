@@ -66,16 +66,16 @@ def fisher(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
 
     The importance of a filter is Σₙ gₙ² / 2N, where gₙ is the derivative of example n's loss
     by a gate on all that following layers read of the filter. Of single weights it is
-    w² Σₙ (∂Lₙ/∂w)² / 2N. All training images, evaluation mode; large importance is kept. The
-    paper's penalty on computation is left out.
+    w² Σₙ (∂Lₙ/∂w)² / 2N; of whole layers the gate is on what a layer adds. All training images,
+    evaluation mode; large importance is kept. The paper's penalty on computation is left out.
     """
     split = data.measured_train
-    if candidates.weights:
+    if candidates.units == "weights":
         weights = pruned_weights(dense, candidates)
         squares = sample_squares(dense, list(weights), split, data.task)
         halves = {name: w.detach() ** 2 * squares[name] / 2 for name, w in weights.items()}
         return candidates.sum_pruned(sum_by_filter(dense, candidates, halves))
-    gates = gate_gradients(dense, candidates.groups, split, data.task)
+    gates = gate_gradients(dense, candidates, split, data.task)
     return candidates.sum_pruned(
         {name: each.double().square().mean(0) / 2 for name, each in gates.items()}
     )

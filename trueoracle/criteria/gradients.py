@@ -15,6 +15,8 @@ from trueoracle.criteria.activations import channel_axis, reader
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError
 from trueoracle.networks.copying import copied
+from trueoracle.pruning.candidates import CandidateList
+from trueoracle.pruning.depth import stream_of_layer, with_stream
 from trueoracle.pruning.groups import Group, Part
 from trueoracle.tasks.base import Batch, Task
 from trueoracle.training.evaluate import evaluation_batch
@@ -85,7 +87,32 @@ def hessian_products(
 def sample_squares(
     dense: nn.Module, names: Sequence[str], split: AnySplit, task: Task
 ) -> dict[str, Tensor]:
-    """The mean over examples of the square of each weight's own gradient, by name."""
+    """The mean over examples of the square of each weight's own gradient, by name.
+
+    Many at a time where the network can be mapped over examples, else one by one.
+    """
+    try:
+        return _mapped_squares(dense, names, split, task)
+    except RuntimeError:  # a forward that branches on values, such as that of transformers
+        return _single_squares(dense, names, split, task)
+
+
+def _single_squares(
+    dense: nn.Module, names: Sequence[str], split: AnySplit, task: Task
+) -> dict[str, Tensor]:
+    with _derivable(dense, names) as (network, weights):
+        totals = [torch.zeros_like(weight) for weight in weights]
+        for batch in split.batches(1):
+            loss = task.loss(task.forward(network, batch), batch)
+            gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
+            for total, gradient in zip(totals, gradients, strict=True):
+                total += gradient.square() / len(split)
+    return dict(zip(names, totals, strict=True))
+
+
+def _mapped_squares(
+    dense: nn.Module, names: Sequence[str], split: AnySplit, task: Task
+) -> dict[str, Tensor]:
     running = _Running(copied(dense).eval(), task)
     own, rest = own_and_rest(running, [f"network.{name}" for name in names])
 
@@ -133,24 +160,25 @@ def own_and_rest(
 
 
 def gate_gradients(
-    dense: nn.Module, groups: Sequence[Group], split: AnySplit, task: Task
+    dense: nn.Module, candidates: CandidateList, split: AnySplit, task: Task
 ) -> dict[str, Tensor]:
     """The derivative of each example's loss by a gate on each filter: ``[N, filters]`` by group.
 
     A gate multiplies all that the group's consumers read of the filter, and is 1: closing it (0) is
     pruning the filter. So the derivative is the sum of activation times gradient over positions and
-    consumers, and minus it the first-order change of the loss when the filter goes.
+    consumers, and minus it the first-order change of the loss when the filter goes. Where whole
+    layers are pruned a gate multiplies what a layer adds to its stream: ``[N, layers]`` by stack.
     """
-    found: dict[str, list[Tensor]] = {group.name: [] for group in groups}
+    sizes = {group.name: group.filters for group in candidates.groups}
+    sizes |= {stack: len(layers) for stack, layers in candidates.layers.items()}
+    found: dict[str, list[Tensor]] = {name: [] for name in sizes}
     total = _total_weight(split, task)
     with _derivable(dense, ()) as (network, _):
         for batch in split.batches(evaluation_batch(split)):
             count = len(next(iter(batch.values())))
             like = next(network.parameters())
-            gates = {
-                group.name: like.new_ones(count, group.filters).requires_grad_() for group in groups
-            }
-            with _gated(network, groups, gates):
+            gates = {n: like.new_ones(count, k).requires_grad_() for n, k in sizes.items()}
+            with _gated(network, candidates, gates):
                 outputs = task.forward(network, batch)
             # The sum of the examples' own losses, each of which knows its own gates only, and
             # counts as much as it does in the mean over the split.
@@ -199,10 +227,12 @@ def _own_loss(task: Task) -> Callable[[Tensor, dict[str, Tensor]], Tensor]:
 
 
 @contextmanager
-def _gated(network: nn.Module, groups: Sequence[Group], gates: dict[str, Tensor]) -> Iterator[None]:
-    """Within the block, what consumers read is multiplied by gates ``[N, filters]`` by group."""
+def _gated(
+    network: nn.Module, candidates: CandidateList, gates: dict[str, Tensor]
+) -> Iterator[None]:
+    """Within the block, what is pruned is multiplied by gates, as in :func:`gate_gradients`."""
     read: dict[str, list[tuple[Group, Part]]] = {}
-    for group in groups:
+    for group in candidates.groups:
         for part in group.consumers:
             read.setdefault(part.module, []).append((group, part))
     handles = [
@@ -211,11 +241,35 @@ def _gated(network: nn.Module, groups: Sequence[Group], gates: dict[str, Tensor]
         )
         for name, parts in read.items()
     ]
+    handles += [
+        network.get_submodule(layer).register_forward_hook(
+            _LayerGate(layer, gates[stack][:, place]), with_kwargs=True
+        )
+        for stack, layers in candidates.layers.items()
+        for place, layer in enumerate(layers)
+    ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _LayerGate:
+    """A forward hook that multiplies what a layer adds to its stream by a gate ``[N]``."""
+
+    def __init__(self, layer: str, gate: Tensor) -> None:
+        self.layer, self.gate = layer, gate
+
+    def __call__(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        stream = stream_of_layer(args, kwargs)
+        if len(stream) != len(self.gate):
+            raise NotApplicableError(
+                f"{self.layer} reads {len(stream)} rows of {len(self.gate)} examples"
+            )
+        after = output if isinstance(output, Tensor) else output[0]
+        gate = self.gate.view(-1, *[1] * (stream.ndim - 1))
+        return with_stream(output, stream + gate * (after - stream))
 
 
 class _Gate:

@@ -31,7 +31,7 @@ __all__ = ["bn_scale", "fpgm", "l1", "l2", "lamp"]
     uses_data=False,
 )
 def l1(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
-    """Sum of |w| over the weights of the pruned filters, or over the pruned weights. ``[P]``.
+    """Sum of |w| over the weights of the pruned filters or layers, or the pruned weights. ``[P]``.
 
     Of single weights it is magnitude pruning's: Han et al. 2015 (arXiv 1506.02626), section 3.
     """
@@ -46,6 +46,7 @@ def l1(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     label={
         "filters": "L2 norm of the pruned filters",
         "weights": "squared L2 norm of the pruned weights",
+        "layers": "squared L2 norm of the pruned layers",
     },
     source="He et al. 2018 (arXiv 1808.06866), section 3.2",
     separable=True,
@@ -54,10 +55,10 @@ def l1(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
 def l2(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """Sum over the pruned filters of the Euclidean norm of each one's weights. Scores ``[P]``.
 
-    Of single weights, for which that would be ``l1`` again, it is the sum of w²: the squared
-    Euclidean distance from the dense weights.
+    Of single weights, for which that would be ``l1`` again, and of whole layers it is the sum of
+    w²: the squared Euclidean distance from the dense weights.
     """
-    if candidates.weights:
+    if candidates.units != "filters":
         weights = pruned_weights(dense, candidates)
         squares = {name: weight.detach() ** 2 for name, weight in weights.items()}
         return candidates.sum_pruned(sum_by_filter(dense, candidates, squares))
@@ -71,6 +72,7 @@ def l2(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     label="LAMP score of the pruned {units}",
     source="Lee et al. 2021 (LAMP, arXiv 2010.07611)",
     separable=True,
+    applies_to=("filters", "weights"),
     uses_data=False,
 )
 def lamp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
@@ -83,7 +85,7 @@ def lamp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
     square is the squared Euclidean norm of its weights; in a group of several layers each has its
     own scores, which are added up.
     """
-    if candidates.weights:
+    if candidates.units == "weights":
         weights = pruned_weights(dense, candidates)
         scores = {name: _lamp(weight.detach() ** 2) for name, weight in weights.items()}
         return candidates.sum_pruned(sum_by_filter(dense, candidates, scores))

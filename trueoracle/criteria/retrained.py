@@ -13,7 +13,7 @@ from trueoracle.criteria.base import criterion
 from trueoracle.criteria.samples import filled_sample, sample
 from trueoracle.data.splits import Splits
 from trueoracle.engines.choose import Plan, plan
-from trueoracle.engines.retrain import retrain
+from trueoracle.engines.retrain import retrain, retraining_data
 from trueoracle.errors import InputError, NotApplicableError
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.training.evaluate import evaluate
@@ -43,14 +43,20 @@ def loss_after_steps(
 
     The recipe's optimiser, batch size, regularisation and augmentation, at its first learning rate
     throughout. The steps are whole batches of a fixed part of the training images, the same for
-    all candidates, gone through more than once where 20 batches are more than there are images.
-    A ``distil`` and a ``procedure`` of the recipe play no part. Then the task's loss over the
-    training examples, in evaluation mode; NaN where training diverged.
+    all candidates, gone through more than once where 20 batches are more than there are images;
+    with ``distil``, the dense network is the teacher. Then the task's loss over the training
+    examples, in evaluation mode; NaN where training diverged. Not applicable to a recipe with a
+    ``procedure``, which decides itself how many steps it takes.
     """
+    if recipe.procedure is not None:
+        raise NotApplicableError(
+            f"retraining.procedure {recipe.procedure!r} decides itself how many steps it takes"
+        )
     short, few = _cut_short(recipe, data)
+    few = retraining_data(few, short, dense)
     networks = len(candidates)
     example = candidates.prune(dense, 0)
-    planned = _plan(example, few, short, networks)
+    planned = _plan(example, few, short, networks, is_uniform=candidates.is_uniform)
     size = planned.group * planned.groups
     losses: list[float] = []
     for start in range(0, networks, size):
@@ -103,9 +109,11 @@ def _norms(network: nn.Module) -> Iterator[_BatchNorm]:
             yield module
 
 
-def _plan(network: nn.Module, data: Splits, recipe: Retraining, members: int) -> Plan:
+def _plan(
+    network: nn.Module, data: Splits, recipe: Retraining, members: int, *, is_uniform: bool
+) -> Plan:
     """By the first engine that can, in a fixed order: a stopwatch's choice would change scores."""
-    for name in ("native", "wide"):
+    for name in ("native", "wide") if is_uniform else ():
         try:
             return plan(network, data, recipe, members=members, engine=name)
         except InputError:  # it does not know the network, or memory holds no population
@@ -128,8 +136,6 @@ def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:
             "schedule_per": "epoch",
             "milestones": (),
             "warmup": 0.0,
-            "procedure": None,
-            "distil": None,
         }
     )
     # Validation and test images are no business of a criterion; a split of them there must be.

@@ -36,13 +36,14 @@ def taylor(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
     The importance of a filter is (∂L/∂z)², where z = 1 is a gate on all that following layers read
     of it (behind norm and activation, the paper's "gate"), and L the task's loss over the
     training images: its definition, of which the paper's average over batches is an estimate. Of
-    single weights it is (w · ∂L/∂w)². Filters of large importance are kept. Evaluation mode.
+    single weights it is (w · ∂L/∂w)², of whole layers z multiplies what a layer adds to its stream.
+    What is of large importance is kept. Evaluation mode.
     """
-    if candidates.weights:
+    if candidates.units == "weights":
         changes = _weight_changes(dense, candidates, data)
         squares = {name: change**2 for name, change in changes.items()}
         return candidates.sum_pruned(sum_by_filter(dense, candidates, squares))
-    gates = gate_gradients(dense, candidates.groups, data.measured_train, data.task)
+    gates = gate_gradients(dense, candidates, data.measured_train, data.task)
     return candidates.sum_pruned(
         {name: each.double().mean(0).square() for name, each in gates.items()}
     )

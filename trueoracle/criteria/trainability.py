@@ -86,7 +86,7 @@ def gradient_norm(dense: nn.Module, candidates: CandidateList, data: Splits) -> 
     """
     few = sample(data.measured_train, data.task)
     example = candidates.prune(dense, 0).eval()
-    if native.refusal(example, data, Retraining()) is None:
+    if candidates.is_uniform and native.refusal(example, data, Retraining()) is None:
         return -_native_squares(dense, candidates, few.take(torch.arange(len(few))))
     squares = []
     for index in range(len(candidates)):

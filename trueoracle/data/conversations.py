@@ -36,7 +36,7 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example: its ``tokens`` ``[T]``, which of them ``counts``, and what else the network takes.
+    """The ``tokens`` ``[T]`` of an example, which of them ``counts``, and what else is given.
 
     ``beside`` are further numbers for each token ``[T]``, ``images`` what a processor makes of the
     image, without a leading axis of examples.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -16,6 +17,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from trueoracle.data.glyphs import CHARACTERS, read_glyphs
 from trueoracle.data.splits import AnySplit, Split, Splits, capped, stratified, without
 from trueoracle.data.streaming import class_names, open_folder, parts_of
 from trueoracle.errors import InputError, first_line, unknown
@@ -34,17 +36,19 @@ class DatasetInfo:
     ``[N, H, W]`` or ``[N, H, W, C]`` and the classes of both parts; None: they are streamed from an
     image folder. ``reader`` is the module that reads it; ``files`` are what has to lie in the data
     folder, each in any one of the forms given. ``images`` counts the training and the test images,
-    where that is known without looking.
+    where that is known without looking. ``read`` takes ``arguments`` by name, and may give a
+    validation part between the two.
     """
 
     shape: tuple[int, int, int]
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    read: Callable[[Path], tuple[Arrays, Arrays]] | None
+    read: Callable[..., tuple[Arrays, ...]] | None
     reader: str | None = None
     files: tuple[tuple[str, ...], ...] = ()
     images: tuple[int, int] | None = None
+    arguments: tuple[str, ...] = ()
 
     @property
     def is_streamed(self) -> bool:
@@ -255,18 +259,31 @@ DATASETS: dict[str, DatasetInfo] = {
     "kmnist": _mnist_like("KMNIST"),
     "cifar10": _cifar("CIFAR10", 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": _cifar("CIFAR100", 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "glyphs": DatasetInfo(
+        (1, 32, 32),
+        len(CHARACTERS),
+        (0.1072,),
+        (0.2608,),
+        lambda _folder, **arguments: read_glyphs(**arguments),
+        images=(17_732, 8_680),
+        arguments=("classes", "fonts", "noise"),
+    ),
     "imagenet": _IMAGENET,
     "folder": replace(_IMAGENET, classes=0, images=None),  # as many as there are
 }
 
 
 def dataset_info(
-    name: str, *, path: str | None = None, image_size: int | None = None
+    name: str,
+    *,
+    path: str | None = None,
+    image_size: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> DatasetInfo:
     """The entry of a data set, with the image size asked for, and the classes of a folder.
 
-    ``path`` is where an image folder lies: only ``folder`` is looked at here. Raises
-    :class:`InputError`, with the nearest names for one that is unknown.
+    ``path`` is where an image folder lies: only ``folder`` is looked at here. ``arguments`` are the
+    data set's own. Raises :class:`InputError`, with the nearest names for one that is unknown.
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
@@ -275,6 +292,18 @@ def dataset_info(
         raise InputError(
             f"data.path = {path!r} is for image folders (data.name = 'folder' or 'imagenet'): "
             f"{name!r} is looked for in the folder that TRUEORACLE_DATA names"
+        )
+    for argument in arguments or {}:
+        if argument not in info.arguments:
+            raise unknown(f"argument of data set {name!r}", argument, info.arguments)
+    if arguments and info.read is not None:
+        read = partial(info.read, **arguments)
+        sizes = [len(labels) for _, labels in read(data_folder())]
+        info = replace(
+            info,
+            classes=arguments.get("classes", info.classes),
+            read=read,
+            images=(sizes[0], sizes[-1]),
         )
     if name == "folder":
         info = replace(info, classes=len(class_names(_streamed_from(name, path, data_folder()))))
@@ -315,17 +344,20 @@ def load(
     train_images: int | None = None,
     test_images: int | None = None,
     measured_fraction: float = 1.0,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Splits:
     """Load a data set by name, resized and normalised; image folders are opened, not read.
 
     ``train_images`` and ``test_images`` cap the parts, with equal shares of each class;
-    ``validation_images`` are then drawn from the training images (0: no validation split), and
+    ``validation_images`` are then drawn from the training images, or from a validation part that
+    the data set has (0: no validation split), and
     ``measured_fraction`` of the rest is what train loss is measured on. ``split_seed`` is of all
     these draws. Raises :class:`InputError` where files cannot be had, or one is damaged.
     """
-    info = dataset_info(name, path=path, image_size=image_size)
+    info = dataset_info(name, path=path, image_size=image_size, arguments=arguments)
     train: AnySplit
     test: AnySplit
+    validation: AnySplit | None = None
     if info.read is None:
         train, test = _open(name, info, path, folder or data_folder())
     else:
@@ -333,14 +365,15 @@ def load(
         # Cut first, since resized images in floating point can be a hundred times as large.
         train, test = (
             _as_tensors(*_cut(arrays, most, split_seed), info)
-            for arrays, most in zip(parts, (train_images, test_images), strict=True)
+            for arrays, most in zip((parts[0], parts[-1]), (train_images, test_images), strict=True)
         )
+        if len(parts) > 2 and validation_images:
+            validation = _as_tensors(*_cut(parts[1], validation_images, split_seed), info)
     if train_images is not None and train_images < len(train):
         train = train.select(capped(train.targets, train_images, split_seed))
     if test_images is not None and test_images < len(test):
         test = test.select(capped(test.targets, test_images, split_seed))
-    validation = None
-    if validation_images:
+    if validation_images and validation is None:
         drawn = stratified(train.targets, validation_images, split_seed)
         rest = without(len(train), drawn.tolist())
         validation, train = train.select(drawn), train.select(rest)

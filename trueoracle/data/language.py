@@ -32,42 +32,54 @@ _IMAGE_SIZE = 64
 """Of a network without a processor, where a study does not say; easy-VQA's own."""
 
 
-def load_language(data: DataSpec, network: str, folder: Path) -> Splits:
+def load_language(
+    data: DataSpec, network: str, folder: Path, revision: str | None = None
+) -> Splits:
     """The splits of text or questions, with what a record says of them (``Splits.facts``).
 
-    ``network`` is the name of the study's, whose tokenizer is read where the data names none;
-    ``folder`` keeps tokenizers that were trained and the tokens of large texts. Raises
-    :class:`InputError` for what cannot be read, and for fields that do nothing here.
+    ``network`` is the name of the study's (``revision`` the hub's), whose tokenizer is read where
+    the data names none; ``folder`` keeps tokenizers that were trained and the tokens of large
+    texts. Raises :class:`InputError` for what cannot be read, and for fields that do nothing here.
     """
     if data.name in TEXTS:
-        _refuse(data, "image_folder", "image_tokens", "test", "image_size", "uint8")
-        return _load_text(data, network, folder)
+        _refuse(data, "arguments", "image_folder", "image_tokens", "test", "image_size", "uint8")
+        return _load_text(data, network, folder, revision)
     if data.name in QUESTIONS:
-        _refuse(data, "stride", "uint8")
-        return _load_questions(data, network, folder)
+        _refuse(data, "arguments", "stretches", "stride", "uint8")
+        return _load_questions(data, network, folder, revision)
     raise unknown("data set", data.name, TEXTS + QUESTIONS)
 
 
 def _refuse(data: DataSpec, *fields: str) -> None:
     for name in fields:
-        if (value := getattr(data, name)) is not None:
+        if (value := getattr(data, name)) not in (None, {}):
             raise InputError(f"data.{name} = {value!r} does nothing for data set {data.name!r}")
 
 
 # Text
 
 
-def _load_text(data: DataSpec, network: str, folder: Path) -> Splits:
+def _load_text(data: DataSpec, network: str, folder: Path, revision: str | None) -> Splits:
     if data.stride is not None and data.stride > (data.context or CONTEXT):
         raise InputError(
             f"data.stride = {data.stride} would leave out text: expected at most data.context = "
             f"{data.context or CONTEXT}"
         )
     texts = find_texts(data.name, data.path, data.columns)
-    parts, sha256 = as_parts(texts, data.held_out, validation=data.validation_images > 0)
+    parts, sha256 = as_parts(
+        texts,
+        data.held_out,
+        validation=data.validation_images > 0,
+        stretches=data.stretches or 1,
+    )
     size, training = parts["train"].measure()
     tokenizer = find_tokenizer(
-        data.tokenizer, network, lambda: _of(parts["train"]), training, folder / "tokenizers"
+        data.tokenizer,
+        network,
+        lambda: _of(parts["train"]),
+        training,
+        folder / "tokenizers",
+        revision,
     )
     most = {
         "train": data.train_images,
@@ -77,9 +89,8 @@ def _load_text(data: DataSpec, network: str, folder: Path) -> Splits:
     splits: dict[str, PackedText] = {}
     for part, text in parts.items():
         # As large as the training text: what is mapped is all of it, or nothing.
-        key = hashlib.sha256(
-            f"{sha256} {tokenizer.sha256} {data.held_out} {[*parts]} {part}".encode()
-        )
+        cut = f"{data.held_out} {data.stretches} {[*parts]} {part}"
+        key = hashlib.sha256(f"{sha256} {tokenizer.sha256} {cut}".encode())
         made = pack(
             text,
             tokenizer,
@@ -108,7 +119,7 @@ def _of(text: Text) -> Iterator[str]:
 # Questions
 
 
-def _load_questions(data: DataSpec, network: str, folder: Path) -> Splits:
+def _load_questions(data: DataSpec, network: str, folder: Path, revision: str | None) -> Splits:
     read = find_questions(data.name, data.path, data.image_folder, data.columns)
     parts, notes = dict(read.parts), list(read.notes)
     if data.test is not None:
@@ -122,7 +133,9 @@ def _load_questions(data: DataSpec, network: str, folder: Path) -> Splits:
         notes += tested.notes
     if "test" not in parts:
         parts["train"], parts["test"] = hold_out(parts["train"], data.held_out[1])
-        notes.append("questions: those about the last images are tested on; the files have no part")
+        notes.append(
+            "questions: those about the last images are tested on, as the files have no part for it"
+        )
     if data.validation_images == 0:
         parts.pop("validation", None)
     elif "validation" not in parts:
@@ -139,12 +152,17 @@ def _load_questions(data: DataSpec, network: str, folder: Path) -> Splits:
     _check_images(parts)
     digest = hashlib.sha256("\n".join(_said(parts["train"])).encode()).hexdigest()
     tokenizer = find_tokenizer(
-        data.tokenizer, network, lambda: _said(parts["train"]), digest, folder / "tokenizers"
+        data.tokenizer,
+        network,
+        lambda: _said(parts["train"]),
+        digest,
+        folder / "tokenizers",
+        revision,
     )
     encoder = _encoder(data, tokenizer, has_images=parts["train"][0].image is not None)
     length, counted, cut = _lengths(parts, encoder, data.context)
     if cut:
-        notes.append(f"questions: the ends of {cut:,} that are longer than {length} tokens are cut")
+        notes.append(f"questions: {cut:,} are longer than {length} tokens, and their ends are cut")
     splits = {part: Conversations.of(some, encoder, length) for part, some in parts.items()}
     whole = "\n".join(line for questions in parts.values() for line in _said(questions))
     facts = {
@@ -154,7 +172,6 @@ def _load_questions(data: DataSpec, network: str, folder: Path) -> Splits:
         "text_sha256": hashlib.sha256(whole.encode()).hexdigest(),
         **_facts(tokenizer, encoder(parts["train"][0]).tokens[:1].tolist()),
         "context": length,
-        "stride": length,
         "tokens_counted": counted,
         "baselines": [
             {"metric": "answer_accuracy", "label": label, **_without_looking(parts, kind)}
@@ -265,13 +282,16 @@ def _splits(
     data: DataSpec,
     notes: Sequence[str] = (),
 ) -> Splits:
+    files = tokenizer.files
+    if data.tokenizer is None:  # what else belongs to it is the network's
+        files.pop("tokenizer_config.json", None)
     made = Splits(
         splits["train"],
         splits.get("validation"),
         splits["test"],
         task,
         facts=facts,
-        files={"tokenizer.json": tokenizer.json} if tokenizer.json else {},
+        files=files,
         remarks=tuple(notes),
     )
     return made.measured_in_part(data.measured_fraction, data.split_seed)

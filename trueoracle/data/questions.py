@@ -84,6 +84,11 @@ def find_questions(
     """
     if path is None and name != "easy-vqa":
         raise InputError(f"data set {name!r} needs data.path: {_EXPECTED[name]}")
+    if name == "easy-vqa" and (path or image_folder):
+        raise InputError(
+            "data set 'easy-vqa' is read from the package easy-vqa: no data.path, nor "
+            "data.image_folder"
+        )
     if columns and name != "instructions":
         raise InputError(f"data.columns does nothing for data set {name!r}")
     where = _Where(
@@ -91,6 +96,8 @@ def find_questions(
         None if image_folder is None else Path(image_folder).expanduser(),
         columns,
     )
+    if not where.path.exists():  # what lies beside it was not meant
+        raise InputError(f"data.path = {path!r} is not there: expected {_EXPECTED[name]}")
     try:
         parts = _READERS[name](where)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -232,7 +239,7 @@ def _told(file: Path, where: _Where) -> Iterator[Question]:
             yield Question(turns, None if image is None else where.image(image))
 
 
-def _records(file: Path) -> Iterator[dict[str, object]]:
+def _records(file: Path) -> Iterator[dict[str, Any]]:
     return (record for _, record in read_jsonl(file))
 
 
@@ -292,7 +299,7 @@ _SHORT = "Answer the question using a single word or phrase."
 
 
 def _textvqa(where: _Where) -> dict[str, list[Question]]:
-    """``TextVQA_0.5.1_*.json`` (Singh et al. 2019, arXiv 1904.08920): the most given of ten answers.
+    """``TextVQA_0.5.1_*.json`` (Singh et al. 2019, arXiv 1904.08920): the usual one of ten answers.
 
     The test part has no answers and is left out. Images are ``train_images/ID.jpg``.
     """

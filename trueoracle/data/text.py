@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -69,14 +69,15 @@ class Text:
             digest.update(b"\0" * begins + content)
         return size, digest.hexdigest()
 
-    def between(self, start: float, end: float) -> Text:
-        """The pieces that begin within these bytes."""
+    def where(self, is_in: Callable[[int], bool]) -> Text:
+        """The pieces whose first byte is in; where some are left out, a document ends."""
 
         def pieces() -> Iterator[Piece]:
-            place = 0
+            place, has_gap = 0, False
             for text, begins in self.pieces():
-                if start <= place < end:
-                    yield text, begins
+                if is_in(place):
+                    yield text, begins or has_gap
+                has_gap = not is_in(place)
                 place += len(text.encode())
 
         return replace(self, pieces=pieces)
@@ -204,13 +205,17 @@ def _king_james() -> Text:
 
 
 def as_parts(
-    texts: Mapping[str, Text], held_out: tuple[float, float], *, validation: bool
+    texts: Mapping[str, Text],
+    held_out: tuple[float, float],
+    *,
+    validation: bool,
+    stretches: int = 1,
 ) -> tuple[dict[str, Text], str]:
     """Training, validation and test text, and the SHA-256 of all of it.
 
     Text in one part is cut where a line (of JSONL, a record) begins: first what is trained on, then
-    the ``held_out`` shares of validation and test, so that no line is in two of them. Without
-    ``validation`` its text is trained on.
+    the ``held_out`` shares of validation and test, so that no line is in two of them; with several
+    ``stretches`` of equal size, so is each of them. Without ``validation`` its text is trained on.
     """
     measured = {part: text.measure() for part, text in texts.items()}
     hashes = " ".join(digest for _, digest in measured.values())
@@ -218,16 +223,21 @@ def as_parts(
     if len(texts) > 1:
         return {part: t for part, t in texts.items() if validation or part != "validation"}, sha256
     (text,), ((size, _),) = texts.values(), measured.values()
-    tests_from = size * (1 - held_out[1])
-    validates_from = tests_from - size * held_out[0] if validation else tests_from
-    parts = {
-        "train": text.between(0, validates_from),
-        "validation": text.between(validates_from, tests_from),
-        "test": text.between(tests_from, size),
+    stretch = max(size, 1) / stretches
+    tests_from = stretch * (1 - held_out[1])
+    validates_from = tests_from - stretch * held_out[0] if validation else tests_from
+    bounds = {
+        "train": (0.0, validates_from),
+        "validation": (validates_from, tests_from),
+        "test": (tests_from, stretch),
     }
     if not validation:
-        del parts["validation"]
-    return parts, sha256
+        del bounds["validation"]
+
+    def between(start: float, end: float) -> Text:
+        return text.where(lambda place: start <= place % stretch < end)
+
+    return {part: between(*ends) for part, ends in bounds.items()}, sha256
 
 
 # Examples
@@ -308,7 +318,7 @@ class PackedText:
 
     def add_to(self, digest: hashlib._Hash) -> None:
         digest.update(f"{self.step} {self.beginning} {self.chosen.tolist()}".encode())
-        digest.update(np.ascontiguousarray(self.tokens))
+        digest.update(np.ascontiguousarray(self.tokens).data)
 
     def _gathered(self, examples: Tensor, *, every: bool = False) -> dict[str, Tensor]:
         """Some examples by their numbers; ``every`` token of them counts, or the new ones."""
@@ -350,7 +360,7 @@ def pack(
     """
     beginning = tuple(tokenizer.beginning(bos))
     room = context - len(beginning)
-    kind = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.uint32)
+    kind: np.dtype[Any] = np.dtype(np.uint16 if tokenizer.vocabulary <= 2**16 else np.uint32)
     arrays = (np.array(ids, kind) for ids in _encoded(text, tokenizer))
     if size > MOST_IN_MEMORY:
         tokens = _mapped(arrays, kind, file)
@@ -378,9 +388,7 @@ def _encoded(text: Text, tokenizer: Tokenizer) -> Iterator[list[int]]:
         yield together
 
 
-def _mapped(
-    arrays: Iterator[np.ndarray], kind: np.dtype[np.unsignedinteger], file: Path
-) -> np.ndarray:
+def _mapped(arrays: Iterator[np.ndarray], kind: np.dtype[Any], file: Path) -> np.ndarray:
     """The tokens in a file, which is written where there is none yet."""
     if not file.is_file():
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +13,8 @@ from typing import Any
 
 from trueoracle.errors import InputError, StoreError, first_line
 from trueoracle.files import write_text
+from trueoracle.networks.pretrained import import_transformers, processor_of, quiet
+from trueoracle.spec.hub import HF
 
 __all__ = ["IMAGE", "SPECIAL", "Tokenizer", "find_tokenizer", "is_trained"]
 
@@ -22,6 +24,7 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 IMAGE = SPECIAL.index("<image>")
 """The token that stands for a part of an image, of a tokenizer that is trained here."""
 
+_UNKNOWN = "<unk>"
 _TRAINED = re.compile(r"(bpe|words)(?::(\d+))?")
 _LARGEST_VOCABULARY = 1_000_000
 _BYTES = 256
@@ -66,6 +69,17 @@ class Tokenizer:
             )
         return [self.bos]
 
+    @property
+    def files(self) -> dict[str, str]:
+        """What transformers reads it from, by name; nothing where it has no such form."""
+        if not self.json:
+            return {}
+        written = {one["id"]: one["content"] for one in json.loads(self.json)["added_tokens"]}
+        ids = {"pad_token": self.pad, "bos_token": self.bos, "eos_token": self.eos}
+        said = {name: written[id] for name, id in ids.items() if id in written}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **said}
+        return {"tokenizer.json": self.json, "tokenizer_config.json": json.dumps(config)}
+
 
 def is_trained(name: str | None) -> bool:
     """Whether a tokenizer of that name is trained here: ``bpe:SIZE``, ``words``, ``words:SIZE``."""
@@ -78,21 +92,25 @@ def find_tokenizer(
     texts: Callable[[], Iterator[str]],
     text_sha256: str,
     cache: Path,
+    revision: str | None = None,
 ) -> Tokenizer:
     """The tokenizer of a study.
 
-    ``name`` is ``data.tokenizer``, and where that is None the network's own is read. One that is
+    ``name`` is ``data.tokenizer``; where that is None, that of the ``network`` is read, in its
+    ``revision`` of the hub. One that is
     trained is trained on ``texts()``, whose hash is ``text_sha256``, and kept in ``cache``. Raises
     :class:`InputError` for a name that gives none.
     """
     if name is not None and (made := _TRAINED.fullmatch(name)):
         return _trained(name, made[1], made[2], texts, text_sha256, cache)
-    if name is None and not network.startswith("hf:"):
+    if name is None and not network.startswith(HF):
         raise InputError(
             f"data.tokenizer is needed: network {network!r} brings none; 'bpe:1024' or 'words' "
             "trains one on the training text, a path reads one"
         )
-    return _read(name or network)
+    if name is None:
+        return _read(network, processor_of(network, revision))
+    return _read(name, _tokenizer_of(name))
 
 
 def _library() -> Any:
@@ -136,7 +154,9 @@ def _trained(
     return Tokenizer(
         name,
         made.get_vocab_size(),
-        *(SPECIAL.index(special) for special in ("<pad>", "<s>", "</s>")),
+        pad=SPECIAL.index("<pad>"),
+        bos=SPECIAL.index("<s>"),
+        eos=SPECIAL.index("</s>"),
         begins=False,
         json=text,
         sha256=_sha256(text),
@@ -154,15 +174,14 @@ def _train(library: Any, kind: str, vocabulary: int, texts: Iterator[str]) -> An
         made.decoder = library.decoders.ByteLevel()
         trainer = trainers.BpeTrainer(initial_alphabet=before.ByteLevel.alphabet(), **common)
     else:
-        made = library.Tokenizer(models.WordLevel(unk_token="<unk>"))
+        made = library.Tokenizer(models.WordLevel(unk_token=_UNKNOWN))
         made.pre_tokenizer = before.Whitespace()
         trainer = trainers.WordLevelTrainer(**common)
     made.train_from_iterator(texts, trainer)
     return made
 
 
-def _read(name: str) -> Tokenizer:
-    processor = processor_of(name)
+def _read(name: str, processor: Any) -> Tokenizer:
     own = getattr(processor, "tokenizer", processor)
     if not callable(own) or not hasattr(own, "bos_token_id"):
         raise InputError(f"{name!r} has no tokenizer: {type(processor).__name__}")
@@ -193,23 +212,18 @@ def _read(name: str) -> Tokenizer:
     )
 
 
-def processor_of(name: str) -> Any:
-    """Transformers' processor (or tokenizer) of a path or of a network ``hf:PATH``.
-
-    Raises :class:`InputError` where there is none.
-    """
-    try:
-        from transformers import AutoProcessor
-    except ImportError as error:
-        raise InputError(
-            f"{name!r} is read with transformers: pip install 'trueoracle[transformers]'"
-        ) from error
-    try:
-        return AutoProcessor.from_pretrained(os.path.expanduser(name.removeprefix("hf:")))
-    except Exception as error:  # a folder may hold anything
-        raise InputError(
-            f"{name!r} has no tokenizer or processor that transformers reads: {first_line(error)}"
-        ) from error
+def _tokenizer_of(name: str) -> Any:
+    """Transformers' processor or tokenizer in a folder, or of the hub's cache; never its code."""
+    transformers = import_transformers(f"tokenizer {name!r}")
+    place = str(Path(name).expanduser())
+    refusal = ""
+    for kind in (transformers.AutoProcessor, transformers.AutoTokenizer):
+        try:
+            with quiet():
+                return kind.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # a folder may hold anything
+            refusal = refusal or first_line(error)
+    raise InputError(f"{name!r} has no tokenizer or processor that transformers reads: {refusal}")
 
 
 def _sha256(text: str) -> str:

@@ -41,17 +41,17 @@ class Population(Protocol):
         """All metrics on every split, in evaluation mode."""
 
     def write_back(self) -> None:
-        """The weights as they are now into the networks given."""
+        """Write the present weights into the networks that were given."""
 
     def states(self) -> list[MemberState]:
-        """Of each member, all that going on needs but the weights that are written back."""
+        """What each member needs to go on later, beside the weights that are written back."""
 
     def kept(self) -> list[Keepable]:
-        """Of each member, what going on from the networks that were given needs."""
+        """What each member needs to go on from the networks that were given."""
 
 
 def what_only_the_loop_does(recipe: Recipe) -> str | None:
-    """What of a recipe no engine but the loop does, in words; None where there is nothing."""
+    """What in a recipe only the loop can do, in words; None where there is nothing."""
     if isinstance(recipe, Retraining) and recipe.lora is not None:
         return "adapters (retraining.lora) are trained one network at a time"
     for name, off in (("accumulate", 1), ("gradient_checkpointing", False)):
@@ -94,7 +94,7 @@ class Engine(ABC):
         return Memory()
 
     def lanes(self, network: nn.Module, data: Splits) -> int:
-        """How many members are computed side by side, wanted or not."""
+        """How many members the engine always computes side by side."""
         return 1
 
     def trial_members(self, lanes: int, room: int) -> int:
@@ -102,5 +102,5 @@ class Engine(ABC):
         return 1
 
     def group(self, lanes: int, room: int, wanted: int, *, on_cpu: bool) -> int:
-        """How many members to compute as one: ``wanted`` keep it busy for as long as it should."""
+        """How many members to compute as one; ``wanted`` of them fill the time of a call."""
         return lanes

@@ -24,6 +24,7 @@ from trueoracle.engines.native import NativeEngine
 from trueoracle.engines.wide import WideEngine
 from trueoracle.errors import InputError, unknown
 from trueoracle.networks.copying import copied
+from trueoracle.pruning.candidates import CandidateList
 from trueoracle.tasks.base import INPUT
 from trueoracle.training.checkpoint import Checkpoint
 from trueoracle.training.continuing import MemberState
@@ -34,6 +35,7 @@ __all__ = [
     "ENGINES",
     "Plan",
     "check_engine",
+    "engine_for",
     "plan",
     "seconds_alone",
     "train_epochs",
@@ -41,7 +43,8 @@ __all__ = [
 ]
 
 CHUNK_SECONDS = 60.0
-"""Aim for one call of :func:`train_population`: what a killed run loses at most, roughly.
+"""Seconds to aim for in one call of :func:`train_population`: about the most that a killed run
+loses.
 
 A call has to train one group for each thread, however long that takes.
 """
@@ -49,7 +52,7 @@ A call has to train one group for each thread, however long that takes.
 _PILOT_EXAMPLES = 64
 _PILOT_LARGE = 4
 _LARGE = 128
-"""Images of more pixels a side take long enough for a few of them to tell."""
+"""Images of more pixels a side take so long that a few of them suffice for a trial."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class Plan:
     """How a study's networks are retrained.
 
     ``group`` members are computed as one, ``groups`` of them are trained in one call; ``reason``
-    says in one line why this engine. ``seconds_a_network`` is what the trial lets expect of a whole
-    retraining, evaluation included, with all threads at work; None without a trial.
+    says in one line why this engine. ``seconds_a_network`` is the time that a whole retraining
+    would take by the trial, evaluation included, with all threads at work; None without a trial.
     """
 
     engine: str
@@ -91,9 +94,9 @@ def train_population(
 ) -> list[list[EpochRecord]]:
     """Train networks of equal shapes in place; one list of records per network, as ``train`` gives.
 
-    ``streams[i]`` is where the random numbers of network i come from. A network whose training
-    loss is no longer finite has no records after that epoch. ``on_epoch`` is told each time how
-    many of the networks were trained for one more epoch.
+    ``streams[i]`` is where the random numbers of network i come from. A network whose training loss
+    is no longer finite has no records after that epoch. ``on_epoch`` is called with the number of
+    networks that were trained for one more epoch.
     """
     records, _ = train_epochs(
         networks, streams, data, recipe, range(recipe.epochs), engine=engine, on_epoch=on_epoch
@@ -116,9 +119,9 @@ def train_epochs(
     """Train some ``epochs`` of the recipe in place: the records, and the states to go on from.
 
     ``states[i]`` is what an earlier call gave for network i, which still has that call's weights;
-    None at the recipe's beginning. Whoever goes on ends as without the break: members may be left
-    out, grouped otherwise, or trained on by another engine. With a ``checkpoint``, an interrupted
-    call goes on from what it keeps. Else as :func:`train_population`.
+    None at the recipe's beginning. A network that goes on ends as without the break; some may be
+    left out, grouped otherwise, or trained on by another engine. With a ``checkpoint``, an
+    interrupted call goes on from what it keeps. Else as :func:`train_population`.
     """
     records: list[list[EpochRecord]] = [[] for _ in networks]
     kept = None if checkpoint is None else checkpoint.load(networks)
@@ -134,8 +137,9 @@ def train_epochs(
             checkpoint.save(population.kept(), rows)
 
     done = max(map(len, records))
-    for _ in range(done if on_epoch is not None else 0):
-        on_epoch(len(networks))
+    if on_epoch is not None:
+        for _ in range(done):
+            on_epoch(len(networks))
     for epoch in epochs[done:]:
         population.train_epoch(epoch, keep)
         rate, measured = recipe.learning_rate_at(epoch, 0, steps), population.measure()
@@ -178,6 +182,8 @@ def plan(
     wanted = [engine]
     if engine == "auto":
         wanted, refusals = _possible(network, data, recipe)
+    if wanted == [LoopEngine.name]:  # before its trial, which may need as much
+        _check_alone(network, data, recipe)
     trials = [_try(name, network, data, recipe, budget) for name in wanted]
     fitting = [trial for trial in trials if trial.fits]
     if not fitting:
@@ -198,13 +204,13 @@ def plan(
             for t in trials
             if not t.fits
         )
-    if not best.needs:
+    if not best.needs and len(wanted) > 1:
         _check_alone(network, data, recipe)
     return _sized(best, reason, data, recipe, members)
 
 
 def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
-    """Refuse what no memory is left for even one network at a time, by :class:`InputError`."""
+    """Raise :class:`InputError` where memory does not even hold one network at a time."""
     batch = min(recipe.batch_size, len(data.train))
     example, free = data.example(1), available_memory(data.train.device)
     needed = training_bytes(network, example, batch, recipe, data.task)
@@ -216,8 +222,23 @@ def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
         )
 
 
+def engine_for(candidates: CandidateList, engine: str) -> str:
+    """``engine``, or ``loop`` in the place of ``auto`` for networks that do not compute alike.
+
+    Raises :class:`InputError` where another one is named for such.
+    """
+    if candidates.is_uniform or engine not in ENGINES:
+        return engine
+    if engine not in ("auto", LoopEngine.name):
+        raise InputError(
+            f"engine {engine!r} computes networks as one that differ in nothing but their "
+            f"weights, and candidates that lose {candidates.units} differ in more: take 'loop'"
+        )
+    return LoopEngine.name
+
+
 def check_engine(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> None:
-    """Refuse an engine that cannot train the network, or is none, by :class:`InputError`."""
+    """Raise :class:`InputError` for an unknown engine, or one that cannot train the network."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if engine != "auto" and (why := _refusal(engine, network, data, recipe)):
@@ -248,7 +269,7 @@ def _possible(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[list[st
 
 @dataclass(frozen=True)
 class _Trial:
-    """What an engine did with a few examples: seconds per network and step; members that fit.
+    """An engine's trial on a few examples: seconds per network and step, and the members that fit.
 
     ``needs`` is the memory of one group, in bytes.
     """
@@ -327,9 +348,10 @@ def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: in
         group = min(engine.group(trial.group, trial.most, in_time, on_cpu=on_cpu), members)
         return Plan(engine.name, reason, group, seconds_a_network=expected)
     threads = torch.get_num_threads()
-    # A group each for the threads, however long that takes, and whole rounds of them.
+    # One group per thread, however long that takes, and whole rounds of them.
     groups = max(threads, in_time // trial.group // threads * threads)
     groups = min(groups, trial.most // trial.group)
     at_once = trial.group * threads
-    expected *= math.ceil(members / at_once) * at_once / members  # empty lanes take as long
+    # Empty lanes take as long as full ones.
+    expected *= math.ceil(members / at_once) * at_once / members
     return Plan(engine.name, reason, trial.group, groups, expected)

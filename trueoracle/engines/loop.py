@@ -36,7 +36,7 @@ class LoopPopulation:
         self._trainings = [
             Training(network, data, recipe, stream, state)
             for network, stream, state in zip(
-                networks, streams, states or [None] * len(networks), strict=True
+                networks, streams, states or [{}] * len(networks), strict=True
             )
         ]
 

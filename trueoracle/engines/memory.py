@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from itertools import chain
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import InputError, shown
+from trueoracle.networks.watching import Watch
 from trueoracle.tasks.base import Batch, Task, inputs_of
 from trueoracle.training.loop import Training, loss_of, make_optimizer, training_task
 from trueoracle.training.recipe import Lora, Recipe, Retraining
@@ -159,7 +159,8 @@ def ways_to_fit(
     network: nn.Module, example: Batch, count: int, recipe: Recipe, task: Task, free: int
 ) -> str:
     """In words, what makes training fit into ``free`` bytes: the first ways that do, or none."""
-    least, found = None, []
+    least: int | None = None
+    found: list[str] = []
     for name, fields in _WAYS.items():
         if "lora" in fields and (not isinstance(recipe, Retraining) or find_spec("peft") is None):
             continue
@@ -206,18 +207,18 @@ def _storage(value: Tensor) -> int:
     return int(value.untyped_storage()._cdata)
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(Watch):
     """Follows the storages that operations make: bytes alive now, and at the peak."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.live = self.peak = 0
         self._known: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         for value in pytree.tree_leaves((args, kwargs)):
             self._meet(value, new=False)
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         for value in pytree.tree_leaves(result):
             self._meet(value, new=True)
         return result

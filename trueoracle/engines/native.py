@@ -27,12 +27,12 @@ from trueoracle.training.recipe import Recipe, Retraining
 __all__ = ["NativeEngine", "NativePopulation", "lanes", "measure_memory", "refusal"]
 
 SEGMENT_BYTES = 64 * 2**20
-"""Augmented images made ahead of the kernels; one epoch of most data sets that they are for."""
+"""Most augmented images made ahead of the kernels: an epoch of most data sets they are used on."""
 
 _KINDS = ("sgd", "adam", "adamw")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _REMEMBERED = {"sgd": ("momentum_buffer",), "adam": _MOMENTS, "adamw": _MOMENTS}
-"""What the optimisers keep of each weight, in the kernels' order, by torch's names."""
+"""The values that each optimiser keeps per weight, by torch's names, in the kernels' order."""
 _STATES = {kind: len(names) for kind, names in _REMEMBERED.items()}
 
 
@@ -63,7 +63,8 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
 def _agrees(network: nn.Module, data: Splits) -> bool:
     """Whether the kernels give PyTorch's outputs and gradients for two images.
 
-    In double precision, so that what differs differs; a forward can do more than tracing shows.
+    In double precision, where only a real difference shows; a forward can do more than tracing
+    sees.
     """
     tried = copied(network).double()
     images, labels = data.example(2)[INPUT].double().contiguous(), data.example(2)[TARGET]
@@ -86,9 +87,9 @@ def lanes(network: nn.Module, data: Splits) -> int:
 
 
 def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
-    """The bytes that a population takes at all, and those that each member adds.
+    """The bytes that a population always takes, and those that each member adds.
 
-    The kernels say how much they ask for; nothing is estimated but the images made ahead.
+    The kernels say how much they take; only the images made ahead are estimated.
     """
     program = _program(network, data)
     image = math.prod(data.image_shape)
@@ -176,7 +177,7 @@ class NativePopulation:
         return measured
 
     def write_back(self) -> None:
-        """The trained weights into the networks given, in place."""
+        """Write the trained weights into the networks that were given."""
         for members, weights in zip(self._groups, self._weights, strict=True):
             self._program.unpack(weights, [self._networks[i] for i in members])
 
@@ -207,14 +208,14 @@ class NativePopulation:
             for lane, member in enumerate(members):
                 for row, kind in enumerate(_REMEMBERED[self._recipe.optimizer]):
                     for name, at, size, _ in self._places():
-                        # Without momentum, torch remembers nothing, and the kernels need nothing.
+                        # Without momentum, neither torch nor the kernels keep anything.
                         if (value := states[member].get(f"{kind}/{name}")) is not None:
                             state[row, at : at + size, lane] = value.flatten().to(state.dtype)
         steps = (value for key, value in states[0].items() if key.startswith(f"{STEP}/"))
         self._steps = int(next(steps, torch.tensor(0)))
 
     def _places(self) -> Iterator[tuple[str, int, int, torch.Size]]:
-        """Where each parameter's numbers lie in a lane: name, offset, size, shape."""
+        """The place of each parameter's numbers in a lane: name, offset, size, shape."""
         at = 0
         for name in self._program.lowered.parameters:
             parameter = self._networks[0].get_parameter(name)
@@ -284,7 +285,7 @@ def _program(network: nn.Module, data: Splits, kernel: Kernel | None = None) -> 
 
 
 def _groups(streams: Sequence[Stream], lanes: int) -> list[list[int]]:
-    """Which members stand side by side.
+    """Which members share a register.
 
     Members that see the same images go together, since the images then need no lanes of their own;
     unless that would leave most lanes empty.

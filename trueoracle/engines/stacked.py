@@ -5,9 +5,9 @@ no weight has touched yet, such as images that all members share, stays ``[N, ..
 computed once. Layers with weights have rules; all else goes through ``torch.func.vmap``.
 
 On a CPU convolutions take the members one after the other: grouped convolutions and batched
-products of patches measured slower there, and a choice by stopwatch would let two runs of one
-study differ in their rounding. On CUDA each layer is measured once and takes the fastest path;
-figures for CUDA are still to be measured.
+products of patches are slower there, and a choice by measured time would let two runs of one study
+differ in their rounding. On CUDA each layer is measured once and takes the fastest path; figures
+for CUDA are still to be measured.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Stacked:
 
     ``state`` holds every parameter and buffer, ``[P, ...]``, under its names in a network; what a
     network uses under two names is one tensor. ``common_draws``: random operations draw the same
-    for all members.
+    for all members. ``inputs`` names what the network is given, where that is by name.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Stacked:
         convolution: Convolution | None,
         *,
         common_draws: bool,
+        inputs: Sequence[str] = (),
     ) -> None:
         self.count = len(networks)
         self.state = _stack(networks, device)
@@ -70,12 +71,12 @@ class Stacked:
         self.convolution = convolution or default
         self._device = device
         self._randomness = "same" if common_draws else "different"
-        # What is neither parameter nor buffer is the first network's.
+        # Attributes that are neither parameters nor buffers are taken from the first network.
         self._network = copied(networks[0]).to(device).eval()
         self._modules = dict(self._network.named_modules())
         # Traced twice: networks may do other things in training than in evaluation mode.
         self._programs = dict(
-            zip((True, False), map(program, in_both_modes(self._network)), strict=True)
+            zip((True, False), map(program, in_both_modes(self._network, inputs)), strict=True)
         )
         steps = [step for program in self._programs.values() for step in program]
         constants = {step.name for step in steps if step.kind == "get_attr"} - set(self.state)
@@ -88,16 +89,24 @@ class Stacked:
         """The trainable parameters, each once."""
         return list(dict.fromkeys(value for value in self.state.values() if value.requires_grad))
 
-    def __call__(self, images: Input) -> Tensor:
-        """Outputs ``[P, N, ...]`` of inputs ``[N, ...]``, or of each member's own."""
+    def __call__(self, given: Input | Mapping[str, Input]) -> Tensor:
+        """Outputs ``[P, N, ...]`` of inputs ``[N, ...]``, or of each member's own.
+
+        Several inputs are given by the names of the network's arguments.
+        """
         values: dict[int, Any] = {}
         for step in self._programs[self._network.training]:
-            values[step.slot] = self._run(step, values) if step.slot else images
+            if isinstance(given, Mapping) and step.kind == "placeholder" and step.name in given:
+                values[step.slot] = given[step.name]
+            elif step.slot == 0 and not isinstance(given, Mapping):
+                values[step.slot] = given
+            else:
+                values[step.slot] = self._run(step, values)
             for dead in step.dead:
                 del values[dead]
-        (given,) = values.values()
+        (answer,) = values.values()
         # What does not depend on the weights is no output.
-        tensors = pytree.tree_map(lambda v: v.tensor if isinstance(v, Each) else None, given)
+        tensors = pytree.tree_map(lambda v: v.tensor if isinstance(v, Each) else None, answer)
         found: Tensor = unwrap(tensors)
         return found
 
@@ -144,7 +153,7 @@ class Stacked:
             own_args, own_kwargs = pytree.tree_unflatten(own, structure)
             parts, its_structure = pytree.tree_flatten(function(*own_args, **own_kwargs))
             is_tensor = [isinstance(part, Tensor) for part in parts]
-            # Sizes and the like are no tensors, and equal for all members.
+            # What is not a tensor, such as a size, is equal for all members.
             others = [None if is_it else part for part, is_it in zip(parts, is_tensor, strict=True)]
             found.append((is_tensor, others, its_structure))
             return tuple(part for part in parts if isinstance(part, Tensor))
@@ -251,7 +260,7 @@ def _one_by_one(module: nn.Module, x: Input, state: State) -> Tensor:
 
 
 def _grouped(layer: nn.Conv2d, x: Each, state: State) -> Tensor:
-    """A member a group, or as many groups as it has itself."""
+    """One group per member, times the groups of the layer itself."""
     weight, bias = state["weight"], state.get("bias")
     count = len(weight)
     y = functional.conv2d(
@@ -335,7 +344,8 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-# Poolings take images one by one: members can stand in a row as more images, without a copy.
+# Pooling treats each image by itself: the members' images can form one larger batch, without a
+# copy.
 _POOLING_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _POOLINGS = {
     *(functional.max_pool2d, functional.avg_pool2d, torch.max_pool2d),

@@ -1,13 +1,14 @@
 """Train networks of equal shapes as one, on their stacked weights.
 
-Each member trains as the loop would train it alone. Whether a network allows that is tried before
-(:func:`refusal`); how the members are computed together is in ``stacked.py``.
+Each member trains as the loop would train it alone. :func:`refusal` tries beforehand whether a
+network allows that; ``stacked.py`` computes the members together.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 
 from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.engines.base import Engine, Measured, Memory, what_only_the_loop_does
@@ -22,6 +24,8 @@ from trueoracle.engines.memory import LiveBytes
 from trueoracle.engines.stacked import Convolution, Each, Input, Stacked, tensors, wait_for
 from trueoracle.errors import first_line
 from trueoracle.networks.copying import copied
+from trueoracle.networks.graph import no_fast_path
+from trueoracle.networks.operations import in_both_modes
 from trueoracle.tasks.base import INPUT, TARGETS, Batch, Task
 from trueoracle.training.checkpoint import Keepable
 from trueoracle.training.continuing import MemberState, restore, state_of
@@ -38,10 +42,13 @@ from trueoracle.training.recipe import Recipe, Retraining
 __all__ = ["WideEngine", "WidePopulation", "measure_memory", "refusal"]
 
 _MOST_ON_A_CPU = 16
-"""Members of a population: more at once gain nothing there, and large tensors cost."""
+"""Most members of a population on a CPU: more gain nothing, and large tensors are slow."""
 
 _TRIED = 4
-"""Members that it is tried with."""
+"""Members of a trial."""
+
+Given = Input | Mapping[str, Input]
+"""What networks are given: one input, or several by name."""
 
 
 class WidePopulation:
@@ -81,14 +88,20 @@ class WidePopulation:
         self._stream_of = [self._streams.index(stream) for stream in streams]
         self._device = data.train.device
         common = len(self._streams) == 1
-        self._stacked = Stacked(self._networks, self._device, convolution, common_draws=common)
+        self._stacked = Stacked(
+            self._networks,
+            self._device,
+            convolution,
+            common_draws=common,
+            inputs=_names_of(data.train.shapes),
+        )
         self._optimizer = make_optimizer(self._stacked.parameters(), recipe)
         if states:
             restore(self._optimizer, self._stacked.state, states, stacked=True)
-        if compiled:  # what was compiled for earlier populations counts against a limit
+        if compiled:  # torch limits how often it compiles, earlier populations included
             torch.compiler.reset()
         self._compiled = torch.compile(self._loss, dynamic=False) if compiled else None
-        self._shapes_seen: set[torch.Size] = set()
+        self._shapes_seen: set[tuple[torch.Size, ...]] = set()
 
     def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
         """One pass over the training split; ``epoch`` is counted from 0."""
@@ -127,37 +140,37 @@ class WidePopulation:
         named = self._stacked.state
         return [state_of(self._optimizer, named, i) for i in range(len(self._networks))]
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Input, Batch]]:
+    def _batches(self, epoch: int) -> Iterator[tuple[Given, Batch]]:
         """Inputs and batch for all; where streams differ, of each: fields ``[P, N, ...]``."""
         sources = [batches(self._data, self._recipe, s, epoch, name) for s, name in self._streams]
         for parts in zip(*sources, strict=True):
             if len(parts) == 1:
-                yield parts[0][INPUT], parts[0]
+                yield _given(parts[0]), parts[0]
             else:
                 own = [parts[i] for i in self._stream_of]
                 batch = {name: torch.stack([one[name] for one in own]) for name in own[0]}
-                yield Each(batch[INPUT]), batch
+                yield pytree.tree_map(Each, _given(batch)), batch
 
-    def _step(self, inputs: Input, batch: Batch) -> None:
+    def _step(self, inputs: Given, batch: Batch) -> None:
         """One step of the optimiser; nothing in it waits for the device."""
         self._optimizer.zero_grad()
-        loss_of: Callable[[Input, Batch], Tensor] = self._loss
-        # The first step of a size runs as it is: it may choose paths, with a stopwatch.
-        shape = batch[INPUT].shape
-        if self._compiled is not None and shape in self._shapes_seen:
+        loss_of: Callable[[Given, Batch], Tensor] = self._loss
+        # The first step of each shape is not compiled: it may measure the paths of convolutions.
+        shapes = tuple(value.shape for value in batch.values())
+        if self._compiled is not None and shapes in self._shapes_seen:
             loss_of = self._compiled
-        self._shapes_seen.add(shape)
+        self._shapes_seen.add(shapes)
         loss_of(inputs, batch).backward()
         if self._recipe.gradient_clip is not None:
             _clip_gradients(self._stacked.parameters(), self._recipe.gradient_clip)
         self._optimizer.step()
 
-    def _loss(self, inputs: Input, batch: Batch) -> Tensor:
-        """The sum of the members' losses, of which each gives its member's gradient only."""
+    def _loss(self, inputs: Given, batch: Batch) -> Tensor:
+        """The sum of the members' losses; each depends on its own member only."""
         autocast = self._recipe.precision == "autocast"
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=autocast):
             outputs = self._stacked(inputs)
-            of_each = 0 if isinstance(inputs, Each) else None
+            of_each = 0 if len(self._streams) > 1 else None
             loss = vmap(self._task.loss, (0, of_each), randomness="same")
             losses: Tensor = loss(outputs, dict(batch))
             return losses.sum()
@@ -166,16 +179,28 @@ class WidePopulation:
         totals: dict[str, Tensor] = {}
         # Batches as in evaluate(): a norm without running statistics depends on them.
         for batch in split.batches(evaluation_batch(split)):
-            sums = vmap(self._task.sums, (0, None))(self._stacked(batch[INPUT]), dict(batch))
+            sums = vmap(self._task.sums, (0, None))(self._stacked(_given(batch)), dict(batch))
             add_sums(totals, sums)
         return self._task.finish(totals)
+
+
+def _names_of(fields: Iterable[str]) -> list[str]:
+    """The names of a batch's inputs, where the network is given several by name."""
+    inputs = [name for name in fields if name not in TARGETS]
+    return [] if inputs == [INPUT] else inputs
+
+
+def _given(batch: Batch) -> Tensor | dict[str, Tensor]:
+    """What of a batch the networks are given."""
+    names = _names_of(batch)
+    return {name: batch[name] for name in names} if names else batch[INPUT]
 
 
 def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     """Why networks like this one cannot be trained as one, in a few words; None where they can.
 
-    It is tried, not guessed: two members of different weights compute gradients and predictions
-    for a few examples, together and alone, on the CPU. The network and the global random numbers
+    Two members of different weights compute gradients and predictions for a few examples, together
+    and alone, on the CPU, and the answers are compared. The network and the global random numbers
     are left as they were.
     """
     if why := what_only_the_loop_does(recipe):
@@ -183,8 +208,14 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     if isinstance(recipe, Retraining) and not recipe.common_random_numbers and _drops(network):
         return "dropout draws from one stream for all members, and each is to have its own"
     inputs = [name for name in data.train.shapes if name not in TARGETS]
-    if inputs != [INPUT]:
-        return f"it takes several inputs: {', '.join(inputs)}"
+    known = inspect.signature(network.forward).parameters
+    if inputs != [INPUT] and not known.keys() >= set(inputs):
+        return f"its several inputs are no names of its arguments: {', '.join(inputs)}"
+    if inputs != [INPUT]:  # before it is copied: what takes several inputs may be large
+        try:
+            in_both_modes(network, inputs)
+        except Exception as error:  # the user's forward runs: anything can come out
+            return f"its forward cannot be traced: {first_line(error)}"
     read = getattr(data.task, "task", data.task)  # a distilled one's own
     if type(read).forward is not Task.forward or not read.is_mappable:
         return f"task {data.task.label!r} is not computed for many networks at once"
@@ -212,7 +243,7 @@ def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
 
     Measured at the peak of two steps (the second finds the optimiser's state) and one evaluation
     with 2 and with 4 members. On CUDA it is what torch's allocator held; on a CPU the storages of
-    all tensors alive, where what a kernel takes and gives back within itself is not seen.
+    all tensors alive, without what a kernel allocates and frees within itself.
     """
     index = torch.arange(len(data.train), device=data.train.device)
     sizes = recipe.batch_size, evaluation_batch(data.train)
@@ -263,17 +294,12 @@ def _clip_gradients(parameters: Sequence[Tensor], largest: float) -> None:
 @contextmanager
 def _attention_that_maps(device: torch.device) -> Iterator[None]:
     """Attention without the fused kernels that cannot be mapped over members."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    with no_fast_path(), sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+        yield
 
 
 def _without_dropout(network: nn.Module) -> nn.Module:
-    """Dropout layers that drop nothing: what is drawn depends on the order in memory, too."""
+    """Turn dropout off: what is drawn depends on the order in memory, too."""
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -287,17 +313,17 @@ def _difference(members: Sequence[nn.Module], recipe: Recipe, data: Splits) -> s
     batch = data.train.take(torch.arange(len(data.train))).fields
     with torch.no_grad():
         outputs = data.task.forward(members[0].eval(), _fresh(batch))
-    if not isinstance(outputs, Tensor) or len(outputs) != len(batch[INPUT]):
+    if not isinstance(outputs, Tensor) or len(outputs) != len(next(iter(batch.values()))):
         return "their output, which is no tensor [N, ...]"
     population = WidePopulation(members, [(0, "")] * len(members), data, recipe)
     stacked, task = population._stacked, population._task
     stacked.train(True)
     torch.default_generator.manual_seed(0)
-    population._loss(batch[INPUT].clone(), batch).backward()
+    population._loss(_given(_fresh(batch)), batch).backward()
     together = {name: v.grad if v.requires_grad else v for name, v in stacked.state.items()}
     stacked.train(False)
     with torch.no_grad():
-        predicted = stacked(batch[INPUT].clone())
+        predicted = stacked(_given(_fresh(batch)))
     for i, member in enumerate(members):
         member.train()
         torch.default_generator.manual_seed(0)
@@ -331,7 +357,7 @@ def _close(found: Tensor, expected: Tensor, scale: float) -> bool:
 def _peak_bytes(run: Callable[[], None], device: torch.device) -> int:
     """The most bytes that ``run`` held at a time."""
     if device.type == "cuda":
-        run()  # what libraries keep for good is not the run's, nor is the choice of paths
+        run()  # a first run, for what libraries allocate once and for the choice of paths
         wait_for(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -3,7 +3,7 @@
 // The candidates stand in the lanes of a vector register: every number of a network (an activation,
 // a weight, a gradient) is one vector that holds it for LANES networks at once. So no layer needs
 // im2col, padding to a multiple of the register or a shape of its own, and one network's arithmetic
-// never meets another's: a candidate's result does not depend on its neighbours.
+// never mixes with another's: a candidate's result does not depend on its neighbours.
 //
 // This header is compiled once for each instruction set, in a namespace of its own (INSTRUCTIONS),
 // for registers of REGISTER_BYTES. It uses no templates of the standard library: the linker could
@@ -128,8 +128,8 @@ struct Tiles {
 template <class T, class A>
 inline constexpr Tiles<T, A> TILES{};
 
-// How to cut p x q results into tiles: as few cycles as a simple model of two multiply-adds and two
-// loads a cycle, four cycles until a sum can be added to again, sees in it.
+// How to cut p x q results into tiles: the way that takes the fewest cycles in a simple model (two
+// multiply-adds and two loads per cycle, four cycles from one addition to a sum to the next).
 struct Cut {
   long p_parts, q_parts;
 };
@@ -194,7 +194,7 @@ typename Lanes<T>::Vector all(T x) {
   return x - typename Lanes<T>::Vector{};  // x - 0 is x, where x + 0 would turn -0 into 0
 }
 
-// A whole number in every lane of what comparisons give.
+// A whole number in every lane, of the type that comparisons give.
 template <class T>
 typename Lanes<T>::Mask number(long x) {
   return typename Lanes<T>::Mask{} + int(x);
@@ -217,7 +217,7 @@ void activate(const Block& block, const typename Lanes<T>::Vector* in,
     case Activation::identity:
       if (in != out) std::memcpy(out, in, count * sizeof(Vector));
       return;
-    case Activation::relu:  // NaN stays NaN, as in PyTorch
+    case Activation::relu:  // keeps NaN, as PyTorch does
       return each_vector<T>(in, out, count, [](Vector x) { return x < 0 ? Vector{} : x; });
     case Activation::leaky_relu:
       return each_vector<T>(in, out, count, [=](Vector x) { return x < 0 ? x * alpha : x; });
@@ -368,7 +368,7 @@ class Worker {
 
   long bytes() const { return bytes_; }
 
-  // Takes the memory that all the rest needs; false where there is not enough.
+  // Allocates all memory; false where there is not enough.
   bool allocate() {
     memory_ = static_cast<char*>(std::aligned_alloc(64, bytes_));
     if (memory_ == nullptr) return false;
@@ -419,8 +419,8 @@ class Worker {
   }
 
  private:
-  // As many samples as keep their activations in the second-level cache, but enough for a weight
-  // that is read once a sample (linear layers) to be used a few times.
+  // As many samples as keep their activations in the second-level cache, but enough that a weight
+  // which is read once per sample (linear layers) is used a few times.
   static long samples_at_a_time(const Network& net, bool backward) {
     long vectors = 1;
     for (long i = 0; i < net.count; i++) {
@@ -431,7 +431,7 @@ class Worker {
     return larger(4, smaller(32, 384 * 1024 / (vectors * long(sizeof(Vector)))));
   }
 
-  // Gives every buffer its place from `base` on and returns the bytes in all.
+  // Gives every buffer its place from `base` on; returns the bytes of all of them.
   long lay_out(char* base) {
     char* next = base;
     auto take = [&next](long bytes) {
@@ -526,7 +526,7 @@ class Worker {
           to[(c * height + y + b.pad_h) * width + x + b.pad_w] = from[(c * b.H + y) * b.W + x] - To{};
   }
 
-  // Where a block's convolution writes, or what stands in its place: [F][rows][OW] by strides.
+  // Where a block's convolution writes, or its input where it has none: [F][rows][OW] by strides.
   struct Plane {
     Vector* at;
     long sample_step, filter_step, row_step;
@@ -584,7 +584,7 @@ class Worker {
     o.loops[0] = Loop{b.C, height * width, b.KH * b.KW};
     o.loops[1] = Loop{b.KH, b.dilation_h * width, b.KW};
     o.loops[2] = Loop{b.KW, b.dilation_w, 1};
-    if (b.KH == 1 && b.KW == 1) {  // the only long loop belongs innermost
+    if (b.KH == 1 && b.KW == 1) {  // the only long loop must be the innermost
       o.loops[2] = o.loops[0];
       o.loops[0] = Loop{1, 0, 0};
     }
@@ -645,7 +645,7 @@ class Worker {
     }
     const bool activate_first =
         !b.activates_after_pool() && b.activation != Activation::identity;
-    if (activate_first) {  // into the scratch band: what the way back reads must stay
+    if (activate_first) {  // into the scratch band: the backward pass needs them unchanged
       const Plane band{scratch_, 0, rows * b.OW, b.OW};
       for (long f = 0; f < b.F; f++)
         for (long y = 0; y < rows; y++)

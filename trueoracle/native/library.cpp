@@ -16,7 +16,7 @@ void in_parallel(long count, long threads, void (*work)(void*, long), void* cont
     for (long n = first; n < count; n += threads) work(context, n);
   };
   std::vector<std::thread> others;
-  long own = 1;  // the first share is done here, and those for which no thread is to be had
+  long own = 1;  // this thread does the first share, and those for which no thread can be started
   try {
     others.reserve(threads);
     for (; own < threads; own++) others.emplace_back(share, own);
@@ -56,7 +56,7 @@ const Kernel* usable_kernel(int64_t index) {
 
 using namespace trueoracle;
 
-// Changes whenever a function or a struct here does; the Python side refuses another number.
+// Changes whenever a function or a struct here does; the Python side refuses any other number.
 EXPORT int64_t trueoracle_interface() { return 1; }
 
 EXPORT const char* trueoracle_kernel_name(int64_t kernel) {
@@ -91,7 +91,7 @@ EXPORT int64_t trueoracle_bytes(int64_t kernel, int64_t is_double, const Network
   return (is_double ? found->bytes_double : found->bytes_float)(*network, backward != 0);
 }
 
-// Carries a task out for every unit; 0: done, 1: not enough memory.
+// Carries out a task for every unit; 0: done, 1: not enough memory.
 EXPORT int64_t trueoracle_run(int64_t kernel, int64_t is_double, const Network* network,
                               int64_t task, Unit* units, int64_t unit_count, int64_t images,
                               int64_t batch_size, int64_t threads, const Optimizer* optimizer) {

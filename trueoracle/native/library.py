@@ -25,7 +25,7 @@ def _whole(*names: str) -> list[tuple[str, type[ctypes.c_int64]]]:
 
 
 class Block(ctypes.Structure):
-    """A convolution, activation and pooling in a row: ``Block`` of network.hpp, field by field."""
+    """Convolution, activation and pooling in a row: ``Block`` of network.hpp, field by field."""
 
     _fields_ = (
         *_whole("has_conv", "has_bias", "weight_at", "bias_at", "C", "H", "W", "F", "KH", "KW"),
@@ -110,7 +110,7 @@ def _name() -> str:
 
 
 def _folders() -> list[Path]:
-    """Where the library can be: beside this file, or where an editable install built it."""
+    """Where the library may be: beside this file, or where an editable install built it."""
     import trueoracle.native
 
     given = os.environ.get("TRUEORACLE_NATIVE")  # for developers: a library built by hand
@@ -118,7 +118,7 @@ def _folders() -> list[Path]:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    """Result and argument types, so that pointers and 64-bit numbers arrive whole."""
+    """Declare the types, so that pointers and 64-bit numbers are not cut to 32 bits."""
     whole, pointer = ctypes.c_int64, ctypes.c_void_p
     signatures = {
         "trueoracle_kernel_name": (ctypes.c_char_p, [whole]),

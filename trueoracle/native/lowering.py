@@ -1,4 +1,4 @@
-"""From a network to what the kernels know: a chain of convolution, activation and pooling."""
+"""Translates a network for the kernels: to a chain of convolution, activation and pooling."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Lowered:
     """A network as the kernels see it.
 
     ``parameters`` names the tensors in the order in which their numbers stand in the vector of
-    ``weights`` numbers; ``outputs`` is how many numbers the network answers with.
+    ``weights`` numbers; ``outputs`` is the number of the network's outputs.
     """
 
     blocks: list[Block]
@@ -122,7 +122,7 @@ def _lower_chain(chain: Sequence[tuple[str, nn.Module]], shape: Sequence[int]) -
 
 
 def _begin(sizes: Sequence[int]) -> Block:
-    """A block that hands images ``[C, H, W]`` on as they are."""
+    """A block that passes images ``[C, H, W]`` on unchanged."""
     channels, height, width = sizes
     return Block(
         **dict.fromkeys(("stride_h", "stride_w", "dilation_h", "dilation_w", "KH", "KW"), 1),
@@ -211,7 +211,7 @@ def _pool(name: str, module: nn.Module, sizes: Sequence[int], lowered: Lowered) 
 
 
 def _decide(block: Block) -> None:
-    """What has to be kept for the way back, and whether pooling may go first."""
+    """Decide what the backward pass needs kept, and whether pooling may come first."""
     kind, pool = _ACTIVATIONS[block.activation], _POOLS[block.pool]
     monotone = kind in _MONOTONE
     block.pools_first = int(pool == "max" and monotone)

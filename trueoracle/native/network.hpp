@@ -1,4 +1,4 @@
-// What the kernels are told: the shape of a network, the images, the optimiser. Plain data only.
+// The kernels' arguments: the shape of a network, the images, the optimiser. Plain data only.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@ namespace trueoracle {
 
 constexpr long MOST_BLOCKS = 128;
 
-// What all kernels share must not exist as a function: the linker would keep one of the compiled
-// versions for all, perhaps that for a processor which is not at hand.
+// Code that all kernels share must be inlined: of a function the linker would keep one compiled
+// version for all, perhaps that for a processor which is not present.
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 // The numbers are those of lowering.py.

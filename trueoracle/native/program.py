@@ -82,7 +82,7 @@ class Program:
     def pack(self, networks: Sequence[nn.Module]) -> Tensor:
         """Up to ``lanes`` networks' numbers side by side, ``[weights, lanes]``.
 
-        Lanes left over are copies of the first network: their arithmetic meets nobody's.
+        Unused lanes hold copies of the first network, and do not affect the others.
         """
         columns = [_flat(network, self.lowered).to(self.dtype) for network in networks]
         columns += [columns[0]] * (self.lanes - len(columns))
@@ -125,12 +125,12 @@ class Program:
     def gradients(
         self, weights: Sequence[Tensor], images: Sequence[Images], label_smoothing: float = 0.0
     ) -> list[Tensor]:
-        """The gradient of the mean loss over all images, ``[weights, lanes]`` a group."""
+        """The gradient of the mean loss over all images, ``[weights, lanes]`` per group."""
         options = Optimizer(label_smoothing=label_smoothing)
         return [out for (out,) in self._run("gradients", weights, images, optimizer=options)]
 
     def outputs(self, weights: Sequence[Tensor], images: Sequence[Images]) -> list[Tensor]:
-        """What the networks answer, ``[N, outputs, lanes]`` a group."""
+        """The networks' outputs, ``[N, outputs, lanes]`` per group."""
         return [out for (out,) in self._run("outputs", weights, images)]
 
     def _run(
@@ -168,7 +168,7 @@ class Program:
         return results
 
     def _results(self, task: Task, unit: Unit, count: int) -> tuple[Tensor, ...]:
-        """Make room for what a task gives, and tell the unit where."""
+        """Allocate a task's results, and put their addresses into the unit."""
         if task == "evaluate":
             loss = torch.zeros(self.lanes, dtype=torch.float64)
             right = torch.zeros(self.lanes, dtype=torch.int64)
@@ -181,7 +181,7 @@ class Program:
         unit.out = out.data_ptr()
         return (out,)
 
-    # The kernels trust what they are given: nothing else may reach them.
+    # The kernels do not check what they are given.
 
     def _check_images(self, images: Images, count: int) -> None:
         first = self.lowered.blocks[0]

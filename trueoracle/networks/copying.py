@@ -11,9 +11,22 @@ from torch.overrides import TorchFunctionMode
 
 from trueoracle.errors import InputError, first_line
 
-__all__ = ["copied"]
+__all__ = ["copied", "without_numbers"]
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def without_numbers(network: Network) -> Network:
+    """A copy whose parameters and buffers have sizes only (on the meta device), shared as before.
+
+    Raises as :func:`copied` does.
+    """
+    replaced: dict[int, Any] = {}
+    for value in (*network.parameters(), *network.buffers()):
+        made = value.detach().to("meta")
+        is_parameter = isinstance(value, nn.Parameter)
+        replaced[id(value)] = nn.Parameter(made, value.requires_grad) if is_parameter else made
+    return _copied(network, replaced)
 
 
 def copied(network: Network, sharing: Iterable[Tensor] = ()) -> Network:
@@ -23,9 +36,13 @@ def copied(network: Network, sharing: Iterable[Tensor] = ()) -> Network:
     of ``torch.nn.utils`` left at the last call, an activation that a hook keeps. Raises
     :class:`InputError` where a module holds something that cannot be copied.
     """
+    return _copied(network, {id(one): one for one in sharing})
+
+
+def _copied(network: Network, replaced: dict[int, Any]) -> Network:
     try:
         with _ByValue():
-            return copy.deepcopy(network, {id(one): one for one in sharing})
+            return copy.deepcopy(network, replaced)
     except Exception as error:  # a module may hold anything
         raise InputError(
             f"the network ({type(network).__name__}) cannot be copied: {first_line(error)}"

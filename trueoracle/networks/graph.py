@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from trueoracle.networks.copying import copied
+from trueoracle.networks.heads import free_heads
+from trueoracle.networks.watching import Watch, limited
 from trueoracle.tasks.base import read_part
 
 __all__ = [
@@ -30,9 +31,12 @@ __all__ = [
     "Ref",
     "Step",
     "answer",
+    "compared",
     "converted",
+    "no_fast_path",
     "plain_attention",
     "record",
+    "without_padding",
 ]
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -41,7 +45,9 @@ Example = Tensor | Sequence[Any] | Mapping[str, Any]
 Tensors have a leading axis N.
 """
 
-OPAQUE = (nn.RNNBase, nn.MultiheadAttention)
+_LONGEST_LIST = 64
+
+OPAQUE = (nn.RNNBase,)
 """Modules that are one operation each: their insides depend on sizes that no cut can reach."""
 
 
@@ -94,6 +100,7 @@ class Norming:
 class Graph:
     """The operations of one run; ``shapes`` by the tensors' numbers.
 
+    ``constants`` are the values of short lists of whole numbers that the forward itself writes.
     ``named`` has the numbers of parameters and buffers (of one that is shared, under its first
     name), ``inputs`` those of the batch, ``outputs`` those of the answer.
     """
@@ -104,12 +111,29 @@ class Graph:
     inputs: frozenset[int] = frozenset()
     outputs: tuple[int, ...] = ()
     norms: list[Norming] = field(default_factory=list)
+    constants: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def live(self) -> list[int]:
         """The numbers of the steps that the answer depends on, in their order.
 
         A mean that a forward only branches on is none of them.
         """
+        return self._before(range(len(self.steps)), self.outputs, ())
+
+    def unread(self) -> list[int]:
+        """The numbers of the other steps that take parameters or buffers, and of what leads there.
+
+        They run, such as layers behind the one whose output is taken, and the answer does not
+        depend on them.
+        """
+        live = set(self.live())
+        others = [at for at in range(len(self.steps)) if at not in live]
+        return self._before(others, (), self.named.values())
+
+    def _before(
+        self, steps: Sequence[int], results: Iterable[int], taken: Iterable[int]
+    ) -> list[int]:
+        """Those of some steps that lead to some tensors, or to a step that takes one of others."""
         base: dict[int, int] = {}
         for step in self.steps:
             if step.effect == "view":
@@ -117,26 +141,63 @@ class Graph:
                 for ref in step.results:
                     if ref is not None:
                         base[ref.number] = base.get(of, of)
-        wanted = {base.get(number, number) for number in self.outputs}
-        found = []
-        for at in range(len(self.steps) - 1, -1, -1):
-            results = [ref.number for ref in self.steps[at].results if ref is not None]
-            if any(base.get(number, number) in wanted for number in results):
+        wanted = {base.get(number, number) for number in results}
+        ends, found = set(taken), []
+        for at in reversed(steps):
+            step = self.steps[at]
+            made = {base.get(ref.number, ref.number) for ref in step.results if ref is not None}
+            given = {base.get(ref.number, ref.number) for ref in step.tensors}
+            if wanted & made or ends & given:
                 found.append(at)
-                wanted.update(base.get(ref.number, ref.number) for ref in self.steps[at].tensors)
+                wanted |= given
         return found[::-1]
 
 
 def answer(network: nn.Module, example: Example) -> Any:
-    """What a network gives for an example batch; of an object with parts that, which is read."""
-    if isinstance(example, Mapping):
-        given = network(**example)
-    else:
-        given = network(example) if isinstance(example, Tensor) else network(*example)
-    if isinstance(given, Tensor | Mapping | tuple | list):
+    """What a network gives for an example batch; of an object with parts, the one that is read.
+
+    Such an object has ``.logits``, say; a plain dictionary counts with all its tensors.
+
+    Raises :class:`TimeoutError` where that takes longer than ``watching.LIMIT`` allows.
+    """
+    with limited():
+        if isinstance(example, Mapping):
+            given = network(**example)
+        else:
+            given = network(example) if isinstance(example, Tensor) else network(*example)
+    is_object = isinstance(given, Mapping) and hasattr(given, "logits")  # as of transformers
+    if isinstance(given, Tensor | Mapping | tuple | list) and not is_object:
         return given
     part, _ = read_part(given)
     return given if part is None else part
+
+
+def compared(output: Any, example: Example) -> list[Tensor]:
+    """The tensors of an answer in which two networks are to agree.
+
+    That is the part that is read, or all in floating point where none is. Caches are no part of it,
+    which have an entry for each layer.
+    """
+    part, _ = read_part(output)
+    leaves = pytree.tree_leaves(part if isinstance(part, Tensor) else output)
+    found = [one for one in leaves if isinstance(one, Tensor) and one.is_floating_point()]
+    return without_padding(found, example)
+
+
+def without_padding(answers: Sequence[Tensor], example: Example) -> list[Tensor]:
+    """The same answers with zeros where the example's ``attention_mask`` ``[N, T]`` says padding.
+
+    Nobody reads what a network gives there; behind a softmax over no token it may be NaN.
+    """
+    mask = example.get("attention_mask") if isinstance(example, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or not bool(mask.any()):
+        return list(answers)
+    return [
+        one.masked_fill((mask == 0).view(*mask.shape, *[1] * (one.ndim - 2)), 0)
+        if one.shape[:2] == mask.shape
+        else one
+        for one in answers
+    ]
 
 
 def converted(example: Example, dtype: torch.dtype) -> Any:
@@ -149,17 +210,19 @@ def converted(example: Example, dtype: torch.dtype) -> Any:
 
 
 def record(network: nn.Module, example: Example) -> Graph:
-    """Run ``network`` on an example in evaluation mode, on a copy, and list what it does.
+    """Run a copy of ``network`` on an example in evaluation mode, and list what it does.
 
-    Raises whatever the network's forward raises.
+    Attention runs as :mod:`~trueoracle.networks.heads` writes it. Raises whatever the network's
+    forward raises.
     """
     twin = copied(network).eval()
+    free_heads(twin)
     recorder = Recorder(twin, example)
     recorder.run()
     return recorder.graph
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(Watch):
     """Runs a network, without gradients, and notes its operations.
 
     ``watch`` is called after each of them with its number and its first result.
@@ -171,7 +234,7 @@ class Recorder(TorchDispatchMode):
         example: Example,
         watch: Callable[[int, Any], None] | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.graph = Graph()
         self._network, self._example, self._watch = network, example, watch
         self._numbers = WeakTensorKeyDictionary()
@@ -183,10 +246,6 @@ class Recorder(TorchDispatchMode):
         given = [one for one in pytree.tree_leaves(example) if isinstance(one, Tensor)]
         self.graph.inputs = frozenset(self._ref(one).number for one in given)
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch imports its compiler, which takes a second
-
     def run(self) -> Any:
         """Run the network once and return its answer."""
         with torch.no_grad(), plain_attention(), self._entering(), self:
@@ -195,19 +254,14 @@ class Recorder(TorchDispatchMode):
         self.graph.outputs = tuple(self._ref(one).number for one in leaves)
         return result
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Carry out one operation and note it."""
-        kwargs = kwargs or {}
         if self._within is not None:
             return func(*args, **kwargs)
         arguments = self._refs(_by_name(func, args, kwargs))
         result = func(*args, **kwargs)
+        if func is torch.ops.aten.lift_fresh.default and _is_list(result):
+            self.graph.constants[self._ref(result).number] = tuple(result.tolist())
         space, _, name = func._schema.name.partition("::")
         self._note(
             Step(
@@ -311,10 +365,8 @@ class _Leave:
 
 def _unpacked(values: Any) -> list[Any]:
     """What stands in nested values, in one list; of packed sequences their numbers."""
-    found = []
-    for one in pytree.tree_leaves(values, is_leaf=lambda one: isinstance(one, PackedSequence)):
-        found.append(one.data if isinstance(one, PackedSequence) else one)
-    return found
+    leaves = pytree.tree_leaves(values, is_leaf=lambda one: isinstance(one, PackedSequence))
+    return [one.data if isinstance(one, PackedSequence) else one for one in leaves]
 
 
 def _normed(module: nn.Module, given: Any, result: Any) -> Tensor | None:
@@ -325,6 +377,11 @@ def _normed(module: nn.Module, given: Any, result: Any) -> Tensor | None:
         return None
     is_plain = all(sum(n > 1 for n in value.shape) < 2 for value in module.parameters())
     return tensors[0] if is_plain else None
+
+
+def _is_list(value: Tensor) -> bool:
+    """Whether a tensor is a short list of whole numbers, as an index may be."""
+    return value.dtype == torch.int64 and value.ndim == 1 and len(value) <= _LONGEST_LIST
 
 
 def _effect(func: Any) -> Literal["new", "view", "write"]:
@@ -350,10 +407,16 @@ def _by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Within the block, attention is computed by products of tensors and not by fused kernels."""
+    with no_fast_path(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def no_fast_path() -> Iterator[None]:
+    """Within the block, torch's transformer layers compute the same way in both modes."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

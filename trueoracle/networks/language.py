@@ -5,7 +5,7 @@ Their vocabulary is that of the data, ``classes``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -34,10 +34,8 @@ def llama(
     one tensor; ``context`` is the longest sequence that it is said to take, in tokens.
     """
     transformers = import_transformers("network 'llama'")
-    config = _llama_config(
-        transformers, classes, hidden, layers, heads, kv_heads, mlp, tie, context
-    )
-    made: nn.Module = transformers.LlamaForCausalLM(config)
+    sizes = _Sizes(classes, hidden, layers, heads, kv_heads, mlp, tie, context)
+    made: nn.Module = transformers.LlamaForCausalLM(sizes.config(transformers))
     return made
 
 
@@ -83,10 +81,10 @@ def llava(
         patch_size=patch,
         vision_use_head=False,
     )
-    text = _llama_config(transformers, classes, hidden, layers, heads, kv_heads, mlp, tie, context)
+    sizes = _Sizes(classes, hidden, layers, heads, kv_heads, mlp, tie, context)
     config = transformers.LlavaConfig(
         vision_config=vision,
-        text_config=text,
+        text_config=sizes.config(transformers),
         image_token_index=image_token,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -99,28 +97,31 @@ def llava(
     return made
 
 
-def _llama_config(
-    transformers: Any,
-    classes: int,
-    hidden: int,
-    layers: int,
-    heads: int,
-    kv_heads: int,
-    mlp: int,
-    tie: bool,
-    context: int,
-) -> Any:
-    if heads % kv_heads:
-        raise InputError(f"heads = {heads} is no multiple of kv_heads = {kv_heads}")
-    if hidden % (2 * heads):
-        raise InputError(f"hidden = {hidden} is no multiple of 2 · heads = {2 * heads}")
-    return transformers.LlamaConfig(
-        vocab_size=classes,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=mlp,
-        tie_word_embeddings=tie,
-        max_position_embeddings=context,
-    )
+class _Sizes(NamedTuple):
+    """Of a Llama."""
+
+    classes: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    tie: bool
+    context: int
+
+    def config(self, transformers: Any) -> Any:
+        heads, kv_heads = self.heads, self.kv_heads
+        if heads % kv_heads:
+            raise InputError(f"heads = {heads} is no multiple of kv_heads = {kv_heads}")
+        if self.hidden % (2 * heads):
+            raise InputError(f"hidden = {self.hidden} is no multiple of 2 · heads = {2 * heads}")
+        return transformers.LlamaConfig(
+            vocab_size=self.classes,
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            intermediate_size=self.mlp,
+            tie_word_embeddings=self.tie,
+            max_position_embeddings=self.context,
+        )

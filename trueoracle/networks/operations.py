@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple, cast
@@ -26,14 +26,17 @@ __all__ = [
 ]
 
 
-def in_both_modes(network: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule]:
+def in_both_modes(
+    network: nn.Module, inputs: Collection[str] = ()
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     """A network traced in training mode, and in evaluation mode; its own modes stay as they are.
 
-    Raises whatever the network's forward raises.
+    ``inputs`` are those of :func:`trueoracle.networks.tracing.trace`. Raises whatever the network's
+    forward raises.
     """
     modes = [(module, module.training) for module in network.modules()]
     try:
-        return trace(network.train()), trace(network.eval())
+        return trace(network.train(), inputs), trace(network.eval(), inputs)
     finally:
         for module, training in modes:
             module.training = training

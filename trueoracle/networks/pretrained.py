@@ -9,7 +9,7 @@ offer. With ``pretrained = false`` they begin with random weights, which are tra
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from trueoracle.errors import InputError, first_line, unknown
+from trueoracle.networks import tinyllava
 from trueoracle.spec.hub import CONFIG, HF, TIMM, TORCHVISION, folder_of
 
 __all__ = [
@@ -48,8 +49,9 @@ def build_pretrained(
     """The network of a name ``hf:…``, ``timm:…`` or ``torchvision:…``.
 
     ``input_shape`` (of one example) and ``classes`` matter only where timm or torchvision build a
-    network that is to be trained here; of 0 classes it has its usual ones. Raises :class:`InputError`, in one line, where the library,
-    the network, its files or an argument cannot be had.
+    network that is to be trained here; of 0 classes it has its usual ones. Raises
+    :class:`InputError`, in one line, where the library, the network, its files or an argument
+    cannot be had.
     """
     given = dict(arguments)
     pretrained = given.pop("pretrained", True)
@@ -73,9 +75,12 @@ def build_from_config(config: Mapping[str, Any], what: str) -> nn.Module:
     Raises :class:`InputError`, naming ``what`` the config is of, where there is no such network.
     """
     transformers = import_transformers(what)
-    kind = getattr(transformers, _kind(what, config))
+    is_tiny = config.get("architectures") == [tinyllava.ARCHITECTURE]
+    kind = None if is_tiny else getattr(transformers, _kind(what, config))
     try:
         with quiet():
+            if kind is None:
+                return tinyllava.build_tinyllava(config)
             made = transformers.AutoConfig.for_model(**config)
             network: nn.Module = kind.from_config(
                 made, trust_remote_code=False, dtype=config.get("dtype") or "float32"
@@ -97,6 +102,8 @@ def processor_of(name: str, revision: str | None = None) -> Any:
     transformers = import_transformers(f"{HF}{named}")
     try:
         with quiet():
+            if (config := read_config(folder)).get("model_type") == tinyllava.MODEL_TYPE:
+                return tinyllava.tinyllava_processor(folder, config)
             return transformers.AutoProcessor.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
@@ -154,6 +161,9 @@ def _from_transformers(named: str, given: dict[str, Any], pretrained: bool) -> n
         raise unknown(f"dtype of network {name!r}", str(dtype), _DTYPES)
     folder = folder_of(named, given.pop("revision", None))
     transformers, config = import_transformers(name), read_config(folder)
+    if config.get("model_type") == tinyllava.MODEL_TYPE:
+        with quiet():
+            return tinyllava.load_tinyllava(folder, config, **given)
     kind = getattr(transformers, _kind(name, config))
     if "quantization_config" in config:
         raise InputError(f"{name} holds quantised weights, which cannot be pruned and retrained")
@@ -222,9 +232,9 @@ def _from_torchvision(named: str, given: dict[str, Any], pretrained: bool) -> nn
     return _made(lambda: models.get_model(named, **given), name, pretrained)
 
 
-def _made(make: Any, name: str, pretrained: bool) -> nn.Module:
+def _made(make: Callable[[], nn.Module], name: str, pretrained: bool) -> nn.Module:
     try:
-        network: nn.Module = make()
+        return make()
     except Exception as error:  # no connection, no such argument
         by_hand = (
             "; where its weights cannot be downloaded, give a file of them as network.weights"
@@ -234,4 +244,3 @@ def _made(make: Any, name: str, pretrained: bool) -> nn.Module:
         raise InputError(
             f"network {name!r} cannot be built: {first_line(error)}{by_hand}"
         ) from error
-    return network

@@ -50,9 +50,9 @@ def build(
     """Build a network by registered name, ``module:factory`` or a name of another library's.
 
     ``input_shape`` is one image's, ``(C, H, W)``, or another field's of an example; ``classes`` is
-    the number of outputs, such as the vocabulary of a language model. A factory is given as many of ``input_shape``,
-    ``classes`` and ``num_classes`` as it names; those of ``torchvision.models`` take the last
-    without naming it. The initial weights come from torch's global generator. Raises
+    the number of outputs, such as the vocabulary of a language model. A factory is given as many
+    of ``input_shape``, ``classes`` and ``num_classes`` as it names; those of ``torchvision.models``
+    take the last without naming it. The initial weights come from torch's global generator. Raises
     :class:`InputError` for an unknown name or argument, with the nearest ones.
     """
     if is_of_library(name):

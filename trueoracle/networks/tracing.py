@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Collection
 
 from torch import fx, nn
 
@@ -13,8 +14,10 @@ from trueoracle.networks.copying import copied
 __all__ = ["trace"]
 
 
-def trace(network: nn.Module) -> fx.GraphModule:
+def trace(network: nn.Module, inputs: Collection[str] = ()) -> fx.GraphModule:
     """Trace ``network(images)`` in its present mode; optional arguments keep their defaults.
+
+    ``inputs`` names those that are given as well, where a network takes several.
 
     The graph calls the modules of ``network`` itself, which stays as it is. Raises whatever the
     network's forward raises when its input is a stand-in for a tensor.
@@ -23,7 +26,7 @@ def trace(network: nn.Module) -> fx.GraphModule:
     defaults = {
         parameter.name: parameter.default
         for parameter in parameters[1:]
-        if parameter.default is not parameter.empty
+        if parameter.default is not parameter.empty and parameter.name not in inputs
     }
     # Tracing stores the constants that a forward makes, and a forward or a hook may store
     # stand-ins for its tensors: all of that happens to a copy. Parameters are stand-ins throughout.

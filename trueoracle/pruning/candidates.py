@@ -202,7 +202,7 @@ class Candidates:
 
 def list_candidates(
     available: GroupMap,
-    ratios: Mapping[str, float],
+    ratios: Mapping[str, float | str],
     *,
     count: int | Literal["all"] | Path = "all",
     seed: int = 0,
@@ -239,10 +239,14 @@ def list_candidates(
     return Candidates(groups, ways, surgery, space.size)
 
 
-def _match_groups(available: GroupMap, ratios: Mapping[str, float]) -> dict[str, float]:
-    """The ratio of every group that is named."""
-    group_of = {part.module: group for group in available.groups.values() for part in group.layers}
-    matched: dict[str, float] = {}
+def _match_groups(available: GroupMap, ratios: Mapping[str, float | str]) -> dict[str, Any]:
+    """The ratio of every group that is named: by one of its layers, or itself (LAYER:heads)."""
+    group_of = {
+        name: group
+        for group in available.groups.values()
+        for name in ([group.name] if ":" in group.name else [one.module for one in group.layers])
+    }
+    matched: dict[str, Any] = {}
     named: set[str] = set()
     for pattern, ratio in ratios.items():
         known = group_of

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueoracle.errors import InputError, first_line
-from trueoracle.networks.copying import copied
+from trueoracle.networks.copying import copied, without_numbers
 from trueoracle.networks.graph import Example, answer, plain_attention
+from trueoracle.networks.watching import Watch
 
 __all__ = ["Cost", "cost", "macs_by_parameter"]
 
@@ -54,17 +55,34 @@ def _macs(network: nn.Module, given: Sequence[int] | Example) -> tuple[int, dict
     item = _first_item(given)
     try:
         # A network may make tensors of its own as it goes, or branch on values: those are nowhere.
-        return _count(copied(network).to("meta"), item, torch.device("meta"))
+        return _count(without_numbers(network), item, torch.device("meta"))
     except Exception:  # the user's forward runs: anything can come out
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
     try:
         return _count(copied(network), item, device)
     except Exception as error:  # likewise
+        with suppress(Exception):  # its rows may be of no item alone, as patches of images are
+            return _share_of_item(network, given, device)
         what = f"image of shape {list(given)}" if _is_shape(given) else "item of the example"
         raise InputError(
             f"cannot count the multiply-accumulates of {type(network).__name__} on one {what}: "
             f"{first_line(error)}"
         ) from error
+
+
+def _share_of_item(
+    network: nn.Module, given: Any, device: torch.device
+) -> tuple[int, dict[str, int]]:
+    """What a whole batch takes, by its number of items."""
+    items = _items(given)
+    total, by_parameter = _count(copied(network), given, device)
+    return total // items, {name: macs // items for name, macs in by_parameter.items()}
+
+
+def _items(given: Any) -> int:
+    """How many items a batch has: the length of its first tensor."""
+    tensors = [one for one in pytree.tree_leaves(given) if isinstance(one, Tensor) and one.ndim]
+    return len(tensors[0]) if tensors else 1
 
 
 def _is_shape(given: Sequence[int] | Example) -> bool:
@@ -75,8 +93,7 @@ def _first_item(given: Sequence[int] | Example) -> Any:
     """A batch of one item, the first of an example."""
     if _is_shape(given):
         return torch.zeros(1, *cast(Sequence[int], given))
-    tensors = [one for one in pytree.tree_leaves(given) if isinstance(one, Tensor) and one.ndim]
-    count = len(tensors[0]) if tensors else 1
+    count = _items(given)
 
     def first(one: Any) -> Any:
         is_batch = isinstance(one, Tensor) and one.ndim and len(one) == count
@@ -99,17 +116,17 @@ def _count(network: nn.Module, item: Any, device: torch.device) -> tuple[int, di
     return counter.get_total_flops() // 2, found
 
 
-class _ByStorage(TorchDispatchMode):
+class _ByStorage(Watch):
     """Notes the MACs of every operation with each storage that it reads."""
 
     def __init__(self, counter: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.macs: dict[int, int] = {}
         self._counter = counter
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         before = self._counter.get_total_flops()
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if macs := (self._counter.get_total_flops() - before) // 2:
             given = pytree.tree_leaves((args, kwargs))
             for key in {_storage(value) for value in given if isinstance(value, Tensor)}:

@@ -19,18 +19,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.copying import copied
-from trueoracle.networks.graph import Example, Graph, Recorder, answer
+from trueoracle.networks.graph import Example, Graph, Recorder, answer, compared
 from trueoracle.pruning.candidates import Surgery, Units
 from trueoracle.pruning.cost import Cost, cost
 from trueoracle.pruning.groups import Group
 from trueoracle.pruning.listing import Listing
 from trueoracle.pruning.parity import check_network, check_training
 from trueoracle.pruning.ways import Importance, Space, Way, match_layers, number_pruned
-from trueoracle.tasks.base import read_part
 
 __all__ = [
     "DepthCandidates",
@@ -261,9 +259,9 @@ def _difference(network: nn.Module, gone: Gone, example: Example) -> str:
     twin = copied(network, held).eval()
     try:
         with torch.no_grad():
-            found = _read(answer(cut_layers(twin, gone, held), example))
+            found = compared(answer(cut_layers(twin, gone, held), example), example)
             with without_layers(twin, gone):
-                expected = _read(answer(twin, example))
+                expected = compared(answer(twin, example), example)
     except Exception as error:  # the user's forward runs: anything can come out
         return f"without it the network does not run: {first_line(error)}"
     for one, other in zip(found, expected, strict=True):
@@ -272,13 +270,6 @@ def _difference(network: nn.Module, gone: Gone, example: Example) -> str:
         ):
             return "without it the network is another one than with it passed by"
     return ""
-
-
-def _read(outputs: Any) -> list[Tensor]:
-    """What is compared of an output: the part that is read, or all of it; caches are no part."""
-    part, _ = read_part(outputs)
-    leaves = pytree.tree_leaves(part if isinstance(part, Tensor) else outputs)
-    return [one for one in leaves if isinstance(one, Tensor) and one.is_floating_point()]
 
 
 @contextmanager
@@ -521,7 +512,7 @@ def _header(stacks: Sequence[Stack]) -> dict[str, Any]:
 
 def list_depth_candidates(
     available: StackMap,
-    ratios: Mapping[str, float],
+    ratios: Mapping[str, float | str],
     *,
     count: int | Literal["all"] | Path = "all",
     seed: int = 0,
@@ -533,7 +524,7 @@ def list_depth_candidates(
     are those of :func:`trueoracle.pruning.candidates.list_candidates`, which raises the same.
     """
     stack_of = {path: stack for stack in available.stacks.values() for path in stack.layers}
-    chosen: dict[str, tuple[float, list[str]]] = {}
+    chosen: dict[str, tuple[Any, list[str]]] = {}
     for pattern, ratio in ratios.items():
         asked = f"{pattern}.*" if pattern in available.stacks else pattern
         for path in match_layers(stack_of, available.refused, {asked: ratio}):

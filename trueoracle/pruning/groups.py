@@ -1,4 +1,4 @@
-"""Which filters hang together: for every prunable layer, all that must go with its filters."""
+"""What a group is: filters that can only go together, and every place where they occur."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 __all__ = [
     "Group",
     "GroupMap",
+    "Kind",
     "Part",
     "Place",
     "Role",
@@ -32,14 +33,18 @@ an entry for each. ``reads``: a layer's input weights. ``counts``: a number that
 that of what it is given, from the last one.
 """
 
+Kind = Literal["filters", "units", "heads", "key/value groups", "query heads"]
+"""What the filters of a group are."""
+
 _OF_LAYERS = {
     *("weight", "bias", "running_mean", "running_var"),
     *("in_proj_weight", "in_proj_bias", "num_features", "normalized_shape"),
+    *("q_proj_weight", "k_proj_weight", "v_proj_weight", "bias_k", "bias_v", "kept_heads"),
 }
 """Tensors and numbers that are a layer's own; others are named themselves."""
 
 _OF_RECURRENT = re.compile(r"(weight|bias)_(ih|hh)(_l\d+(_reverse)?)?")
-"""Likewise of recurrent layers and cells; a projection (``weight_hr_l0``) has filters of its own."""
+"""Likewise of recurrent layers and cells; projections (``weight_hr_l0``) are named themselves."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +114,20 @@ class Part:
 class Group:
     """Filters that can only go together, and every place where their indices occur.
 
-    ``name`` is that of its first layer in forward order, ``filters`` how many there are. The
+    ``name`` is that of its first layer in forward order, ``filters`` how many there are to choose
+    from; each may be several filters of a layer (``unit`` says so). The
     ``layers`` put the filters out (their outputs are added up where there are several), the
     ``norms`` have one entry per channel (norms, depthwise convolutions, parameters of the
-    channels), the ``consumers`` one slice of input weights. The filters of an attention are its
-    heads, or its groups of heads that share keys and values.
+    channels), the ``consumers`` one slice of input weights. ``kind`` is what a filter is: one of a
+    convolution, a hidden unit of a linear layer, or a part of attention. Where heads share keys and
+    values, a layer has two groups: its key/value groups, and (``LAYER:heads``) the query heads, of
+    which every key/value group loses the same ones.
     """
 
     name: str
     filters: int
     places: tuple[Place, ...]
+    kind: Kind = "filters"
 
     @property
     def layers(self) -> tuple[Part, ...]:

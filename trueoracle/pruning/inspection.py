@@ -1,15 +1,16 @@
-"""What of a network can be pruned, and what each filter costs."""
+"""Lists what of a network can be pruned, and what each filter costs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trueoracle.networks.copying import copied
+from trueoracle.networks.copying import without_numbers
 from trueoracle.networks.graph import Example
 from trueoracle.pruning.cost import Cost, cost
 from trueoracle.pruning.groups import Group
@@ -23,7 +24,7 @@ __all__ = ["InspectedGroup", "Inspection", "inspect_network"]
 class InspectedGroup:
     """A group, and what one of its filters costs: ``parameters``, and ``macs`` for one item.
 
-    What the first filter costs; all of a group cost the same. None where it has but one.
+    All filters of a group cost the same. None where it has but one, or runs with no fewer.
     """
 
     group: Group
@@ -35,6 +36,7 @@ class InspectedGroup:
         group = self.group
         return {
             "name": group.name,
+            "kind": group.kind,
             "filters": group.filters,
             "layers": [part.module for part in group.layers],
             "norms": [part.module for part in group.norms],
@@ -46,7 +48,7 @@ class InspectedGroup:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The prunable groups of a network in forward order, and in words why other layers are none."""
+    """The prunable groups of a network in forward order, and why other layers are in none."""
 
     cost: Cost
     groups: tuple[InspectedGroup, ...]
@@ -65,19 +67,25 @@ def inspect_network(network: nn.Module, given: Sequence[int] | Example) -> Inspe
         example = torch.rand(2, *given, generator=torch.Generator().manual_seed(0))
     found = find_groups(network, example)
     whole = cost(network, example)
-    # Sizes are all that counts here, and tensors without numbers are cut in no time.
-    plain = copied(network).to("meta")
+    # Only sizes count here, and tensors without numbers are cut in no time.
+    plain = without_numbers(network)
     inspected = []
     for group in found.groups.values():
-        if group.filters == 1:
-            inspected.append(InspectedGroup(group, None, None))
-            continue
-        try:
-            left = cost(prune(plain, [group], {group.name: range(1, group.filters)}), example)
-        except Exception:  # the user's forward, which may need numbers
-            pruned = prune(network, [group], {group.name: range(1, group.filters)})
-            left = cost(pruned, example)
-        inspected.append(
-            InspectedGroup(group, whole.parameters - left.parameters, whole.macs - left.macs)
-        )
+        units = _units(network, plain, group, example, whole)
+        inspected.append(InspectedGroup(group, *units))
     return Inspection(whole, tuple(inspected), found.refused)
+
+
+def _units(
+    network: nn.Module, plain: nn.Module, group: Group, example: Example, whole: Cost
+) -> tuple[int | None, int | None]:
+    """What one filter of a group costs: the parameters and MACs that go with it."""
+    for gone in dict.fromkeys((1, group.filters // 2)):  # some kernels take even sizes only
+        kept = {group.name: range(gone, group.filters)}
+        for dense in (plain, network):  # the user's forward may need numbers
+            if group.filters > 1:
+                with suppress(Exception):
+                    left = cost(prune(dense, [group], kept), example)
+                    lost = whole.parameters - left.parameters, whole.macs - left.macs
+                    return lost[0] // gone, lost[1] // gone
+    return None, None

@@ -1,4 +1,4 @@
-"""Pruning without surgery: the dense network, its pruned channels zeroed where they are read."""
+"""Pruning without surgery: the dense network, with its pruned channels zeroed where read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def masked(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> Iterator[nn
     norm's bias, a sigmoid). A norm whose statistics mix the channels (a layer norm) takes those of
     the kept ones only. When the block ends, the weights are what they were.
     """
-    before: dict[str, tuple[Tensor, Tensor]] = {}
+    before: list[tuple[Tensor, int, Tensor, Tensor]] = []
     handles = []
     try:
         with torch.no_grad():
@@ -45,12 +45,12 @@ def masked(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> Iterator[nn
         for handle in handles:
             handle.remove()
         with torch.no_grad():
-            for value, old in before.values():
-                value.copy_(old)
+            for value, axis, entries, old in reversed(before):
+                value.index_copy_(axis, entries, old)
 
 
 def _gone(group: Group, kept: Kept) -> Tensor:
-    """The filters that go."""
+    """The pruned filters."""
     goes = torch.ones(group.filters, dtype=torch.bool)
     goes[torch.as_tensor(np.asarray(kept[group.name]), dtype=torch.int64)] = False
     return goes.nonzero()[:, 0]
@@ -62,18 +62,21 @@ def _mixing(groups: Sequence[Group]) -> list[str]:
 
 
 def _zero(
-    dense: nn.Module, place: Place, entries: Tensor, before: dict[str, tuple[Tensor, Tensor]]
+    dense: nn.Module,
+    place: Place,
+    entries: Tensor,
+    before: list[tuple[Tensor, int, Tensor, Tensor]],
 ) -> None:
     value: Tensor = getattr(dense.get_submodule(place.owner), place.tensor.rpartition(".")[2])
-    if place.tensor not in before:
-        before[place.tensor] = value, value.detach().clone()
-    value.index_fill_(place.axis or 0, entries.to(value.device), 0)
+    axis, entries = place.axis or 0, entries.to(value.device)
+    before.append((value, axis, entries, value.detach().index_select(axis, entries)))
+    value.index_fill_(axis, entries, 0)
 
 
 class _MaskedNorm:
-    """A forward hook by which a norm knows nothing of the channels that are not kept.
+    """A forward hook that norms the kept channels only, as the smaller norm would.
 
-    It norms the kept ones as the smaller norm does, and gives zeros elsewhere.
+    It gives zeros elsewhere.
     """
 
     def __init__(self, norm: nn.Module, name: str, groups: Sequence[Group], kept: Kept) -> None:

@@ -1,4 +1,4 @@
-"""Removing filters physically: the pruned network is smaller, not masked."""
+"""Removing filters: the pruned network is physically smaller, not masked."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from trueoracle.networks.attention import Attention
 from trueoracle.networks.copying import copied
+from trueoracle.networks.heads import fit_heads, free_heads
 from trueoracle.pruning.groups import Group, Place, filter_weights
 
 __all__ = ["Kept", "l1_survivors", "prune"]
@@ -22,17 +23,28 @@ Kept = Mapping[str, Sequence[int] | np.ndarray]
 
 
 def prune(
-    dense: nn.Module, groups: Sequence[Group], kept: Kept, read: Kept | None = None
+    dense: nn.Module,
+    groups: Sequence[Group],
+    kept: Kept,
+    read: Kept | None = None,
+    *,
+    is_shared: bool = False,
 ) -> nn.Module:
     """A copy of ``dense`` with only the ``kept`` filters of each group.
 
-    The layers' own weights are cut to ``kept``; the norms and consumers to the channels ``read``.
-    Left out, ``read`` is ``kept``: exact surgery, which computes the same function as zeroing the
-    channels (``masks.masked``). The paper's released code instead lets ``read`` be the survivors
-    of one L1 pass, whatever the candidate keeps (``l1_survivors``).
+    The weights of the layers themselves are cut to ``kept``, the norms and consumers to ``read``.
+    Without ``read``, those are cut to ``kept`` as well: exact surgery, which computes the same
+    function as zeroing the channels (``masks.masked``). The paper's released code instead takes for
+    ``read`` the survivors of one L1 pass, whatever the candidate keeps (``l1_survivors``). A
+    network that ``is_shared`` has the parameters of ``dense`` itself where nothing is cut: to look
+    at, not to train.
     """
-    network = copied(dense)
+    touched = {place.tensor for group in groups for place in group.places}
+    rest = [value for name, value in dense.named_parameters() if name not in touched]
+    network = copied(dense, sharing=rest if is_shared else ())
+    free_heads(network, touched)
     cuts: dict[tuple[str, int], list[tuple[Place, int, Tensor]]] = {}
+    counts: dict[str, list[tuple[Place, int, int]]] = {}
     with torch.no_grad():
         for group in groups:
             own = _indices(kept[group.name])
@@ -42,7 +54,7 @@ def prune(
                     continue
                 left = own if place.role in ("writes", "counts") else channels
                 if place.axis is None:
-                    _count_down(network, place, group.filters - len(left))
+                    counts.setdefault(place.tensor, []).append((place, group.filters, len(left)))
                 else:
                     cuts.setdefault((place.tensor, place.axis), []).append(
                         (place, group.filters, left)
@@ -50,15 +62,18 @@ def prune(
         holders = _holders(network) if cuts else {}
         for (tensor, axis), found in cuts.items():
             _cut(holders[tensor], axis, found)
+        for number, lowered in counts.items():
+            _count_down(network, number, lowered)
         for owner in dict.fromkeys(tensor.rpartition(".")[0] for tensor, _ in cuts):
             _fit(network.get_submodule(owner))
+            fit_heads(network, owner)
     return network
 
 
 def l1_survivors(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> dict[str, np.ndarray]:
-    """The filters ``[K]`` of largest mean |w| in each group, as many as ``kept`` has, ascending.
+    """For each group, as many filters as ``kept`` has, those of the largest mean |w|, ascending.
 
-    The L1 pass of the paper's released code, which decides there what following layers read.
+    This is the L1 pass of the paper's released code, which decides there what later layers read.
     """
     survivors = {}
     for group in groups:
@@ -73,9 +88,9 @@ def _indices(given: Sequence[int] | np.ndarray) -> Tensor:
 
 
 def _holders(network: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """The modules that hold each parameter and buffer, and under which name, by its dotted name.
+    """By the dotted name of each parameter and buffer: the modules that hold it, and its key there.
 
-    One that is shared has several, under each of its names.
+    A shared tensor has several holders, and is found under each of its names.
     """
     found: dict[int, list[tuple[nn.Module, str]]] = {}
     named = {}
@@ -105,7 +120,7 @@ def _cut(
 
 
 def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
-    """What is kept of an axis: of each group its kept filters, of the rest everything."""
+    """The indices of an axis that stay: the kept filters of each group, and what is in none."""
     if all((kept.diff() > 0).all() for _, _, kept in found):
         stays = torch.ones(width, dtype=torch.bool)
         for place, count, kept in found:
@@ -113,7 +128,7 @@ def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
             goes[kept] = False
             stays[place.entries(goes.nonzero()[:, 0], count)] = False
         return stays.nonzero()[:, 0]
-    # Filters in another order, or several times: each block of a group's is put together anew.
+    # The kept filters are in another order, or repeated: build each block of a group anew.
     blocks = sorted(
         (place.offset + i * count * place.inner, count * place.inner, place.inner, kept)
         for place, count, kept in found
@@ -127,22 +142,32 @@ def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
     return torch.cat([*pieces, torch.arange(end, width)])
 
 
-def _count_down(network: nn.Module, place: Place, gone: int) -> None:
-    """Lower a number that counts filters; of a shape, its last axis."""
-    owner: Any = network.get_submodule(_module_of(network, place.tensor))
-    path = place.tensor.removeprefix(_module_of(network, place.tensor)).lstrip(".").split(".")
+def _count_down(network: nn.Module, number: str, lowered: Sequence[tuple[Place, int, int]]) -> None:
+    """Lower a number that counts filters; in a shape, the size of the last axis.
+
+    ``lowered`` are its places, each with how many filters there were and how many are left.
+    """
+    module = _module_of(network, number)
+    owner: Any = network.get_submodule(module)
+    path = number.removeprefix(module).lstrip(".").split(".")
     for step in path[:-1]:  # to a configuration, which other modules may share
         own = copy.copy(getattr(owner, step))
         setattr(owner, step, own)
         owner = own
     value = getattr(owner, path[-1])
-    less = gone * place.outer * place.inner
-    lowered = (*value[:-1], value[-1] - less) if isinstance(value, tuple) else value - less
-    setattr(owner, path[-1], lowered)
+    whole = value[-1] if isinstance(value, tuple) else value
+    if all(count * place.outer * place.inner == whole for place, count, _ in lowered):
+        left = whole  # it is a product of several groups' numbers, or one group's
+        for _, count, kept in lowered:
+            left = left // count * kept
+    else:
+        gone = ((count - kept) * place.outer * place.inner for place, count, kept in lowered)
+        left = whole - sum(gone)
+    setattr(owner, path[-1], (*value[:-1], left) if isinstance(value, tuple) else left)
 
 
 def _module_of(network: nn.Module, name: str) -> str:
-    """The longest beginning of a dotted name that is a module's path."""
+    """The longest prefix of a dotted name that is the path of a module."""
     path = name
     while path:
         path = path.rpartition(".")[0]
@@ -155,7 +180,7 @@ def _module_of(network: nn.Module, name: str) -> str:
 
 
 def _fit(module: nn.Module) -> None:
-    """Make the sizes that a layer says it has those of its tensors."""
+    """Set the sizes that a layer states to those of its tensors."""
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, Attention):
         module.heads = module.in_proj_weight.shape[0] // (3 * module.head_dim)
@@ -190,8 +215,9 @@ def _fit_convolution(module: _ConvNd) -> None:
 
 
 def _fit_recurrent(module: nn.RNNBase) -> None:
-    rows, module.input_size = module.weight_ih_l0.shape
-    module.hidden_size = rows // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    inputs, states = module.get_parameter("weight_ih_l0"), module.get_parameter("weight_hh_l0")
+    module.input_size = inputs.shape[1]
+    module.hidden_size = len(inputs) // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
     if module.proj_size:
-        module.proj_size = module.weight_hh_l0.shape[1]
+        module.proj_size = states.shape[1]
     module.flatten_parameters()

@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from trueoracle.errors import InputError, first_line, shown
 from trueoracle.networks.copying import copied
-from trueoracle.networks.graph import Example
+from trueoracle.networks.graph import Example, answer, compared
 from trueoracle.pruning.candidates import Surgery, Units
 from trueoracle.pruning.cost import Cost, cost, macs_by_parameter
 from trueoracle.pruning.groups import Group
@@ -506,8 +506,8 @@ def _check_room(made: WeightCandidates, wanted: int) -> None:
     pairs = wanted * (wanted - 1) / 2
     if pairs and digits < math.log(100 * pairs):
         raise InputError(
-            f"pruning.candidates = {wanted:,}, but there are about {math.exp(digits):,.0f} masks: "
-            "too few to sample without repeats"
+            f"{wanted:,} candidates are asked for, but there are about {math.exp(digits):,.0f} "
+            "masks: too few to sample without repeats"
         )
 
 
@@ -544,10 +544,10 @@ def _masks_of(entries: Sequence[Any], path: Path) -> tuple[int, ...]:
     return tuple(places)
 
 
-def check_masks(dense: nn.Module, candidates: WeightCandidates, example: Tensor) -> None:
+def check_masks(dense: nn.Module, candidates: WeightCandidates, example: Example) -> None:
     """Check that a pruned network is the dense one with zeros, and that it trains.
 
-    ``example`` is a batch ``[N, C, H, W]``, N at least 2. The first and the last candidate are
+    ``example`` is a batch for it, of at least two. The first and the last candidate are
     tried, against weights multiplied by hand. Raises :class:`InputError`, also where the dense
     network itself does not answer or train.
     """
@@ -561,17 +561,19 @@ def check_masks(dense: nn.Module, candidates: WeightCandidates, example: Tensor)
                 for name, kept in candidates.kept(index).items():
                     weight = by_hand.get_parameter(f"{name}.weight")
                     weight.mul_(kept.to(weight))
-                expected = by_hand(example)
-                found = candidates.prune(network, index)(example)
-            candidates.prune(dense, index).train()(example).sum().backward()
+                expected = compared(answer(by_hand, example), example)
+                pruned = candidates.prune(network, index)
+                found = compared(answer(pruned, example), example)
+            check_training(pruned, example)
         except Exception as error:  # the user's forward runs: anything can come out
             raise InputError(
                 f"the network does not run once weights of {', '.join(candidates.weights)} are "
                 f"pruned: {first_line(error)}"
             ) from error
-        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5):
-            difference = float((found - expected).abs().max())
-            raise InputError(
-                f"masked weights of {', '.join(candidates.weights)} are not the same as zeros "
-                f"(outputs differ by {difference:.2g}): the network reads them elsewhere"
-            )
+        for one, other in zip(found, expected, strict=True):
+            if not torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True):
+                difference = float((one - other).abs().max())
+                raise InputError(
+                    f"masked weights of {', '.join(candidates.weights)} are not the same as zeros "
+                    f"(outputs differ by {difference:.2g}): the network reads them elsewhere"
+                )

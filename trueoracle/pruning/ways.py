@@ -177,17 +177,14 @@ class Space:
                 )
             numbers: Sequence[int] = range(self.size)
         else:
-            self.check_count(count, "pruning.candidates")
+            if count > min(self.size, ENUMERATION_LIMIT):
+                raise InputError(
+                    f"{count:,} candidates are asked for, but there are {_readable(self.size)} "
+                    f"ways (at most {ENUMERATION_LIMIT:,} are sampled): pruning.candidates = 'all' "
+                    "lists every one"
+                )
             numbers = sample(self.size, count, seed)
         return tuple(way(i, list(self.pools.values()), self.removed) for i in numbers)
-
-    def check_count(self, count: int, field: str) -> None:
-        """Refuse more candidates than there are ways, by :class:`InputError`."""
-        if count > min(self.size, ENUMERATION_LIMIT):
-            raise InputError(
-                f"{field} = {count:,}, but there are {_readable(self.size)} ways (at most "
-                f"{ENUMERATION_LIMIT:,} are sampled): 'all' lists every one"
-            )
 
     def around(
         self, importance: Importance, count: int, share: float, seed: int
@@ -303,12 +300,13 @@ def match_layers(
 ) -> dict[str, Any]:
     """The ratio of every layer that a pattern of ``ratios`` names; each must name at least one.
 
-    ``refused`` maps layers that cannot be pruned to the reason. Raises :class:`InputError` for a
-    pattern that names none, and for a layer that several patterns name.
+    A second kind of unit of a layer (``LAYER:heads``) is named only by a pattern with a colon:
+    ``*`` means all layers. ``refused`` maps layers that cannot be pruned to the reason. Raises
+    :class:`InputError` for a pattern that names none, and for a layer that several patterns name.
     """
     matched: dict[str, Any] = {}
     for pattern, ratio in ratios.items():
-        hits = [name for name in available if name == pattern or fnmatchcase(name, pattern)]
+        hits = [name for name in available if name == pattern or _is_meant(name, pattern)]
         if not hits:
             raise _no_such_layer(available, refused, pattern)
         for name in hits:
@@ -316,6 +314,10 @@ def match_layers(
                 raise InputError(f"pruning.layers: {name!r} is named by more than one pattern")
             matched[name] = ratio
     return matched
+
+
+def _is_meant(name: str, pattern: str) -> bool:
+    return (":" in pattern or ":" not in name) and fnmatchcase(name, pattern)
 
 
 def _no_such_layer(

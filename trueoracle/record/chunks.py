@@ -31,7 +31,7 @@ Rows = dict[int | None, list[tuple[Any, ...]]]
 
 
 def schema_fault(db: sqlite3.Connection, version: int, tables: Iterable[Table]) -> str:
-    """What is not as a record of this format with these tables is made; empty where all is."""
+    """How the tables differ from those of a record of this format; empty where they do not."""
     known = [table for table in (*tables, CHECKSUMS) if table.first <= version]
     made = db.execute("SELECT type, name FROM sqlite_master").fetchall()
     for kind, name in made:
@@ -49,7 +49,7 @@ def schema_fault(db: sqlite3.Connection, version: int, tables: Iterable[Table]) 
 
 
 def read_seals(db: sqlite3.Connection) -> dict[tuple[str, int], Seal]:
-    """The checksums by table and chunk; raises :class:`ValueError` for what is none."""
+    """The checksums by table and chunk; raises :class:`ValueError` for a row that is none."""
     query = f"SELECT {', '.join(CHECKSUMS.names)} FROM checksums ORDER BY chunk, of"
     columns = CHECKSUMS.read(db.execute(query).fetchall(), CHECKSUMS.columns)
     seals = [Seal(*row) for row in zip(*columns.values(), strict=True)]
@@ -86,7 +86,7 @@ def unsealed(
 ) -> Columns:
     """The rows of one chunk; raises :class:`ValueError` where they are not what was written.
 
-    Rows of a format that kept no checksums are only looked at for values that cannot be.
+    Rows of a format without checksums are checked for impossible values only.
     """
     columns = table.read([row[:-1] for row in rows], table.since(version))
     if version < CHUNKED:
@@ -138,11 +138,11 @@ _MAGIC = (0x377F0682, 0x377F0683)
 def journal_fault(database: Path) -> str:
     """What is wrong with the write-ahead log that a killed process left; empty where nothing is.
 
-    SQLite takes a log as far as its checksums hold and passes over the rest without a word, since
-    a process may be killed while it writes: between the header of a frame and its page, say. In a
-    log that is written for the first time such a frame is cut off; in one that was begun anew it
-    lies over an older page, and older frames follow it. Any other wrong frame was committed. Nobody
-    may be writing.
+    SQLite takes a log as far as its checksums hold and ignores the rest silently, since a process
+    may be killed while it writes: between the header of a frame and its page, say. In a log that is
+    written for the first time such a frame is cut off; in one that was begun anew it lies over an
+    older page, and older frames follow it. Any other wrong frame was committed. No process may be
+    writing meanwhile.
     """
     path = database.with_name(f"{database.name}-wal")
     try:

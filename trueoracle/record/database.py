@@ -67,7 +67,7 @@ JUDGED = ("scores", "retrainings", "outcomes")
 
 
 def metrics_by_columns(db: sqlite3.Connection) -> tuple[Metric, ...]:
-    """Metrics that fit the columns of a record which does not name them; no more is known."""
+    """The metrics of a record that does not name them, as far as its columns show them."""
     found = [row[1] for row in db.execute("PRAGMA table_info(outcomes)")]
     names = [name.removeprefix("train_") for name in found if name.startswith("train_")]
     return tuple(Metric(name, name) for name in names)
@@ -150,7 +150,7 @@ class Database:
             raise self._damaged(f"table metrics: {fault}") from fault
 
     def _take_task(self, task: Task | None) -> None:
-        """Have the tables of a task's metrics."""
+        """Use the tables that belong to a task's metrics."""
         self.task = task
         known = metrics_by_columns(self._db) if task is None else task.metrics
         self._tables = tables(known)
@@ -160,7 +160,7 @@ class Database:
     def _update(self) -> None:
         """Bring an older record to this format.
 
-        What it holds without a checksum is sealed as it is read now.
+        Rows without a checksum are given one of what is read now.
         """
         before = self._version
         older = [table for table in self._tables.values() if table.first <= before]
@@ -327,10 +327,10 @@ class Database:
         chunks: Iterable[tuple[Seal, Columns]],
         epochs: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Write chunks of another record into an empty one, as a single file.
+        """Write chunks of another record into this empty one, as a single file.
 
-        The other's ``task`` is None where what it said of it is lost; ``metrics`` name the columns.
-        ``epochs`` are those of the dense network's training, where the chunks lack them.
+        ``task`` is the other's, None where that is lost; ``metrics`` name its columns. ``epochs``
+        are those of the dense network's training, where the chunks lack them.
         """
         with self._transaction():
             self._make_measured(tables(metrics))
@@ -377,7 +377,7 @@ class Database:
         self._take_task(task)
 
     def _make_measured(self, known: Mapping[str, Table]) -> None:
-        """Make the empty tables that have a column for each metric anew."""
+        """Make the tables that have a column for each metric anew; they are empty."""
         for name in MEASURED:
             self._db.execute(f"DROP TABLE {name}")
             self._db.execute(known[name].sql)

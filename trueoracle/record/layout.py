@@ -1,8 +1,8 @@
 """What a study's record holds: its tables, what their columns may hold, and their checksums.
 
-This is the one list. The tables are made from it, what is read is checked against it, and a
-checksum is taken over the columns in the order of it. The columns of what is measured follow from
-the task's metrics.
+This list is the only one: tables are made from it, what is read is checked against it, and a
+checksum covers the columns in its order. The columns of what is measured follow from the task's
+metrics.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from trueoracle.tasks.metric import SPLITS, Metric, check_metrics
 __all__ = [
     "CHECKSUMS",
     "COSTS",
+    "COUNTED",
     "MEASURED",
     "METRICS",
+    "NOISE",
     "Column",
     "Columns",
     "Seal",
@@ -83,7 +85,7 @@ class Column:
         return f"{words}, or nothing" if self.optional or self.kind == "number" else words
 
     def plain(self, values: Iterable[Any]) -> list[str | int | float | None]:
-        """Values as SQLite gives them back."""
+        """Values as SQLite returns them."""
         if self.kind == "number":
             # NaN becomes nothing; adding zero makes a negative one positive, as SQLite does.
             return [None if v is None or v != v else float(v) + 0.0 for v in values]
@@ -118,7 +120,7 @@ class Column:
         return ValueError(f"{self.name} is {shown}, expected {self.expected}")
 
     def bytes(self, values: Any) -> bytes:
-        """What a checksum is taken over: the values and nothing else."""
+        """The bytes that a checksum covers: those of the values and nothing else."""
         if self.kind == "number":
             numbers = np.asarray(values, dtype="<f8")
             return np.where(np.isnan(numbers), np.nan, numbers).astype("<f8").tobytes()
@@ -131,7 +133,7 @@ def _extremes(values: Sequence[Any]) -> list[int]:
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that a text is; None for anything else, and for one of absurd depth."""
+    """The JSON object that a text holds; None for anything else, and for one nested too deep."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -149,12 +151,16 @@ def _is_plain(value: object, depth: int) -> bool:
     return depth > 0 and all(_is_plain(one, depth - 1) for one in inner)
 
 
+NOISE = "noise"
+"""The fact that :func:`trueoracle.criteria.noise.loss_noise` gives."""
+
+
 def facts_fault(facts: Mapping[str, Any]) -> str:
     """What is wrong with a sitting's facts, as far as they are read back; empty where nothing is.
 
     ``skipped`` has reasons by criterion, ``adopted`` rows by folder, ``engine`` is a name,
-    ``chance`` what the headline metric is without any learning, and ``data`` what a report says of
-    text and questions.
+    ``chance`` what the headline metric is without any learning, ``data`` what a report says of text
+    and questions, and ``noise`` how far pruned losses differ by the choice of examples alone.
     """
     if not isinstance(facts.get("data", {}), dict):
         return f"facts.data is {str(facts['data'])[:40]!r}, expected an object"
@@ -162,6 +168,9 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
         value = facts.get(name, {})
         if not isinstance(value, kind) or not all(isinstance(v, inner) for v in value.values()):
             return f"facts.{name} is {str(value)[:40]!r}, expected an object of {inner.__name__}"
+    noise = facts.get(NOISE, {})
+    if not isinstance(noise, dict) or any(type(v) not in (int, float) for v in noise.values()):
+        return f"facts.{NOISE} is {str(noise)[:40]!r}, expected an object of numbers"
     if not isinstance(facts.get("engine", ""), str):
         return f"facts.engine is {str(facts['engine'])[:40]!r}, expected a name"
     if type(facts.get("chance", 0.0)) not in (int, float):
@@ -169,19 +178,23 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
     return ""
 
 
+COUNTED = {"structured": "filters by group", "depth": "layers by list"}
+"""Kinds of pruning whose candidates name numbers, and what these are."""
+
+
 def pruned_fault(kind: str, pruned: Sequence[Mapping[str, Any]], parameters: int | None) -> str:
     """What is wrong with what the candidates prune; empty where nothing is.
 
     Of filters: for the same groups, equally many different filters of each, by their numbers from
-    0, which are fewer than the network's ``parameters``. Of weights: the ``mask``'s number and the
-    ``sparsity`` by layer.
+    0, which are fewer than the network's ``parameters``; of whole layers, the same by list. Of
+    weights: the ``mask``'s number and the ``sparsity`` by layer.
     """
     groups = (
         {name: len(v) for name, v in pruned[0].items() if isinstance(v, list)} if pruned else {}
     )
     most = min(parameters or _MOST_FILTERS, _MOST_FILTERS, _MOST_CELLS // max(len(pruned), 1))
     for one in pruned:
-        if kind == "structured":
+        if kind in COUNTED:
             is_right = {n: len(v) for n, v in one.items() if isinstance(v, list)} == groups
             is_right = is_right and len(one) == len(groups) > 0
             is_right = is_right and all(_are_filters(v, most) for v in one.values())
@@ -194,7 +207,7 @@ def pruned_fault(kind: str, pruned: Sequence[Mapping[str, Any]], parameters: int
                 and all(type(v) in (int, float) and 0 <= v <= 1 for v in sparsity.values())
             )
         if not is_right:
-            what = "filters by group" if kind == "structured" else "a mask and its sparsity"
+            what = COUNTED.get(kind) or "a mask and its sparsity"
             return f"pruned is {json.dumps(one)[:60]}, expected {what}"
     return ""
 
@@ -242,7 +255,7 @@ class Table:
         return tuple(column for column in self.columns if column.since <= version)
 
     def plain(self, rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
-        """Rows as SQLite gives them back, sorted by their key."""
+        """Rows as SQLite returns them, sorted by their key."""
         columns = zip(self.columns, zip(*rows, strict=True), strict=True) if rows else ()
         made = list(zip(*(column.plain(values) for column, values in columns), strict=True))
         places = [self.names.index(name) for name in self.key]

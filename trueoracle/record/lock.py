@@ -18,9 +18,9 @@ __all__ = ["is_locked", "locked"]
 def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold a study's folder for writing; raises :class:`BusyError` where another process does.
 
-    ``patience`` is how many seconds to try: a reader's look at the lock takes a moment.
+    ``patience`` is how many seconds to try: a reader holds the lock for a moment.
 
-    The operating system lets go of the lock with the process, however that ends.
+    The operating system releases the lock when the process ends, however it ends.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What records of earlier formats leave out, as far as it is known all the same."""
+"""What records of earlier formats leave out, as far as it is known."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ NAMED = 4
 """The first format that names the task, its metrics and the labels of scores."""
 
 OLDER_TASK = Task("classification", CLASSIFICATION)
-"""The task of every record before."""
+"""The task of every record of an earlier format."""
 
 _CLASSES = "classes"
 
 
 def with_chance(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """A sitting's facts with the headline's chance level, which older ones gave as a count."""
+    """A sitting's facts with the headline's chance level; older ones lack it."""
     made = dict(facts)
     count = made.pop(_CLASSES, None)
     if count is not None and "chance" not in made:

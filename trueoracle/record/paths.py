@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AROUND",
     "CANDIDATES",
     "DATABASE",
     "DENSE",
@@ -36,6 +37,9 @@ def retraining_under_way(seed: int, candidate: str) -> str:
 
 CANDIDATES = "candidates.json"
 """The candidates, which another study can take (``pruning.candidates``)."""
+
+AROUND = "around.safetensors"
+"""What the criterion says of each filter, weight or layer, around whose choice candidates are."""
 
 SEARCHES = "search"
 """The folder of the searches."""

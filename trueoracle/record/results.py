@@ -27,6 +27,7 @@ from trueoracle.analysis.relation import Relation, relate
 from trueoracle.analysis.table import CandidateTable, pruned_filters
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.files import make_folder, replacing
+from trueoracle.record.layout import COUNTED
 from trueoracle.record.older import fallback_label
 from trueoracle.record.status import recorded_spec, skipped_in, status_of
 from trueoracle.record.store import Store
@@ -130,7 +131,7 @@ class Results:
     def criteria(self) -> list[str]:
         """The criteria that have scored candidates, in the study's order.
 
-        Not one that was skipped, though it may have scored some before it failed.
+        Without those that were skipped, though they may have scored some before they failed.
         """
         out = {"candidate", *self.skipped}
         return [name for name in self.scores.columns if name not in out]
@@ -257,22 +258,23 @@ class Results:
         return np.where(known, worst, made)
 
     def _pruned_filters(self) -> tuple[np.ndarray | None, tuple[int, ...]]:
-        """Which filters ``[P, F]`` each candidate prunes, and the filters of each group.
+        """Which filters (or layers) ``[P, F]`` each candidate prunes, and how many a group has.
 
         None where single weights are pruned.
         """
-        if self.spec.pruning.kind != "structured":
+        if self.spec.pruning.kind not in COUNTED:
             return None, ()
         return pruned_filters(self.candidates["pruned"].tolist())
 
     def ranking(self, criterion: str = "oracle", sampled: int = 1000, seed: int = 0) -> Ranking:
-        """What one criterion's scores say by themselves: the best, its margin, a sample's luck.
+        """What one criterion's scores say by themselves: the best, its margin, and what samples
+        miss.
 
         Where every way to prune is listed, ``sampled`` of them are compared with all: any such
         sample, and the one that a study with ``pruning.candidates = sampled`` and ``pruning.seed =
         seed`` draws. Raises :class:`InputError` for a criterion without finite scores.
         """
-        # Its room imports torch, which nothing else here needs.
+        # Imported here because it imports torch, which nothing else in this file needs.
         from trueoracle.pruning.ways import sample
 
         scores = self.score(criterion).values
@@ -355,7 +357,7 @@ class Results:
 
     def _metrics_table(self) -> pd.DataFrame:
         fields = ("name", "label", "unit", "better", "low", "high", "exponential")
-        # A text that is empty is missing: an empty cell, or null.
+        # An empty text is written as missing: an empty cell, or null.
         rows = [
             [None if (value := getattr(metric, field)) == "" else value for field in fields]
             for metric in self.metrics

@@ -1,4 +1,4 @@
-"""Where runs are found: by name, by folder, and those that belong together."""
+"""Finds runs: by name, by folder, and those that belong together."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None
 
 
 def find_arms(results: Results) -> list[Results]:
-    """The recorded arms of a study, or the study and other arms of an arm, one run a name.
+    """The recorded arms of a study, or the study and other arms of an arm; one run per name.
 
     The last changed run of each; of the study's short retraining the one that fits it best.
     """
@@ -116,7 +116,7 @@ def find_arms(results: Results) -> list[Results]:
             continue
         try:
             other = Results(run)
-        except StoreError:  # a damaged neighbour is reported where it is asked for
+        except StoreError:  # a damaged neighbour is reported when it is read itself
             continue
         if other.spec.dense_digest == results.spec.dense_digest and not other.outcomes.empty:
             arms.setdefault(name, []).append(other)

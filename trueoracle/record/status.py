@@ -24,7 +24,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def recorded_spec(store: Store, folder: Path) -> StudySpec:
-    """The study of a record; raises :class:`StoreError` where there is none, or one not known."""
+    """The study of a record; raises :class:`StoreError` where there is none, or an unknown one."""
     fields = store.spec()
     if fields is None:
         raise StoreError(f"nothing is recorded in {folder}")

@@ -74,7 +74,7 @@ class Store(Database):
         )
 
     def noted(self, name: str) -> Any:
-        """What the latest sitting that noted this fact said; None where none did."""
+        """This fact, by the latest sitting that noted it; None where none did."""
         said = [sitting[name] for sitting in self.provenance() if name in sitting]
         return said[-1] if said else None
 
@@ -146,7 +146,8 @@ class Store(Database):
                 self._seal("dense", chunk)
 
     def dense(self) -> dict[str, Any] | None:
-        """The dense network's hashes, origin, seconds, metrics and cost; None before it is there.
+        """The dense network's hashes, origin, seconds, metrics and cost; None before it is
+        recorded.
 
         ``parameters``, ``macs`` and ``file_sha256`` are None where the record is older than they
         are, metrics None where they are NaN.
@@ -186,7 +187,7 @@ class Store(Database):
                 raise self._damaged(f"table candidates: a value of {name} is there twice")
         pruning = (self.spec() or {}).get("pruning")
         kind = pruning.get("kind") if isinstance(pruning, dict) else None
-        if kind in ("structured", "unstructured"):
+        if kind in ("structured", "unstructured", "n:m", "depth"):
             pruned = [json_object(text) or {} for text in columns["pruned"]]
             parameters = (self.dense() or {}).get("parameters")
             if fault := pruned_fault(kind, pruned, parameters):
@@ -316,11 +317,11 @@ class Store(Database):
     def offered(
         self, other: Store, *, criteria: Mapping[str, str], seeds: Sequence[int]
     ) -> list[Rows]:
-        """What another record holds for this one's candidates, and this one does not.
+        """What another record holds of this one's candidates and this one lacks.
 
         ``criteria`` maps the criteria whose scores to take to their fingerprints, ``seeds`` lists
-        the retrainings to take. The caller answers for the numbers being the same. Raises
-        :class:`StoreError` where the other record is damaged.
+        the retrainings to take. The caller makes sure that both would compute the same numbers.
+        Raises :class:`StoreError` where the other record is damaged.
         """
         ours, found = set(self.candidate_ids()), list[Rows]()
         known = other._columns("criteria")

@@ -43,7 +43,7 @@ _AGAIN = {
     "retrainings": "running retrains these candidates again",
     "outcomes": "running retrains these candidates again",
 }
-"""What becomes of damaged rows once they are dropped."""
+"""What happens after damaged rows are dropped."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def _rebuild(folder: Path, found: _Survey, aside: Path) -> list[str]:
     for file in (path, log):
         if file.exists():
             shutil.copy2(file, aside)
-    for ending in ("-wal", "-shm"):  # they are the old one's: none may outlive it
+    for ending in ("-wal", "-shm"):  # they belong to the old database, and go with it
         path.with_name(f"{DATABASE}{ending}").unlink(missing_ok=True)
     (draft / DATABASE).replace(path)
     shutil.rmtree(draft)

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _MOST_SVG = 150_000
-"""Bytes up to which a page holds a figure as SVG; of more points, a picture is smaller."""
+"""Most bytes of a figure that a page holds as SVG; a larger one becomes a PNG."""
 
 _MOST_SPOTS = 500
 
@@ -51,10 +51,10 @@ _LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure in a page: the source of its picture, what it shows in words, and its caption.
+    """A figure in a page: the source of its picture, its content in words, and its caption.
 
-    ``spots`` are points that say something under the pointer: thousandths of the width from the
-    left, of the height from the top, and the words.
+    ``spots`` are points with words to show under the pointer: (thousandths of the width from the
+    left, thousandths of the height from the top, words).
     """
 
     source: str
@@ -64,7 +64,7 @@ class Drawn:
 
 
 class Folder:
-    """Where a report's figures are written, and which are."""
+    """The folder of a report's figures, and the files written so far."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -106,7 +106,7 @@ def _places(
 def _source(svg: Path, png: Path) -> str:
     """A figure as the source of a picture.
 
-    A picture of its own, so that ids inside one figure cannot meet another's.
+    A data URI: an inline SVG's ids could clash with another figure's.
     """
     slim = _slim(svg.read_text(encoding="utf-8")).encode()
     if len(slim) <= _MOST_SVG:
@@ -119,11 +119,11 @@ def _source(svg: Path, png: Path) -> str:
 
 
 def _slim(svg: str) -> str:
-    """The same picture in half the bytes: hundredths of a point, and repeated styles said once."""
+    """The same picture in half the bytes: two decimals, and each repeated style written once."""
     # Each text names all fonts of a long list.
     fonts = "font-family: 'DejaVu Sans', Verdana, sans-serif"
     svg = re.sub(r"font-family: 'DejaVu Sans'[^;\"]*", fonts, svg)
-    # Of coordinates, never of the text between the tags.
+    # Coordinates only, never the text between the tags.
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
     svg = re.sub(r"\n +", "\n", svg)
     often = [style for style, n in Counter(re.findall(r' style="([^"]*)"', svg)).items() if n > 4]
@@ -146,7 +146,7 @@ def ladder_figure(summary: Mapping[str, Any], relations: Sequence[Mapping[str, A
 
 
 def ladder_in_words(relations: Sequence[Mapping[str, Any]]) -> str:
-    """What the ladder shows, for those who do not see it."""
+    """The ladder in words, for readers who cannot see it."""
     said = []
     for outcome in dict.fromkeys(r["outcome_name"] for r in relations):
         own = best_first([r for r in relations if r["outcome_name"] == outcome])
@@ -182,10 +182,7 @@ def agreement_figure(agreement: Mapping[str, Any], title: str) -> Figure:
 def scatter_figure(
     results: Results, relation: Mapping[str, Any], rule: str
 ) -> tuple[Figure, list[tuple[float, float, str]]]:
-    """One criterion against one outcome, and what each of its points prunes.
-
-    The latter as (score, outcome, words).
-    """
+    """One criterion against one outcome, and its points as (score, outcome, what is pruned)."""
     outcome = results.outcome(relation["metric"], rule)
     points = results.points(relation["criterion"], outcome.column, rule)
     data = scatter_data(
@@ -254,7 +251,7 @@ def analysis_figure(found: OwnAnalysis) -> Figure:
 
 
 def slug(criterion: str) -> str:
-    """A criterion's name for a file's, which a system may not let be long."""
+    """A criterion's name as part of a file's, cut to what file systems take."""
     text = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in criterion)
     if len(text) <= _LONGEST_NAME:
         return text

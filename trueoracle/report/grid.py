@@ -20,7 +20,13 @@ from trueoracle.record.results import Results
 from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
 from trueoracle.report.page import headline_in_words, render, tables_of
 from trueoracle.report.summary import assess_together, summarise
-from trueoracle.report.words import FEW, grid_verdicts, meta_sentence, slope_sentence
+from trueoracle.report.words import (
+    FEW,
+    grid_verdicts,
+    kinds_in_words,
+    meta_sentence,
+    slope_sentence,
+)
 from trueoracle.spec.grid import Variant
 from trueoracle.spec.scale import scale_in_words
 
@@ -29,7 +35,7 @@ __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
 
 @dataclass(frozen=True)
 class WrittenGrid:
-    """What was written where, and the summary of the whole grid."""
+    """The files that were written, and the summary of the whole grid."""
 
     page: Path
     summary_path: Path
@@ -44,7 +50,7 @@ def summarise_grid(
 
     ``recorded`` holds the results of points by label. Each entry of ``points`` has the point's
     ``label``, ``values`` and ``summary`` (None where nothing is recorded). ``meta`` has one entry
-    per criterion and outcome with two points or more: the fields of
+    per criterion, outcome and kind of pruning with two points or more: the fields of
     :class:`trueoracle.analysis.meta.MetaAnalysis`, and ``slopes`` against what makes the points
     harder, numbers on an axis and the dense network's test loss (``by``, and the fields of
     :class:`trueoracle.analysis.meta.Slope`).
@@ -65,6 +71,7 @@ def summarise_grid(
                 "summary": summary,
             }
         )
+    kinds = list(dict.fromkeys(point.spec.pruning.kind for point in points))
     first = points[0]
     known = next((one for point in points if (one := recorded.get(point.label))), None)
     axes = {axis: list(dict.fromkeys(p.values[axis] for p in points)) for axis in first.values}
@@ -78,6 +85,8 @@ def summarise_grid(
         "outcome": rule,
         "outcome_in_words": "" if known is None else rule_in_words(rule, known.metrics),
         "interval": _interval_in_words(entries),
+        "kinds": kinds,
+        "kinds_in_words": kinds_in_words(kinds),
         "points": entries,
         "meta": _meta(entries),
     }
@@ -89,7 +98,7 @@ def _relations_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _interval_in_words(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What the intervals of tau are drawn over, point by point; empty where there are none."""
+    """What the intervals of tau are over, point by point; empty where there are none."""
     over = dict.fromkeys(
         relation["interval_over"]
         for entry in entries
@@ -100,7 +109,7 @@ def _interval_in_words(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _meta(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    rows: dict[tuple[str, str], list[tuple[Mapping[str, Any], Effect]]] = {}
+    rows: dict[tuple[str, str, str], list[tuple[Mapping[str, Any], Effect]]] = {}
     for entry in entries:
         for relation in _relations_of(entry):
             tau, error = relation["kendall_tau"], relation["standard_error"]
@@ -110,15 +119,14 @@ def _meta(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             around = NO_INTERVAL if None in ends else Interval(*ends)
             found = effect(entry["label"], tau, relation["n"], error, around, _cluster(entry))
             if found is not None:
-                key = (relation["criterion"], relation["metric"])
+                key = (relation["criterion"], relation["metric"], entry["summary"]["kind"])
                 rows.setdefault(key, []).append((entry, found))
     made = []
-    for (criterion, metric), several in rows.items():
+    for (criterion, metric, kind), several in rows.items():
         if len(several) > 1:
+            about = {"criterion": criterion, "metric": metric, "kind": kind}
             analysed = meta_analysis([one for _, one in several]).as_dict()
-            made.append(
-                {"criterion": criterion, "metric": metric, **analysed, "slopes": _slopes(several)}
-            )
+            made.append({**about, **analysed, "slopes": _slopes(several)})
     return made
 
 
@@ -154,7 +162,7 @@ def write_grid_report(
     """Write ``report.html``, ``summary.json`` and ``figures/`` of a grid below ``out``.
 
     Raises :class:`InputError` where none of its points has retrained a network, and
-    :class:`StoreError` where the disk does not take it.
+    :class:`StoreError` where it cannot be written.
     """
     summary = summarise_grid(points, recorded, rule)
     found = [
@@ -249,8 +257,11 @@ def _forests(
     for meta in summary.get("meta") or []:
         criterion, metric = meta["criterion"], meta["metric"]
         score, outcome = names[criterion, metric]
-        figure = forest_figure(meta, score=score, outcome=outcome, title=summary["title"])
-        stem = f"{summary['grid']}-{slug(criterion)}-{metric}-forest"
+        title, stem = summary["title"], f"{summary['grid']}-{slug(criterion)}-{metric}"
+        if len(summary["kinds"]) > 1:
+            title, stem = f"{title}: {meta['kind']}", f"{stem}-{slug(meta['kind'])}"
+        figure = forest_figure(meta, score=score, outcome=outcome, title=title)
+        stem += "-forest"
         values = ", ".join(f"{one['label']} {number(one['tau'], 2)}" for one in meta["studies"])
         alt = (
             f"Forest plot of {score} and {outcome}: {values}. {meta_sentence(meta, score, outcome)}"

@@ -59,7 +59,7 @@ __all__ = [
 _LARGEST_EXPONENT = 100.0
 
 FEW = 4
-"""Up to so many criteria have a scatter each; of more, only the best and the oracle have."""
+"""Most criteria that each get a scatter; of more, only the best and the oracle get one."""
 
 _LADDER = (
     "Agreement is τ with its sign turned so that +1 is perfect; criteria are in the order of its "
@@ -70,7 +70,7 @@ _LADDER = (
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """What was written where, and the summaries: the study's own first, then its arms'."""
+    """The files that were written, and the summaries: the study's first, then its arms'."""
 
     page: Path
     summary: Path
@@ -83,7 +83,7 @@ class Comparison:
     """What a page says of a study's criteria beside each other.
 
     ``combinations`` are sentences, each with the weights that it is about, the greatest first;
-    ``sums`` are those on additive models of the filters.
+    ``sums`` are sentences on additive models of the filters.
     """
 
     agreement: Drawn | None
@@ -110,8 +110,8 @@ def write_report(
 ) -> WrittenReport:
     """Write ``report.html``, ``summary.json`` and ``figures/`` below ``out``.
 
-    ``arms`` are other recorded variants of the study, shown beside it. Raises
-    :class:`StoreError` where the disk does not take it.
+    ``arms`` are other recorded variants of the study, shown beside it. Raises :class:`StoreError`
+    where it cannot be written.
     """
     folder = Folder(out / "figures")
     summaries, sections = [], []
@@ -196,7 +196,7 @@ def _section(
 
 
 def _place(section: Section, sections: Sequence[Section]) -> dict[str, str]:
-    """Which arm a row of the table is of, where there are several, by what is laid on the study."""
+    """The arm that a row of the table belongs to, where there are several."""
     if len(sections) == 1:
         return {}
     main, own = sections[0].summary["study"], section.summary["study"]
@@ -239,7 +239,7 @@ def _panels(results: Results, summary: Mapping[str, Any], rule: str, folder: Fol
 
 
 def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None:
-    """None where there is one criterion; of two, only how they differ."""
+    """None for one criterion; for two, only how they differ."""
     found = {metric: one for metric, one in (summary.get("comparison") or {}).items() if one}
     outcomes = {r["metric"]: r["outcome_name"] for r in summary["relations"]}
     found = {outcomes[metric]: one for metric, one in found.items() if metric in outcomes}
@@ -281,7 +281,7 @@ def _by_size(weights: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
 
 
 def _alike_in_words(agreement: Mapping[str, Any]) -> str:
-    """The two criteria that order candidates most alike, and the two that do least."""
+    """The two criteria whose orders of the candidates are most alike, and the two least alike."""
     criteria, tau = agreement["criteria"], agreement["tau"]
     pairs = [
         (tau[i][j], f"{criteria[i]} and {criteria[j]}")

@@ -1,4 +1,4 @@
-"""Everything a report says, as plain values: no torch, no drawing, ready for JSON."""
+"""Everything a report says, as plain values for JSON. No torch, no drawing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from typing import Any
 from trueoracle.analysis.assessment import Assessment, judged_together
 from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.numbers import finite_or_none, quantity
-from trueoracle.analysis.outcomes import baseline_in_words, chance_in_words, rule_in_words
+from trueoracle.analysis.outcomes import (
+    baseline_in_words,
+    chance_in_words,
+    noise_in_words,
+    rule_in_words,
+)
+from trueoracle.record.layout import NOISE
 from trueoracle.record.results import SHORT, Results
 from trueoracle.spec.scale import changes_from_file, scale_in_words
+from trueoracle.spec.spec import candidates_in_words
 
 __all__ = ["Assessed", "assess_together", "cost_in_words", "summarise"]
 
@@ -68,7 +75,9 @@ def summarise(
     - ``ceilings``: the reliability of each outcome;
     - ``comparison``: what :func:`trueoracle.analysis.comparison.compare` finds among criteria;
     - ``short_retraining``: the relations of the short retraining's outcomes to this study's;
-    - ``warning``: that the dense network is hardly better than chance, where it is;
+    - ``warning``: that the dense network is hardly better than chance, or that pruned losses
+      differ by no more than the choice of examples makes them, where that is so;
+    - ``candidates_in_words``: what the candidates are, and what of them is random;
     - ``data_facts``: what is recorded of text and questions; empty for other data;
     - ``changed``: the dotted fields whose values are not those of the shipped study of this name,
       which ``purpose`` describes;
@@ -100,6 +109,7 @@ def summarise(
         "outcome_in_words": rule_in_words(rule, results.metrics),
         "dense": finite_or_none(results.dense or {}),
         "warning": _warning(results),
+        "candidates_in_words": candidates_in_words(spec.pruning, len(results.candidates)),
         "cost": _cost(results),
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
         "relations": _relations(results, found, rule),
@@ -112,12 +122,14 @@ def summarise(
 
 
 def _warning(results: Results) -> str:
+    noise = [sitting[NOISE] for sitting in results.provenance if sitting.get(NOISE)]
+    little = noise_in_words(noise[-1], results.metrics[0].unit) if noise else ""
     chance = [sitting["chance"] for sitting in results.provenance if "chance" in sitting]
     outcome = results.outcome()
     value = (results.dense or {}).get(outcome.column)
-    return chance_in_words(outcome, value, chance[-1] if chance else None) or baseline_in_words(
-        outcome, value, results.data_facts
-    )
+    guessing = chance_in_words(outcome, value, chance[-1] if chance else None)
+    dense = guessing or baseline_in_words(outcome, value, results.data_facts)
+    return "; ".join(filter(None, (dense, little)))
 
 
 def _cost(results: Results) -> dict[str, Any] | None:

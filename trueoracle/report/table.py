@@ -174,7 +174,7 @@ def brief_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTable
 
 
 def relations_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTable:
-    """The numbers that matter, from (words by heading, relation) of each row.
+    """The main numbers, from (words by heading, relation) of each row.
 
     Columns of which nothing is known are left out.
     """
@@ -218,7 +218,7 @@ def differences_table(entries: Sequence[tuple[str, Entry]]) -> TextTable:
         p, raw = (entry[1].get(name) for name in ("adjusted_p_value", "p_value"))
         if p is None or raw is None:
             return outcomes.index(entry[0]), 2.0, 2.0
-        # Holm's are often equal, at 1: then in the order of what they were adjusted from.
+        # Adjusted p-values are often equal, at 1: then in the order of the unadjusted ones.
         return outcomes.index(entry[0]), float(p), float(raw)
 
     return _of_outcomes(sorted(entries, key=doubt), names, columns, "difference")

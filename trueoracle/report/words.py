@@ -15,6 +15,7 @@ __all__ = [
     "combination_sentence",
     "data_in_words",
     "grid_verdicts",
+    "kinds_in_words",
     "meta_sentence",
     "pruned_in_words",
     "slope_sentence",
@@ -25,7 +26,7 @@ CERTAIN = "Holm's p over all that is shown < 0.05, and an interval over filters 
 """The rule of :attr:`trueoracle.analysis.assessment.Assessment.is_certain`."""
 
 FEW = 3
-"""Up to so many criteria each has its own verdict at the head of a page."""
+"""Most criteria that each get a verdict at the head of a page."""
 
 
 def best_first(relations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -45,7 +46,7 @@ def by_agreement(relation: Mapping[str, Any]) -> tuple[bool, float]:
 
 
 def verdicts(summary: Mapping[str, Any]) -> list[str]:
-    """What a study's page says first: of each criterion, or of many the best and the oracle."""
+    """The first sentences of a study's page: on each criterion, or on the best and the oracle."""
     relations = summary["relations"]
     criteria = list(dict.fromkeys(relation["criterion"] for relation in relations))
     if len(criteria) <= FEW:
@@ -104,7 +105,9 @@ def data_in_words(facts: Mapping[str, Any]) -> str:
         f"text {facts.get('text')} (SHA-256 {str(facts.get('text_sha256'))[:12]})",
         f"tokenizer {facts.get('tokenizer')} of {facts.get('vocabulary')} tokens "
         f"(SHA-256 {str(facts.get('tokenizer_sha256'))[:12]})",
-        f"context {facts.get('context')}, stride {facts.get('stride')}, BOS {facts.get('bos')}",
+        f"context {facts.get('context')}",
+        f"stride {facts['stride']}" if "stride" in facts else "",
+        f"BOS {facts.get('bos')}",
         f"tokens counted: {counted}" if counted else "",
         *(
             f"{percent(one['test'])} of test answers are right {one['label']}"
@@ -166,10 +169,10 @@ def additive_sentence(additive: Mapping[str, Any], outcome: str) -> str:
     return f"{text} on the examples that it was fitted on. On others it can agree far less."
 
 
-def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str) -> str:
-    """What a random-effects meta-analysis says over the studies of a grid."""
+def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str, kind: str = "") -> str:
+    """What a random-effects meta-analysis says over the studies of a grid, of one ``kind``."""
     count = len(meta["studies"])
-    over = many(count, "study", "studies")
+    over = many(count, "study", "studies") + (f" of kind {kind!r}" if kind else "")
     clusters = meta.get("clusters")
     if clusters is not None and clusters < count:
         over += f" of {many(clusters, 'dense network')}"
@@ -200,7 +203,7 @@ def slope_sentence(slope: Mapping[str, Any], score: str, outcome: str) -> str:
 
 
 def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
-    """What a grid's page says first; of many criteria, of the pruned train loss."""
+    """The first sentences of a grid's page; of many criteria, on the pruned train loss."""
     found = [
         relation
         for entry in summary["points"]
@@ -211,16 +214,35 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
     }
     criteria = list(dict.fromkeys(one["criterion"] for one in found))
     spoken_of = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
+    kinds = summary.get("kinds") or ()
     said = [
-        meta_sentence(meta, *names[meta["criterion"], meta["metric"]])
+        meta_sentence(
+            meta,
+            *names[meta["criterion"], meta["metric"]],
+            kind=meta["kind"] if len(kinds) > 1 else "",
+        )
         for meta in summary.get("meta") or []
         if meta["criterion"] in spoken_of and (meta["criterion"], meta["metric"]) in names
     ]
-    return said
+    apart = kinds_in_words(kinds)
+    return [*filter(None, [apart]), *said]
+
+
+def kinds_in_words(kinds: Sequence[str]) -> str:
+    """Why several kinds of pruning are not pooled; empty where there is one."""
+    if len(kinds) < 2:
+        return ""
+    return (
+        f"{many(len(kinds), 'kind')} of pruning ({', '.join(kinds)}), each by itself: one kind "
+        "ends better than another whatever a criterion says, so that pooling them would make a "
+        "correlation out of nothing."
+    )
 
 
 def pruned_in_words(pruned: dict[str, Any]) -> str:
     """Such as ``"conv1 2, 7; conv2 0, 3"``; of single weights ``"mask 9f86d081884c7d65"``."""
     if isinstance(pruned.get("mask"), str):
+        if int(pruned["mask"], 16) == 0:  # as trueoracle.pruning.unstructured numbers it
+            return "the criterion's own choice"
         return f"mask {pruned['mask']}"
     return "; ".join(f"{name} {', '.join(map(str, which))}" for name, which in pruned.items())

@@ -47,8 +47,8 @@ def make_dense(at: Sitting) -> nn.Module:
     given = weights_sha256(prepared.network) if spec.network.arrives_trained else None
     if recorded is not None and given not in (None, recorded["sha256"]):
         raise InputError(
-            f"{spec.network.weights or spec.network.name} has changed since this study began: give the study "
-            "another name to start anew with it"
+            f"{spec.network.weights or spec.network.name} has changed since this study began: give "
+            "the study another name to start anew with it"
         )
     if recorded is not None and path.is_file():
         network = read_dense(prepared, folder, recorded)

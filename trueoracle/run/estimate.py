@@ -11,7 +11,7 @@ import torch
 
 from trueoracle.data import datasets
 from trueoracle.data.splits import Split, Splits
-from trueoracle.engines.choose import Plan, plan, train_population
+from trueoracle.engines.choose import Plan, engine_for, plan, train_population
 from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import CandidateList
@@ -90,7 +90,7 @@ class Estimator:
 
 def _try(spec: StudySpec, candidates: CandidateList, device: torch.device) -> tuple[float, str]:
     """Seconds a network and trained image, and the engine."""
-    info = datasets.dataset_info(spec.data.name)
+    info = datasets.dataset_info(spec.data.name, arguments=spec.data.arguments)
     channels, height, width = info.shape
     size = spec.data.image_size
     shape = (channels, size or height, size or width)
@@ -114,7 +114,7 @@ def _try(spec: StudySpec, candidates: CandidateList, device: torch.device) -> tu
     )
     chosen = Plan("loop", "an estimate")
     if not large:
-        chosen = plan(pruned, data, recipe, members=1000)
+        chosen = plan(pruned, data, recipe, members=1000, engine=engine_for(candidates, "auto"))
     # As many as are trained side by side; more would only take longer.
     members = chosen.group * min(chosen.groups, torch.get_num_threads())
     if chosen.groups == 1:

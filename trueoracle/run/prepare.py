@@ -15,6 +15,7 @@ from torch import nn
 
 from trueoracle.analysis.numbers import many
 from trueoracle.criteria.base import Criterion, find_criterion
+from trueoracle.criteria.importance import importance_of
 from trueoracle.data import datasets
 from trueoracle.data.language import load_language
 from trueoracle.data.splits import Split, Splits
@@ -25,6 +26,12 @@ from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build, is_shipped
 from trueoracle.networks.weights import architecture_sha256, load_weights, weights_sha256
 from trueoracle.pruning.candidates import CandidateList, Candidates, list_candidates
+from trueoracle.pruning.depth import (
+    DepthCandidates,
+    check_depth,
+    find_stacks,
+    list_depth_candidates,
+)
 from trueoracle.pruning.groups import GroupMap
 from trueoracle.pruning.parity import check_parity
 from trueoracle.pruning.unstructured import (
@@ -43,7 +50,13 @@ from trueoracle.run.footprint import (
 from trueoracle.run.progress import about
 from trueoracle.sources import code_fingerprint
 from trueoracle.spec.hub import is_of_library
-from trueoracle.spec.spec import LANGUAGE_FIELDS, DataSpec, PruningSpec, StudySpec
+from trueoracle.spec.spec import (
+    AROUND_COUNT,
+    LANGUAGE_FIELDS,
+    DataSpec,
+    PruningSpec,
+    StudySpec,
+)
 from trueoracle.tasks.base import (
     INPUT,
     TARGET,
@@ -157,6 +170,7 @@ def prepare(
         if len(few) > 1:
             _check_pruning(made, candidates, few.fields)
     _check_batches(made, data, spec)
+    _check_around(made, candidates, data, spec.pruning.around)
     named = dict(zip(spec.criteria, criteria, strict=True))
     skipped = _check_criteria(made, candidates, named, data, spec, shipped=shipped)
     architecture = "" if shipped else architecture_sha256(made)
@@ -182,10 +196,13 @@ def prepare(
 
 
 def _code(spec: StudySpec, task: Task) -> dict[str, str]:
-    """Hashes of the code of a task and a procedure of a user's own."""
+    """Hashes of the code of a user's own: of a task, a procedure, a criterion drawn around."""
     found = {}
     if ":" in spec.task:
         found["task"] = code_fingerprint(type(task))
+    around = spec.pruning.around and find_criterion(spec.pruning.around)
+    if around and not around.is_shipped:
+        found["pruning.candidates"] = around.fingerprint
     procedure = spec.retraining.procedure and find_procedure(spec.retraining.procedure)
     if inspect.isfunction(procedure):
         found["retraining.procedure"] = code_fingerprint(procedure)
@@ -217,7 +234,13 @@ def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
 def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
     """The data set of a study by its name, for ``task`` where it is not the study's own."""
     if spec.data.is_language:
-        data = load_language(spec.data, spec.network.name, datasets.data_folder())
+        revision = spec.network.arguments.get("revision")
+        data = load_language(
+            spec.data,
+            spec.network.name,
+            datasets.data_folder(),
+            None if revision is None else str(revision),
+        )
         if (task or spec.task) != data.task.label:
             data = replace(data, task=find_task(task or spec.task, data.train))
         return data
@@ -230,6 +253,7 @@ def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
         train_images=spec.data.train_images,
         test_images=spec.data.test_images,
         measured_fraction=spec.data.measured_fraction,
+        arguments=spec.data.arguments,
     )
     if task is not None or spec.task not in (Classification.name, data.task.name):
         data = replace(data, task=find_task(task or spec.task, data.train))
@@ -237,22 +261,24 @@ def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
 
 
 def _info(data: DataSpec) -> datasets.DatasetInfo:
-    return datasets.dataset_info(data.name, path=data.path, image_size=data.image_size)
+    return datasets.dataset_info(
+        data.name, path=data.path, image_size=data.image_size, arguments=data.arguments
+    )
 
 
 def _check_fields(spec: DataSpec, of: str = "images of classes") -> None:
     """Refuse fields of text and questions for other data."""
-    for name, field in DataSpec.model_fields.items():
+    for name, known in DataSpec.model_fields.items():
         value = getattr(spec, name)
-        if f"data.{name}" in LANGUAGE_FIELDS and value != field.default:
+        if f"data.{name}" in LANGUAGE_FIELDS and value != known.default:
             raise InputError(f"data.{name} = {value!r} does nothing for {of}")
 
 
 def _given(data: Splits, spec: DataSpec) -> Splits:
     """Data given in Python, measured in the part that is asked for."""
     _check_fields(spec, "data given in Python")
-    for name in ("path", "image_size", "train_images", "test_images"):
-        if (value := getattr(spec, name)) is not None:
+    for name in ("path", "arguments", "image_size", "train_images", "test_images"):
+        if (value := getattr(spec, name)) not in (None, {}):
             raise InputError(f"data.{name} = {value!r} does nothing for data given in Python")
     if spec.validation_images != len(data.validation or ()):
         raise InputError(
@@ -292,8 +318,8 @@ def _built(spec: StudySpec, data: Splits | None) -> nn.Module:
 
 def _wanted(spec: StudySpec, data: Splits | None) -> tuple[tuple[int, ...], int]:
     """The shape of an image (empty: there is none) and the outputs that a network is built for."""
-    if spec.network.arrives_trained and is_of_library(spec.network.name):
-        return (), 0  # it is as it is
+    if spec.network.is_fixed:
+        return (), 0
     if data is None:
         info = _info(spec.data)
         return info.shape, info.classes
@@ -348,28 +374,43 @@ def _list(
     find: Callable[[nn.Module, Any], GroupMap],
 ) -> tuple[CandidateList, list[str]]:
     """The candidates, once the network is known to fit the task; and what is to be said of it."""
-    pruning = spec.pruning
+    pruning, given = spec.pruning, as_input(network, example)
+    count, seed = _count(pruning), pruning.seed
+    listed: CandidateList
     # What finds the groups says best why a network does not run.
-    structured = pruning.kind == "structured"
-    available = find(network, as_input(network, example)) if structured else None
-    remarks = _check_answer(network, task, example, spec)
-    count = _count(pruning)
-    if available is not None:
-        return list_candidates(
-            available, pruning.layers, count=count, seed=pruning.seed, surgery=pruning.surgery
-        ), remarks
-    if count == "all":
-        raise InputError("pruning.kind = 'unstructured' needs a number of candidates to sample")
-    return list_weight_candidates(
-        network, pruning.layers, count=count, seed=pruning.seed, scope=pruning.scope
-    ), remarks
+    if pruning.kind == "structured":
+        groups = find(network, given)
+        remarks = _check_answer(network, task, example, spec)
+        listed = list_candidates(
+            groups, pruning.layers, count=count, seed=seed, surgery=pruning.surgery
+        )
+    elif pruning.kind == "depth":
+        stacks = find_stacks(network, given)
+        remarks = _check_answer(network, task, example, spec)
+        listed = list_depth_candidates(stacks, pruning.layers, count=count, seed=seed)
+    else:
+        remarks = _check_answer(network, task, example, spec)
+        listed = list_weight_candidates(
+            network,
+            pruning.layers,
+            count=cast(int | Path, count),
+            seed=seed,
+            scope=pruning.scope,
+        )
+    return listed, remarks
 
 
 def _count(pruning: PruningSpec) -> int | Literal["all"] | Path:
-    """How many candidates, or the file that lists them."""
+    """How many candidates, or the file that lists them.
+
+    In the place of those around a criterion's choice, which the dense network decides, stand as
+    many that are sampled.
+    """
     given = pruning.candidates
     if isinstance(given, int):
         return given
+    if pruning.around is not None:
+        return pruning.count or AROUND_COUNT
     return "all" if given == "all" else Path(given)
 
 
@@ -391,8 +432,10 @@ def _check_answer(network: nn.Module, task: Task, example: Batch, spec: StudySpe
 def _check_pruning(network: nn.Module, candidates: CandidateList, example: Batch) -> None:
     """Try the pruning itself, each kind in its own way."""
     given = as_input(network, example)
-    if candidates.weights:
+    if candidates.units == "weights":
         check_masks(network, cast(WeightCandidates, candidates), given)
+    elif candidates.units == "layers":
+        check_depth(network, cast(DepthCandidates, candidates), given)
     else:
         check_parity(network, cast(Candidates, candidates), given)
 
@@ -464,6 +507,19 @@ def _check_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
                 f"{stage}.batch_size = {size} leaves a last batch of one example (of "
                 f"{len(data.train):,}), on which the network cannot train: {first_line(error)}"
             ) from error
+
+
+def _check_around(
+    network: nn.Module, candidates: CandidateList, data: Splits, name: str | None
+) -> None:
+    """Refuse to draw candidates around a criterion that does not score filters or weights."""
+    if name is None:
+        return
+    try:
+        importance_of(find_criterion(name), copied(network).eval(), candidates, data.few(16))
+    except NotApplicableError as reason:
+        if not reason.of_images:  # all of them may tell otherwise
+            raise InputError(f"pruning.candidates = 'around:{name}': {reason}") from reason
 
 
 def _check_criteria(

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from trueoracle.data.splits import Splits
-from trueoracle.engines.choose import Plan, check_engine, plan
+from trueoracle.engines.choose import Plan, check_engine, engine_for, plan
 from trueoracle.engines.loop import LoopEngine
 from trueoracle.engines.retrain import retrain, retraining_data, stream_of
 from trueoracle.errors import InputError
@@ -19,6 +19,7 @@ from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import load_weights, weights_sha256
 from trueoracle.record.paths import DENSE, RETRAINING, retraining_under_way
 from trueoracle.record.store import Retrained
+from trueoracle.run.around import candidates_for
 from trueoracle.run.prepare import Prepared, prepare
 from trueoracle.run.progress import about
 from trueoracle.run.sitting import Sitting
@@ -127,7 +128,7 @@ def _built(fields: str, dense: Path) -> Place:
     prepared = prepare(spec)
     network = copied(prepared.network)
     load_weights(network, dense)
-    return Place.of(prepared, network)
+    return Place.of(candidates_for(prepared, network, dense.parent), network)
 
 
 def check_retraining(prepared: Prepared, engine: str) -> None:
@@ -135,7 +136,7 @@ def check_retraining(prepared: Prepared, engine: str) -> None:
     recipe = prepared.spec.retraining
     example = prepared.candidates.prune(prepared.network, 0)
     data = retraining_data(prepared.data, recipe, prepared.network)
-    check_engine(engine, example, data, recipe)
+    check_engine(engine_for(prepared.candidates, engine), example, data, recipe)
 
 
 def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
@@ -200,7 +201,8 @@ def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None
     data = retraining_data(prepared.data, recipe, prepared.network)
 
     def choose(name: str) -> Plan:
-        return plan(pruned, data, recipe, members=left, engine=name, memory=memory)
+        wanted = engine_for(prepared.candidates, name)
+        return plan(pruned, data, recipe, members=left, engine=wanted, memory=memory)
 
     before = store.noted("engine")
     if engine == "auto" and before:

@@ -41,7 +41,7 @@ def run(
         plan = plan_retraining(at, engine, memory)
         dense = make_dense(at)
         warn_of_chance(at)
-        list_candidates(at)
+        at = list_candidates(at, dense)
         adopt(at)
         score_candidates(at, dense)
         if plan is not None and at.left:  # a like study may have had them all
@@ -64,7 +64,7 @@ def score(
             tell_cost(at)
         dense = make_dense(at)
         warn_of_chance(at)
-        list_candidates(at)
+        at = list_candidates(at, dense)
         adopt(at)
         score_candidates(at, dense, criteria)
 

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection
+from dataclasses import replace
 
+import numpy as np
 from torch import nn
 
-from trueoracle.errors import InputError, NotApplicableError
+from trueoracle.analysis.outcomes import noise_in_words
+from trueoracle.criteria.noise import loss_noise
+from trueoracle.errors import InputError, NotApplicableError, first_line
 from trueoracle.networks.copying import copied
 from trueoracle.pruning.cost import cost
 from trueoracle.pruning.listing import write_listing
+from trueoracle.record.layout import NOISE
 from trueoracle.record.paths import CANDIDATES
-from trueoracle.run.sitting import Sitting
+from trueoracle.run.around import candidates_for
+from trueoracle.run.sitting import Sitting, check_candidates
+from trueoracle.spec.spec import candidates_in_words
 from trueoracle.tasks.base import as_input
 
 __all__ = ["list_candidates", "score_candidates"]
+
+ORACLE = "oracle"
+"""The criterion that is the pruned loss on all measured examples."""
 
 SCORE_CHUNK = 32
 """Candidates scored before the first commit, where the criterion allows it; later chunks grow."""
@@ -23,10 +34,18 @@ CHUNK_SECONDS = 4.0
 """A chunk that took less is followed by a larger one: what a kill loses is about twice this."""
 
 
-def list_candidates(at: Sitting) -> None:
-    """Record candidates, costs and criteria; drop the scores of a criterion whose code changed."""
+def list_candidates(at: Sitting, dense: nn.Module) -> Sitting:
+    """Record candidates, costs and criteria; drop the scores of a criterion whose code changed.
+
+    Returns the sitting with the candidates of this dense network.
+    """
+    at = replace(at, prepared=candidates_for(at.prepared, dense, at.folder))
     prepared, store = at.prepared, at.store
+    check_candidates(prepared, store)
     candidates = prepared.candidates
+    if prepared.spec.pruning.candidates != "all":
+        said = candidates_in_words(prepared.spec.pruning, len(candidates))
+        at.progress.message(f"candidates: {said}")
     if store.counts()["candidates"] != len(candidates):
         store.record_candidates(
             (name, candidates.pruned(index)) for index, name in enumerate(candidates.ids)
@@ -34,10 +53,10 @@ def list_candidates(at: Sitting) -> None:
     write_listing(candidates.listing(), at.folder / CANDIDATES)
     if not store.has_costs():
         example = as_input(prepared.network, prepared.data.example(1))
-        dense = cost(prepared.network, example)
+        whole = cost(prepared.network, example)
         costs = candidates.costs(prepared.network, example)
         store.record_costs(
-            (dense.parameters, dense.macs),
+            (whole.parameters, whole.macs),
             [
                 (name, one.parameters, one.macs)
                 for name, one in zip(candidates.ids, costs, strict=True)
@@ -51,6 +70,7 @@ def list_candidates(at: Sitting) -> None:
                 f"criterion {name}: its code may have changed, so it is scored anew"
             )
     at.note_skipped(prepared.skipped)
+    return at
 
 
 def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | None = None) -> None:
@@ -94,11 +114,35 @@ def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | No
             store.record_scores(name, zip(names, values, strict=True))
             progress.advance(sum(one not in scored for one in names))
             size = _next_size(size, time.perf_counter() - started)
+    _note_noise(at, dense)
     asked = [name for name in prepared.spec.criteria if wanted is None or name in wanted]
     if asked and all(name in skipped for name in asked):  # else all would be retrained for nothing
         reasons = "; ".join(skipped[name] for name in asked)
         none = "no criterion of the study applies: " if wanted is None else ""
         raise NotApplicableError(f"{none}{reasons}")
+
+
+def _note_noise(at: Sitting, dense: nn.Module) -> None:
+    """Record how far pruned losses differ by their examples alone, and warn where that is all.
+
+    Once every candidate's pruned loss is there.
+    """
+    candidates, store = at.prepared.candidates, at.store
+    frame = store.frame("scores")
+    scores = frame[frame["criterion"] == ORACLE].set_index("candidate")["score"]
+    if len(scores) < len(candidates) or store.noted(NOISE):
+        return
+    losses = scores.reindex(candidates.ids).to_numpy(dtype=np.float64)
+    try:
+        found = loss_noise(copied(dense).eval(), candidates, losses, at.prepared.data)
+    except Exception as error:  # a user's task runs: anything can come out
+        at.progress.message(f"how noisy pruned losses are is not known: {first_line(error)}")
+        return
+    if found is None or not math.isfinite(found["noise"]):
+        return
+    store.note(at.number, NOISE, found)
+    if said := noise_in_words(found, at.prepared.data.task.metrics[0].unit):
+        at.progress.message(f"warning: {said}")
 
 
 def _next_size(size: int, seconds: float) -> int:

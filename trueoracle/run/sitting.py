@@ -18,7 +18,7 @@ from trueoracle.criteria.base import Criterion
 from trueoracle.errors import InputError
 from trueoracle.files import remove_drafts, write_text
 from trueoracle.record.lock import locked
-from trueoracle.record.paths import DATABASE, DENSE
+from trueoracle.record.paths import AROUND, DATABASE, DENSE
 from trueoracle.record.store import Store
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
@@ -26,7 +26,7 @@ from trueoracle.spec.spec import CANDIDATE_FILES
 from trueoracle.training.recipe import Recipe
 from trueoracle.version import __version__
 
-__all__ = ["Sitting", "sitting"]
+__all__ = ["Sitting", "check_candidates", "sitting"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,14 +113,8 @@ def _begin(prepared: Prepared, store: Store) -> int:
                 f"the code of {what} {_named(prepared, what)!r} has changed since this study "
                 "began: give the study another name to start anew with it"
             )
-    listed = store.candidate_ids()
-    if listed and listed != list(prepared.candidates.ids):
-        given = prepared.spec.pruning.candidates
-        what = given if str(given).endswith(CANDIDATE_FILES) else "what pruning.layers names"
-        raise InputError(
-            f"{what} has changed since this study began: give the study another name to start "
-            "anew with it"
-        )
+    if prepared.spec.pruning.around is None:  # else the dense network decides which they are
+        check_candidates(prepared, store)
     facts = {
         "trueoracle": __version__,
         "torch": torch.__version__,
@@ -138,8 +132,26 @@ def _begin(prepared: Prepared, store: Store) -> int:
     return number
 
 
+def check_candidates(prepared: Prepared, store: Store) -> None:
+    """Refuse the record of other candidates, by :class:`InputError`."""
+    listed = store.candidate_ids()
+    if listed and listed != list(prepared.candidates.ids):
+        pruning = prepared.spec.pruning
+        what = "what pruning.layers names"
+        if pruning.around is not None:
+            what = f"{AROUND}, or what criterion {pruning.around!r} says,"
+        elif str(pruning.candidates).endswith(CANDIDATE_FILES):
+            what = str(pruning.candidates)
+        raise InputError(
+            f"{what} has changed since this study began: give the study another name to start "
+            "anew with it"
+        )
+
+
 def _named(prepared: Prepared, what: str) -> str | None:
     spec = prepared.spec
+    if what == "pruning.candidates":
+        return spec.pruning.around
     return spec.task if what == "task" else spec.retraining.procedure
 
 

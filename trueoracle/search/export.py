@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +33,8 @@ from trueoracle.networks.fitting import config_of, plain_config, sections
 from trueoracle.networks.pretrained import build_from_config, build_pretrained
 from trueoracle.networks.registry import NETWORKS, build
 from trueoracle.networks.weights import load_weights, save_weights
+from trueoracle.pruning.candidates import Units
+from trueoracle.pruning.depth import cut_layers, find_stacks
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.unstructured import unmasked
 from trueoracle.pruning.walk import find_groups
@@ -62,9 +64,10 @@ class Origin:
     ``name`` is None for a network given in Python. ``inputs`` has what the network is given: each
     field's shape without the axis of examples, and its type. ``outputs`` is the number that a
     registered network is built for (classes, say); None where it was given in Python. ``pruned``
-    maps groups to their pruned filters, and is empty where single weights are zero. ``values`` has
-    a few examples of the inputs that are whole numbers, such as tokens, of which not all will do.
-    ``config`` is that of a dense network of transformers.
+    maps groups to their pruned filters, or with ``units`` "layers" lists to the places of those
+    that are taken out, and is empty where single weights are zero. ``values`` has a few examples of
+    the inputs that are whole numbers, such as tokens, of which not all will do. ``config`` is that
+    of a dense network of transformers.
     """
 
     name: str | None
@@ -72,18 +75,23 @@ class Origin:
     inputs: Inputs
     outputs: int | None
     pruned: Mapping[str, tuple[int, ...]]
+    units: Units = "filters"
     values: Mapping[str, list[Any]] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
 
 
 def export(
-    network: nn.Module, path: Path, origin: Origin, facts: Mapping[str, object] | None = None
+    network: nn.Module,
+    path: Path,
+    origin: Origin,
+    facts: Mapping[str, object] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``network`` in the format that the file's ending says, all or nothing.
 
-    ``facts`` go into the metadata of ``.safetensors``, and into a folder. Raises what :func:`check_export` raises,
-    :class:`InputError` for a network that cannot be exported so, and :class:`StoreError` where the
-    file cannot be written.
+    ``facts`` go into the metadata of ``.safetensors``, and into a folder, which ``files`` (texts by
+    name) are written into too. Raises what :func:`check_export` raises, :class:`InputError` for a
+    network that cannot be exported so, and :class:`StoreError` where the file cannot be written.
     """
     check_export(path)
     plain = unmasked(network).cpu().eval()
@@ -92,7 +100,10 @@ def export(
     if path.suffix in (".onnx", ".pt2") and (config := config_of(plain)) is not None:
         for section in sections(config):  # what a next token would be told from is no output
             section.use_cache = False
-    _WRITERS[path.suffix](plain, path, origin, dict(facts or {}))
+    if path.suffix:
+        _WRITERS[path.suffix](plain, path, origin, dict(facts or {}))
+    else:
+        _folder(plain, path, origin, dict(facts or {}), dict(files or {}))
     return path
 
 
@@ -101,11 +112,10 @@ def check_export(path: Path, name: str = "") -> None:
 
     ``name`` is the network's, which may say that it is none of transformers.
     """
-    if path.suffix not in _WRITERS:
-        known = ", ".join(filter(None, _WRITERS))
+    if path.suffix and path.suffix not in _WRITERS:
         raise InputError(
-            f"a network is exported as {known}, by the file's ending, or to a folder for "
-            f"transformers, which has none; got {path}"
+            f"a network is exported as {', '.join(_WRITERS)}, by the file's ending, or to a folder "
+            f"for transformers, which has none; got {path}"
         )
     if not path.suffix:
         if not may_be_of_transformers(name):
@@ -150,6 +160,7 @@ class _Stored(BaseModel):
     ]
     outputs: Annotated[int, Field(ge=1)] | None
     pruned: dict[str, Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]]
+    units: Units = "filters"
     values: dict[str, list[Any]] = {}
     config: dict[str, Any] | None = None
 
@@ -189,7 +200,8 @@ def load(path: str | Path, network: nn.Module | None = None, *, trust: bool = Fa
         )
     else:
         dense = _built(stored.name, stored, path)
-    made = _cut(dense, stored, path)
+    cut = _without if stored.units == "layers" else _cut
+    made = cut(dense, stored, path) if stored.pruned else dense
     load_weights(made, weights)
     return made.eval()
 
@@ -276,8 +288,6 @@ def _built(name: str, stored: _Stored, path: Path) -> nn.Module:
 def _cut(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
     """The shape that is left: which filters go does not matter, since weights are loaded."""
     pruned = stored.pruned
-    if not pruned:
-        return dense
     try:
         groups = find_groups(dense, as_input(dense, _example(stored))).groups
     except Exception as error:  # of a size that nothing holds, or that does not fit
@@ -290,6 +300,20 @@ def _cut(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
         if not len(kept[name]):
             raise InputError(f"{path} is damaged: it prunes every filter of {name}")
     return prune(dense, [groups[name] for name in pruned], kept)
+
+
+def _without(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
+    """The network without the layers that were taken out."""
+    try:
+        stacks = find_stacks(dense, as_input(dense, _example(stored))).stacks
+    except Exception as error:  # of a size that nothing holds, or that does not fit
+        raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
+    gone = {}
+    for name, places in stored.pruned.items():
+        if name not in stacks or not set(places) <= set(stacks[name].places):
+            raise InputError(f"{path} does not fit the network: it has no such layers of {name}")
+        gone[name] = stacks[name], [stacks[name].places.index(place) for place in places]
+    return cut_layers(dense, gone)
 
 
 def _example(origin: Origin | _Stored) -> Batch:
@@ -356,7 +380,13 @@ def _onnx(network: nn.Module, path: Path, origin: Origin, _: Mapping[str, object
     _written(write, path, "ONNX")
 
 
-def _folder(network: nn.Module, path: Path, origin: Origin, facts: Mapping[str, object]) -> None:
+def _folder(
+    network: nn.Module,
+    path: Path,
+    origin: Origin,
+    facts: Mapping[str, object],
+    files: Mapping[str, str],
+) -> None:
     config = origin.config or plain_config(network)
     if config is None:
         raise InputError(
@@ -368,11 +398,12 @@ def _folder(network: nn.Module, path: Path, origin: Origin, facts: Mapping[str, 
         with suppress(InputError):  # then nothing of it is there to copy
             source = folder_of(origin.name.removeprefix(HF), origin.arguments.get("revision"))
     about = {"trueoracle": __version__, "origin": {"format": FORMAT, **asdict(origin)}, **facts}
-    write_folder(network, path, about, config=config, source=source, example=_example(origin))
+    write_folder(
+        network, path, about, config=config, source=source, files=files, example=_example(origin)
+    )
 
 
 _WRITERS: dict[str, Callable[[nn.Module, Path, Origin, Mapping[str, object]], None]] = {
-    "": _folder,
     ".safetensors": _safetensors,
     ".onnx": _onnx,
     ".pt2": _pt2,

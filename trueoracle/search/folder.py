@@ -59,13 +59,15 @@ def write_folder(
     *,
     config: Mapping[str, Any],
     source: Path | None,
+    files: Mapping[str, str],
     example: Batch,
 ) -> None:
     """Write ``network``, which is changed, its config, tokenizer and ``facts``, all or nothing.
 
     ``config`` is that of the dense network. From the folder ``source`` the tokenizer and processor
-    are copied. ``example`` is a batch on which what from_pretrained loads is compared. Raises
-    :class:`StoreError` where the folder cannot be written.
+    are copied; ``files`` are those of the tokenizer that it was trained with. ``example`` is a batch on which
+    what from_pretrained loads is compared. Raises :class:`StoreError` where the folder cannot be
+    written.
     """
     check_folder(path)
     with _replacing(path) as draft:
@@ -74,6 +76,8 @@ def write_folder(
             _write_own(network, draft, config)
         if source is not None:
             _copy_others(source, draft)
+        for name, text in files.items():
+            (draft / name).write_text(text, encoding="utf-8")
         text = json.dumps({"from_pretrained": plain, **facts}, allow_nan=False, indent=1)
         (draft / FACTS).write_text(text, encoding="utf-8")
 
@@ -110,7 +114,9 @@ def _write_plain(network: nn.Module, draft: Path) -> bool:
 
 def _loads(draft: Path, network: nn.Module, example: Batch) -> bool:
     """Whether from_pretrained gives the same network, by its outputs."""
-    kind: Any = type(network)
+    import transformers
+
+    kind: Any = getattr(transformers, type(network).__name__, None)
     try:
         with quiet():
             again, about = kind.from_pretrained(

@@ -45,16 +45,16 @@ __all__ = ["Search", "SearchRecord", "check_memory"]
 RECORD = "search.json"
 
 PART_SECONDS = 15.0
-"""How much training within a rung a kill may cost, beside the population that is under way."""
+"""The most training within a rung that a kill costs, beside that of the current population."""
 
 
 @dataclass
 class SearchRecord:
-    """What is kept of a search: each rung's candidates (ids) and epochs, and how it was trained.
+    """What is recorded of a search: each rung's candidates (ids), their epochs, and the engine.
 
     ``epochs[id]`` are the records of one candidate, from the first epoch to its last; ``part`` are
-    the candidates of the rung under way that have been trained; ``files`` has the SHA-256 of the
-    files of weights that belong to it.
+    the candidates that the current rung has trained; ``files`` has the SHA-256 of each file of
+    weights that belongs to the record.
     """
 
     settings: dict[str, Any]
@@ -66,7 +66,7 @@ class SearchRecord:
     files: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write it, all or nothing; raises :class:`StoreError` where the disk does not take it."""
+        """Write it whole or not at all; raises :class:`StoreError` where it cannot be written."""
         fields = asdict(self)
         fields["epochs"] = {
             name: [_plain(one.as_row()) for one in own] for name, own in self.epochs.items()
@@ -103,9 +103,9 @@ class Search:
 
     ``order`` are the candidates' numbers in the order in which they begin, or with ``pruned``
     ``[P, F]`` (which filters each of them prunes) in which the first batch does; ``by`` is the
-    metric compared, ``seed`` the retraining's. ``folder`` keeps the record, the survivors'
-    weights and optimisers after the last two rungs and each population within the one under way,
-    and nothing of whoever was dropped.
+    metric compared, ``seed`` the retraining's. ``folder`` keeps the record, and weights and
+    optimiser states after the last two rungs and after each population of the current one. Those of
+    dropped candidates are deleted.
     """
 
     schedule: Schedule
@@ -131,11 +131,11 @@ class Search:
         """The record, the id of the chosen candidate, and its retrained network.
 
         ``plan`` says how to train so many networks, given the engine of an earlier sitting (or
-        ``""``). ``on_rung`` is told of each rung before it begins or goes on (number, candidates
-        that have been trained, how they are trained), ``on_epoch`` how many epochs of one candidate
-        were done, ``on_damage`` in words of kept weights that are damaged: the search then goes on
-        from the last rung whose weights are whole. Raises :class:`TrainingError` where every
-        network diverged.
+        ``""``). ``on_rung`` is called before a rung begins or goes on (with its number, how many of
+        its candidates have been trained, and the plan), ``on_epoch`` after training (with the
+        epochs done, of one candidate), ``on_damage`` where kept weights are damaged (with a line
+        that says which): the search then goes on from the last rung whose weights are whole. Raises
+        :class:`TrainingError` where every network diverged.
         """
         remove_drafts(self.folder)
         record = SearchRecord.load(self.folder, dict(self.settings))
@@ -170,9 +170,10 @@ class Search:
         record: SearchRecord,
         on_epoch: Callable[[float], None],
     ) -> tuple[list[int], dict[int, _Member]]:
-        """Train those of a rung; who goes on, and all that they are.
+        """Train the candidates of a rung; returns those that go on, with weights and states.
 
-        Takes ``members`` out as their networks are built, so that no more are held than go on.
+        Each member leaves ``members`` as its network is built, so that memory holds no more than go
+        on.
         """
         ids, left = self.candidates.ids, self._left(number)
         epochs = range(self.schedule.starts[number], self.schedule.rungs[number].epochs)
@@ -210,7 +211,7 @@ class Search:
                     fresh[ids[index]] = fresh.get(ids[index], []) + own
                 done.extend(chunk)
                 begun.update(chunk)
-                # What cannot survive any more need not be kept, nor be copied.
+                # A candidate that can no longer go on is neither kept nor copied.
                 best = survivors(done, [self._value(fresh[ids[i]]) for i in done], left)
                 new = dict(zip(chunk, zip(networks, after, strict=True), strict=True))
                 kept = {
@@ -237,7 +238,7 @@ class Search:
         return [index for index in order if index in kept], kept
 
     def _left(self, rung: int) -> int:
-        """How many go on after a rung."""
+        """How many candidates go on after a rung."""
         last = rung + 1 == len(self.schedule.rungs)
         return 1 if last else self.schedule.rungs[rung + 1].candidates
 
@@ -265,7 +266,7 @@ class Search:
     # The folder
 
     def _damage(self, record: SearchRecord) -> str:
-        """What is in a record that this search cannot have written; empty where nothing is."""
+        """Why this search cannot have written a record; empty where it can have."""
         if _text(record.settings) != _text(self.settings):
             return "its settings are those of another search"
         if len(record.rungs) > len(self.schedule.rungs):
@@ -298,7 +299,7 @@ class Search:
         return ""
 
     def _resumed(self, record: SearchRecord) -> tuple[list[int], dict[int, _Member]]:
-        """Who goes on after the last rung that is done, and all that they are."""
+        """The candidates that go on after the last finished rung, with weights and states."""
         ids = self.candidates.ids
         begun = self._begun(record)
         names = [ids[index] for index in begun]
@@ -319,7 +320,7 @@ class Search:
         return going, members
 
     def _resumed_part(self, record: SearchRecord) -> tuple[list[int], dict[int, _Member]]:
-        """Of the rung under way: who has been trained, and the best of them."""
+        """The candidates that the current rung has trained, and the best of them."""
         if not record.part:
             return [], {}
         rung = len(record.rungs)
@@ -327,7 +328,7 @@ class Search:
         return [self.candidates.ids.index(name) for name in record.part], kept
 
     def _kept(self, path: Path, names: Sequence[str], rung: int) -> dict[int, _Member]:
-        """The best of those named, as they were after a rung or a part of it."""
+        """The best of the named candidates, with their weights after a rung or a part of it."""
         number = {name: self.candidates.ids.index(name) for name in names}
         members: dict[int, _Member] = {}
         try:
@@ -345,7 +346,7 @@ class Search:
         return members
 
     def _begun(self, record: SearchRecord) -> list[int]:
-        """Who begins, by the values that are recorded; batches as far as these lead."""
+        """The candidates that begin, batch by batch as far as recorded values determine them."""
         first, ids = self.schedule.rungs[0], self.candidates.ids
         asked: list[int] = []
 
@@ -361,7 +362,7 @@ class Search:
         return asked
 
     def _back_to_whole(self, record: SearchRecord) -> str:
-        """Take from the record what its weights are not there for; says why, or nothing.
+        """Drop from the record the rungs whose weights are missing or damaged; returns why, or "".
 
         What was compared stays as it was recorded, so that the same candidates go on.
         """
@@ -381,7 +382,7 @@ class Search:
         return why
 
     def _file_fault(self, path: Path, record: SearchRecord) -> str:
-        """What is wrong with a file of weights; empty where nothing is, or it is not known."""
+        """What is wrong with a file of weights; empty where nothing is known to be."""
         expected = record.files.get(path.name)
         try:
             if expected in (None, sha256_of(path)):
@@ -393,9 +394,9 @@ class Search:
     def _keep(
         self, path: Path, before: Path, members: Mapping[int, _Member], record: SearchRecord
     ) -> None:
-        """Keep weights, then the record that leads to them, and no others but those ``before``.
+        """Write weights, then the record that names them; delete all others but those ``before``.
 
-        With these, damage to the last rung's does not cost the whole search.
+        With those, a search survives damage to the last rung's weights.
         """
         tensors: dict[str, Tensor] = {}
         for index, member in members.items():
@@ -410,7 +411,7 @@ class Search:
                 other.unlink(missing_ok=True)
 
     def _checkpoint(self, rung: int, trained: int = 0) -> Path:
-        """After a rung, or after so many of its candidates."""
+        """The file of weights after a rung, or after so many of its candidates."""
         part = f"-part-{trained}" if trained else ""
         return self.folder / f"after-rung-{rung + 1}{part}.safetensors"
 
@@ -439,7 +440,7 @@ def folder_name(settings: Mapping[str, Any]) -> str:
 
 def check_memory(example: nn.Module, schedule: Schedule, device: torch.device) -> None:
     """Refuse a search whose survivors memory cannot hold, by :class:`InputError`."""
-    # Those who came from the rung before leave memory as those who go on enter it.
+    # Candidates of the rung before leave memory as those that go on enter it.
     most = max((rung.candidates for rung in schedule.rungs[1:]), default=1)
     # Weights, and up to two numbers per weight that the optimiser remembers.
     each = 3 * sum(v.numel() * v.element_size() for v in state_tensors(example).values())

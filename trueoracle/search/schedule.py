@@ -49,7 +49,7 @@ class Schedule:
 
     @property
     def cost(self) -> int:
-        """What it takes, in epochs of one candidate."""
+        """What the schedule costs, in epochs of one candidate."""
         steps = zip(self.starts, self.rungs, strict=True)
         return sum(rung.candidates * (rung.epochs - start) for start, rung in steps)
 
@@ -80,7 +80,7 @@ def halving(
 
 
 def _widest(candidates: int, ends: list[int], budget: int) -> Schedule | None:
-    """Rungs with these ends that ``budget`` affords; None where one network each is too much."""
+    """Rungs with these ends that ``budget`` affords; None where it does not afford any."""
     affordable, too_much = ends[-1], candidates * ends[-1] + 1
     while too_much - affordable > 1:
         middle = (affordable + too_much) // 2

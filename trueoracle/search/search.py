@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from torch import nn
 from trueoracle.analysis.numbers import finite_or_none, many
 from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import DATASETS, dataset_info
-from trueoracle.engines.choose import Plan, plan
+from trueoracle.engines.choose import Plan, engine_for, plan
 from trueoracle.engines.retrain import retraining_data
 from trueoracle.errors import InputError, NotApplicableError, unknown
 from trueoracle.networks.fitting import plain_config
 from trueoracle.record.lock import locked
 from trueoracle.record.paths import SEARCHES
 from trueoracle.record.results import Results
+from trueoracle.run.around import candidates_for
 from trueoracle.run.dense import read_dense
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
@@ -32,7 +33,6 @@ from trueoracle.search.replay import selection_metric
 from trueoracle.search.schedule import ETA, Schedule, parse_budget
 from trueoracle.search.settings import SearchSettings
 from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_strategy
-from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import DataSpec
 from trueoracle.tasks.base import TARGETS
 from trueoracle.tasks.metric import Metric
@@ -51,7 +51,8 @@ class SearchResult:
     ``candidate``, ``rung`` (from 1), ``epoch`` (from 0), the learning rate and all metrics.
     ``budget``, ``spent`` and ``full_budget`` count epochs of one candidate; ``seconds`` is what
     training took. ``folder`` keeps the search. ``normalised`` says by which mean and standard
-    deviation a channel the images were, where the data set has a name.
+    deviation a channel the images were, where the data set has a name. ``files`` has the texts of
+    files that belong to the network, by name: a tokenizer that was trained for it.
     """
 
     study: str
@@ -73,6 +74,7 @@ class SearchResult:
     origin: Origin
     normalised: Mapping[str, Any]
     metrics: tuple[Metric, ...]
+    files: Mapping[str, str]
 
     @property
     def spent(self) -> int:
@@ -81,7 +83,8 @@ class SearchResult:
     def export(self, path: str | Path) -> Path:
         """Write the network: ``.safetensors`` (for ``trueoracle.load``), ``.onnx`` or ``.pt2``.
 
-        Raises :class:`InputError` for another ending, and where the network cannot be written so.
+        A path without an ending is a folder for transformers. Raises :class:`InputError` for
+        another ending, and where the network cannot be written so.
         """
         facts = {
             "study": self.study,
@@ -89,7 +92,7 @@ class SearchResult:
             "outcome": finite_or_none(self.outcome.as_row()),
             "normalised": dict(self.normalised),
         }
-        return export(self.network, Path(path), self.origin, facts)
+        return export(self.network, Path(path), self.origin, facts, self.files)
 
     def as_dict(self) -> dict[str, Any]:
         """The result as plain values, with each rung's candidates and their values."""
@@ -158,62 +161,18 @@ def search(
     start = recipe.seeds[0] if wanted.seed is None else wanted.seed
     if not 0 <= start < 2**31:
         raise InputError(f"a seed is a whole number from 0 to {2**31 - 1}, got {start}")
-    full = len(candidates) * recipe.epochs
-    epochs = parse_budget(wanted.budget, len(candidates), recipe.epochs)
-    schedule = way.plan(len(candidates), recipe.epochs, epochs, eta)
-    if schedule.cost > epochs:  # it retrains them all, whatever is said
-        if wanted.budget is not None:
-            raise InputError(
-                f"strategy {way.name!r} takes all {full:,} epochs, and the budget is {epochs:,}: "
-                "leave the budget out, or take another strategy"
-            )
-        epochs = schedule.cost
+    schedule, epochs = _planned(way, wanted.budget, len(candidates), recipe.epochs, eta)
     example = candidates.prune(prepared.network, 0)
     check_retraining(prepared, engine)
     check_memory(example, schedule, prepared.device)
 
     prior = _recorded(prepared, folder, progress, priors, passed_over)
-    recorded = Results(folder)
-    dense = read_dense(prepared, folder, recorded.dense or {})
-    # An order that takes no criterion takes their number only.
-    scores = [0.0] * len(candidates)
-    if prior:
-        if prior not in recorded.scores or recorded.scores[prior].isna().all():
-            raise InputError(f"criterion {prior!r} gave no score to order the candidates by")
-        scores = recorded.scores[prior].tolist()
-        if (tied := scores.count(min(scores))) > 1:
-            progress.message(
-                f"{tied:,} candidates share the lowest score of {prior}: those that tie begin in "
-                "the order of their ids"
-            )
-    settings: dict[str, Any] = {
-        "strategy": way.name,
-        "criterion": prior or None,
-        "by": metric,
-        "seed": start,
-        "rungs": [[rung.candidates, rung.epochs] for rung in schedule.rungs],
-        "outcome_digest": spec.outcome_digest,
-    }
-    pruned = None
-    if way.learns:
-        pruned, _ = pruned_filters([candidates.pruned(i) for i in range(len(candidates))])
-        settings["batches"] = [BATCHES, LEAST_BATCH]
-    below = folder / SEARCHES / folder_name(settings)
-    made = Search(
-        schedule,
-        way.ordered(scores, candidates.ids, start),
-        candidates,
-        dense,
-        retraining_data(prepared.data, recipe, dense),
-        recipe,
-        metric,
-        start,
-        settings,
-        below,
-        pruned,
-    )
+    made = _search_of(prepared, folder, progress, way, prior, schedule, metric, start)
+    prepared = replace(prepared, candidates=made.candidates)
+    candidates = made.candidates
     if metric == "train_loss" and wanted.by is None:
         progress.message("there is no validation split: the search compares train loss")
+    full = len(candidates) * recipe.epochs
     steps = (f"{many(r.candidates, 'candidate')} until epoch {r.epochs}" for r in schedule.rungs)
     progress.message(
         f"search ({way.name}): {schedule.cost:,} of the {full:,} epochs that retrain all "
@@ -238,16 +197,92 @@ def search(
         full_budget=full,
         seconds=record.seconds,
         engine=record.engine,
-        folder=below,
+        folder=made.folder,
         origin=_origin(prepared, index),
         normalised=_normalised(spec.data),
+        files=prepared.data.files,
         metrics=tuple(prepared.data.task.metrics),
     )
 
 
+def _planned(
+    way: Strategy, budget: str | None, candidates: int, epochs: int, eta: float
+) -> tuple[Schedule, int]:
+    """The strategy's schedule, and the budget in epochs of one candidate."""
+    affordable = parse_budget(budget, candidates, epochs)
+    schedule = way.plan(candidates, epochs, affordable, eta)
+    if schedule.cost <= affordable:
+        return schedule, affordable
+    if budget is not None:  # it retrains every candidate, whatever the budget
+        raise InputError(
+            f"strategy {way.name!r} takes all {candidates * epochs:,} epochs, and the budget is "
+            f"{affordable:,}: leave the budget out, or take another strategy"
+        )
+    return schedule, schedule.cost
+
+
+def _search_of(
+    prepared: Prepared,
+    folder: Path,
+    progress: Progress,
+    way: Strategy,
+    prior: str,
+    schedule: Schedule,
+    metric: str,
+    seed: int,
+) -> Search:
+    """The search among the study's candidates, in the order that ``prior``'s scores give them."""
+    recorded = Results(folder)
+    dense = read_dense(prepared, folder, recorded.dense or {})
+    candidates = candidates_for(prepared, dense, folder).candidates
+    settings: dict[str, Any] = {
+        "strategy": way.name,
+        "criterion": prior or None,
+        "by": metric,
+        "seed": seed,
+        "rungs": [[rung.candidates, rung.epochs] for rung in schedule.rungs],
+        "outcome_digest": prepared.spec.outcome_digest,
+    }
+    pruned = None
+    scores = _ordering_scores(recorded, prior, len(candidates), progress)
+    if way.learns:
+        pruned, _ = pruned_filters([candidates.pruned(i) for i in range(len(candidates))])
+        settings["batches"] = [BATCHES, LEAST_BATCH]
+    return Search(
+        schedule,
+        way.ordered(scores, candidates.ids, seed),
+        candidates,
+        dense,
+        retraining_data(prepared.data, prepared.spec.retraining, dense),
+        prepared.spec.retraining,
+        metric,
+        seed,
+        settings,
+        folder / SEARCHES / folder_name(settings),
+        pruned,
+    )
+
+
+def _ordering_scores(
+    recorded: Results, prior: str, candidates: int, progress: Progress
+) -> list[float]:
+    """The scores that order the candidates; zeros for an order that takes no criterion."""
+    if not prior:
+        return [0.0] * candidates
+    if prior not in recorded.scores or recorded.scores[prior].isna().all():
+        raise InputError(f"criterion {prior!r} gave no score to order the candidates by")
+    scores: list[float] = recorded.scores[prior].tolist()
+    if (tied := scores.count(min(scores))) > 1:
+        progress.message(
+            f"{tied:,} candidates share the lowest score of {prior}: those that tie begin in "
+            "the order of their ids"
+        )
+    return scores
+
+
 def _strategy(prepared: Prepared, name: str | None) -> Strategy:
-    """The strategy named, or the one that learns which filters to prune, where filters are."""
-    whole = not prepared.candidates.weights
+    """The named strategy; by default, but of single weights, the one that learns what to prune."""
+    whole = prepared.candidates.units != "weights"
     way = find_strategy(name or ("guided" if whole else "halving"))
     if way.learns and not whole:
         raise InputError(
@@ -279,13 +314,13 @@ def _priors(prepared: Prepared, way: Strategy, named: str | None) -> tuple[list[
 def _recorded(
     prepared: Prepared, folder: Path, progress: Progress, priors: list[str], passed_over: str
 ) -> str:
-    """Record the dense network and the scores of the first of ``priors`` that applies: its name."""
+    """Record the dense network and the scores of the first of ``priors`` that applies; its name."""
     for place, prior in enumerate(priors, start=1):
         if passed_over:
             progress.message(f"candidates are ordered by {prior}, since {passed_over}")
         try:
             score(prepared, folder, progress, criteria=(prior,))
-        except NotApplicableError as reason:  # which only all examples told
+        except NotApplicableError as reason:  # which shows on all examples only
             if place == len(priors):
                 raise
             passed_over = str(reason)
@@ -309,6 +344,7 @@ def _carried_out(
 
     def planned(members: int, before: str) -> Plan:
         wanted = before if engine == "auto" and before else engine
+        wanted = engine_for(made.candidates, wanted)
         if wanted not in known:  # one trial of the engines is enough for all rungs
             known[wanted] = plan(
                 example,
@@ -342,7 +378,7 @@ def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:
     ):
         for name in names:
             own = [one for one in record.epochs[name] if start <= one.epoch < rung.epochs]
-            # A network that diverged has no more records: its last one speaks for the later rungs.
+            # A network that diverged has no more records: its last one stands for the later rungs.
             rows += [
                 {"candidate": name, "rung": number, **one.as_row()}
                 for one in own or record.epochs[name][-1:]
@@ -361,7 +397,7 @@ def _origin(prepared: Prepared, index: int) -> Origin:
     network, data = prepared.spec.network, prepared.data
     few = data.train.take(torch.arange(3) % len(data.train)).fields
     pruned: dict[str, tuple[int, ...]] = {}
-    if not prepared.candidates.weights:
+    if prepared.candidates.units != "weights":
         pruned = {
             name: tuple(int(one) for one in filters)
             for name, filters in prepared.candidates.pruned(index).items()
@@ -374,8 +410,9 @@ def _origin(prepared: Prepared, index: int) -> Origin:
             for name, value in few.items()
             if name not in TARGETS
         },
-        outputs=_outputs(prepared),
+        outputs=None if network.is_fixed else data.task.outputs(data.train),
         pruned=pruned,
+        units=prepared.candidates.units,
         values={
             name: value.tolist()
             for name, value in few.items()
@@ -383,12 +420,3 @@ def _origin(prepared: Prepared, index: int) -> Origin:
         },
         config=plain_config(prepared.network),
     )
-
-
-def _outputs(prepared: Prepared) -> int | None:
-    """How many a network was built for; None where that was not asked for here."""
-    network = prepared.spec.network
-    if network.fingerprint or (is_of_library(network.name) and network.arrives_trained):
-        return None
-    return prepared.data.task.outputs(prepared.data.train)
-

@@ -1,4 +1,4 @@
-"""What a search is told, in Python and on the command line."""
+"""The settings of a search, in Python and on the command line."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ LEAST_BATCH = 4
 
 
 class Values(Protocol):
-    """Gives the numbers that are compared."""
+    """A function that gives the numbers that are compared."""
 
     def __call__(self, candidates: Sequence[int], epochs: int) -> Sequence[float]:
         """The value of each candidate after so many epochs, lower being better; NaN: diverged."""
@@ -123,7 +123,7 @@ def find_strategy(name: str) -> Strategy:
 
 @dataclass(frozen=True)
 class Course:
-    """How a search went: for each rung its candidates and their values after it."""
+    """The course of a search: each rung's candidates, and their values after it."""
 
     candidates: tuple[tuple[int, ...], ...]
     values: tuple[tuple[float, ...], ...]

@@ -214,11 +214,10 @@ def _with_files(spec: StudySpec) -> StudySpec:
     network, files = spec.network, None
     if network.name.startswith(HF):
         revision = network.arguments.get("revision")
+        name, wanted = network.name.removeprefix(HF), None if revision is None else str(revision)
         # What cannot be had is said when it is needed: a study can be listed without it.
         with suppress(InputError):
-            files = files_sha256(
-                folder_of(network.name.removeprefix(HF), revision and str(revision))
-            )
+            files = files_sha256(folder_of(name, wanted))
     if files == network.files:
         return spec
     return spec.model_copy(update={"network": network.model_copy(update={"files": files})})

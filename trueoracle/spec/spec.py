@@ -15,6 +15,9 @@ from trueoracle.spec.hub import HF, is_of_library
 from trueoracle.training.recipe import DenseTraining, Frozen, Retraining, Seed
 
 __all__ = [
+    "AROUND",
+    "AROUND_COUNT",
+    "AROUND_SHARE",
     "CANDIDATE_FILES",
     "LANGUAGE_FIELDS",
     "QUESTIONS",
@@ -24,6 +27,7 @@ __all__ = [
     "NetworkSpec",
     "PruningSpec",
     "StudySpec",
+    "candidates_in_words",
 ]
 
 DIGEST_FORMAT = 2
@@ -109,6 +113,13 @@ class NetworkSpec(Frozen):
             return True
         return self.weights is not None or self.fingerprint is not None
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether its inputs and outputs are what they are, whatever the data is like."""
+        if self.name.startswith(HF) or self.fingerprint is not None:
+            return True
+        return is_of_library(self.name) and self.weights is None and self.arrives_trained
+
 
 class DataSpec(Frozen):
     """The data set and how its training examples are split."""
@@ -118,6 +129,9 @@ class DataSpec(Frozen):
         None,
         description="of folder and imagenet: where train/ and val/ with a folder a class are; of "
         "text and questions: their file or folder",
+    )
+    arguments: dict[str, Whole | Real] = Field(
+        {}, description="of the data set: of glyphs {classes = 36, fonts = 100, noise = 0.2}"
     )
     image_size: int | None = Field(
         None,
@@ -185,6 +199,13 @@ class DataSpec(Frozen):
         description="of text and questions in one part: the shares at the end that are the "
         "validation and the test split",
     )
+    stretches: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="of text in one part: cut it into so many of equal size, each of which holds "
+        "out its own end; none: one",
+    )
     columns: dict[str, str] = Field(
         {},
         description='of JSONL: the names of its columns: {text = "body"}, or {prompt = "question", '
@@ -203,7 +224,7 @@ class DataSpec(Frozen):
     test: str | None = Field(
         None,
         max_length=4096,
-        description="of questions: others to test on, NAME:PATH, such as pope:coco_pope_random.json",
+        description="of questions: others to test on, as NAME:PATH (pope:coco_pope_random.json)",
     )
 
     @property
@@ -339,6 +360,28 @@ class PruningSpec(Frozen):
         return self
 
 
+def candidates_in_words(pruning: PruningSpec, count: int) -> str:
+    """What a study's candidates are, and what of them is random."""
+    given = pruning.candidates
+    if pruning.around is not None:
+        share = AROUND_SHARE if pruning.share is None else pruning.share
+        return (
+            f"the choice of criterion {pruning.around!r} (the first), and {count - 1:,} drawn at "
+            f"random around it: {share:.0%} of its scores change places (seed {pruning.seed})"
+        )
+    if given == "all":
+        return f"all {count:,} ways to prune"
+    if not isinstance(given, int):
+        return f"{count:,} listed in {given}"
+    if pruning.kind in ("unstructured", "n:m"):
+        return (
+            f"{count:,} random masks (seed {pruning.seed}), which say little of masks that a "
+            "criterion would choose: pruning.candidates = 'around:wanda' draws them around such a "
+            "choice"
+        )
+    return f"a random sample of {count:,} ways to prune (seed {pruning.seed})"
+
+
 _PATTERN = re.compile(r"[1-9][0-9]{0,2}:[1-9][0-9]{0,2}")
 
 Role = Literal["small", "short", "as-released"]
@@ -358,6 +401,7 @@ LANGUAGE_FIELDS = {
     "data.held_out",
     "data.image_folder",
     "data.image_tokens",
+    "data.stretches",
     "data.stride",
     "data.test",
     "data.tokenizer",
@@ -367,6 +411,7 @@ LANGUAGE_FIELDS = {
 ADDED = {
     *LANGUAGE_FIELDS,
     "network.files",
+    "data.arguments",
     "pruning.count",
     "pruning.share",
     "dense.accumulate",

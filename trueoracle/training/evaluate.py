@@ -17,13 +17,22 @@ _MOST_EXAMPLES = 500
 """So many small images fit a CPU's cache, where larger batches measured slower."""
 
 _MOST_NUMBERS = 128 * 3 * 224 * 224
-"""Most numbers in a batch: large images take memory in every layer."""
+"""Most numbers in a batch: large images, and logits of a vocabulary, take memory."""
+
+_MOST_TOKENS = 8192
+"""Most tokens in a batch of texts whose vocabulary is not known."""
 
 
 def evaluation_batch(split: AnySplit) -> int:
-    """How many examples are evaluated at a time: 500 small ones, fewer large ones."""
+    """How many examples are evaluated at a time: 500 small ones, fewer large ones.
+
+    A text counts by what a network gives for it: a number for each token and each of a vocabulary.
+    """
+    tokens = math.prod(split.shapes.get("input_ids", ()))
     numbers = sum(math.prod(shape) for shape in split.shapes.values())
-    return max(1, min(_MOST_EXAMPLES, _MOST_NUMBERS // max(1, numbers)))
+    numbers += tokens * getattr(split, "vocabulary", 0)
+    most = min(_MOST_NUMBERS // max(1, numbers), _MOST_TOKENS // tokens)
+    return max(1, min(_MOST_EXAMPLES, most))
 
 
 def evaluate(

@@ -100,7 +100,8 @@ def train(
     kept = None if checkpoint is None else checkpoint.load([network])
     if kept is not None:
         records = [EpochRecord.from_row(row) for row in kept.records[0]]
-    training = Training(network, data, recipe, (seed, stream), kept and kept.states[0])
+    state = None if kept is None else kept.states[0]
+    training = Training(network, data, recipe, (seed, stream), state)
     for record in records:
         if on_epoch is not None:
             on_epoch(record)

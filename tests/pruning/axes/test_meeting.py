@@ -135,3 +135,12 @@ def test_an_outer_factor_interleaves_a_sum_which_is_kept() -> None:
     cut(axis, [1, 3], "split")
     assert resolved(grid).segments == ((Fixed(3), Fixed(4)),)
     assert "several places" in inner.sum[0].reason
+
+
+def test_one_index_beside_a_set_that_it_meets_leaves_it_whole() -> None:
+    atom, axis = whole(6)
+    one, _ = whole(1)
+    found = united(Axis(((one, atom),)), axis, "it meets")  # the same set on both sides
+    assert holders(found, atom) == [[index] for index in range(6)]
+    assert atom.is_whole
+    assert not atom.reason

@@ -225,8 +225,14 @@ def test_heads_that_share_keys_and_values_go_together(
     heads: int, groups: int, fused: bool, filters: int
 ) -> None:
     first = "qkv" if fused else "q"
-    found = check(Grouped(heads, groups, fused), PADDED, {first, "gate_up", "embed"})
+    is_shared = 1 < groups < heads
+    more = {f"{first}:heads"} if is_shared else set()
+    found = check(Grouped(heads, groups, fused), PADDED, {first, "gate_up", "embed", *more})
     assert found[first].filters == filters
+    unit = "key/value groups" if is_shared else "heads" if groups == heads else "query heads"
+    assert found[first].kind == unit
+    for name in more:
+        assert (found[name].filters, found[name].kind) == (heads // groups, "query heads")
     assert [part.module for part in found[first].consumers] == ["o"]
     assert {part.module for part in found["embed"].layers} == {"embed", "o", "down"}
 
@@ -316,14 +322,11 @@ class Locked(nn.Module):
         self.kind = kind
         self.a = nn.Linear(5, 6)
         self.rnn = nn.GRU(6, 6, batch_first=True)
-        self.heads = nn.MultiheadAttention(6, 2, batch_first=True)
         self.norm = nn.GroupNorm(2, 6)
         self.out = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x)
-        if self.kind == "heads":
-            h = self.heads(h, h, h)[0]
         if self.kind == "norm":
             h = self.norm(h.transpose(1, 2)).transpose(1, 2)
         if self.kind == "softmax":
@@ -338,7 +341,6 @@ class Locked(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("heads", "its output meets MultiheadAttention (heads)"),
         ("norm", "its output meets GroupNorm (norm)"),
         ("softmax", "its output meets '_softmax'"),
         ("sorted", "its output meets 'sort'"),
@@ -456,3 +458,27 @@ def test_what_norms_and_is_not_called_so_is_refused() -> None:
     found = find_groups(Wide(RootMean(6), (3, 5)), noise(3, 5))
     assert found.groups == {}
     assert found.refused["first"] == "its output meets 'mean'"
+
+
+class Beside(nn.Module):
+    """A stream that the answer is read from, and layers beside it that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.norm, self.gate, self.inner = nn.LayerNorm(6), nn.Linear(6, 4), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = torch.relu(self.first(x))
+        beside = stream + self.inner(torch.relu(self.gate(self.norm(stream))))
+        self.seen = beside * self.norm(beside)
+        return self.second(stream)  # type: ignore[no-any-return]
+
+
+def test_what_nothing_reads_is_cut_with_what_it_reads_and_never_chosen() -> None:
+    found = check(Beside(), torch.rand(4, 3), {"first"})
+    assert [part.module for part in found["first"].consumers] == ["second"]
+    assert [part.module for part in found["first"].layers] == ["first"]
+    assert {"norm", "gate", "inner"} <= set(found["first"].members)
+    small = prune(Beside(), [found["first"]], {"first": [0, 2]})
+    assert small.get_submodule("inner").out_features == 2

@@ -1,9 +1,10 @@
-"""Layers whose channels can only go several at a time: what a unit is, and that removing is right."""
+"""Channels that can only go several at a time: what a unit is, and that removing it is right."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.pruning.axes.test_offers import check, noise
 from trueoracle.networks.weights import load_weights, save_weights
 from trueoracle.pruning.groups import Group
 from trueoracle.pruning.surgery import prune
-from trueoracle.pruning.walk import find_groups
+from trueoracle.pruning.walk import find_groups, follow_groups
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -116,7 +117,7 @@ def test_groups_and_positions_of_one_convolution_go_at_once() -> None:
     kept = {"0": [1, 4], "1.conv1": [0, 2, 3], "1.conv2": [1]}
     pruned = prune(network, list(found.values()), kept)
     assert sizes(pruned) == [(1, 2, 1), (2, 6, 1), (6, 3, 3), (3, 2, 1)]
-    old, new = network[1].conv2.weight, pruned[1].conv2.weight  # type: ignore[union-attr, index]
+    old, new = (one.get_parameter("1.conv2.weight") for one in (network, pruned))
     assert torch.equal(new, old[[1, 5, 7]])
 
 
@@ -132,19 +133,39 @@ class Split(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.first(x))
-        a, b = {
+        ways: dict[str, Callable[[], Any]] = {
             "chunk": lambda: h.chunk(2, 1),
-            "split": lambda: h.split(self.width, 1),
-            "sizes": lambda: h.split([self.width, self.width], 1),
+            "split": lambda: torch.split(h, self.width, 1),
+            "sizes": lambda: torch.split(h, [self.width, self.width], 1),
             "slices": lambda: (h[:, : self.width], h[:, self.width :]),
             "half": lambda: (h[:, : h.shape[1] // 2], h[:, h.shape[1] // 2 :]),
-            "unbind": lambda: h.unflatten(1, (2, -1)).unbind(1),
-            "number": lambda: h.split(4, 1),
+            "unbind": lambda: h.view(len(h), 2, -1, *h.shape[2:]).unbind(1),
+            "number": lambda: torch.split(h, 4, 1),
             "numbers": lambda: (h[:, :4], h[:, 4:]),
             "unequal": lambda: (functional.pad(h[:, :3], (0, 0, 0, 0, 1, 0)), h[:, 3:7]),
-        }[self.how]()
+        }
+        a, b = ways[self.how]()
         both = torch.cat([b + self.one(a), self.other(b)], 1)
         return self.out(torch.tanh(self.last(both)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Fused(nn.Module):
+    """Slices of one layer, of which two are alike and one is not: a product of the first two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(3, 12), nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        both = torch.cat([h[:, 6:9], h[:, 9:]], 1)
+        return self.out(h[:, :6] * both * self.second(x))  # type: ignore[no-any-return]
+
+
+def test_slices_that_are_not_all_equal_are_parts_of_their_own() -> None:
+    """As of queries, and keys and values together: the first slice alone would be a half."""
+    found = follow_groups(Fused(), noise(3, 3))
+    assert "into unequal parts" in found.refused["second"]
 
 
 @pytest.mark.parametrize("how", ["chunk", "split", "sizes", "slices", "half", "unbind"])
@@ -216,7 +237,7 @@ def test_a_split_across_what_goes_together_is_refused() -> None:
 def test_channels_of_groups_that_are_shuffled(module: bool) -> None:
     class View(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+            return x.view(len(x), 2, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
 
     middle = nn.ChannelShuffle(2) if module else View()
     network = chain(nn.Conv2d(8, 12, 1, groups=2), middle, nn.Conv2d(12, 9, 1, groups=3), last=9)
@@ -283,7 +304,7 @@ class C2f(nn.Module):
 
 
 class Res2(nn.Module):
-    """A block of Res2Net: each part but the last goes through a convolution, with the one before."""
+    """A block of Res2Net: each part but the last is convolved, with what the one before gave."""
 
     def __init__(self, width: int = 3, scale: int = 4) -> None:
         super().__init__()
@@ -292,7 +313,7 @@ class Res2(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(scale - 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = torch.tanh(self.conv1(x)).split(self.width, 1)
+        parts = torch.split(torch.tanh(self.conv1(x)), self.width, 1)
         found, h = [], torch.zeros_like(parts[0])
         for conv, part in zip(self.convs, parts[:-1], strict=True):
             h = torch.tanh(conv(h + part))
@@ -338,7 +359,7 @@ def train_and_reload(
     with torch.no_grad():
         for value in pruned.parameters():
             assert value.grad is not None
-            value -= 0.1 * value.grad
+            value.sub_(value.grad, alpha=0.1)
     path = folder / "pruned.safetensors"
     save_weights(pruned, path, {})
     again = prune(network, groups, kept)

@@ -27,6 +27,8 @@ def check_plain(dense: nn.Module, candidates: Candidates) -> None:
             consumer = dense.get_submodule(part.module)
             if not isinstance(consumer, nn.Conv2d | nn.Linear):
                 raise CannotShareError(f"{part.module} is a {type(consumer).__name__}")
+            if isinstance(consumer, nn.Conv2d) and consumer.groups > 1:
+                raise CannotShareError(f"{part.module} is a grouped convolution")
             if part.outer > 1 or consumer.weight.shape[1] != group.filters * part.spread:
                 raise CannotShareError(f"{part.module} reads other channels besides")
         modules = [dense.get_submodule(p.module) for p in group.norms if p.axis is None]

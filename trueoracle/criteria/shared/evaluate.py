@@ -65,8 +65,8 @@ def evaluate_all(
     classification, and candidates whose loss is not finite: a pruned channel that overflows does
     not vanish when multiplied by zero.
     """
-    # Masks of single weights leave nothing to share.
-    if not candidates.groups or not _tells_classes(split, task):
+    # Masks of single weights, and networks of fewer layers, leave nothing to share.
+    if candidates.units != "filters" or not _tells_classes(split, task):
         return evaluate_each(dense, candidates, split, task)
     few = split.take(torch.arange(min(TRIED_IMAGES, len(split)))).inputs
     exact = _tried(dense, cast(Candidates, candidates), few)

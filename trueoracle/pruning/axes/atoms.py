@@ -1,10 +1,9 @@
 """Axes of tensors as sums of products of index sets.
 
-An *atom* is a set of indices that nothing has divided yet: at first, each axis of each parameter is
-one. Views divide an atom into a product (``[heads · head_dim]``), slices and concatenations into a
-sum (``[query | key | value]``); where two axes meet, their atoms become one. An axis is written as
-segments that follow one another, each a product of factors, the outermost first. A factor is an
-atom, or a size that stays as it is.
+An *atom* is a set of indices that nothing has divided yet. At first, each axis of each parameter is
+one atom. A view divides an atom into a product (``[heads · head_dim]``), a slice into a sum
+(``[query | key | value]``). Where two axes meet, their atoms become one. An axis is a sequence of
+segments, each a product of factors, the outermost first. A factor is an atom or a fixed size.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ __all__ = ["Atom", "Axis", "Factor", "Fixed", "Segment", "atoms_of", "fixed", "l
 
 
 class Atom:
-    """A set of indices that go together wherever it occurs.
+    """A set of indices; removing one removes it wherever the atom occurs.
 
-    ``reason`` says in words why they cannot go at all; empty: nothing is known to be in the way.
-    ``number`` orders atoms by when they were made.
+    ``reason`` says in words why none can be removed; it is empty while nothing forbids it.
+    ``number`` orders atoms by creation.
     """
 
     _made = 0
 
     def __init__(self, size: int, reason: str = "") -> None:
         self.size, self.reason = size, reason
-        self.cut_by = ""  # what divided it into a sum, in words
+        self.cut_by = ""  # the operation that divided it into a sum, in words
         self._multiplied = False
         self.product: tuple[Atom, ...] = ()
         self.sum: tuple[Atom, ...] = ()
@@ -36,7 +35,7 @@ class Atom:
         self.number = Atom._made
 
     def root(self) -> Atom:
-        """The atom that this one has become part of by meeting others."""
+        """The atom that this one was merged into; itself, if none."""
         atom = self
         while atom._joined is not None:
             atom = atom._joined
@@ -44,7 +43,7 @@ class Atom:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing has divided it."""
+        """Whether it is undivided."""
         return not self.product and not self.sum
 
     @property
@@ -58,7 +57,7 @@ class Atom:
         self.root()._multiplied = True
 
     def lock(self, reason: str) -> None:
-        """Note why these indices cannot go; the first reason stays."""
+        """Forbid the removal of these indices; the first reason is kept."""
         atom = self.root()
         for part in (*atom.product, *atom.sum):
             part.lock(reason)
@@ -88,7 +87,7 @@ class Atom:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A factor that keeps its size. ``uniform``: what lies there is the same for every index."""
+    """A factor of constant size. ``uniform``: the values there are the same for every index."""
 
     size: int
     uniform: bool = False
@@ -101,7 +100,7 @@ Segment = tuple[Factor, ...]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a tensor. ``origin`` is the parameter and axis that it is, seen through views."""
+    """One axis of a tensor. ``origin``: the parameter and axis that it is a view of, if any."""
 
     segments: tuple[Segment, ...]
     origin: tuple[str, int] | None = None
@@ -117,7 +116,7 @@ def size_of(segment: Segment) -> int:
 
 
 def fixed(size: int, uniform: bool = False) -> Axis:
-    """An axis of nobody's indices."""
+    """An axis that belongs to no parameter."""
     return Axis(((Fixed(size, uniform),),))
 
 
@@ -154,7 +153,7 @@ def _kept(atom: Atom) -> Fixed:
 
 
 def atoms_of(axis: Axis) -> Iterator[Atom]:
-    """The atoms that an axis consists of now."""
+    """The atoms that an axis consists of at this point."""
     for segment in resolved(axis).segments:
         for factor in segment:
             if isinstance(factor, Atom):
@@ -162,7 +161,7 @@ def atoms_of(axis: Axis) -> Iterator[Atom]:
 
 
 def lock(axis: Axis, reason: str) -> None:
-    """Note why none of an axis's indices can go."""
+    """Forbid the removal of any index of an axis."""
     for segment in axis.segments:
         for factor in segment:
             if isinstance(factor, Atom):

@@ -1,4 +1,4 @@
-"""Following the axes of all parameters through the operations of one run."""
+"""Follows the axes of all parameters through the operations of one run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Follower:
     ``carried`` says, for an axis of a parameter, along which part of it a layer keeps the indices
     of its input apart: a grouped convolution its convolution groups. ``sizes`` are numbers that
     modules keep, by their dotted names, with the axes whose indices they count; ``parted`` the
-    equal parts that axes were cut into, and in words by what.
+    equal parts that axes were cut into, and in words by what. ``slices`` has the slices that are
+    taken of each tensor. What the answer does not depend on is followed too, since it has to run
+    once it is cut; nothing of it is read, written or met.
     """
 
     def __init__(self, network: nn.Module, graph: Graph) -> None:
@@ -46,6 +48,11 @@ class Follower:
         self.parted: list[tuple[Axis, str]] = []
         self.met: dict[str, int] = {}
         self.now = 0
+        self._unread: set[int] = set()
+        self.slices: dict[int, list[Step]] = {}
+        for step in graph.steps:
+            if step.name == "slice":
+                self.slices.setdefault(step.arguments["self"].number, []).append(step)
         self._names = {number: name for name, number in graph.named.items()}
         for name, number in graph.named.items():
             shape = graph.shapes[number]
@@ -54,8 +61,9 @@ class Follower:
             ]
 
     def follow(self, rules: Callable[[Step], Rule | None]) -> None:
-        """Go through all operations, each by its rule."""
-        for now in self.graph.live():
+        """Apply the rule of each operation, in order."""
+        self._unread = set(self.graph.unread())
+        for now in sorted((*self.graph.live(), *self._unread)):
             self.now, step = now, self.graph.steps[now]
             results = self._by_rule(rules(step), step)
             if results is None:
@@ -77,7 +85,8 @@ class Follower:
     def _note(self, step: Step, results: Sequence[list[Axis]]) -> None:
         given = [ref.number for ref in step.tensors]
         for number in given:
-            if number in self._names and not (step.is_opaque and not results):
+            is_met = self.now not in self._unread and not (step.is_opaque and not results)
+            if number in self._names and is_met:
                 self.met.setdefault(self._names[number], self.now)
         is_input = any(number in self._from_inputs for number in given)
         is_parameter = any(number in self._from_parameters for number in given)
@@ -121,7 +130,7 @@ class Follower:
         return self.graph.shapes[ref.number]
 
     def is_computed(self, ref: Ref) -> bool:
-        """Whether a tensor comes of parameters alone, whatever the batch."""
+        """Whether a tensor is computed from parameters alone, not from the batch."""
         return ref.number in self._from_parameters and ref.number not in self._from_inputs
 
     def module(self, step: Step) -> nn.Module | None:
@@ -129,7 +138,7 @@ class Follower:
         return self._modules.get(step.module)
 
     def place(self, step: Step) -> str:
-        """Where an operation happens, in words: torch's own layer, or the operation's name."""
+        """Where an operation happens, in words: its layer if torch's own, else its name."""
         module = self._modules.get(step.module)
         is_torchs = type(module).__module__.startswith("torch.") and not list(
             module.children() if module is not None else ()
@@ -148,13 +157,14 @@ class Follower:
         """Whether the operation is part of a norm, which may mix channels: masking does it too."""
         if self.now not in self._norming:
             return False
-        self.mixing[self._norming[self.now]] = None
+        if self.now not in self._unread:
+            self.mixing[self._norming[self.now]] = None
         return True
 
     # What rules do
 
     def refuse(self, step: Step, reason: str) -> None:
-        """Note that nothing that an operation is given can lose an index."""
+        """Lock all axes of an operation's inputs."""
         for ref in step.tensors:
             for axis in self._of(ref.number):
                 lock(axis, reason)
@@ -184,7 +194,7 @@ class Follower:
         return self.in_equal_parts(axis, sizes, meets)
 
     def in_equal_parts(self, axis: Axis, sizes: Sequence[int], meets: str) -> list[Axis] | None:
-        """An axis in parts that lose the same indices, and so stay equal; None: it cannot be cut so.
+        """An axis in parts that lose the same indices, so that they stay equal; None: it cannot be.
 
         What code holds is then one size, or the number of parts.
         """
@@ -214,7 +224,8 @@ class Follower:
         if weights:
             return
         computed = next((ref for ref, _, _ in sides if self.is_computed(ref)), None)
-        if computed is not None:
+        is_stacked = step.name in ("bmm", "baddbmm")  # of a learnt query: no layer's weights
+        if computed is not None and not is_stacked:
             for one in (mine, theirs):
                 lock(one, f"its reader {step.module} computes its weights from others")
             for axis in self._of(computed.number):
@@ -232,7 +243,7 @@ class Follower:
         It reads a tensor ``given`` by the steps before a number; None: one that no step puts out.
         """
         read = axes[axis].origin
-        if read is not None:
+        if read is not None and self.now not in self._unread:
             self.reads.add(read)
             if given is not None:
                 self.readings.append((read[0], *given))
@@ -241,6 +252,8 @@ class Follower:
 
     def puts_out(self, axis: Axis) -> None:
         """An axis is that of a layer's outputs."""
+        if self.now in self._unread:
+            return
         carried = self.carried.get(axis.origin) if axis.origin is not None else None
         if axis.origin is not None and (carried is None or carried.size < axis.size):
             self.writes.setdefault(axis.origin, self.now)

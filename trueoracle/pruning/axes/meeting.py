@@ -1,4 +1,4 @@
-"""What becomes of axes that meet, follow one another or are reshaped."""
+"""What becomes of axes that are combined entry by entry, concatenated, cut or reshaped."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _ends(segments: Sequence[Segment]) -> list[int]:
 def _aligned(
     first: Axis, second: Axis, why: str
 ) -> tuple[tuple[Segment, ...], tuple[Segment, ...]] | None:
-    """The segments of two axes, cut where those of the other end; None: they cannot be."""
+    """The segments of two axes, each cut at the ends of the other's; None if that is impossible."""
     for _ in range(8):  # a cut may divide what the other axis consists of
         mine, theirs = resolved(first).segments, resolved(second).segments
         ends = sorted({*_ends(mine), *_ends(theirs)})
@@ -71,7 +71,7 @@ def _aligned(
 
 
 def _at(segments: Sequence[Segment], ends: Sequence[int]) -> tuple[Segment, ...]:
-    """The segments, of which those that keep their size are cut at all ``ends``."""
+    """The segments, those of fixed size cut at all ``ends``."""
     found: list[Segment] = []
     end = 0
     for segment in segments:
@@ -88,7 +88,7 @@ def _at(segments: Sequence[Segment], ends: Sequence[int]) -> tuple[Segment, ...]
 
 
 def _cut_at(segments: Sequence[Segment], ends: Sequence[int], why: str) -> bool:
-    """Divide the atoms of an axis so that it has segments that end at ``ends``; False: cannot."""
+    """Divide the atoms of an axis so that segments end at ``ends``; False if that is impossible."""
     end = 0
     for segment in segments:
         size = size_of(segment)
@@ -106,7 +106,7 @@ def _cut_at(segments: Sequence[Segment], ends: Sequence[int], why: str) -> bool:
 
 
 def _united(first: Segment, second: Segment, meets: str) -> Segment | None:
-    """One product from two of the same size; None: their factors do not match."""
+    """One product from two of the same size; None if their factors do not match."""
     a, b = list(first), list(second)
     found: list[Factor] = []
     while a or b:
@@ -118,13 +118,16 @@ def _united(first: Segment, second: Segment, meets: str) -> Segment | None:
         x, y = a[0], b[0]
         if x.size == y.size:
             found.append(_joined(a.pop(0), b.pop(0), meets))
+        elif 1 in (x.size, y.size):  # the other is not divided for it: it may hold the same atom
+            one = (a if x.size == 1 else b).pop(0)
+            found += [one] if isinstance(one, Atom) else []
         elif not _divided(a, b):
             return None
     return tuple(found) or (Fixed(1),)
 
 
 def _opened(factors: list[Factor]) -> bool:
-    """Write out the first factor's product; False where it is a sum, which has no factors."""
+    """Replace the first factor by its own factors; False if it is a sum, which has none."""
     while isinstance(factors[0], Atom):
         factors[0] = first = factors[0].root()
         if first.is_whole:
@@ -136,12 +139,9 @@ def _opened(factors: list[Factor]) -> bool:
 
 
 def _divided(a: list[Factor], b: list[Factor]) -> bool:
-    """Divide the larger of the two first factors by the smaller; False: it does not divide."""
+    """Divide the larger of the two first factors by the smaller; False if a rest remains."""
     small, large = (a, b) if a[0].size < b[0].size else (b, a)
     first, second = small[0], large[0]
-    if isinstance(first, Fixed) and first.size == 1:
-        small.pop(0)
-        return True
     if second.size % first.size:
         return False
     if isinstance(second, Fixed):
@@ -165,7 +165,7 @@ def _joined(first: Factor, second: Factor, meets: str) -> Factor:
 
 
 def follow_on(axes: Sequence[Axis]) -> Axis:
-    """Axes one behind the other, as in a concatenation."""
+    """The axis of a concatenation."""
     return Axis(tuple(segment for axis in axes for segment in resolved(axis).segments))
 
 
@@ -175,7 +175,7 @@ def ends_at(axis: Axis, sizes: Sequence[int]) -> bool:
 
 
 def cut(axis: Axis, sizes: Sequence[int], why: str) -> list[Axis] | None:
-    """An axis in pieces of some sizes that follow one another; None: it cannot be divided so."""
+    """An axis cut into consecutive pieces of some sizes; None if that is impossible."""
     aligned = _aligned(axis, Axis(tuple((Fixed(size),) for size in sizes if size)), why)
     if aligned is None:
         return None
@@ -190,9 +190,9 @@ def cut(axis: Axis, sizes: Sequence[int], why: str) -> list[Axis] | None:
 
 
 def parts(axis: Axis, count: int, why: str) -> list[Axis] | None:
-    """An axis in ``count`` equal pieces that lose the same indices; None: it cannot be divided so.
+    """An axis cut into ``count`` equal pieces that lose the same indices; None if impossible.
 
-    Where code asks for a number of pieces, or for pieces of one size, it has to find equal ones.
+    Code that asks for a number of pieces, or for pieces of one size, then still gets equal ones.
     """
     inner = axis.size // count
     if (found := _split_off(axis, inner)) is not None:
@@ -206,11 +206,11 @@ def parts(axis: Axis, count: int, why: str) -> list[Axis] | None:
     whole = pieces[0]
     for piece in pieces[1:]:
         whole = united(whole, piece, why)
-    return [Axis(whole.segments) for _ in range(count)]
+    return [Axis(whole.segments, axis.origin) for _ in range(count)]
 
 
 def product(axes: Sequence[Axis]) -> Axis:
-    """Several axes as one, the outermost first."""
+    """Several axes merged into one, the outermost first."""
     kept = [axis for axis in axes if axis.segments != ((Fixed(1),),)]
     if len(kept) == 1:
         return kept[0]
@@ -255,7 +255,7 @@ def _size(sizes: Sequence[int]) -> int:
 
 
 def _divided_into(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
-    """One axis seen as several, the outermost first."""
+    """One axis viewed as several, the outermost first."""
     found: list[Axis] = []
     for position, size in enumerate(sizes):
         inner = _size(sizes[position + 1 :])
@@ -297,7 +297,7 @@ def _split_off(axis: Axis, inner: int) -> tuple[list[Segment], list[Segment]] | 
 
 
 def _parted(segment: Segment, outer: int) -> tuple[Segment, Segment] | None:
-    """A product as one of a given size and the rest, dividing an atom if need be."""
+    """A product as an outer one of a given size and the rest, dividing an atom if needed."""
     taken: list[Factor] = []
     rest = list(segment)
     while rest and (size := size_of(tuple(taken))) <= outer:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from trueoracle.networks.graph import OPAQUE, Graph, Norming
 from trueoracle.pruning.axes.atoms import Atom, Axis, Factor, Segment, atoms_of, resolved, size_of
 from trueoracle.pruning.axes.following import Follower
 from trueoracle.pruning.axes.rules import rule_of
-from trueoracle.pruning.groups import Group, GroupMap, Place, Role, is_of_layer
+from trueoracle.pruning.groups import Group, GroupMap, Kind, Place, Role, is_of_layer
 
 __all__ = ["Offers", "layout", "offers"]
 
@@ -35,14 +36,14 @@ class Offers:
 
 
 def offers(network: nn.Module, graph: Graph) -> Offers:
-    """The groups of ``network`` as the operations of one run show them."""
+    """The groups of ``network``, read from the operations of one run."""
     known = Follower(network, graph)
     known.follow(rule_of)
     return _Sorting(network, known).offers()
 
 
 class _Sorting:
-    """Sorts the index sets of one network into those that can go and those that cannot."""
+    """Sorts the atoms of one network into those whose indices can be removed, and the others."""
 
     def __init__(self, network: nn.Module, known: Follower) -> None:
         self._network, self._known = network, known
@@ -60,9 +61,9 @@ class _Sorting:
                 self._places.setdefault(atom, []).append(place)
         for module, axis in known.normed:
             self._count(module, axis)
-        for number, axis in known.sizes:
+        for key, axis in known.sizes:
             for atom, _, outer, inner in layout(resolved(axis).segments):
-                self._add(atom, Place(number, None, 0, outer, inner, "counts"))
+                self._add(atom, Place(key, None, 0, outer, inner, "counts"))
         self._parted = {
             atom: f"{words}, and a size written in code cannot be changed"
             for axis, words in known.parted
@@ -72,7 +73,7 @@ class _Sorting:
             self._mix(known.graph.norms[number])
 
     def offers(self) -> Offers:
-        """Every layer is in a group, or refused with a reason."""
+        """Put every layer into a group, or among the refused with a reason."""
         found = Offers()
         ranked = sorted(self._known.writes.items(), key=lambda item: item[1])
         for (name, position), _ in ranked:
@@ -102,30 +103,74 @@ class _Sorting:
             for place in ranked
             if place.role == "writes" and place.tensor in self._written
         )
+        kind = self._kind(atom)
+        name += ":heads" if kind == "query heads" and self._is_second(atom) else ""
         if atom in self._parted:
             found.notes[name] = self._parted[atom]
         ways = found.alternatives.setdefault(name, [])
         if all(way.places != tuple(ranked) for way in ways):
-            ways.append(Group(name, atom.size, tuple(ranked)))
-            is_of_heads = any(part.is_multiplied for part in self._beside(atom))
+            ways.append(Group(name, atom.size, tuple(ranked), kind))
+            is_of_heads = kind not in ("filters", "units")
             ways.sort(key=lambda way: (way.filters == 1, 0 if is_of_heads else -way.filters))
 
+    def _kind(self, atom: Atom) -> Kind:
+        """What the indices of an atom are."""
+        written = [
+            place
+            for place in self._places[atom]
+            if (place.tensor, place.axis) in self._known.writes
+        ]
+        spans = {place.inner * place.outer for place in written} - {1}
+        if not spans or not any(one.is_multiplied for one in self._beside(atom) - {atom}):
+            owners = (self._network.get_submodule(place.owner) for place in written)
+            return "filters" if any(isinstance(one, _ConvNd) for one in owners) else "units"
+        if len(spans) > 1:
+            return "key/value groups"
+        read = [place for place in self._places[atom] if place.role == "reads"]
+        weights = [place for place in written if place.inner * place.outer > 1]
+        puts_out, reads = (sum(p.inner * p.outer for p in some) for some in (weights, read))
+        return "query heads" if puts_out == reads else "heads"  # which have no keys or values
+
+    def _is_second(self, atom: Atom) -> bool:
+        """Whether its indices lie within others of the same layer that can go as well."""
+        for place in self._places[atom]:
+            if (place.tensor, place.axis) not in self._known.writes:
+                continue
+            for segment in self._axes[place.tensor, place.axis or 0].segments:
+                outer = segment[: segment.index(atom)] if atom in segment else ()
+                if any(isinstance(o, Atom) and o.size > 1 and not self._unfit(o) for o in outer):
+                    return True
+        return False
+
     def _rank(self, place: Place) -> tuple[int, int]:
-        """Layers as they ran; what runs at the same time, as it is listed in the network."""
+        """Order by first use in the run, then by position in the network."""
         at = self._known.met.get(place.tensor, self._owners.get(place.owner, len(self._order)))
         return at, self._order.get(place.tensor, 0)
 
     def _covering(self, axis: Axis) -> list[Atom]:
-        """The atoms that occur in every part of a layer's outputs, the outermost first."""
-        common = [factor for factor in axis.segments[0] if isinstance(factor, Atom)]
+        """The atoms that can go from a layer's outputs, the outermost first.
+
+        Those in every part of the outputs; of attention also those in some: queries and not keys.
+        """
+        of_attention = [
+            segment for segment in axis.segments if any(one.is_multiplied for one in segment)
+        ]
+        found = dict.fromkeys(
+            factor
+            for segment in (axis.segments[0], *of_attention)
+            for factor in segment
+            if isinstance(factor, Atom)
+        )
         return [
             atom
-            for atom in dict.fromkeys(common)
-            if all(segment.count(atom) == 1 for segment in axis.segments)
+            for atom in found
+            for parts in [[segment for segment in axis.segments if atom in segment]]
+            if all(part.count(atom) == 1 for part in parts)
+            and (len(parts) == len(axis.segments) or all(part in of_attention for part in parts))
         ]
 
     def _unfit(self, atom: Atom) -> str:
-        """Why the indices of an atom cannot go; empty: nothing is known to be in the way."""
+        """Why the indices of an atom cannot be removed; empty if nothing is known to forbid it."""
         if atom.reason:
             return atom.reason
         for place in self._places[atom]:
@@ -149,7 +194,7 @@ class _Sorting:
 
     def _refuse(self, found: Offers, name: str, axis: Axis) -> None:
         # What there is most of says most; of two alike, the inner one.
-        atoms = sorted(_atoms(axis)[::-1], key=lambda atom: -atom.size)
+        atoms = sorted(_atoms(axis), key=lambda atom: atom.size)[::-1]
         reasons = [reason for atom in atoms if (reason := self._unfit(atom))]
         reasons += [atom.cut_by for atom in atoms if atom.cut_by]
         if len(axis.segments) > 1:
@@ -188,7 +233,7 @@ class _Sorting:
         numbers = {self._known.graph.named.get(one) for one in tensors}
         steps = self._known.graph.steps
         if any(ref.number in numbers for step in steps for ref in step.tensors):
-            return "no layer with weights reads its output"
+            return "what the network gives does not depend on it"
         return "its weights were not used on the example"
 
     # Places
@@ -212,7 +257,7 @@ class _Sorting:
         return owner in self._owners and name not in self._written and "bias" in last
 
     def _count(self, module: str, axis: Axis) -> None:
-        """A norm without parameters still says how many channels it takes."""
+        """Count a norm's channels where it has no tensors, but a number that says how many."""
         owner = self._network.get_submodule(module)
         key = "normalized_shape" if isinstance(owner, nn.LayerNorm) else "num_features"
         has_tensors = any(isinstance(getattr(owner, n, None), Tensor) for n in _NORM_TENSORS)
@@ -236,6 +281,7 @@ class _Sorting:
                 self._add(atom, Place(norm.module, position, offset, outer, inner, "mixes"))
 
 
+_WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight")
 _CARRIES: tuple[Role, ...] = ("carries",)
 _NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
@@ -245,7 +291,7 @@ def _atoms(axis: Axis) -> list[Atom]:
 
 
 def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]]:
-    """Atoms with their offset, how often they are repeated and how many entries an index has."""
+    """Each atom with its offset, its number of repetitions and the entries per index."""
     offset = 0
     for segment in segments:
         outer, inner = 1, size_of(segment)
@@ -258,7 +304,7 @@ def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]
 
 
 def _layer(tensor: str) -> str:
-    """What a layer is called: the module that has a weight, or the parameter itself."""
+    """The name of a layer: the module that has the weight, else the parameter itself."""
     owner, _, last = tensor.rpartition(".")
     is_layers = is_of_layer(last) and not last.startswith(("bias", "running"))
     return owner if owner and is_layers else tensor

@@ -66,25 +66,26 @@ class _Stack:
 
     def read(self, given: Ref) -> Axis:
         """Layer after layer reads what the one below puts out; the axis of the last's output."""
-        known, meets = self._known, self._known.meets(self._step)
-        axis, ref = known.axes(given)[-1], given
-        output = self._step.results[0]
+        known = self._known
+        axis, output = known.axes(given)[-1], self._step.results[0]
         for layer in self._layers:
-            is_last = layer is self._layers[-1]
+            below = (known.now, given) if layer is self._layers[0] else None
+            before = None
+            if layer is self._layers[-1] and output is not None:
+                before = (known.now + 1, output)
             for name in layer:
-                weights = self._axes(f"weight_ih_{name}")
-                united(axis, weights[1], meets)
-                known.weighs(weights, 1, (known.now, ref) if ref is not None else None)
-                weights = self._axes(f"weight_hh_{name}")
-                united(self.states, weights[1], meets)
-                is_seen = is_last and output is not None
-                known.weighs(weights, 1, (known.now + 1, output) if is_seen else None)
+                self._weigh(f"weight_ih_{name}", axis, below)
+                self._weigh(f"weight_hh_{name}", self.states, before)
                 if self._module.proj_size:
-                    weights = self._axes(f"weight_hr_{name}")
-                    united(self.cells, weights[1], meets)
-                    known.weighs(weights, 1, None)
-            axis, ref = follow_on([self.states] * len(layer)), None
+                    self._weigh(f"weight_hr_{name}", self.cells, None)
+            axis = follow_on([self.states] * len(layer))
         return axis
+
+    def _weigh(self, name: str, axis: Axis, given: tuple[int, Ref] | None) -> None:
+        """Weights read an axis along their second one: that of a tensor ``given`` by some step."""
+        weights = self._axes(name)
+        united(axis, weights[1], self._known.meets(self._step))
+        self._known.weighs(weights, 1, given)
 
     def _axes(self, name: str) -> list[Axis]:
         return self._known.axes(self._own[name])

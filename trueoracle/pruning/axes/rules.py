@@ -1,6 +1,6 @@
 """What becomes of axes in ATen's operations, by their names.
 
-An operation without a rule locks all that it is given, in words.
+An operation without a rule locks all axes of its inputs, and its name is the reason.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def _same(known: Follower, step: Step) -> Results:
 
 
 def _filled(known: Follower, step: Step) -> Results:
-    """The same number everywhere, or none yet: the axes are whatever they meet."""
+    """One value everywhere, or none yet: the axes take the size of whatever they meet."""
     return [[Axis(((Atom(size),),)) for size in known.shape(step)]]
 
 
 def _created(known: Follower, step: Step) -> Results:
-    """Numbers of a forward's own: positions, noise."""
+    """Numbers that a forward creates: positions, noise."""
     return [[fixed(size) for size in known.shape(step)]]
 
 
@@ -53,7 +53,7 @@ def _like(known: Follower, step: Step) -> Results:
 
 
 def _copied(known: Follower, step: Step) -> Results:
-    """A tensor is written into another one, or into a part of it."""
+    """One tensor is written into another, or into a part of it."""
     into, given = step.arguments["self"], step.arguments["src"]
     known.meet([into, given], known.shape(step), known.meets(step))
     return [known.axes(into)]
@@ -112,7 +112,7 @@ def _grouped(known: Follower, step: Step) -> Axis:
 
 
 def _product(first: str, second: str, bias: str = "") -> Rule:
-    """A product of matrices, or of stacks of them."""
+    """A product of matrices or of batches of them."""
 
     def rule(known: Follower, step: Step) -> Results:
         a, b = step.arguments[first], step.arguments[second]
@@ -129,12 +129,34 @@ def _product(first: str, second: str, bias: str = "") -> Rule:
 
 
 def _biased(known: Follower, step: Step, result: list[Axis], bias: Ref) -> list[Axis]:
-    """A bias, which may be broadcast, meets a result."""
+    """A bias, which may be broadcast, is added to a result."""
     own = known.axes(bias)
     for position, axis in enumerate(own, start=len(result) - len(own)):
         if axis.size == result[position].size:
             united(result[position], axis, known.meets(step))
     return result
+
+
+def _scattered(known: Follower, step: Step) -> Results:
+    """Rows of one tensor take places among those of another, as images' tokens among words'."""
+    axes, source = known.axes(step.arguments["self"]), known.axes(step.arguments["source"])
+    if not axes or not source or axes[-1].size != source[-1].size:
+        return None
+    for axis in (*axes[:-1], *source[:-1]):
+        lock(axis, known.meets(step))
+    width = united(axes[-1], source[-1], known.meets(step))
+    return [[*axes[:-1], Axis(width.segments)]]
+
+
+def _of_experts(known: Follower, step: Step) -> Results:
+    """Rows that are sorted by their expert, each multiplied with the expert's matrix."""
+    a, b = step.arguments["self"], step.arguments["mat2"]
+    rows, own = known.axes(a), known.axes(b)
+    if (len(rows), len(own)) != (2, 3):
+        return None
+    lock(own[0], "a router chooses among its experts")
+    known.sum_over(step, (a, 1), (b, 1))
+    return [[rows[0], Axis(own[2].segments)]]
 
 
 def _embedding(known: Follower, step: Step) -> Results:
@@ -189,7 +211,7 @@ def _over(known: Follower, step: Step) -> Results:
 
 
 def _along(known: Follower, step: Step) -> Results:
-    """What mixes the indices of some axes, and keeps the others apart."""
+    """An operation that mixes the indices along some axes, and not along the others."""
     axes = known.axes(step.tensors[0])
     dims = next((step.arguments[n] for n in ("dim", "dims", "axis") if n in step.arguments), None)
     listed = [dims] if isinstance(dims, int) else dims
@@ -241,7 +263,7 @@ _REDUCTIONS = (
 )
 _ALONG = (
     *("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "flip", "roll", "sort"),
-    *("topk", "index_select"),
+    "topk",
 )
 _WINDOWS = {
     **dict.fromkeys(("_adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d"), 2),
@@ -283,6 +305,8 @@ _RULES: dict[str, Rule] = {
     "addmm": _product("mat1", "mat2", "self"),
     "addmv": _product("mat", "vec", "self"),
     "baddbmm": _product("batch1", "batch2", "self"),
+    **dict.fromkeys(("_grouped_mm", "transformers.grouped_mm_fallback"), _of_experts),
+    "masked_scatter": _scattered,
     "embedding": _embedding,
     "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit": _batch_norm,

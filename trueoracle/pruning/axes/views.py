@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from trueoracle.networks.graph import Step
+from trueoracle.networks.graph import Ref, Step
 from trueoracle.pruning.axes.atoms import Axis, atoms_of, fixed, lock
 from trueoracle.pruning.axes.following import Follower, Rule
 from trueoracle.pruning.axes.meeting import divided, follow_on, product, reshaped, united
@@ -76,15 +75,13 @@ def _squeezed(known: Follower, step: Step) -> Results:
 def _sliced(known: Follower, step: Step) -> Results:
     axes = known.axes(step.arguments["self"])
     dim = step.arguments["dim"] % len(axes)
-    size = axes[dim].size
-    low, high = (_bound(step.arguments[name], size) for name in ("start", "end"))
-    low, high = low or 0, size if high is None else high
-    taken = known.shape(step)[dim]
+    size, taken = axes[dim].size, known.shape(step)[dim]
     if taken == size:
         return [axes]
     pieces = None
     if step.arguments["step"] == 1 and any(atoms_of(axes[dim])):
-        if taken > 1 and low % taken == size % taken == 0:
+        low, _ = _bounds(step, size)
+        if taken > 1 and _slices(known, step, dim, size) == _equal_parts(size, taken):
             pieces = known.in_parts(axes[dim], [taken] * (size // taken), known.meets(step))
             pieces = pieces and pieces[low // taken :]
         else:
@@ -98,10 +95,26 @@ def _sliced(known: Follower, step: Step) -> Results:
     return [axes]
 
 
-def _bound(value: Any, size: int) -> int | None:
-    if value is None:
-        return None
-    return max(value + size, 0) if value < 0 else min(int(value), size)
+def _slices(known: Follower, step: Step, dim: int, size: int) -> set[tuple[int, int]]:
+    """Where all slices of the same tensor along an axis begin and end."""
+    tensor = step.arguments["self"]
+    count = len(known.axes(tensor))
+    others = known.slices.get(tensor.number, [])
+    return {_bounds(one, size) for one in others if one.arguments["dim"] % count == dim}
+
+
+def _equal_parts(size: int, taken: int) -> set[tuple[int, int]]:
+    return {(low, low + taken) for low in range(0, size, taken)}
+
+
+def _bounds(step: Step, size: int) -> tuple[int, int]:
+    """Where a slice begins and ends along an axis of some size."""
+    found = []
+    for name, default in (("start", 0), ("end", size)):
+        value = step.arguments[name]
+        value = default if value is None else int(value)
+        found.append(max(value + size, 0) if value < 0 else min(value, size))
+    return found[0], found[1]
 
 
 def _selected(known: Follower, step: Step) -> Results:
@@ -179,6 +192,8 @@ def _indexed(known: Follower, step: Step) -> Results:
     indices = [*step.arguments["indices"]]
     indices += [None] * (len(axes) - len(indices))
     by_number = [dim for dim, one in enumerate(indices) if one is not None]
+    if len(by_number) == 1 and (taken := _run_of(known, indices[by_number[0]])):
+        return _taken(known, step, by_number[0], taken)
     for dim in by_number:
         lock(axes[dim], known.meets(step))
     is_together = by_number == list(range(by_number[0], by_number[-1] + 1))
@@ -188,6 +203,35 @@ def _indexed(known: Follower, step: Step) -> Results:
     count = len(shape) - len(kept)
     middle = [fixed(size) for size in shape[len(before) : len(before) + count]]
     return [[Axis(axis.segments) for axis in (*before, *middle, *after)]]
+
+
+def _run_of(known: Follower, index: Ref) -> range | None:
+    """The entries that a list in the forward names, where they are neighbours: ``x[:, [-1]]``."""
+    entries = known.graph.constants.get(index.number, ())
+    run = range(entries[0], entries[0] + len(entries)) if entries else None
+    return run if run is not None and tuple(run) == entries else None
+
+
+def _taken(known: Follower, step: Step, dim: int, run: range) -> Results:
+    """A run of neighbouring entries, as a slice takes it."""
+    axes = known.axes(step.arguments["self"])
+    size = axes[dim].size
+    low = run.start % size
+    sizes = [low, len(run), size - low - len(run)]
+    pieces = known.in_parts(axes[dim], sizes, known.meets(step))
+    if pieces is None:
+        return None
+    axes[dim] = pieces[1]
+    return [axes]
+
+
+def _looked_up(known: Follower, step: Step) -> Results:
+    """Entries of one axis by a list of numbers, whose own axis takes its place."""
+    axes, index = known.axes(step.arguments["self"]), step.arguments["index"]
+    dim = step.arguments["dim"] % max(len(axes), 1)
+    lock(axes[dim], known.meets(step))
+    axes[dim] = Axis(known.axes(index)[0].segments)
+    return [axes]
 
 
 def _shuffled(known: Follower, step: Step) -> Results:
@@ -243,6 +287,7 @@ RULES: dict[str, Rule] = {
     "stack": _stacked,
     "constant_pad_nd": _padded,
     "index": _indexed,
+    "index_select": _looked_up,
     "pixel_shuffle": _shuffled,
     "pixel_unshuffle": _unshuffled,
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), _channel_shuffled),
