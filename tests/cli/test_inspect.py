@@ -127,3 +127,12 @@ def test_weights_are_a_setting_of_the_study(tmp_path: Path) -> None:
         )
         assert shown.exit_code == 2
         assert "no weights file my weights.pt" in shown.output
+
+
+def test_whole_layers_are_rows_of_their_own() -> None:
+    shown = runner.invoke(app, ["inspect", "resnet20"])
+    rows = [line.split() for line in shown.output.splitlines()]
+    assert ["layer2.*", "1", "2", "layers", "18,560", "4,718,592"] in rows
+    found = json.loads(runner.invoke(app, ["inspect", "resnet20", "--json"]).output)
+    assert found["stacks"][1]["layers"] == ["layer2.1", "layer2.2"]
+    assert set(found["needed"]) == {"layer2.0", "layer3.0"}
