@@ -27,8 +27,8 @@ class Follower:
     modules keep, by their dotted names, with the axes whose indices they count; ``parted`` the
     equal parts that axes were cut into, and in words by what. ``slices`` has the slices that are
     taken of each tensor. ``experts`` are parameters with an entry for each expert, of which a
-    router chooses some for each token. What the answer does not depend on is followed too, since it has to run
-    once it is cut; nothing of it is read, written or met.
+    router chooses some for each token. What the answer does not depend on is followed too, since it
+    has to run once it is cut; nothing of it is read, written or met.
     """
 
     def __init__(self, network: nn.Module, graph: Graph) -> None:
