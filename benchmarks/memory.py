@@ -213,6 +213,13 @@ LARGE = [
     Large("TinyLLaVA-3.1B", 16, HALF | {"accumulate": 4, "gradient_checkpointing": True}),
     Large("TinyLLaVA-3.1B", 16, HALF | {"lora": LORA, "accumulate": 8}),
     Large("TinyLLaVA-3.1B", 16, HALF | {"lora": LORA, "gradient_checkpointing": True}),
+    Large(  # as the study tinyllava-3.1b has it
+        "TinyLLaVA-3.1B",
+        128,
+        HALF
+        | {"accumulate": 32, "gradient_checkpointing": True}
+        | {"lora": {"rank": 128, "alpha": 256, "targets": ["language.model.layers.*"]}},
+    ),
 ]
 
 

@@ -15,6 +15,7 @@ from trueoracle import Study
 from trueoracle.errors import InputError
 from trueoracle.run.prepare import list_study
 from trueoracle.spec.grid import load_spec
+from trueoracle.spec.scale import scale_in_words
 
 transformers: Any = pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -37,9 +38,8 @@ def tiny_llava(tmp_path: Path) -> Path:
     vocabulary = {word: place for place, word in enumerate(("<end>", "<unk>", *WORDS))}
     read = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "<unk>"))
     read.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    made = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=read, eos_token="<end>", unk_token="<unk>"
-    )
+    made = transformers.PreTrainedTokenizerFast(tokenizer_object=read)
+    made.add_special_tokens({"eos_token": "<end>", "unk_token": "<unk>"})
     made.save_pretrained(folder)
     return folder
 
@@ -113,3 +113,85 @@ def test_without_its_weights_it_is_one_line(
         list_study(given)
     assert "\n" not in str(caught.value)
     assert "'hf download tinyllava/TinyLLaVA-Phi-2-SigLIP-3.1B'" in str(caught.value)
+
+
+def test_at_small_scale_it_is_easy_vqas_network_with_adapters() -> None:
+    small, easy = load_spec("tinyllava-3.1b@small"), load_spec("easy-vqa-llava")
+    assert small.scale == "small"
+    assert (small.network, small.dense) == (easy.network, easy.dense)
+    assert small.data == easy.data.model_copy(update={"context": small.data.context})
+    assert small.retraining.lora is not None
+    said = scale_in_words(small)
+    assert "llava in place of hf:tinyllava/TinyLLaVA-Phi-2-SigLIP-3.1B" in said
+
+
+# easy-VQA
+
+SHORT = {
+    "data.train_images": 600,
+    "data.validation_images": 20,
+    "data.test_images": 60,
+    "data.measured_fraction": 0.1,
+    "dense.epochs": 1,
+    "dense.steps_per_epoch": 20,
+    "dense.batch_size": 16,
+    "pruning.candidates": 4,
+    "retraining.epochs": 1,
+    "retraining.steps_per_epoch": 2,
+    "retraining.batch_size": 8,
+}
+
+
+@pytest.fixture
+def _own_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUEORACLE_DATA", str(tmp_path / "data"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_data_folder")
+def test_easy_vqa_from_start_to_report(tmp_path: Path) -> None:
+    pytest.importorskip("easy_vqa")
+    spec = load_spec("easy-vqa-llava", SHORT)
+    study = Study(spec, runs=tmp_path / "runs")
+    results = study.run(progress=False)
+    assert results.finished
+    assert results.candidates.shape[0] == 4
+    assert set(results.criteria) == set(spec.criteria) - set(results.skipped)
+    assert {"oracle", "l1", "taylor", "activation-mean"} <= set(results.criteria)
+    assert results.default_outcomes == ("test_answer_accuracy", "test_loss")
+    page = study.report().page.read_text(encoding="utf-8")
+    assert "from the question alone" in page
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_own_data_folder")
+def test_easy_vqa_prunes_heads_of_both_towers() -> None:
+    pytest.importorskip("easy_vqa")
+    listed = list_study(load_spec("easy-vqa-llava"))
+    assert (len(listed), listed.space) == (20, 6 * 6 * 2 * 2)
+    assert [group.filters for group in listed.groups] == [4, 4, 2, 2]
+
+
+# A vision transformer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "engine"), [("heads", "wide"), ("mlp", "auto")])
+def test_glyphs_from_start_to_report(tmp_path: Path, part: str, engine: str) -> None:
+    changes: dict[str, Any] = {
+        "data.arguments": {"classes": 10, "fonts": 20},
+        "data.validation_images": 20,
+        "data.test_images": 60,
+        "dense.epochs": 2,
+        "pruning.candidates": 6,
+        "retraining.epochs": 1,
+        "retraining.batch_size": 32,
+    }
+    spec = load_spec(f"vit-glyphs-{part}-0.5", changes)
+    study = Study(spec, runs=tmp_path / "runs")
+    results = study.run(progress=False, engine=engine)
+    assert results.finished
+    assert set(results.criteria) == set(spec.criteria)
+    engines = {sitting["engine"] for sitting in results.provenance if "engine" in sitting}
+    assert engines <= ({"wide"} if engine == "wide" else {"wide", "loop"})
+    assert study.report().page.is_file()
