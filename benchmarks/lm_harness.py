@@ -6,10 +6,10 @@ Run from the repository, once the study has run, with folders that ``search --ex
     trueoracle search bible-llama-kv --budget 10% --export pruned
     python benchmarks/lm_harness.py bible-llama-kv pruned
 
-The dense network of the study comes first. Two tasks, made of the study's test split and kept off
-the internet: how well the text is foretold (``loglikelihood_rolling``), and which of four words ends
-a sentence (``multiple_choice``; the others end other sentences). The harness loads every network by
-transformers alone.
+The dense network of the study comes first. Two tasks are made of the study's test split: how well
+the text is foretold (``loglikelihood_rolling``), and which of four words ends a sentence
+(``multiple_choice``; the others end other sentences). The harness loads every network by
+transformers alone, and nothing is downloaded.
 """
 
 from __future__ import annotations

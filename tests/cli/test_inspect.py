@@ -65,7 +65,8 @@ def test_a_network_of_ones_own_is_inspected(
 def test_groups_that_are_alike_are_one_row() -> None:
     shown = runner.invoke(app, ["inspect", "vit-b-16", "--set", "layers=3", "--images", "3x32x32"])
     assert shown.exit_code == 0, shown.output
-    row = next(line.split() for line in shown.output.splitlines() if ".*.self_attention" in line)
+    assert "encoder.layers.encoder_layer_*." in shown.output
+    row = next(line.split() for line in shown.output.splitlines() if " heads " in line)
     # A head of 64: queries, keys, values and what is read of it, of 768 each, and three biases;
     # five tokens, of which each attends to each, in two products.
     parameters, macs = 4 * 64 * 768 + 3 * 64, 5 * 4 * 64 * 768 + 2 * 5 * 5 * 64
@@ -127,3 +128,12 @@ def test_weights_are_a_setting_of_the_study(tmp_path: Path) -> None:
         )
         assert shown.exit_code == 2
         assert "no weights file my weights.pt" in shown.output
+
+
+def test_whole_layers_are_rows_of_their_own() -> None:
+    shown = runner.invoke(app, ["inspect", "resnet20"])
+    rows = [line.split() for line in shown.output.splitlines()]
+    assert ["layer2.*", "1", "2", "layers", "18,560", "4,718,592"] in rows
+    found = json.loads(runner.invoke(app, ["inspect", "resnet20", "--json"]).output)
+    assert found["stacks"][1]["layers"] == ["layer2.1", "layer2.2"]
+    assert found["needed"]["layer2.0"] == "it makes [32, 16, 16] of [16, 32, 32]"

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.pruning.transformers_families import FAMILIES
 from trueoracle.networks.registry import build
 from trueoracle.pruning.inspection import inspect_network
 
@@ -68,3 +70,31 @@ def test_a_network_of_several_inputs_is_inspected_on_an_example() -> None:
     assert [part.module for part in only.group.layers] == ["left", "right"]
     assert (only.parameters, only.macs) == (3 + 1 + 2 + 1 + 4, 3 + 2 + 4)
     assert found.cost.macs == 6 * (3 + 2 + 4)
+
+
+def test_whole_layers_and_experts_are_counted_by_hand() -> None:
+    pytest.importorskip("transformers")
+    family = FAMILIES["mixtral"]
+    found = inspect_network(family.build(), family.example())
+    (layers,) = found.stacks
+    attention, expert, norms = 2 * 32 * 32 + 2 * 32 * 16, 3 * 32 * 48, 2 * 32
+    assert layers.stack.layers == ("model.layers.0", "model.layers.1")
+    assert layers.parameters == (attention + 3 * expert + 3 * 32 + norms,) * 2
+    # Nine tokens; of three experts each token takes two.
+    products = 2 * 9 * 9 * 32
+    assert layers.macs == (9 * (attention + 2 * expert + 3 * 32) + products,) * 2
+    (units, *_) = (one for one in found.groups if "experts" in one.group.name)
+    assert (units.parameters, units.macs) == (3 * 3 * 32, 9 * 2 * 3 * 32)
+    assert found.refused["model.layers.0.mlp.experts"] == (
+        f"a router chooses among its 3 experts, of {expert:,} parameters each, so that none can "
+        "go whole"
+    )
+
+
+def test_what_cannot_be_taken_out_says_why() -> None:
+    network = build("resnet20", input_shape=(3, 32, 32), classes=10)
+    found = inspect_network(network, (3, 32, 32))
+    assert [one.stack.name for one in found.stacks] == ["layer1", "layer2", "layer3"]
+    assert found.stacks[1].stack.layers == ("layer2.1", "layer2.2")
+    assert found.needed["layer2.0"] == "it makes [32, 16, 16] of [16, 32, 32]"
+    assert found.stacks[0].parameters == (2 * (9 * 16 * 16 + 2 * 16),) * 3

@@ -128,7 +128,7 @@ class Trap(nn.Module):
         ("weights read", "its weights are used in 'linalg_vector_norm'"),
         ("hook", "its output meets 'flip'"),
         ("spectral", "its reader second computes its weights from others"),
-        ("batch only", "no layer with weights reads its output"),
+        ("batch only", "what the network gives does not depend on it"),
     ],
 )
 def test_traps_are_refused(kind: str, words: str) -> None:

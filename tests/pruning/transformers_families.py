@@ -197,7 +197,7 @@ FAMILIES: dict[str, Family] = {
     "llava phi": Family(
         "LlavaForConditionalGeneration",
         _llava("siglip_vision_model", {"model_type": "phi", **_WIDE}, **_FULL),
-        {"heads": 3, "units": 5},
+        {"heads": 3, "units": 5, "filters": 1},
         _images_and_text,
     ),
     "smolvlm": Family(

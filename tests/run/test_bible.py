@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trueoracle.report.summary import summarise
 from trueoracle.run.prepare import list_study
 from trueoracle.spec.grid import load_spec
 from trueoracle.study import Study
@@ -76,4 +75,4 @@ def test_key_value_groups_from_start_to_report(tmp_path: Path) -> None:
     assert found.dense is not None
     assert found.dense["origin"] == "adopted"
     assert found.dense["sha256"] == results.dense["sha256"]
-    assert "block-influence" in summarise(found)["criteria"]
+    assert "block-influence" in found.criteria

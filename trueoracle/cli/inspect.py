@@ -49,13 +49,14 @@ def inspect(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the prunable groups of a network, and say why other layers cannot be pruned.
+    """Show what of a network can be pruned: groups of filters, units or heads, and whole layers.
 
     A group holds filters that can only be removed together: layers whose outputs are added lose the
     same filters, and norms and the layers that read these lose the matching channels. The names are
     those of pruning.layers in a study file; a pattern such as *layer\\*.conv1* names many, and
     stands in the table for groups that are alike. Parameters and MACs are those of one filter, unit
-    or head; MACs for one item, at the size or context shown.
+    or head, or of one whole layer (pruning.kind = "depth"); MACs for one item, at the size or
+    context shown. Of other layers it is said why they cannot be pruned.
 
     Examples:
 
@@ -100,9 +101,18 @@ def inspect(
             "" if one.parameters is None else f"{one.parameters:,}",
             "" if one.macs is None else f"{one.macs:,}",
         )
+    for stack in inspection.stacks:
+        one_of_each = f"{len(stack.stack.layers):,}", "layers"
+        costs = (_between(stack.parameters), _between(stack.macs))
+        made_table.add_row(f"{stack.stack.name}.*", "1", *one_of_each, *costs)
     console.print(made_table)
     for layers, reason in _by_reason(inspection.refused):
         console.print(f"{layers} cannot be pruned: {reason}")
+
+
+def _between(numbers: Sequence[int]) -> str:
+    """One number for all, or the least and the most."""
+    return "–".join(f"{one:,}" for one in dict.fromkeys((min(numbers), max(numbers))))
 
 
 def _alike(
@@ -181,5 +191,7 @@ def _plain(name: str, example: Any, inspection: doors.Inspection) -> dict[str, A
         "parameters": inspection.cost.parameters,
         "macs": inspection.cost.macs,
         "groups": [one.as_dict() for one in inspection.groups],
+        "stacks": [one.as_dict() for one in inspection.stacks],
         "refused": inspection.refused,
+        "needed": inspection.needed,
     }

@@ -14,6 +14,7 @@ from trueoracle.errors import NotApplicableError, first_line
 from trueoracle.networks.attention import Attention
 from trueoracle.networks.copying import copied
 from trueoracle.networks.graph import Graph, Recorder, record
+from trueoracle.networks.heads import free_heads
 from trueoracle.pruning.axes.atoms import resolved
 from trueoracle.pruning.axes.following import Follower
 from trueoracle.pruning.axes.offers import layout
@@ -47,6 +48,7 @@ def filter_activations(
     others into it. Raises :class:`NotApplicableError` for a network that cannot be followed.
     """
     network = copied(dense).eval()
+    free_heads(network)  # in which every layer is called as a module
     few = split.take(torch.arange(min(3, len(split))))
     example = as_input(network, few.fields)
     try:
@@ -93,6 +95,7 @@ def consumer_inputs(
 ) -> Iterator[dict[str, Tensor]]:
     """What the named modules read, by name, batch by batch of images; in evaluation mode."""
     network = copied(dense).eval()
+    free_heads(network)  # in which every layer is called as a module
     found: dict[str, Tensor] = {}
     for name in names:
         reader(network, Part(name))

@@ -15,6 +15,7 @@ from trueoracle.criteria.activations import channel_axis, reader
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError
 from trueoracle.networks.copying import copied
+from trueoracle.networks.heads import free_heads
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.pruning.depth import stream_of_layer, with_stream
 from trueoracle.pruning.groups import Group, Part
@@ -197,6 +198,7 @@ def gate_gradients(
 def _derivable(dense: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Module, list[Tensor]]]:
     """A copy in evaluation mode of which only the named weights train, and these."""
     network = copied(dense).eval().requires_grad_(False)
+    free_heads(network)  # in which every layer is called as a module
     weights: list[Tensor] = [network.get_parameter(name).requires_grad_() for name in names]
     # The fused kinds of attention have no second derivative, and take no part in vmap.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):

@@ -76,7 +76,7 @@ class Tokenizer:
             return {}
         written = {one["id"]: one["content"] for one in json.loads(self.json)["added_tokens"]}
         ids = {"pad_token": self.pad, "bos_token": self.bos, "eos_token": self.eos}
-        said = {name: written[id] for name, id in ids.items() if id in written}
+        said = {name: written[own] for name, own in ids.items() if own in written}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **said}
         return {"tokenizer.json": self.json, "tokenizer_config.json": json.dumps(config)}
 

@@ -89,8 +89,10 @@ class MultiheadAttention(nn.MultiheadAttention):
         if self.in_proj_weight is None:
             weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         else:
-            weights = self.in_proj_weight.chunk(3)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+            weights = self.in_proj_weight.unflatten(0, (3, -1)).unbind()
+        biases = (None,) * 3
+        if self.in_proj_bias is not None:
+            biases = self.in_proj_bias.unflatten(0, (3, -1)).unbind()
         return list(map(functional.linear, given, weights, biases))
 
     def _mask(
@@ -158,13 +160,11 @@ class _Windows:
         scale = getattr(self, "logit_scale", None)
         bias = self.qkv.bias
         if scale is not None and bias is not None:  # keys have no bias there
-            first, _, last = bias.chunk(3)
-            bias = torch.cat([first, torch.zeros_like(first), last])
+            first, _, last = bias.unflatten(0, (3, -1)).unbind()
+            bias = torch.stack([first, torch.zeros_like(first), last]).flatten()
         projected = functional.linear(tokens, self.qkv.weight, bias)
-        q, k, v = (
-            one.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for one in projected.chunk(3, 2)
-        )
+        each = projected.unflatten(2, (3, self.num_heads, self.head_dim))
+        q, k, v = (one.transpose(1, 2) for one in each.unbind(2))
         if scale is None:
             scores = (q * self.head_dim**-0.5) @ k.transpose(2, 3)
         else:

@@ -105,7 +105,7 @@ def _first_item(given: Sequence[int] | Example) -> Any:
 def _count(network: nn.Module, item: Any, device: torch.device) -> tuple[int, dict[str, int]]:
     from torch.utils.flop_counter import FlopCounterMode
 
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_of_experts())
     by_storage = _ByStorage(counter)
     names = {_storage(value): name for name, value in network.named_parameters()}
     placed = pytree.tree_map(lambda one: one.to(device) if isinstance(one, Tensor) else one, item)
@@ -114,6 +114,20 @@ def _count(network: nn.Module, item: Any, device: torch.device) -> tuple[int, di
         answer(network.eval(), placed)
     found = {names[key]: macs for key, macs in by_storage.macs.items() if key in names}
     return counter.get_total_flops() // 2, found
+
+
+def _of_experts() -> dict[Any, Any]:
+    """The FLOPs of products of rows with their experts' matrices, which torch does not count.
+
+    A row ``[K]`` takes one expert's matrix ``[K, N]``, however many experts there are.
+    """
+
+    def flops(rows: Sequence[int], matrices: Sequence[int], *_: Any, **__: Any) -> int:
+        return 2 * rows[0] * rows[1] * matrices[-1]
+
+    names = (("aten", "_grouped_mm"), ("transformers", "grouped_mm_fallback"))
+    found = (getattr(getattr(torch.ops, space), name, None) for space, name in names)
+    return dict.fromkeys(filter(None, found), flops)
 
 
 class _ByStorage(Watch):

@@ -1,4 +1,4 @@
-"""Lists what of a network can be pruned, and what each filter costs."""
+"""Lists what of a network can be pruned, and what each filter and each whole layer costs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from trueoracle.networks.copying import without_numbers
 from trueoracle.networks.graph import Example
 from trueoracle.pruning.cost import Cost, cost
+from trueoracle.pruning.depth import Stack, cut_layers, find_stacks
 from trueoracle.pruning.groups import Group
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups
 
-__all__ = ["InspectedGroup", "Inspection", "inspect_network"]
+__all__ = ["InspectedGroup", "InspectedStack", "Inspection", "inspect_network"]
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,39 @@ class InspectedGroup:
 
 
 @dataclass(frozen=True)
+class InspectedStack:
+    """A list of whole layers that can be taken out, and what each costs, in their order."""
+
+    stack: Stack
+    parameters: tuple[int, ...]
+    macs: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "name": self.stack.name,
+            "layers": list(self.stack.layers),
+            "parameters": list(self.parameters),
+            "macs": list(self.macs),
+        }
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """The prunable groups of a network in forward order, and why other layers are in none."""
+    """What of a network can be pruned, in forward order, and why the rest cannot.
+
+    ``refused`` has the layers that are in no group, ``needed`` those that cannot be taken out.
+    """
 
     cost: Cost
     groups: tuple[InspectedGroup, ...]
+    stacks: tuple[InspectedStack, ...]
     refused: dict[str, str]
+    needed: dict[str, str]
 
 
 def inspect_network(network: nn.Module, given: Sequence[int] | Example) -> Inspection:
-    """Find the groups of ``network`` and count their cost.
+    """Find the groups and the whole layers of ``network`` and count what they cost.
 
     ``given`` is the shape of its images ``[C, H, W]``, or an example batch of at least two items: a
     tensor, a tuple of its arguments, or a dictionary of its keyword arguments. Raises
@@ -73,7 +97,23 @@ def inspect_network(network: nn.Module, given: Sequence[int] | Example) -> Inspe
     for group in found.groups.values():
         units = _units(network, plain, group, example, whole)
         inspected.append(InspectedGroup(group, *units))
-    return Inspection(whole, tuple(inspected), found.refused)
+    depth = find_stacks(network, example)
+    stacks = tuple(_layers(network, stack, example, whole) for stack in depth.stacks.values())
+    return Inspection(whole, tuple(inspected), stacks, found.refused, depth.refused)
+
+
+def _layers(network: nn.Module, stack: Stack, example: Example, whole: Cost) -> InspectedStack:
+    """What each layer of a stack costs: the parameters and MACs that go with it."""
+    held = [*network.parameters(), *network.buffers()]  # which nothing here changes
+    left = [
+        cost(cut_layers(network, {stack.name: (stack, (index,))}, held), example)
+        for index in range(len(stack.layers))
+    ]
+    return InspectedStack(
+        stack,
+        tuple(whole.parameters - one.parameters for one in left),
+        tuple(whole.macs - one.macs for one in left),
+    )
 
 
 def _units(

@@ -196,7 +196,9 @@ def check_parity(dense: nn.Module, candidates: Candidates, example: Example) -> 
 
 def _train(network: nn.Module, example: Example) -> None:
     """One step forward and back, in training mode."""
-    answers = [one for one in _answers(answer(network.train(), example), example) if one.requires_grad]
+    answers = [
+        one for one in _answers(answer(network.train(), example), example) if one.requires_grad
+    ]
     torch.stack([one.sum() for one in answers]).sum().backward()
 
 
@@ -225,20 +227,20 @@ class _Shapes:
     """Whether a network runs without some of its filters, whatever numbers it gives."""
 
     def __init__(self, dense: nn.Module, example: Example) -> None:
-        self._whole = copied(dense).eval(), example
+        self._whole = dense, example
         given = pytree.tree_map(
             lambda one: one.to("meta") if isinstance(one, Tensor) else one, example
         )
-        self._fastest = without_numbers(dense).eval(), given
+        self._fastest = without_numbers(dense), given
         try:
             self._shapes = self._run(*self._fastest)
         except Exception:  # the user's forward runs, and may need numbers
             self._fastest = self._whole
-            self._shapes = self._run(*self._whole)
+            self._shapes = self._run(copied(dense), example)
 
     def _run(self, network: nn.Module, example: Example) -> list[torch.Size]:
         with torch.no_grad():
-            return [one.shape for one in _answers(answer(network, example), example)]
+            return [one.shape for one in _answers(answer(network.eval(), example), example)]
 
     def reason(self, groups: Sequence[Group]) -> str:
         """Why groups cannot be cut together; empty: the network runs without half of each."""
@@ -271,6 +273,7 @@ class _Sorter:
         self._network, self._reason = network, reason
         self._counts: list[Counts] = []  # that a group of this network was found to need
         self._in_vain: set[Counts] = set()  # of which no choice helped a group
+        self._ways: dict[Group, Group] = {}  # with the numbers that they were found to need
 
     def sort(
         self, groups: Sequence[Group], doubted: Collection[str] = ()
@@ -294,22 +297,33 @@ class _Sorter:
         return passed, failed
 
     def _sorted_out(self, groups: Sequence[Group]) -> list[Sequence[Group]]:
-        """The groups to try together, and apart from them those that most likely fail.
+        """The groups to try together: those that should pass, and each kind that likely fails.
 
-        What blocks of one kind need (fewer heads) is learnt from the first of them.
+        Networks repeat their blocks, so the first group of a kind stands for the others, and what
+        it needs (fewer heads) is known for them.
         """
-        kinds = {}
+        kinds: dict[object, list[Group]] = {}
         for group in groups:
-            spans = (place.inner * place.outer for place in group.places if place.role == "writes")
-            if max(spans) > 1:
-                kinds[group.name] = choices(self._network, group)
-        first = {kind: name for name, kind in reversed(kinds.items())}
-        for group in groups:
-            if group.name in first.values() and self._reason([group]):
-                self._with_counts(group)
-        doubtful = [group for group in groups if kinds.get(group.name) in self._in_vain]
-        hopeful = [group for group in groups if group not in doubtful]
-        return [some for some in (hopeful, doubtful) if some]
+            kinds.setdefault(self._kind(group), []).append(group)
+        if 2 * len(kinds) > len(groups):
+            return [groups] if groups else []
+        hopeful: list[Group] = []
+        apart: list[Sequence[Group]] = []
+        for alike in kinds.values():
+            if self._reason(alike[:1]):
+                self._with_counts(alike[0])
+                apart.append(alike)
+            else:
+                hopeful += alike
+        return [some for some in (hopeful, *apart) if some]
+
+    def _kind(self, group: Group) -> object:
+        """What groups of repeated blocks have in common: what their places are of which modules."""
+        modules = dict(self._network.named_modules())
+        return group.kind, frozenset(
+            (type(modules.get(place.owner)), place.tensor.rpartition(".")[2], place.role)
+            for place in group.places
+        )
 
     def _settle(self, groups: Sequence[Group]) -> tuple[dict[str, Group], dict[str, str]]:
         """As :meth:`sort`: all together, and where that fails, each half of them."""
@@ -330,11 +344,12 @@ class _Sorter:
     def _with_counts(self, group: Group) -> Group | None:
         """The group with the numbers that have to change, once some are found that do."""
         offered = choices(self._network, group)
-        if offered in self._in_vain:
-            return None
+        if offered in self._in_vain or group in self._ways:
+            return self._ways.get(group)
         for way in counted(self._network, group):
             if not self._reason([way]):
                 self._counts.append(counts_of(self._network, way))
+                self._ways[group] = way
                 return way
         self._in_vain.add(offered)
         return None
@@ -351,6 +366,7 @@ class _Trial:
         self._in_training: float | None = None  # what counts as rounding there
         self._trains = True  # until it is seen not to
         self._is_same: bool | None = None  # whether training mode computes the same to the digit
+        self._is_same_pruned = False  # and whether the network that was pruned last does
         self._dense, self._given = dense, example
         self._prepare(is_double=True, is_shaken=True)
 
@@ -433,19 +449,31 @@ class _Trial:
 
     def reason(self, groups: Sequence[Group]) -> str:
         """Why groups cannot be cut together; empty: they can."""
-        return next(filter(None, (self.failure(groups, kept) for kept in _cover(groups))), "")
+        first, second = _cover(groups)
+        # Where both modes computed the same with the first half, to the last digit, in the dense
+        # network and in the pruned one, they are one function: the second half is tried in one.
+        return self.failure(groups, first) or self.failure(
+            groups, second, both=not (self._is_same and self._is_same_pruned)
+        )
 
-    def failure(self, groups: Sequence[Group], kept: Kept) -> str:
-        """What goes wrong once only the ``kept`` filters are left; empty: nothing."""
+    def failure(self, groups: Sequence[Group], kept: Kept, *, both: bool = True) -> str:
+        """What goes wrong once only the ``kept`` filters are left; empty: nothing.
+
+        In evaluation mode, and in training mode where the network has one (not ``both``: it is the
+        same).
+        """
         try:
             expected = self._expected(groups, kept)
             pruned = prune(self._network, groups, kept, is_shared=True)
             found = self._run(pruned, training=False)
             if reason := self._compared(found, expected, lambda: self._tolerance):
                 return reason
+            if not both:
+                return ""
             if (in_training := self._expected_in_training(groups, kept, expected)) is None:
                 return ""
-            found = self._run(pruned, training=True)
+            before, found = found, self._run(pruned, training=True)
+            self._is_same_pruned = _equal(before, found)
             return self._compared(found, in_training, self._allowed)
         except Exception as error:  # the user's forward runs: anything can come out
             return _STOPS + first_line(error)

@@ -65,9 +65,9 @@ def write_folder(
     """Write ``network``, which is changed, its config, tokenizer and ``facts``, all or nothing.
 
     ``config`` is that of the dense network. From the folder ``source`` the tokenizer and processor
-    are copied; ``files`` are those of the tokenizer that it was trained with. ``example`` is a batch on which
-    what from_pretrained loads is compared. Raises :class:`StoreError` where the folder cannot be
-    written.
+    are copied; ``files`` are those of the tokenizer that it was trained with. ``example`` is a
+    batch on which what from_pretrained loads is compared. Raises :class:`StoreError` where the
+    folder cannot be written.
     """
     check_folder(path)
     with _replacing(path) as draft:

@@ -26,8 +26,9 @@ class Follower:
     of its input apart: a grouped convolution its convolution groups. ``sizes`` are numbers that
     modules keep, by their dotted names, with the axes whose indices they count; ``parted`` the
     equal parts that axes were cut into, and in words by what. ``slices`` has the slices that are
-    taken of each tensor. What the answer does not depend on is followed too, since it has to run
-    once it is cut; nothing of it is read, written or met.
+    taken of each tensor. ``experts`` are parameters with an entry for each expert, of which a
+    router chooses some for each token. What the answer does not depend on is followed too, since it
+    has to run once it is cut; nothing of it is read, written or met.
     """
 
     def __init__(self, network: nn.Module, graph: Graph) -> None:
@@ -46,6 +47,7 @@ class Follower:
         self.carried: dict[tuple[str, int], Axis] = {}
         self.sizes: list[tuple[str, Axis]] = []
         self.parted: list[tuple[Axis, str]] = []
+        self.experts: list[str] = []
         self.met: dict[str, int] = {}
         self.now = 0
         self._unread: set[int] = set()

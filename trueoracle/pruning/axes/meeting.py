@@ -118,12 +118,19 @@ def _united(first: Segment, second: Segment, meets: str) -> Segment | None:
         x, y = a[0], b[0]
         if x.size == y.size:
             found.append(_joined(a.pop(0), b.pop(0), meets))
-        elif 1 in (x.size, y.size):  # the other is not divided for it: it may hold the same atom
-            one = (a if x.size == 1 else b).pop(0)
-            found += [one] if isinstance(one, Atom) else []
+        elif x.size == 1 and _holds(a[1:], y):  # dividing it by 1 would divide both without end
+            found.append(a.pop(0))
+        elif y.size == 1 and _holds(b[1:], x):
+            found.append(b.pop(0))
         elif not _divided(a, b):
             return None
     return tuple(found) or (Fixed(1),)
+
+
+def _holds(factors: Sequence[Factor], wanted: Factor) -> bool:
+    """Whether an atom is among factors or what they were divided into."""
+    atoms = [one.root() for one in factors if isinstance(one, Atom)]
+    return any(atom is wanted or _holds(atom.product, wanted) for atom in atoms)
 
 
 def _opened(factors: list[Factor]) -> bool:
@@ -142,6 +149,9 @@ def _divided(a: list[Factor], b: list[Factor]) -> bool:
     """Divide the larger of the two first factors by the smaller; False if a rest remains."""
     small, large = (a, b) if a[0].size < b[0].size else (b, a)
     first, second = small[0], large[0]
+    if isinstance(first, Fixed) and first.size == 1:
+        small.pop(0)
+        return True
     if second.size % first.size:
         return False
     if isinstance(second, Fixed):

@@ -91,7 +91,23 @@ class _Sorting:
         for name, module in self._network.named_modules():
             if name and name not in found.refused and self._is_unseen(module, name):
                 found.refused[name] = self._unseen(module, name)
+        self._refuse_experts(found)
         return found
+
+    def _refuse_experts(self, found: Offers) -> None:
+        """Whole experts stay, since the router gives each a share of what it gives."""
+        held: dict[str, list[Tensor]] = {}
+        for tensor in dict.fromkeys(self._known.experts):
+            owner = tensor.rpartition(".")[0] or tensor
+            held.setdefault(owner, []).append(self._network.get_parameter(tensor))
+        for owner, weights in held.items():
+            count = len(weights[0])
+            size = sum(weight.numel() for weight in weights) // count
+            found.refused.setdefault(
+                owner,
+                f"a router chooses among its {count} experts, of {size:,} parameters each, so that "
+                "none can go whole",
+            )
 
     def _offer(self, found: Offers, atom: Atom) -> None:
         if self._unfit(atom):

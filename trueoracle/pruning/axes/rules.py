@@ -155,6 +155,8 @@ def _of_experts(known: Follower, step: Step) -> Results:
     if (len(rows), len(own)) != (2, 3):
         return None
     lock(own[0], "a router chooses among its experts")
+    if own[0].origin is not None:
+        known.experts.append(own[0].origin[0])
     known.sum_over(step, (a, 1), (b, 1))
     return [[rows[0], Axis(own[2].segments)]]
 
