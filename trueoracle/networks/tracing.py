@@ -8,8 +8,8 @@ from collections.abc import Collection
 
 from torch import fx, nn
 
-from trueoracle.networks.attention import Attention
 from trueoracle.errors import first_line
+from trueoracle.networks.attention import Attention
 from trueoracle.networks.copying import copied
 
 __all__ = ["trace", "why_not_traced"]
