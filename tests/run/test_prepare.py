@@ -168,7 +168,8 @@ def test_shipped_criteria_are_tried_early_on_a_network_of_ones_own(few_digits: S
             self.hidden, self.head = nn.Linear(1024, 4), nn.Linear(4, 10)
 
         def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.head(Once.apply(self.hidden(x.flatten(1))))
+            once = Once.apply(self.hidden(x.flatten(1)))  # type: ignore[no-untyped-call]
+            logits: Tensor = self.head(once)
             return logits
 
     fields: dict[str, Any] = {
