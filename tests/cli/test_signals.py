@@ -152,6 +152,7 @@ TWICE = """
 @pytest.mark.slow
 @pytest.mark.parametrize("reads", [TRANSLATED, SWALLOWED, UNRAISABLE, TWICE, "interrupt()"])
 def test_whatever_code_makes_of_an_interrupt(reads: str, tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("x,y\n1,2\n2,3\n")
     process = start([sys.executable, "-c", PRELUDE.format(reads=reads)], tmp_path)
     output, errors = process.communicate(timeout=50)
     assert (process.returncode, output, errors) == (130, "", f"{INTERRUPTED}\n")

@@ -30,6 +30,8 @@ RECIPE = Retraining(epochs=2, batch_size=8, learning_rate=0.01)
 OF_CLASSES = {"gradient-flow"}
 """Criteria that need the classes of a cross-entropy."""
 
+OF_FILTERS = [name for name in SHIPPED if "filters" in find_criterion(name).applies_to]
+
 
 class Net(nn.Module):
     """Two convolutions, their batch norms, a linear layer."""
@@ -111,7 +113,7 @@ def made(name: str) -> tuple[nn.Module, Candidates, Splits]:
 
 @pytest.mark.slow
 @every_task
-@pytest.mark.parametrize("criterion", SHIPPED)
+@pytest.mark.parametrize("criterion", OF_FILTERS)
 def test_a_criterion_applies_or_says_in_a_line_that_it_needs_classes(
     name: str, criterion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

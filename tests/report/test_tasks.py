@@ -114,7 +114,7 @@ def test_a_grid_speaks_of_the_tasks_own_metrics(tmp_path: Path) -> None:
     for column in results.default_outcomes:
         assert f"mine-tau-{column}.svg" in {path.name for path in written.figures}
     slopes = {slope["by"] for meta in written.summary["meta"] for slope in meta["slopes"]}
-    assert slopes == {"width"}  # the dense network is the same in all of them
+    assert slopes == set()  # one dense network says nothing of a slope
     headline = headline_in_words(written.summary["points"][0]["summary"])
     assert f"dense network: {headline}" in text
 

@@ -301,6 +301,8 @@ def _by_state(
         if len(rows) > 1:
             values.append(of(table.take(rows)))
             weights.append(len(rows) * (len(rows) - 1) / 2)
+    if not values:  # of two candidates one is in each state
+        return np.full_like(of(table), np.nan)
     found = np.array(values)
     weight = np.array(weights)[:, None] * np.isfinite(found)
     with np.errstate(invalid="ignore"):
