@@ -311,8 +311,8 @@ def test_the_computation_is_exported(family: str, tmp_path: Path) -> None:
         str(export(network, tmp_path / "model.onnx", about)), providers=["CPUExecutionProvider"]
     )
     for given in (batch, one):
-        expected = logits(network, given)
         named = inputs_of(network, given)[1]  # the positions of padded texts among them
+        expected = logits(network, named)
         torch.testing.assert_close(program(**named).logits, expected)
         (found,) = session.run(["logits"], {n: v.numpy() for n, v in named.items()})
         torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-3, atol=1e-5)
