@@ -297,7 +297,7 @@ def _reduced(values: np.ndarray) -> np.ndarray:
 
 
 def _quantum(values: np.ndarray) -> float:
-    """The step of outcomes that tie, such as one example of a share that is right; 0 where few do."""
+    """The step of outcomes that tie, such as one example of an accuracy; 0 where few do."""
     levels = np.unique(values)
     if len(levels) < 2 or len(levels) > values.size / 2:
         return 0.0
