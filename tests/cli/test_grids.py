@@ -4,7 +4,9 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from tests.cli.test_cli import TINY, call
 from tests.conftest import Writer
@@ -49,8 +51,19 @@ def test_a_grid_is_scored_run_resumed_and_reported(grid: Path, runs: Path, tmp_p
     assert summary["axes"] == {"pruning ratio of conv1": [0.1, 0.9]}
     assert [point["summary"]["retrained"] for point in summary["points"]] == [10, 10]
     first = summary["points"][0]["summary"]["relations"][0]
-    # One seed and every way to prune: what can be another are the filters.
-    assert -1 <= first["kendall_low"] < first["kendall_tau"] < first["kendall_high"] <= 1
+    # One seed and every way to prune: only filters are left out.
+    assert first["interval_over"] == (
+        "10 filters, given the dense network, the retraining seed and the examples"
+    )
+    assert first["kendall_low"] < first["kendall_tau"] < first["kendall_high"]
+    # What is shown together is adjusted together: two points, two criteria, two outcomes.
+    shown = [one for point in summary["points"] for one in point["summary"]["relations"]]
+    raw = [one["permutation_p_value"] for one in shown]
+    np.testing.assert_allclose(
+        [one["adjusted_p_value"] for one in shown], multipletests(raw, method="holm")[1]
+    )
+    # Both points prune one dense network, and say nothing of another.
+    assert {one["clusters"] for one in summary["meta"]} == {1}
     states = json.loads(call("status", "--runs", runs, "--json").out)
     assert {row["study"]: row["state"] for row in states} == {
         "grid+conv1-0.1": "finished",
@@ -68,7 +81,8 @@ def test_a_grid_is_scored_run_resumed_and_reported(grid: Path, runs: Path, tmp_p
     assert "grid-oracle-test_loss-forest.pdf" in names
     page = (out / "report.html").read_text()
     assert "small scale" not in page.lower()
-    assert "by bootstrap, of studies with several retraining seeds or sampled candidates" in page
+    assert "95% over 10 filters, given the dense network" in page
+    assert "with one dense network, nothing is said of another" in page
     one = json.loads(call("report", "grid+conv1-0.9", "--runs", runs, "--json").out)
     assert one[0]["layers"] == {"conv1": 0.9}
 
