@@ -15,7 +15,7 @@ def test_criteria_lists_what_is_shipped() -> None:
     taylor = rows["taylor"]
     assert taylor["what"].startswith("The squared first-order change of the train loss")
     assert "1906.10771" in taylor["source"]
-    assert taylor["applies_to"] == ["filters", "weights"]
+    assert taylor["applies_to"] == ["filters", "weights", "layers"]
     assert (taylor["uses_data"], taylor["uses_recipe"], taylor["conditional"]) == (
         True, False, False,
     )  # fmt: skip

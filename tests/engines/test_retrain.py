@@ -307,6 +307,14 @@ def test_inputs_that_a_network_does_not_name_are_left_to_the_loop() -> None:
     assert said is not None
     assert said.startswith("its forward cannot be traced: symbolically traced variables")
 
+    class Insisting(Two):
+        def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+            return super().forward(left, right * float(torch.finfo(right.dtype).max > 0))
+
+    # What torch says of its stand-ins would lead nowhere.
+    said = wide.refusal(Insisting(), of_two(), RECIPE)
+    assert said == "its forward cannot be traced by torch.fx"
+
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_network_of_two_inputs_is_trained_by_the_loop(target: str) -> None:

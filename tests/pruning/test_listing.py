@@ -69,7 +69,7 @@ def changed(path: Path, **fields: Any) -> None:
         ({"format": 2}, "has format 2, and this trueoracle reads 1"),
         ({"kind": "unstructured"}, "candidates of kind 'unstructured', and this study's are of"),
         ({"groups": {"a": 4, "b": 8}}, "candidates of groups a (4), b (8), and this study's"),
-        ({"groups": None}, "lists candidates of groups None"),
+        ({"groups": None}, "lists candidates of groups nothing"),
         ({"candidates": []}, "lists no candidates"),
         ({"candidates": {}}, "holds no list of candidates"),
         ({"candidates": [{"a": [0, 1]}]}, "candidate 1 names the pruned filters of a, b"),

@@ -222,7 +222,9 @@ def test_a_criterion_that_cannot_score_single_weights_is_refused_first(
         "pruning": {"kind": "unstructured", "layers": {"conv1": 0.5}, "candidates": 4},
         "criteria": ["of_filters:first"],
     }
-    with pytest.raises(InputError, match="needs the importance of each weight of conv1"):
+    with pytest.raises(
+        InputError, match="the importance of conv1 is one number for each of its weights"
+    ):
         Study(**fields, runs=tmp_path / "runs").run(progress=False)
     assert not (tmp_path / "runs").exists()
 

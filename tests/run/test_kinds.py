@@ -52,6 +52,9 @@ def test_a_study_of_whole_layers(tiny_fields: dict[str, Any], tmp_path: Path) ->
     assert summary["cost"]["parameters"] < summary["cost"]["dense_parameters"]
     assert results.score("block-influence").label == "block influence of the pruned layers"
     assert results.table().groups == (3,)
+    over = [one.interval_over for one in results.assess("test_loss")]
+    assert all("filter" not in words for words in over), over
+    assert any("3 layers" in words or "its layers" in words for words in over), over
     assert any("engine loop" in text for text in heard.messages)
     with pytest.raises(InputError, match="engine 'wide' computes networks as one that differ in"):
         study.run(progress=False, engine="wide")

@@ -94,11 +94,12 @@ def test_a_study_from_beginning_to_end(study: Study) -> None:
         "the study: 20 networks of 0.404 M MACs, 2 epochs of 300 examples each: "
         f"{3 * macs * 300 * 2 * 20:.1e} MACs of training (3 × forward)".replace("e+", "e")
     )
+    assert "τ" in progress.messages[1]  # what the study would tell from chance
     # 500 images of 32 x 32 numbers; 5,500 weights, their gradients and their momentum, and a batch.
-    memory = re.fullmatch(r"memory: at least (\S+) MB, of data .*", progress.messages[1])
+    memory = re.fullmatch(r"memory: at least (\S+) MB, of data .*", progress.messages[2])
     assert memory is not None
     assert 500 * 1024 * 4 + 3 * 5500 * 4 < float(memory[1]) * 1e6 < 5e6
-    assert re.fullmatch(r"training the dense network \(about \d+ .*\)", progress.messages[2])
+    assert re.fullmatch(r"training the dense network \(about \d+ .*\)", progress.messages[3])
     assert results.candidates["macs"].tolist() == [macs] * 10
     assert results.candidates["parameters"].tolist() == [5500 - 26 - 250] * 10
     assert results.dense is not None

@@ -489,10 +489,10 @@ def in_words(
         if first.sampled and len(first) > 2:
             counted.append(f"{len(first):,} sampled candidates")
         if known:
-            counted.append(many(known, "filter"))
+            counted.append(many(known, first.unit))
         given.insert(0, "the dense network" if several == 1 else f"these {several} dense networks")
         if not known:
-            given.insert(1, "its filters" if several == 1 else "their filters")
+            given.insert(1, f"{'its' if several == 1 else 'their'} {first.unit}s")
     if blocks is None or blocks < 2:
         given.append("the examples")
     if not counted:

@@ -51,7 +51,8 @@ class CandidateTable:
       filters of each group, F in all. Without them nothing can be said of other filters;
     - ``blocks``: the outcomes by blocks of examples. Records before format 4, and most tables of
       others, have none: then nothing can be said of other examples;
-    - ``kind``: the kind of pruning, where several are told apart.
+    - ``kind``: the kind of pruning, where several are told apart;
+    - ``unit``: what a filter is called, where it is none.
     """
 
     outcomes: np.ndarray
@@ -63,6 +64,7 @@ class CandidateTable:
     higher_is_chosen: frozenset[str] = field(default_factory=frozenset)
     blocks: Blocks | None = None
     kind: str = ""
+    unit: str = "filter"
 
     def __post_init__(self) -> None:
         """Raise :class:`InputError` where the columns do not fit together."""

@@ -26,6 +26,7 @@ from trueoracle.errors import first_line
 from trueoracle.networks.copying import copied
 from trueoracle.networks.graph import no_fast_path
 from trueoracle.networks.operations import in_both_modes
+from trueoracle.networks.tracing import why_not_traced
 from trueoracle.tasks.base import INPUT, TARGETS, Batch, Task
 from trueoracle.training.checkpoint import Keepable
 from trueoracle.training.continuing import MemberState, restore, state_of
@@ -215,7 +216,7 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
         try:
             in_both_modes(network, inputs)
         except Exception as error:  # the user's forward runs: anything can come out
-            return f"its forward cannot be traced: {first_line(error)}"
+            return f"its forward cannot be traced{why_not_traced(error)}"
     read = getattr(data.task, "task", data.task)  # a distilled one's own
     if type(read).forward is not Task.forward or not read.is_mappable:
         return f"task {data.task.label!r} is not computed for many networks at once"

@@ -14,6 +14,7 @@ from torch.nn import functional
 from trueoracle.errors import first_line
 from trueoracle.native.library import Block
 from trueoracle.networks.operations import in_both_modes
+from trueoracle.networks.tracing import why_not_traced
 
 __all__ = ["CannotLowerError", "Lowered", "lower", "lower_chain"]
 
@@ -304,7 +305,7 @@ def _chain(network: nn.Module) -> list[tuple[str, nn.Module]]:
     try:
         graphs = [traced.graph for traced in in_both_modes(network)]
     except Exception as error:  # the user's forward runs: anything can come out
-        raise CannotLowerError(f"it cannot be traced: {first_line(error)}") from error
+        raise CannotLowerError(f"it cannot be traced{why_not_traced(error)}") from error
     steps = [
         [(n.op, n.target, str(n.args), str(n.kwargs)) for n in graph.nodes] for graph in graphs
     ]

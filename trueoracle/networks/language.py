@@ -33,7 +33,7 @@ def llama(
     ``heads`` query heads share ``kv_heads`` keys and values; ``tie`` makes embedding and output
     one tensor; ``context`` is the longest sequence that it is said to take, in tokens.
     """
-    transformers = import_transformers("network 'llama'")
+    transformers = import_transformers("it")
     sizes = _Sizes(classes, hidden, layers, heads, kv_heads, mlp, tie, context)
     made: nn.Module = transformers.LlamaForCausalLM(sizes.config(transformers))
     return made
@@ -63,7 +63,7 @@ def llava(
     An image ``[C, H, H]`` becomes ``(H / patch)²`` tokens, which take the places of the token
     ``image_token`` in ``input_ids``: by default that of the vocabularies that are trained here.
     """
-    transformers = import_transformers("network 'llava'")
+    transformers = import_transformers("it")
     if not 0 <= image_token < classes:
         raise InputError(f"image_token = {image_token} is none of the {classes:,} tokens")
     if len(input_shape) != 3 or input_shape[1] != input_shape[2] or input_shape[1] % patch:

@@ -8,10 +8,11 @@ from collections.abc import Collection
 
 from torch import fx, nn
 
+from trueoracle.errors import first_line
 from trueoracle.networks.attention import Attention
 from trueoracle.networks.copying import copied
 
-__all__ = ["trace"]
+__all__ = ["trace", "why_not_traced"]
 
 
 def trace(network: nn.Module, inputs: Collection[str] = ()) -> fx.GraphModule:
@@ -36,6 +37,16 @@ def trace(network: nn.Module, inputs: Collection[str] = ()) -> fx.GraphModule:
     for name in vars(twin).keys() - vars(network).keys():
         vars(with_constants)[name] = vars(twin)[name]
     return fx.GraphModule(with_constants, graph, type(network).__name__)
+
+
+def why_not_traced(error: Exception) -> str:
+    """The end of a sentence on a network that ``torch.fx`` could not trace.
+
+    Where it is no tracing error, a stand-in for a tensor met code that it was not made for, and
+    what that code says is of no use to a reader.
+    """
+    is_known = isinstance(error, fx.proxy.TraceError)
+    return f": {first_line(error)}" if is_known else " by torch.fx"
 
 
 class _Tracer(fx.Tracer):

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SHORT", "Results", "Score"]
 
+_UNITS = {"depth": "layer"}
+"""What goes at a time, where it is no filter, by the kind of pruning."""
+
 SHORT = "short retraining"
 """The column of scores that :meth:`Results.with_short` adds."""
 
@@ -234,6 +237,7 @@ class Results:
             pruned=pruned,
             groups=groups,
             higher_is_chosen=frozenset(n for n, score in scores.items() if score.higher_is_chosen),
+            unit=_UNITS.get(self.spec.pruning.kind, "filter"),
         )
 
     def assess(

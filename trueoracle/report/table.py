@@ -108,7 +108,7 @@ _MAIN = (
     Column("at most", "size of τ, with 95%", number_cell("at_most", 2)),
     Column(
         "p (Holm)",
-        "filter labels permuted, adjusted for all that is shown",
+        "labels of what is pruned permuted, adjusted for all that is shown",
         _p_value("adjusted_p_value"),
     ),
     Column("answer", "does it predict the outcome?", lambda r: r.get("answer") or ABSENT),
@@ -157,7 +157,11 @@ _BRIEF = (
     Column("tau", "rank correlation, its sign as it is", number_cell("kendall_tau", 2)),
     Column("95%", "interval of tau", _interval("kendall", 2)),
     Column("at most", "size of tau, with 95%", number_cell("at_most", 2)),
-    Column("p (Holm)", "filter labels permuted; else the textbook's, in brackets", _p_or_textbook),
+    Column(
+        "p (Holm)",
+        "labels of what is pruned permuted; else the textbook's, in brackets",
+        _p_or_textbook,
+    ),
     Column("answer", "does it predict the outcome?", lambda r: r.get("answer") or ABSENT),
     Column("ceiling", "what noise leaves", number_cell("ceiling", 2)),
     Column("anomalies", "share that ends better than the lowest score", _percent("anomaly_ratio")),
