@@ -131,6 +131,14 @@ def test_a_sample_has_the_p_value_that_all_ways_have() -> None:
     assert 0 < label_permutation_p_values(missing)["c"] <= 1
 
 
+@pytest.mark.parametrize(("count", "told"), [(4, False), (5, True)])
+def test_of_too_few_sampled_candidates_no_p_value_is_told(count: int, told: bool) -> None:
+    pruned = every_way(8, 4)[:count]
+    found = label_permutation_p_values(table(pruned, np.arange(count), np.arange(count)))["c"]
+    assert math.isfinite(found) is told
+    assert found != 0
+
+
 def test_a_null_criterion_of_samples_is_found_as_often_as_said() -> None:
     generator = np.random.default_rng(5)
     found = []

@@ -37,9 +37,8 @@ def _data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def test_they_share_one_dense_network() -> None:
-    names = [f"bible-llama-{part}" for part in (*COUNTS, "2-4")]
+    names = [f"bible-llama-{part}" for part in (*COUNTS, "2-4", "2-4-lora")]
     specs = [load_spec(name + arm) for name in names for arm in ("", "@short")]
-    specs.append(load_spec("bible-llama-2-4@masked-lora"))
     assert len({spec.dense_digest for spec in specs}) == 1
     assert len({spec.digest for spec in specs}) == len(specs)
     assert {spec.task for spec in specs} == {"next-token"}

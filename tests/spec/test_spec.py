@@ -218,6 +218,7 @@ SHIPPED_NAMES = [
     "vit-b-16-imagenet-heads-0.5",
     "vit-b-16-imagenet-mlp-0.5",
     "vit-b-16-imagenet-width-0.25",
+    *(f"bible-llama-{part}" for part in ("kv", "heads", "mlp", "depth", "2-4", "2-4-lora")),
     "easy-vqa-llava",
     "tinyllava-3.1b",
     "tinyllava-3.1b-depth",
@@ -229,7 +230,8 @@ SHIPPED_NAMES = [
 
 
 PINNED = {
-    "bible-llama-2-4": "e0a96207dc09",
+    "bible-llama-2-4": "bff112f24926",
+    "bible-llama-2-4-lora": "40511c0bc132",
     "bible-llama-depth": "b0a2b9f7c236",
     "bible-llama-heads": "66b5e2620d36",
     "bible-llama-kv": "88b12832d749",

@@ -24,6 +24,9 @@ PERMUTATIONS, PERMUTATIONS_OF_MANY = 2000, 500
 FITTED, FITTED_OF_MANY = 1000, 200
 """Of a sample of candidates, where each takes longer."""
 
+LEAST_FITTED = 5
+"""Candidates of a sample below which no sum over filters is fitted."""
+
 MANY = 500
 """Candidates above which their pairs are not held in memory, but counted for each relabelling."""
 
@@ -54,8 +57,8 @@ def label_permutation_p_values(
     needed where many are adjusted together: it is then read from a normal distribution of
     atanh(sin(πτ/2)) with the relabellings' spread, and is never below one relabelling of all.
 
-    NaN where the table does not say what candidates prune, and for a criterion whose scores or
-    outcomes are all equal. Pairs with a candidate that has no finite value count for neither side.
+    NaN where the table does not say what candidates prune, where a sample has fewer than five
+    candidates with a value, and for a criterion whose scores or outcomes are all equal. Pairs with a candidate that has no finite value count for neither side.
     """
     result = dict.fromkeys(table.scores, math.nan)
     if table.pruned is None or not table.scores:
@@ -139,7 +142,8 @@ def _fitted(table: CandidateTable, permutations: int, seed: int) -> tuple[np.nda
     for place, column in enumerate(columns):
         # Along an order that does not depend on how candidates are listed.
         rows = table.order[np.isfinite(column[table.order])]
-        if not math.isfinite(observed[place]) or len(rows) < 5:
+        if not math.isfinite(observed[place]) or len(rows) < LEAST_FITTED:
+            observed[place] = math.nan
             continue
         ranks = standardised_ranks(column[rows][None])[0]
         worth = RidgeCV(alphas=np.logspace(-3, 4, 15)).fit(pruned[rows], ranks).coef_

@@ -66,7 +66,7 @@ def notes(relations: Sequence[dict[str, Any]]) -> list[str]:
     if any(one["adjusted_p_value"] is None for one in relations):
         said.append(
             "(p): the textbook's, too small where candidates overlap in what they prune: nothing "
-            "is certain by it, since what they prune is not known"
+            "is certain by it, since what they prune is not known, or they are too few"
         )
     if any(one["answer"] for one in relations):
         said.append(
