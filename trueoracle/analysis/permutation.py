@@ -58,7 +58,8 @@ def label_permutation_p_values(
     atanh(sin(πτ/2)) with the relabellings' spread, and is never below one relabelling of all.
 
     NaN where the table does not say what candidates prune, where a sample has fewer than five
-    candidates with a value, and for a criterion whose scores or outcomes are all equal. Pairs with a candidate that has no finite value count for neither side.
+    candidates with a value, and for a criterion whose scores or outcomes are all equal. Pairs with
+    a candidate that has no finite value count for neither side.
     """
     result = dict.fromkeys(table.scores, math.nan)
     if table.pruned is None or not table.scores:
