@@ -225,7 +225,6 @@ SHIPPED_NAMES = [
     "tinyllava-3.1b-mlp",
     "vit-glyphs-heads-0.5",
     "vit-glyphs-mlp-0.5",
-    *(f"bible-llama-{what}" for what in ("kv", "heads", "mlp", "depth", "2-4")),
 ]
 
 
