@@ -143,6 +143,7 @@ def test_parts_of_one_text_are_contiguous_and_share_no_line(tmp_path: Path) -> N
 
 
 def test_each_stretch_of_a_text_holds_out_its_own_end(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
     file = tmp_path / "text.txt"
     lines = [f"line {i:03d}\n" for i in range(100)]
     file.write_text("".join(lines), "utf-8")
