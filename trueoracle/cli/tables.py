@@ -62,7 +62,7 @@ def notes(relations: Sequence[dict[str, Any]]) -> list[str]:
     if over:
         said.append(f"95%: over {'; or '.join(over)}")
     if any(one["adjusted_p_value"] is not None for one in relations):
-        said.append("p (Holm): filter labels permuted, adjusted for all that is shown")
+        said.append("p (Holm): labels of what is pruned permuted, adjusted for all that is shown")
     if any(one["adjusted_p_value"] is None for one in relations):
         said.append(
             "(p): the textbook's, too small where candidates overlap in what they prune: nothing "

@@ -21,6 +21,7 @@ from trueoracle.data.glyphs import CHARACTERS, read_glyphs
 from trueoracle.data.splits import AnySplit, Split, Splits, capped, stratified, without
 from trueoracle.data.streaming import class_names, open_folder, parts_of
 from trueoracle.errors import InputError, first_line, unknown
+from trueoracle.spec.spec import QUESTIONS, TEXTS
 from trueoracle.tasks.classification import Classification
 
 __all__ = ["DATASETS", "DatasetInfo", "at_hand", "data_folder", "dataset_info", "load"]
@@ -286,7 +287,7 @@ def dataset_info(
     data set's own. Raises :class:`InputError`, with the nearest names for one that is unknown.
     """
     if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
+        raise unknown("data set", name, (*DATASETS, *TEXTS, *QUESTIONS))
     info = DATASETS[name]
     if path is not None and not info.is_streamed:
         raise InputError(

@@ -48,11 +48,13 @@ from trueoracle.run.footprint import (
     part_sizes,
 )
 from trueoracle.run.progress import about
+from trueoracle.run.taking import check_taking
 from trueoracle.sources import code_fingerprint
 from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import (
     AROUND_COUNT,
     LANGUAGE_FIELDS,
+    TEXTS,
     DataSpec,
     PruningSpec,
     StudySpec,
@@ -69,6 +71,7 @@ from trueoracle.tasks.base import (
     run_network,
 )
 from trueoracle.tasks.classification import Classification
+from trueoracle.tasks.language import Answers
 from trueoracle.tasks.registry import find_task
 from trueoracle.training.loop import Training, stream_seed
 from trueoracle.training.recipe import Recipe
@@ -129,6 +132,8 @@ def prepare(
     :class:`InputError`, in one line, before any long work.
     """
     criteria = tuple(find_criterion(name) for name in spec.criteria)
+    if spec.pruning.around is not None:
+        find_criterion(spec.pruning.around)
     if spec.retraining.procedure is not None:
         find_procedure(spec.retraining.procedure)
     where = find_device(device)
@@ -146,6 +151,8 @@ def prepare(
     else:
         of_images, example, count = data.task, _example(data), len(data.train)
     made = copied(network).cpu() if network is not None else _built(spec, data)
+    if data is not None:
+        check_taking(made, data, example)
     check_training(spec, made, of_images, example, count or _EXAMPLES, where)
     if say is not None and (slow := _slow_in_words(made, of_images, example, spec)):
         say(slow)
@@ -234,6 +241,11 @@ def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
 def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
     """The data set of a study by its name, for ``task`` where it is not the study's own."""
     if spec.data.is_language:
+        if spec.data.name in TEXTS and (task or spec.task) == Answers.name:
+            raise InputError(
+                f"task 'answers' is of questions, and data set {spec.data.name!r} is text: expected "
+                "task 'next-token'"
+            )
         revision = spec.network.arguments.get("revision")
         data = load_language(
             spec.data,

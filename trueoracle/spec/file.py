@@ -439,6 +439,6 @@ def _one_line(error: ValidationError) -> str:
         return str(unknown(f"field of {parent}", where[-1], model.model_fields))
     if first["type"] == "missing":
         return f"the study lacks the field {field}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     got = "" if first["type"] == "value_error" else f", got {shown(first['input'])}"
     return f"{field}: {message[0].lower()}{message[1:]}{got}" if field else message
