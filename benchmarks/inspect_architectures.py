@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from trueoracle.networks.graph import answer
 from trueoracle.pruning.masks import masked
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups
@@ -219,8 +220,7 @@ def transformers_cases() -> Iterator[Case]:
 
 def answers(network: nn.Module, example: Any) -> list[Tensor]:
     with torch.no_grad():
-        given = network(**example) if isinstance(example, dict) else network(example)
-    leaves = pytree.tree_leaves(dict(given) if isinstance(given, dict) else given)
+        leaves = pytree.tree_leaves(answer(network, example))
     return [one for one in leaves if isinstance(one, Tensor) and one.is_floating_point()]
 
 
