@@ -17,7 +17,7 @@ COMMANDS = {
     "run": "Run a study, or all studies of a grid; run it again to resume.",
     "score": "Score every candidate of a study and rank them, without retraining any.",
     "search": "Choose one pruned network without retraining them all, and write it to a file.",
-    "inspect": "Show the prunable groups of a network, and say why other layers cannot be pruned.",
+    "inspect": "Show what of a network can be pruned, and say why the rest cannot be.",
     "studies": "List the shipped studies: what each is for and how many networks it retrains.",
     "criteria": "List the criteria: what each computes, and the paper it comes from.",
     "power": "Say which tau a study would tell from chance, before anything is retrained.",

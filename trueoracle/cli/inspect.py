@@ -49,7 +49,7 @@ def inspect(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what of a network can be pruned: groups of filters, units or heads, and whole layers.
+    """Show what of a network can be pruned, and say why the rest cannot be.
 
     A group holds filters that can only be removed together: layers whose outputs are added lose the
     same filters, and norms and the layers that read these lose the matching channels. The names are

@@ -243,8 +243,8 @@ def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
     if spec.data.is_language:
         if spec.data.name in TEXTS and (task or spec.task) == Answers.name:
             raise InputError(
-                f"task 'answers' is of questions, and data set {spec.data.name!r} is text: expected "
-                "task 'next-token'"
+                f"task 'answers' is of questions, and data set {spec.data.name!r} is text: "
+                "expected task 'next-token'"
             )
         revision = spec.network.arguments.get("revision")
         data = load_language(

@@ -39,7 +39,8 @@ def check_taking(network: nn.Module, data: Splits, example: Mapping[str, Tensor]
             f"the network, a {name}, has {positions:,} positions, and the examples up to "
             f"{length:,} tokens: expected data.context = {positions} or less"
         )
-    held = network.get_input_embeddings() if hasattr(network, "get_input_embeddings") else None
+    embedding: Any = getattr(network, "get_input_embeddings", lambda: None)
+    held = embedding()
     if isinstance(held, nn.Embedding) and (largest := _largest(data)) >= held.num_embeddings:
         raise InputError(
             f"the network, a {name}, has {held.num_embeddings:,} tokens, and the data hold token "
