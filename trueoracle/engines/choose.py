@@ -94,7 +94,7 @@ def train_population(
 ) -> list[list[EpochRecord]]:
     """Train networks of equal shapes in place; one list of records per network, as ``train`` gives.
 
-    ``streams[i]`` is where the random numbers of network i come from. A network whose training loss
+    The last epoch's has the data's blocks too. ``streams[i]`` is where the random numbers of network i come from. A network whose training loss
     is no longer finite has no records after that epoch. ``on_epoch`` is called with the number of
     networks that were trained for one more epoch.
     """
@@ -142,19 +142,24 @@ def train_epochs(
             on_epoch(len(networks))
     for epoch in epochs[done:]:
         population.train_epoch(epoch, keep)
-        rate, measured = recipe.learning_rate_at(epoch, 0, steps), population.measure()
+        is_last = epoch + 1 == recipe.epochs
+        rate, measured = recipe.learning_rate_at(epoch, 0, steps), population.measure(by_block=is_last)
         for member, own in enumerate(records):
             if not (own and own[-1].diverged):
-                values = {
-                    split: {metric: float(each[member]) for metric, each in of_split.items()}
-                    for split, of_split in measured.items()
-                }
-                own.append(epoch_record(epoch, rate, values, data.task))
+                values, blocks = (
+                    {
+                        split: {metric: each[member].tolist() for metric, each in of_split.items()}
+                        for split, of_split in found.items()
+                    }
+                    for found in measured
+                )
+                own.append(epoch_record(epoch, rate, values, data.task, blocks))
         if on_epoch is not None:
             on_epoch(len(networks))
         if all(own[-1].diverged for own in records):
             break
-        keep()
+        if not is_last:  # what comes next is to record it, with its blocks
+            keep()
     after = population.states() if epochs.stop < recipe.epochs else [{} for _ in networks]
     population.write_back()
     return records, after

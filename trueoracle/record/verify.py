@@ -34,6 +34,7 @@ State = Literal["whole", "unchecked", "damaged"]
 _BEFORE = "recorded before checksums were kept"
 _AGAIN = {
     "metrics": "running records them again",
+    "blocks": "running records them again",
     "provenance": "that sitting is forgotten",
     "dense": f"running looks at {DENSE} again, or makes the network again",
     "dense_epochs": f"they are taken from {DENSE} where that is whole",
