@@ -130,7 +130,7 @@ def test_a_short_retraining_of_fewer_candidates_is_compared_where_both_are(tmp_p
     assert found.relation == both.relation(SHORT)
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 def test_records_before_metrics_are_of_classification(version: int, tmp_path: Path) -> None:
     results = Results(older_record(tmp_path, version))
     assert (results.task, results.metrics) == ("classification", CLASSIFICATION)
@@ -139,7 +139,7 @@ def test_records_before_metrics_are_of_classification(version: int, tmp_path: Pa
     assert results.score("l1").label == "score by l1"
     assert results.provenance[-1]["chance"] == 0.1
     assert results.relation("l1").n > 0
-    assert len(results.export(tmp_path / "out")) == 6
+    assert len(results.export(tmp_path / "out")) == 7
     assert set(results.replay()["outcome"]) >= {"test_accuracy", "test_loss"}
 
 

@@ -257,7 +257,7 @@ def test_another_format_is_refused(folder: Path) -> None:
     with sqlite3.connect(folder / DATABASE) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(StoreError, match="has format 99, and this trueoracle reads 4"):
+    with pytest.raises(StoreError, match="has format 99, and this trueoracle reads 5"):
         Store(folder)
 
 
