@@ -143,7 +143,10 @@ def train_epochs(
     for epoch in epochs[done:]:
         population.train_epoch(epoch, keep)
         is_last = epoch + 1 == recipe.epochs
-        rate, measured = recipe.learning_rate_at(epoch, 0, steps), population.measure(by_block=is_last)
+        rate, measured = (
+            recipe.learning_rate_at(epoch, 0, steps),
+            population.measure(by_block=is_last),
+        )
         for member, own in enumerate(records):
             if not (own and own[-1].diverged):
                 values, blocks = (

@@ -227,8 +227,8 @@ class Store(Database):
         keys = [*zip(columns["candidate"], columns["seed"], strict=True)]
         keys += [("", -1) for _ in dense["blocks"]]
         contents = [*columns["blocks"], *dense["blocks"]]
-        known = [place for place, content in enumerate(contents) if content is not None]
-        names = self._block_columns()
+        names = self._block_columns()  # none where the blocks are to be recorded again
+        known = [place for place, one in enumerate(contents) if one is not None and names]
         sums = [unpacked(contents[place]) for place in known]
         if any(len(one) != len(names) for one in sums):
             raise self._damaged(f"sums over blocks of examples are not {len(names)}")

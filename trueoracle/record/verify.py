@@ -209,7 +209,7 @@ def _read_table(
         if chunk is not None and not isinstance(part, ValueError):
             found.whole[table.name, chunk] = seals[table.name, chunk], part
             continue
-        about = f"{table.name} {_about(table, rows.get(chunk, []))}"
+        about = f"{table.name} {_about(table, rows.get(chunk, []))}".rstrip()
         found.faults.append(Part(about, "damaged", str(part), _AGAIN[table.name]))
     again = _AGAIN[table.name]
     found.faults += [Part(table.name, "damaged", str(error), again) for error in ended]

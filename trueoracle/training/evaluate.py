@@ -126,8 +126,7 @@ class Tally:
 
         What is a mean over examples has such sums. Of any other metric they are the weighted
         jackknife's pseudo-values (Busing et al. 1999, Statistics and Computing 9, section 2): the
-        number of examples times the metric, less the same without the block. For a mean both are
-        the same number.
+        number of examples times the metric, less the same without the block.
         """
         totals: dict[str, Tensor] = {}
         for part in self._parts:
@@ -136,9 +135,13 @@ class Tally:
         count = float(self._sizes.sum())
         found: dict[str, list[Tensor]] = {name: [] for name in whole}
         for part, size in zip(self._parts, self._sizes.tolist(), strict=True):
+            own = self._finish(part)
             rest = self._finish({name: total - part[name] for name, total in totals.items()})
             for name, value in whole.items():
-                found[name].append(count * value - (count - size) * rest[name])
+                pseudo, total = count * value - (count - size) * rest[name], size * own[name]
+                # Of a mean both are the same, but for the rounding of a difference.
+                same = torch.isclose(pseudo, total, rtol=1e-9, atol=1e-9)
+                found[name].append(torch.where(same, total, pseudo))
         return {name: torch.stack(values, dim=-1) for name, values in found.items()}
 
 
