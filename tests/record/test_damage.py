@@ -251,7 +251,7 @@ def test_a_damaged_chunk_is_dropped_and_the_others_stay(record: Path) -> None:
         ("UPDATE checksums SET sha256 = 'x' WHERE of = 'candidates'", "candidates"),
         ("UPDATE checksums SET network = 'x' WHERE of = 'scores'", "scores (criterion l1)"),
         ("DELETE FROM checksums WHERE of = 'criteria'", "criteria (name l1)"),
-        ("DELETE FROM dense_epochs WHERE epoch = 1", "dense_epochs "),
+        ("DELETE FROM dense_epochs WHERE epoch = 1", "dense_epochs"),
         ("UPDATE dense SET test_loss = 0", "dense"),
         ("UPDATE provenance SET started = 'x'", "provenance (id 1)"),
         ("UPDATE criteria SET label = 'x' WHERE name = 'l1'", "criteria (name l1)"),

@@ -238,8 +238,8 @@ def test_blocks_are_exported_by_network_column_and_block(finished: Results) -> N
     assert len(made) == (10 * 2 + 1) * 4 * 20
     blocks = finished.table("test_loss").blocks
     assert blocks is not None
-    first = finished.candidates["candidate"][3]
-    own = made.query("candidate == @first and seed == 1 and metric == 'test_loss'")
+    of_one = made["candidate"] == finished.candidates["candidate"][3]
+    own = made[of_one & (made["seed"] == 1) & (made["metric"] == "test_loss")]
     assert own["block"].tolist() == list(range(20))
     np.testing.assert_array_equal(own["sum"], blocks.sums[3, 1])
     of_dense = made[made["candidate"].isna() & (made["metric"] == "test_accuracy")]

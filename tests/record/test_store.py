@@ -270,7 +270,7 @@ def test_sums_over_blocks_are_read_back_by_network_and_column(folder: Path) -> N
         store.record_blocks({"validation": [2, 2], "test": [4, 4, 3]})
         with pytest.raises(InputError, match="other blocks of examples than the study records"):
             store.record_blocks({"test": [4, 4, 4], "validation": [2, 2]})
-        dense = {name: 0.5 for name in columns_of(CLASSIFICATION)}
+        dense = dict.fromkeys(columns_of(CLASSIFICATION), 0.5)
         store.record_dense("s", "", "trained", 1.0, dense, [], blocks=BLOCKS)
         twice = {name: [2 * one for one in sums] for name, sums in BLOCKS.items()}
         store.record_retrained([Retrained("bb", 1, False, 1.5, [epoch(0)], twice)])

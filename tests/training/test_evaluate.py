@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.tasks.cases import CASES, Case, N, cut, measured
 from trueoracle.data.splits import Split, Splits
 from trueoracle.networks.lenet import lenet5_mini
 from trueoracle.tasks.base import Batch, Task, is_by_example
@@ -17,7 +18,6 @@ from trueoracle.tasks.classification import Classification
 from trueoracle.tasks.regression import Regression
 from trueoracle.training.evaluate import Tally, evaluate, tally_together
 from trueoracle.training.loop import measure
-from tests.tasks.cases import CASES, Case, N, cut, measured
 
 BLOCKS = torch.tensor([1, 0, 2, 0, 1, 0, 2])
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -60,7 +60,7 @@ def test_without_a_block_is_a_metric_of_the_other_examples(case: Case) -> None:
     assert found.metrics() == pytest.approx(measured(case.task, outputs, batch), rel=1e-6)
     whole, sums = found.metrics(), found.by_block()
     for block, size in enumerate(BLOCKS.bincount().tolist()):
-        rest = BLOCKS != block
+        rest = block != BLOCKS
         expected = measured(case.task, outputs[rest], {n: v[rest] for n, v in batch.items()})
         for name, value in expected.items():
             left = (N * whole[name] - sums[name][block]) / (N - size)

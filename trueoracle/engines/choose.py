@@ -94,9 +94,10 @@ def train_population(
 ) -> list[list[EpochRecord]]:
     """Train networks of equal shapes in place; one list of records per network, as ``train`` gives.
 
-    The last epoch's has the data's blocks too. ``streams[i]`` is where the random numbers of network i come from. A network whose training loss
-    is no longer finite has no records after that epoch. ``on_epoch`` is called with the number of
-    networks that were trained for one more epoch.
+    The last epoch's has the data's blocks of examples too. ``streams[i]`` is where the random
+    numbers of network i come from. A network whose training loss is no longer finite has no records
+    after that epoch. ``on_epoch`` is called with the number of networks that were trained for one
+    more epoch.
     """
     records, _ = train_epochs(
         networks, streams, data, recipe, range(recipe.epochs), engine=engine, on_epoch=on_epoch

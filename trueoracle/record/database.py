@@ -47,8 +47,9 @@ __all__ = ["SCHEMA_VERSION", "Database", "metrics_by_columns"]
 SCHEMA_VERSION = 5
 
 _BEFORE_METRICS = [name for name, table in tables(()).items() if table.first < NAMED]
-# Format 1 had no costs, format 2 no checksums, format 3 no metrics and no labels of scores, format 4
-# no blocks of examples: an older record is read as one without, and completed when it is written.
+# Format 1 had no costs, format 2 no checksums, format 3 no metrics and no labels of scores, and
+# format 4 no blocks of examples: an older record is read as one without, and completed when it is
+# written.
 _UPDATES = {
     1: tuple(
         f"ALTER TABLE {table} ADD COLUMN {name} INTEGER"
