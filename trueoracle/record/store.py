@@ -240,6 +240,12 @@ class Store(Database):
             columns=pd.MultiIndex.from_tuples(names, names=["metric", "block"]),
         )
 
+    def without_blocks(self) -> int:
+        """How many retrained networks are not recorded by blocks, and did not diverge."""
+        columns = self._columns("retrainings")
+        both = zip(columns["blocks"], columns["diverged"], strict=True)
+        return sum(sums is None and not diverged for sums, diverged in both)
+
     def _block_columns(self) -> list[tuple[str, int]]:
         """What packed sums are of: column and block, in their order."""
         metrics = () if self.task is None else self.task.metrics
