@@ -345,7 +345,14 @@ def test_every_shipped_study_and_arm_is_a_study_of_its_own(name: str) -> None:
         assert small.network.weights is None
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED_NAMES if resolvable(name)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if "imagenet" in name or "vgg" in name else name
+        for name in SHIPPED_NAMES
+        if resolvable(name)
+    ],
+)
 def test_every_shipped_study_resolves(name: str) -> None:
     references = [f"{name}@small"] if "small" in arms_of(name) else []
     if name not in SAME_LARGE_NETWORK:
