@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -117,11 +116,11 @@ def record(killed: Path) -> Path:
 def chunks(results: Results) -> Iterator[list[Retrained]]:
     keys = list(zip(results.retrainings["seed"], results.retrainings["candidate"], strict=True))
     for i in range(0, len(keys), 4):
-        part = []
+        part: list[Retrained] = []
         for seed, candidate in keys[i : i + 4]:
             own = results.outcomes.query("seed == @seed and candidate == @candidate")
             rows = [{str(k): v for k, v in row.items()} for row in own.to_dict("records")]
-            sums = {name: np.arange(20) / 7 + len(part) for name in IN_BLOCKS}
+            sums = {name: [place / 7 + len(part) for place in range(20)] for name in IN_BLOCKS}
             part.append(Retrained(candidate, int(seed), False, 0.5, rows, sums))
         yield part
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_blocks_of_many_networks_at_a_time_are_those_of_each(case: Case) -> None
 
 def test_networks_that_give_several_things_are_cut_example_by_example() -> None:
     class Pair(Classification):
-        def sums(self, outputs: tuple[Tensor, Tensor], batch: Batch) -> dict[str, Tensor]:
+        def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
             return super().sums(outputs[0] + outputs[1], batch)
 
     case = CASES[0]
@@ -107,7 +108,7 @@ class Whole(Regression):
     def forward(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return {"score": network(batch["input"]).sum()}
 
-    def sums(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         return {"loss": outputs["score"], "count": torch.tensor(1.0)}
 
 

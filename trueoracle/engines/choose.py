@@ -144,19 +144,18 @@ def train_epochs(
     for epoch in epochs[done:]:
         population.train_epoch(epoch, keep)
         is_last = epoch + 1 == recipe.epochs
-        rate, measured = (
-            recipe.learning_rate_at(epoch, 0, steps),
-            population.measure(by_block=is_last),
-        )
+        rate = recipe.learning_rate_at(epoch, 0, steps)
+        measured = population.measure(by_block=is_last)
         for member, own in enumerate(records):
             if not (own and own[-1].diverged):
-                values, blocks = (
-                    {
-                        split: {metric: each[member].tolist() for metric, each in of_split.items()}
-                        for split, of_split in found.items()
-                    }
-                    for found in measured
-                )
+                values = {
+                    split: {metric: float(each[member]) for metric, each in of_split.items()}
+                    for split, of_split in measured.values.items()
+                }
+                blocks = {
+                    split: {metric: each[member].tolist() for metric, each in of_split.items()}
+                    for split, of_split in measured.blocks.items()
+                }
                 own.append(epoch_record(epoch, rate, values, data.task, blocks))
         if on_epoch is not None:
             on_epoch(len(networks))

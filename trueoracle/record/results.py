@@ -239,7 +239,7 @@ class Results:
             pruned=pruned,
             groups=groups,
             higher_is_chosen=frozenset(n for n, score in scores.items() if score.higher_is_chosen),
-            blocks=self._blocks(outcome, list(outcomes.columns)),
+            blocks=self._blocks(outcome, outcomes),
             unit=_UNITS.get(self.spec.pruning.kind, "filter"),
         )
 
@@ -264,8 +264,8 @@ class Results:
         known = diverged.reindex(index=ids, columns=outcomes.columns).notna().to_numpy()
         return np.where(known, worst, made)
 
-    def _blocks(self, outcome: Outcome, seeds: Sequence[int]) -> Blocks | None:
-        """The last epoch's outcomes by blocks of examples.
+    def _blocks(self, outcome: Outcome, outcomes: pd.DataFrame) -> Blocks | None:
+        """The last epoch's ``outcomes``, by candidate and seed, by blocks of examples.
 
         None where some of them were recorded without, and of any other rule: the epochs before the
         last are recorded over all examples alone.
@@ -273,13 +273,13 @@ class Results:
         counts = self._block_sizes.get(outcome.split)
         if counts is None or outcome.rule != "last":
             return None
-        rows = pd.MultiIndex.from_product([self.candidates["candidate"], seeds])
-        sums = self._block_sums[outcome.column].reindex(rows).to_numpy()
-        sums = sums.reshape(len(self.candidates), len(seeds), len(counts))
+        rows = pd.MultiIndex.from_product([self.candidates["candidate"], outcomes.columns])
+        sums = self._block_sums[outcome.column].reindex(rows).to_numpy(dtype=np.float64)
         ended = self.retrainings[~self.retrainings["diverged"].astype(bool)]
         known = pd.MultiIndex.from_frame(ended[["candidate", "seed"]])
-        lacking = ~np.isfinite(sums).all(axis=2).ravel() & rows.isin(known)
-        return None if lacking.any() else Blocks(sums, np.array(counts))
+        lacking = ~np.isfinite(sums).all(axis=1) & rows.isin(known)
+        shape = len(self.candidates), len(outcomes.columns), len(counts)
+        return None if lacking.any() else Blocks(sums.reshape(shape), np.array(counts))
 
     def _pruned_filters(self) -> tuple[np.ndarray | None, tuple[int, ...]]:
         """Which filters (or layers) ``[P, F]`` each candidate prunes, and how many a group has.
@@ -383,14 +383,15 @@ class Results:
     def _blocks_table(self) -> pd.DataFrame:
         """One row per network, column of outcomes and block; the dense network has no candidate."""
         sums = self._block_sums
-        sizes = {s: dict(enumerate(counts)) for s, counts in self._block_sizes.items()}
+        columns: list[tuple[str, int]] = sums.columns.to_list()
+        sizes = [self._block_sizes[name.partition("_")[0]][block] for name, block in columns]
         made = pd.DataFrame(
             {
-                "candidate": sums.index.get_level_values(0).repeat(sums.shape[1]),
-                "seed": sums.index.get_level_values(1).repeat(sums.shape[1]),
-                "metric": [metric for metric, _ in sums.columns] * len(sums),
-                "block": [block for _, block in sums.columns] * len(sums),
-                "examples": [sizes[m.partition("_")[0]][b] for m, b in sums.columns] * len(sums),
+                "candidate": sums.index.get_level_values(0).repeat(len(columns)),
+                "seed": sums.index.get_level_values(1).repeat(len(columns)),
+                "metric": [name for name, _ in columns] * len(sums),
+                "block": [block for _, block in columns] * len(sums),
+                "examples": sizes * len(sums),
                 "sum": sums.to_numpy().ravel(),
             }
         )
