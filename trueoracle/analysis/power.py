@@ -91,7 +91,8 @@ def power(
     A criterion that is a sum over F filters orders candidates as a column of F numbers does, and so
     its tau scatters as a correlation of F pairs does, by (2/π)/√(F-1), however many candidates
     there are; noise and what filters do together lower it. The test is Student's t of atanh(τ), as
-    :class:`trueoracle.analysis.jackknife.Jackknife` has it. Raises :class:`InputError` for numbers
+    :class:`trueoracle.analysis.jackknife.Jackknife` has it; of several networks their scatter's.
+    Raises :class:`InputError` for numbers
     that no study has.
     """
     for name, value, least in (
@@ -125,7 +126,11 @@ def power(
     error = math.sqrt(variance / networks)
     from scipy import stats
 
-    reach = stats.t.ppf(1 - 0.025 / criteria, freedom) + stats.t.ppf(chance, freedom)
+    found = stats.t.ppf(1 - 0.025 / criteria, freedom) * error
+    if networks >= LEAST_NETWORKS:  # Holm's p is of labels permuted, the interval over networks
+        permuted = stats.norm.ppf(1 - 0.025 / criteria) * null_sd
+        found = max(stats.t.ppf(0.975, freedom) * error, permuted)
+    reach = found + stats.t.ppf(chance, freedom) * error
     return Power(
         filters=filters,
         candidates=candidates,
@@ -135,7 +140,7 @@ def power(
         criteria=criteria,
         chance=chance,
         null_sd=null_sd,
-        detectable=math.tanh(float(reach) * error),
+        detectable=math.tanh(float(reach)),
         over=_over(filters, candidates, seeds, examples, networks),
     )
 

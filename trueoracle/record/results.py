@@ -240,6 +240,20 @@ class Results:
             unit=_UNITS.get(self.spec.pruning.kind, "filter"),
         )
 
+    @property
+    def parts(self) -> dict[str, Results]:
+        """The results of each dense network by a name for it: of this one, the study's."""
+        return {self.spec.name: self}
+
+    def candidate_tables(
+        self,
+        column: str | None = None,
+        rule: str = "last",
+        criteria: Sequence[str] | None = None,
+    ) -> list[CandidateTable]:
+        """The :meth:`table` of each dense network: of this one, its own."""
+        return [self.table(column, rule, criteria)]
+
     def assess(
         self,
         column: str | None = None,
@@ -250,7 +264,7 @@ class Results:
 
         P-values are adjusted for the ``criteria`` that are named, by default all that are recorded.
         """
-        return assess(self.table(column, rule, criteria))
+        return assess(self.candidate_tables(column, rule, criteria))
 
     def _with_diverged(self, outcomes: pd.DataFrame, worst: float) -> np.ndarray:
         """Outcomes by candidate and seed as an array, infinitely bad where a network diverged."""
