@@ -19,7 +19,7 @@ from trueoracle.data.tokens import find_tokenizer
 from trueoracle.errors import InputError
 from trueoracle.networks.fitting import fitted_config, plain_config
 from trueoracle.networks.registry import build
-from trueoracle.pruning.depth import cut_layers, find_stacks
+from trueoracle.pruning.stacks import cut_layers, find_stacks
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups
 from trueoracle.search.export import Origin, check_export, export

@@ -16,7 +16,8 @@ from trueoracle.networks.graph import Example, record
 from trueoracle.networks.tracing import trace
 from trueoracle.pruning.axes.offers import Offers, offers
 from trueoracle.pruning.groups import GroupMap
-from trueoracle.pruning.parity import check_network, settled
+from trueoracle.pruning.parity import check_network
+from trueoracle.pruning.settling import settled
 
 __all__ = ["find_groups", "follow_groups"]
 
