@@ -81,13 +81,9 @@ class PooledResults(Results):
         ).pipe(lambda rows: rows[["dense_seed", *rows.columns.drop("dense_seed")]])
 
     @property
-    def parts(self) -> dict[str, Results]:
-        """The results of each dense network that has retrained any, by a name for it."""
-        return {
-            f"dense network {seed}": one
-            for seed, one in self.networks.items()
-            if not one.outcomes.empty
-        }
+    def parts(self) -> dict[int, Results]:
+        """The results of each dense network that has retrained any, by its ``dense.seed``."""
+        return {seed: one for seed, one in self.networks.items() if not one.outcomes.empty}
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -176,12 +172,12 @@ class PooledResults(Results):
 
         self._check_retrained()
         outcome = self.outcome(column, rule)
-        found = {name: one.points(criterion, column, rule) for name, one in self.parts.items()}
+        found = {seed: one.points(criterion, column, rule) for seed, one in self.parts.items()}
         return draw_panel(
             panel_data(
                 [
-                    (name, one["score"].to_numpy(), one["outcome"].to_numpy())
-                    for name, one in found.items()
+                    (f"dense network {seed}", one["score"].to_numpy(), one["outcome"].to_numpy())
+                    for seed, one in found.items()
                 ],
                 higher_is_better=outcome.higher_is_better,
                 x_label=self.score(criterion, outcome).label,

@@ -241,9 +241,9 @@ class Results:
         )
 
     @property
-    def parts(self) -> dict[str, Results]:
-        """The results of each dense network by a name for it: of this one, the study's."""
-        return {self.spec.name: self}
+    def parts(self) -> dict[int, Results]:
+        """The results of each dense network that has retrained any, by its ``dense.seed``."""
+        return {self.spec.dense.seed: self}
 
     def candidate_tables(
         self,

@@ -243,8 +243,8 @@ def networks_figures(
     """One criterion in every dense network of a study: a forest of tau, and their scatters."""
     name, column = relation["criterion"], relation["metric"]
     found = {
-        f"dense network {seed}": one
-        for seed, network in zip(results.networks, summary["networks"], strict=True)
+        f"dense network {network['dense_seeds'][0]}": one
+        for network in summary["networks"]
         for one in network["relations"]
         if (one["criterion"], one["metric"]) == (name, column)
     }
@@ -267,9 +267,10 @@ def networks_figures(
         title=summary["title"],
     )
     points = []
-    for label, one in results.parts.items():
+    for seed, one in results.parts.items():
         table = one.points(name, column, rule)
-        points.append((label, table["score"].to_numpy(), table["outcome"].to_numpy()))
+        columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
+        points.append((f"dense network {seed}", *columns))
     panel = panel_data(
         points,
         higher_is_better=outcome.higher_is_better,

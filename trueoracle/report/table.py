@@ -194,9 +194,9 @@ def further_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTab
 def networks_table(summary: Mapping[str, Any]) -> TextTable:
     """What was found in each dense network of a study over several, by outcome and criterion."""
     entries = [
-        (str(seed), relation)
+        (str(network["dense_seeds"][0]), relation)
         for over in summary["relations"]
-        for seed, network in zip(summary["dense_seeds"], summary["networks"], strict=False)
+        for network in summary["networks"]
         for relation in network["relations"]
         if (relation["criterion"], relation["metric"]) == (over["criterion"], over["metric"])
     ]
