@@ -137,7 +137,9 @@ OF_TABLES: dict[str, Callable[[CandidateTable], Any]] = {
     ),
     "noise_ceiling": lambda one: noise_ceiling(one).as_dict(),
     "without_noise": lambda one: (
-        without_noise([one], taus, [standardised_ranks(np.stack(list(one.scores.values())))])[1].high
+        without_noise([one], taus, [standardised_ranks(np.stack(list(one.scores.values())))])[
+            1
+        ].high
     ),
     "how_permuted": how_permuted,
     "combine": lambda one: (made := combine(one)) and made.as_dict(),

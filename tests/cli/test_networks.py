@@ -20,6 +20,11 @@ def test_run_status_report_and_export_take_it_as_one(
     write_study: Writer, tiny_dataset: str, tmp_path: Path
 ) -> None:
     study, runs = write_study(TINY.replace("[dense]", "[dense]\nseeds = [0, 1, 2]")), tmp_path / "r"
+    scored = call("score", study, "--runs", runs, "--sample", 4)
+    assert scored.code == 0
+    assert "exact surgery, dense network 2" in scored.out
+    ranked = json.loads(call("score", study, "--runs", runs, "--json", "-q").out)
+    assert [one["dense_seeds"] for one in ranked] == [[0], [1], [2]]
     called = call("run", study, "--runs", runs)
     assert called.code == 0
     assert "mine, dense network 3 of 3 (dense.seed = 2)" in called.err

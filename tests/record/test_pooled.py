@@ -58,9 +58,10 @@ def test_statistics_are_taken_within_networks_and_pooled(three_networks: PooledR
     )
     relation = results.relation("l1", "test_loss")
     assert relation.n == 30
-    assert relation.kendall.value == frame.set_index(["criterion", "metric"]).at[
-        ("l1", "test_loss"), "kendall_tau"
-    ]
+    assert (
+        relation.kendall.value
+        == frame.set_index(["criterion", "metric"]).at[("l1", "test_loss"), "kendall_tau"]
+    )
     losses = [(one.dense or {})["test_loss"] for one in results.networks.values()]
     assert (results.dense or {})["test_loss"] == pytest.approx(np.mean(losses))
     assert len(set(losses)) == 3
@@ -71,7 +72,7 @@ def test_tables_have_the_rows_of_all_networks(three_networks: PooledResults) -> 
     for name in ("candidates", "scores", "outcomes", "retrainings", "dense_epochs"):
         assert tables[name].columns[0] == "dense_seed"
         for seed, one in each.items():
-            own = tables[name].query("dense_seed == @seed").drop(columns="dense_seed")
+            own = tables[name].loc[tables[name]["dense_seed"] == seed].drop(columns="dense_seed")
             pd.testing.assert_frame_equal(own.reset_index(drop=True), one.tables()[name])
     points = three_networks.points("l1", "test_loss")
     assert points.groupby("dense_seed").size().tolist() == [10, 10, 10]
@@ -80,9 +81,7 @@ def test_tables_have_the_rows_of_all_networks(three_networks: PooledResults) -> 
 
 
 @pytest.mark.parametrize("method", ["table", "ranking", "replay"])
-def test_what_is_of_one_network_is_asked_of_one(
-    three_networks: PooledResults, method: str
-) -> None:
+def test_what_is_of_one_network_is_asked_of_one(three_networks: PooledResults, method: str) -> None:
     with pytest.raises(InputError, match=rf"3 dense networks, and {method} is of one: results\.ne"):
         getattr(three_networks, method)()
     getattr(three_networks.networks[0], method)()

@@ -73,9 +73,7 @@ def test_networks_of_a_grid_are_clusters(three_networks: PooledResults) -> None:
         labels = [one["label"] for one in meta["studies"]]
         assert labels[:2] == ["ratio-0.1, network 0", "ratio-0.1, network 1"]
     # Six studies of three networks say no more than three do.
-    alone = summarise_grid(
-        points[:1], {points[0].label: three_networks}
-    )["meta"]
+    alone = summarise_grid(points[:1], {points[0].label: three_networks})["meta"]
     for one, other in zip(alone, summary["meta"], strict=True):
         assert (one["tau"], one["low"], one["high"]) == pytest.approx(
             (other["tau"], other["low"], other["high"])

@@ -16,22 +16,25 @@ from trueoracle.study import Study
 
 
 class Listener(SilentProgress):
-    """Hears what is said; stops the ``stop``-th retraining stage after its first networks."""
+    """Hears what is said; stops the ``stop``-th retraining stage in its midst."""
 
     def __init__(self, stop: int = 0) -> None:
         self.said: list[str] = []
         self.stages: list[tuple[str, int]] = []
         self.stop = stop
+        self.done = 0.0
 
     def message(self, text: str) -> None:
         self.said.append(text)
 
     def stage(self, name: str, total: int, done: int, unit: str) -> None:
         self.stages.append((name, done))
+        self.done = done
 
     def advance(self, count: float = 1, note: str = "") -> None:
-        retrainings = [name for name, _ in self.stages if name == "retrain"]
-        if self.stop and len(retrainings) == self.stop and self.stages[-1][0] == "retrain":
+        self.done += count
+        names = [name for name, _ in self.stages]
+        if names.count("retrain") == self.stop and names[-1] == "retrain" and self.done > 4:
             raise KeyboardInterrupt
 
 
@@ -44,12 +47,13 @@ def fields(tiny_fields: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_study_that_was_stopped_goes_on_with_its_networks(
-    fields: dict[str, Any], three_networks: PooledResults, tmp_path: Path
+    fields: dict[str, Any], tmp_path: Path
 ) -> None:
+    fields["dense"] |= {"epochs": 1, "seeds": [0, 3]}
+    fields["retraining"] |= {"epochs": 1, "seeds": [0]}
     study = Study(**fields, runs=tmp_path / "again")
-    first = Listener(stop=2)
     with pytest.raises(KeyboardInterrupt):
-        study.run(progress=first, engine="loop")
+        study.run(progress=Listener(stop=2), engine="loop")
     status = study.results().status()
     assert status["state"] == "interrupted"
     assert [one["state"] for one in status["networks"]] == ["finished", "interrupted"]
@@ -58,16 +62,17 @@ def test_a_study_that_was_stopped_goes_on_with_its_networks(
     assert isinstance(resumed, PooledResults)
     assert resumed.finished
     # The first network has nothing left to do, and the second not all.
-    assert [done for name, done in second.stages if name == "retrain"][0] > 0
-    assert sum(name == "dense network" for name, _ in second.stages) == 1
+    (begun,) = [done for name, done in second.stages if name == "retrain"]
+    assert 0 < begun < 10
+    assert "dense network" not in dict(second.stages)
     whole = Study(**fields, runs=tmp_path / "whole").run(progress=False, engine="loop")
-    for name, table in resumed.tables().items():
-        drop = [column for column in table.columns if column == "seconds"]
+    for name, table in whole.tables().items():
+        found = resumed.tables()[name]
         pd.testing.assert_frame_equal(
-            table.drop(columns=drop), whole.tables()[name].drop(columns=drop)
+            found.drop(columns="seconds", errors="ignore"),
+            table.drop(columns="seconds", errors="ignore"),
         )
     pd.testing.assert_frame_equal(resumed.correlate(), whole.correlate())
-    assert resumed.criteria == three_networks.criteria
 
 
 @pytest.mark.slow

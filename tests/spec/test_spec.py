@@ -743,9 +743,7 @@ def test_a_study_over_several_dense_networks_is_a_study_of_each() -> None:
         ),
     ],
 )
-def test_dense_seeds_that_make_no_study_are_one_line(
-    fields: dict[str, Any], message: str
-) -> None:
+def test_dense_seeds_that_make_no_study_are_one_line(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}") as caught:
         spec_from(MINIMAL, fields)
     assert "\n" not in str(caught.value)

@@ -55,7 +55,7 @@ def compare(
         ],
         "agreement": rank_agreement([table.scores for table in several]).as_dict(),
         "combination": made.as_dict() if alone and (made := combine(alone)) else None,
-        "additive": made.as_dict() if alone and (made := additive(alone)) else None,
+        "additive": sums.as_dict() if alone and (sums := additive(alone)) else None,
     }
 
 

@@ -23,6 +23,7 @@ from trueoracle.bench.table import Bench, BenchStudy
 
 __all__ = ["Known", "Place", "additive_agreement", "leaderboard"]
 
+
 @dataclass(frozen=True)
 class Place:
     """How one criterion does on a set of studies, which weigh by their candidates.

@@ -71,7 +71,7 @@ def status_of_networks(
     waiting = count - len(each)
 
     def total(name: str, left: int = 0) -> int:
-        return sum(one[name] for one in each) + left * int(each[0][name])
+        return sum(int(one[name]) for one in each) + left * int(each[0][name])
 
     return {
         "study": spec.name,

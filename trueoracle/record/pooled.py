@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ class PooledResults(Results):
         self.folder, self.short = Path(folder), None
         self.spec = read_networks(self.folder)
         runs = {one.dense.seed: self.folder.parent / one.folder_name for one in self.spec.networks}
-        self.networks = {
+        self._networks = {
             seed: Results(run) for seed, run in runs.items() if (run / DATABASE).is_file()
         }
         if not self.networks:
@@ -81,8 +81,13 @@ class PooledResults(Results):
         ).pipe(lambda rows: rows[["dense_seed", *rows.columns.drop("dense_seed")]])
 
     @property
-    def parts(self) -> dict[int, Results]:
-        """The results of each dense network that has retrained any, by its ``dense.seed``."""
+    def networks(self) -> Mapping[int, Results]:
+        """The results of each dense network that is recorded, by its ``dense.seed``."""
+        return self._networks
+
+    @property
+    def retrained(self) -> dict[int, Results]:
+        """Those of the dense networks that have retrained any candidate."""
         return {seed: one for seed, one in self.networks.items() if not one.outcomes.empty}
 
     @property
@@ -103,7 +108,7 @@ class PooledResults(Results):
         if not shared:
             raise InputError(f"{short.spec.name} and {self.spec.name} prune different networks")
         made = copy.copy(self)
-        made.networks = {seed: self.networks[seed].with_short(pairs[seed]) for seed in shared}
+        made._networks = {seed: self.networks[seed].with_short(pairs[seed]) for seed in shared}
         made.short = short
         return made
 
@@ -126,7 +131,9 @@ class PooledResults(Results):
     ) -> Relation:
         """The statistics of one criterion against one outcome, over the networks."""
         self._check_retrained()
-        return mean_relation([one.relation(criterion, column, rule) for one in self.parts.values()])
+        return mean_relation(
+            [one.relation(criterion, column, rule) for one in self.retrained.values()]
+        )
 
     def candidate_tables(
         self,
@@ -137,7 +144,7 @@ class PooledResults(Results):
         """What the statistics read: a table of each network that has retrained any."""
         self._check_retrained()
         names = self.criteria if criteria is None else criteria
-        return [one.table(column, rule, names) for one in self.parts.values()]
+        return [one.table(column, rule, names) for one in self.retrained.values()]
 
     def table(
         self,
@@ -172,7 +179,7 @@ class PooledResults(Results):
 
         self._check_retrained()
         outcome = self.outcome(column, rule)
-        found = {seed: one.points(criterion, column, rule) for seed, one in self.parts.items()}
+        found = {seed: one.points(criterion, column, rule) for seed, one in self.retrained.items()}
         return draw_panel(
             panel_data(
                 [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -241,8 +241,8 @@ class Results:
         )
 
     @property
-    def parts(self) -> dict[int, Results]:
-        """The results of each dense network that has retrained any, by its ``dense.seed``."""
+    def networks(self) -> Mapping[int, Results]:
+        """The results of each dense network by its ``dense.seed``: here these alone."""
         return {self.spec.dense.seed: self}
 
     def candidate_tables(

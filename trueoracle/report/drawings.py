@@ -267,7 +267,7 @@ def networks_figures(
         title=summary["title"],
     )
     points = []
-    for seed, one in results.parts.items():
+    for seed, one in results.retrained.items():
         table = one.points(name, column, rule)
         columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
         points.append((f"dense network {seed}", *columns))

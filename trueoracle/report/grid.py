@@ -299,11 +299,11 @@ def _panels(
     for (criterion, column), own in both.items():
         points, intervals = [], {}
         for entry, _ in own:
-            parts = recorded[entry["label"]].parts
+            networks = recorded[entry["label"]].networks
             for label, network in _networks_of(entry):
                 for one in network["relations"]:
                     if (one["criterion"], one["metric"]) == (criterion, column):
-                        results = parts[network["dense_seeds"][0]]
+                        results = networks[network["dense_seeds"][0]]
                         table = results.points(criterion, column, summary["outcome"])
                         columns = table["score"].to_numpy(), table["outcome"].to_numpy()
                         points.append((label, *columns))

@@ -200,11 +200,13 @@ def networks_table(summary: Mapping[str, Any]) -> TextTable:
         for relation in network["relations"]
         if (relation["criterion"], relation["metric"]) == (over["criterion"], over["metric"])
     ]
-    outcomes = ("outcome", "what criteria are held against", [r["outcome_name"] for _, r in entries])
-    seeds = ("dense network", "its seed", [seed for seed, _ in entries])
-    columns = [one for one in _MAIN if one.heading in _OF_NETWORKS]
     relations = [relation for _, relation in entries]
-    return text_table_of([outcomes, seeds], (_CRITERION,), columns, relations, "Kendall's τ")
+    words = [
+        ("outcome", "what criteria are held against", [r["outcome_name"] for r in relations]),
+        ("dense network", "its seed", [seed for seed, _ in entries]),
+    ]
+    columns = [one for one in _MAIN if one.heading in _OF_NETWORKS]
+    return text_table_of(words, (_CRITERION,), columns, relations, "Kendall's τ")
 
 
 _OF_NETWORKS = ("Kendall's τ", "95% interval", "ceiling", "anomalies", "percentile")
