@@ -289,7 +289,7 @@ def _cut(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
     """The shape that is left: which filters go does not matter, since weights are loaded."""
     pruned = stored.pruned
     try:
-        groups = find_groups(dense, as_input(dense, _example(stored))).groups
+        groups = find_groups(dense, as_input(dense, _example(stored)), only=pruned).groups
     except Exception as error:  # of a size that nothing holds, or that does not fit
         raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
     kept = {}
