@@ -24,8 +24,8 @@ from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError
 
 
-def made(seeds: int = 3, candidates: int = 80) -> CandidateTable:
-    generator = np.random.default_rng(0)
+def made(seeds: int = 3, candidates: int = 80, seed: int = 0) -> CandidateTable:
+    generator = np.random.default_rng(seed)
     true = generator.normal(size=candidates)
     outcomes = true[:, None] + 0.3 * generator.normal(size=(candidates, seeds))
     scores = {
@@ -86,7 +86,7 @@ def test_partial_tau_of_kendalls_own_formula() -> None:
 def test_criteria_that_order_alike_stand_together() -> None:
     x = np.random.default_rng(0).normal(size=(2, 30))
     scores = {"a": x[0], "b": x[1], "a2": np.exp(x[0]), "b2": x[1] ** 3}
-    found = rank_agreement(scores)
+    found = rank_agreement([scores])
     order = [found.criteria[place] for place in found.order]
     assert {frozenset(order[:2]), frozenset(order[2:])} == {
         frozenset({"a", "a2"}),
@@ -97,9 +97,9 @@ def test_criteria_that_order_alike_stand_together() -> None:
     assert tau[0, 2] == pytest.approx(1)
     assert tau[0, 1] == pytest.approx(kendall(x[0], x[1]).value)
     assert len(found.linkage) == 3
-    constant = rank_agreement({"a": x[0], "flat": np.zeros(30)})
+    constant = rank_agreement([{"a": x[0], "flat": np.zeros(30)}])
     assert constant.as_dict()["tau"][0][1] is None
-    assert rank_agreement({"a": x[0]}).linkage == ()
+    assert rank_agreement([{"a": x[0]}]).linkage == ()
 
 
 def test_a_combination_gains_where_each_has_a_part() -> None:
@@ -148,6 +148,22 @@ def test_all_of_it_survives_json() -> None:
     assert compare(table, "good")["differences"][0]["second"] == "good"
 
 
+def test_several_networks_are_compared_on_average() -> None:
+    tables = [made(seed=seed) for seed in range(3)]
+    each, over = [compare(one) for one in tables], compare(tables)
+    for place, found in enumerate(over["differences"]):
+        own = [one["differences"][place]["difference"] for one in each]
+        assert found["difference"] == pytest.approx(np.mean(own))
+        assert found["over"].startswith("3 dense networks")
+        assert found["low"] < min(own) <= max(own) < found["high"]
+    for place, partial in enumerate(over["partial"]):
+        own = [one["partial"][place]["kendall_tau"] for one in each]
+        assert partial["kendall_tau"] == pytest.approx(np.mean(own))
+    taus = [one["agreement"]["tau"] for one in each]
+    np.testing.assert_allclose(over["agreement"]["tau"], np.mean(taus, axis=0))
+    assert (over["combination"], over["additive"]) == (None, None)
+
+
 @pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(st.permutations(range(12)), st.integers(0, 100))
@@ -161,4 +177,4 @@ def test_the_order_of_the_candidates_changes_nothing(order: list[int], seed: int
     assert shuffled.difference == pytest.approx(plain.difference)
     assert (shuffled.low, shuffled.high) == pytest.approx((plain.low, plain.high))
     for one, other in itertools.combinations("ab", 2):
-        assert rank_agreement(moved.scores).tau == rank_agreement(scores).tau, (one, other)
+        assert rank_agreement([moved.scores]).tau == rank_agreement([scores]).tau, (one, other)
