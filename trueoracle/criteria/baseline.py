@@ -13,7 +13,12 @@ __all__ = ["random"]
 
 
 @criterion(
-    "random", label="a random number", source="the usual baseline", separable=True, uses_data=False
+    "random",
+    label="a random number",
+    source="the usual baseline",
+    basis="ours",
+    separable=True,
+    uses_data=False,
 )
 def random(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """A number in [0, 1) for each candidate, read off its id: the same in every study. ``[P]``."""
