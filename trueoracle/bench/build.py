@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from trueoracle.bench.scoring import score_bench
 from trueoracle.bench.table import DATA, GRID, KEYS, METRICS, Bench, dense_file, read_bench
-from trueoracle.criteria.base import CRITERIA
+from trueoracle.criteria.base import CRITERIA, find_criterion
 from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.files import replacing, write_bytes, write_text
 from trueoracle.networks.weights import read_metadata, write_tensors
@@ -97,9 +97,10 @@ def build(
 ) -> None:
     """Write the bench's files to ``out``: outcomes, scores, dense weights and card.
 
-    ``criteria`` are all registered ones by default; those that do not apply to the network are left
-    out. ``onto`` is the folder of a smaller bench (``out`` itself, say), which the points join: its
-    networks are not taken again, nor scored again but by the criteria to ``rescore``. Raises
+    ``criteria`` are all registered ones by default, and those with parameters that the bench had
+    before; those that do not apply to the network are left out. ``onto`` is the folder of a smaller
+    bench (``out`` itself, say), which the points join: its networks are not taken again, nor scored
+    again but by criteria whose version is another one, or that are to ``rescore``. Raises
     :class:`InputError` where there is nothing to do, and where a point was pruned from another
     dense network than the bench's of the same seed.
     """
@@ -130,12 +131,13 @@ def build(
     keys = epochs[KEYS].drop_duplicates().reset_index(drop=True)
     bench = Bench(keys, epochs, {}, {})
     scores, seconds = keys.copy(), {}
-    for name in criteria or list(CRITERIA):
+    had = [] if before is None else [name for name in before.scores if name not in CRITERIA]
+    for name in criteria or [*CRITERIA, *had]:
         started = time.perf_counter()
         column = _known(bench, name, None if name in rescore else before)
         left = [one for one in bench.studies if np.isnan(column[one.rows]).any()]
         if left:
-            fresh = score_bench(CRITERIA[name], bench, progress, left, folder=out)
+            fresh = score_bench(find_criterion(name), bench, progress, left, folder=out)
             column = np.where(np.isnan(column), fresh, column)
         spent = time.perf_counter() - started
         if before is not None and name not in rescore:
@@ -148,6 +150,8 @@ def build(
     _write(scores, out / "scores.parquet")
     seeds = int(epochs["seed"].nunique())
     card = _card(points, keys, seeds, seconds, {} if before is None else before.card)
+    named = [name for name in scores if name not in KEYS]
+    card["criteria"] = {name: find_criterion(name).fingerprint for name in named}
     write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
 
 
@@ -185,8 +189,12 @@ def _new_points(
 
 
 def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
-    """The scores ``[R]`` that another bench has of the same networks; NaN elsewhere."""
-    if before is None or name not in before.scores:
+    """The scores ``[R]`` that another bench has of the same networks; NaN elsewhere.
+
+    Those of another version of the criterion are none.
+    """
+    versions = {} if before is None else before.card.get("criteria", {})
+    if before is None or versions.get(name) != find_criterion(name).fingerprint:
         return np.full(len(bench.keys), np.nan)
     scored = before.keys.assign(score=before.scores[name])
     merged = bench.keys.merge(scored, on=KEYS, how="left")

@@ -130,8 +130,8 @@ def chip(
 ) -> np.ndarray:
     """Channel independence: what the nuclear norm of an image's maps loses without one. ``[P]``.
 
-    The importance of a filter is ‖A‖* - ‖A without its row‖*, where the rows of A ``[filters, H·W]``
-    are an image's feature maps, behind norm and activation function and before pooling; the mean
+    The importance of a filter is ‖A‖* - ‖A without its row‖*, where A ``[filters, H·W]`` has an
+    image's feature maps as rows, behind norm and activation function and before pooling; the mean
     over a fixed 512 of the training images (the released code takes 640), evaluation mode. The
     score is the sum over the pruned filters, as in the paper, which defines it of sets too. Where a
     group is read in several places, these are added up; filters are ranked within a layer: of

@@ -38,24 +38,30 @@ __all__ = ["grasp", "synflow", "synflow_iterative"]
     at_once=True,
 )
 def grasp(
-    dense: nn.Module, candidates: CandidateList, data: Splits, *, temperature: float = 200.0
+    dense: nn.Module,
+    candidates: CandidateList,
+    data: Splits,
+    *,
+    temperature: float = 200.0,
+    biases: bool = False,
 ) -> np.ndarray:
     """Gradient flow lost with what is pruned: the sum of w · (Hg) over the pruned weights. ``[P]``.
 
     g and H are gradient and Hessian of the task's loss over the training images, by the weights of
-    all convolutions and linear layers that train (no biases, no norms), in evaluation mode. The
-    paper's score S = -w · (Hg) is, but for a factor 2, the first-order change of ‖g‖² when w goes,
-    and it removes the weights of highest S, which keeps or raises the gradient's norm: so the
-    importance is -S, and the lowest sum is pruned. Logits are divided by ``temperature`` (the
-    released code's 200), where the task has logits. A pruned weight that is frozen has no part in
-    g, which changes with it all the same. The released code takes ten examples of each class of an
-    untrained network.
+    all convolutions and linear layers that train, in evaluation mode; with ``biases`` by all that
+    trains, biases and norms too. The paper's score S = -w · (Hg) is, but for a factor 2, the
+    first-order change of ‖g‖² when w goes, and it removes the weights of highest S, which keeps or
+    raises the gradient's norm: so the importance is -S, and the lowest sum is pruned. Logits are
+    divided by ``temperature`` (the released code's 200), where the task has logits. A pruned weight
+    that is frozen has no part in g, which changes with it all the same. The released code takes ten
+    examples of each class, and an untrained network.
     """
     if not temperature > 0:
         raise InputError(f"temperature is {temperature}, expected a number above 0")
     split, weights = data.measured_train, pruned_weights(dense, candidates)
     task = _Tempered(data.task, temperature)
-    g = weight_gradients(dense, _matrices(dense, weights), split, task)
+    names = trainable(dense) if biases else _matrices(dense, weights)
+    g = weight_gradients(dense, names, split, task)
     frozen = {name: torch.zeros_like(w) for name, w in weights.items() if name not in g}
     (product,) = hessian_products(dense, split, task, [g | frozen])
     flows = {name: weight.detach() * product[name] for name, weight in weights.items()}
