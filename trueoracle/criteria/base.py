@@ -192,14 +192,12 @@ class Criterion:
         known = self.parameters
         settings = dict(self.settings)
         for part in text.split(","):
-            key, equals, value = (one.strip() for one in part.partition("="))
-            if key not in known or not equals:
-                has = ", ".join(f"{n}={v!r}" for n, v in known.items()) or "none"
-                raise InputError(
-                    f"criterion {name!r}: no parameter {key!r} (its parameters: {has})"
-                )
-            kind = type(known[key])
-            read, expected = _READ_AS[kind]
+            key, _, value = (one.strip() for one in part.partition("="))
+            if key not in known:
+                has = ", ".join(f"{n}={v!r}" for n, v in known.items())
+                has = f"its parameters: {has}" if known else "it has none"
+                raise InputError(f"criterion {name!r}: no parameter {key!r} ({has})")
+            read, expected = _READ_AS[type(known[key])]
             try:
                 settings[key] = read(value)
             except (ValueError, KeyError):
