@@ -78,7 +78,7 @@ def test_grasp_is_the_change_of_the_gradients_norm() -> None:
         assert change == pytest.approx(-2 * float(flows[filter_]), rel=0.02, abs=1e-5)
 
 
-def released_grasp(network: nn.Module, layer: str) -> Tensor:
+def released_grasp(network: nn.Sequential, layer: str) -> Tensor:
     """The released code's scores of one layer's weights, without its normalisation, as it reads."""
     train, layers = images().train, [m for m in network if isinstance(m, nn.Conv2d | nn.Linear)]
     weights = [module.weight for module in layers]
@@ -93,7 +93,7 @@ def released_grasp(network: nn.Module, layer: str) -> Tensor:
 
 
 def test_grasp_is_the_released_codes() -> None:
-    network = cast(nn.Sequential, chain().eval())
+    network = chain()
     candidates = every_way(network, {"0": 0.5})
     removed = released_grasp(network, "0").double()  # the highest go
     expected = summed({"0": (-removed).flatten(1).sum(1).tolist()}, candidates)

@@ -93,9 +93,9 @@ def test_channel_pruning_refits_all_weights_of_the_next_layer(layer: int) -> Non
     with torch.no_grad():
         if layer == 0:
             given = functional.unfold(network[:3](train.inputs), 2).transpose(1, 2).flatten(0, 1)
-            weight = network[3].weight.flatten(1)
+            weight = network.get_parameter("3.weight").flatten(1)
         else:
-            given, weight = network[:6](train.inputs), network[6].weight
+            given, weight = network[:6](train.inputs), network.get_parameter("6.weight")
     rows, target = given.double().numpy(), (given @ weight.detach().T).double().numpy()
     expected = []
     for index in range(len(candidates)):

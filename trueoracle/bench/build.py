@@ -150,7 +150,7 @@ def build(
     _write(scores, out / "scores.parquet")
     seeds = int(epochs["seed"].nunique())
     card = _card(points, keys, seeds, seconds, {} if before is None else before.card)
-    named = [name for name in scores if name not in KEYS]
+    named = [str(name) for name in scores if name not in KEYS]
     card["criteria"] = {name: find_criterion(name).fingerprint for name in named}
     write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
 

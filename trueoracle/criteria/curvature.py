@@ -82,7 +82,7 @@ def obd_diagonal(dense: nn.Module, candidates: CandidateList, data: Splits) -> n
     "quadratic",
     label="second-order loss change of the pruned {units}",
     source=f"{_SOURCE}, equation 1",
-    basis="derived: the whole expansion, by gates, of the set",
+    basis="derived: the whole expansion, of the set; of filters and layers by gates",
     separable=True,
     at_once=True,
 )

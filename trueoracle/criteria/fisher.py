@@ -159,7 +159,7 @@ def _inverse_diagonal(rows: Tensor, damping: float) -> Tensor:
     """The diagonal of (λI + rowsᵀ rows / N)⁻¹ for rows ``[N, n]``, by Woodbury's identity."""
     count = len(rows)
     small = rows @ rows.T + damping * count * torch.eye(count, dtype=rows.dtype).to(rows.device)
-    half = solve_triangular(torch.linalg.cholesky(small), rows, upper=False)
+    half: Tensor = solve_triangular(torch.linalg.cholesky(small), rows, upper=False)
     return (1 - half.square().sum(0)) / damping
 
 

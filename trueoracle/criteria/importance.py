@@ -128,7 +128,7 @@ def member_weights(
     places: dict[tuple[str, str], list[Place]] = {}
     for place in group.places:
         places.setdefault((place.tensor, place.role), []).append(place)
-    parameters = dict(network.named_parameters())
+    parameters: dict[str, Tensor] = dict(network.named_parameters())
     found = []
     for (name, role), here in places.items():
         weight = parameters.get(name)
