@@ -22,8 +22,9 @@ from tests.criteria.tiny import (
     summed_weights,
 )
 from trueoracle.criteria import curvature
-from trueoracle.pruning.depth import find_stacks, list_depth_candidates
+from trueoracle.pruning.depth import list_depth_candidates
 from trueoracle.pruning.masks import masked
+from trueoracle.pruning.stacks import find_stacks
 from trueoracle.training.evaluate import evaluate
 
 

@@ -15,8 +15,8 @@ from trueoracle.criteria.gradients import derivable, total_weight
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError
 from trueoracle.pruning.candidates import CandidateList
-from trueoracle.pruning.depth import stream_of_layer, with_stream
 from trueoracle.pruning.groups import Group, Part
+from trueoracle.pruning.stacks import stream_of_layer, with_stream
 from trueoracle.tasks.base import Task
 from trueoracle.training.evaluate import evaluation_batch
 
