@@ -112,6 +112,7 @@ def build(
         raise InputError("a bench made anew is scored anew: leave --rescore out")
     if before is not None:
         points = _new_points(points, before)
+        rescore = {*rescore, *_outdated(before)}
     if not points and not (before and rescore):
         which = "finished" if before is None else "finished and not in the bench yet"
         raise InputError(f"no point of {GRID} is {which}: trueoracle run {GRID} records them")
@@ -188,13 +189,17 @@ def _new_points(
     return [(point, results) for point, results in points if point.spec.name not in held]
 
 
-def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
-    """The scores ``[R]`` that another bench has of the same networks; NaN elsewhere.
+def _outdated(before: Bench) -> list[str]:
+    """The criteria that a bench has the scores of by another version."""
+    versions = before.card.get("criteria", {})
+    return [
+        name for name in before.scores if versions.get(name) != find_criterion(name).fingerprint
+    ]
 
-    Those of another version of the criterion are none.
-    """
-    versions = {} if before is None else before.card.get("criteria", {})
-    if before is None or versions.get(name) != find_criterion(name).fingerprint:
+
+def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
+    """The scores ``[R]`` that another bench has of the same networks; NaN elsewhere."""
+    if before is None or name not in before.scores:
         return np.full(len(bench.keys), np.nan)
     scored = before.keys.assign(score=before.scores[name])
     merged = bench.keys.merge(scored, on=KEYS, how="left")
