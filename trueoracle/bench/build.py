@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from trueoracle.bench.scoring import score_bench
 from trueoracle.bench.table import DATA, GRID, KEYS, METRICS, Bench, dense_file, read_bench
-from trueoracle.criteria.base import CRITERIA
+from trueoracle.criteria.base import CRITERIA, find_criterion
 from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.files import replacing, write_bytes, write_text
 from trueoracle.networks.weights import read_metadata, write_tensors
@@ -97,9 +97,10 @@ def build(
 ) -> None:
     """Write the bench's files to ``out``: outcomes, scores, dense weights and card.
 
-    ``criteria`` are all registered ones by default; those that do not apply to the network are left
-    out. ``onto`` is the folder of a smaller bench (``out`` itself, say), which the points join: its
-    networks are not taken again, nor scored again but by the criteria to ``rescore``. Raises
+    ``criteria`` are all registered ones by default, and those with parameters that the bench had
+    before; those that do not apply to the network are left out. ``onto`` is the folder of a smaller
+    bench (``out`` itself, say), which the points join: its networks are not taken again, nor scored
+    again but by criteria whose version is another one, or that are to ``rescore``. Raises
     :class:`InputError` where there is nothing to do, and where a point was pruned from another
     dense network than the bench's of the same seed.
     """
@@ -111,6 +112,7 @@ def build(
         raise InputError("a bench made anew is scored anew: leave --rescore out")
     if before is not None:
         points = _new_points(points, before)
+        rescore = {*rescore, *_outdated(before)}
     if not points and not (before and rescore):
         which = "finished" if before is None else "finished and not in the bench yet"
         raise InputError(f"no point of {GRID} is {which}: trueoracle run {GRID} records them")
@@ -130,12 +132,13 @@ def build(
     keys = epochs[KEYS].drop_duplicates().reset_index(drop=True)
     bench = Bench(keys, epochs, {}, {})
     scores, seconds = keys.copy(), {}
-    for name in criteria or list(CRITERIA):
+    had = [] if before is None else [name for name in before.scores if name not in CRITERIA]
+    for name in criteria or [*CRITERIA, *had]:
         started = time.perf_counter()
         column = _known(bench, name, None if name in rescore else before)
         left = [one for one in bench.studies if np.isnan(column[one.rows]).any()]
         if left:
-            fresh = score_bench(CRITERIA[name], bench, progress, left, folder=out)
+            fresh = score_bench(find_criterion(name), bench, progress, left, folder=out)
             column = np.where(np.isnan(column), fresh, column)
         spent = time.perf_counter() - started
         if before is not None and name not in rescore:
@@ -148,6 +151,8 @@ def build(
     _write(scores, out / "scores.parquet")
     seeds = int(epochs["seed"].nunique())
     card = _card(points, keys, seeds, seconds, {} if before is None else before.card)
+    named = [str(name) for name in scores if name not in KEYS]
+    card["criteria"] = {name: find_criterion(name).fingerprint for name in named}
     write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
 
 
@@ -182,6 +187,14 @@ def _new_points(
                 "bench does: begin with --start, or make the bench --anew"
             )
     return [(point, results) for point, results in points if point.spec.name not in held]
+
+
+def _outdated(before: Bench) -> list[str]:
+    """The criteria that a bench has the scores of by another version."""
+    versions = before.card.get("criteria", {})
+    return [
+        name for name in before.scores if versions.get(name) != find_criterion(name).fingerprint
+    ]
 
 
 def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -19,13 +19,24 @@ from trueoracle.registry import Registry
 from trueoracle.sources import code_fingerprint
 from trueoracle.training.recipe import Retraining
 
-__all__ = ["CRITERIA", "Criterion", "as_criterion", "criterion", "find_criterion"]
+__all__ = [
+    "BASES",
+    "CRITERIA",
+    "Criterion",
+    "as_criterion",
+    "criterion",
+    "find_criterion",
+    "split_settings",
+]
 
 Scores = np.ndarray | Tensor | list[float]
 ScoreFunction = Callable[..., Scores]
 """Of the dense network, the candidates, the data, and where it ``uses_recipe`` the retraining."""
 
 EVERY: tuple[Units, ...] = ("filters", "weights", "layers")
+BASES = ("as published", "as released", "derived", "ours")
+"""Whose definition a criterion is: a paper's, its released code's, one that follows from a paper's
+for what that does not speak of, or nobody's before."""
 _IN_WORDS = {"filters": "filters", "weights": "single weights", "layers": "whole layers"}
 
 
@@ -45,6 +56,13 @@ class Criterion:
     ``conditional`` says that it may refuse other things too, by :class:`NotApplicableError`.
     ``uses_data`` says that the scores depend on images; ``uses_recipe`` that they depend on how the
     candidates are retrained: ``function`` is then given that :class:`Retraining` as well.
+
+    ``basis`` begins with one of :data:`BASES` and may go on, such as "as released: T = 200".
+    ``version`` is raised where a shipped criterion's scores change, so that recorded ones are not
+    taken for new ones. ``settings`` are the values of the function's keyword-only parameters that
+    differ from its defaults; a study names them behind the name: ``taylor:batch=64``.
+
+    Raises :class:`InputError` for a ``basis`` that begins otherwise.
     """
 
     name: str
@@ -57,6 +75,17 @@ class Criterion:
     uses_data: bool = True
     uses_recipe: bool = False
     label: str | Mapping[Units, str] = ""
+    basis: str = ""
+    version: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a basis that says nothing."""
+        if self.basis and not self.basis.startswith(BASES):
+            raise InputError(
+                f"criterion {self.name!r}: basis is {self.basis!r}, expected it to begin with "
+                f"{', '.join(map(repr, BASES[:-1]))} or {BASES[-1]!r}"
+            )
 
     def __call__(
         self,
@@ -77,7 +106,7 @@ class Criterion:
         self._check_arguments(3 + len(also))
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled()):  # it may leave another mode
-                scores = self.function(dense, candidates, data, *also)
+                scores = self.function(dense, candidates, data, *also, **self.settings)
             values = _as_numbers(scores)
         except NotApplicableError as error:
             raise NotApplicableError(
@@ -138,7 +167,44 @@ class Criterion:
         """What its scores of these candidates are called; None where it does not say."""
         units = candidates.units
         label = self.label if isinstance(self.label, str) else self.label.get(units, "")
-        return label.replace("{units}", units) or None
+        label = label.replace("{units}", units)
+        if label and self.settings:
+            label += f" ({', '.join(f'{name} {value}' for name, value in self.settings.items())})"
+        return label or None
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The function's keyword-only parameters that have a plain default, with their values."""
+        try:
+            named = inspect.signature(self.function).parameters.values()
+        except (ValueError, TypeError):  # of something compiled
+            return {}
+        plain = (p for p in named if p.kind is p.KEYWORD_ONLY and type(p.default) in _READ_AS)
+        return {p.name: self.settings.get(p.name, p.default) for p in plain}
+
+    def with_settings(self, text: str) -> Criterion:
+        """The criterion with other parameters, of ``text`` such as ``"batch=64,raw=true"``.
+
+        Raises :class:`InputError` for a parameter that it does not have, and a value of another
+        type than the default's.
+        """
+        name = f"{self.name}:{text}"
+        known = self.parameters
+        settings = dict(self.settings)
+        for part in text.split(","):
+            key, _, value = (one.strip() for one in part.partition("="))
+            if key not in known:
+                has = ", ".join(f"{n}={v!r}" for n, v in known.items())
+                has = f"its parameters: {has}" if known else "it has none"
+                raise InputError(f"criterion {name!r}: no parameter {key!r} ({has})")
+            read, expected = _READ_AS[type(known[key])]
+            try:
+                settings[key] = read(value)
+            except (ValueError, KeyError):
+                raise InputError(
+                    f"criterion {name!r}: {key} is {value!r}, expected {expected}"
+                ) from None
+        return replace(self, name=name, settings=settings)
 
     @property
     def documentation(self) -> str:
@@ -155,11 +221,10 @@ class Criterion:
         """A hash that changes with the criterion's code; empty where that cannot be told.
 
         Of a user's own function: the text of its module and of those of the user's that it
-        imports, its plain defaults and closure. A shipped criterion's number changes only with
-        ``spec.DIGEST_FORMAT``.
+        imports, its plain defaults and closure. Of a shipped criterion its ``version``.
         """
         if self.is_shipped:
-            return "shipped"
+            return "shipped" if self.version == 1 else f"shipped, version {self.version}"
         return code_fingerprint(self.function) if inspect.isfunction(self.function) else ""
 
 
@@ -238,6 +303,14 @@ def _versions(data: Splits) -> list[int]:
     ]
 
 
+_READ_AS: Mapping[type, tuple[Callable[[str], Any], str]] = {
+    bool: ({"true": True, "false": False}.__getitem__, "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "a word"),
+}
+"""How parameters are read, by the type of their default."""
+
 CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
@@ -252,10 +325,13 @@ def criterion(
     conditional: bool = False,
     uses_data: bool = True,
     uses_recipe: bool = False,
+    basis: str = "",
+    version: int = 1,
 ) -> Callable[[ScoreFunction], Criterion]:
     """Decorator: register ``function(dense, candidates, data) -> [P]`` as a criterion.
 
-    The options are :class:`Criterion`'s fields.
+    The options are :class:`Criterion`'s fields. Keyword-only parameters of the function with a
+    default (true or false, a number, a word) are parameters of the criterion.
 
     >>> @criterion("fewest-first", source="an example")
     ... def fewest_first(dense, candidates, data):
@@ -274,6 +350,8 @@ def criterion(
             uses_data=uses_data,
             uses_recipe=uses_recipe,
             label=label,
+            basis=basis,
+            version=version,
         )
         CRITERIA.add(name, made, function)
         return made
@@ -282,9 +360,19 @@ def criterion(
 
 
 def find_criterion(name: str) -> Criterion:
-    """A criterion by registered name or ``module:attribute`` (a criterion or a plain function)."""
-    found = CRITERIA.find(name)
-    return as_criterion(name, found)
+    """A criterion by registered name or ``module:attribute`` (a criterion or a plain function).
+
+    Parameters may follow: ``taylor:batch=64``, ``module:attribute:scale=2,raw=true``.
+    """
+    base, settings = split_settings(name)
+    found = as_criterion(base, CRITERIA.find(base))
+    return found.with_settings(settings) if settings else found
+
+
+def split_settings(name: str) -> tuple[str, str]:
+    """What a name refers to, and the parameters that follow it behind a colon; they hold ``=``."""
+    base, _, last = name.rpartition(":")
+    return (base, last) if "=" in last and base else (name, "")
 
 
 def as_criterion(name: str, found: object) -> Criterion:

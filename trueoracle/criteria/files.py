@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from trueoracle.criteria.base import Criterion, as_criterion, find_criterion
+from trueoracle.criteria.base import Criterion, as_criterion, find_criterion, split_settings
 from trueoracle.errors import InputError, first_line
 
 __all__ = ["load_criterion"]
@@ -19,8 +19,12 @@ def load_criterion(reference: str) -> Criterion:
     """A criterion by ``file.py`` or ``file.py:attribute``, else as :func:`find_criterion` does.
 
     A file without an attribute holds one criterion, made by the decorator, or else one function.
-    Raises :class:`InputError` in one line where it does not, or cannot be run.
+    Parameters may follow, as there. Raises :class:`InputError` in one line where it does not, or
+    cannot be run.
     """
+    base, settings = split_settings(reference)
+    if settings:
+        return load_criterion(base).with_settings(settings)
     file, colon, attribute = reference.partition(".py:")
     if not colon and not reference.endswith(".py"):
         return find_criterion(reference)

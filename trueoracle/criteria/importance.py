@@ -8,21 +8,25 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trueoracle.criteria.base import Criterion
 from trueoracle.data.splits import Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.pruning.candidates import CandidateList, Candidates
-from trueoracle.pruning.groups import Group, Part, by_filter, layer_weights
+from trueoracle.pruning.groups import Group, Part, Place, by_filter, layer_weights
 from trueoracle.pruning.ways import Importance, as_numbers
 
 __all__ = [
     "channel_values",
     "importance_of",
     "kept_of",
+    "member_weights",
+    "pruned_units",
     "pruned_weights",
     "sum_by_filter",
     "sum_layers",
+    "within_groups",
 ]
 
 
@@ -94,9 +98,46 @@ def sum_layers(parts: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(parts)).sum(0)
 
 
+def within_groups(
+    importance: Mapping[str, Tensor], candidates: CandidateList, *, raw: bool
+) -> Mapping[str, Tensor]:
+    """Importances ``[filters]`` that papers compare within one layer only, fit to be added up.
+
+    Where filters of several groups are pruned, each group's are divided by their mean, as DepGraph
+    does (Fang et al. 2023, arXiv 2301.12900; ``normalizer="mean"`` of Torch-Pruning): else the
+    group of the largest numbers would decide alone. ``raw``: left as they are.
+    """
+    if raw or len(candidates.groups) < 2:
+        return importance
+    return {name: values / (values.mean() or 1.0) for name, values in importance.items()}
+
+
 def channel_values(values: Tensor, group: Group, part: Part) -> Tensor:
     """Each filter's share ``[filters, spread]`` of numbers per channel, as a group's part says."""
     return part.of_filters(values, group.filters)
+
+
+def member_weights(
+    network: nn.Module, group: Group
+) -> list[tuple[str, tuple[int, tuple[Place, ...]], Tensor]]:
+    """All weights that a filter has anywhere in its group, as Torch-Pruning counts them.
+
+    Those that put it out, the scales of its batch and layer norms, and those that read it, each
+    with its name and what :func:`by_filter` takes. Biases and depthwise convolutions are left out.
+    """
+    places: dict[tuple[str, str], list[Place]] = {}
+    for place in group.places:
+        places.setdefault((place.tensor, place.role), []).append(place)
+    parameters: dict[str, Tensor] = dict(network.named_parameters())
+    found = []
+    for (name, role), here in places.items():
+        weight = parameters.get(name)
+        owner, _, attribute = name.rpartition(".")
+        norm = network.get_submodule(owner) if attribute == "weight" and role == "carries" else None
+        is_scale = isinstance(norm, _BatchNorm | nn.LayerNorm)
+        if weight is not None and ((weight.ndim > 1 and role != "carries") or is_scale):
+            found.append((name, (group.filters, tuple(here)), weight))
+    return found
 
 
 def importance_of(
@@ -149,3 +190,16 @@ def kept_of(candidates: Candidates, position: int) -> np.ndarray:
     kept = np.zeros((len(candidates), candidates.groups[position].filters))
     np.put_along_axis(kept, candidates.kept_filters(position), 1, axis=1)
     return kept
+
+
+def pruned_units(candidates: CandidateList) -> np.ndarray:
+    """What each candidate prunes of all groups, or stacks of layers: 1 = pruned, ``[P, F]``."""
+    if candidates.units == "filters":
+        ways = cast(Candidates, candidates)
+        return np.hstack([1 - kept_of(ways, position) for position in range(len(ways.groups))])
+    ends = np.cumsum([len(layers) for layers in candidates.layers.values()])
+    each = [
+        dict(zip(candidates.layers, np.split(one, ends[:-1]), strict=True))
+        for one in np.eye(ends[-1])
+    ]
+    return np.stack([candidates.sum_pruned(one) for one in each], axis=1)

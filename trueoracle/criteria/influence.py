@@ -22,6 +22,7 @@ __all__ = ["block_influence"]
     "block-influence",
     label="block influence of the pruned layers",
     source="Men et al. 2024 (ShortGPT, arXiv 2403.03853), section 2.3",
+    basis="as published; of convolutions derived",
     separable=True,
     at_once=True,
     applies_to=("layers",),

@@ -44,6 +44,7 @@ NATIVE_GROUPS = 8
     "tpp",
     label="correlation of the pruned {units} with all {units}",
     source="Wang & Fu 2023 (TPP, arXiv 2207.12534), section 3",
+    basis="derived: the paper's penalty in training, as a score",
     separable=True,
     applies_to=("filters",),
     uses_data=False,
@@ -73,7 +74,8 @@ def tpp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray
 @criterion(
     "gradient-norm",
     label="minus the squared gradient norm after pruning",
-    source="Wang et al. 2020 (GraSP, arXiv 2002.07376)",
+    source="ours; GraSP (arXiv 2002.07376) estimates its change to first order",
+    basis="ours",
     separable=True,
 )
 def gradient_norm(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
@@ -81,8 +83,9 @@ def gradient_norm(dense: nn.Module, candidates: CandidateList, data: Splits) -> 
 
     ‖∂L/∂θ‖² over all weights that train, L the task's loss over a fixed 512 of the training
     images, in evaluation mode. To first order, a step of gradient descent lowers the loss by the
-    learning rate times this: the larger it is, the faster the pruned network trains, so that (as in
-    GraSP) the largest is best and the score has a minus.
+    learning rate times this: the larger it is, the faster the pruned network trains, so that the
+    largest is best and the score has a minus. GraSP has the same aim, and scores weights by an
+    expansion of this norm before pruning (``grasp``); the norm after pruning is no paper's score.
     """
     few = sample(data.measured_train, data.task)
     example = candidates.prune(dense, 0).eval()
@@ -100,6 +103,7 @@ def gradient_norm(dense: nn.Module, candidates: CandidateList, data: Splits) -> 
     "gradient-flow",
     label="linearised train loss after retraining",
     source="Jacot et al. 2018 (arXiv 1806.07572); Lee et al. 2019 (arXiv 1902.06720), section 2",
+    basis="ours",
     separable=True,
     conditional=True,
     uses_recipe=True,

@@ -555,14 +555,15 @@ def _check_criteria(
 ) -> dict[str, str]:
     """Try criteria on a few candidates and images, before anything rests on them.
 
-    Those of a user's own; those shipped that do not apply to everything; and all of them where the
-    network is not ``shipped``, on which any of them may fail. Returns why some do not apply, or,
-    of those that come with the package, fail; raises :class:`InputError` where that is all of them,
-    and where a user's own fails.
+    Those of a user's own; those shipped that do not apply to everything, or are given parameters;
+    and all of them where the network is not ``shipped``, on which any of them may fail. Returns why
+    some do not apply, or, of those that come with the package, fail; raises :class:`InputError`
+    where that is all of them, and where a user's own or one with given parameters fails.
     """
     skipped: dict[str, str] = {}
     for name, criterion in criteria.items():
-        if shipped and criterion.is_shipped and not criterion.conditional:
+        is_plain = criterion.is_shipped and not criterion.settings
+        if shipped and is_plain and not criterion.conditional:
             try:
                 criterion.check(candidates)
             except NotApplicableError as reason:
@@ -580,7 +581,7 @@ def _check_criteria(
             if not reason.of_images:  # all of them may tell otherwise
                 skipped[name] = str(reason)
         except InputError as reason:
-            if not criterion.is_shipped:  # its author mends it
+            if not is_plain:  # its author mends it
                 raise
             skipped[name] = str(reason)
     if len(skipped) == len(criteria):
