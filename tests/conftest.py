@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from trueoracle.networks.registry import build
 from trueoracle.record.results import Results
 from trueoracle.study import Study
 from trueoracle.tasks.classification import Classification
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test asks it
 
 SHARED = Path(__file__).parents[2] / "shared"
 

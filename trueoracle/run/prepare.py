@@ -50,7 +50,7 @@ from trueoracle.run.footprint import (
 from trueoracle.run.progress import about
 from trueoracle.run.taking import check_taking
 from trueoracle.sources import code_fingerprint
-from trueoracle.spec.hub import is_of_library
+from trueoracle.spec.hub import HF, commit_of, folder_of, is_of_library
 from trueoracle.spec.spec import (
     AROUND_COUNT,
     LANGUAGE_FIELDS,
@@ -76,7 +76,7 @@ from trueoracle.tasks.registry import find_task
 from trueoracle.training.loop import Training, stream_seed
 from trueoracle.training.recipe import Recipe
 
-__all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
+__all__ = ["Prepared", "build_study", "find_device", "hub_commit", "list_study", "prepare"]
 
 _SLOW_SECONDS = 1.0
 _EXAMPLES = 3
@@ -160,6 +160,8 @@ def prepare(
     # The tests try the groups of all shipped networks of images; those pruned are tried below.
     find = follow_groups if shipped and INPUT in example else find_groups
     candidates, remarks = _list(made, of_images, example, spec, find=find)
+    if (commit := hub_commit(spec)) is not None:
+        remarks.append(f"network: {spec.network.name} at commit {commit} of the hub")
     _check_recipes(made, of_images, example, spec)
     _check_training(made, candidates, of_images, example, spec)
     if spec.network.weights is not None:
@@ -200,6 +202,15 @@ def prepare(
         reading.seconds,
         _code(spec, data.task),
     )
+
+
+def hub_commit(spec: StudySpec) -> str | None:
+    """The commit of the hub that a study's network is of; None for any other network."""
+    if not spec.network.name.startswith(HF):
+        return None
+    revision = spec.network.arguments.get("revision")
+    wanted = None if revision is None else str(revision)
+    return commit_of(folder_of(spec.network.name.removeprefix(HF), wanted))
 
 
 def _code(spec: StudySpec, task: Task) -> dict[str, str]:
