@@ -75,6 +75,7 @@ from trueoracle.tasks.language import Answers
 from trueoracle.tasks.registry import find_task
 from trueoracle.training.loop import Training, stream_seed
 from trueoracle.training.recipe import Recipe
+from trueoracle.training.team import find_team
 
 __all__ = ["Prepared", "build_study", "find_device", "hub_commit", "list_study", "prepare"]
 
@@ -591,6 +592,8 @@ def _check_criteria(
 
 def find_device(name: str) -> torch.device:
     """A device by its torch name, or ``auto``; raises :class:`InputError` where none works."""
+    if name == "auto" and (team := find_team()) is not None:
+        return team.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
