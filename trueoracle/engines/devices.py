@@ -12,10 +12,11 @@ from trueoracle.data.splits import Splits
 from trueoracle.engines.base import Engine
 from trueoracle.engines.loop import LoopPopulation
 from trueoracle.errors import InputError
+from trueoracle.pruning.unstructured import held_weight
 from trueoracle.training.checkpoint import Keepable
 from trueoracle.training.continuing import MemberState
 from trueoracle.training.loop import Stream
-from trueoracle.training.recipe import Recipe
+from trueoracle.training.recipe import Recipe, Retraining
 from trueoracle.training.team import Team, find_team
 
 __all__ = ["DevicesEngine"]
@@ -57,6 +58,9 @@ class DevicesEngine(Engine):
             return "this process was started alone, and not by 'accelerate launch'"
         if any(isinstance(module, _BatchNorm) for module in network.modules()):
             return "each device's batch norms would see a part of the batch alone"
+        lora = isinstance(recipe, Retraining) and recipe.lora is not None
+        if lora and team.is_sharded and any(map(held_weight, network.modules())):
+            return "adapters that keep zeros need the whole weights: launch without --use_fsdp"
         if recipe.batch_size < team.size:
             return f"{team.size} devices cannot share a batch of {recipe.batch_size}"
         return None

@@ -210,6 +210,8 @@ class Training:
         """The network as it would be handed out now: with its adapters merged."""
         with nullcontext() if self._adapters is None else self._adapters.merged():
             yield self.network
+            if self._team is not None:
+                self._team.shard_again(self.network)
 
     def measure(self, epoch: int) -> EpochRecord:
         """All metrics on every split, after an epoch."""

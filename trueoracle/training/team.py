@@ -81,6 +81,14 @@ class Team:
             fully_shard(block, mesh=mesh)
         fully_shard(network, mesh=mesh)
 
+    def shard_again(self, network: nn.Module) -> None:
+        """Give up what a forward without gradients gathered of the others' shares."""
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def add_up(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by the mean over the processes; done already where sharded."""
         if self.is_sharded:
