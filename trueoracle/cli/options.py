@@ -37,7 +37,7 @@ Engine = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="How networks are retrained: auto (the fastest that can), native, wide or loop. "
+        help="How networks are retrained: auto (the fastest that can), native, wide or loop; devices where several processes were launched. "
         "It changes the speed; results agree to rounding.",
     ),
 ]

@@ -20,7 +20,13 @@ from trueoracle.data.splits import Splits
 from trueoracle.engines.base import Engine
 from trueoracle.engines.devices import DevicesEngine
 from trueoracle.engines.loop import LoopEngine
-from trueoracle.engines.memory import available_memory, readable_bytes, training_bytes, ways_to_fit
+from trueoracle.engines.memory import (
+    available_memory,
+    evaluated_at_once,
+    readable_bytes,
+    training_bytes,
+    ways_to_fit,
+)
 from trueoracle.engines.native import NativeEngine
 from trueoracle.engines.wide import WideEngine
 from trueoracle.errors import InputError, unknown
@@ -218,12 +224,13 @@ def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
     """Raise :class:`InputError` where memory does not even hold one network at a time."""
     batch = min(recipe.batch_size, len(data.train))
     example, free = data.example(1), available_memory(data.train.device)
-    needed = training_bytes(network, example, batch, recipe, data.task)
+    evaluated = evaluated_at_once(data)
+    needed = training_bytes(network, example, batch, recipe, data.task, evaluated)
     if needed > free:
         raise InputError(
             f"retraining one network on {batch:,} examples a step needs "
             f"{readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: "
-            + ways_to_fit(network, example, batch, recipe, data.task, free)
+            + ways_to_fit(network, example, batch, recipe, data.task, free, evaluated)
         )
 
 

@@ -77,7 +77,15 @@ from trueoracle.training.loop import Training, stream_seed
 from trueoracle.training.recipe import Recipe
 from trueoracle.training.team import find_team
 
-__all__ = ["Prepared", "build_study", "find_device", "hub_commit", "list_study", "prepare"]
+__all__ = [
+    "Prepared",
+    "build_study",
+    "find_device",
+    "hub_commit",
+    "list_study",
+    "load_study",
+    "prepare",
+]
 
 _SLOW_SECONDS = 1.0
 _EXAMPLES = 3
@@ -234,12 +242,17 @@ def list_study(spec: StudySpec) -> CandidateList:
     Of ``folder`` the names of the classes are read; text and questions are loaded.
     """
     if spec.data.is_language:
-        data = _load(spec)
-        network = _built(spec, data)
-        return _list(network, data.task, _example(data), spec, find=find_groups)[0]
+        return load_study(spec)[2]
     info = _info(spec.data)
     network, task = _built(spec, None), _of_images(spec.task, info)
     return _list(network, task, _images(info), spec, find=follow_groups)[0]
+
+
+def load_study(spec: StudySpec) -> tuple[Splits, nn.Module, CandidateList]:
+    """The data of a study by its name, its network as it begins, and its candidates."""
+    data = _load(spec)
+    network = _built(spec, data)
+    return data, network, _list(network, data.task, _example(data), spec, find=find_groups)[0]
 
 
 def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
