@@ -187,7 +187,7 @@ def plan(
     """
     check_engine(engine, network, data, recipe)
     if engine != "auto" and not _ENGINES[engine].is_tried:
-        return Plan(engine, "asked for")
+        return Plan(engine, "processes that were launched together")
     budget = memory or available_memory(data.train.device) // 2
     refusals: dict[str, str] = {}
     wanted = [engine]

@@ -135,7 +135,7 @@ def _file_sha256(path: Path, size: int, changed: int) -> str:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether a folder of the hub's cache has all its weights: others put files there one by one."""
+    """Whether a cached folder has all its weights: other programs put files there one by one."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return any(folder.glob(_WEIGHTS))
@@ -170,8 +170,12 @@ def _downloaded(name: str, wanted: dict[str, Any], say: Say, weights: bool) -> P
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without huggingface_hub's bars and remarks: a line says that it downloads, one why not."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
-    from huggingface_hub.utils import enable_progress_bars, logging
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
 
     verbosity, had_bars = logging.get_verbosity(), not are_progress_bars_disabled()
     logging.set_verbosity_error()

@@ -69,9 +69,9 @@ class Team:
         """
         for start in range(0, len(parts), self.size):
             place = start + self.rank
-            yield (
-                (place, parts[place], True) if place < len(parts) else (start, parts[start], False)
-            )
+            counts = place < len(parts)
+            place = place if counts else start
+            yield place, parts[place], counts
 
     def shard(self, network: nn.Module) -> None:
         """Leave to each process its share of the network's weights, block by block."""
@@ -104,9 +104,8 @@ class Team:
             flat = torch.cat([one.flatten() for one in gradients])
             torch.distributed.all_reduce(flat)
             flat /= self.size
-            for one, mean in zip(
-                gradients, flat.split([g.numel() for g in gradients]), strict=True
-            ):
+            means = flat.split([one.numel() for one in gradients])
+            for one, mean in zip(gradients, means, strict=True):
                 one.copy_(mean.view_as(one))
 
     @contextmanager
