@@ -63,7 +63,7 @@ class LoopPopulation:
         for training in self._trainings:
             training.finish()
 
-    def kept(self) -> list[Keepable]:
+    def kept(self) -> list[Keepable] | None:
         return [training.kept() for training in self._trainings]
 
     def states(self) -> list[MemberState]:

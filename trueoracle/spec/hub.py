@@ -170,22 +170,18 @@ def _downloaded(name: str, wanted: dict[str, Any], say: Say, weights: bool) -> P
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without huggingface_hub's bars and remarks: a line says that it downloads, one why not."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-        logging,
-    )
+    from huggingface_hub import utils
 
-    verbosity, had_bars = logging.get_verbosity(), not are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    disable_progress_bars()
+    library: Any = utils
+    verbosity, had_bars = library.logging.get_verbosity(), not library.are_progress_bars_disabled()
+    library.logging.set_verbosity_error()
+    library.disable_progress_bars()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        library.logging.set_verbosity(verbosity)
         if had_bars:
-            enable_progress_bars()
+            library.enable_progress_bars()
 
 
 def _refused(name: str, revision: str | None, error: Exception) -> str:

@@ -101,12 +101,12 @@ class Team:
                 one.grad = torch.zeros_like(one) if one.grad is None else one.grad
                 by_kind.setdefault(one.grad.dtype, []).append(one.grad)
         for gradients in by_kind.values():
-            flat = torch.cat([one.flatten() for one in gradients])
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
             torch.distributed.all_reduce(flat)
             flat /= self.size
-            means = flat.split([one.numel() for one in gradients])
-            for one, mean in zip(gradients, means, strict=True):
-                one.copy_(mean.view_as(one))
+            means = flat.split([gradient.numel() for gradient in gradients])
+            for gradient, mean in zip(gradients, means, strict=True):
+                gradient.copy_(mean.view_as(gradient))
 
     @contextmanager
     def leading(self) -> Iterator[None]:
