@@ -29,6 +29,7 @@ from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.base import Task
 from trueoracle.tasks.registry import GIVEN, find_task, given_task
+from trueoracle.trust import believe
 
 if TYPE_CHECKING:
     from trueoracle.report.page import WrittenReport
@@ -65,6 +66,7 @@ class Study:
         columns: Mapping[str, str] | None = None,
         overrides: Mapping[str, Any] | None = None,
         runs: str | Path = "runs",
+        allow_code: bool = False,
         **fields: Any,
     ) -> None:
         """Read the study; raises :class:`InputError`, in one line, for what makes no study.
@@ -73,8 +75,12 @@ class Study:
         is. A module, or a name of another library's (``"hf:…"``), may also stand first. ``data`` is
         fields, or splits as :func:`trueoracle.data.given.as_splits` takes them, with ``columns`` to
         name their fields. ``task`` is a name, or a :class:`trueoracle.Task` of one's own.
-        ``overrides`` maps dotted fields to values. Results are kept below ``runs``.
+        ``overrides`` maps dotted fields to values. Results are kept below ``runs``. With
+        ``allow_code`` a study file outside of the current project, too, may name code
+        (``module:attribute``) that is run.
         """
+        if allow_code:
+            believe()
         if isinstance(study, nn.Module) or (isinstance(study, str) and is_of_library(study)):
             if network is not None:
                 raise InputError(f"two networks are given: {_called(study)} and network=…")

@@ -19,7 +19,8 @@ from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import list_candidates
-from trueoracle.pruning.depth import find_stacks, list_depth_candidates
+from trueoracle.pruning.depth import list_depth_candidates
+from trueoracle.pruning.stacks import find_stacks
 from trueoracle.pruning.walk import find_groups
 from trueoracle.tasks.classification import Classification
 from trueoracle.training.recipe import Retraining

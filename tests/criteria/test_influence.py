@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from trueoracle.criteria.base import find_criterion
 from trueoracle.data.splits import Split, Splits
-from trueoracle.pruning.depth import DepthCandidates, find_stacks, list_depth_candidates
+from trueoracle.pruning.depth import DepthCandidates, list_depth_candidates
+from trueoracle.pruning.stacks import find_stacks
 from trueoracle.tasks.base import Batch
 from trueoracle.tasks.language import NextToken
 

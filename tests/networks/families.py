@@ -10,6 +10,11 @@ from torch import Tensor, nn
 
 LANGUAGE = ("llama", "qwen2", "qwen3", "gpt2", "gemma2", "phi")
 FAMILIES = (*LANGUAGE, "llava", "vit")
+IN_TIME = [
+    one if one in ("llama", "vit") else pytest.param(one, marks=pytest.mark.slow)
+    for one in FAMILIES
+]
+"""All of them, of which most are left to the slow tests."""
 
 VOCABULARY, LENGTH = 30, 10
 IMAGE = 29

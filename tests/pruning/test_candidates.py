@@ -241,4 +241,4 @@ def test_ways_around_a_choice() -> None:
     with pytest.raises(InputError, match="the importance of b is one number for each of its 6"):
         listed.around("mine", {"a": importance["a"], "b": [1.0]}, 3, 0.3, 0)
     with pytest.raises(InputError, match="raise the share, or lower the count"):
-        listed.around("mine", importance, 100, 1e-6, 0)
+        listed.around("mine", importance, 10, 1e-6, 0)

@@ -11,14 +11,9 @@ from tests.criteria.test_influence import Block, Stream
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import build
 from trueoracle.pruning.cost import cost
-from trueoracle.pruning.depth import (
-    check_depth,
-    cut_layers,
-    find_stacks,
-    list_depth_candidates,
-    without_layers,
-)
+from trueoracle.pruning.depth import check_depth, list_depth_candidates
 from trueoracle.pruning.listing import write_listing
+from trueoracle.pruning.stacks import cut_layers, find_stacks, without_layers
 
 TOKENS = torch.randint(0, 9, (3, 5), generator=torch.Generator().manual_seed(0))
 

@@ -16,7 +16,8 @@ from trueoracle.pruning.axes.offers import offers
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.groups import Group, Place
 from trueoracle.pruning.masks import masked
-from trueoracle.pruning.parity import check_network, check_parity, failures, settled
+from trueoracle.pruning.parity import check_network, check_parity, failures
+from trueoracle.pruning.settling import settled
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups, follow_groups
 

@@ -18,12 +18,8 @@ from trueoracle.engines import native, wide
 from trueoracle.engines.choose import plan, train_population
 from trueoracle.errors import InputError
 from trueoracle.pruning.cost import cost
-from trueoracle.pruning.unstructured import (
-    WeightCandidates,
-    check_masks,
-    list_weight_candidates,
-    unmasked,
-)
+from trueoracle.pruning.held import unmasked
+from trueoracle.pruning.unstructured import WeightCandidates, check_masks, list_weight_candidates
 from trueoracle.pruning.ways import number_pruned
 from trueoracle.tasks.classification import Classification
 from trueoracle.training.evaluate import evaluate

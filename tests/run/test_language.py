@@ -183,7 +183,8 @@ def test_engines_that_train_it_agree(tmp_path: Path) -> None:
         ({"retraining.mixup": 0.2}, r"retraining\.mixup needs classes, and task 'next-token' has"),
         ({"data.uint8": "scale"}, r"data\.uint8 = 'scale' does nothing for data set 'text'"),
         ({"task": "classification"}, "train split's targets are torch.int64 of shape"),
-        ({"task": "answers", "data.context": 100_000}, "has .* tokens, fewer than one example"),
+        ({"data.context": 100_000}, "has .* tokens, fewer than one example"),
+        ({"task": "answers"}, "data set 'text' is text: expected task 'next-token'"),
     ],
 )
 def test_what_is_of_images_is_refused(

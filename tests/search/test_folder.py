@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 import trueoracle
-from tests.networks.families import FAMILIES, made
+from tests.networks.families import IN_TIME, made
 from trueoracle.data.splits import Split, Splits
 from trueoracle.data.tokens import find_tokenizer
 from trueoracle.errors import InputError
 from trueoracle.networks.fitting import fitted_config, plain_config
 from trueoracle.networks.registry import build
-from trueoracle.pruning.depth import cut_layers, find_stacks
+from trueoracle.pruning.stacks import cut_layers, find_stacks
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups
 from trueoracle.search.export import Origin, check_export, export
@@ -91,7 +91,7 @@ def from_pretrained(network: nn.Module, path: Path) -> Any:
     return kind.from_pretrained(path, local_files_only=True).eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", IN_TIME)
 def test_a_uniform_cut_loads_by_from_pretrained_alone(family: str, tmp_path: Path) -> None:
     dense, batch = made(family)
     network, about = cut(dense, batch, MLP, half)
@@ -110,7 +110,7 @@ def test_a_uniform_cut_loads_by_from_pretrained_alone(family: str, tmp_path: Pat
         assert (path / "generation_config.json").is_file()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", IN_TIME)
 def test_another_cut_loads_by_ours(family: str, tmp_path: Path) -> None:
     dense, batch = made(family)
     network, about = cut(dense, batch, MLP, uneven)
@@ -127,7 +127,7 @@ def test_another_cut_loads_by_ours(family: str, tmp_path: Path) -> None:
 
 
 # Of the others a config says no other number of heads than width / head_dim.
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", IN_TIME)
 def test_heads_load_by_what_the_export_says(family: str, tmp_path: Path) -> None:
     dense, batch = made(family)
     network, about = cut(dense, batch, HEADS, half)
@@ -151,6 +151,7 @@ def test_the_config_is_the_networks_own_but_for_the_cut() -> None:
     assert fitted_config(cut(dense, batch, MLP, uneven)[0]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_tied_weights_stay_one_tensor(family: str, tmp_path: Path) -> None:
     dense, batch = made(family)
@@ -213,6 +214,7 @@ def test_without_a_layer_it_generates_with_a_cache_as_without(family: str, tmp_p
     assert all(torch.equal(text, texts[0]) for text in texts[1:])
 
 
+@pytest.mark.slow
 def test_the_tokenizer_comes_along_and_code_does_not(tmp_path: Path) -> None:
     dense: Any
     dense, batch = made("llama")

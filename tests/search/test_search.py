@@ -99,6 +99,7 @@ def test_the_search_finds_what_the_record_says(study: Study) -> None:
     assert {name: list(filters) for name, filters in found.pruned.items()} == pruned
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_after_the_last_rung(
     study: Study, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_killed_search_goes_on_after_the_last_rung(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["full", "halving", "guided"])
 def test_a_search_killed_within_a_rung_goes_on_there(
     strategy: str, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -318,6 +320,7 @@ def test_a_search_of_which_nothing_can_be_read_is_said(study: Study) -> None:
     assert searched(study, 4).chosen == found.chosen
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_said(study: Study) -> None:
     found = searched(study, 22)
     path = found.folder / live.RECORD

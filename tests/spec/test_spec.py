@@ -283,6 +283,11 @@ PINNED = {
     "vit-b-16-imagenet-heads-0.5": "53abcb6af5e4",
     "vit-b-16-imagenet-mlp-0.5": "12100855e3ea",
     "vit-b-16-imagenet-width-0.25": "9a00298207ce",
+    "bench-digits": "12f3be2e5703",
+    "bench-glyphs-10": "d54fba778def",
+    "bench-glyphs-62": "2d98cf10555a",
+    "bench-glyphs-62-underfit": "a04d5da8acf4",
+    "bench-glyphs-mlp": "633f72cff82d",
     "lenet5-mini-bench": "03f730279911",
     "lenet5-mini-dataset": "f9c525c24f0c",
     "lenet5-mini-depth": "44a488c9261a",
@@ -344,7 +349,14 @@ def test_every_shipped_study_and_arm_is_a_study_of_its_own(name: str) -> None:
         assert small.network.weights is None
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED_NAMES if resolvable(name)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if "imagenet" in name or "vgg" in name else name
+        for name in SHIPPED_NAMES
+        if resolvable(name)
+    ],
+)
 def test_every_shipped_study_resolves(name: str) -> None:
     references = [f"{name}@small"] if "small" in arms_of(name) else []
     if name not in SAME_LARGE_NETWORK:

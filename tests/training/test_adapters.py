@@ -15,7 +15,8 @@ from torch.nn.utils import parametrize
 from tests.training.tiny import answers, reader
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
-from trueoracle.pruning.unstructured import WeightCandidates, list_weight_candidates, unmasked
+from trueoracle.pruning.held import unmasked
+from trueoracle.pruning.unstructured import WeightCandidates, list_weight_candidates
 from trueoracle.training.adapters import Adapters, layers_to_adapt
 from trueoracle.training.loop import Training, train
 from trueoracle.training.recipe import Lora, Retraining
@@ -268,7 +269,7 @@ def test_without_peft_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 def test_transformers_conv1d_takes_adapters_and_masks() -> None:
     utils = pytest.importorskip("transformers.pytorch_utils")
-    from trueoracle.pruning.unstructured import _Masked
+    from trueoracle.pruning.held import Masked
 
     torch.manual_seed(0)
     layer = utils.Conv1D(5, 3).double()
@@ -276,7 +277,7 @@ def test_transformers_conv1d_takes_adapters_and_masks() -> None:
     mask = (torch.rand(3, 5) > 0.5).double()
     with torch.no_grad():
         layer.weight.mul_(mask)
-    parametrize.register_parametrization(layer, "weight", _Masked(mask))
+    parametrize.register_parametrization(layer, "weight", Masked(mask))
     adapters = Adapters(network, LORA, 0)
     inputs = torch.randn(4, 3).double()
     for name, parameter in network.named_parameters():

@@ -94,7 +94,7 @@ def test_weights_are_held_in_bfloat16_and_given_back_in_float32(lora: Lora | Non
 
 
 def test_images_are_rounded_for_bfloat16_weights(few_digits: Splits) -> None:
-    network = build("resnet20", input_shape=(1, 32, 32), classes=10)
+    network = build("lenet5-mini", input_shape=(1, 32, 32), classes=10)
     recipe = Recipe(epochs=1, batch_size=100, learning_rate=0.01, precision="bfloat16")
     few = few_digits.few(100)
     plain = train(

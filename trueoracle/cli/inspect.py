@@ -12,7 +12,7 @@ import typer
 
 from trueoracle.cli import doors
 from trueoracle.cli.console import err, guarded, out, print_json, table
-from trueoracle.cli.options import Debug, Json, Settings, Weights
+from trueoracle.cli.options import AllowCode, Debug, Json, Settings, Weights
 from trueoracle.errors import InputError, shown
 from trueoracle.spec.file import is_reference, parse_overrides
 from trueoracle.spec.grid import load_spec
@@ -47,6 +47,7 @@ def inspect(
         int | None, typer.Option(min=1, help="Tokens of an item [default: 32].")
     ] = None,
     weights: Weights = None,
+    allow_code: AllowCode = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from trueoracle.spec.file import parse_overrides
+from trueoracle.trust import believe
 
 __all__ = [
+    "AllowCode",
     "Chosen",
     "Debug",
     "Device",
@@ -29,6 +31,14 @@ __all__ = [
     "with_weights",
 ]
 
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        callback=lambda given: believe() if given else None,
+        help="Run the code (module:attribute) that a study file outside of this project names.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Device = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, …; auto takes CUDA where it is.")
@@ -76,6 +86,7 @@ class Chosen:
     settings: Settings = None
     weights: Weights = None
     runs: Runs = Path("runs")
+    allow_code: AllowCode = False
 
     @property
     def changes(self) -> list[str]:

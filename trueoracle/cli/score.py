@@ -13,6 +13,7 @@ from trueoracle.analysis.ranking import small_percent
 from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
 from trueoracle.cli.options import (
+    AllowCode,
     Debug,
     Device,
     Json,
@@ -42,6 +43,7 @@ def score(
     ] = 0,
     device: Device = "auto",
     quiet: Quiet = False,
+    allow_code: AllowCode = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError
 from trueoracle.networks.copying import copied
-from trueoracle.pruning.depth import stream_of_layer
+from trueoracle.pruning.stacks import stream_of_layer
 from trueoracle.pruning.unstructured import has_outputs_last
 from trueoracle.tasks.base import Batch, Task
 from trueoracle.training.evaluate import evaluation_batch

@@ -17,8 +17,8 @@ from trueoracle.errors import NotApplicableError
 from trueoracle.networks.copying import copied
 from trueoracle.networks.heads import free_heads
 from trueoracle.pruning.candidates import CandidateList
-from trueoracle.pruning.depth import stream_of_layer, with_stream
 from trueoracle.pruning.groups import Group, Part
+from trueoracle.pruning.stacks import stream_of_layer, with_stream
 from trueoracle.tasks.base import Batch, Task
 from trueoracle.training.evaluate import evaluation_batch
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from trueoracle.networks.copying import without_numbers
 from trueoracle.networks.graph import Example
 from trueoracle.pruning.cost import Cost, cost
-from trueoracle.pruning.depth import Stack, cut_layers, find_stacks
 from trueoracle.pruning.groups import Group
+from trueoracle.pruning.stacks import Stack, cut_layers, find_stacks
 from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups
 

@@ -26,6 +26,7 @@ from trueoracle.networks.graph import Example, answer, compared
 from trueoracle.pruning.candidates import Surgery, Units
 from trueoracle.pruning.cost import Cost, cost, macs_by_parameter
 from trueoracle.pruning.groups import Group
+from trueoracle.pruning.held import Masked
 from trueoracle.pruning.listing import Listing, read_listing
 from trueoracle.pruning.parity import check_network, check_training
 from trueoracle.pruning.ways import (
@@ -46,9 +47,7 @@ __all__ = [
     "WeightCandidates",
     "check_masks",
     "has_outputs_last",
-    "held_weight",
     "list_weight_candidates",
-    "unmasked",
 ]
 
 Scope = Literal["layer", "row", "global"]
@@ -249,7 +248,7 @@ class WeightCandidates:
             mask = kept.to(weight)
             with torch.no_grad():  # else weight decay would work on numbers that nobody reads
                 weight.mul_(mask)
-            parametrize.register_parametrization(layer, "weight", _Masked(mask))
+            parametrize.register_parametrization(layer, "weight", Masked(mask))
         return network
 
     def sum_pruned(self, importance: Importance) -> np.ndarray:
@@ -344,49 +343,6 @@ def _kept(keys: np.ndarray, cells: np.ndarray | None, count: int) -> np.ndarray:
         smallest = np.argsort(keys[cells], axis=1, kind="stable")[:, :count]
     kept[np.take_along_axis(cells, smallest, axis=1)] = False
     return kept
-
-
-class _Masked(nn.Module):
-    """A weight times a mask: what is zero stays zero, and its gradient is, too.
-
-    The mask is in the weight's own type, so that networks can be stacked and computed as one.
-    """
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mask", mask)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.get_buffer("mask").to(weight.dtype)
-
-
-def held_weight(layer: nn.Module) -> tuple[nn.Parameter, Tensor] | None:
-    """The parameter and the mask that a pruned layer's weight is computed from; None: it is plain.
-
-    The mask is 1 where a weight is kept, and shaped like the weight.
-    """
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    held = layer.get_submodule("parametrizations.weight")
-    first = held.get_submodule("0")
-    if not isinstance(first, _Masked):
-        return None
-    return held.get_parameter("original"), first.get_buffer("mask")
-
-
-def unmasked(network: nn.Module) -> nn.Module:
-    """A copy of a pruned network with plain weights, some of them zero: to save, or to hand on."""
-    plain = copied(network)
-    for module in list(plain.modules()):
-        if (held := held_weight(module)) is None:
-            continue
-        trains = held[0].requires_grad
-        weight = nn.Parameter(cast(Tensor, module.weight).detach(), requires_grad=trains)
-        # Not by remove_parametrizations, which changes a class that copies share with the original.
-        module.__class__ = parametrize.type_before_parametrizations(module)
-        del module._modules["parametrizations"]
-        module.register_parameter("weight", weight)
-    return plain
 
 
 def list_weight_candidates(

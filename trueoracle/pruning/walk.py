@@ -6,8 +6,9 @@ One real batch is run, and every axis of every parameter is followed through the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from torch import fx, nn
 
@@ -16,13 +17,16 @@ from trueoracle.networks.graph import Example, record
 from trueoracle.networks.tracing import trace
 from trueoracle.pruning.axes.offers import Offers, offers
 from trueoracle.pruning.groups import GroupMap
-from trueoracle.pruning.parity import check_network, settled
+from trueoracle.pruning.parity import check_network
+from trueoracle.pruning.settling import settled
 
 __all__ = ["find_groups", "follow_groups"]
 
 
-def find_groups(network: nn.Module, example: Example) -> GroupMap:
-    """Find the prunable groups of ``network``.
+def find_groups(
+    network: nn.Module, example: Example, only: Collection[str] | None = None
+) -> GroupMap:
+    """Find the prunable groups of ``network``, or those of the names in ``only``.
 
     ``example`` is a batch for it: a tensor ``[N, …]``, a tuple of its arguments, or a dictionary of
     its keyword arguments. Each group has been tried on it: removing its filters equals zeroing
@@ -30,7 +34,11 @@ def find_groups(network: nn.Module, example: Example) -> GroupMap:
     Raises :class:`InputError` where the network cannot be run on the example, gives no finite
     numbers, or does other things in training than in evaluation mode.
     """
-    return settled(network, _offers(network, example), example)
+    offered = _offers(network, example)
+    if only is not None:
+        wanted = {name: ways for name, ways in offered.alternatives.items() if name in only}
+        offered = replace(offered, alternatives=wanted)
+    return settled(network, offered, example)
 
 
 def follow_groups(network: nn.Module, example: Example) -> GroupMap:

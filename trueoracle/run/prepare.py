@@ -26,19 +26,11 @@ from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build, is_shipped
 from trueoracle.networks.weights import architecture_sha256, load_weights, weights_sha256
 from trueoracle.pruning.candidates import CandidateList, Candidates, list_candidates
-from trueoracle.pruning.depth import (
-    DepthCandidates,
-    check_depth,
-    find_stacks,
-    list_depth_candidates,
-)
+from trueoracle.pruning.depth import DepthCandidates, check_depth, list_depth_candidates
 from trueoracle.pruning.groups import GroupMap
 from trueoracle.pruning.parity import check_parity
-from trueoracle.pruning.unstructured import (
-    WeightCandidates,
-    check_masks,
-    list_weight_candidates,
-)
+from trueoracle.pruning.stacks import find_stacks
+from trueoracle.pruning.unstructured import WeightCandidates, check_masks, list_weight_candidates
 from trueoracle.pruning.walk import find_groups, follow_groups
 from trueoracle.run.footprint import (
     check_images,

@@ -34,9 +34,9 @@ from trueoracle.networks.pretrained import build_from_config, build_pretrained
 from trueoracle.networks.registry import NETWORKS, build
 from trueoracle.networks.weights import load_weights, save_weights
 from trueoracle.pruning.candidates import Units
-from trueoracle.pruning.depth import cut_layers, find_stacks
+from trueoracle.pruning.held import unmasked
+from trueoracle.pruning.stacks import cut_layers, find_stacks
 from trueoracle.pruning.surgery import prune
-from trueoracle.pruning.unstructured import unmasked
 from trueoracle.pruning.walk import find_groups
 from trueoracle.search.folder import WEIGHTS, check_folder, read_facts, write_folder
 from trueoracle.spec.hub import HF, folder_of, is_of_library
@@ -289,7 +289,7 @@ def _cut(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
     """The shape that is left: which filters go does not matter, since weights are loaded."""
     pruned = stored.pruned
     try:
-        groups = find_groups(dense, as_input(dense, _example(stored))).groups
+        groups = find_groups(dense, as_input(dense, _example(stored)), only=pruned).groups
     except Exception as error:  # of a size that nothing holds, or that does not fit
         raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
     kept = {}

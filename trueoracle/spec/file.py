@@ -16,6 +16,7 @@ from trueoracle.errors import InputError, first_line, shown, unknown
 from trueoracle.spec.hub import HF, files_sha256, folder_of
 from trueoracle.spec.spec import Role, StudySpec
 from trueoracle.training.recipe import Frozen
+from trueoracle.trust import note_code
 
 __all__ = [
     "PAPER",
@@ -325,6 +326,8 @@ def _fields(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     fields = _parsed(path, seen)
     if path.parent == SHIPPED:
         fields.pop(_STUDIES, None)
+    elif path.parent.parent != SHIPPED:  # of which the grids are
+        note_code(path, fields)
     fields.setdefault("name", path.stem)
     base = fields.pop("extends", None)
     _split(fields, str(path))  # each file by itself, so that the error names it

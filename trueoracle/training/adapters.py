@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from trueoracle.errors import InputError
-from trueoracle.pruning.unstructured import held_weight
+from trueoracle.pruning.held import held_weight
 from trueoracle.training.continuing import BASE, VALUE, MemberState
 from trueoracle.training.recipe import Lora
 

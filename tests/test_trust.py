@@ -1,0 +1,151 @@
+"""What a study file of somebody else's names is not run, and nothing beside the user is either."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_cli import call
+from trueoracle import trust
+from trueoracle.errors import InputError
+from trueoracle.networks.registry import NETWORKS
+from trueoracle.spec.grid import load_spec
+from trueoracle.study import Study
+
+OWN = """
+from pathlib import Path
+from torch import nn
+
+def network(classes=3):
+    Path("was-run").touch()
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, classes))
+"""
+NAMES = {
+    "network": 'network = "theirs:network"',
+    "network with arguments": '[network]\nname = "theirs:network"',
+    "criterion": 'criteria = ["oracle", "theirs:network"]',
+    "around a criterion": '[pruning]\nkind = "unstructured"\ncandidates = "around:theirs:network"',
+    "task": 'task = "theirs:network"',
+    "procedure": '[retraining]\nprocedure = "theirs:network"',
+    "arm": 'arms.mine.network = "theirs:network"',
+    "grid": '[grid]\n"network.name" = ["theirs:network"]',
+}
+
+
+@pytest.fixture(autouse=True)
+def _anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A project with a module in it, a folder beside it, and nothing believed yet."""
+    monkeypatch.setattr(trust, "_doubted", {})
+    monkeypatch.setattr(trust, "_allowed", False)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for folder in ("project", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "project" / "theirs.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+
+
+def study(folder: str, text: str) -> Path:
+    path = Path("..", folder, "study.toml")
+    path.write_text(f'extends = "digits-conv1-0.2"\n{text}\n')
+    return path
+
+
+@pytest.mark.parametrize("text", NAMES.values(), ids=NAMES.keys())
+def test_code_that_a_file_from_elsewhere_names_is_not_imported(text: str) -> None:
+    path = study("elsewhere", text)
+    trust.note_code(path, __import__("tomllib").loads(path.read_text()))
+    with pytest.raises(InputError, match="--allow-code") as refused:
+        NETWORKS.find("theirs:network")
+    assert str(path) in str(refused.value)
+    assert not Path("was-run").exists()
+    assert "theirs" not in sys.modules
+
+
+@pytest.mark.parametrize("command", ["run", "score", "search", "inspect"])
+def test_every_command_refuses_it_and_takes_it_with_a_word(command: str) -> None:
+    path = study("elsewhere", 'network = "theirs:network"')
+    called = call(command, str(path))
+    assert called.code == 2, called.err
+    assert "would run 'theirs:network'" in called.err
+    assert not Path("was-run").exists()
+    if command == "inspect":
+        call(command, str(path), "--allow-code")
+        assert Path("was-run").exists()
+
+
+def test_an_extended_file_from_elsewhere_is_not_believed_either() -> None:
+    study("elsewhere", 'network = "theirs:network"')
+    Path("mine.toml").write_text('extends = "../elsewhere/study.toml"\n')
+    load_spec("mine.toml")
+    with pytest.raises(InputError, match="elsewhere"):
+        NETWORKS.find("theirs:network")
+
+
+def test_a_study_of_the_project_is_the_users_own(tmp_path: Path) -> None:
+    load_spec(str(study("project", 'network = "theirs:network"')))
+    assert callable(NETWORKS.find("theirs:network"))
+    (tmp_path / "project" / ".git").mkdir()
+    (tmp_path / "project" / "inner").mkdir()
+    os.chdir(tmp_path / "project" / "inner")
+    assert trust.project() == (tmp_path / "project").resolve()
+
+
+def test_a_folder_can_be_believed_once_and_for_all(tmp_path: Path) -> None:
+    path = study("elsewhere", 'network = "theirs:network"')
+    trust.configuration().parent.mkdir(parents=True)
+    trust.configuration().write_text(f'allow_code = ["{tmp_path / "elsewhere"}"]\n')
+    load_spec(str(path))
+    assert callable(NETWORKS.find("theirs:network"))
+    trust.configuration().write_text('allow_code = "all"\n')
+    with pytest.raises(InputError, match="allow_code is a list of folders"):
+        load_spec(str(path))
+
+
+def test_python_says_so_where_it_means_it() -> None:
+    path = study("elsewhere", 'network = "theirs:network"')
+    Study(path)
+    with pytest.raises(InputError, match="allow_code"):
+        NETWORKS.find("theirs:network")
+    Study(path, allow_code=True)
+    assert callable(NETWORKS.find("theirs:network"))
+
+
+@pytest.mark.parametrize("name", ["os:system", "subprocess:run", "builtins:eval", "pickle:loads"])
+def test_pythons_own_library_is_never_called(name: str) -> None:
+    with pytest.raises(InputError, match="standard library"):
+        NETWORKS.find(name)
+
+
+def test_what_is_installed_comes_before_what_lies_here() -> None:
+    Path("torch_pruning.py").write_text("raise SystemExit('run')\n")
+    with pytest.warns(UserWarning, match="needs another name"):
+        found = NETWORKS.find("torch_pruning.pruner:BasePruningFunc")
+    assert found.__module__.startswith("torch_pruning")
+
+
+def test_another_librarys_name_does_not_stand_for_a_folder_here() -> None:
+    """Whether the library is installed or not."""
+    Path("torchvision").mkdir()
+    Path("torchvision", "__init__.py").touch()
+    Path("torchvision", "models.py").write_text(
+        "from pathlib import Path\nPath('was-run').touch()\nresnet18 = 1\n"
+    )
+    code = "from trueoracle.networks.registry import NETWORKS as N; N.find('torchvision.models:x')"
+    clean = f"import sys; sys.path.remove(''); {code}"
+    ended = subprocess.run([sys.executable, "-c", clean], capture_output=True, text=True)
+    assert ended.returncode
+    assert not Path("was-run").exists()
+
+
+def test_the_module_door_does_not_put_the_working_folder_first() -> None:
+    Path("statsmodels.py").write_text("")
+    Path("typer.py").write_text("raise SystemExit('run')\n")
+    command = [sys.executable, "-m", "trueoracle", "--version"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
