@@ -12,7 +12,7 @@ from trueoracle.data.splits import Splits
 from trueoracle.engines.base import Engine
 from trueoracle.engines.loop import LoopPopulation
 from trueoracle.errors import InputError
-from trueoracle.pruning.unstructured import held_weight
+from trueoracle.pruning.held import held_weight
 from trueoracle.training.checkpoint import Keepable
 from trueoracle.training.continuing import MemberState
 from trueoracle.training.loop import Stream
