@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from trueoracle.record.networks import is_recorded
 from trueoracle.record.pooled import open_results
 from trueoracle.record.results import Results
 from trueoracle.run.progress import Progress, as_progress
+from trueoracle.spec.file import with_files
 from trueoracle.spec.grid import Variant, grid_digest, variants
 
 if TYPE_CHECKING:
@@ -139,7 +141,17 @@ class Grid:
         return found
 
     def _check(self, progress: Progress, device: str, engine: str | None) -> None:
-        """Prepare every point of a grid; a plain study is checked when it runs."""
+        """Prepare every point of a grid; a plain study is checked when it runs.
+
+        Networks that are not here yet are downloaded first: their files are part of what a study is
+        known by.
+        """
+        self.variants = tuple(
+            replace(one, spec=with_files(one.spec, progress.message))
+            if one.spec.network.files is None
+            else one
+            for one in self.variants
+        )
         if not self.is_whole:
             return
         progress.stage("check", len(self.variants), 0, "studies")

@@ -26,7 +26,7 @@ from trueoracle.run.prepare import Prepared, prepare
 from trueoracle.run.progress import Progress, as_progress
 from trueoracle.run.retrain import check_retraining
 from trueoracle.search.settings import SearchSettings
-from trueoracle.spec.file import merged, spec_from
+from trueoracle.spec.file import merged, spec_from, with_files
 from trueoracle.spec.grid import load_spec
 from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import StudySpec
@@ -153,9 +153,12 @@ class Study:
         return tuple(each)
 
     def prepare(self, device: str = "auto", *, progress: bool | Progress = False) -> Prepared:
-        """Check everything and list the candidates, of the first dense network; no long work.
+        """Check everything and list the candidates, of the first dense network.
 
-        ``progress`` gets a message where the network is so slow that this takes minutes.
+        No long work, but for a network's download.
+
+        ``progress`` gets a message where the network is downloaded, or so slow that this takes
+        minutes.
         """
         if self.spec.network.fingerprint and self._network is None:
             raise InputError(f"{self.spec.name} needs its network: Study(…, network=…)")
@@ -163,13 +166,17 @@ class Study:
             raise InputError(f"{self.spec.name} needs its data: Study(…, data=…)")
         if self.spec.task.startswith(GIVEN) and self._task is None:
             raise InputError(f"{self.spec.name} needs its task: Study(…, task=…)")
+        say = as_progress(progress).message
+        if self.spec.network.files is None:  # what is not here yet is downloaded
+            self.spec = with_files(self.spec, say)
+            self.folder = self.folder.parent / self.spec.folder_name
         return prepare(
             self.spec.networks[0],
             network=self._network,
             data=self._data,
             task=self._task,
             device=device,
-            say=as_progress(progress).message,
+            say=say,
         )
 
     def check(self, device: str = "auto", engine: str | None = None) -> None:

@@ -28,6 +28,7 @@ _HOMES = {
     "draw_budget": "figures.budget",
     "find_arms": "record.runs",
     "find_run": "record.runs",
+    "find_team": "training.team",
     "inspect_network": "pruning.inspection",
     "is_plain": "search.folder",
     "is_known": "search.export",

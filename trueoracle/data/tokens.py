@@ -14,7 +14,7 @@ from typing import Any
 from trueoracle.errors import InputError, StoreError, first_line
 from trueoracle.files import write_text
 from trueoracle.networks.pretrained import import_transformers, processor_of, quiet
-from trueoracle.spec.hub import HF
+from trueoracle.spec.hub import HF, snapshot_of
 
 __all__ = ["IMAGE", "SPECIAL", "Tokenizer", "find_tokenizer", "is_trained"]
 
@@ -213,9 +213,9 @@ def _read(name: str, processor: Any) -> Tokenizer:
 
 
 def _tokenizer_of(name: str) -> Any:
-    """Transformers' processor or tokenizer in a folder, or of the hub's cache; never its code."""
+    """Transformers' processor or tokenizer in a folder, or of the hub; never its code."""
     transformers = import_transformers(f"tokenizer {name!r}")
-    place = str(Path(name).expanduser())
+    place = str(snapshot_of(name, download=lambda _: None, weights=False))
     refusal = ""
     for kind in (transformers.AutoProcessor, transformers.AutoTokenizer):
         try:

@@ -54,8 +54,8 @@ class Population(Protocol):
     def states(self) -> list[MemberState]:
         """What each member needs to go on later, beside the weights that are written back."""
 
-    def kept(self) -> list[Keepable]:
-        """What each member needs to go on from the networks that were given."""
+    def kept(self) -> list[Keepable] | None:
+        """What each member needs to go on from the networks that were given; None: keep nothing."""
 
 
 def what_only_the_loop_does(recipe: Recipe) -> str | None:
@@ -74,12 +74,14 @@ class Engine(ABC):
     """A way to train a population. Each member ends as the loop would leave it, but for rounding.
 
     ``handicap`` multiplies the time of its trial, so that near ties always fall the same way;
-    ``uses_threads``: each thread trains a group of its own.
+    ``uses_threads``: each thread trains a group of its own. One that is not tried beforehand
+    (``is_tried``) cannot be, and is chosen where it must be.
     """
 
     name: ClassVar[str]
     handicap: ClassVar[float] = 1.0
     uses_threads: ClassVar[bool] = False
+    is_tried: ClassVar[bool] = True
 
     @abstractmethod
     def refusal(self, network: nn.Module, data: Splits, recipe: Recipe) -> str | None:

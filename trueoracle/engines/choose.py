@@ -18,8 +18,15 @@ from torch import nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.engines.base import Engine
+from trueoracle.engines.devices import DevicesEngine
 from trueoracle.engines.loop import LoopEngine
-from trueoracle.engines.memory import available_memory, readable_bytes, training_bytes, ways_to_fit
+from trueoracle.engines.memory import (
+    available_memory,
+    evaluated_at_once,
+    readable_bytes,
+    training_bytes,
+    ways_to_fit,
+)
 from trueoracle.engines.native import NativeEngine
 from trueoracle.engines.wide import WideEngine
 from trueoracle.errors import InputError, unknown
@@ -75,12 +82,14 @@ class Plan:
         return f"engine {self.engine}, {many}: {self.reason}"
 
 
-_ENGINES: dict[str, Engine] = {
+_ALONE: dict[str, Engine] = {
     engine.name: engine for engine in (NativeEngine(), WideEngine(), LoopEngine())
 }
 """From the fastest on: of those before the loop that can express a network, the first is tried."""
 
-ENGINES = ("auto", *reversed(_ENGINES))
+_ENGINES: dict[str, Engine] = _ALONE | {DevicesEngine.name: DevicesEngine()}
+
+ENGINES = ("auto", *reversed(_ALONE), DevicesEngine.name)
 
 
 def train_population(
@@ -133,9 +142,9 @@ def train_epochs(
     steps = recipe.steps_in_epoch(len(data.train))
 
     def keep() -> None:
-        if checkpoint is not None and checkpoint.is_due:
-            rows = [[record.as_row() for record in own] for own in records]
-            checkpoint.save(population.kept(), rows)
+        if checkpoint is None or not checkpoint.is_due or (kept := population.kept()) is None:
+            return
+        checkpoint.save(kept, [[record.as_row() for record in own] for own in records])
 
     done = max(map(len, records))
     if on_epoch is not None:
@@ -185,6 +194,8 @@ def plan(
     engine asked for cannot, or the memory does not hold it.
     """
     check_engine(engine, network, data, recipe)
+    if engine != "auto" and not _ENGINES[engine].is_tried:
+        return Plan(engine, "processes that were launched together")
     budget = memory or available_memory(data.train.device) // 2
     refusals: dict[str, str] = {}
     wanted = [engine]
@@ -221,12 +232,13 @@ def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
     """Raise :class:`InputError` where memory does not even hold one network at a time."""
     batch = min(recipe.batch_size, len(data.train))
     example, free = data.example(1), available_memory(data.train.device)
-    needed = training_bytes(network, example, batch, recipe, data.task)
+    evaluated = evaluated_at_once(data)
+    needed = training_bytes(network, example, batch, recipe, data.task, evaluated)
     if needed > free:
         raise InputError(
             f"retraining one network on {batch:,} examples a step needs "
             f"{readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: "
-            + ways_to_fit(network, example, batch, recipe, data.task, free)
+            + ways_to_fit(network, example, batch, recipe, data.task, free, evaluated)
         )
 
 
@@ -236,6 +248,8 @@ def engine_for(candidates: CandidateList, engine: str) -> str:
     Raises :class:`InputError` where another one is named for such.
     """
     if candidates.is_uniform or engine not in ENGINES:
+        return engine
+    if engine == DevicesEngine.name:
         return engine
     if engine not in ("auto", LoopEngine.name):
         raise InputError(
@@ -266,7 +280,7 @@ def _possible(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[list[st
     trial would then only cost time.
     """
     refusals: dict[str, str] = {}
-    *fast, last = _ENGINES
+    *fast, last = _ALONE
     for name in fast:
         why = _refusal(name, network, data, recipe)
         if why is None:

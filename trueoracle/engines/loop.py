@@ -16,6 +16,7 @@ from trueoracle.training.continuing import MemberState
 from trueoracle.training.evaluate import tally_together
 from trueoracle.training.loop import Stream, Training
 from trueoracle.training.recipe import Recipe
+from trueoracle.training.team import Team
 
 __all__ = ["LoopEngine", "LoopPopulation"]
 
@@ -31,10 +32,11 @@ class LoopPopulation:
         recipe: Recipe,
         *,
         states: Sequence[MemberState] | None = None,
+        team: Team | None = None,
     ) -> None:
         self._data = data
         self._trainings = [
-            Training(network, data, recipe, stream, state)
+            Training(network, data, recipe, stream, state, team)
             for network, stream, state in zip(
                 networks, streams, states or [{}] * len(networks), strict=True
             )
@@ -61,7 +63,7 @@ class LoopPopulation:
         for training in self._trainings:
             training.finish()
 
-    def kept(self) -> list[Keepable]:
+    def kept(self) -> list[Keepable] | None:
         return [training.kept() for training in self._trainings]
 
     def states(self) -> list[MemberState]:

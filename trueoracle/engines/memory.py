@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
@@ -24,6 +24,7 @@ from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import InputError, shown
 from trueoracle.networks.watching import Watch
 from trueoracle.tasks.base import Batch, Task, inputs_of
+from trueoracle.training.evaluate import evaluation_batch
 from trueoracle.training.loop import Training, loss_of, make_optimizer, training_task
 from trueoracle.training.recipe import Lora, Recipe, Retraining
 from trueoracle.training.savings import checkpointed
@@ -31,6 +32,7 @@ from trueoracle.training.savings import checkpointed
 __all__ = [
     "LiveBytes",
     "available_memory",
+    "evaluated_at_once",
     "parse_bytes",
     "peak_bytes",
     "readable_bytes",
@@ -74,13 +76,24 @@ def weight_bytes(network: nn.Module) -> int:
     return sum(v.nbytes for v in chain(network.parameters(), network.buffers()))
 
 
+def evaluated_at_once(data: Splits) -> int:
+    """The most examples of a split that are evaluated at a time."""
+    return max(min(len(split), evaluation_batch(split)) for _, split in data.named())
+
+
 def training_bytes(
-    network: nn.Module, example: Batch, count: int, recipe: Recipe, task: Task
+    network: nn.Module,
+    example: Batch,
+    count: int,
+    recipe: Recipe,
+    task: Task,
+    evaluated: int = 0,
 ) -> int:
     """Bytes that one network takes while it is trained on ``count`` examples a step.
 
-    Small ones by a quick count: weights, their gradients, what the optimiser remembers, and what a
-    forward pass keeps for the gradients. Others by :func:`peak_bytes`, which takes seconds.
+    ``evaluated`` is how many examples at a time it is measured on after an epoch. Small ones by a
+    quick count: weights, their gradients, what the optimiser remembers, and what a forward pass
+    keeps for the gradients. Others by :func:`peak_bytes`, which takes seconds.
     """
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     remembered = 2 if recipe.optimizer != "sgd" else int(recipe.momentum > 0)
@@ -88,18 +101,25 @@ def training_bytes(
     if kept is not None and recipe.precision == "autocast":  # most of it in 16 bits
         kept //= 2
     quick = weight_bytes(network) + (1 + remembered) * trained + (kept or 0)
-    if kept is not None and quick < _SMALL:
+    # An evaluation keeps nothing for gradients: its peak is below what a training of as many has.
+    if kept is not None and quick < _SMALL and kept * evaluated // max(count, 1) < _SMALL:
         return quick
-    return peak_bytes(network, example, count, recipe, task) or quick
+    return peak_bytes(network, example, count, recipe, task, evaluated) or quick
 
 
 def peak_bytes(
-    network: nn.Module, example: Batch, count: int, recipe: Recipe, task: Task
+    network: nn.Module,
+    example: Batch,
+    count: int,
+    recipe: Recipe,
+    task: Task,
+    evaluated: int = 0,
 ) -> int | None:
     """The most bytes that tensors take in training by ``recipe``, ``count`` examples a step.
 
     Two steps are run on shapes alone (torch's fake tensors), with the adapters, checkpoints, parts
-    and precision of the recipe; the second one meets the optimiser's state. What a kernel takes and
+    and precision of the recipe; the second one meets the optimiser's state. Then ``evaluated``
+    examples are measured at once, beside gradients and that state. What a kernel takes and
     gives back within itself is not seen. None where the network, or its loss, cannot be run so:
     one that goes by the values it computes, say. ``network`` may be on the ``meta`` device.
     """
@@ -115,23 +135,48 @@ def peak_bytes(
         # With a ShapeEnv, values that are only checked (as LLaVA counts its images' tokens) pass.
         with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()), live:
             fake = _with_tensors(laid, lambda value: torch.empty(value.shape, dtype=value.dtype))
-            batch = {
-                name: torch.empty(-(-count // parts), *value.shape[1:], dtype=value.dtype)
-                for name, value in example.items()
-            }
+            batch = _shapes(example, -(-count // parts))
             with checkpointed(fake.train(), recipe):
-                _two_steps(fake, training_task(task, recipe), batch, recipe, min(parts, 2))
+                kept = _two_steps(fake, training_task(task, recipe), batch, recipe, min(parts, 2))
+            if evaluated:
+                del batch
+                with suppress(Exception):  # a task may look at values; training's figure stays
+                    _evaluated(fake, task, _shapes(example, evaluated))
+            del kept
             return live.peak
     return None
 
 
-def _two_steps(network: nn.Module, task: Task, batch: Batch, recipe: Recipe, parts: int) -> None:
+def _shapes(example: Batch, count: int) -> Batch:
+    """``count`` examples without values."""
+    return {
+        name: torch.empty(count, *value.shape[1:], dtype=value.dtype)
+        for name, value in example.items()
+    }
+
+
+def _evaluated(network: nn.Module, task: Task, batch: Batch) -> None:
+    # Adapters are merged for it, and the weights beneath kept aside.
+    adapted: list[Any] = [m for m in network.modules() if hasattr(m, "base_layer")]
+    aside = [layer.base_layer.weight.clone() for layer in adapted]
+    for layer in adapted:
+        layer.merge()
+    with torch.no_grad():
+        task.sums(task.forward(network.eval(), batch), batch)
+    del aside
+
+
+def _two_steps(
+    network: nn.Module, task: Task, batch: Batch, recipe: Recipe, parts: int
+) -> optim.Optimizer:
+    """Its optimiser, which remembers what a next step needs."""
     optimizer = make_optimizer(network.parameters(), recipe)
     for _ in range(2):
         optimizer.zero_grad()
         for _ in range(parts):  # the second one meets the gradients of the first
             loss_of(network, task, batch, recipe).backward()
         optimizer.step()
+    return optimizer
 
 
 def _with_tensors(network: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -159,7 +204,13 @@ _WAYS: dict[str, dict[str, Any]] = {
 
 
 def ways_to_fit(
-    network: nn.Module, example: Batch, count: int, recipe: Recipe, task: Task, free: int
+    network: nn.Module,
+    example: Batch,
+    count: int,
+    recipe: Recipe,
+    task: Task,
+    free: int,
+    evaluated: int = 0,
 ) -> str:
     """In words, what makes training fit into ``free`` bytes: the first ways that do, or none."""
     least: int | None = None
@@ -170,7 +221,7 @@ def ways_to_fit(
         changed = recipe.model_copy(
             update={n: count if n == "accumulate" else value for n, value in fields.items()}
         )
-        needs = peak_bytes(network, example, count, changed, task)
+        needs = peak_bytes(network, example, count, changed, task, evaluated)
         if needs is not None:
             least = min(needs, least or needs)
             if needs <= free and len(found) < 2:

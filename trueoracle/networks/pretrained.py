@@ -1,7 +1,8 @@
 """Networks that others made and trained: ``hf:``, ``timm:`` and ``torchvision:`` names.
 
 ``hf:FOLDER`` and ``hf:ORGANISATION/NAME`` are built by transformers from a folder of config and
-safetensors (:mod:`trueoracle.spec.hub`); code that lies in such a folder is never run.
+safetensors, which is downloaded where it is not there (:mod:`trueoracle.spec.hub`); code that lies
+in such a folder is never run.
 ``timm:NAME`` and ``torchvision:NAME`` are those libraries' networks with the weights that they
 offer. With ``pretrained = false`` they begin with random weights, which are trained here.
 """
@@ -98,7 +99,7 @@ def processor_of(name: str, revision: str | None = None) -> Any:
     Raises :class:`InputError` where the files cannot be had, or hold none of these.
     """
     named = name.removeprefix(HF)
-    folder = folder_of(named, revision)
+    folder = folder_of(named, revision, _in_silence)
     transformers = import_transformers(f"{HF}{named}")
     try:
         with quiet():
@@ -152,6 +153,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read
 
 
+def _in_silence(_: str) -> None:
+    """Where nobody is there to be told of a download: a study and ``inspect`` say it before."""
+
+
 def _from_transformers(named: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
     name = f"{HF}{named}"
     for argument in given:
@@ -159,7 +164,7 @@ def _from_transformers(named: str, given: dict[str, Any], pretrained: bool) -> n
             raise unknown(f"argument of network {name!r}", argument, _ARGUMENTS)
     if (dtype := given.setdefault("dtype", "float32")) not in _DTYPES:
         raise unknown(f"dtype of network {name!r}", str(dtype), _DTYPES)
-    folder = folder_of(named, given.pop("revision", None))
+    folder = folder_of(named, given.pop("revision", None), _in_silence)
     transformers, config = import_transformers(name), read_config(folder)
     if config.get("model_type") == tinyllava.MODEL_TYPE:
         with quiet():

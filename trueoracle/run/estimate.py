@@ -11,12 +11,20 @@ import torch
 
 from trueoracle.data import datasets
 from trueoracle.data.splits import Split, Splits
-from trueoracle.engines.choose import Plan, engine_for, plan, train_population
+from trueoracle.engines.choose import (
+    Plan,
+    engine_for,
+    plan,
+    seconds_alone,
+    train_population,
+)
+from trueoracle.engines.loop import LoopEngine
 from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.run.footprint import part_sizes
-from trueoracle.run.prepare import find_device, list_study
+from trueoracle.run.prepare import find_device, list_study, load_study
+from trueoracle.spec.hub import HF
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.classification import Classification
 
@@ -52,12 +60,16 @@ class Estimator:
     def __init__(self, device: str = "auto") -> None:
         self._device = find_device(device)
         self._measured: dict[str, tuple[float, str]] = {}
+        self._listed: dict[str, int] = {}
 
     def estimate(self, spec: StudySpec) -> Estimate | None:
         """How long the study's networks take; None where the data set's size is not known.
 
-        Raises :class:`InputError` for what is no study: a network that is not known, say.
+        Text and questions are loaded for it; nothing is downloaded. Raises :class:`InputError` for
+        what is no study: a network that is not known, say.
         """
+        if spec.data.is_language:
+            return self._of_language(spec)
         if (counts := part_sizes(spec.data)) is None:
             return None
         # Prunings of one network differ less than the trials of a busy machine do.
@@ -86,6 +98,21 @@ class Estimator:
         recipe = spec.retraining
         images = recipe.epochs * (recipe.examples_in_epoch(trained) + evaluated / 3)
         return Estimate(networks, seconds_an_image * images, engine)
+
+    def _of_language(self, spec: StudySpec) -> Estimate | None:
+        """That of text or questions, by the loop; None where the network would be downloaded."""
+        if spec.network.name.startswith(HF) and spec.network.files is None:
+            return None
+        # Retrainings of one seed of a pruning like this one.
+        key = json.dumps([spec.outcome_digest, spec.pruning.model_dump(mode="json")])
+        if key not in self._measured:
+            data, network, candidates = load_study(spec)
+            pruned = candidates.prune(network, 0).to(self._device)
+            seconds = seconds_alone(pruned, data.to(self._device), spec.retraining)
+            self._listed[key] = len(candidates)
+            self._measured[key] = seconds, LoopEngine.name
+        seconds, engine = self._measured[key]
+        return Estimate(self._listed[key] * len(spec.retraining.seeds), seconds, engine)
 
 
 def _try(spec: StudySpec, candidates: CandidateList, device: torch.device) -> tuple[float, str]:

@@ -22,6 +22,7 @@ from trueoracle.data.streaming import (
 )
 from trueoracle.engines.memory import (
     available_memory,
+    evaluated_at_once,
     readable_bytes,
     training_bytes,
     weight_bytes,
@@ -200,7 +201,8 @@ def held_bytes(spec: StudySpec, network: nn.Module, data: Splits) -> int:
         for value in split.fields.values()
     )
     batch = min(recipe.batch_size, len(data.train))
-    return held + training_bytes(network, data.example(1), batch, recipe, data.task)
+    evaluated = evaluated_at_once(data)
+    return held + training_bytes(network, data.example(1), batch, recipe, data.task, evaluated)
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -42,7 +42,7 @@ from trueoracle.run.footprint import (
 from trueoracle.run.progress import about
 from trueoracle.run.taking import check_taking
 from trueoracle.sources import code_fingerprint
-from trueoracle.spec.hub import is_of_library
+from trueoracle.spec.hub import HF, commit_of, folder_of, is_of_library
 from trueoracle.spec.spec import (
     AROUND_COUNT,
     LANGUAGE_FIELDS,
@@ -68,8 +68,17 @@ from trueoracle.tasks.language import Answers
 from trueoracle.tasks.registry import find_task
 from trueoracle.training.loop import Training, stream_seed
 from trueoracle.training.recipe import Recipe
+from trueoracle.training.team import find_team
 
-__all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
+__all__ = [
+    "Prepared",
+    "build_study",
+    "find_device",
+    "hub_commit",
+    "list_study",
+    "load_study",
+    "prepare",
+]
 
 _SLOW_SECONDS = 1.0
 _EXAMPLES = 3
@@ -155,6 +164,8 @@ def prepare(
     # The tests try the groups of all shipped networks of images; those pruned are tried below.
     find = follow_groups if shipped and INPUT in example else find_groups
     candidates, remarks = _list(made, of_images, example, spec, find=find)
+    if (commit := hub_commit(spec)) is not None:
+        remarks.append(f"network: {spec.network.name} at commit {commit} of the hub")
     _check_recipes(made, of_images, example, spec)
     _check_training(made, candidates, of_images, example, spec)
     if spec.network.weights is not None:
@@ -212,6 +223,15 @@ def _in_blocks(network: nn.Module, data: Splits, count: int) -> Splits:
     return replace(data, remarks=(*data.remarks, remark))
 
 
+def hub_commit(spec: StudySpec) -> str | None:
+    """The commit of the hub that a study's network is of; None for any other network."""
+    if not spec.network.name.startswith(HF):
+        return None
+    revision = spec.network.arguments.get("revision")
+    wanted = None if revision is None else str(revision)
+    return commit_of(folder_of(spec.network.name.removeprefix(HF), wanted))
+
+
 def _code(spec: StudySpec, task: Task) -> dict[str, str]:
     """Hashes of the code of a user's own: of a task, a procedure, a criterion drawn around."""
     found = {}
@@ -232,12 +252,17 @@ def list_study(spec: StudySpec) -> CandidateList:
     Of ``folder`` the names of the classes are read; text and questions are loaded.
     """
     if spec.data.is_language:
-        data = _load(spec)
-        network = _built(spec, data)
-        return _list(network, data.task, _example(data), spec, find=find_groups)[0]
+        return load_study(spec)[2]
     info = _info(spec.data)
     network, task = _built(spec, None), _of_images(spec.task, info)
     return _list(network, task, _images(info), spec, find=follow_groups)[0]
+
+
+def load_study(spec: StudySpec) -> tuple[Splits, nn.Module, CandidateList]:
+    """The data of a study by its name, its network as it begins, and its candidates."""
+    data = _load(spec)
+    network = _built(spec, data)
+    return data, network, _list(network, data.task, _example(data), spec, find=find_groups)[0]
 
 
 def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
@@ -591,6 +616,8 @@ def _check_criteria(
 
 def find_device(name: str) -> torch.device:
     """A device by its torch name, or ``auto``; raises :class:`InputError` where none works."""
+    if name == "auto" and (team := find_team()) is not None:
+        return team.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -12,6 +12,7 @@ from torch import nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.engines.choose import Plan, check_engine, engine_for, plan
+from trueoracle.engines.devices import DevicesEngine
 from trueoracle.engines.loop import LoopEngine
 from trueoracle.engines.retrain import retrain, retraining_data, stream_of
 from trueoracle.errors import InputError
@@ -26,12 +27,14 @@ from trueoracle.run.sitting import Sitting
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.registry import GIVEN
 from trueoracle.training.checkpoint import Checkpoint
+from trueoracle.training.team import Team, find_team
 
 __all__ = [
     "Chunk",
     "Place",
     "check_retraining",
     "chunks",
+    "follow",
     "plan_retraining",
     "retrain_candidates",
     "retrain_chunk",
@@ -91,6 +94,8 @@ def retrain_chunk(
     at = place or _built(chunk.spec.model_dump_json(), chunk.dense)
     candidates, recipe = at.prepared.candidates, chunk.spec.retraining
     number = {name: index for index, name in enumerate(candidates.ids)}
+    team = find_team()
+    how = f"{chunk.engine}-sharded" if team is not None and team.is_sharded else chunk.engine
     started = time.perf_counter()
     records, _ = retrain(
         [candidates.prune(at.dense, number[name]) for _, name in chunk.members],
@@ -99,7 +104,7 @@ def retrain_chunk(
         recipe,
         engine=chunk.engine,
         on_epoch=on_epoch,
-        checkpoint=Checkpoint(under_way(chunk), f"{at.identity}-{chunk.engine}-{chunk.members}"),
+        checkpoint=Checkpoint(under_way(chunk), f"{at.identity}-{how}-{chunk.members}"),
     )
     seconds = (time.perf_counter() - started) / len(chunk.members)
     return [
@@ -113,6 +118,18 @@ def retrain_chunk(
         )
         for (seed, name), own in zip(chunk.members, records, strict=True)
     ]
+
+
+def follow(prepared: Prepared, team: Team) -> None:
+    """Train with the first process of a launch what it trains, until it is done with the study."""
+    place = None
+    while (chunk := team.hear()) is not None:
+        if place is None:
+            network = copied(prepared.network)
+            load_weights(network, chunk.dense)
+            prepared = candidates_for(prepared, network, chunk.dense.parent)
+            place = Place.of(prepared, network)
+        retrain_chunk(chunk, place)
 
 
 def under_way(chunk: Chunk) -> Path:
@@ -132,12 +149,24 @@ def _built(fields: str, dense: Path) -> Place:
     return Place.of(candidates_for(prepared, network, dense.parent), network)
 
 
+def launched(engine: str) -> str:
+    """The engine of processes that were launched together, which no other one is for."""
+    if find_team() is None:
+        return engine
+    if engine not in ("auto", DevicesEngine.name):
+        raise InputError(
+            f"engine {engine!r} uses one device, and this process was launched with others: leave "
+            "--engine out, or start it alone"
+        )
+    return DevicesEngine.name
+
+
 def check_retraining(prepared: Prepared, engine: str) -> None:
     """Refuse an engine that cannot retrain the study's networks, by :class:`InputError`."""
     recipe = prepared.spec.retraining
     example = prepared.candidates.prune(prepared.network, 0)
     data = retraining_data(prepared.data, recipe, prepared.network)
-    check_engine(engine_for(prepared.candidates, engine), example, data, recipe)
+    check_engine(engine_for(prepared.candidates, launched(engine)), example, data, recipe)
 
 
 def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
@@ -157,7 +186,7 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
     }
     count = sum(map(len, left.values()))
     progress.stage("retrain", prepared.retrainings, prepared.retrainings - count, "networks")
-    place = Place.of(prepared, dense)
+    place, team = Place.of(prepared, dense), find_team()
     for members in chunks(left, plan):
         named = tuple((seed, candidates.ids[index]) for seed, index in members)
         chunk = Chunk(prepared.spec, at.folder / DENSE, named, plan.engine)
@@ -169,6 +198,8 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
             shown += step
             progress.advance(step)
 
+        if team is not None:
+            team.tell(chunk)
         finished = retrain_chunk(chunk, place, show)
         store.record_retrained(finished)
         under_way(chunk).unlink(missing_ok=True)
@@ -197,7 +228,7 @@ def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None
     pruned = prepared.candidates.prune(prepared.network, 0)
 
     recipe = prepared.spec.retraining
-    if recipe.procedure is not None:
+    if recipe.procedure is not None and find_team() is None:
         return Plan(LoopEngine.name, "a training procedure of one's own")
     data = retraining_data(prepared.data, recipe, prepared.network)
 
@@ -206,6 +237,8 @@ def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None
         return plan(pruned, data, recipe, members=left, engine=wanted, memory=memory)
 
     before = store.noted("engine")
+    if find_team() is not None:
+        return choose(launched(engine))
     if engine == "auto" and before:
         try:
             return replace(choose(before), reason="as in the sitting before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 
 from trueoracle.analysis.numbers import many, quantity
@@ -14,10 +15,16 @@ from trueoracle.run.dense import make_dense, warn_of_chance
 from trueoracle.run.footprint import held_bytes
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
-from trueoracle.run.retrain import check_retraining, plan_retraining, retrain_candidates
+from trueoracle.run.retrain import (
+    check_retraining,
+    follow,
+    plan_retraining,
+    retrain_candidates,
+)
 from trueoracle.run.score import list_candidates, score_candidates
 from trueoracle.run.sitting import Sitting, sitting
 from trueoracle.tasks.base import as_input
+from trueoracle.training.team import find_team
 
 __all__ = ["run", "score"]
 
@@ -33,10 +40,15 @@ def run(
     """Carry a study out in ``folder``, from wherever it stands to its end.
 
     ``engine`` and ``memory`` (bytes) are those of :func:`trueoracle.engines.choose.plan`. Raises
-    what :func:`trueoracle.run.sitting.sitting` raises.
+    what :func:`trueoracle.run.sitting.sitting` raises. Of processes that were launched together,
+    the first does all but retraining, which they do together.
     """
     check_retraining(prepared, engine)
-    with sitting(prepared, folder, progress) as at:
+    team = find_team()
+    if team is not None and not team.is_main:
+        follow(prepared, team)
+        return
+    with team.leading() if team else nullcontext(), sitting(prepared, folder, progress) as at:
         tell_cost(at)
         plan = plan_retraining(at, engine, memory)
         dense = make_dense(at)

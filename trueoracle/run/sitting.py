@@ -20,7 +20,7 @@ from trueoracle.files import remove_drafts, write_text
 from trueoracle.record.lock import locked
 from trueoracle.record.paths import AROUND, DATABASE, DENSE
 from trueoracle.record.store import Store
-from trueoracle.run.prepare import Prepared
+from trueoracle.run.prepare import Prepared, hub_commit
 from trueoracle.run.progress import Progress
 from trueoracle.spec.spec import CANDIDATE_FILES
 from trueoracle.training.recipe import Recipe
@@ -126,6 +126,8 @@ def _begin(prepared: Prepared, store: Store) -> int:
         "git_commit": _git_commit(),
         "pid": os.getpid(),
     }
+    if (commit := hub_commit(prepared.spec)) is not None:
+        facts["network_commit"] = commit
     number = store.begin(_now(), prepared.spec.model_dump(mode="json"), facts)
     if prepared.code:
         store.note(number, "code", dict(prepared.code))

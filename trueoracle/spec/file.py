@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = [
     "shipped_grids",
     "shipped_studies",
     "spec_from",
+    "with_files",
     "without_arms",
 ]
 
@@ -221,20 +222,24 @@ def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = N
     if wrong := _unfit(given):
         raise InputError(f"the study {wrong}")
     try:
-        return _with_files(StudySpec.model_validate(given))
+        return with_files(StudySpec.model_validate(given))
     except ValidationError as error:
         raise InputError(_one_line(error)) from error
 
 
-def _with_files(spec: StudySpec) -> StudySpec:
-    """The study with the hash of its network's files, where they are at hand."""
+def with_files(spec: StudySpec, download: Callable[[str], None] | None = None) -> StudySpec:
+    """The study with the hash of its network's files, where they are at hand.
+
+    With ``download``, which is told of it, files that are not are downloaded from the hub; raises
+    :class:`InputError` where they cannot be had.
+    """
     network, files = spec.network, None
     if network.name.startswith(HF):
         revision = network.arguments.get("revision")
         name, wanted = network.name.removeprefix(HF), None if revision is None else str(revision)
         # What cannot be had is said when it is needed: a study can be listed without it.
-        with suppress(InputError):
-            files = files_sha256(folder_of(name, wanted))
+        with suppress(InputError) if download is None else nullcontext():
+            files = files_sha256(folder_of(name, wanted, download))
     if files == network.files:
         return spec
     return spec.model_copy(update={"network": network.model_copy(update={"files": files})})

@@ -23,6 +23,7 @@ from trueoracle.training.continuing import STREAM, MemberState, restore, state_o
 from trueoracle.training.evaluate import tally_together
 from trueoracle.training.recipe import Recipe, Retraining
 from trueoracle.training.savings import Rounded, checkpointed
+from trueoracle.training.team import Team
 
 __all__ = ["EpochRecord", "Stream", "Training", "train"]
 
@@ -138,8 +139,9 @@ def train(
 class Training:
     """One network in training, with its optimiser and what the recipe lays on it until the end.
 
-    ``state`` is what an earlier one gave: then it goes on from there. Raises :class:`InputError`
-    for a recipe that does not fit the network.
+    ``state`` is what an earlier one gave: then it goes on from there. With a ``team``, all its
+    processes train the network together; a network that is sharded among them stays so. Raises
+    :class:`InputError` for a recipe that does not fit the network.
     """
 
     def __init__(
@@ -149,14 +151,18 @@ class Training:
         recipe: Recipe,
         stream: Stream,
         state: MemberState | None = None,
+        team: Team | None = None,
     ) -> None:
         self.network = network
+        self._team = team
         self._data, self._recipe, self._stream = data, recipe, stream
         self._rounded = Rounded(network) if recipe.precision == "bfloat16" else None
         self._adapters = None
         if isinstance(recipe, Retraining) and recipe.lora is not None:
             seed = stream_seed(stream[0], 0, "adapters", stream[1])
             self._adapters = Adapters(network, recipe.lora, seed)
+        if team is not None and team.is_sharded:
+            team.shard(network)
         self._optimizer = make_optimizer(network.parameters(), recipe)
         self._begun: Begun | None = None
         if state:
@@ -187,6 +193,7 @@ class Training:
             self._stream,
             begun=begun,
             between_steps=pause,
+            team=self._team,
         )
 
     def check(self, batch: Batch) -> None:
@@ -214,6 +221,8 @@ class Training:
         """The network as it would be handed out now: with its adapters merged."""
         with nullcontext() if self._adapters is None else self._adapters.merged():
             yield self.network
+            if self._team is not None:
+                self._team.shard_again(self.network)
 
     def measure(self, epoch: int) -> EpochRecord:
         """All metrics on every split, after an epoch."""
@@ -243,7 +252,9 @@ class Training:
         return tensors, self.state(base=False)
 
     def finish(self) -> None:
-        """Leave the network as it was handed in, but trained."""
+        """Leave the network as it was handed in, but trained; a sharded one as it is."""
+        if self._team is not None and self._team.is_sharded:
+            return
         if self._adapters is not None:
             self._adapters.finish()
         if self._rounded is not None:
@@ -293,11 +304,12 @@ def train_epoch(
     *,
     begun: Begun | None = None,
     between_steps: Callable[[Begun], None] | None = None,
+    team: Team | None = None,
 ) -> None:
     """One pass over the training examples, in training mode, at the recipe's learning rates.
 
     ``begun``: the epoch goes on from there. ``between_steps`` is told after each step but the last
-    how far it has come.
+    how far it has come. With a ``team``, its processes share the work of every step.
     """
     task, device = training_task(data.task, recipe), data.train.device
     steps = recipe.steps_in_epoch(len(data.train))
@@ -312,7 +324,10 @@ def train_epoch(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate_at(epoch, step, steps)
             optimizer.zero_grad()
-            add_gradients(network, task, batch, recipe)
+            if team is not None and not team.is_main:  # what it drops is its own, also after a kill
+                own = ("network", stream[1], str(step), str(team.rank))
+                torch.manual_seed(stream_seed(stream[0], epoch, *own))
+            add_gradients(network, task, batch, recipe, team)
             if recipe.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
             optimizer.step()
@@ -320,18 +335,28 @@ def train_epoch(
                 between_steps(Begun.now(step + 1, device))
 
 
-def add_gradients(network: nn.Module, task: Task, batch: Batch, recipe: Recipe) -> None:
+def add_gradients(
+    network: nn.Module, task: Task, batch: Batch, recipe: Recipe, team: Team | None = None
+) -> None:
     """Add the gradients of a batch's mean loss to those of the network.
 
     With ``accumulate``, in parts: each part's mean weighs as much as what counts in it (tokens,
-    pixels, examples), so that the sum is the gradient of the whole batch's mean.
+    pixels, examples), so that the sum is the gradient of the whole batch's mean. The processes of a
+    ``team`` compute different parts of the same batch, and end with the same sum.
     """
-    parts = [batch] if recipe.accumulate == 1 else _parted(batch, recipe.examples_at_once)
+    size = recipe.examples_at_once if team is None else -(-recipe.examples_at_once // team.size)
+    parts = [batch] if team is None and recipe.accumulate == 1 else _parted(batch, size)
     weights = [1.0] if len(parts) == 1 else [task.weight(part) for part in parts]
     whole = sum(weights) or 1.0
-    for part, weight in zip(parts, weights, strict=True):
-        loss = loss_of(network, task, part, recipe)
-        (loss if len(parts) == 1 else loss * (weight / whole)).backward()
+    if team is None:
+        for part, weight in zip(parts, weights, strict=True):
+            loss = loss_of(network, task, part, recipe)
+            (loss if len(parts) == 1 else loss * (weight / whole)).backward()
+        return
+    for place, part, counts in team.own(parts):
+        share = team.size * weights[place] / whole if counts else 0.0  # processes are averaged
+        (loss_of(network, task, part, recipe) * share).backward()
+    team.add_up(network.parameters())
 
 
 def loss_of(network: nn.Module, task: Task, batch: Batch, recipe: Recipe) -> Tensor:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from trueoracle.errors import InputError
 from trueoracle.training.recipe import Recipe
 
-__all__ = ["Rounded", "checkpointed"]
+__all__ = ["Rounded", "blocks_of", "checkpointed"]
 
 
 class Rounded:
@@ -80,7 +80,7 @@ def checkpointed(network: nn.Module, recipe: Recipe) -> Iterator[None]:
         finally:
             switch("disable")
     else:
-        blocks = _blocks(network)
+        blocks = _blocks_to_run_again(network)
         for block in blocks:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
         try:
@@ -103,7 +103,8 @@ def _switch_of_transformers(network: nn.Module) -> Callable[..., None] | None:
     return lambda what, *given: getattr(network, f"{name}_{what}")(*given)
 
 
-def _blocks(network: nn.Module) -> list[nn.Module]:
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The modules with parts of their own that stand in a row, the outermost ones; may be none."""
     found: list[nn.Module] = []
     for module in network.modules():
         if isinstance(module, nn.Sequential | nn.ModuleList):
@@ -111,6 +112,11 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
             inner = {id(m) for block in found for m in block.modules()}
             if len(composite) > 1:
                 found += [block for block in composite if id(block) not in inner]
+    return found
+
+
+def _blocks_to_run_again(network: nn.Module) -> list[nn.Module]:
+    found = blocks_of(network)
     if not found:
         raise InputError(
             f"gradient_checkpointing needs blocks that stand in a row, and {type(network).__name__}"
