@@ -19,7 +19,8 @@ from trueoracle.errors import InputError, first_line
 
 __all__ = ["believe", "check_trusted", "configuration", "note_code", "project"]
 
-_CODE = re.compile(r"(?:around:)?([^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
+_CODE = re.compile(r"(?:around:)?([^:]+:.*?)(?::[^:]*=[^:]*)?", re.DOTALL)
+"""What is imported where it is no registered name, without the parameters of a criterion."""
 _PLACES = {"around", "candidates", "criteria", "name", "network", "procedure", "task"}
 """The fields that can name code."""
 
