@@ -256,8 +256,8 @@ def combine(table: CandidateTable, *, folds: int = 5, seed: int = 0) -> Combinat
 
     def standardised(outcome: np.ndarray) -> np.ndarray:
         places: np.ndarray = rankdata(-table.better(outcome)[rows])
-        scale = places.std()
-        return (places - places.mean()) / (scale if scale > 0 else 1.0)
+        scaled: np.ndarray = (places - places.mean()) / (float(places.std()) or 1.0)
+        return scaled
 
     outcome, parts = standardised(table.outcome), table.fitted_and_judged
     model = RidgeCV(alphas=np.logspace(-2, 4, 13))

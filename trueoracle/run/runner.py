@@ -117,6 +117,7 @@ def _power(prepared: Prepared) -> str:
         layers=len(sizes),
         candidates=sampled,
         seeds=len(spec.retraining.seeds),
+        examples=len(prepared.data.test) if "test" in prepared.data.blocks else None,
         criteria=len(spec.criteria),
     )
     return f"power: {found.sentence()}"
