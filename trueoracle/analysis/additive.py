@@ -73,11 +73,7 @@ def additive(table: CandidateTable, *, folds: int = FOLDS, seed: int = 0) -> Add
     rows = table.order[np.isfinite(table.outcome[table.order])]
     if table.pruned is None or len(rows) < max(4 * folds, LEAST_A_FILTER * table.pruned.shape[1]):
         return None
-    blocks = 0 if table.blocks is None else len(table.blocks)
-    parts = [(table.outcome, table.outcome)]
-    if blocks > 1:
-        even, odd = (table.take(blocks=np.arange(start, blocks, 2)).outcome for start in (0, 1))
-        parts = [(even, odd), (odd, even)]
+    parts = table.fitted_and_judged
     fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows)) % folds
     taus = []
     for fitted, judged in parts:
@@ -88,4 +84,4 @@ def additive(table: CandidateTable, *, folds: int = FOLDS, seed: int = 0) -> Add
             )
             taus.append(kendall(predicted[held], judged[rows][held]).value)
     known = [tau for tau in taus if math.isfinite(tau)]
-    return Additive(float(np.mean(known)) if known else math.nan, folds, blocks > 1)
+    return Additive(float(np.mean(known)) if known else math.nan, folds, len(parts) > 1)

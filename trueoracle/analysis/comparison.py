@@ -225,7 +225,8 @@ class Combination:
     ``agreement`` (+1 is perfect) is that of ridge regression of the outcome's ranks on the
     criteria's, ``single_agreement`` that of the criterion which agrees best on the candidates of
     the fit; both are predicted fold by fold. ``weights`` are those of a fit to all candidates, on
-    ranks scaled to unit variance, positive where a low score is good.
+    ranks scaled to unit variance, positive where a low score is good. ``other_examples`` says that
+    both were judged by other examples than they were fitted on.
     """
 
     agreement: float
@@ -234,6 +235,7 @@ class Combination:
     gain: float
     folds: int
     weights: dict[str, float]
+    other_examples: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: NaN becomes None."""
@@ -243,10 +245,11 @@ class Combination:
 def combine(table: CandidateTable, *, folds: int = 5, seed: int = 0) -> Combination | None:
     """How much a fitted combination of all criteria gains over the best single one.
 
-    Cross-validated over candidates. Those of a fold overlap with those of the fit, as all
-    candidates do, so that the gain holds within this list only. Criteria without a finite score for
-    some candidate are left out. None where fewer than two are left, or fewer than four candidates
-    per fold.
+    Cross-validated over candidates and, where the table has blocks of them, over examples: fitted
+    on every other block and judged on those between, both ways. Candidates of a fold overlap with
+    those of the fit, as all candidates do, so that the gain holds within this list only. Criteria
+    without a finite score for some candidate are left out. None where fewer than two are left, or
+    fewer than four candidates per fold.
     """
     if folds < 2:
         raise InputError(f"cross-validation needs at least 2 folds, got {folds}")
@@ -266,32 +269,32 @@ def combine(table: CandidateTable, *, folds: int = 5, seed: int = 0) -> Combinat
     # Turned so that low is good on both sides: predictions and outcomes then agree positively.
     ranks = np.column_stack([rankdata(table.lowest_first(name)[rows]) for name in names])
     ranks = (ranks - ranks.mean(axis=0)) / ranks.std(axis=0)
-    outcome = rankdata(-table.better(table.outcome)[rows])
-    outcome = (outcome - outcome.mean()) / outcome.std()
-    penalties = np.logspace(-2, 4, 13)
+
+    def standardised(outcome: np.ndarray) -> np.ndarray:
+        places: np.ndarray = rankdata(-table.better(outcome)[rows])
+        scaled: np.ndarray = (places - places.mean()) / (float(places.std()) or 1.0)
+        return scaled
+
+    outcome, parts = standardised(table.outcome), table.fitted_and_judged
+    model = RidgeCV(alphas=np.logspace(-2, 4, 13))
     fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(outcome)) % folds
-    fitted, single = np.empty(len(outcome)), np.empty(len(outcome))
-    for one in range(folds):
-        seen, held = fold != one, fold == one
-        model = RidgeCV(alphas=penalties).fit(ranks[seen], outcome[seen])
-        fitted[held] = model.predict(ranks[held])
-        best = _best(ranks[seen], outcome[seen])
-        single[held] = ranks[held, best]
-    whole = RidgeCV(alphas=penalties).fit(ranks, outcome)
-    # Fold by fold: predictions of different fits are not on one scale.
-    agreements = [
-        np.nanmean(
-            [kendall(column[fold == one], outcome[fold == one]).value for one in range(folds)]
-        )
-        for column in (fitted, single)
-    ]
+    taus = []
+    for fitted, judged in (map(standardised, part) for part in parts):
+        for one in range(folds):
+            seen, held = fold != one, fold == one
+            both = model.fit(ranks[seen], fitted[seen]).predict(ranks[held])
+            single = ranks[held, _best(ranks[seen], fitted[seen])]
+            # Fold by fold: predictions of different fits are not on one scale.
+            taus.append([kendall(column, judged[held]).value for column in (both, single)])
+    of_all, of_single = np.nanmean(taus, axis=0)
     return Combination(
-        agreement=float(agreements[0]),
+        agreement=float(of_all),
         single=names[_best(ranks, outcome)],
-        single_agreement=float(agreements[1]),
-        gain=float(agreements[0] - agreements[1]),
+        single_agreement=float(of_single),
+        gain=float(of_all - of_single),
         folds=folds,
-        weights=dict(zip(names, map(float, whole.coef_), strict=True)),
+        weights=dict(zip(names, map(float, model.fit(ranks, outcome).coef_), strict=True)),
+        other_examples=len(parts) > 1,
     )
 
 

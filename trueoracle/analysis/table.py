@@ -144,6 +144,19 @@ class CandidateTable:
         mean: np.ndarray = self.finished[:, np.asarray(seeds)].mean(axis=1)
         return mean
 
+    @cached_property
+    def fitted_and_judged(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Outcomes ``[P]`` to fit a model to, and to judge it by.
+
+        On every other block of examples and on those between, and the other way round; the same
+        ones twice, where there are no blocks.
+        """
+        blocks = 0 if self.blocks is None else len(self.blocks)
+        if blocks < 2:
+            return [(self.outcome, self.outcome)]
+        even, odd = (self.take(blocks=np.arange(start, blocks, 2)).outcome for start in (0, 1))
+        return [(even, odd), (odd, even)]
+
     def take(
         self,
         rows: np.ndarray | None = None,

@@ -153,8 +153,11 @@ def ladder_in_words(relations: Sequence[Mapping[str, Any]]) -> str:
     for outcome in dict.fromkeys(r["outcome_name"] for r in relations):
         own = best_first([r for r in relations if r["outcome_name"] == outcome])
         rungs = ", ".join(f"{r['criterion']} {number(r['agreement'], 2)}" for r in own)
-        ceilings = [r["ceiling"] for r in own if r.get("ceiling") is not None]
-        above = f"; ceiling of retraining noise {number(ceilings[0], 2)}" if ceilings else ""
+        known = next((r for r in own if r.get("ceiling") is not None), None)
+        above = ""
+        if known is not None:
+            noise = "noise" if known.get("ceiling_of_examples") else "retraining noise"
+            above = f"; ceiling of {noise} {number(known['ceiling'], 2)}"
         said.append(f"Agreement with {outcome}: {rungs}{above}.")
     return " ".join(said)
 

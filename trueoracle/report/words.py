@@ -147,13 +147,15 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
 def combination_sentence(combination: Mapping[str, Any], outcome: str) -> str:
     """How much a fitted combination of the criteria gains over the best of them."""
     gain = combination["gain"]
+    other = combination.get("other_examples")
+    examples = "other examples than they were fitted on" if other else "the same examples"
     gained = "a loss" if gain is not None and gain < 0 else "a gain"
     return (
         f"All criteria together, weighted to fit some candidates and tried on the others "
         f"({many(combination['folds'], 'fold')}), agree with {outcome} to "
         f"{number(combination['agreement'], 2)}; the best single one, {combination['single']}, to "
         f"{number(combination['single_agreement'], 2)}: {gained} of "
-        f"{number(None if gain is None else abs(gain), 2)} on the same examples."
+        f"{number(None if gain is None else abs(gain), 2)} on {examples}."
     )
 
 

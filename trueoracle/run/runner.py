@@ -132,6 +132,7 @@ def _power(prepared: Prepared) -> str:
         candidates=sampled,
         seeds=len(spec.retraining.seeds),
         networks=prepared.place[1],
+        examples=len(prepared.data.test) if "test" in prepared.data.blocks else None,
         criteria=len(spec.criteria),
     )
     return f"power: {found.sentence()}"

@@ -108,7 +108,8 @@ class Task(ABC):
     def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """What the metrics are made of, each as a sum over the batch's examples.
 
-        Sums and counts, so that those of all batches of a split can be added up.
+        Sums and counts, so that those of all batches of a split, or of a block of its examples, can
+        be added up.
         """
 
     @abstractmethod
