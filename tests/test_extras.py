@@ -99,7 +99,7 @@ from typer.testing import CliRunner
 studies = [["run", f"study{{place}}.toml"] for place in range({len(studies)})]
 for words in [*studies, ["inspect", "hf:model"], ["inspect", "llama"]]:
     shown = CliRunner().invoke(app, words)
-    assert shown.exit_code == 1, (words, shown.output)
+    assert shown.exit_code == 2, (words, shown.output)
     print(" ".join(shown.output.split()))
 """,
         tmp_path,
