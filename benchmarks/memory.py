@@ -29,6 +29,7 @@ from trueoracle.networks.registry import build
 from trueoracle.tasks.base import Batch, Task
 from trueoracle.tasks.classification import Classification
 from trueoracle.tasks.language import Answers, NextToken
+from trueoracle.training.evaluate import evaluation_batch
 from trueoracle.training.loop import Training
 from trueoracle.training.recipe import Retraining
 
@@ -89,7 +90,7 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Batch], Task]] =
 BATCH = 16
 EVALUATED = 100
 MEASURED = {"full, AdamW": "AdamW, then measured", "LoRA": "LoRA, then measured"}
-"""Settings after whose steps the network is also measured, on EVALUATED examples at once."""
+"""Settings after whose steps the network is also measured, on EVALUATED examples."""
 
 
 def two_steps(name: str, setting: str, evaluated: int) -> Callable[[], object]:
@@ -130,7 +131,8 @@ def compared(name: str, setting: str, evaluated: int = 0) -> dict[str, Any]:
     factory, batch, task = SMALL[name]
     recipe = Retraining.model_validate({"batch_size": BATCH, **SETTINGS[setting]})
     network = factory()
-    foretold = peak_bytes(network, batch(1), BATCH, recipe, task, evaluated) or 0
+    at_once = min(evaluated, evaluation_batch(Split(batch(max(evaluated, 1)))))
+    foretold = peak_bytes(network, batch(1), BATCH, recipe, task, at_once) or 0
     measured = measured_peak(two_steps, name, setting, evaluated) + weight_bytes(network)
     return {
         "network": name,
@@ -267,11 +269,8 @@ def main() -> None:
         work = [functools.partial(foretold, one) for one in LARGE]
     else:
         work = [functools.partial(compared, n, setting) for n in SMALL for setting in SETTINGS]
-        work += [
-            functools.partial(compared, n, setting, EVALUATED)
-            for n in SMALL
-            for setting in MEASURED
-        ]
+        measured = functools.partial(compared, evaluated=EVALUATED)
+        work += [functools.partial(measured, n, setting) for n in SMALL for setting in MEASURED]
     for one in work:
         rows.append(one())
         print(*rows[-1].values(), sep=", ", file=sys.stderr, flush=True)
