@@ -20,6 +20,7 @@ from trueoracle.run.retrain import launched
 from trueoracle.training.team import Team, find_team
 
 pytest.importorskip("accelerate")
+pytest.importorskip("peft")
 
 ROOT = Path(__file__).parents[2]
 
