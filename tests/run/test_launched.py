@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.run.launched import STUDIES, study
 from trueoracle.errors import InputError
 from trueoracle.record.results import Results
 from trueoracle.run.retrain import launched
-from trueoracle.training.team import find_team
+from trueoracle.training.team import Team, find_team
 
 pytest.importorskip("accelerate")
+pytest.importorskip("peft")
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,6 +87,23 @@ def test_two_processes_that_share_the_weights_end_as_one(alone: Path, tmp_path: 
 def test_a_process_alone_is_no_team() -> None:
     assert find_team() is None
     assert launched("wide") == "wide"
+
+
+def test_what_uses_one_device_is_not_launched_on_several(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    team = Team(rank=1, size=2, device=torch.device("cpu"), is_sharded=False)
+    monkeypatch.setattr("trueoracle.run.sitting.find_team", lambda: team)
+    with pytest.raises(InputError, match="only 'trueoracle run' uses them: start this alone"):
+        study("plain", str(tmp_path)).score(progress=False)
+
+
+def test_all_get_as_many_parts() -> None:
+    teams = [Team(rank, 3, torch.device("cpu"), False) for rank in range(3)]
+    own = [list(team.own("abcd")) for team in teams]
+    assert own[0] == [(0, "a", True), (3, "d", True)]
+    assert own[1] == [(1, "b", True), (3, "d", False)]
+    assert own[2] == [(2, "c", True), (3, "d", False)]
 
 
 def test_several_devices_are_launched(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from trueoracle import Grid, Study
 from trueoracle.errors import InputError
 from trueoracle.networks.pretrained import processor_of
 from trueoracle.networks.registry import build
+from trueoracle.run.prepare import list_study
 from trueoracle.spec.file import spec_from, with_files
 from trueoracle.spec.grid import Variant
 from trueoracle.spec.hub import commit_of, files_sha256, folder_of, snapshot_of
@@ -199,6 +200,9 @@ def test_a_study_is_known_by_the_files_wherever_they_come_from(hub: Hub, tmp_pat
     at_hand = spec_from(fields(f"hf:{tmp_path / 'first'}"))
     before = spec_from(fields(f"hf:{NAME}"))
     assert before.network.files is None  # listing a study downloads nothing
+    assert not hub.asked
+    with pytest.raises(InputError, match=f"hf:{NAME} is not here, and a list downloads nothing"):
+        list_study(before)
     assert not hub.asked
     after = with_files(before, print)
     assert after.network.files == files_sha256(tmp_path / "first")

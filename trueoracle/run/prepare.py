@@ -249,8 +249,11 @@ def _code(spec: StudySpec, task: Task) -> dict[str, str]:
 def list_study(spec: StudySpec) -> CandidateList:
     """The candidates of a study of registered network and data, without loading images.
 
-    Of ``folder`` the names of the classes are read; text and questions are loaded.
+    Of ``folder`` the names of the classes are read; text and questions are loaded. Nothing is
+    downloaded for it: raises :class:`InputError` for a network of the hub that is not here.
     """
+    if spec.network.name.startswith(HF) and spec.network.files is None:
+        raise InputError(f"{spec.network.name} is not here, and a list downloads nothing")
     if spec.data.is_language:
         return load_study(spec)[2]
     info = _info(spec.data)

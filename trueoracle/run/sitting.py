@@ -24,6 +24,7 @@ from trueoracle.run.prepare import Prepared, hub_commit
 from trueoracle.run.progress import Progress
 from trueoracle.spec.spec import CANDIDATE_FILES
 from trueoracle.training.recipe import Recipe
+from trueoracle.training.team import find_team
 from trueoracle.version import __version__
 
 __all__ = ["Sitting", "check_candidates", "sitting"]
@@ -80,8 +81,14 @@ def sitting(prepared: Prepared, folder: Path, progress: Progress) -> Iterator[Si
 
     Raises :class:`BusyError` where another process is at it, :class:`StoreError` where the record
     cannot be written, :class:`InputError` for the record of another network or other candidates.
-    Whatever ends a sitting, the next one goes on after the last commit.
+    Whatever ends a sitting, the next one goes on after the last commit. Of processes that were
+    launched together, the first alone sits down.
     """
+    if (team := find_team()) is not None and not team.is_main:
+        raise InputError(
+            "of what is launched on several devices, only 'trueoracle run' uses them: start this "
+            "alone"
+        )
     with locked(folder, patience=1.0), Store(folder) as store:
         remove_drafts(folder)
         store.check()
