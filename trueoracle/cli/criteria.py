@@ -20,7 +20,7 @@ def criteria(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the criteria: what each computes, the paper it comes from, and whose definition it is.
+    """List the criteria: what each computes, its paper, and whose definition it is.
 
     With NAME, everything that is known of that criterion, its parameters among it. A score is low
     where pruning is right.

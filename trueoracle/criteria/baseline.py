@@ -26,8 +26,10 @@ __all__ = ["random"]
     uses_data=False,
 )
 def random(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
-    """A number in [0, 1) for each candidate, read off a hash of its id and the dense network's
-    weights: the same in every study of that network, and another one in those of others. ``[P]``.
+    """A number in [0, 1) for each candidate, of its own in each dense network. ``[P]``.
+
+    Read off a hash of the candidate's id and the network's weights: the same in every study of
+    that network, and another one in those of others.
     """
     drawn = hashlib.sha256(weights_sha256(dense).encode())
     # Of the hash's digits only the leading 53 bits fit a float exactly.
