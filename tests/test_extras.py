@@ -52,6 +52,7 @@ def of_text(network: str, data: str, more: str = "") -> str:
     return _STUDY.format(network=network, data=data, more=more)
 
 
+@pytest.mark.slow
 def test_the_core_works_without_the_extra(tmp_path: Path) -> None:
     done = run(
         """

@@ -254,6 +254,7 @@ def test_synflow_in_rounds_is_the_order_of_going(rounds: int) -> None:
     assert found == pytest.approx(summed_weights({"3": places}, candidates))
 
 
+@pytest.mark.slow
 def test_what_synflow_prunes_in_rounds_has_the_lowest_score() -> None:
     """Of filters of two layers: as many go of each as a candidate loses, by gates."""
     network = residual()

@@ -331,6 +331,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_projector_that_is_trained_beside_adapters_is_saved_with_them(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     dense, batch = made("llava")

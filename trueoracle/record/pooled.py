@@ -80,6 +80,9 @@ class PooledResults(Results):
             [one.assign(dense_seed=seed) for seed, one in filled.items()], ignore_index=True
         ).pipe(lambda rows: rows[["dense_seed", *rows.columns.drop("dense_seed")]])
 
+    def _blocks_table(self) -> pd.DataFrame:
+        return self._joined(lambda one: one._blocks_table())
+
     @property
     def networks(self) -> Mapping[int, Results]:
         """The results of each dense network that is recorded, by its ``dense.seed``."""
