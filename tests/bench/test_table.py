@@ -19,7 +19,7 @@ from trueoracle.errors import StoreError
 from trueoracle.networks.weights import load_weights, weights_sha256
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
-from trueoracle.run.prepare import build_study
+from trueoracle.run.material import build_study
 from trueoracle.run.progress import SilentProgress
 from trueoracle.spec.grid import load_spec, variants
 

@@ -20,7 +20,7 @@ from trueoracle.engines.memory import readable_bytes, training_bytes
 from trueoracle.errors import InputError
 from trueoracle.run import footprint, prepare
 from trueoracle.run.footprint import held_bytes, part_sizes
-from trueoracle.run.prepare import list_study
+from trueoracle.run.material import list_study
 from trueoracle.spec.file import spec_from
 from trueoracle.spec.spec import DataSpec
 from trueoracle.study import Study

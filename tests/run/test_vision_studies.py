@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.networks.test_tinyllava import CONFIG, checkpoint
 from trueoracle import Study
 from trueoracle.errors import InputError
-from trueoracle.run.prepare import list_study
+from trueoracle.run.material import list_study
 from trueoracle.spec.grid import load_spec
 from trueoracle.spec.scale import scale_in_words
 

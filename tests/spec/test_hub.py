@@ -18,7 +18,7 @@ from trueoracle import Grid, Study
 from trueoracle.errors import InputError
 from trueoracle.networks.pretrained import processor_of
 from trueoracle.networks.registry import build
-from trueoracle.run.prepare import list_study
+from trueoracle.run.material import list_study
 from trueoracle.spec.file import spec_from, with_files
 from trueoracle.spec.grid import Variant
 from trueoracle.spec.hub import commit_of, files_sha256, folder_of, snapshot_of

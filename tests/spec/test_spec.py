@@ -16,7 +16,7 @@ from trueoracle.data.datasets import DATASETS
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS
 from trueoracle.reproduce.published import all_settings
-from trueoracle.run.prepare import list_study
+from trueoracle.run.material import list_study
 from trueoracle.spec.file import (
     Reference,
     arms_of,

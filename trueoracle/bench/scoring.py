@@ -18,7 +18,7 @@ from trueoracle.networks.weights import load_weights
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.pruning.walk import find_groups
 from trueoracle.pruning.ways import space_size
-from trueoracle.run.prepare import build_study
+from trueoracle.run.material import build_study
 from trueoracle.run.progress import Progress
 from trueoracle.spec.grid import load_spec
 from trueoracle.spec.spec import StudySpec

@@ -23,7 +23,8 @@ from trueoracle.networks.copying import copied
 from trueoracle.networks.registry import build
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.run.footprint import part_sizes
-from trueoracle.run.prepare import find_device, list_study, load_study
+from trueoracle.run.material import list_study, load_study
+from trueoracle.run.prepare import find_device
 from trueoracle.spec.hub import HF
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.classification import Classification

@@ -20,7 +20,8 @@ from trueoracle.files import remove_drafts, write_text
 from trueoracle.record.lock import locked
 from trueoracle.record.paths import AROUND, DATABASE, DENSE
 from trueoracle.record.store import Store
-from trueoracle.run.prepare import Prepared, hub_commit
+from trueoracle.run.material import hub_commit
+from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
 from trueoracle.spec.spec import CANDIDATE_FILES
 from trueoracle.training.recipe import Recipe
