@@ -145,7 +145,7 @@ class Study:
 
     @property
     def networks(self) -> tuple[Study, ...]:
-        """The study of each dense network, with a folder of its own; one network: this study."""
+        """One study per dense network, each with its own folder; for one network, this study."""
         if len(self.spec.networks) == 1:
             return (self,)
         each = []

@@ -169,7 +169,7 @@ class Group:
         return tuple(dict.fromkeys(part.module for part in parts))
 
     def _parts(self, role: Role) -> tuple[Part, ...]:
-        """The places of a role, one part per module: its bias or running mean adds no other."""
+        """The places of a role as parts of modules; a bias or running mean is no separate part."""
         found: dict[Part, None] = {}
         for place in self.places:
             if place.role == role:

@@ -344,7 +344,7 @@ def _fit_configurations(network: nn.Module, stack: Stack, kept: Sequence[int]) -
 
 
 def _is_count(name: str, value: object, stack: Stack) -> bool:
-    """Whether a number is the length of this stack, and not that of the encoder or decoder."""
+    """Whether a number is this stack's length, and not that of the other half (the decoder)."""
     other = {"encoder": "decoder", "decoder": "encoder"}
     about_other = any(half in stack.name and name.startswith(other[half]) for half in other)
     return bool(

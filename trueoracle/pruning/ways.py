@@ -49,7 +49,7 @@ Importance = Mapping[str, Tensor | np.ndarray | list[float]]
 ENUMERATION_LIMIT = 1_000_000
 
 TRIES = 1000
-"""Draws around a criterion's choice per wanted candidate, before :func:`too_few` is raised."""
+"""The most draws around a criterion's choice per wanted candidate; then :func:`too_few` holds."""
 
 
 def number_pruned(ratio: float, count: int, units: str = "filters") -> int:

@@ -74,7 +74,10 @@ def with_usual(network: nn.Module, group: Group) -> Group:
 
 
 def _kind_by_numbers(network: nn.Module, group: Group) -> Kind:
-    """Key/value groups where the module counts as many of them but another number of heads."""
+    """The kind of a group, corrected by the numbers that its modules keep.
+
+    Heads are key/value groups if a module has as many keys and values but another number of heads.
+    """
     if group.kind != "heads":
         return group.kind
     for path in _owners(group):

@@ -248,7 +248,7 @@ class Follower:
     def weighs(self, axes: Sequence[Axis], axis: int, given: tuple[int, Ref] | None) -> None:
         """Note that a parameter is a layer's weight: it reads along ``axis`` and writes the others.
 
-        ``given`` is the tensor that is read and the number of the step before which it was there;
+        ``given`` is the number of a step and the tensor that is read, as it is before that step;
         None for a tensor that is no step's result.
         """
         read = axes[axis].origin

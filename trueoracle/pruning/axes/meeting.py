@@ -180,7 +180,7 @@ def follow_on(axes: Sequence[Axis]) -> Axis:
 
 
 def ends_at(axis: Axis, sizes: Sequence[int]) -> bool:
-    """Whether some of an axis's segments end wherever parts of the given ``sizes`` would end."""
+    """Whether a segment of the axis ends wherever a part of the given ``sizes`` would end."""
     return {*accumulate(sizes)} <= {*_ends(resolved(axis).segments)}
 
 
