@@ -1,4 +1,4 @@
-"""Reads a pickle as data: no function is called, no object is made, nothing is imported.
+"""Reads a pickle as data: no function is called, no class is instantiated, nothing is imported.
 
 Python's own ``pickle`` builds objects by calling what the file names. Here a name stays a name and
 a call stays a description of a call, so a file can do no harm. The caller picks out the parts that

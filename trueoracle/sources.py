@@ -40,7 +40,7 @@ def _own_sources(module: ModuleType, found: dict[str, str]) -> dict[str, str]:
     path = Path(str(module.__file__))
     content = path.read_bytes()
     found[module.__name__] = hashlib.sha256(content).hexdigest()
-    if path.suffix != ".py":  # compiled: it says nothing of what it imports
+    if path.suffix != ".py":  # a compiled module does not show what it imports
         return found
     names: set[str] = set()
     for node in ast.walk(ast.parse(content)):

@@ -296,7 +296,7 @@ class Study:
         return write_report(results, find_arms(results), folder, outcome)
 
     def results(self) -> Results:
-        """What is recorded so far; raises :class:`StoreError` where nothing is."""
+        """The results recorded so far; raises :class:`StoreError` where nothing is recorded."""
         return open_results(self.folder)
 
 

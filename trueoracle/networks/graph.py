@@ -304,7 +304,7 @@ class Recorder(Watch):
 
     @contextmanager
     def _entering(self) -> Iterator[None]:
-        """Within the block, the recorder knows the paths of the modules that are running."""
+        """Within the block, hooks on all modules report when a module starts and stops running."""
         handles = []
         for name, module in self._network.named_modules():
             handles += [

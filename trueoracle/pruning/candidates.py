@@ -1,4 +1,4 @@
-"""What every list of candidates offers, whatever is pruned; and lists that prune filters."""
+"""The common interface of all lists of candidates, and the candidates that prune filters."""
 
 from __future__ import annotations
 

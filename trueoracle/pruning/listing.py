@@ -29,7 +29,10 @@ COMBINATION_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Listing:
-    """Candidates in values that JSON can hold: a header of what is pruned, and one entry each."""
+    """Candidates in values that JSON can hold: a header, and one entry per candidate.
+
+    The header names the groups, layers or weights from which the candidates prune.
+    """
 
     header: Mapping[str, Any]
     candidates: Sequence[Any]

@@ -285,9 +285,9 @@ def without_layers(network: nn.Module, gone: Gone) -> Iterator[nn.Module]:
 def cut_layers(network: nn.Module, gone: Gone, sharing: Sequence[Tensor] = ()) -> nn.Module:
     """A copy of ``network`` without the layers that are ``gone``.
 
-    The layers that stay move up, and their own numbers (``layer_idx``) are adapted. So are the
-    counts and lists of layers in configurations (``num_hidden_layers``, ``layer_types``) and in the
-    module that holds the stack. The tensors in ``sharing`` are not copied.
+    The layers that stay move up, and their own numbers (``layer_idx``) are adapted. So are counts
+    of layers (``num_hidden_layers``) in configurations and in the module that holds the stack, and
+    lists of layers (``layer_types``) in configurations. The tensors in ``sharing`` are not copied.
     """
     made = copied(network, sharing)
     for stack, which in gone.values():
@@ -344,7 +344,7 @@ def _fit_configurations(network: nn.Module, stack: Stack, kept: Sequence[int]) -
 
 
 def _is_count(name: str, value: object, stack: Stack) -> bool:
-    """Whether a number is this stack's length, and not that of the other half (the decoder)."""
+    """Whether a number is this stack's length, not that of the other half (encoder, decoder)."""
     other = {"encoder": "decoder", "decoder": "encoder"}
     about_other = any(half in stack.name and name.startswith(other[half]) for half in other)
     return bool(

@@ -32,7 +32,7 @@ def find_groups(
     dictionary of its keyword arguments. Each group has been tried on the batch: removing its
     filters equals zeroing them, in evaluation and in training mode. A group that fails is refused,
     with the reason. Raises :class:`InputError` where the network cannot be run on the example,
-    gives numbers that are not finite, or computes differently in training than in evaluation mode.
+    gives numbers that are not finite, or runs other operations in training than in evaluation mode.
     """
     offered = _offers(network, example)
     if only is not None:

@@ -269,7 +269,7 @@ class Space:
         return tuple(places)
 
     def _part(self, given: Any, name: str, size: int, count: int, where: str) -> tuple[int, ...]:
-        """What an entry removes of one pool, checked."""
+        """The units of one pool that a listing's entry removes, checked and in ascending order."""
         # A bool is an int to Python, and 1.0 equals 1.
         is_list = isinstance(given, list | tuple)
         if not is_list or any(type(one) is not int for one in given):

@@ -139,7 +139,7 @@ def _split(known: Follower, step: Step) -> Results:
 
 def _concatenated(known: Follower, step: Step) -> Results:
     refs, shape = step.tensors, known.shape(step)
-    refs = [ref for ref in refs if len(known.axes(ref)) == len(shape)]  # an empty one has one axis
+    refs = [ref for ref in refs if len(known.axes(ref)) == len(shape)]  # empty ones have one axis
     dim = step.arguments["dim"] % len(shape)
     parts = [known.axes(ref)[dim] for ref in refs]
     others = [*shape[:dim], 1, *shape[dim + 1 :]]
