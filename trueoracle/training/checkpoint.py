@@ -65,7 +65,7 @@ class Checkpoint:
         return time.monotonic() - self._kept >= max(EVERY_SECONDS, self._took / SHARE)
 
     def load(self, networks: Sequence[nn.Module]) -> Kept | None:
-        """Put the kept weights into the networks; returns None where nothing is kept."""
+        """Load the kept weights into the networks; None, and no change, where nothing is kept."""
         content = read_checked(self._path)
         if content is None:
             return None

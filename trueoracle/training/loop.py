@@ -233,7 +233,7 @@ class Training:
             return measure(network, self._data, epoch, rate)
 
     def state(self, *, base: bool = True) -> MemberState:
-        """What a later training needs, besides the network as :meth:`finish` leaves it, to continue.
+        """What is needed to continue later, besides the network as :meth:`finish` leaves it.
 
         Without ``base``, the state is smaller, and continues from the network as it was given.
         """

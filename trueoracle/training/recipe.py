@@ -109,7 +109,7 @@ class Recipe(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _autocast_is_a_precision(cls, fields: object) -> object:
-        # Older study files and records have a field of this name, with values of its own.
+        # Older study files and records have the field `autocast` in the place of `precision`.
         if not isinstance(fields, Mapping) or "autocast" not in fields:
             return fields
         rest = {name: value for name, value in fields.items() if name != "autocast"}
@@ -175,7 +175,7 @@ class Recipe(Frozen):
         return rising * self._scheduled(done, share)
 
     def _scheduled(self, place: int, share: float) -> float:
-        """The rate without warm-up, at a ``place`` (epoch or step) and its ``share`` of them all."""
+        """The rate without warm-up at ``place`` (an epoch or step), which is a ``share`` of all."""
         span = self.learning_rate - self.final_learning_rate
         if self.schedule == "step":
             return self.learning_rate * self.gamma ** sum(place >= m for m in self.milestones)
@@ -236,7 +236,7 @@ class DenseTraining(Recipe):
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
-        # The seed of the first network, for code that trains one; a single seed is the study's.
+        # Code that trains one network reads the first seed; a list of one seed is that seed.
         self.__dict__["seed"] = self.seeds[0]
         if len(self.seeds) == 1:
             self.__dict__["seeds"] = None

@@ -64,8 +64,8 @@ class Team:
     def own(self, parts: Sequence[T]) -> Iterator[tuple[int, T, bool]]:
         """This process's parts of a batch: the place of each, the part, and whether it counts.
 
-        All processes get equally many parts, since they compute in step: a process that would have
-        fewer repeats a part, which then does not count.
+        All processes get equally many parts, since they compute in step: where too few are left, a
+        process computes another one's part again, which then does not count.
         """
         for start in range(0, len(parts), self.size):
             place = start + self.rank
