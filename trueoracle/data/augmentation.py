@@ -28,7 +28,7 @@ def augment(
     numbers are drawn on the CPU, so that every device sees the same ones.
     """
     if not shift and not flip:
-        return images  # inputs that are not images pass, too
+        return images  # inputs of any shape are allowed here
     count, channels, height, width = images.shape
     if shift:
         padded = _pad(images, shift, fill)
@@ -109,8 +109,7 @@ def cut_out(images: Tensor, boxes: Sequence[tuple[int, int, int, int]]) -> Tenso
 
 
 def _source_centres(start: Tensor, extent: Tensor, size: int) -> Tensor:
-    """The place in the image, in pixels, that each of ``size`` pixels is read from: ``[N, size]``.
-    """
+    """Where in the image, in pixels, each of the ``size`` new pixels is read: ``[N, size]``."""
     places = (torch.arange(size, device=start.device) + 0.5) / size * extent[:, None] - 0.5
     within = torch.minimum(places.clamp(min=0), extent[:, None] - 1)
     return start[:, None] + within

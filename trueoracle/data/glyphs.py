@@ -35,7 +35,7 @@ def read_glyphs(
     ``classes`` is how many of :data:`CHARACTERS` are taken, the first ones; ``fonts`` how many of
     the training fonts (the other parts stay whole). ``noise`` is the standard deviation of normal
     noise (ink is 1) that is added to every image, the same at every reading. Raises
-    :class:`InputError` for more classes or fonts than there are.
+    :class:`InputError` for values out of range.
     """
     folder = files("trueoracle.data") / "rendered"
     with (folder / "fonts.csv").open(encoding="utf-8") as listed:

@@ -125,10 +125,10 @@ def _of_one_kind(parts: dict[str, list[Question]]) -> Read:
 
 
 def hold_out(questions: Sequence[Question], share: float) -> tuple[list[Question], list[Question]]:
-    """Divide questions into those about the last ``share`` of the images, and those before.
+    """The questions about the first images, and those about the last ``share`` of the images.
 
     Questions about one image stay together; one without an image counts as an image of its own.
-    Returns the ones before first. Raises :class:`InputError` where one side would be empty.
+    Raises :class:`InputError` where one side would be empty.
     """
     about = [q.image or place for place, q in enumerate(questions)]
     different = list(dict.fromkeys(about))
