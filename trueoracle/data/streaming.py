@@ -297,7 +297,7 @@ def look(split: StreamedSplit) -> Look:
 
 
 def seconds_to_read(split: StreamedSplit, name: str) -> float:
-    """Seconds that one thread takes to read an image: the shorter of two times, or a slow first."""
+    """Seconds in which one thread reads an image: the shorter of two times, or one slow time."""
     times: list[float] = []
     while not times or (len(times) < 2 and times[0] < 1):
         started = time.perf_counter()

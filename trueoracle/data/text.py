@@ -340,7 +340,7 @@ class PackedText:
         return (examples * self.step).clamp(max=len(self.tokens) - self.room)
 
     def _new_from(self, examples: Tensor) -> Tensor:
-        """The place in the text from which on the previous example did not have the tokens."""
+        """For each example, the first place in the text after the end of the previous example."""
         ends = self._starts(examples - 1) + self.room
         return ends.where(examples > 0, 0)
 

@@ -58,10 +58,10 @@ class Tokenizer:
     processor: Any = None
 
     def beginning(self, bos: str | None) -> list[int]:
-        """The tokens that begin each example: one ("one"), none ("none"), or the tokenizer's way.
+        """The tokens at the beginning of each example: one token or none.
 
-        ``bos`` is "one", "none" or None (the tokenizer's way). Raises :class:`InputError` where one
-        is asked for and the tokenizer has none.
+        ``bos`` is "one", "none", or None for what the tokenizer does by itself. Raises
+        :class:`InputError` where one is asked for and the tokenizer has none.
         """
         if bos == "none" or (bos is None and not self.begins):
             return []
