@@ -114,7 +114,7 @@ def within_groups(
 
 
 def channel_values(values: Tensor, group: Group, part: Part) -> Tensor:
-    """Each filter's numbers ``[filters, spread]``, of numbers per channel laid out as in ``part``."""
+    """Numbers per channel as each filter's ``[filters, spread]``, by the layout in ``part``."""
     return part.of_filters(values, group.filters)
 
 

@@ -1,4 +1,4 @@
-"""Questions and answers as examples: tokens, of which the answers' count, and images."""
+"""Questions and answers as examples: tokens, of which only the answers' count, and images."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def training_bytes(
 ) -> int:
     """Bytes that one network takes while it is trained on ``count`` examples a step.
 
-    ``evaluated`` is the number of examples that it evaluates at a time after an epoch. The memory
+    ``evaluated`` is how many examples are evaluated at a time after an epoch. The memory
     of a small network is counted quickly: weights, their gradients, the optimiser's state, and what
     a forward pass keeps for the gradients. That of any other is measured by :func:`peak_bytes`,
     which takes seconds.
