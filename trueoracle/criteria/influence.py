@@ -1,4 +1,4 @@
-"""Criteria for whole layers: how little does a layer change its input?"""
+"""Criteria for whole layers: how little a layer changes its input."""
 
 from __future__ import annotations
 

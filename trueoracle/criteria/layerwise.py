@@ -1,4 +1,4 @@
-"""Criteria of weights together with the layer's inputs: how much does its own output change?"""
+"""Criteria of weights together with the layer's inputs: how much the layer's output changes."""
 
 from __future__ import annotations
 

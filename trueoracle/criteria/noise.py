@@ -59,7 +59,8 @@ def loss_noise(
     ]
     measured = len(data.measured_train)
     error = median(errors) * math.sqrt(len(split) / measured)
-    # In 95 % of cases all P standard normal numbers are this near to zero.
+    # In 95 % of cases P standard normal numbers are all this near to zero. The standard error of a
+    # single loss is error / √2, and the range spans both sides of zero.
     reach = NormalDist().inv_cdf((1 + 0.95 ** (1 / len(known))) / 2)
     return {
         "standard_error": error,

@@ -1,4 +1,4 @@
-"""Criteria of sets of filters: are pruned filters similar to kept ones?"""
+"""Criteria of sets of filters: how similar pruned filters are to kept ones."""
 
 from __future__ import annotations
 

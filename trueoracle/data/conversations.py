@@ -311,7 +311,7 @@ def collate(
 
 @dataclass(frozen=True, eq=False)
 class Conversations:
-    """A split of questions that are encoded when they are needed, with the interface of ``Split``.
+    """A split of questions, encoded when they are needed; the interface is :class:`AnySplit`.
 
     Batches are padded to their longest example, examples taken into memory to ``length``; no
     example is longer. ``vocabulary`` is the tokenizer's; ``shapes`` are those of one example.

@@ -246,7 +246,7 @@ def as_parts(
 
 @dataclass(frozen=True, eq=False)
 class PackedText:
-    """A split of examples of ``context`` tokens, cut out of one text, with ``Split``'s interface.
+    """A split of examples of ``context`` tokens, cut out of one text: an :class:`AnySplit`.
 
     Example k has ``beginning`` and then the text's tokens from k · ``step`` on. The last example
     ends where the text ends, so that no token is left out. ``labels`` are -100 at ``beginning``,

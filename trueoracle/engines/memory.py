@@ -56,11 +56,11 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = []
-    with suppress(OSError, ValueError, AttributeError):  # no Linux
+    with suppress(OSError, ValueError, AttributeError):  # not on Linux
         text = Path("/proc/meminfo").read_text(encoding="ascii")
         found.append(int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) * 1024)
     if not found:
-        with suppress(OSError, ValueError, AttributeError):  # no POSIX
+        with suppress(OSError, ValueError, AttributeError):  # not on POSIX
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     with suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
         group = Path("/sys/fs/cgroup")

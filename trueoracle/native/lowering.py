@@ -194,7 +194,7 @@ def _pool(name: str, module: nn.Module, sizes: Sequence[int], lowered: Lowered) 
     kind, size, stride, padding, counts = _pooling(name, module, sizes)
     if size[0] * size[1] > _LONGEST_WINDOW:
         raise CannotLowerError(f"{name} pools {size[0]}x{size[1]} values")
-    # Where images were reshaped after the last block, pixels have other neighbours than in it.
+    # In images that were reshaped after the last block, pixels have other neighbours than before.
     joins = lowered.blocks and _output(lowered.blocks[-1]) == sizes and not lowered.blocks[-1].pool
     if not joins:
         lowered.blocks.append(_begin(sizes))

@@ -51,7 +51,7 @@ _PIXELS, _GRID = "pixel_values", "image_grid_thw"
 """Names of inputs in transformers."""
 
 _READ = ("logits", "out")
-"""The part that is read of an output with several: its name in transformers and torchvision."""
+"""The part that is read of an output with several parts, as transformers or torchvision name it."""
 
 
 class Examples(Protocol):
@@ -109,8 +109,8 @@ class Task(ABC):
     def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """What the metrics are computed from, each as a sum over the batch's examples.
 
-        Only sums and counts can be added up over all batches of a split, or over a block of its
-        examples.
+        They have to be sums and counts, which can be added up over all batches of a split, or over
+        a block of its examples.
         """
 
     @abstractmethod

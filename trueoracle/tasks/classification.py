@@ -121,9 +121,9 @@ class Smoothed(Classification):
 class Multilabel(Task):
     """Any number of labels for each example: logits and targets ``[N, labels]``.
 
-    The loss is the mean binary cross-entropy (nats) over examples and labels. Accuracy is the share
-    of labels that are predicted right (a label is predicted where its logit is above 0), ``f1`` is
-    computed over all labels together.
+    The loss is the mean binary cross-entropy (nats) over examples and labels. A label is predicted
+    where its logit is above 0: accuracy is the share of right predictions, and ``f1`` is computed
+    over all labels together.
     """
 
     name: ClassVar[str] = "multilabel"

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _MOST_EXAMPLES = 500
-"""Most examples in a batch: so many small images fit a CPU's cache; larger batches were slower."""
+"""Most examples in a batch: 500 small images fit a CPU's cache, and larger batches were slower."""
 
 _MOST_NUMBERS = 128 * 3 * 224 * 224
 """Most numbers in a batch: large images, and logits of a vocabulary, take memory."""

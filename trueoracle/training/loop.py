@@ -245,7 +245,7 @@ class Training:
         return found
 
     def kept(self) -> Keepable:
-        """What a checkpoint keeps; with adapters, only buffers of the network's own tensors."""
+        """What a checkpoint keeps; of the network's own tensors, with adapters, only buffers."""
         tensors = dict(self.network.state_dict())
         if self._adapters is not None:
             buffers = {name for name, _ in self.network.named_buffers()}
