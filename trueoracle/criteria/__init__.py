@@ -1,4 +1,4 @@
-"""Scores before retraining; importing the room registers the shipped criteria."""
+"""Scores before retraining; importing this package registers the shipped criteria."""
 
 from trueoracle.criteria import (
     activity,

@@ -1,4 +1,4 @@
-"""Criteria of what filters put out: little activity, or little in it."""
+"""Criteria of filters' outputs: how active they are, and how much information they hold."""
 
 from __future__ import annotations
 
@@ -197,8 +197,8 @@ def _statistics(
 ) -> dict[str, Tensor]:
     """The mean over images of a statistic of activations, ``[filters]`` by group.
 
-    ``statistic`` is given ``[N, filters, positions]`` (``as_maps``: ``[N, filters, H, W]``) and
-    gives its mean over the images, ``[filters]``.
+    ``statistic`` takes ``[N, filters, positions]`` (with ``as_maps``, ``[N, filters, H, W]``) and
+    returns its mean over the images, ``[filters]``.
     """
     totals: dict[str, Tensor] = {}
     for images, found in filter_activations(dense, candidates.groups, split, data.task):

@@ -31,12 +31,12 @@ __all__ = [
 
 Scores = np.ndarray | Tensor | list[float]
 ScoreFunction = Callable[..., Scores]
-"""Of the dense network, the candidates, the data, and where it ``uses_recipe`` the retraining."""
+"""A function of the dense network, candidates, data and, if it ``uses_recipe``, the retraining."""
 
 EVERY: tuple[Units, ...] = ("filters", "weights", "layers")
 BASES = ("as published", "as released", "derived", "ours")
-"""Whose definition a criterion is: a paper's, its released code's, one that follows from a paper's
-for what that does not speak of, or nobody's before."""
+"""Where a criterion's definition comes from: a paper, a paper's released code, a paper's definition
+that was extended to a case which the paper does not treat, or this package."""
 _IN_WORDS = {"filters": "filters", "weights": "single weights", "layers": "whole layers"}
 
 
@@ -44,25 +44,28 @@ _IN_WORDS = {"filters": "filters", "weights": "single weights", "layers": "whole
 class Criterion:
     """A function of candidates before retraining: lower means "prune this one".
 
-    ``name`` is what studies call it, ``label`` what its scores are called in figures and sentences
-    (``{units}`` in it stands for what is pruned: filters, weights or layers; or one label each),
-    ``source`` the paper it comes from. ``function`` takes the dense network (which it leaves as it
-    is), P candidates and the data, and gives scores ``[P]``.
-    ``separable`` says that a candidate's score does not depend on which others are scored with it,
-    so that scoring can go piece by piece and resume; ``at_once`` that this would do most of the
-    work over again for each piece, as where it goes into the importance of every filter.
+    - ``name``: what studies call the criterion;
+    - ``label``: what its scores are called in figures and sentences; ``{units}`` in it stands for
+      what is pruned (filters, weights or layers), or there is one label for each;
+    - ``source``: the paper that it comes from;
+    - ``function``: takes the dense network (which it leaves unchanged), P candidates and the data,
+      and returns scores ``[P]``;
+    - ``separable``: a candidate's score does not depend on which others are scored with it, so that
+      scoring can go piece by piece and resume;
+    - ``at_once``: scoring piece by piece would repeat most of the work for each piece, for example
+      because that work is the importance of every filter;
+    - ``applies_to``: whose pruning it can score: filters, single weights, whole layers;
+    - ``conditional``: it may refuse for other reasons too, by :class:`NotApplicableError`;
+    - ``uses_data``: scores depend on images;
+    - ``uses_recipe``: scores depend on how the candidates are retrained, and ``function`` also
+      takes that :class:`Retraining`;
+    - ``basis``: begins with one of :data:`BASES` and may continue: "as released: T = 200";
+    - ``version``: is raised when a shipped criterion's scores change, so that recorded scores are
+      not taken for new ones;
+    - ``settings``: the values of the function's keyword-only parameters that differ from their
+      defaults; in a study they follow the name: ``taylor:batch=64``.
 
-    ``applies_to`` is what it can score the pruning of: filters, single weights, whole layers;
-    ``conditional`` says that it may refuse other things too, by :class:`NotApplicableError`.
-    ``uses_data`` says that the scores depend on images; ``uses_recipe`` that they depend on how the
-    candidates are retrained: ``function`` is then given that :class:`Retraining` as well.
-
-    ``basis`` begins with one of :data:`BASES` and may go on, such as "as released: T = 200".
-    ``version`` is raised where a shipped criterion's scores change, so that recorded ones are not
-    taken for new ones. ``settings`` are the values of the function's keyword-only parameters that
-    differ from its defaults; a study names them behind the name: ``taylor:batch=64``.
-
-    Raises :class:`InputError` for a ``basis`` that begins otherwise.
+    Raises :class:`InputError` for any other ``basis``.
     """
 
     name: str
@@ -80,7 +83,7 @@ class Criterion:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a basis that says nothing."""
+        """Raise :class:`InputError` for an unknown basis."""
         if self.basis and not self.basis.startswith(BASES):
             raise InputError(
                 f"criterion {self.name!r}: basis is {self.basis!r}, expected it to begin with "
@@ -94,27 +97,27 @@ class Criterion:
         data: Splits,
         recipe: Retraining | None = None,
     ) -> np.ndarray:
-        """Scores float64 ``[P]``, NaN where there is none.
+        """Scores float64 ``[P]``, NaN where a candidate has none.
 
-        ``recipe`` is how the candidates are retrained; left out, :class:`Retraining`'s defaults.
-        Raises :class:`NotApplicableError` where it does not apply, and :class:`InputError` where
-        the function fails or its answer has another shape.
+        ``recipe`` is how the candidates are retrained; by default :class:`Retraining`'s defaults.
+        Raises :class:`NotApplicableError` where the criterion does not apply, and
+        :class:`InputError` where the function fails or returns another shape.
         """
         self.check(candidates)
         also = (recipe or Retraining(),) if self.uses_recipe else ()
         before = _versions(data)
         self._check_arguments(3 + len(also))
         try:
-            with torch.set_grad_enabled(torch.is_grad_enabled()):  # it may leave another mode
+            with torch.set_grad_enabled(torch.is_grad_enabled()):  # functions may change the mode
                 scores = self.function(dense, candidates, data, *also, **self.settings)
             values = _as_numbers(scores)
         except NotApplicableError as error:
             raise NotApplicableError(
                 f"criterion {self.name!r}: {error}", of_images=error.of_images
             ) from error
-        except InputError as error:  # it says itself what it needs
+        except InputError as error:  # the function itself says what it needs
             raise InputError(f"criterion {self.name!r}: {error}") from error
-        except (MemoryError, torch.OutOfMemoryError) as error:  # another time it may fit
+        except (MemoryError, torch.OutOfMemoryError) as error:  # a later run may have more memory
             raise TrueOracleError(
                 f"criterion {self.name!r} ran out of memory: {first_line(error)}"
             ) from error
@@ -135,7 +138,7 @@ class Criterion:
         return values
 
     def _check_arguments(self, count: int) -> None:
-        """Raise :class:`InputError` where the function does not take so many."""
+        """Raise :class:`InputError` where the function does not take ``count`` arguments."""
         try:
             signature = inspect.signature(self.function)
         except (ValueError, TypeError):  # of something compiled
@@ -155,7 +158,7 @@ class Criterion:
             ) from error
 
     def check(self, candidates: CandidateList) -> None:
-        """Raise :class:`NotApplicableError` where it cannot score this kind of pruning."""
+        """Raise :class:`NotApplicableError` where the criterion cannot score such pruning."""
         if candidates.units not in self.applies_to:
             known = " and ".join(_IN_WORDS[units] for units in self.applies_to)
             raise NotApplicableError(
@@ -164,7 +167,7 @@ class Criterion:
             )
 
     def label_of(self, candidates: CandidateList) -> str | None:
-        """What its scores of these candidates are called; None where it does not say."""
+        """What the scores of these candidates are called; None where there is no label."""
         units = candidates.units
         label = self.label if isinstance(self.label, str) else self.label.get(units, "")
         label = label.replace("{units}", units)
@@ -183,10 +186,10 @@ class Criterion:
         return {p.name: self.settings.get(p.name, p.default) for p in plain}
 
     def with_settings(self, text: str) -> Criterion:
-        """The criterion with other parameters, of ``text`` such as ``"batch=64,raw=true"``.
+        """The criterion with other parameters, from ``text`` such as ``"batch=64,raw=true"``.
 
-        Raises :class:`InputError` for a parameter that it does not have, and a value of another
-        type than the default's.
+        Raises :class:`InputError` for a parameter that the criterion does not have, and for a value
+        of another type than the default's.
         """
         name = f"{self.name}:{text}"
         known = self.parameters
@@ -208,20 +211,20 @@ class Criterion:
 
     @property
     def documentation(self) -> str:
-        """What its function says of itself: one line, then all that is to be known."""
+        """The function's docstring: a summary line, then the details."""
         return inspect.getdoc(self.function) or ""
 
     @property
     def is_shipped(self) -> bool:
-        """Whether it comes with the package."""
+        """Whether the criterion comes with the package."""
         return str(getattr(self.function, "__module__", "")).startswith("trueoracle.")
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes with the criterion's code; empty where that cannot be told.
+        """A hash that changes with the criterion's code; empty where the code cannot be found.
 
-        Of a user's own function: the text of its module and of those of the user's that it
-        imports, its plain defaults and closure. Of a shipped criterion its ``version``.
+        For a user's own function, it covers the text of its module and of the user's modules that
+        it imports, its plain defaults and its closure; for a shipped criterion, its ``version``.
         """
         if self.is_shipped:
             return "shipped" if self.version == 1 else f"shipped, version {self.version}"
@@ -229,7 +232,7 @@ class Criterion:
 
 
 def _as_numbers(scores: object) -> np.ndarray:
-    """Scores as float64; raises :class:`InputError` for what is no column of real numbers."""
+    """Scores as float64; raises :class:`InputError` unless they are a column of real numbers."""
     if scores is None or isinstance(scores, Mapping | Set | str | bytes):
         raise InputError(f"it gave {_a(scores)}, expected numbers in the order of the candidates")
     if isinstance(scores, Tensor):
@@ -242,10 +245,10 @@ def _as_numbers(scores: object) -> np.ndarray:
 
 
 def _number(one: object) -> float:
-    """One score of a list, where it is a real number or a tensor or array of one."""
+    """One score of a list: a real number, or a tensor or array that holds one."""
     if not isinstance(one, Tensor | np.ndarray | np.generic | bool | int | float | complex):
         raise InputError(f"it gave {_a(one)} for a candidate, expected a number")
-    if type(one) is int:  # of any length
+    if type(one) is int:  # with any number of digits
         number = float(one) if abs(one) < 2**1000 else math.inf
         if number != one:
             raise InputError(_TOO_LARGE)
@@ -257,7 +260,7 @@ def _number(one: object) -> float:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """A tensor's numbers; numpy has no bfloat16."""
+    """A tensor as an array; floats become float64, since numpy has no bfloat16."""
     found = tensor.detach().cpu()
     return np.asarray((found.double() if found.is_floating_point() else found).numpy())
 
@@ -274,7 +277,7 @@ _TOO_LARGE = (
 
 
 def _exact(given: np.ndarray) -> np.ndarray:
-    """Real numbers as float64, which tells all of them apart."""
+    """Real numbers as float64, where float64 can tell all of them apart."""
     if np.ma.is_masked(given):
         raise InputError("it gave a masked array, whose mask would be lost: put NaN there")
     if given.dtype.kind not in "iuf":
@@ -299,7 +302,7 @@ def _versions(data: Splits) -> list[int]:
         for split in splits
         if isinstance(split, Split)
         for tensor in split.fields.values()
-        if not tensor.is_inference()  # these cannot be written to, nor count it
+        if not tensor.is_inference()  # inference tensors cannot be written to and have no count
     ]
 
 
@@ -309,7 +312,7 @@ _READ_AS: Mapping[type, tuple[Callable[[str], Any], str]] = {
     float: (float, "a number"),
     str: (str, "a word"),
 }
-"""How parameters are read, by the type of their default."""
+"""How parameters are read from text, by the type of their default, and what is expected."""
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
 
@@ -370,13 +373,13 @@ def find_criterion(name: str) -> Criterion:
 
 
 def split_settings(name: str) -> tuple[str, str]:
-    """What a name refers to, and the parameters that follow it behind a colon; they hold ``=``."""
+    """A name without its parameters, and the parameters, which follow a colon and hold ``=``."""
     base, _, last = name.rpartition(":")
     return (base, last) if "=" in last and base else (name, "")
 
 
 def as_criterion(name: str, found: object) -> Criterion:
-    """What a user's name stands for, as a criterion; a plain function is called by that name."""
+    """The object that a user's name refers to, as a criterion; a plain function gets that name."""
     if isinstance(found, Criterion):
         return found
     if inspect.isclass(found):

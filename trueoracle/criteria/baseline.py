@@ -20,9 +20,9 @@ __all__ = ["random"]
     label="a random number",
     source="the usual baseline",
     basis="ours",
-    version=2,  # the first was the same for all dense networks
+    version=2,  # scores of version 1 were the same for all dense networks
     separable=True,
-    at_once=True,  # all weights are hashed for it
+    at_once=True,  # every call hashes all weights
     uses_data=False,
 )
 def random(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
@@ -32,7 +32,7 @@ def random(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
     that network, and another one in those of others.
     """
     drawn = hashlib.sha256(weights_sha256(dense).encode())
-    # Of the hash's digits only the leading 53 bits fit a float exactly.
+    # Only the leading 53 bits of the hash fit a float exactly.
     return np.array([_after(drawn, name) / 2**53 for name in candidates.ids])
 
 

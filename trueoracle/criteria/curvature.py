@@ -1,4 +1,4 @@
-"""Second-order criteria: what the Hessian of the loss says of pruning."""
+"""Second-order criteria: the change of the loss by pruning, from the loss's Hessian."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trueoracle.pruning.candidates import CandidateList
 __all__ = ["obd", "obd_diagonal", "quadratic"]
 
 HESSIAN_DRAWS = 256
-"""Products with the Hessian: draws of Hutchinson's estimate, or where so many are enough, all."""
+"""Most products with the Hessian: one per weight where that is enough, else Hutchinson's draws."""
 
 PRODUCTS_AT_ONCE = 16
 """Products that share one graph of the gradient; each takes as much memory as the weights."""
@@ -105,7 +105,7 @@ def quadratic(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.n
 
 
 def _weight_quadratics(dense: nn.Module, candidates: Any, data: Splits) -> np.ndarray:
-    """The second-order change of the loss when each candidate's weights go."""
+    """The second-order change of the loss when each candidate's weights are removed."""
     weights = {name: w.detach() for name, w in pruned_weights(dense, candidates).items()}
     split = sample(data.measured_train, data.task)
     slopes = weight_gradients(dense, list(weights), split, data.task)
@@ -131,7 +131,7 @@ def _weight_quadratics(dense: nn.Module, candidates: Any, data: Splits) -> np.nd
 def _weight_saliencies(
     dense: nn.Module, candidates: CandidateList, data: Splits
 ) -> dict[str, Tensor]:
-    """h w²/2 of each weight, as the importance of what is pruned."""
+    """The saliency h w²/2 of each weight, summed to the importance of what is pruned."""
     weights = {name: w.detach() for name, w in pruned_weights(dense, candidates).items()}
     split = sample(data.measured_train, data.task)
     diagonal = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -151,7 +151,7 @@ def _count(weights: Mapping[str, Tensor]) -> int:
 
 
 def _chunks(weights: Mapping[str, Tensor]) -> Iterator[list[dict[str, Tensor]]]:
-    """Vectors over the weights: every unit vector, or random signs where those are too many."""
+    """Vectors over the weights: all unit vectors, or vectors of random signs for many weights."""
     sizes = [weight.numel() for weight in weights.values()]
     generator = torch.Generator().manual_seed(0)
     for start in range(0, min(HESSIAN_DRAWS, sum(sizes)), PRODUCTS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Criteria of the Fisher information: squares of each example's own gradients."""
+"""Criteria based on the Fisher information: squares of each example's own gradients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trueoracle.training.evaluate import evaluation_batch
 __all__ = ["fisher", "group_hessian", "obd_c", "woodfisher"]
 
 GRADIENT_BYTES = 2 * 2**30
-"""Most that the gradients of one layer by all examples may take."""
+"""Most bytes that one layer's gradients for all examples may take."""
 
 
 @criterion(
@@ -169,7 +169,7 @@ def _halves(weights: Mapping[str, Tensor], squares: Mapping[str, Tensor]) -> dic
 
 @torch.no_grad()
 def _relabelled(dense: nn.Module, split: AnySplit, task: Task) -> Split:
-    """The examples with labels that are drawn from what the network says of them."""
+    """The examples with labels that are drawn from the network's predicted distribution."""
     some = split.take(torch.arange(len(split)))
     dense.eval()
     logits = torch.cat(

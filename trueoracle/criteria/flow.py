@@ -1,4 +1,4 @@
-"""Criteria of what flows through the pruned weights: gradients, and sums over all paths."""
+"""Criteria of gradient flow, and of sums over all paths, through the pruned weights."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class _Tempered(Task):
         outputs = self.task.forward(network, batch)
         try:
             self.task.logits(outputs)
-        except InputError:  # it has none
+        except InputError:  # the task has no logits
             return outputs
         return outputs / self.temperature
 
@@ -154,7 +154,7 @@ class _Tempered(Task):
 
 
 def _matrices(dense: nn.Module, pruned: Mapping[str, Tensor]) -> list[str]:
-    """The weights of convolutions and linear layers that train; of what is pruned, any that do."""
+    """The trainable weights of convolutions and linear layers, and all trainable pruned ones."""
     modules = dict(dense.named_modules())
     found = []
     for name in trainable(dense):
@@ -169,10 +169,10 @@ def _matrices(dense: nn.Module, pruned: Mapping[str, Tensor]) -> list[str]:
 def _flows(
     dense: nn.Module, candidates: CandidateList, data: Splits, alive: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """SynFlow's scores of the weights that a candidate may lose, where only some are alive."""
+    """SynFlow's scores of the weights that a candidate may lose, when only some are ``alive``."""
     try:
         return _flows_in(dense, candidates, data, alive, torch.float64)
-    except RuntimeError:  # a forward that casts, say
+    except RuntimeError:  # for example in a forward pass that casts to another type
         return _flows_in(dense, candidates, data, alive, next(dense.parameters()).dtype)
 
 
@@ -187,7 +187,7 @@ def _flows_in(
     free_heads(network)  # in which every layer is called as a module
     with torch.no_grad():
         for value in (*network.parameters(), *network.buffers()):
-            if value.is_floating_point():  # a mask or a counter has no sign
+            if value.is_floating_point():  # not a mask or a counter
                 value.abs_()
         for name in candidates.weights if alive else ():
             network.get_parameter(f"{name}.weight").mul_(alive[name])
@@ -209,7 +209,7 @@ def _flows_in(
 
 
 def _ones(data: Splits, dtype: torch.dtype) -> Batch:
-    """One example of ones; raises :class:`NotApplicableError` for tokens, of which none is one."""
+    """One example of ones; raises :class:`NotApplicableError` for tokens, which cannot be ones."""
     ones = {}
     for name, value in data.example(1).items():
         if name not in TARGETS and not value.is_floating_point():
@@ -242,10 +242,10 @@ def _order(
     counts: Mapping[str, int],
     rounds: int,
 ) -> dict[str, Tensor]:
-    """The place of each filter, weight or layer in the order of going, over its pool's size."""
+    """The place of each filter, weight or layer in the order of removal, over its pool's size."""
     alive = {name: torch.ones(size, dtype=torch.bool) for name, size in sizes.items()}
     places = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
-    for done in range(1, rounds + 2):  # in the last one all that is left takes its place
+    for done in range(1, rounds + 2):  # the last round orders all that is left
         values = {name: each.cpu() for name, each in flows(alive).items()}
         for pool in pools:
             flat, mask, place = (

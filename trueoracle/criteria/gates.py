@@ -1,4 +1,4 @@
-"""Derivatives of the loss by gates on what filters put out, or layers add to their stream."""
+"""Derivatives of the loss by gates on filters' outputs, or on what layers add to their stream."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def gate_gradients(
 ) -> dict[str, Tensor]:
     """The derivative of each example's loss by a gate on each filter: ``[N, filters]`` by group.
 
-    A gate multiplies all that the group's consumers read of the filter, and is 1: closing it (0) is
-    pruning the filter. So the derivative is the sum of activation times gradient over positions and
-    consumers, and minus it the first-order change of the loss when the filter goes. Where whole
-    layers are pruned a gate multiplies what a layer adds to its stream: ``[N, layers]`` by stack.
+    A gate multiplies all that the group's consumers read of the filter. Its value is 1; setting it
+    to 0 prunes the filter. The derivative is therefore the sum of activation times gradient over
+    positions and consumers; minus the derivative is the first-order change of the loss when the
+    filter is pruned. Where whole layers are pruned, a gate multiplies what a layer adds to its
+    stream: ``[N, layers]`` by stack.
     """
     sizes = unit_counts(candidates)
     found: dict[str, list[Tensor]] = {name: [] for name in sizes}
@@ -43,8 +44,8 @@ def gate_gradients(
             gates = {n: like.new_ones(count, k).requires_grad_() for n, k in sizes.items()}
             with gated(network, candidates, gates):
                 outputs = task.forward(network, batch)
-            # The sum of the examples' own losses, each of which knows its own gates only, and
-            # counts as much as it does in the mean over the split.
+            # The sum of the examples' own losses: each depends on its own gates only, and has the
+            # weight that it has in the mean over the split.
             losses = vmap(_own_loss(task), (0, 0))(outputs, dict(batch))
             counts = [
                 task.weight({n: v[i : i + 1] for n, v in batch.items()}) for i in range(count)
@@ -59,10 +60,10 @@ def gate_gradients(
 def gate_hessian(
     dense: nn.Module, candidates: CandidateList, split: AnySplit, task: Task
 ) -> tuple[Tensor, Tensor]:
-    """Gradient ``[F]`` and Hessian ``[F, F]`` of the task's loss by all gates, exact, in float64.
+    """Exact gradient ``[F]`` and Hessian ``[F, F]`` of the task's loss by all gates, in float64.
 
     The gates are those of :func:`gate_gradients`, in the order of :func:`unit_counts`. Each row of
-    the Hessian takes one product with it.
+    the Hessian takes one backward pass per batch.
     """
     sizes = unit_counts(candidates)
     count = sum(sizes.values())
@@ -108,7 +109,7 @@ def _own_loss(task: Task) -> Callable[[Tensor, dict[str, Tensor]], Tensor]:
 def gated(
     network: nn.Module, candidates: CandidateList, gates: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Within the block, what is pruned is multiplied by gates, as in :func:`gate_gradients`."""
+    """In this context, what is pruned is multiplied by gates, as in :func:`gate_gradients`."""
     read: dict[str, list[tuple[Group, Part]]] = {}
     for group in candidates.groups:
         for part in group.consumers:

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 EACH_AT_ONCE = 32
-"""Examples whose own gradients are held at a time: each takes as much as the weights."""
+"""Examples whose gradients are held at a time: each takes as much memory as the weights."""
 
 
 def weight_gradients(
@@ -46,17 +46,17 @@ def weight_gradients(
 
 
 def trainable(network: nn.Module) -> list[str]:
-    """The names of all weights that train."""
+    """The names of all trainable weights."""
     return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
 
 
 def hessian_products(
     dense: nn.Module, split: AnySplit, task: Task, vectors: Sequence[Mapping[str, Tensor]]
 ) -> list[dict[str, Tensor]]:
-    """The Hessian of the task's loss over all examples times each of some vectors.
+    """The products of the Hessian of the task's loss over all examples with some vectors.
 
-    A vector has numbers for some weights, by name, the same for all vectors; the Hessian is that
-    of these weights. The graph of the gradient is made once for all of them.
+    A vector has numbers for some weights, by name; all vectors have the same names, and the Hessian
+    is that of these weights. The graph of the gradient is made once per batch for all vectors.
     """
     names = list(vectors[0])
     totals = [{name: torch.zeros_like(v[name]) for name in names} for v in vectors]
@@ -65,7 +65,7 @@ def hessian_products(
             gradients = torch.autograd.grad(
                 loss, weights, create_graph=True, materialize_grads=True
             )
-            # One of a weight that the loss does not know is zero, and comes from nowhere.
+            # The gradient of a weight that the loss does not depend on is zero, without a graph.
             known = [i for i, gradient in enumerate(gradients) if gradient.grad_fn is not None]
             for total, vector in zip(totals, vectors, strict=True):
                 if not known:
@@ -99,12 +99,12 @@ def sample_gradients(
 ) -> Iterator[dict[str, Tensor]]:
     """Each example's own gradients ``[n, …]`` by the names of the weights, n examples at a time.
 
-    Many at a time where the network can be mapped over examples, else one by one.
+    n is 1 where the network cannot be mapped over examples.
     """
     mapped = _mapped_gradients(dense, names, split, task)
     try:
         first = next(mapped)
-    except RuntimeError:  # a forward that branches on values, such as that of transformers
+    except RuntimeError:  # the forward pass branches on values, as those of transformers do
         yield from _single_gradients(dense, names, split, task)
         return
     yield first
@@ -153,9 +153,9 @@ class _Running(nn.Module):
 def own_and_rest(
     network: nn.Module, names: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The named weights, and all other tensors of a network, detached, for ``functional_call``.
+    """The named weights and all other tensors of a network, detached, for ``functional_call``.
 
-    A weight that several layers share has several names, of which only one may be given.
+    A weight that several layers share has several names, of which ``functional_call`` takes one.
     """
     tensors: dict[str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
     tensors |= dict(network.named_buffers(remove_duplicate=False))
@@ -171,7 +171,7 @@ def own_and_rest(
 
 @contextmanager
 def derivable(dense: nn.Module, names: Sequence[str]) -> Iterator[tuple[nn.Module, list[Tensor]]]:
-    """A copy in evaluation mode of which only the named weights train, and these."""
+    """A copy in evaluation mode with only the named weights trainable, and these weights."""
     network, weights = _copy(dense, names)
     with _differentiating():
         yield network, weights
@@ -185,7 +185,7 @@ def _copy(dense: nn.Module, names: Sequence[str]) -> tuple[nn.Module, list[Tenso
 
 @contextmanager
 def _differentiating() -> Iterator[None]:
-    """With gradients; the fused kinds of attention have no second one, and take no part in vmap."""
+    """Gradients on, fused attention off: it has no second derivative, and vmap cannot map it."""
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         yield
 
@@ -198,7 +198,7 @@ def _losses(network: nn.Module, split: AnySplit, task: Task) -> Iterator[Tensor]
 
 
 def total_weight(split: AnySplit, task: Task) -> float:
-    """How much all examples count together."""
-    if type(task).weight is Task.weight:  # by the number of examples
+    """The weight of all examples of a split together."""
+    if type(task).weight is Task.weight:  # which is the number of examples
         return float(len(split))
     return sum(task.weight(batch) for batch in split.batches(evaluation_batch(split)))

@@ -1,4 +1,4 @@
-"""From numbers per weight to the importance that candidates sum."""
+"""Turns numbers per weight into the importance that candidates sum."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ __all__ = [
 
 
 def pruned_weights(network: nn.Module, candidates: CandidateList) -> dict[str, Tensor]:
-    """The weights that a candidate may lose, by name: of the pruned layers.
+    """The weights of the pruned layers, which a candidate may lose, by name.
 
-    Biases, norms and what reads the filters are no part of them, as for ``l1``.
+    Biases, norms and the layers that read the filters are left out, as for ``l1``.
     """
     if candidates.units == "weights":
         names = [f"{name}.weight" for name in candidates.weights]
@@ -55,10 +55,11 @@ def pruned_weights(network: nn.Module, candidates: CandidateList) -> dict[str, T
 def sum_by_filter(
     network: nn.Module, candidates: CandidateList, values: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The importance of what is pruned, where ``values`` is that of each weight, by its name.
+    """The importance of filters, layers or weights; ``values`` is that of each weight, by name.
 
-    A filter's is the sum over its weights, in all layers of its group: ``[filters]`` by group; a
-    whole layer's that over all of its weights: ``[layers]`` by stack. A single weight's is its own.
+    A filter's importance is the sum over its weights, in all layers of its group: ``[filters]`` by
+    group. A whole layer's is the sum over all of its weights: ``[layers]`` by stack. A single
+    weight's is its own value.
     """
     if candidates.units == "weights":
         return {name: values[f"{name}.weight"] for name in candidates.weights}
@@ -101,11 +102,11 @@ def sum_layers(parts: Iterable[Tensor]) -> Tensor:
 def within_groups(
     importance: Mapping[str, Tensor], candidates: CandidateList, *, raw: bool
 ) -> Mapping[str, Tensor]:
-    """Importances ``[filters]`` that papers compare within one layer only, fit to be added up.
+    """Scale importances ``[filters]`` that papers compare within a layer, to sum them over groups.
 
-    Where filters of several groups are pruned, each group's are divided by their mean, as DepGraph
-    does (Fang et al. 2023, arXiv 2301.12900; ``normalizer="mean"`` of Torch-Pruning): else the
-    group of the largest numbers would decide alone. ``raw``: left as they are.
+    Where filters of several groups are pruned, each group's importances are divided by their mean,
+    as in DepGraph (Fang et al. 2023, arXiv 2301.12900; ``normalizer="mean"`` of Torch-Pruning).
+    Otherwise the group with the largest numbers would decide alone. With ``raw``, nothing changes.
     """
     if raw or len(candidates.groups) < 2:
         return importance
@@ -113,7 +114,7 @@ def within_groups(
 
 
 def channel_values(values: Tensor, group: Group, part: Part) -> Tensor:
-    """Each filter's share ``[filters, spread]`` of numbers per channel, as a group's part says."""
+    """Numbers per channel as each filter's ``[filters, spread]``, by the layout in ``part``."""
     return part.of_filters(values, group.filters)
 
 
@@ -122,8 +123,9 @@ def member_weights(
 ) -> list[tuple[str, tuple[int, tuple[Place, ...]], Tensor]]:
     """All weights that a filter has anywhere in its group, as Torch-Pruning counts them.
 
-    Those that put it out, the scales of its batch and layer norms, and those that read it, each
-    with its name and what :func:`by_filter` takes. Biases and depthwise convolutions are left out.
+    These are the weights that produce the filter, the scales of its batch and layer norms, and the
+    weights that read it: each as its name, the layout that :func:`by_filter` takes, and the tensor.
+    Biases and depthwise convolutions are left out.
     """
     places: dict[tuple[str, str], list[Place]] = {}
     for place in group.places:
@@ -143,10 +145,11 @@ def member_weights(
 def importance_of(
     criterion: Criterion, dense: nn.Module, candidates: CandidateList, data: Splits
 ) -> dict[str, np.ndarray]:
-    """What a criterion makes of each filter, weight or layer by itself, by group, layer or stack.
+    """A criterion's importance of each filter, weight or layer, by group, layer or stack.
 
-    That is what it gives ``candidates.sum_pruned``. Raises :class:`NotApplicableError` for one that
-    does not score candidates by such a sum, and what the criterion raises.
+    It is what the criterion passes to ``candidates.sum_pruned``. Raises
+    :class:`NotApplicableError` for a criterion that does not score candidates by such a sum, and
+    whatever the criterion raises.
     """
     listening = _Listening(candidates.take([0]))
     scores = criterion(dense, cast(CandidateList, listening), data)
@@ -159,7 +162,7 @@ def importance_of(
 
 
 class _Listening:
-    """Candidates that note which importance they are asked to sum."""
+    """Candidates that record which importance they are asked to sum."""
 
     def __init__(self, candidates: CandidateList) -> None:
         self._candidates = candidates
@@ -176,7 +179,7 @@ class _Listening:
         return iter(self._candidates)
 
     def sum_pruned(self, importance: Importance) -> np.ndarray:
-        """As the candidates do."""
+        """Sum as the candidates do, and record the importance and the sums."""
         sums = self._candidates.sum_pruned(importance)
         self.summed = sums if self.summed is None else self.summed + sums
         for name, given in importance.items():
@@ -186,14 +189,14 @@ class _Listening:
 
 
 def kept_of(candidates: Candidates, position: int) -> np.ndarray:
-    """What each candidate keeps of the group at a position: 1 = kept, float64 ``[P, filters]``."""
+    """The filters that each candidate keeps in one group: 1 = kept, float64 ``[P, filters]``."""
     kept = np.zeros((len(candidates), candidates.groups[position].filters))
     np.put_along_axis(kept, candidates.kept_filters(position), 1, axis=1)
     return kept
 
 
 def pruned_units(candidates: CandidateList) -> np.ndarray:
-    """What each candidate prunes of all groups, or stacks of layers: 1 = pruned, ``[P, F]``."""
+    """The filters or layers that each candidate prunes, of all: 1 = pruned, ``[P, F]``."""
     if candidates.units == "filters":
         ways = cast(Candidates, candidates)
         return np.hstack([1 - kept_of(ways, position) for position in range(len(ways.groups))])

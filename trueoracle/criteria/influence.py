@@ -1,4 +1,4 @@
-"""Criteria of whole layers: how little does one change what passes it?"""
+"""Criteria for whole layers: how little a layer changes its input."""
 
 from __future__ import annotations
 

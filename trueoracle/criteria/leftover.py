@@ -1,4 +1,4 @@
-"""What least squares on the kept filters leaves of the pruned ones."""
+"""The part of the pruned filters that least squares on the kept ones cannot explain."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import numpy as np
 __all__ = ["left_over"]
 
 JITTER = 1e-10
-"""Of the mean of the diagonal, added to it, so that kept filters may depend on each other."""
+"""The share of the diagonal's mean that is added to it, as kept filters may be dependent."""
 
 AT_ONCE_BYTES = 64 * 2**20
-"""Aim for the most that the matrices of some candidates take at a time."""
+"""About the most bytes that candidates' matrices take at a time."""
 
 
 def left_over(moments: np.ndarray, kept: np.ndarray, pruned: np.ndarray) -> np.ndarray:
-    """Inner products ``[P, M, M]`` of what is left of the pruned, given the kept.
+    """Inner products ``[P, M, M]`` of the residuals of the pruned vectors, given the kept ones.
 
-    ``moments`` ``[F, F]`` are the inner products of F vectors, ``kept`` ``[P, K]`` and ``pruned``
-    ``[P, M]`` say which of them are which. From each pruned vector its projection on the kept ones
-    is taken: the Schur complement of the kept in the moments.
+    ``moments`` ``[F, F]`` are the inner products of F vectors; ``kept`` ``[P, K]`` and ``pruned``
+    ``[P, M]`` are the indices of those that each candidate keeps and prunes. A residual is a pruned
+    vector minus its projection on the kept ones. The result is the Schur complement of the kept
+    block in the moments.
     """
     left = np.empty((len(kept), pruned.shape[1], pruned.shape[1]))
     size = max(1, AT_ONCE_BYTES // (8 * kept.shape[1] * (kept.shape[1] + pruned.shape[1])))

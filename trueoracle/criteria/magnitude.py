@@ -1,4 +1,4 @@
-"""Criteria of the weights alone: what is pruned should be small, or much like what stays."""
+"""Criteria of the weights alone: pruned filters should be small, or similar to kept ones."""
 
 from __future__ import annotations
 
@@ -204,15 +204,15 @@ def _layers(dense: nn.Module, group: Group) -> list[Tensor]:
 
 
 def _lamp(squares: Tensor) -> Tensor:
-    """Each square over the sum of all squares no smaller, in the same shape."""
+    """Each square divided by the sum of all squares that are not smaller, in the same shape."""
     flat, order = squares.double().flatten().sort(descending=True, stable=True)
-    # Where the last one that equals it is, counted from 1.
+    # For each square, the place of the last one that equals it, counted from 1.
     ends = torch.searchsorted(-flat, -flat, right=True)
-    # A layer of nothing but zeros has nothing to share out.
+    # In a layer of zeros alone the sums are zero, too: the clamp avoids 0 / 0.
     scores = flat / flat.cumsum(0)[ends - 1].clamp(min=torch.finfo(torch.float64).tiny)
     return torch.empty_like(scores).scatter_(0, order, scores).view(squares.shape)
 
 
 def _distances(filters: Tensor) -> Tensor:
-    """Euclidean distances ``[filters, filters]``; not by a matrix product, which loses digits."""
+    """Euclidean distances ``[filters, filters]``, without a matrix product, which loses digits."""
     return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,4 +1,4 @@
-"""Pruned loss: the criterion that the question is about, on several sets of examples."""
+"""Pruned loss, on several sets of examples: the criterion that this package's question is about."""
 
 from __future__ import annotations
 

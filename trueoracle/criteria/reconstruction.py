@@ -1,4 +1,4 @@
-"""What the next layer loses of its input."""
+"""Criteria of the next layer: the error of its output without the pruned filters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trueoracle.tasks.base import Task
 __all__ = ["channel_pruning", "thinet", "thinet_ls"]
 
 PARTS_BYTES = 64 * 2**20
-"""Aim for the most that the filters' parts of the next layer's output take at a time."""
+"""About the most bytes that filters' parts of the next layer's output take at a time."""
 
 
 _CONVOLVE: tuple[tuple[type[nn.Module], Callable[..., Tensor]], ...] = (
@@ -89,7 +89,7 @@ def thinet_ls(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.n
     scores = np.zeros(len(ways))
     for position, group in enumerate(ways.groups):
         kept, pruned = ways.kept_filters(position), _pruned_filters(ways, position)
-        # What the sum over all leaves is what the sum over the pruned ones leaves.
+        # Kept filters explain themselves: the residual is that of the sum over the pruned ones.
         scores += left_over(products[group.name], kept, pruned).sum((1, 2))
     return scores
 
@@ -151,16 +151,16 @@ def _columns(module: nn.Module, part: Part, group: Group, inputs: int) -> np.nda
 
 
 def _pruned_filters(candidates: Candidates, position: int) -> np.ndarray:
-    """The pruned filters ``[P, M]`` of all candidates, of the group at a position."""
+    """The filters ``[P, M]`` that all candidates prune in the group at a position."""
     return np.array([way[position] for way in candidates])
 
 
 def _filter_products(
     dense: nn.Module, candidates: Candidates, split: AnySplit, task: Task
 ) -> dict[str, np.ndarray]:
-    """Inner products of the filters' parts of what reads them, a mean over images.
+    """Inner products of the filters' parts of their readers' outputs, a mean over images.
 
-    ``[filters, filters]`` by group: the squared error of any set is the sum over its pairs.
+    They are ``[filters, filters]`` by group; a set's squared error is the sum over its pairs.
     """
     readers = [(group, part) for group in candidates.groups for part in group.consumers]
     products = {
@@ -184,7 +184,7 @@ def _filter_products(
 
 @torch.no_grad()
 def _parts(module: nn.Module, given: Tensor, group: Group, part: Part) -> Tensor:
-    """Each filter's part of a consumer's output, ``[filters, numbers]``, of some images."""
+    """Each filter's part of a consumer's output, ``[filters, numbers]``, for some images."""
     index = part.entries(torch.arange(group.filters, device=given.device), group.filters)
     convolve = next((one for kind, one in _CONVOLVE if isinstance(module, kind)), None)
     if convolve is not None and isinstance(module, _ConvNd):

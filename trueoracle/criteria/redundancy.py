@@ -1,4 +1,4 @@
-"""Criteria of sets: is what goes much like what stays?"""
+"""Criteria of sets of filters: how similar pruned filters are to kept ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def redundancy(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.
 def _correlations(
     dense: nn.Module, candidates: Candidates, split: AnySplit, task: Task
 ) -> dict[str, np.ndarray]:
-    """The correlations ``[filters, filters]`` of activations by group; 0 of what never changes."""
+    """Correlations ``[filters, filters]`` of activations by group; 0 for constant activations."""
     sums: dict[str, Tensor] = {}
     products: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -69,7 +69,7 @@ def _correlations(
         mean = sums[name] / counts[name]
         covariance = product / counts[name] - torch.outer(mean, mean)
         square = covariance.diagonal()
-        # Of a constant, rounding leaves a variance.
+        # Rounding gives even a constant a small variance.
         is_still = square <= 1e-12 * product.diagonal() / counts[name]
         scale = torch.where(is_still, 0, square.clamp(min=1e-300).rsqrt())
         correlations[name] = (scale[:, None] * covariance * scale).numpy()

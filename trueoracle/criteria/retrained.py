@@ -26,7 +26,7 @@ STEPS = 20
 """Steps of retraining before the loss is measured."""
 
 STATISTICS_BATCH = 128
-"""Images a batch where batch norm's statistics are estimated anew."""
+"""Images per batch where batch norm's statistics are estimated anew."""
 
 
 @criterion(
@@ -63,7 +63,7 @@ def loss_after_steps(
     losses: list[float] = []
     for start in range(0, networks, size):
         some = [candidates.prune(dense, i) for i in range(start, min(start + size, networks))]
-        # Of no seed of the study: its retrainings see other batches.
+        # This stream belongs to no seed of the study: its retrainings see other batches.
         stream = (0, "loss-after-steps")
         records, _ = retrain(some, [stream] * len(some), few, short, engine=planned.engine)
         losses += [own[-1].train_loss for own in records]
@@ -130,7 +130,7 @@ def _adapted(
             norm.train()
         with torch.no_grad():
             for start in range(0, len(few), STATISTICS_BATCH):
-                if start + 1 < len(few) or len(few) == 1:  # one example has no statistics
+                if start + 1 < len(few) or len(few) == 1:  # a batch of one has no statistics
                     rows = torch.arange(start, min(start + STATISTICS_BATCH, len(few)))
                     data.task.forward(network, few.take(rows.to(few.device)).fields)
         values.append(evaluate(network, split, data.task)[metric])
@@ -147,17 +147,17 @@ def _norms(network: nn.Module) -> Iterator[_BatchNorm]:
 def _plan(
     network: nn.Module, data: Splits, recipe: Retraining, members: int, *, is_uniform: bool
 ) -> Plan:
-    """By the first engine that can, in a fixed order: a stopwatch's choice would change scores."""
+    """A plan with the first engine that can, in a fixed order, as rounding depends on engines."""
     for name in ("native", "wide") if is_uniform else ():
         try:
             return plan(network, data, recipe, members=members, engine=name)
-        except InputError:  # it does not know the network, or memory holds no population
+        except InputError:  # the engine cannot train the network, or memory holds no population
             continue
     return plan(network, data, recipe, members=members, engine="loop")
 
 
 def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:
-    """The recipe and the images of as many steps, all of them whole batches where possible."""
+    """The recipe and images for :data:`STEPS` steps, all of them whole batches if possible."""
     batch = min(recipe.batch_size, len(data.train))
     a_pass = len(data.train) // batch
     passes = next(n for n in range(1, STEPS + 1) if STEPS % n == 0 and STEPS // n <= a_pass)
@@ -173,7 +173,7 @@ def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:
             "warmup": 0.0,
         }
     )
-    # Validation and test images are no business of a criterion; a split of them there must be.
+    # A criterion must not see validation and test images, but Splits needs a test split.
     one = data.measured_train.take(torch.arange(1))
     few = Splits(part, None, one, data.task, data.fill, data.measured_train)
     return short, few

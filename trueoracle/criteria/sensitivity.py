@@ -1,4 +1,4 @@
-"""First-order criteria: what does the loss feel of it?"""
+"""First-order criteria: the change of the loss by pruning, from the loss's gradient."""
 
 from __future__ import annotations
 
@@ -136,14 +136,14 @@ def snip(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarra
 
 
 def _weight_changes(dense: nn.Module, candidates: CandidateList, data: Splits) -> dict[str, Tensor]:
-    """w · ∂L/∂w of every weight that can be pruned, by name."""
+    """The product w · ∂L/∂w for every weight that can be pruned, by name."""
     weights = pruned_weights(dense, candidates)
     gradients = weight_gradients(dense, list(weights), data.measured_train, data.task)
     return {name: weight.detach() * gradients[name] for name, weight in weights.items()}
 
 
 def _batches(examples: int, size: int) -> Iterator[Tensor]:
-    """The places of the examples of each whole batch, in a fixed random order."""
+    """The indices of the examples in each whole batch, in a fixed random order."""
     if size < 0:
         raise InputError(f"batch is {size}, expected a number of examples from 1, or 0 for all")
     size = min(size or examples, examples)

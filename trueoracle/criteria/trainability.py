@@ -34,10 +34,10 @@ TANGENT_OUTPUTS = 400
 """Most outputs (images × classes) between which the tangent kernel is computed."""
 
 JACOBIAN_BYTES = 512 * 2**20
-"""Most that the derivatives of all those outputs by all weights may take."""
+"""Most bytes that the derivatives of these outputs by all weights may take."""
 
 NATIVE_GROUPS = 8
-"""Lane groups of pruned networks whose gradients are computed in one call, a thread."""
+"""Lane groups of pruned networks, per thread, whose gradients are computed in one call."""
 
 
 @criterion(
@@ -65,7 +65,7 @@ def tpp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray
         for layer, weight in layer_weights(dense, group).values():
             filters = by_filter(layer, weight.detach().double())
             squares = (filters @ filters.T).square().cpu().numpy()
-            # Not the total less the kept: that would lose digits.
+            # Not computed as the total minus the kept part, which would lose digits.
             pruned = 1 - kept
             scores += ((pruned @ squares) * (pruned + 2 * kept)).sum(1)
     return scores
@@ -169,7 +169,7 @@ def _native_squares(dense: nn.Module, candidates: CandidateList, split: Split) -
 
 
 def _flow_time(recipe: Retraining, images: int) -> float:
-    """The time of gradient flow that retraining amounts to: learning rate times steps."""
+    """The time of gradient flow that corresponds to retraining: learning rate times steps."""
     steps = recipe.steps_in_epoch(images)
     if not recipe.rate_changes_within_epoch:
         rates = steps * math.fsum(recipe.learning_rate_at(epoch) for epoch in range(recipe.epochs))
@@ -183,7 +183,7 @@ def _flow_time(recipe: Retraining, images: int) -> float:
 
 
 def _flow(network: nn.Module, split: Split, time: float) -> float:
-    """The loss of the linearised network after a time of gradient flow; NaN where it has none."""
+    """The linearised network's loss after a time of gradient flow; NaN if it cannot be solved."""
     outputs, kernel = _tangent_kernel(network.eval(), split)
     labels = split.targets.cpu().numpy()
     images, classes = outputs.shape

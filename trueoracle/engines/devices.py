@@ -42,7 +42,7 @@ class _DevicesPopulation(LoopPopulation):
         super().train_epoch(epoch, between_steps if self._keeps else None)
 
     def kept(self) -> list[Keepable] | None:
-        """What the first process keeps for all; None of networks that no process holds whole."""
+        """What the first process keeps for all; None where no process holds a whole network."""
         return super().kept() if self._keeps else None
 
 

@@ -43,7 +43,7 @@ class LoopPopulation:
         ]
 
     def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
-        alone = len(self._trainings) == 1  # else the others are at another place
+        alone = len(self._trainings) == 1  # several networks are never at the same step
         for training in self._trainings:
             training.train_epoch(epoch, between_steps if alone else None)
 
@@ -75,7 +75,7 @@ def _side_by_side(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class LoopEngine(Engine):
-    """One network at a time, by plain PyTorch: takes everything."""
+    """One network at a time, by plain PyTorch: it can train every network."""
 
     name: ClassVar[str] = "loop"
     handicap: ClassVar[float] = 0.95

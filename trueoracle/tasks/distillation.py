@@ -17,9 +17,10 @@ __all__ = ["Distilled"]
 class Distilled(Task):
     """A task whose training loss is in part the distance from a teacher's answers.
 
-    ``(1 - weight) · loss + weight · T² · KL(teacher ‖ student)`` at temperature T (Hinton et al.
-    2015, arXiv 1503.02531, section 2), the mean over examples (pixels, tokens). The teacher runs in
-    evaluation mode on the batch that the student sees. What is measured stays the task's.
+    The loss is ``(1 - weight) · loss + weight · T² · KL(teacher ‖ student)`` at temperature T
+    (Hinton et al. 2015, arXiv 1503.02531, section 2), the mean over examples (pixels, tokens). The
+    teacher runs in evaluation mode on the batch that the student sees. The metrics are those of the
+    task.
     Raises :class:`InputError` for a task without logits.
     """
 

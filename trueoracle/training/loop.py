@@ -35,9 +35,9 @@ Stream = tuple[int, str]
 class EpochRecord:
     """One network after one epoch (counted from 0).
 
-    ``values`` has every metric of the task on every split (``test_accuracy``): NaN where there is
-    no validation split, and in the losses of a network that diverged. ``blocks`` has, by the same
-    names, the sums over each block of examples, where they were asked for: after the last epoch.
+    ``values`` has every metric of the task on every split (such as ``test_accuracy``): NaN where
+    there is no validation split, and for the losses of a network that diverged. ``blocks`` has, by
+    the same names, the sums over each block of examples; only the last epoch is measured by blocks.
     """
 
     epoch: int
@@ -60,7 +60,7 @@ class EpochRecord:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> EpochRecord:
-        """The record of such fields; a metric without a number is NaN."""
+        """The record from such a row; a metric without a number is NaN."""
         values = {n: math.nan if v is None else float(v) for n, v in row.items() if n not in _PLAIN}
         return cls(int(row["epoch"]), float(row["learning_rate"]), values)
 
@@ -75,7 +75,7 @@ def epoch_record(
     task: Task,
     blocks: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> EpochRecord:
-    """What was ``measured`` by split and metric as a record; NaN where there is no validation."""
+    """A record of the values ``measured`` by split and metric; NaN without a validation split."""
     values = {f"validation_{metric.name}": math.nan for metric in task.metrics}
     columns = {
         f"{split}_{metric.name}": of_split[metric.name]
@@ -106,7 +106,8 @@ def train(
     All random numbers (batch order, augmentation, dropout) come from ``seed``, the epoch and
     ``stream``: two networks with the same three see the same batches. A network whose training
     loss is no longer finite is stopped; its last record says so (``diverged``). With a
-    ``checkpoint``, training goes on from what it keeps; ``on_epoch`` is told of those epochs too.
+    ``checkpoint``, training continues from what the checkpoint holds; ``on_epoch`` is also called
+    for the epochs that it holds.
     """
     records: list[EpochRecord] = []
     kept = None if checkpoint is None else checkpoint.load([network])
@@ -137,10 +138,10 @@ def train(
 
 
 class Training:
-    """One network in training, with its optimiser and what the recipe lays on it until the end.
+    """One network in training, with its optimiser and, until the end, its adapters and rounding.
 
-    ``state`` is what an earlier one gave: then it goes on from there. With a ``team``, all its
-    processes train the network together; a network that is sharded among them stays so. Raises
+    ``state`` is that of an earlier training, which this one continues. With a ``team``, all its
+    processes train the network together; a network that is sharded among them stays sharded. Raises
     :class:`InputError` for a recipe that does not fit the network.
     """
 
@@ -172,9 +173,9 @@ class Training:
             self._begun = Begun.read(state)
 
     def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
-        """One pass over the training examples, or the rest of one that was begun.
+        """One pass over the training examples, or the rest of a pass that was begun.
 
-        ``between_steps`` is called where :meth:`kept` is something to go on from.
+        ``between_steps`` is called after steps where training could continue from :meth:`kept`.
         """
         begun, self._begun = self._begun, None
 
@@ -197,7 +198,7 @@ class Training:
         )
 
     def check(self, batch: Batch) -> None:
-        """Refuse a recipe by which the network computes no gradients, by :class:`InputError`."""
+        """Raise :class:`InputError` for a recipe by which the network computes no gradients."""
         task = training_task(self._data.task, self._recipe)
         self.network.train()
         try:
@@ -218,7 +219,7 @@ class Training:
 
     @contextmanager
     def measured(self) -> Iterator[nn.Module]:
-        """The network as it would be handed out now: with its adapters merged."""
+        """The network as it would be if training ended now: with its adapters merged."""
         with nullcontext() if self._adapters is None else self._adapters.merged():
             yield self.network
             if self._team is not None:
@@ -232,9 +233,9 @@ class Training:
             return measure(network, self._data, epoch, rate)
 
     def state(self, *, base: bool = True) -> MemberState:
-        """What going on needs beside the network as :meth:`finish` leaves it.
+        """What is needed to continue later, besides the network as :meth:`finish` leaves it.
 
-        Without ``base``, it goes on from the network that was handed in, and takes less.
+        Without ``base``, the state is smaller, and continues from the network as it was given.
         """
         found = dict(state_of(self._optimizer, dict(self.network.named_parameters())))
         if self._adapters is not None:
@@ -244,7 +245,7 @@ class Training:
         return found
 
     def kept(self) -> Keepable:
-        """What a checkpoint keeps of it; with adapters, of the network's own tensors buffers."""
+        """What a checkpoint keeps; of the network's own tensors, with adapters, only buffers."""
         tensors = dict(self.network.state_dict())
         if self._adapters is not None:
             buffers = {name for name, _ in self.network.named_buffers()}
@@ -252,7 +253,7 @@ class Training:
         return tensors, self.state(base=False)
 
     def finish(self) -> None:
-        """Leave the network as it was handed in, but trained; a sharded one as it is."""
+        """Leave the network in its given form, but trained; a sharded one stays sharded."""
         if self._team is not None and self._team.is_sharded:
             return
         if self._adapters is not None:
@@ -276,7 +277,7 @@ class Begun:
 
     @classmethod
     def read(cls, state: MemberState) -> Begun | None:
-        """That of a state; None where it is one between epochs."""
+        """Read the progress from a state; None where the state is one between epochs."""
         if f"{STREAM}/step" not in state:
             return None
         return cls(
@@ -288,7 +289,7 @@ class Begun:
         return {f"{STREAM}/{name}": v for name, v in numbers.items() if v is not None}
 
     def go_on(self, device: torch.device) -> None:
-        """Put torch's random numbers where they stood."""
+        """Set torch's random number generators to where they stood."""
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, device)
@@ -308,8 +309,8 @@ def train_epoch(
 ) -> None:
     """One pass over the training examples, in training mode, at the recipe's learning rates.
 
-    ``begun``: the epoch goes on from there. ``between_steps`` is told after each step but the last
-    how far it has come. With a ``team``, its processes share the work of every step.
+    With ``begun``, the epoch continues from there. ``between_steps`` is called after each step but
+    the last, with the progress so far. With a ``team``, its processes share the work of every step.
     """
     task, device = training_task(data.task, recipe), data.train.device
     steps = recipe.steps_in_epoch(len(data.train))
@@ -340,9 +341,10 @@ def add_gradients(
 ) -> None:
     """Add the gradients of a batch's mean loss to those of the network.
 
-    With ``accumulate``, in parts: each part's mean weighs as much as what counts in it (tokens,
-    pixels, examples), so that the sum is the gradient of the whole batch's mean. The processes of a
-    ``team`` compute different parts of the same batch, and end with the same sum.
+    With ``accumulate``, the batch is computed in parts. Each part's mean is weighted by how much in
+    it counts (tokens, pixels, examples), so that the sum is the gradient of the whole batch's mean.
+    The processes of a ``team`` compute different parts of the same batch, and end with the same
+    sum.
     """
     size = recipe.examples_at_once if team is None else -(-recipe.examples_at_once // team.size)
     parts = [batch] if team is None and recipe.accumulate == 1 else _parted(batch, size)
@@ -354,7 +356,7 @@ def add_gradients(
             (loss if len(parts) == 1 else loss * (weight / whole)).backward()
         return
     for place, part, counts in team.own(parts):
-        share = team.size * weights[place] / whole if counts else 0.0  # processes are averaged
+        share = team.size * weights[place] / whole if counts else 0.0  # averaged over processes
         (loss_of(network, task, part, recipe) * share).backward()
     team.add_up(network.parameters())
 
@@ -374,16 +376,17 @@ def _parted(batch: Batch, size: int) -> list[Batch]:
 def batches(
     data: Splits, recipe: Recipe, seed: int, epoch: int, stream: str = "", *, first: int = 0
 ) -> Iterator[Batch]:
-    """The batches of one epoch from the ``first`` on, shuffled and augmented.
+    """The batches of one epoch from number ``first`` on, shuffled and augmented.
 
-    The last one may be smaller. Targets are class probabilities ``[N, classes]`` with mixup or
-    cutmix. Random numbers are drawn on the CPU, so that every device sees the same batches.
+    The last batch may be smaller. With mixup or cutmix, targets are class probabilities
+    ``[N, classes]``. Random numbers are drawn on the CPU, so that every device sees the same
+    batches.
     """
     generator = torch.Generator().manual_seed(stream_seed(seed, epoch, "batches", stream))
     order = torch.randperm(len(data.train), generator=generator)
     indices = order.split(recipe.batch_size)[: recipe.steps_per_epoch]
     augmented = recipe.shift or recipe.flip or recipe.mixup or recipe.cutmix
-    # What is drawn batch by batch has to be drawn for those that are passed over, too.
+    # Random numbers that are drawn batch by batch have to be drawn for skipped batches, too.
     skipped = 0 if augmented or recipe.resized_crop else first
     drawn = data.train.training_batches(
         indices[skipped:], recipe.resized_crop, seed=stream_seed(seed, epoch, "crops", stream)
@@ -412,14 +415,14 @@ def _augmented(batch: Batch, data: Splits, recipe: Recipe, generator: torch.Gene
 
 
 def training_task(task: Task, recipe: Recipe) -> Task:
-    """The task with what the recipe does to its loss."""
+    """The task with the recipe's changes to its loss."""
     if recipe.label_smoothing and isinstance(task, Classification):
         return Smoothed(task.classes, recipe.label_smoothing)
     return task
 
 
 def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> optim.Optimizer:
-    """The recipe's optimiser over those parameters that train."""
+    """The recipe's optimiser over the trainable parameters."""
     parameters = [p for p in parameters if p.requires_grad]
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "adam":
@@ -437,7 +440,7 @@ def measure(
     *,
     by_block: bool = False,
 ) -> EpochRecord:
-    """Evaluate a network on every split there is, and on the data's blocks of examples."""
+    """Evaluate a network on every split there is, and ``by_block`` on the data's blocks too."""
     measured, blocks = {}, {}
     for name, split in data.named():
         own = data.blocks.get(name) if by_block else None

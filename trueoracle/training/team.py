@@ -1,7 +1,7 @@
 """Several processes, each with a device of its own, that train one network together.
 
 ``accelerate launch`` (or ``torchrun``) starts them. Each computes the gradients of its part of
-every batch, and all make the same step: data parallel training (Li et al. 2020, arXiv 2006.15704).
+every batch, and all take the same step: data parallel training (Li et al. 2020, arXiv 2006.15704).
 Launched with ``--use_fsdp``, each also holds only its share of the weights, gradients and
 optimiser's state (Zhao et al. 2023, arXiv 2304.11277).
 """
@@ -28,7 +28,7 @@ _LAUNCHED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _SHARDED = "ACCELERATE_USE_FSDP"
 
 _PATIENCE = timedelta(days=7)
-"""How long the others wait for the first to train and score the dense network."""
+"""How long the other processes wait for the first to train and score the dense network."""
 
 T = TypeVar("T")
 
@@ -52,20 +52,20 @@ class Team:
         return self.rank == 0
 
     def tell(self, message: object) -> None:
-        """Give all others a message; for the first process."""
+        """Send all other processes a message; called by the first process."""
         torch.distributed.broadcast_object_list([message], src=0, group=self.messages)
 
     def hear(self) -> Any:
-        """Wait for the first process's next message; for all others."""
+        """Wait for the first process's next message; called by all others."""
         heard: list[Any] = [None]
         torch.distributed.broadcast_object_list(heard, src=0, group=self.messages)
         return heard[0]
 
     def own(self, parts: Sequence[T]) -> Iterator[tuple[int, T, bool]]:
-        """This process's parts of a batch with their places; whether each one counts.
+        """This process's parts of a batch: the place of each, the part, and whether it counts.
 
-        All processes get equally many, since they compute in step: one that has fewer repeats a
-        part that does not count.
+        All processes get equally many parts, since they compute in step: where too few are left, a
+        process computes another one's part again, which then does not count.
         """
         for start in range(0, len(parts), self.size):
             place = start + self.rank
@@ -74,7 +74,7 @@ class Team:
             yield place, parts[place], counts
 
     def shard(self, network: nn.Module) -> None:
-        """Leave to each process its share of the network's weights, block by block."""
+        """Split the network's weights among the processes, block by block."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -84,7 +84,7 @@ class Team:
         fully_shard(network, mesh=mesh)
 
     def shard_again(self, network: nn.Module) -> None:
-        """Give up what a forward without gradients gathered of the others' shares."""
+        """Free the other processes' shares that a forward pass without gradients gathered."""
         from torch.distributed.fsdp import FSDPModule
 
         for module in network.modules():
@@ -92,12 +92,12 @@ class Team:
                 module.reshard()
 
     def add_up(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by the mean over the processes; done already where sharded."""
+        """Replace each gradient by its mean over processes; a sharded network already has it."""
         if self.is_sharded:
             return
         by_kind: dict[torch.dtype, list[Tensor]] = {}
         for one in parameters:
-            if one.requires_grad:  # an expert that no token of a process met has none
+            if one.requires_grad:  # an expert that met no token of this process has no gradient
                 one.grad = torch.zeros_like(one) if one.grad is None else one.grad
                 by_kind.setdefault(one.grad.dtype, []).append(one.grad)
         for gradients in by_kind.values():
@@ -110,7 +110,7 @@ class Team:
 
     @contextmanager
     def leading(self) -> Iterator[None]:
-        """Within the block, the others wait for messages; after it, they are sent home."""
+        """In this context, the other processes wait for messages; at its end, they are released."""
         try:
             yield
         finally:
