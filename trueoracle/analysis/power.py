@@ -85,7 +85,7 @@ def power(
 
     - ``filters``: the number of filters that are pruned or kept, of all ``layers`` together, in one
       dense network;
-    - ``candidates``: the size of a sample; None for all ways to prune, whose number does not matter;
+    - ``candidates``: the size of a sample; None for all ways to prune, however many these are;
     - ``seeds``: the number of retraining seeds;
     - ``examples``: the number of examples that outcomes are measured on, None to take them as
       given;
