@@ -118,7 +118,7 @@ def check_dense_file(folder: Path, recorded: Mapping[str, Any]) -> None:
 
 
 def read_dense(prepared: Prepared, folder: Path, recorded: Mapping[str, Any]) -> nn.Module:
-    """The dense network of a run's folder; raises :class:`StoreError` for another in its file."""
+    """The dense network of a run's folder; raises :class:`StoreError` if the file has another."""
     check_dense_file(folder, recorded)
     network = copied(prepared.network)
     try:
