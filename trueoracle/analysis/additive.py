@@ -21,7 +21,7 @@ PENALTY = 1.0
 FOLDS = 5
 
 LEAST_A_FILTER = 4
-"""The least candidates per filter: a fit to fewer depends more on their number than on filters."""
+"""The fewest candidates per filter: a fit to fewer depends more on their number than on filters."""
 
 
 def predict_additive(

@@ -75,7 +75,7 @@ FEW_PAIRS = 400
 
 
 MANY_COLUMNS = 50
-"""The least columns that are compared all at once, in one pass over the rows."""
+"""The fewest columns that are compared all at once, in one pass over the rows."""
 
 
 def kendalls(columns: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -46,8 +46,8 @@ MOST_UNDEFINED = 0.05
 """The largest share of units that may leave the statistic undefined; the other units then serve."""
 
 LEAST_NETWORKS = 3
-"""The least dense networks for an interval that allows for other networks. Where there are two, one
-is left, which says nothing: then networks are given, and their filters and seeds are left out."""
+"""The fewest dense networks for which other networks are allowed for. Of two, leaving one out leaves
+one, which says nothing: then networks are given, and their filters and seeds are left out."""
 
 _NONE = 1e-12
 _NEAREST_TO_ONE = 1 - 1e-6

@@ -292,7 +292,7 @@ def _pruned_filters(
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Which filters ``[P, F]`` each row prunes, and how many filters each group has.
 
-    A group has the filters that some row names.
+    A group is taken to end with the largest filter that some row names.
     """
     ways = [_way(cell, path, column) for cell in cells]
     names = list(dict.fromkeys(name for way in ways for name in way))

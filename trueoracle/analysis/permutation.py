@@ -25,7 +25,7 @@ FITTED, FITTED_OF_MANY = 1000, 200
 """Relabellings of a sample of candidates, fewer since each takes longer."""
 
 LEAST_FITTED = 5
-"""The least candidates of a sample to which a sum over filters is fitted."""
+"""The fewest candidates of a sample to which a sum over filters is fitted."""
 
 MANY = 500
 """The most candidates whose pairs are held in memory; of more, they are counted each time."""

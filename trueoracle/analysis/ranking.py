@@ -104,9 +104,9 @@ class Ranking:
 def rank(scores: np.ndarray, *, every_way: bool = True, drawn: Sequence[int] = ()) -> Ranking:
     """Rank scores ``[P]``; rows that are not finite are dropped and counted.
 
-    ``every_way`` says that P is all ways to prune. Then samples are compared with all ways:
-    ``drawn`` has the rows of one sample, and any sample of the same size is meant. Where ``drawn``
-    is empty, no samples are compared. Raises :class:`InputError` where no score is finite.
+    ``every_way`` says that P is all ways to prune. Then samples are compared with all ways: the one
+    whose rows ``drawn`` has, and any sample of the same size. Where ``drawn`` is empty, no samples
+    are compared. Raises :class:`InputError` where no score is finite.
     """
     scores = np.asarray(scores, dtype=np.float64)
     rows = np.flatnonzero(np.isfinite(scores))

@@ -41,7 +41,7 @@ def recorded_spec(store: Store, folder: Path) -> StudySpec:
 
 
 def skipped_in(provenance: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The criteria that were skipped, by the latest sitting that noted any, each with the reason.
+    """The criteria that the latest sitting to note skipped ones noted, each with the reason.
 
     In a record of an earlier version none is skipped.
     """

@@ -67,7 +67,7 @@ def as_progress(progress: bool | Progress) -> Progress:
 
 
 LEAST_SECONDS = 1.0
-"""The least seconds to measure a rate over: in less, the clock's error shows more than the work."""
+"""The fewest seconds to measure a rate over: in less, the clock's error outweighs the work."""
 
 
 class Rate:
