@@ -46,7 +46,7 @@ MOST_UNDEFINED = 0.05
 """The largest share of units that may leave the statistic undefined; the other units then serve."""
 
 LEAST_NETWORKS = 3
-"""The fewest dense networks for which other networks are allowed for. Of two, leaving one out leaves
+"""The fewest dense networks for which intervals allow for other ones. Leaving out one of two leaves
 one, which says nothing: then networks are given, and their filters and seeds are left out."""
 
 _NONE = 1e-12

@@ -307,8 +307,7 @@ class Results:
         return pruned_filters(self.candidates["pruned"].tolist())
 
     def ranking(self, criterion: str = "oracle", sampled: int = 1000, seed: int = 0) -> Ranking:
-        """What one criterion's scores say by themselves: the best, its margin, and what samples
-        miss.
+        """The best candidate by one criterion's scores, its margin, and what samples miss.
 
         Where every way to prune is listed, samples of ``sampled`` ways are compared with all ways:
         any such sample, and the one that a study with ``pruning.candidates = sampled`` and

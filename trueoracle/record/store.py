@@ -173,8 +173,7 @@ class Store(Database):
                 self._seal("dense", chunk)
 
     def dense(self) -> dict[str, Any] | None:
-        """The dense network's hashes, origin, seconds, metrics and cost; None before it is
-        recorded.
+        """The dense network's hashes, origin, seconds, metrics and cost; None if not recorded.
 
         ``parameters``, ``macs`` and ``file_sha256`` are None where the record was made before they
         were kept; metrics are None where they are NaN.

@@ -222,7 +222,7 @@ def chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[list[Membe
 
 
 def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None) -> Plan | None:
-    """How to retrain what is left; None where nothing is left. A resumed study keeps its engine."""
+    """How to retrain what is left, with the engine used so far; None where nothing is left."""
     prepared, store, left = at.prepared, at.store, at.left
     if not left:
         return None
