@@ -40,7 +40,7 @@ The variance of so many is right to 30 %.
 """
 
 CANDIDATE_GROUPS = 20
-"""The groups by which sampled candidates are left out; their variance is right to 32 %."""
+"""The number of groups by which sampled candidates are left out: a variance right to 32 %."""
 
 MOST_UNDEFINED = 0.05
 """The largest share of units that may leave the statistic undefined; the other units then serve."""

@@ -169,7 +169,7 @@ def _read(path: Path, wanted: Sequence[str], numbers: Sequence[str]) -> pd.DataF
         header = next(csv.reader(io.StringIO(text), delimiter=separator), [])
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
-    except Exception as error:  # of the file system, a compression, an encoding, the parser
+    except Exception as error:  # from file system, decompression, encoding or parser
         raise InputError(f"{path} is not a CSV table: {first_line(error)}") from error
     if not isinstance(frame.index, pd.RangeIndex):
         raise InputError(f"{path} is not a CSV table: its rows have more fields than its header")
@@ -189,7 +189,7 @@ def _checked(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _bytes(path: Path) -> bytes:
-    """What the file holds, without its compression."""
+    """The file's content, decompressed."""
     data = path.read_bytes()
     openers: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
         (b"\x1f\x8b", gzip.decompress), (b"BZh", bz2.decompress), (b"\xfd7zXZ", lzma.decompress),

@@ -148,7 +148,7 @@ def _paired(table: CandidateTable, rows: Iterator[np.ndarray]) -> tuple[np.ndarr
 
 
 def _counted(table: CandidateTable, rows: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The same by Kendall's tau of the permuted columns: slower, in little memory."""
+    """The same by Kendall's tau of the permuted columns: slower, but with little memory."""
     columns, outcome = np.stack(list(table.scores.values())), table.outcome
     relabelled = np.array([kendalls(columns, outcome[moved]) for moved in rows])
     return relabelled[0], relabelled

@@ -28,7 +28,7 @@ QUANTILES = 128
 """The most pairs of halves of the seeds, and the quantiles that stand for a noise distribution."""
 
 NODES = 64
-"""The sizes of true differences at which their distribution is evaluated."""
+"""The number of sizes of true differences at which their distribution is evaluated."""
 
 LEAST_CEILING = 0.2
 """Below this ceiling, outcomes repeat themselves too little to estimate agreement without noise."""

@@ -227,7 +227,7 @@ def _read_older(folder: Path, found: _Survey) -> None:
 
 
 def _about(table: Table, rows: Sequence[Sequence[Any]]) -> str:
-    """In words, which rows are meant, such as ``(seed 0)``."""
+    """The rows that are meant, in words, such as ``(seed 0)``."""
     if table.apart is None or not rows:
         return ""
     place = table.names.index(table.apart)

@@ -32,7 +32,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same without new lines."""
+    """Text as :func:`printable` gives it, in one line."""
     return printable(text).replace("\n", "\\n")
 
 

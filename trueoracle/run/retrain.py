@@ -222,7 +222,10 @@ def chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[list[Membe
 
 
 def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None) -> Plan | None:
-    """How to retrain what is left, with the engine used so far; None where nothing is left."""
+    """How to retrain what is left; None where nothing is left.
+
+    With the engine ``auto``, a resumed study keeps its engine if that is possible.
+    """
     prepared, store, left = at.prepared, at.store, at.left
     if not left:
         return None
@@ -243,6 +246,6 @@ def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None
     if engine == "auto" and before:
         try:
             return replace(choose(before), reason="as in the sitting before")
-        except InputError as error:  # on another machine, say
+        except InputError as error:  # as can happen on another machine
             at.progress.message(f"retraining cannot go on as it began: {error}")
     return choose(engine)

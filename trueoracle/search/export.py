@@ -296,7 +296,7 @@ def _cut(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
     pruned = stored.pruned
     try:
         groups = find_groups(dense, as_input(dense, _example(stored)), only=pruned).groups
-    except Exception as error:  # of a size that nothing holds, or that does not fit
+    except Exception as error:  # sizes too large for memory, or sizes that do not fit
         raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
     kept = {}
     for name, filters in pruned.items():
@@ -312,7 +312,7 @@ def _without(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
     """The network without the layers that were taken out."""
     try:
         stacks = find_stacks(dense, as_input(dense, _example(stored))).stacks
-    except Exception as error:  # of a size that nothing holds, or that does not fit
+    except Exception as error:  # sizes too large for memory, or sizes that do not fit
         raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
     gone = {}
     for name, places in stored.pruned.items():

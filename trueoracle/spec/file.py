@@ -326,7 +326,7 @@ def _fields(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     fields = _parsed(path, seen)
     if path.parent == SHIPPED:
         fields.pop(_STUDIES, None)
-    elif path.parent.parent != SHIPPED:  # where the shipped grids are
+    elif path.parent.parent != SHIPPED:  # a user's file: shipped grids lie in a subfolder
         note_code(path, fields)
     fields.setdefault("name", path.stem)
     base = fields.pop("extends", None)

@@ -164,7 +164,7 @@ def _downloaded(name: str, wanted: dict[str, Any], say: Say, weights: bool) -> P
             return Path(snapshot_download(name, **wanted))
         except InputError:
             raise
-        except Exception as error:  # of the network, the hub or the disk
+        except Exception as error:  # an error of the network, the hub or the disk
             raise InputError(_refused(name, wanted["revision"], error)) from error
 
 
