@@ -31,7 +31,7 @@ __all__ = [
 FORMATS = ("png", "svg", "pdf")
 
 PDF_FONTS = 42
-"""Settings for TrueType fonts, which journals ask for."""
+"""Matplotlib's number for TrueType fonts, which journals ask for."""
 
 # Okabe and Ito's palette, told apart by the colour-blind; anomalies differ in shape as well.
 USUAL, ANOMALY, CHOSEN = "#0072B2", "#D55E00", "#000000"

@@ -101,7 +101,7 @@ class Estimator:
         return Estimate(networks, seconds_an_image * images, engine)
 
     def _of_language(self, spec: StudySpec) -> Estimate | None:
-        """The estimate for text or questions; None where the network would be downloaded."""
+        """The estimate for text or questions, by the loop; None for a network not at hand."""
         if spec.network.name.startswith(HF) and spec.network.files is None:
             return None
         # One trial serves all retrainings with such a recipe and pruning.
