@@ -55,8 +55,8 @@ def recorded(runs: Path) -> list[tuple[Variant, Results]]:
 def start(runs: Path, progress: Progress, source: Path = DATA) -> None:
     """Begin the grid in ``runs`` with the dense networks of the bench in ``source``.
 
-    Training is not the same to the bit on every machine, so that the same seed can give another
-    dense network. Raises :class:`InputError` where ``runs`` holds another one already.
+    The same seed can give another dense network on another machine, since training is not the same
+    there to the bit. Raises :class:`InputError` where ``runs`` holds another one already.
     """
     for network, facts in read_bench(source).card["dense"].items():
         spec = next(one.spec for one in variants(GRID) if one.spec.dense.seed == int(network))
@@ -68,7 +68,7 @@ def start(runs: Path, progress: Progress, source: Path = DATA) -> None:
             if recorded is None:
                 file = dense_file(int(network), source)
                 metadata: Any = read_metadata(file)
-                # The digest is of fields and format, and the file may be older than these.
+                # The digest covers fields and format, and the file may be older than these.
                 said = metadata | {"dense_digest": spec.dense_digest}
                 told = {name: json.dumps(value) for name, value in said.items()}
                 sha256 = write_tensors(load_file(file), folder / DENSE, told)
@@ -97,12 +97,12 @@ def build(
 ) -> None:
     """Write the bench's files to ``out``: outcomes, scores, dense weights and card.
 
-    ``criteria`` are all registered ones by default, and those with parameters that the bench had
+    ``criteria`` are by default all registered ones, and those with parameters that the bench had
     before; those that do not apply to the network are left out. ``onto`` is the folder of a smaller
-    bench (``out`` itself, say), which the points join: its networks are not taken again, nor scored
-    again but by criteria whose version is another one, or that are to ``rescore``. Raises
-    :class:`InputError` where there is nothing to do, and where a point was pruned from another
-    dense network than the bench's of the same seed.
+    bench (possibly ``out``), which the points join. Networks of that bench are not taken again, and
+    they are scored again only by criteria whose version has changed and by those in ``rescore``.
+    Raises :class:`InputError` where there is nothing to do, and where a point was pruned from
+    another dense network than the bench's of the same seed.
     """
     for name in rescore:
         if name not in CRITERIA:
@@ -146,7 +146,7 @@ def build(
         seconds[name] = round(spent, 1)
         if np.isfinite(column).any():
             scores[name] = column
-    # Written when all is scored: until then a bench that was there stays what it was.
+    # Files are written once all is scored; until then an earlier bench stays as it was.
     _write(epochs, out / "outcomes.parquet")
     _write(scores, out / "scores.parquet")
     seeds = int(epochs["seed"].nunique())
@@ -157,8 +157,8 @@ def build(
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
-    """As Parquet; floats byte by byte, which makes the bench smaller by a third."""
-    # Of few values a dictionary is smaller: keys, and shares of a whole number of examples.
+    """Write a table as Parquet; splitting floats into bytes makes the bench smaller by a third."""
+    # Columns of few different values (keys, shares of examples) are smaller as dictionaries.
     shares = {f"{split}_{m.name}" for split in SPLITS for m in METRICS if m.is_share}
     split = [name for name in frame if name not in KEYS and name not in shares]
     split = [name for name in split if frame[name].dtype.kind == "f"]
@@ -176,7 +176,7 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
 def _new_points(
     points: Sequence[tuple[Variant, Results]], before: Bench
 ) -> list[tuple[Variant, Results]]:
-    """The points that a bench lacks; all must prune its dense networks."""
+    """The points that a bench lacks; all points must prune the bench's dense networks."""
     held = {study.name for study in before.studies}
     for point, results in points:
         network = str(point.spec.dense.seed)
@@ -190,7 +190,7 @@ def _new_points(
 
 
 def _outdated(before: Bench) -> list[str]:
-    """The criteria that a bench has the scores of by another version."""
+    """The criteria whose scores in a bench are of another version."""
     versions = before.card.get("criteria", {})
     return [
         name for name in before.scores if versions.get(name) != find_criterion(name).fingerprint
@@ -198,7 +198,7 @@ def _outdated(before: Bench) -> list[str]:
 
 
 def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
-    """The scores ``[R]`` that another bench has of the same networks; NaN elsewhere."""
+    """The scores ``[R]`` that another bench has for the same networks; NaN for other networks."""
     if before is None or name not in before.scores:
         return np.full(len(bench.keys), np.nan)
     scored = before.keys.assign(score=before.scores[name])

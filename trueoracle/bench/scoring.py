@@ -40,8 +40,8 @@ def score_bench(
 ) -> np.ndarray:
     """Scores ``[R]`` of a criterion; NaN outside of ``studies``, and where it does not apply.
 
-    ``folder`` is where the dense weights lie. Raises :class:`InputError` where it fails or its
-    answer has another shape.
+    ``folder`` has the dense weights. Raises :class:`InputError` where the criterion fails or
+    returns another shape.
     """
     chosen = bench.studies if studies is None else list(studies)
     scores = np.full(len(bench.keys), np.nan)
@@ -65,7 +65,7 @@ def _prepared(
     networks = {}
     for study in studies:
         spec = spec_of(study)
-        if data is None:  # the same for all of the grid
+        if data is None:  # the data are the same for the whole grid
             data = datasets.load(
                 spec.data.name,
                 validation_images=spec.data.validation_images,

@@ -1,7 +1,7 @@
 """The shipped bench: every proper subset of a layer's filters, pruned and retrained. No torch.
 
-As NAS-Bench-101 did for architectures (Ying et al. 2019, arXiv 1902.09635): retrain once, look up
-ever after.
+The idea is that of NAS-Bench-101 for architectures (Ying et al. 2019, arXiv 1902.09635): retrain
+once, and look up results from then on.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ GRID = "lenet5-mini-bench"
 
 DATA = Path(__file__).parent / "data"
 METRICS = CLASSIFICATION
-"""What its studies measure."""
+"""The metrics that the bench's studies measure."""
 
 KEYS = ["network", "layer", "pruned"]
 
 
 def dense_file(network: int, folder: Path = DATA) -> Path:
-    """Where the weights of a dense network lie, by the seed that it was trained with."""
+    """The file of a dense network's weights, by the seed that the network was trained with."""
     return folder / f"dense-seed-{network}.safetensors"
 
 
 def ways_of(pruned: np.ndarray) -> list[tuple[int, ...]]:
-    """Bit masks to pruned filters, ascending: bit i stands for filter i."""
+    """The pruned filters, ascending, of each bit mask, in which bit i stands for filter i."""
     return [
         tuple(i for i in range(mask.bit_length()) if mask >> i & 1) for mask in map(int, pruned)
     ]
@@ -49,7 +49,7 @@ def ways_of(pruned: np.ndarray) -> list[tuple[int, ...]]:
 class BenchStudy:
     """One study of the grid: all ways to prune so many filters of a layer of one dense network.
 
-    ``rows`` are those of the bench; ``ratio`` is the share of the ``filters`` that is pruned.
+    ``rows`` are the study's rows of the bench; ``ratio`` is the pruned share of the ``filters``.
     """
 
     network: int
@@ -60,7 +60,7 @@ class BenchStudy:
 
     @property
     def name(self) -> str:
-        """The name of the study that recorded it."""
+        """The name under which the study was recorded."""
         return f"{GRID}+seed-{self.network}+layers-{self.layer}-{self.ratio:g}"
 
 
@@ -71,8 +71,8 @@ class Bench:
     - ``keys``: one row per pruned network: ``network`` (the seed of the dense one), ``layer`` and
       ``pruned`` (a bit mask);
     - ``epochs``: one row per pruned network, retraining seed and epoch, with the metrics;
-    - ``scores``: of the shipped criteria, ``[R]`` each;
-    - ``card``: how all of it was made.
+    - ``scores``: those of the shipped criteria, ``[R]`` each;
+    - ``card``: how the bench was made.
     """
 
     keys: pd.DataFrame
@@ -82,7 +82,7 @@ class Bench:
 
     @cached_property
     def studies(self) -> list[BenchStudy]:
-        """By network, layer and number of pruned filters."""
+        """The studies, by network, layer and number of pruned filters."""
         counts = self.keys["pruned"].map(int.bit_count)
         filters = self.keys.groupby("layer")["pruned"].max().map(int.bit_length)
         places = self.keys.assign(count=counts, row=np.arange(len(self.keys)))
@@ -103,7 +103,7 @@ class Bench:
 
     @property
     def networks(self) -> list[int]:
-        """The dense networks, by seed."""
+        """The seeds of the dense networks."""
         return sorted(map(int, self.keys["network"].unique()))
 
     def outcomes(self, column: str) -> np.ndarray:
@@ -113,7 +113,7 @@ class Bench:
         return outcomes
 
     def table(self, study: BenchStudy, column: str) -> CandidateTable:
-        """One study as the statistics read it, with all scores."""
+        """One study in the form that the statistics read, with all scores."""
         rows = study.rows
         masks = self.keys["pruned"].to_numpy()[rows]
         bits = masks[:, None] >> np.arange(study.filters) & 1

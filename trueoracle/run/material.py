@@ -67,12 +67,12 @@ __all__ = [
 ]
 
 EXAMPLES = 3
-"""Examples that a network is first tried on."""
+"""The number of examples that a network is first tried on."""
 _CPU = torch.device("cpu")
 
 
 def hub_commit(spec: StudySpec) -> str | None:
-    """The commit of the hub that a study's network is of; None for any other network."""
+    """The commit of the hub that a study's network is taken from; None for any other network."""
     if not spec.network.name.startswith(HF):
         return None
     revision = spec.network.arguments.get("revision")
@@ -83,8 +83,8 @@ def hub_commit(spec: StudySpec) -> str | None:
 def list_study(spec: StudySpec) -> CandidateList:
     """The candidates of a study of registered network and data, without loading images.
 
-    Of ``folder`` the names of the classes are read; text and questions are loaded. Nothing is
-    downloaded for it: raises :class:`InputError` for a network of the hub that is not here.
+    For the data set ``folder``, the names of the classes are read; text and questions are loaded.
+    Nothing is downloaded: raises :class:`InputError` for a network of the hub that is not at hand.
     """
     if spec.network.name.startswith(HF) and spec.network.files is None:
         raise InputError(f"{spec.network.name} is not here, and a list downloads nothing")
@@ -96,7 +96,7 @@ def list_study(spec: StudySpec) -> CandidateList:
 
 
 def load_study(spec: StudySpec) -> tuple[Splits, nn.Module, CandidateList]:
-    """The data of a study by its name, its network as it begins, and its candidates."""
+    """The data of a study by name, its network before training, and its candidates."""
     data = load_data(spec)
     network = built(spec, data)
     return (
@@ -115,7 +115,7 @@ def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def load_data(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
-    """The data set of a study by its name, for ``task`` where it is not the study's own."""
+    """The data set of a study by name, for another ``task`` than the study's where one is given."""
     if spec.data.is_language:
         if spec.data.name in TEXTS and (task or spec.task) == Answers.name:
             raise InputError(
@@ -164,7 +164,7 @@ def check_fields(spec: DataSpec, of: str = "images of classes") -> None:
 
 
 def as_given(data: Splits, spec: DataSpec) -> Splits:
-    """Data given in Python, measured in the part that is asked for."""
+    """Data given in Python, measured on the share of examples that the spec sets."""
     check_fields(spec, "data given in Python")
     for name in ("path", "arguments", "image_size", "train_images", "test_images"):
         if (value := getattr(spec, name)) not in (None, {}):
@@ -188,13 +188,13 @@ def images_task(task: str | Task | type[Task], info: datasets.DatasetInfo) -> Ta
     """The task of a data set that is not loaded yet."""
     if task == Classification.name:
         return Classification(info.classes)
-    # One image of each class: all that a task reads off targets.
+    # One image of each class: a task reads no more from targets.
     labels = torch.arange(info.classes)
     return find_task(task, Split.of(torch.zeros(()).expand(info.classes, *info.shape), labels))
 
 
 def built(spec: StudySpec, data: Splits | None) -> nn.Module:
-    """The network by its name, for the data set's images or for data that is at hand."""
+    """The network by name, for the images of the spec's data set or for the given ``data``."""
     name, arguments = spec.network.name, dict(spec.network.arguments)
     if is_of_library(name) and spec.network.weights is not None:
         arguments["pretrained"] = False
@@ -206,7 +206,7 @@ def built(spec: StudySpec, data: Splits | None) -> nn.Module:
 
 
 def _wanted(spec: StudySpec, data: Splits | None) -> tuple[tuple[int, ...], int]:
-    """The shape of an image (empty: there is none) and the outputs that a network is built for."""
+    """An image's shape (empty without images) and the outputs that a network is built for."""
     if spec.network.is_fixed:
         return (), 0
     if data is None:
@@ -216,12 +216,12 @@ def _wanted(spec: StudySpec, data: Splits | None) -> tuple[tuple[int, ...], int]
 
 
 def _noise(*shape: int) -> torch.Tensor:
-    # Several examples, none of them constant, so that batch norms have something to norm.
+    # Several examples, none of them constant, so that batch norms can normalise them.
     return torch.rand(EXAMPLES, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def noise_images(info: datasets.DatasetInfo) -> Batch:
-    """A few images of noise with classes, of a data set's shape."""
+    """A few images of noise, in the shape of a data set's, with classes."""
     return {INPUT: _noise(*info.shape), TARGET: torch.arange(EXAMPLES) % info.classes}
 
 
@@ -242,11 +242,11 @@ def candidates_of(
     *,
     find: Callable[[nn.Module, Any], GroupMap],
 ) -> tuple[CandidateList, list[str]]:
-    """The candidates, once the network is known to fit the task; and what is to be said of it."""
+    """The candidates and notes for the user, after checking that the network fits the task."""
     pruning, given = spec.pruning, as_input(network, example)
     count, seed = _count(pruning), pruning.seed
     listed: CandidateList
-    # What finds the groups says best why a network does not run.
+    # Finding the groups comes first: its error best explains why a network does not run.
     if pruning.kind == "structured":
         groups = find(network, given)
         remarks = _check_answer(network, task, example, spec)
@@ -272,8 +272,8 @@ def candidates_of(
 def _count(pruning: PruningSpec) -> int | Literal["all"] | Path:
     """How many candidates, or the file that lists them.
 
-    In the place of those around a criterion's choice, which the dense network decides, stand as
-    many that are sampled.
+    Candidates around a criterion's choice depend on the dense network; as many sampled candidates
+    stand in for them.
     """
     given = pruning.candidates
     if isinstance(given, int):
@@ -284,7 +284,7 @@ def _count(pruning: PruningSpec) -> int | Literal["all"] | Path:
 
 
 def _check_answer(network: nn.Module, task: Task, example: Batch, spec: StudySpec) -> list[str]:
-    """Refuse a network whose outputs do not fit the task; what a user should know of others."""
+    """Refuse a network whose outputs do not fit the task; returns notes on one that fits."""
     outputs = run_network(network, example, task)
     try:
         said = list(task.check(outputs, example))

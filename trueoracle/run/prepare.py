@@ -1,4 +1,4 @@
-"""From a spec to all that its stages need: found, checked, and not yet worked on."""
+"""From a spec to all that its stages need, which is found and checked but not yet worked on."""
 
 from __future__ import annotations
 
@@ -68,13 +68,15 @@ _CPU = torch.device("cpu")
 class Prepared:
     """A study whose every part has been found and checked; no long work is done yet.
 
-    ``network`` has its initial weights, or its trained ones where the study brings them.
-    ``architecture`` tells networks of a user's own apart, whose name does not say all, and folders
-    of images. ``skipped`` says of the criteria that do not apply why. ``notes`` say what else is to
-    be known before the work begins: how data and weights are read, where there was a choice.
-    ``reading_seconds`` is what reading an image from a file takes. ``code`` has hashes of the code
-    that task and training procedure of a user's own are made by. ``place`` says which dense network
-    of how many this is.
+    - ``network`` has its initial weights, or trained ones where the study brings them;
+    - ``architecture`` tells apart a user's own networks, whose names do not say all, and folders of
+      images;
+    - ``skipped`` has the criteria that do not apply, each with the reason;
+    - ``notes`` say what else a user should know before the work begins: how data and weights are
+      read, where there was a choice;
+    - ``reading_seconds`` is the time that reading an image from a file takes;
+    - ``code`` has hashes of the code of a user's own task and training procedure;
+    - ``place`` says which dense network this is, of how many.
     """
 
     spec: StudySpec
@@ -92,7 +94,7 @@ class Prepared:
 
     @property
     def retrainings(self) -> int:
-        """How many networks the study retrains in all."""
+        """The number of networks that the study retrains."""
         return len(self.candidates) * len(self.spec.retraining.seeds)
 
 
@@ -107,8 +109,8 @@ def prepare(
 ) -> Prepared:
     """Build the network, list the candidates, load the data; refuse what cannot work.
 
-    ``network``, ``data`` and ``task`` stand in for the spec's where they are given. ``say`` is told
-    where the network is so slow that these checks take long themselves. Raises
+    ``network``, ``data`` and ``task`` replace the spec's where they are given. ``say`` is called
+    with a line where the network is so slow that these checks take long themselves. Raises
     :class:`InputError`, in one line, before any long work.
     """
     criteria = tuple(find_criterion(name) for name in spec.criteria)
@@ -119,7 +121,7 @@ def prepare(
     where = find_device(device)
     if data is not None:
         data = as_given(data, spec.data)
-    elif spec.data.is_language:  # whose tokenizer says what network there can be
+    elif spec.data.is_language:  # loaded first, since the network depends on the tokenizer
         data = load_data(spec, task)
     if data is None:
         check_fields(spec.data)
@@ -137,7 +139,7 @@ def prepare(
     if say is not None and (slow := slow_in_words(made, of_images, example, spec)):
         say(slow)
     shipped = network is None and is_shipped(spec.network.name)
-    # The tests try the groups of all shipped networks of images; those pruned are tried below.
+    # The tests try all groups of shipped image networks; only the pruned ones are tried below.
     find = follow_groups if shipped and INPUT in example else find_groups
     candidates, remarks = candidates_of(made, of_images, example, spec, find=find)
     if (commit := hub_commit(spec)) is not None:
@@ -154,7 +156,7 @@ def prepare(
     batch = max(spec.dense.batch_size, spec.retraining.batch_size)
     reading = check_reading(data, batch)
     if not shipped:
-        # Noise does not bring out all that a forward may do with values.
+        # Noise does not show all that a forward may do with values.
         few = data.train.take(torch.arange(min(8, len(data.train)))).to(_CPU)
         if len(few) > 1:
             try_pruning(made, candidates, few.fields)
@@ -164,10 +166,10 @@ def prepare(
     skipped = try_criteria(made, candidates, named, data, spec, shipped=shipped)
     architecture = "" if shipped else architecture_sha256(made)
     if not shipped and not spec.network.arrives_trained:
-        # A factory of a user's own may begin with other weights than it did.
+        # A user's own factory may begin with other weights than before.
         architecture += f"-{weights_sha256(made)}"
     if (data.train.is_streamed or spec.data.is_language) and spec.data.fingerprint is None:
-        # A path does not say what lies there.
+        # A path does not say which images lie there.
         architecture += f"-images-{data.fingerprint()}"
     data = _in_blocks(made, data, spec.data.blocks)
     return Prepared(
@@ -186,7 +188,7 @@ def prepare(
 
 
 def _in_blocks(network: nn.Module, data: Splits, count: int) -> Splits:
-    """The data in blocks of examples, where the task tells what each example adds to its sums."""
+    """The data in blocks of examples, where the task has sums for each example."""
     if not count:
         return data
     few = data.train.take(torch.arange(min(EXAMPLES, len(data.train)))).to(_CPU).fields
@@ -200,7 +202,7 @@ def _in_blocks(network: nn.Module, data: Splits, count: int) -> Splits:
 
 
 def _code(spec: StudySpec, task: Task) -> dict[str, str]:
-    """Hashes of the code of a user's own: of a task, a procedure, a criterion drawn around."""
+    """Hashes of a user's own code: of task, procedure, and the criterion drawn around."""
     found = {}
     if ":" in spec.task:
         found["task"] = code_fingerprint(type(task))
@@ -214,7 +216,7 @@ def _code(spec: StudySpec, task: Task) -> dict[str, str]:
 
 
 def find_device(name: str) -> torch.device:
-    """A device by its torch name, or ``auto``; raises :class:`InputError` where none works."""
+    """A device by its torch name or ``auto``; raises :class:`InputError` where it does not work."""
     if name == "auto" and (team := find_team()) is not None:
         return team.device
     if name == "auto":

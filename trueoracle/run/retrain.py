@@ -48,7 +48,7 @@ Member = tuple[int, int]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Networks to retrain in one call, as plain data: it can be carried to another machine.
+    """Networks to retrain in one call, as plain data that can be sent to another machine.
 
     ``dense`` is the file of the dense network's weights; ``members`` are seeds and candidates' ids.
     """
@@ -61,10 +61,10 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where chunks of one study are carried out: all that is built once for them.
+    """Where chunks of one study are retrained: all that is built once for the chunks.
 
-    ``data`` has the task of retraining, as :func:`trueoracle.engines.retrain.retraining_data`.
-    ``identity`` tells its retrainings from those of another dense network or recipe.
+    ``data`` has the task of retraining, as :func:`trueoracle.engines.retrain.retraining_data` gives
+    it. ``identity`` tells the study's retrainings from those of another dense network or recipe.
     """
 
     prepared: Prepared
@@ -74,7 +74,7 @@ class Place:
 
     @classmethod
     def of(cls, prepared: Prepared, dense: nn.Module) -> Place:
-        """The place of a study whose dense network is there."""
+        """The place of a study whose dense network is given."""
         recipe = prepared.spec.retraining
         identity = f"{prepared.spec.outcome_digest}-{weights_sha256(dense)}"
         return cls(prepared, dense, retraining_data(prepared.data, recipe, dense), identity)
@@ -85,10 +85,10 @@ def retrain_chunk(
     place: Place | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> list[Retrained]:
-    """Prune and retrain a chunk's networks; what is recorded of each.
+    """Prune and retrain a chunk's networks; returns what is recorded of each.
 
     A chunk that was interrupted goes on from the file of :func:`under_way`. Without a ``place``,
-    it is built from the chunk alone. Raises :class:`InputError` where that cannot be, since
+    one is built from the chunk alone. Raises :class:`InputError` where that is impossible, since
     network, data or task were given in Python.
     """
     at = place or _built(chunk.spec.model_dump_json(), chunk.dense)
@@ -121,7 +121,7 @@ def retrain_chunk(
 
 
 def follow(prepared: Prepared, team: Team) -> None:
-    """Train with the first process of a launch what it trains, until it is done with the study."""
+    """Train together with the first process of a launch until that has finished the study."""
     place = None
     while (chunk := team.hear()) is not None:
         if place is None:
@@ -133,7 +133,7 @@ def follow(prepared: Prepared, team: Team) -> None:
 
 
 def under_way(chunk: Chunk) -> Path:
-    """Where the networks of a chunk are kept while they are trained, if that takes long."""
+    """The file that keeps the networks of a chunk while they are trained, if that takes long."""
     return chunk.dense.parent / retraining_under_way(*chunk.members[0])
 
 
@@ -150,7 +150,7 @@ def _built(fields: str, dense: Path) -> Place:
 
 
 def launched(engine: str) -> str:
-    """The engine of processes that were launched together, which no other one is for."""
+    """The engine for processes that were launched together; refuses any other engine for them."""
     if find_team() is None:
         return engine
     if engine not in ("auto", DevicesEngine.name):
@@ -170,11 +170,11 @@ def check_retraining(prepared: Prepared, engine: str) -> None:
 
 
 def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
-    """Retrain every candidate with every seed; each chunk is committed when it is done."""
+    """Retrain every candidate with every seed; each chunk is committed once it is done."""
     prepared, store, progress = at.prepared, at.store, at.progress
     candidates, recipe = prepared.candidates, prepared.spec.retraining
     seconds = plan.seconds_a_network
-    if seconds:  # what is trained as one is read once
+    if seconds:  # images are read once for all networks that are trained as one
         seconds = max(seconds, at.reading_seconds(recipe) / plan.group)
     expected = f" ({about(seconds * at.left)})" if seconds else ""
     progress.message(f"retraining{expected}: {plan}")
@@ -193,7 +193,7 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
         shown = 0.0
 
         def show(networks: int) -> None:
-            nonlocal shown  # recording them is the last step
+            nonlocal shown  # the last step is left for recording the networks
             step = networks / (recipe.epochs + 1)
             shown += step
             progress.advance(step)
@@ -205,12 +205,13 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
         under_way(chunk).unlink(missing_ok=True)
         diverged = sum(one.diverged for one in finished)
         progress.advance(len(members) - shown, note=f"{diverged} diverged" if diverged else "")
-    for path in at.folder.glob(RETRAINING):  # of another engine, or of networks that were adopted
+    # What is left is of another engine, or of networks that were adopted.
+    for path in at.folder.glob(RETRAINING):
         path.unlink(missing_ok=True)
 
 
 def chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[list[Member]]:
-    """What is left, by seed, in pieces of ``plan.groups`` groups of one seed each."""
+    """What is left to retrain, in chunks of ``plan.groups`` groups of one seed each."""
     groups = [
         [(seed, index) for index in indices[i : i + plan.group]]
         for seed, indices in left.items()
@@ -221,7 +222,10 @@ def chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[list[Membe
 
 
 def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None) -> Plan | None:
-    """How to retrain what is left; None where nothing is. A resumed study keeps its engine."""
+    """How to retrain what is left; None where nothing is left.
+
+    With the engine ``auto``, a resumed study keeps its engine if that is possible.
+    """
     prepared, store, left = at.prepared, at.store, at.left
     if not left:
         return None
@@ -242,6 +246,6 @@ def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None
     if engine == "auto" and before:
         try:
             return replace(choose(before), reason="as in the sitting before")
-        except InputError as error:  # on another machine, say
+        except InputError as error:  # as can happen on another machine
             at.progress.message(f"retraining cannot go on as it began: {error}")
     return choose(engine)

@@ -33,7 +33,7 @@ __all__ = ["Sitting", "check_candidates", "sitting"]
 
 @dataclass(frozen=True, eq=False)
 class Sitting:
-    """What every stage works with; ``number`` is the sitting's in the record."""
+    """What every stage works with; ``number`` is the number of the sitting in the record."""
 
     prepared: Prepared
     folder: Path
@@ -43,7 +43,7 @@ class Sitting:
 
     @property
     def left(self) -> int:
-        """How many networks are still to be retrained."""
+        """The number of networks that are still to be retrained."""
         return self.prepared.retrainings - self.store.counts()["retrainings"]
 
     @property
@@ -54,7 +54,7 @@ class Sitting:
         return [(name, criterion) for name, criterion in named if name not in prepared.skipped]
 
     def note_skipped(self, skipped: Mapping[str, str]) -> None:
-        """Record the criteria that do not apply, with their reasons, and say so of new ones."""
+        """Record the criteria that do not apply, with their reasons, and report new ones."""
         before = self.store.noted("skipped") or {}
         for name, reason in skipped.items():
             if before.get(name) != reason:
@@ -70,7 +70,7 @@ class Sitting:
                 yield other
 
     def reading_seconds(self, recipe: Recipe) -> float:
-        """Of all images that one training reads from files, while it computes."""
+        """The seconds in which one training reads all its images from files while it computes."""
         data = self.prepared.data
         examples = len(data.train) + sum(len(split) for _, split in data.named())
         return recipe.epochs * examples * self.prepared.reading_seconds
@@ -78,12 +78,12 @@ class Sitting:
 
 @contextmanager
 def sitting(prepared: Prepared, folder: Path, progress: Progress) -> Iterator[Sitting]:
-    """Sit down at a study in ``folder``: lock it, open its record, check both.
+    """Begin work on a study in ``folder``: lock the folder, open its record, check both.
 
-    Raises :class:`BusyError` where another process is at it, :class:`StoreError` where the record
-    cannot be written, :class:`InputError` for the record of another network or other candidates.
-    Whatever ends a sitting, the next one goes on after the last commit. Of processes that were
-    launched together, the first alone sits down.
+    Raises :class:`BusyError` where another process works on the study, :class:`StoreError` where
+    the record cannot be written, and :class:`InputError` for the record of another network or of
+    other candidates. Whatever ends a sitting, the next one goes on after the last commit. Of
+    processes that were launched together, only the first has a sitting.
     """
     if (team := find_team()) is not None and not team.is_main:
         raise InputError(
@@ -123,7 +123,7 @@ def _begin(prepared: Prepared, store: Store) -> int:
                 f"the code of {what} {_named(prepared, what)!r} has changed since this study "
                 "began: give the study another name to start anew with it"
             )
-    if prepared.spec.pruning.around is None:  # else the dense network decides which they are
+    if prepared.spec.pruning.around is None:  # else candidates depend on the dense network
         check_candidates(prepared, store)
     facts = {
         "trueoracle": __version__,
@@ -168,7 +168,7 @@ def _named(prepared: Prepared, what: str) -> str | None:
 
 
 def _what_changed(prepared: Prepared, before: str) -> str:
-    """In words, where the architecture of a record is not the one prepared."""
+    """In words, how the architecture of a record differs from the one prepared."""
     if prepared.architecture.partition("-images-")[0] == before.partition("-images-")[0]:
         if prepared.spec.data.is_language:
             return f"the text or tokenizer of data set {prepared.spec.data.name!r}"

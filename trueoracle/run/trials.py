@@ -1,4 +1,4 @@
-"""What is tried on a few examples before long work: pruning, recipes, batches, criteria."""
+"""Trials on a few examples before long work: of pruning, recipes, batches and criteria."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def slow_in_words(network: nn.Module, task: Task, example: Batch, spec: StudySpe
     for _ in range(2):  # the first warms up
         started = time.perf_counter()
         with suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad():
-            # What finds the groups says best why a network does not run.
+            # Where the network does not run, finding the groups gives the best error.
             task.forward(tried, example)
         seconds = time.perf_counter() - started
         if seconds < _SLOW_SECONDS:
@@ -121,7 +121,7 @@ def try_recipes(network: nn.Module, task: Task, example: Batch, spec: StudySpec)
 def try_training(
     network: nn.Module, candidates: CandidateList, task: Task, example: Batch, spec: StudySpec
 ) -> None:
-    """Try a step of each recipe that lays something on the network, on networks of its stage."""
+    """Try a step of each recipe that adds something to the network, on networks of its stage."""
     data = Splits(Split(example), None, Split(example), task)
     stages: list[tuple[str, Recipe, Callable[[], nn.Module]]] = [
         ("retraining", spec.retraining, lambda: candidates.prune(network, 0))
@@ -146,7 +146,7 @@ def try_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
             continue
         try:
             data.task.forward(copied(network).train(), data.example(1))
-        except Exception as error:  # the user's forward runs: anything can come out
+        except Exception as error:  # the user's forward runs, which can raise anything
             raise InputError(
                 f"{stage}.batch_size = {size} leaves a last batch of one example (of "
                 f"{len(data.train):,}), on which the network cannot train: {first_line(error)}"
@@ -162,7 +162,7 @@ def try_around(
     try:
         importance_of(find_criterion(name), copied(network).eval(), candidates, data.few(16))
     except NotApplicableError as reason:
-        if not reason.of_images:  # all of them may tell otherwise
+        if not reason.of_images:  # with all images it may apply
             raise InputError(f"pruning.candidates = 'around:{name}': {reason}") from reason
 
 
@@ -177,10 +177,11 @@ def try_criteria(
 ) -> dict[str, str]:
     """Try criteria on a few candidates and images, before anything rests on them.
 
-    Those of a user's own; those shipped that do not apply to everything, or are given parameters;
-    and all of them where the network is not ``shipped``, on which any of them may fail. Returns why
-    some do not apply, or, of those that come with the package, fail; raises :class:`InputError`
-    where that is all of them, and where a user's own or one with given parameters fails.
+    Tried are a user's own criteria, and shipped ones that do not apply to everything or are given
+    parameters; where the network is not ``shipped``, all criteria are tried, since any may fail on
+    it. Returns the reason by criterion for those that do not apply, and for shipped ones that fail.
+    Raises :class:`InputError` where no criterion is left, and where a user's own criterion or one
+    with given parameters fails.
     """
     skipped: dict[str, str] = {}
     for name, criterion in criteria.items():
@@ -200,10 +201,10 @@ def try_criteria(
                 spec.retraining,
             )
         except NotApplicableError as reason:
-            if not reason.of_images:  # all of them may tell otherwise
+            if not reason.of_images:  # with all images it may apply
                 skipped[name] = str(reason)
         except InputError as reason:
-            if not is_plain:  # its author mends it
+            if not is_plain:  # its author can mend it
                 raise
             skipped[name] = str(reason)
     if len(skipped) == len(criteria):

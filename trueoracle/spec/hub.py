@@ -1,8 +1,8 @@
 """Networks by the names of other libraries: ``hf:``, ``timm:`` and ``torchvision:``.
 
-Where the files of ``hf:FOLDER`` and ``hf:ORGANISATION/NAME`` lie, and their hash, by which a study
-knows them; without torch. What the hub's cache lacks is downloaded by huggingface_hub, where that
-is asked for: configs, tokenizers and safetensors, never a pickle or code.
+This module finds the files of ``hf:FOLDER`` and ``hf:ORGANISATION/NAME`` and their hash, by which
+a study identifies them; it needs no torch. On request, huggingface_hub downloads what the hub's
+cache lacks: configs, tokenizers and safetensors, never a pickle or code.
 """
 
 from __future__ import annotations
@@ -34,25 +34,26 @@ CONFIG = "config.json"
 
 _WEIGHTS = "*.safetensors"
 _READ = ("*.json", "*.txt", "*.model", "*.jinja", _WEIGHTS)
-"""What is downloaded of a repository: nothing that could run code when it is read."""
+"""The files of a repository that are downloaded: none that could run code when it is read."""
 
 _NOT_READ = ("*/*",)
-"""Folders within a repository hold the same network for other programs."""
+"""The files that are not downloaded: subfolders hold the same network for other programs."""
 
 Say = Callable[[str], None]
 
 
 def is_of_library(name: str) -> bool:
-    """Whether a network's name is one of another library's, which has weights for it."""
+    """Whether a network's name is that of another library, which has weights for the network."""
     return name.startswith((HF, TIMM, TORCHVISION))
 
 
 def folder_of(name: str, revision: str | None = None, download: Say | None = None) -> Path:
-    """The folder that holds the files of a network: a local one, or one of the hub's cache.
+    """The folder that holds the files of a network: a local one, or one in the hub's cache.
 
-    ``name`` is what follows ``hf:``, ``revision`` a branch, tag or commit of the hub's. With
-    ``download``, which is told what and how much, what the cache lacks is downloaded. Raises
-    :class:`InputError` where there is no such folder, or it holds no network.
+    ``name`` is what follows ``hf:``, ``revision`` a branch, tag or commit on the hub. With
+    ``download``, what the cache lacks is downloaded, and ``download`` is called with a line that
+    says what and how much. Raises :class:`InputError` where there is no such folder, or it holds no
+    network.
     """
     folder = snapshot_of(name, revision, download)
     if not (folder / CONFIG).is_file():
@@ -63,9 +64,9 @@ def folder_of(name: str, revision: str | None = None, download: Say | None = Non
 def snapshot_of(
     name: str, revision: str | None = None, download: Say | None = None, *, weights: bool = True
 ) -> Path:
-    """The folder of a repository's files, whatever they are of, as :func:`folder_of` finds it.
+    """The folder of a repository's files, of any kind, as :func:`folder_of` finds it.
 
-    Without ``weights``, those are neither needed nor downloaded.
+    Without ``weights``, files of weights are neither needed nor downloaded.
     """
     local = Path(name).expanduser()
     if local.is_dir():
@@ -87,11 +88,11 @@ def snapshot_of(
         "ignore_patterns": list(_NOT_READ),
     }
     try:
-        # What is there is taken as it is, so that a branch that moves on changes no study here.
+        # Cached files are used as they are, so that a branch that moves on changes no study here.
         found = Path(huggingface_hub.snapshot_download(name, local_files_only=True, **wanted))
         if not weights or _has_weights(found):
             return found
-    except ValueError as error:  # no name that the hub could have
+    except ValueError as error:  # a name that no repository can have
         raise InputError(
             f"{HF}{name} is neither a folder nor a name of the hub: {first_line(error)}"
         ) from error
@@ -107,7 +108,7 @@ def snapshot_of(
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit of the hub that a folder of its cache holds; None for any other folder."""
+    """The commit that a folder in the hub's cache holds; None for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
@@ -129,13 +130,13 @@ def files_sha256(folder: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _file_sha256(path: Path, size: int, changed: int) -> str:
-    """Of one state of a file: gigabytes are read once for all that ask."""
+    """The SHA-256 of one state of a file, kept so that gigabytes are read only once."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether a cached folder has all its weights: other programs put files there one by one."""
+    """Whether a cached folder has all its weights, since other programs may have put only some."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return any(folder.glob(_WEIGHTS))
@@ -163,13 +164,13 @@ def _downloaded(name: str, wanted: dict[str, Any], say: Say, weights: bool) -> P
             return Path(snapshot_download(name, **wanted))
         except InputError:
             raise
-        except Exception as error:  # of the network, the hub or the disk
+        except Exception as error:  # an error of the network, the hub or the disk
             raise InputError(_refused(name, wanted["revision"], error)) from error
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without huggingface_hub's bars and remarks: a line says that it downloads, one why not."""
+    """Suppress huggingface_hub's bars and remarks, since our own lines report on downloads."""
     from huggingface_hub import utils
 
     library: Any = utils
