@@ -327,7 +327,7 @@ def _reduced(values: np.ndarray) -> np.ndarray:
 
 
 def _quantum(values: np.ndarray) -> float:
-    """The step between outcomes that tie, such as one example in an accuracy; 0 where few tie."""
+    """The step between outcomes that tie, such as that of one example; 0 where few tie."""
     levels = np.unique(values)
     if len(levels) < 2 or len(levels) > values.size / 2:
         return 0.0
