@@ -23,7 +23,7 @@ from trueoracle.networks.copying import copied
 from trueoracle.networks.heads import free_heads
 from trueoracle.pruning.candidates import CandidateList
 from trueoracle.pruning.unstructured import has_outputs_last
-from trueoracle.tasks.base import TARGETS, Batch, Task
+from trueoracle.tasks.base import TARGETS, Batch, Task, Wrapped
 
 __all__ = ["grasp", "synflow", "synflow_iterative"]
 
@@ -126,11 +126,12 @@ def synflow_iterative(
     return candidates.sum_pruned(places)
 
 
-class _Tempered(Task):
+class _Tempered(Wrapped):
     """A task whose logits are divided by a temperature."""
 
     def __init__(self, task: Task, temperature: float) -> None:
-        self.task, self.temperature, self.metrics = task, temperature, task.metrics
+        super().__init__(task)
+        self.temperature = temperature
 
     def forward(self, network: nn.Module, batch: Batch) -> Any:
         outputs = self.task.forward(network, batch)
@@ -139,18 +140,6 @@ class _Tempered(Task):
         except InputError:  # the task has no logits
             return outputs
         return outputs / self.temperature
-
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        return self.task.loss(outputs, batch)
-
-    def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        return self.task.sums(outputs, batch)
-
-    def finish(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.task.finish(sums)
-
-    def weight(self, batch: Batch) -> float:
-        return self.task.weight(batch)
 
 
 def _matrices(dense: nn.Module, pruned: Mapping[str, Tensor]) -> list[str]:

@@ -23,6 +23,7 @@ __all__ = [
     "Examples",
     "Targets",
     "Task",
+    "Wrapped",
     "as_input",
     "in_words",
     "inputs_of",
@@ -169,6 +170,41 @@ class Task(ABC):
     def label(self) -> str:
         """The task's name in messages."""
         return self.name or type(self).__name__
+
+
+class Wrapped(Task):
+    """A task that passes everything on to another ``task``; what derives from it changes a part."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.metrics = task, task.metrics
+
+    def forward(self, network: nn.Module, batch: Batch) -> Any:
+        return self.task.forward(network, batch)
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        return self.task.loss(outputs, batch)
+
+    def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        return self.task.sums(outputs, batch)
+
+    def finish(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.task.finish(sums)
+
+    def weight(self, batch: Batch) -> float:
+        return self.task.weight(batch)
+
+    def groups(self, split: Examples) -> Tensor:
+        return self.task.groups(split)
+
+    def logits(self, outputs: Any) -> Tensor:
+        return self.task.logits(outputs)
+
+    def counted(self, outputs: Any, batch: Batch) -> Tensor | None:
+        return self.task.counted(outputs, batch)
+
+    @property
+    def label(self) -> str:
+        return self.task.label
 
 
 def is_positional(field: str) -> bool:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trueoracle.tasks.base import Batch, Examples, Task
+from trueoracle.tasks.base import Batch, Task, Wrapped
 
 __all__ = ["Distilled"]
 
 
-class Distilled(Task):
+class Distilled(Wrapped):
     """A task whose training loss is in part the distance from a teacher's answers.
 
     The loss is ``(1 - weight) · loss + weight · T² · KL(teacher ‖ student)`` at temperature T
@@ -25,9 +24,9 @@ class Distilled(Task):
     """
 
     def __init__(self, task: Task, teacher: nn.Module, weight: float, temperature: float) -> None:
-        self.task, self.teacher = task, teacher.eval().requires_grad_(False)
+        super().__init__(task)
+        self.teacher = teacher.eval().requires_grad_(False)
         self.share, self.temperature = weight, temperature
-        self.metrics = task.metrics
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The mixed loss of a batch."""
@@ -43,25 +42,3 @@ class Distilled(Task):
         mean = apart.sum() / count.clamp(min=1)
         own = self.task.loss(outputs, batch)
         return (1 - self.share) * own + self.share * self.temperature**2 * mean
-
-    def forward(self, network: nn.Module, batch: Batch) -> Any:
-        return self.task.forward(network, batch)
-
-    def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        return self.task.sums(outputs, batch)
-
-    def finish(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.task.finish(sums)
-
-    def logits(self, outputs: Any) -> Tensor:
-        return self.task.logits(outputs)
-
-    def weight(self, batch: Batch) -> float:
-        return self.task.weight(batch)
-
-    def groups(self, split: Examples) -> Tensor:
-        return self.task.groups(split)
-
-    @property
-    def label(self) -> str:
-        return self.task.label
