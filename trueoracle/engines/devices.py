@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import nn
@@ -13,37 +13,12 @@ from trueoracle.engines.base import Engine
 from trueoracle.engines.loop import LoopPopulation
 from trueoracle.errors import InputError
 from trueoracle.pruning.held import held_weight
-from trueoracle.training.checkpoint import Keepable
 from trueoracle.training.continuing import MemberState
 from trueoracle.training.loop import Stream
 from trueoracle.training.recipe import Recipe, Retraining
-from trueoracle.training.team import Team, find_team
+from trueoracle.training.team import find_team
 
 __all__ = ["DevicesEngine"]
-
-
-class _DevicesPopulation(LoopPopulation):
-    """Networks that all processes train in step, one after the other."""
-
-    def __init__(
-        self,
-        networks: Sequence[nn.Module],
-        streams: Sequence[Stream],
-        data: Splits,
-        recipe: Recipe,
-        *,
-        states: Sequence[MemberState] | None = None,
-        team: Team | None = None,
-    ) -> None:
-        super().__init__(networks, streams, data, recipe, states=states, team=team)
-        self._keeps = team is not None and team.is_main and not team.is_sharded
-
-    def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
-        super().train_epoch(epoch, between_steps if self._keeps else None)
-
-    def kept(self) -> list[Keepable] | None:
-        """What the first process keeps for all; None where no process holds a whole network."""
-        return super().kept() if self._keeps else None
 
 
 class DevicesEngine(Engine):
@@ -76,4 +51,4 @@ class DevicesEngine(Engine):
     ) -> LoopPopulation:
         if (team := find_team()) is None:
             raise InputError("engine 'devices' is started by 'accelerate launch' alone")
-        return _DevicesPopulation(networks, streams, data, recipe, states=states, team=team)
+        return LoopPopulation(networks, streams, data, recipe, states=states, team=team)

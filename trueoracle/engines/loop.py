@@ -22,7 +22,11 @@ __all__ = ["LoopEngine", "LoopPopulation"]
 
 
 class LoopPopulation:
-    """Networks that are trained one after the other, epoch by epoch."""
+    """Networks that are trained one after the other, epoch by epoch; by a ``team``, all together.
+
+    The first process of a team keeps trainings for all; where no process holds a whole network,
+    none is kept.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class LoopPopulation:
         team: Team | None = None,
     ) -> None:
         self._data = data
+        self._keeps = team is None or (team.is_main and not team.is_sharded)
         self._trainings = [
             Training(network, data, recipe, stream, state, team)
             for network, stream, state in zip(
@@ -45,7 +50,7 @@ class LoopPopulation:
     def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
         alone = len(self._trainings) == 1  # several networks are never at the same step
         for training in self._trainings:
-            training.train_epoch(epoch, between_steps if alone else None)
+            training.train_epoch(epoch, between_steps if alone and self._keeps else None)
 
     def measure(self, *, by_block: bool = False) -> Measured:
         measured = Measured({}, {})
@@ -64,7 +69,7 @@ class LoopPopulation:
             training.finish()
 
     def kept(self) -> list[Keepable] | None:
-        return [training.kept() for training in self._trainings]
+        return [training.kept() for training in self._trainings] if self._keeps else None
 
     def states(self) -> list[MemberState]:
         return [training.state() for training in self._trainings]
