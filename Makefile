@@ -6,7 +6,7 @@ STUDY ?= digits-conv1-0.2
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(TORCH)
 
-.PHONY: demo test test-slow coverage test-torchvision lint format clean
+.PHONY: demo test test-slow coverage test-torchvision chaos lint format clean
 
 demo: $(READY)
 	$(BIN)/trueoracle run $(STUDY)
@@ -32,6 +32,11 @@ test-torchvision:
 test-vision: $(READY)
 	$(PYTEST) tests/data tests/networks tests/pruning/test_dependencies.py \
 		tests/spec/test_spec.py tests/run/test_prepare.py
+
+# Faults injected into runs for real: kills, full disks, damaged files, … (Linux; disks need root)
+chaos: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --rounds $(ROUNDS)
+ROUNDS ?= 20
 
 lint: $(READY)
 	$(BIN)/ruff check .
