@@ -69,6 +69,7 @@ def _import_everything(bench: Bench) -> None:
     """Run a study and a search here, so that the forks find imported what they need."""
     torch.set_num_threads(1)
     info = datasets.DATASETS["mnist-5k"]
+    assert info.read is not None
     arrays = info.read(Path())
     datasets.DATASETS["mnist-5k"] = datasets.DatasetInfo(
         info.shape, info.classes, info.mean, info.std, lambda _: arrays

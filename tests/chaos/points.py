@@ -105,7 +105,8 @@ def _watch(met: Callable[[str, bool], None]) -> None:
     class Connection(sqlite3.Connection):
         def execute(self, *args: Any) -> sqlite3.Cursor:
             do = super().execute
-            return (around("commit", do) if args[0] == "COMMIT" else do)(*args)  # type: ignore[no-any-return]
+            made: sqlite3.Cursor = (around("commit", do) if args[0] == "COMMIT" else do)(*args)
+            return made
 
     connect = sqlite3.connect
 
@@ -120,7 +121,7 @@ def _watch(met: Callable[[str, bool], None]) -> None:
             yield batch
             met("batch", False)
 
-    database.sqlite3 = _Patched(connected)  # type: ignore[assignment]
+    setattr(database, "sqlite3", _Patched(connected))  # noqa: B010
     Path.replace = around("file", Path.replace)  # type: ignore[method-assign]
     torch.optim.SGD.step = around("step", torch.optim.SGD.step)  # type: ignore[method-assign]
     loop.batches = counted
