@@ -54,8 +54,8 @@ def _rows(store: Store, folder: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
         kept = {name: value for name, value in dense.items() if name != "seconds"}
         found[folder, "dense"] = tuple(map(_plain, kept.values()))
     sums = store.block_sums() if store.task is not None else None
-    for place, values in () if sums is None else sums.iterrows():
-        found[folder, "blocks", place] = tuple(map(_plain, values))
+    for index, values in () if sums is None else sums.iterrows():
+        found[folder, "blocks", index] = tuple(map(_plain, values))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from trueoracle.search.search import SearchResult
 from trueoracle.search.settings import SearchSettings
 from trueoracle.search.strategies import STRATEGIES, choose
 from trueoracle.study import Study
+from trueoracle.training import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -420,24 +422,77 @@ def test_each_setting_is_a_search_of_its_own(study: Study) -> None:
     assert set(found.history["candidate"]) == set(lowest)
 
 
+def _in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let searches train two networks at once."""
+    cut = engines.plan
+
+    def in_pairs(*args: Any, **options: Any) -> Any:
+        return replace(cut(*args, **options), group=2, groups=1)
+
+    monkeypatch.setattr("trueoracle.search.search.plan", in_pairs)
+
+
 @pytest.mark.slow
 def test_the_survivors_fit_the_chunks_whatever_they_are(
     study: Study, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = searched(study, 12, engine="wide")
-    cut = engines.plan
-
-    def in_pairs(*args: Any, **options: Any) -> Any:
-        from dataclasses import replace
-
-        return replace(cut(*args, **options), group=2, groups=1)
-
-    monkeypatch.setattr("trueoracle.search.search.plan", in_pairs)
+    _in_pairs(monkeypatch)
     found = searched(Study(**fields, runs=tmp_path / "pairs"), 12, engine="wide")
     assert found.chosen == whole.chosen
     assert found.outcome.values["test_loss"] == pytest.approx(
         whole.outcome.values["test_loss"], rel=1e-4
     )
+
+
+@pytest.mark.slow
+def test_too_little_memory_for_a_population_halves_it(
+    study: Study, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = searched(study, 12)
+    _in_pairs(monkeypatch)
+    real, sizes = engines.train_epochs, list[int]()
+
+    def short(*args: Any, **options: Any) -> Any:
+        sizes.append(len(args[0]))
+        if len(args[0]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **options)
+
+    monkeypatch.setattr("trueoracle.engines.retrain.train_epochs", short)
+    found = searched(Study(**fields, runs=tmp_path / "halved"), 12)
+    assert 2 in sizes
+    assert found.chosen == whole.chosen
+    assert found.outcome.values == whole.outcome.values
+
+
+@pytest.mark.slow
+def test_a_search_killed_within_a_population_goes_on_there(
+    study: Study, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = searched(study, 12)
+    monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    save, saves = checkpoint.Checkpoint.save, 0
+
+    def dying(self: checkpoint.Checkpoint, *args: Any) -> None:
+        nonlocal saves
+        save(self, *args)
+        saves += 1
+        if saves in (6, 9):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", dying)
+    killed = Study(**fields, runs=tmp_path / "killed")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            searched(killed, 12)
+        assert list(killed.folder.glob("search/*/*.partial.pt"))
+    found = searched(killed, 12)
+    assert not list(killed.folder.glob("search/*/*.partial.pt"))
+    assert found.history.equals(whole.history)
+    weights = whole.network.state_dict()
+    assert all(torch.equal(weights[n], v) for n, v in found.network.state_dict().items())
 
 
 def test_what_is_wrong_is_said_before_any_work(study: Study) -> None:

@@ -376,7 +376,7 @@ def _carried_out(
             progress.stage("search", schedule.cost, done, "epochs")
             began = True
 
-    return made.run(planned, on_rung=on_rung, on_epoch=progress.advance, on_damage=progress.message)
+    return made.run(planned, on_rung=on_rung, on_epoch=progress.advance, say=progress.message)
 
 
 def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:
