@@ -196,6 +196,7 @@ class Study:
         device: str = "auto",
         engine: str = "auto",
         memory: str | None = None,
+        retry_failed: bool = False,
     ) -> Results:
         """Carry the study out, or go on where it stopped, and return its results.
 
@@ -207,13 +208,15 @@ class Study:
           results.
         - ``memory`` (such as ``"4GB"``) bounds how many candidates are retrained at once; by
           default half of the free memory is used.
+        - A network whose retraining raises an error is recorded in ``Results.failures``, and the
+          study goes on. Running again leaves it so, unless ``retry_failed`` is true.
         """
         budget = None if memory is None else parse_bytes(memory)
         return self._each(
             as_progress(progress),
             device,
             lambda prepared, folder, shown: runner.run(
-                prepared, folder, shown, engine=engine, memory=budget
+                prepared, folder, shown, engine=engine, memory=budget, retry_failed=retry_failed
             ),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,12 +16,14 @@ from trueoracle.engines.choose import Plan, check_engine, engine_for, plan
 from trueoracle.engines.devices import DevicesEngine
 from trueoracle.engines.loop import LoopEngine
 from trueoracle.engines.retrain import retrain, retraining_data, stream_of
-from trueoracle.errors import InputError
+from trueoracle.errors import InputError, is_out_of_memory
 from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import load_weights, weights_sha256
+from trueoracle.record.layout import MOST_AT_ONCE
 from trueoracle.record.paths import DENSE, RETRAINING, retraining_under_way
-from trueoracle.record.store import Retrained
+from trueoracle.record.store import Failed, Retrained
 from trueoracle.run.around import candidates_for
+from trueoracle.run.faults import error_in_words, is_the_machines
 from trueoracle.run.prepare import Prepared, prepare
 from trueoracle.run.progress import about
 from trueoracle.run.sitting import Sitting
@@ -32,6 +35,7 @@ from trueoracle.training.team import Team, find_team
 __all__ = [
     "Chunk",
     "Place",
+    "Queue",
     "check_retraining",
     "chunks",
     "follow",
@@ -170,7 +174,11 @@ def check_retraining(prepared: Prepared, engine: str) -> None:
 
 
 def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
-    """Retrain every candidate with every seed; each chunk is committed once it is done."""
+    """Retrain every candidate with every seed; each chunk is committed once it is done.
+
+    A chunk that fails is cut in two until the network that fails is alone, which is then recorded
+    as failed.
+    """
     prepared, store, progress = at.prepared, at.store, at.progress
     candidates, recipe = prepared.candidates, prepared.spec.retraining
     seconds = plan.seconds_a_network
@@ -179,7 +187,7 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
     expected = f" ({about(seconds * at.left)})" if seconds else ""
     progress.message(f"retraining{expected}: {plan}")
     store.note(at.number, "engine", plan.engine)
-    done = store.retrained()
+    done = at.done()
     left = {
         seed: [i for i, name in enumerate(candidates.ids) if (seed, name) not in done]
         for seed in recipe.seeds
@@ -187,9 +195,10 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
     count = sum(map(len, left.values()))
     progress.stage("retrain", prepared.retrainings, prepared.retrainings - count, "networks")
     place, team = Place.of(prepared, dense), find_team()
-    for members in chunks(left, plan):
-        named = tuple((seed, candidates.ids[index]) for seed, index in members)
-        chunk = Chunk(prepared.spec, at.folder / DENSE, named, plan.engine)
+    named = [[(s, candidates.ids[i]) for s, i in members] for members in chunks(left, plan)]
+    dense_file = at.folder / DENSE
+    queue = Queue(at, [Chunk(prepared.spec, dense_file, tuple(m), plan.engine) for m in named])
+    while chunk := queue.next():
         shown = 0.0
 
         def show(networks: int) -> None:
@@ -200,14 +209,68 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
 
         if team is not None:
             team.tell(chunk)
-        finished = retrain_chunk(chunk, place, show)
+        try:
+            finished = retrain_chunk(chunk, place, show)
+        except Exception as error:
+            if team is not None:  # its other processes wait for this one
+                raise
+            failed = queue.failed(chunk, error)
+            progress.advance(failed - shown, note=f"{failed} failed" if failed else "")
+            continue
         store.record_retrained(finished)
         under_way(chunk).unlink(missing_ok=True)
         diverged = sum(one.diverged for one in finished)
-        progress.advance(len(members) - shown, note=f"{diverged} diverged" if diverged else "")
+        progress.advance(len(finished) - shown, note=f"{diverged} diverged" if diverged else "")
     # What is left is of another engine, or of networks that were adopted.
     for path in at.folder.glob(RETRAINING):
         path.unlink(missing_ok=True)
+
+
+class Queue:
+    """The chunks that are still to be retrained; one that fails comes back in halves."""
+
+    def __init__(self, at: Sitting, chunks: Sequence[Chunk]) -> None:
+        self._at, self._chunks = at, deque(chunks)
+        self._most = max((len(chunk.members) for chunk in chunks), default=0)
+        self._known: set[str] = set()
+
+    def next(self) -> Chunk | None:
+        """The next chunk, with no more networks than memory holds; None where none is left."""
+        return self._part(self._chunks.popleft(), self._most) if self._chunks else None
+
+    def failed(self, chunk: Chunk, error: Exception) -> int:
+        """Take back a chunk that raised; returns how many networks are recorded as failed.
+
+        Several networks are tried again in halves and, where they were too many for the memory, all
+        later chunks have no more than a half. Raises the error where it is the machine's, unless
+        fewer networks need less memory.
+        """
+        at, count = self._at, len(chunk.members)
+        is_short = count > 1 and is_out_of_memory(error)
+        if is_the_machines(error) and not is_short:
+            raise error
+        if is_short and self._most > count // 2:
+            self._most = count // 2
+            at.store.note(at.number, MOST_AT_ONCE, self._most)
+            at.progress.message(
+                f"out of memory with {count:,} networks at once: {self._most:,} at once from now on"
+            )
+        if count > 1:
+            self._chunks.appendleft(self._part(chunk, count // 2))
+            return 0
+        ((seed, name),) = chunk.members
+        words = error_in_words(error)
+        at.store.record_failed([Failed(name, seed, words)])
+        if words not in self._known:
+            self._known.add(words)
+            at.progress.message(f"retraining candidate {name} with seed {seed} failed: {words}")
+        return 1
+
+    def _part(self, chunk: Chunk, most: int) -> Chunk:
+        """The first networks of a chunk; the others are put back."""
+        if len(chunk.members) > most:
+            self._chunks.appendleft(replace(chunk, members=chunk.members[most:]))
+        return replace(chunk, members=chunk.members[:most])
 
 
 def chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[list[Member]]:
