@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ class Grid:
         device: str = "auto",
         engine: str = "auto",
         memory: str | None = None,
+        executor: Executor | None = None,
     ) -> dict[str, Results]:
         """Run every study from where it stopped, and return the results by the points' labels.
 
@@ -76,7 +78,9 @@ class Grid:
         self._check(shown, device, engine)
         return self._each(
             shown,
-            lambda study: study.run(progress=shown, device=device, engine=engine, memory=memory),
+            lambda study: study.run(
+                progress=shown, device=device, engine=engine, memory=memory, executor=executor
+            ),
         )
 
     def score(

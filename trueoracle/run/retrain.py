@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from trueoracle.data.splits import Splits
@@ -16,12 +22,21 @@ from trueoracle.engines.devices import DevicesEngine
 from trueoracle.engines.loop import LoopEngine
 from trueoracle.engines.retrain import retrain, retraining_data, stream_of
 from trueoracle.errors import InputError
+from trueoracle.executors.base import (
+    ChunkExecutor,
+    InThisProcess,
+    Parcel,
+    completed,
+    opened,
+)
 from trueoracle.networks.copying import copied
-from trueoracle.networks.weights import load_weights, weights_sha256
+from trueoracle.networks.weights import load_state, load_weights, state_tensors, weights_sha256
+from trueoracle.pruning.candidates import CandidateList
 from trueoracle.record.paths import DENSE, RETRAINING, retraining_under_way
 from trueoracle.record.store import Retrained
 from trueoracle.run.around import candidates_for
-from trueoracle.run.prepare import Prepared, prepare
+from trueoracle.run.material import built
+from trueoracle.run.prepare import Prepared, find_device, prepare
 from trueoracle.run.progress import about
 from trueoracle.run.sitting import Sitting
 from trueoracle.spec.spec import StudySpec
@@ -32,6 +47,7 @@ from trueoracle.training.team import Team, find_team
 __all__ = [
     "Chunk",
     "Place",
+    "check_executor",
     "check_retraining",
     "chunks",
     "follow",
@@ -50,62 +66,103 @@ Member = tuple[int, int]
 class Chunk:
     """Networks to retrain in one call, as plain data that can be sent to another machine.
 
-    ``dense`` is the file of the dense network's weights; ``members`` are seeds and candidates' ids.
+    - ``dense`` is the file of the dense network's weights; ``identity``, where it is given, tells
+      the study's retrainings from those of another dense network, recipe or code;
+    - ``members`` are seeds and candidates' ids;
+    - ``device`` is the one that computes them, where it is not that of the place; ``threads``, where
+      given, are its CPU threads.
     """
 
     spec: StudySpec
     dense: Path
     members: tuple[tuple[int, str], ...]
     engine: str
+    identity: str = ""
+    device: str | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where chunks of one study are retrained: all that is built once for the chunks.
+    """All that is built once for the chunks of a study: candidates, data and dense network.
 
-    ``data`` has the task of retraining, as :func:`trueoracle.engines.retrain.retraining_data` gives
-    it. ``identity`` tells the study's retrainings from those of another dense network or recipe.
+    It can be pickled: a network by name is built anew where it arrives, and gets its weights there.
     """
 
-    prepared: Prepared
-    dense: nn.Module
+    spec: StudySpec
+    candidates: CandidateList
     data: Splits
+    dense: nn.Module
     identity: str
 
     @classmethod
     def of(cls, prepared: Prepared, dense: nn.Module) -> Place:
-        """The place of a study whose dense network is given."""
-        recipe = prepared.spec.retraining
-        identity = f"{prepared.spec.outcome_digest}-{weights_sha256(dense)}"
-        return cls(prepared, dense, retraining_data(prepared.data, recipe, dense), identity)
+        """The place of a prepared study whose dense network is given."""
+        spec = prepared.spec
+        parts = [spec.outcome_digest, weights_sha256(dense), prepared.architecture]
+        parts += [dict(prepared.code), prepared.candidates.ids]
+        identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return cls(spec, prepared.candidates, prepared.data, dense, identity)
+
+    def on(self, device: torch.device) -> Place:
+        """The place on a device."""
+        if self.data.train.device == device:
+            return self
+        return replace(self, data=self.data.to(device), dense=copied(self.dense).to(device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = self.on(torch.device("cpu"))
+        fields = {name: getattr(own, name) for name in self.__dataclass_fields__}
+        if not self.spec.network.fingerprint:
+            fields["dense"] = state_tensors(own.dense)
+        return fields
+
+    def __setstate__(self, fields: dict[str, Any]) -> None:
+        dense = fields["dense"]
+        if not isinstance(dense, nn.Module):
+            fields["dense"] = built(fields["spec"], fields["data"])
+            load_state(fields["dense"], dense, "the dense network that was sent")
+        self.__dict__.update(fields)
 
 
 def retrain_chunk(
     chunk: Chunk,
-    place: Place | None = None,
+    place: Place | Parcel | None = None,
     on_epoch: Callable[[int], None] | None = None,
 ) -> list[Retrained]:
     """Prune and retrain a chunk's networks; returns what is recorded of each.
 
-    A chunk that was interrupted goes on from the file of :func:`under_way`. Without a ``place``,
-    one is built from the chunk alone. Raises :class:`InputError` where that is impossible, since
-    network, data or task were given in Python.
+    A chunk that was interrupted goes on from the file of :func:`under_way`, if its folder is here.
+    Without a ``place``, one is built from the chunk alone. Raises :class:`InputError` where that is
+    impossible, since network, data or task were given in Python, and where something else than on
+    the driver's machine was built.
     """
-    at = place or _built(chunk.spec.model_dump_json(), chunk.dense)
-    candidates, recipe = at.prepared.candidates, chunk.spec.retraining
+    if place is None:
+        place = _built(chunk.spec.model_dump_json(), chunk.dense, chunk.device or "auto")
+    elif not isinstance(place, Place):
+        place = opened(place)
+    at = place if chunk.device is None else place.on(find_device(chunk.device))
+    if chunk.identity not in ("", at.identity):
+        raise InputError(
+            f"{chunk.spec.name} is another study here than where it was started: code, data or "
+            "versions differ"
+        )
+    candidates, recipe = at.candidates, chunk.spec.retraining
     number = {name: index for index, name in enumerate(candidates.ids)}
     team = find_team()
     how = f"{chunk.engine}-sharded" if team is not None and team.is_sharded else chunk.engine
+    kept = Checkpoint(under_way(chunk), f"{at.identity}-{how}-{chunk.members}")
     started = time.perf_counter()
-    records, _ = retrain(
-        [candidates.prune(at.dense, number[name]) for _, name in chunk.members],
-        [stream_of(recipe, seed, name) for seed, name in chunk.members],
-        at.data,
-        recipe,
-        engine=chunk.engine,
-        on_epoch=on_epoch,
-        checkpoint=Checkpoint(under_way(chunk), f"{at.identity}-{how}-{chunk.members}"),
-    )
+    with threads(chunk.threads):
+        records, _ = retrain(
+            [candidates.prune(at.dense, number[name]) for _, name in chunk.members],
+            [stream_of(recipe, seed, name) for seed, name in chunk.members],
+            retraining_data(at.data, recipe, at.dense),
+            recipe,
+            engine=chunk.engine,
+            on_epoch=on_epoch,
+            checkpoint=kept if chunk.dense.parent.is_dir() else None,
+        )
     seconds = (time.perf_counter() - started) / len(chunk.members)
     return [
         Retrained(
@@ -118,6 +175,17 @@ def retrain_chunk(
         )
         for (seed, name), own in zip(chunk.members, records, strict=True)
     ]
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Within the block, PyTorch and the kernels compute on so many CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def follow(prepared: Prepared, team: Team) -> None:
@@ -138,15 +206,22 @@ def under_way(chunk: Chunk) -> Path:
 
 
 @lru_cache(maxsize=1)
-def _built(fields: str, dense: Path) -> Place:
+def _built(fields: str, dense: Path, device: str) -> Place:
     """A place from plain data (a study as JSON), kept for the next chunk of the same study."""
     spec = StudySpec.model_validate_json(fields)
-    if spec.network.fingerprint or spec.data.fingerprint or spec.task.startswith(GIVEN):
+    if not _is_plain(spec):
         raise InputError(f"{spec.name} was given in Python, and is retrained where it was given")
-    prepared = prepare(spec)
+    prepared = prepare(spec, device=device)
     network = copied(prepared.network)
     load_weights(network, dense)
     return Place.of(candidates_for(prepared, network, dense.parent), network)
+
+
+def _is_plain(spec: StudySpec) -> bool:
+    """Whether a study is all in its fields, and nothing was given in Python."""
+    return not (
+        spec.network.fingerprint or spec.data.fingerprint or spec.task.startswith(GIVEN)
+    )
 
 
 def launched(engine: str) -> str:
@@ -169,15 +244,45 @@ def check_retraining(prepared: Prepared, engine: str) -> None:
     check_engine(engine_for(prepared.candidates, launched(engine)), example, data, recipe)
 
 
-def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
-    """Retrain every candidate with every seed; each chunk is committed once it is done."""
+def check_executor(prepared: Prepared, executor: ChunkExecutor) -> None:
+    """Refuse an executor that cannot retrain the study's networks, by :class:`InputError`."""
+    if not executor.is_elsewhere:
+        return
+    if find_team() is not None:
+        raise InputError(
+            "this process was launched with others, which retrain together: leave the executor out"
+        )
+    device, gpus = prepared.device.type, executor.gpus
+    if gpus == 0 and device == "cuda":
+        raise InputError(
+            "networks are to be retrained on cuda, and the executor asks for no GPU: give --gpus "
+            "(gpus=…), or take the device cpu"
+        )
+    if gpus and device != "cuda":
+        raise InputError(
+            f"the executor asks for {gpus:g} GPUs a chunk, and this process, which plans the "
+            f"chunks, computes on {device}: start it where there is a GPU"
+        )
+
+
+def retrain_candidates(
+    at: Sitting, dense: nn.Module, plan: Plan, executor: ChunkExecutor | None = None
+) -> None:
+    """Retrain every candidate with every seed; each chunk is committed once it is done.
+
+    The ``executor`` runs the chunks, by default this process; only this process records.
+    """
     prepared, store, progress = at.prepared, at.store, at.progress
     candidates, recipe = prepared.candidates, prepared.spec.retraining
+    executor = executor or InThisProcess()
     seconds = plan.seconds_a_network
     if seconds:  # images are read once for all networks that are trained as one
         seconds = max(seconds, at.reading_seconds(recipe) / plan.group)
     expected = f" ({about(seconds * at.left)})" if seconds else ""
-    progress.message(f"retraining{expected}: {plan}")
+    where = ""
+    if executor.is_elsewhere:
+        expected, where = expected.replace(")", " on one worker)"), f" on {executor}"
+    progress.message(f"retraining{where}{expected}: {plan}")
     store.note(at.number, "engine", plan.engine)
     done = store.retrained()
     left = {
@@ -187,24 +292,43 @@ def retrain_candidates(at: Sitting, dense: nn.Module, plan: Plan) -> None:
     count = sum(map(len, left.values()))
     progress.stage("retrain", prepared.retrainings, prepared.retrainings - count, "networks")
     place, team = Place.of(prepared, dense), find_team()
-    for members in chunks(left, plan):
-        named = tuple((seed, candidates.ids[index]) for seed, index in members)
-        chunk = Chunk(prepared.spec, at.folder / DENSE, named, plan.engine)
-        shown = 0.0
+    shown = 0.0
 
-        def show(networks: int) -> None:
-            nonlocal shown  # the last step is left for recording the networks
-            step = networks / (recipe.epochs + 1)
-            shown += step
-            progress.advance(step)
+    def show(networks: int) -> None:
+        nonlocal shown  # the last step is left for recording the networks
+        step = networks / (recipe.epochs + 1)
+        shown += step
+        progress.advance(step)
 
+    carried = executor.carried(place, show, is_plain=_is_plain(prepared.spec))
+
+    def submit(chunk: Chunk) -> Future[list[Retrained]]:
         if team is not None:
             team.tell(chunk)
-        finished = retrain_chunk(chunk, place, show)
-        store.record_retrained(finished)
-        under_way(chunk).unlink(missing_ok=True)
-        diverged = sum(one.diverged for one in finished)
-        progress.advance(len(members) - shown, note=f"{diverged} diverged" if diverged else "")
+        return executor.submit(retrain_chunk, chunk, *carried)
+
+    work = (
+        Chunk(
+            prepared.spec,
+            (at.folder / DENSE).absolute(),
+            tuple((seed, candidates.ids[index]) for seed, index in members),
+            plan.engine,
+            place.identity,
+            prepared.device.type if executor.is_elsewhere else None,
+            executor.threads,
+        )
+        for members in chunks(left, plan)
+    )
+    with closing(completed(submit, work, executor.at_once)) as finished:
+        for chunk, future in finished:
+            networks = future.result()
+            store.record_retrained(networks)
+            under_way(chunk).unlink(missing_ok=True)
+            diverged = sum(one.diverged for one in networks)
+            progress.advance(
+                len(networks) - shown, note=f"{diverged} diverged" if diverged else ""
+            )
+            shown = 0.0
     # What is left is of another engine, or of networks that were adopted.
     for path in at.folder.glob(RETRAINING):
         path.unlink(missing_ok=True)
@@ -221,11 +345,18 @@ def chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[list[Membe
         yield [member for group in groups[i : i + plan.groups] for member in group]
 
 
-def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None) -> Plan | None:
+def plan_retraining(
+    at: Sitting,
+    engine: str = "auto",
+    memory: int | None = None,
+    executor: ChunkExecutor | None = None,
+) -> Plan | None:
     """How to retrain what is left; None where nothing is left.
 
-    With the engine ``auto``, a resumed study keeps its engine if that is possible.
+    With the engine ``auto``, a resumed study keeps its engine if that is possible. What is tried
+    runs on as many threads as a chunk of the ``executor`` will.
     """
+    executor = executor or InThisProcess()
     prepared, store, left = at.prepared, at.store, at.left
     if not left:
         return None
@@ -238,7 +369,16 @@ def plan_retraining(at: Sitting, engine: str = "auto", memory: int | None = None
 
     def choose(name: str) -> Plan:
         wanted = engine_for(prepared.candidates, name)
-        return plan(pruned, data, recipe, members=left, engine=wanted, memory=memory)
+        with threads(executor.threads):
+            return plan(
+                pruned,
+                data,
+                recipe,
+                members=left,
+                engine=wanted,
+                memory=memory,
+                seconds=executor.chunk_seconds,
+            )
 
     before = store.noted("engine")
     if find_team() is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
 
 from trueoracle.analysis.numbers import many, quantity
 from trueoracle.analysis.power import power
 from trueoracle.engines.memory import readable_bytes
+from trueoracle.executors.base import as_executor
 from trueoracle.pruning.cost import cost
 from trueoracle.run.adopt import adopt
 from trueoracle.run.dense import make_dense, warn_of_chance
@@ -16,6 +18,7 @@ from trueoracle.run.footprint import held_bytes
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
 from trueoracle.run.retrain import (
+    check_executor,
     check_retraining,
     follow,
     plan_retraining,
@@ -36,21 +39,25 @@ def run(
     *,
     engine: str = "auto",
     memory: int | None = None,
+    executor: Executor | None = None,
 ) -> None:
     """Carry out a study in ``folder``, from where it stopped to its end.
 
-    ``engine`` and ``memory`` (bytes) are those of :func:`trueoracle.engines.choose.plan`. Raises
+    ``engine`` and ``memory`` (bytes) are those of :func:`trueoracle.engines.choose.plan`;
+    ``executor`` runs the retraining, by default this process. Raises
     what :func:`trueoracle.run.sitting.sitting` raises. Where several processes were launched
     together, they share only the retraining; the first one does everything else.
     """
     check_retraining(prepared, engine)
+    workers = as_executor(executor)
+    check_executor(prepared, workers)
     team = find_team()
     if team is not None and not team.is_main:
         follow(prepared, team)
         return
     with team.leading() if team else nullcontext(), sitting(prepared, folder, progress) as at:
         tell_cost(at)
-        plan = plan_retraining(at, engine, memory)
+        plan = plan_retraining(at, engine, memory, workers)
         dense = make_dense(at)
         warn_of_chance(at)
         at = list_candidates(at, dense)
@@ -58,7 +65,7 @@ def run(
         tell_blocks(at)
         score_candidates(at, dense)
         if plan is not None and at.left:  # all may have been adopted from a similar study
-            retrain_candidates(at, dense, plan)
+            retrain_candidates(at, dense, plan, workers)
 
 
 def score(
