@@ -50,7 +50,10 @@ __all__ = [
 ]
 
 CHUNK_SECONDS = 60.0
-"""Seconds that one call of :func:`train_population` should take: a killed run loses little more."""
+"""Seconds that one call of :func:`train_population` should take: a killed run loses little more.
+
+A call has to train at least one group per thread, however long that takes.
+"""
 
 _PILOT_EXAMPLES = 64
 _PILOT_LARGE = 4
@@ -183,13 +186,12 @@ def plan(
     members: int,
     engine: str = "auto",
     memory: int | None = None,
-    seconds: float | None = None,
 ) -> Plan:
     """Choose how to retrain ``members`` networks like ``network``.
 
     ``auto`` tries the engines that can express the network for a moment and takes the fastest.
-    ``memory`` (bytes; by default half of what is free) bounds what a population takes. One call
-    should take ``seconds`` (by default a minute), but trains at least one group per thread. Where no population fits, the loop remains, which trains one network at a time. Raises
+    ``memory`` (bytes; by default half of what is free) bounds what a population takes. Where no
+    population fits, the loop remains, which trains one network at a time. Raises
     :class:`InputError` where the named engine cannot train the network, or not within the memory.
     """
     check_engine(engine, network, data, recipe)
@@ -224,7 +226,7 @@ def plan(
         )
     if not best.needs and len(wanted) > 1:
         _check_alone(network, data, recipe)
-    return _sized(best, reason, data, recipe, members, seconds or CHUNK_SECONDS)
+    return _sized(best, reason, data, recipe, members)
 
 
 def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
@@ -361,13 +363,11 @@ def _pilot_examples(data: Splits, recipe: Recipe) -> int:
     return min(_PILOT_EXAMPLES, recipe.batch_size, len(data.train))
 
 
-def _sized(
-    trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: int, seconds: float
-) -> Plan:
-    """The plan: as many networks at once as memory holds and so many seconds can train."""
+def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: int) -> Plan:
+    """The plan: as many networks at once as memory holds and about a minute can train."""
     engine, examples = _ENGINES[trial.engine], _pilot_examples(data, recipe)
     expected = trial.seconds * _examples_seen(data, recipe) / examples
-    in_time = max(1, int(seconds / expected))
+    in_time = max(1, int(CHUNK_SECONDS / expected))
     if not engine.uses_threads:
         on_cpu = data.train.device.type == "cpu"
         group = min(engine.group(trial.group, trial.most, in_time, on_cpu=on_cpu), members)

@@ -91,14 +91,16 @@ class ChunkExecutor(Executor):
     - ``threads``: CPU threads that compute a chunk; None for as many as this process uses;
     - ``gpus``: GPUs that a chunk has; None where that is not known;
     - ``at_once``: the most chunks that are submitted and not yet recorded;
-    - ``chunk_seconds``: how long a chunk should take; None for as long as in this process;
+    - ``workers``: how many chunks it computes side by side; None where that is not known;
+    - ``seconds``: how long a chunk should take, at least and at most;
     - ``is_elsewhere``: whether chunks run in other processes.
     """
 
     threads: int | None = None
     gpus: float | None = None
     at_once: int = AT_ONCE
-    chunk_seconds: float | None = None
+    workers: int | None = None
+    seconds: tuple[float, float] = (10.0, 60.0)
     is_elsewhere: bool = True
 
     def carried(
@@ -152,6 +154,7 @@ class _Given(ChunkExecutor):
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
+        self.workers = getattr(executor, "_max_workers", None)  # of pools of processes
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         return self._executor.submit(fn, *args, **kwargs)

@@ -47,14 +47,15 @@ class RayExecutor(ChunkExecutor):
         try:
             import ray
         except ImportError as error:
-            raise InputError(
-                "executor 'ray' needs Ray: pip install 'trueoracle[ray]'"
-            ) from error
+            raise InputError("executor 'ray' needs Ray: pip install 'trueoracle[ray]'") from error
         self.threads, self.gpus, self.at_once = max(1, cpus), gpus, at_once
         self._ray: Any = ray
         self._is_own = not ray.is_initialized()
         if self._is_own:
             _connect(ray, address or os.environ.get("RAY_ADDRESS"))
+        found = ray.cluster_resources()
+        per_cpu = int(found.get("CPU", 0) / cpus) if cpus else AT_ONCE
+        self.workers = min(per_cpu, int(found.get("GPU", 0) / gpus)) if gpus else per_cpu
         task = ray.remote(_call)
         self._task: Any = task.options(
             num_cpus=cpus, num_gpus=gpus, max_retries=retries, name="trueoracle chunk"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from trueoracle.errors import InputError, first_line
+from trueoracle.errors import InputError
 from trueoracle.executors.base import ChunkExecutor, PickledFile, pickled
 from trueoracle.files import make_folder, write_bytes
 
@@ -46,26 +46,29 @@ class SlurmExecutor(ChunkExecutor):
       runs, it has to be on a file system that the nodes share;
     - ``cpus``, ``gpus``: what a job asks for;
     - ``options``: more of ``sbatch``'s, such as ``{"partition": "gpu", "time": "2:00:00"}``;
-    - ``at_once``: the most jobs in the queue;
-    - ``cluster``: ``"slurm"``, or ``"local"`` for processes on this machine, to try it.
+      ``{"cluster": "local"}`` runs the jobs on this machine instead, to try it;
+    - ``at_once``: the most jobs in the queue.
 
     A job takes some seconds to begin, so that chunks are longer than elsewhere. Raises
     :class:`InputError` where submitit is not installed, or there is no Slurm.
     """
 
-    chunk_seconds = 600.0
+    seconds = (300.0, 1800.0)
 
     def __init__(
         self,
         folder: Path,
         *,
         cpus: int = 1,
-        gpus: int = 0,
+        gpus: float = 0,
         options: Mapping[str, str] | None = None,
         retries: int = RETRIES,
         at_once: int = 64,
-        cluster: str = "slurm",
     ) -> None:
+        more = dict(options or {})
+        cluster = more.pop("cluster", "slurm")
+        if gpus != int(gpus):
+            raise InputError(f"a job of Slurm has whole GPUs, got {gpus:g}")
         try:
             import submitit
         except ImportError as error:
@@ -75,6 +78,7 @@ class SlurmExecutor(ChunkExecutor):
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise InputError("executor 'slurm' needs Slurm, and there is no command 'sbatch' here")
         self.threads, self.gpus, self.at_once = max(1, cpus), gpus, at_once
+        self.workers = at_once
         self._retries, self._folder = retries, folder.absolute()
         make_folder(self._folder)
         self._queue: Any = submitit.AutoExecutor(folder=self._folder / "%j", cluster=cluster)
@@ -82,8 +86,8 @@ class SlurmExecutor(ChunkExecutor):
             name="trueoracle",
             timeout_min=MINUTES,
             cpus_per_task=cpus,
-            gpus_per_node=gpus,
-            **({"slurm_additional_parameters": dict(options)} if options else {}),
+            gpus_per_node=int(gpus),
+            **({"slurm_additional_parameters": more} if more else {}),
         )
         self._died: type[Exception] = submitit.core.utils.UncompletedJobError
         self._jobs: dict[Future[Any], _Job] = {}
@@ -130,7 +134,8 @@ class SlurmExecutor(ChunkExecutor):
             future.cancel()
         self._forget()
         with suppress(OSError):  # logs of jobs that failed stay
-            self._folder.rmdir()
+            for folder in (self._folder / "%j", self._folder):
+                folder.rmdir()
 
     def _forget(self) -> None:
         if self._shared is not None:

@@ -6,9 +6,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ __all__ = [
     "Place",
     "check_executor",
     "check_retraining",
+    "chunk_size",
     "chunks",
     "follow",
     "plan_retraining",
@@ -57,6 +58,9 @@ __all__ = [
     "under_way",
 ]
 
+
+CHUNKS_A_WORKER = 4
+"""Chunks that a worker gets at least, unless they would be too short: so all end together."""
 
 Member = tuple[int, int]
 """One network to retrain: the seed, and the candidate's number."""
@@ -68,9 +72,9 @@ class Chunk:
 
     - ``dense`` is the file of the dense network's weights; ``identity``, where it is given, tells
       the study's retrainings from those of another dense network, recipe or code;
-    - ``members`` are seeds and candidates' ids;
-    - ``device`` is the one that computes them, where it is not that of the place; ``threads``, where
-      given, are its CPU threads.
+    - ``members`` are seeds and candidates' ids, of which ``together`` are trained in one call;
+    - ``device`` is the one that computes them, where it is not that of the place; ``threads``,
+      where given, are its CPU threads.
     """
 
     spec: StudySpec
@@ -78,8 +82,15 @@ class Chunk:
     members: tuple[tuple[int, str], ...]
     engine: str
     identity: str = ""
+    together: int | None = None
     device: str | None = None
     threads: int | None = None
+
+    @property
+    def calls(self) -> list[tuple[tuple[int, str], ...]]:
+        """The members of each call, in the order of the calls."""
+        size = self.together or len(self.members)
+        return [self.members[i : i + size] for i in range(0, len(self.members), size)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,23 +158,36 @@ def retrain_chunk(
             f"{chunk.spec.name} is another study here than where it was started: code, data or "
             "versions differ"
         )
+    found = []
+    with threads(chunk.threads):
+        for members in chunk.calls:
+            found += _retrained(chunk, members, at, on_epoch)
+    return found
+
+
+def _retrained(
+    chunk: Chunk,
+    members: Sequence[tuple[int, str]],
+    at: Place,
+    on_epoch: Callable[[int], None] | None,
+) -> list[Retrained]:
+    """Prune and retrain those members of a chunk that are trained in one call."""
     candidates, recipe = at.candidates, chunk.spec.retraining
     number = {name: index for index, name in enumerate(candidates.ids)}
     team = find_team()
     how = f"{chunk.engine}-sharded" if team is not None and team.is_sharded else chunk.engine
-    kept = Checkpoint(under_way(chunk), f"{at.identity}-{how}-{chunk.members}")
+    kept = Checkpoint(_under_way(chunk, members), f"{at.identity}-{how}-{members}")
     started = time.perf_counter()
-    with threads(chunk.threads):
-        records, _ = retrain(
-            [candidates.prune(at.dense, number[name]) for _, name in chunk.members],
-            [stream_of(recipe, seed, name) for seed, name in chunk.members],
-            retraining_data(at.data, recipe, at.dense),
-            recipe,
-            engine=chunk.engine,
-            on_epoch=on_epoch,
-            checkpoint=kept if chunk.dense.parent.is_dir() else None,
-        )
-    seconds = (time.perf_counter() - started) / len(chunk.members)
+    records, _ = retrain(
+        [candidates.prune(at.dense, number[name]) for _, name in members],
+        [stream_of(recipe, seed, name) for seed, name in members],
+        retraining_data(at.data, recipe, at.dense),
+        recipe,
+        engine=chunk.engine,
+        on_epoch=on_epoch,
+        checkpoint=kept if chunk.dense.parent.is_dir() else None,
+    )
+    seconds = (time.perf_counter() - started) / len(members)
     return [
         Retrained(
             candidate=name,
@@ -173,7 +197,7 @@ def retrain_chunk(
             epochs=[record.as_row() for record in own],
             blocks={} if own[-1].diverged else own[-1].blocks,
         )
-        for (seed, name), own in zip(chunk.members, records, strict=True)
+        for (seed, name), own in zip(members, records, strict=True)
     ]
 
 
@@ -200,9 +224,13 @@ def follow(prepared: Prepared, team: Team) -> None:
         retrain_chunk(chunk, place)
 
 
-def under_way(chunk: Chunk) -> Path:
-    """The file that keeps the networks of a chunk while they are trained, if that takes long."""
-    return chunk.dense.parent / retraining_under_way(*chunk.members[0])
+def under_way(chunk: Chunk) -> list[Path]:
+    """The files that keep the networks of a chunk while they are trained, if that takes long."""
+    return [_under_way(chunk, members) for members in chunk.calls]
+
+
+def _under_way(chunk: Chunk, members: Sequence[tuple[int, str]]) -> Path:
+    return chunk.dense.parent / retraining_under_way(*members[0])
 
 
 @lru_cache(maxsize=1)
@@ -219,9 +247,7 @@ def _built(fields: str, dense: Path, device: str) -> Place:
 
 def _is_plain(spec: StudySpec) -> bool:
     """Whether a study is all in its fields, and nothing was given in Python."""
-    return not (
-        spec.network.fingerprint or spec.data.fingerprint or spec.task.startswith(GIVEN)
-    )
+    return not (spec.network.fingerprint or spec.data.fingerprint or spec.task.startswith(GIVEN))
 
 
 def launched(engine: str) -> str:
@@ -307,6 +333,8 @@ def retrain_candidates(
             team.tell(chunk)
         return executor.submit(retrain_chunk, chunk, *carried)
 
+    together = plan.group * plan.groups
+    size = chunk_size(plan, executor, count)
     work = (
         Chunk(
             prepared.spec,
@@ -314,35 +342,50 @@ def retrain_candidates(
             tuple((seed, candidates.ids[index]) for seed, index in members),
             plan.engine,
             place.identity,
+            together,
             prepared.device.type if executor.is_elsewhere else None,
             executor.threads,
         )
-        for members in chunks(left, plan)
+        for members in chunks(left, plan.group, size)
     )
     with closing(completed(submit, work, executor.at_once)) as finished:
         for chunk, future in finished:
             networks = future.result()
             store.record_retrained(networks)
-            under_way(chunk).unlink(missing_ok=True)
+            for path in under_way(chunk):
+                path.unlink(missing_ok=True)
             diverged = sum(one.diverged for one in networks)
-            progress.advance(
-                len(networks) - shown, note=f"{diverged} diverged" if diverged else ""
-            )
+            progress.advance(len(networks) - shown, note=f"{diverged} diverged" if diverged else "")
             shown = 0.0
     # What is left is of another engine, or of networks that were adopted.
     for path in at.folder.glob(RETRAINING):
         path.unlink(missing_ok=True)
 
 
-def chunks(left: Mapping[int, Sequence[int]], plan: Plan) -> Iterator[list[Member]]:
-    """What is left to retrain, in chunks of ``plan.groups`` groups of one seed each."""
-    groups = [
-        [(seed, index) for index in indices[i : i + plan.group]]
+def chunk_size(plan: Plan, executor: ChunkExecutor, left: int) -> int:
+    """How many groups of networks a chunk has, where ``left`` networks are to be retrained.
+
+    In this process it is one call's. Elsewhere it fills the time that a chunk should take there,
+    and leaves several chunks to every worker, so that all end at about the same time.
+    """
+    if not executor.is_elsewhere or plan.seconds_a_network is None:
+        return plan.groups
+    least, most = executor.seconds
+    share = left * plan.seconds_a_network / (CHUNKS_A_WORKER * (executor.workers or 1))
+    wanted = min(max(least, share), most) / (plan.seconds_a_network * plan.group)
+    together = min(plan.groups, executor.threads or torch.get_num_threads())
+    return max(1, int(wanted / together)) * together
+
+
+def chunks(left: Mapping[int, Sequence[int]], group: int, groups: int) -> Iterator[list[Member]]:
+    """What is left to retrain, in chunks of so many groups of one seed each."""
+    each = [
+        [(seed, index) for index in indices[i : i + group]]
         for seed, indices in left.items()
-        for i in range(0, len(indices), plan.group)
+        for i in range(0, len(indices), group)
     ]
-    for i in range(0, len(groups), plan.groups):
-        yield [member for group in groups[i : i + plan.groups] for member in group]
+    for i in range(0, len(each), groups):
+        yield [member for members in each[i : i + groups] for member in members]
 
 
 def plan_retraining(
@@ -377,7 +420,6 @@ def plan_retraining(
                 members=left,
                 engine=wanted,
                 memory=memory,
-                seconds=executor.chunk_seconds,
             )
 
     before = store.noted("engine")
