@@ -51,8 +51,6 @@ def small_study(runs: Path) -> Study:
     for place, value in enumerate(network.parameters()):
         noise = images(value.numel() // 128 + 1, place).flatten()[: value.numel()]
         value.data = noise.view_as(value) / 9
-            images(value.numel() // 128 + 1, place).flatten()[: value.numel()].view_as(value) / 9
-        )
     return Study(
         name="small",
         network=network,
