@@ -68,6 +68,7 @@ class Grid:
         engine: str = "auto",
         memory: str | None = None,
         executor: Executor | None = None,
+        retry_failed: bool = False,
     ) -> dict[str, Results]:
         """Run every study from where it stopped, and return the results by the points' labels.
 
@@ -79,7 +80,12 @@ class Grid:
         return self._each(
             shown,
             lambda study: study.run(
-                progress=shown, device=device, engine=engine, memory=memory, executor=executor
+                progress=shown,
+                device=device,
+                engine=engine,
+                memory=memory,
+                executor=executor,
+                retry_failed=retry_failed,
             ),
         )
 

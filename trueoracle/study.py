@@ -198,6 +198,7 @@ class Study:
         engine: str = "auto",
         memory: str | None = None,
         executor: Executor | None = None,
+        retry_failed: bool = False,
     ) -> Results:
         """Carry the study out, or go on where it stopped, and return its results.
 
@@ -212,13 +213,21 @@ class Study:
         - ``executor`` runs the retraining: a :class:`trueoracle.RayExecutor`, a
           :class:`trueoracle.SlurmExecutor`, or any ``concurrent.futures.Executor`` of processes; by
           default this process does. It changes no results.
+        - A network whose retraining raises an error is recorded in ``Results.failures``, and the
+          study goes on. Running again leaves it so, unless ``retry_failed`` is true.
         """
         budget = None if memory is None else parse_bytes(memory)
         return self._each(
             as_progress(progress),
             device,
             lambda prepared, folder, shown: runner.run(
-                prepared, folder, shown, engine=engine, memory=budget, executor=executor
+                prepared,
+                folder,
+                shown,
+                engine=engine,
+                memory=budget,
+                executor=executor,
+                retry_failed=retry_failed,
             ),
         )
 

@@ -203,7 +203,7 @@ def test_what_came_is_kept_and_the_rest_cancelled() -> None:
             futures[-1].set_result(number)
         return futures[-1]
 
-    found = completed(submit, range(100), at_once=4)
+    found = completed(submit, iter([*range(100)]).__next__, at_once=4)
     with closing(found):
         assert sorted(number for number, _ in (next(found), next(found))) == [0, 2]
         assert len(futures) <= 6
@@ -217,7 +217,7 @@ def test_an_executor_that_breaks_down_ends_the_run(local: Results, tmp_path: Pat
         return future
 
     with pytest.raises(TrueOracleError, match="the executor broke down: a process died"):
-        next(completed(broken, range(3), at_once=2))
+        next(completed(broken, lambda: 1, at_once=2))
     pool = ProcessPoolExecutor(1)
     pool.shutdown()
     with pytest.raises(TrueOracleError, match="broke down: cannot schedule new futures after sh"):

@@ -66,8 +66,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
         "Exit codes: 0 done · 1 unexpected error · 2 bad input · 3 another process is at the "
-        "study · 4 a file cannot be read or written · 5 the dense network diverged · "
-        "130 interrupted · 143 terminated"
+        "study · 4 a file cannot be read or written · 5 the dense network diverged · 6 some "
+        "networks failed, and all others are recorded · 130 interrupted · 143 terminated"
     ),
     **_SETTINGS,
 )

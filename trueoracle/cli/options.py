@@ -31,6 +31,7 @@ __all__ = [
     "Memory",
     "Output",
     "Quiet",
+    "RetryFailed",
     "Runs",
     "Settings",
     "Weights",
@@ -68,6 +69,10 @@ Memory = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")]
+RetryFailed = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Retrain the networks whose retraining failed, too."),
+]
 Runs = Annotated[
     Path,
     typer.Option("--runs", envvar="TRUEORACLE_RUNS", help="Folder of the recorded studies."),

@@ -7,7 +7,7 @@ take its place (a process pool, Dask's ``client.get_executor()``, loky's, MPI's)
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -185,18 +185,19 @@ def as_executor(given: Executor | None) -> ChunkExecutor:
 
 
 def completed(
-    submit: Callable[[T], Future[R]], chunks: Iterable[T], at_once: int
+    submit: Callable[[T], Future[R]], take: Callable[[], T | None], at_once: int
 ) -> Iterator[tuple[T, Future[R]]]:
     """Submit every chunk, and give each with its future once it is done, in any order.
 
-    No more than ``at_once`` chunks are submitted and not yet taken from this iterator, so that no
-    more results wait here. Where the iterator is closed early, the chunks that have not begun are
+    ``take`` returns the next chunk, or None where there is none for now: a chunk that failed may
+    have to be taken again. No more than ``at_once`` chunks are submitted and not yet given, so that
+    no more results wait here. Where the iterator is closed early, what is still submitted is
     cancelled. Raises :class:`TrueOracleError` where the executor itself breaks down.
     """
-    left, under_way = iter(chunks), dict[Future[R], T]()
+    under_way: dict[Future[R], T] = {}
     try:
         while True:
-            while len(under_way) < at_once and (chunk := next(left, None)) is not None:
+            while len(under_way) < at_once and (chunk := take()) is not None:
                 try:
                     under_way[submit(chunk)] = chunk
                 except (BrokenExecutor, RuntimeError) as error:

@@ -28,6 +28,7 @@ __all__ = [
     "COUNTED",
     "MEASURED",
     "METRICS",
+    "MOST_AT_ONCE",
     "NOISE",
     "Column",
     "Columns",
@@ -181,6 +182,10 @@ def _is_plain(value: object, depth: int) -> bool:
 
 NOISE = "noise"
 """The fact that :func:`trueoracle.criteria.noise.loss_noise` gives."""
+
+
+MOST_AT_ONCE = "most_at_once"
+"""The fact that says how many networks memory held at once, where more were tried."""
 
 
 def facts_fault(facts: Mapping[str, Any]) -> str:
@@ -510,6 +515,13 @@ def tables(metrics: tuple[Metric, ...]) -> Mapping[str, Table]:
             "seed",
         ),
         Table("outcomes", (_CANDIDATE, _SEED, *epoch), ("seed", "candidate", "epoch"), "seed"),
+        Table(
+            "failures",
+            (_CANDIDATE, _SEED, Column("error", "text")),
+            ("seed", "candidate"),
+            "candidate",
+            first=6,
+        ),
     )
     return {table.name: table for table in every}
 

@@ -56,6 +56,7 @@ def reproduce(
     engine: str = "auto",
     memory: str | None = None,
     executor: Executor | None = None,
+    retry_failed: bool = False,
 ) -> dict[str, Any]:
     """Run the study of a published setting, or a study, and compare it with what was published.
 
@@ -95,7 +96,14 @@ def reproduce(
         if len(references) > 1:
             shown.message(f"{place} of {len(references)}: {made.spec.name}")
         found.append(
-            made.run(progress=shown, device=device, engine=engine, memory=memory, executor=executor)
+            made.run(
+                progress=shown,
+                device=device,
+                engine=engine,
+                memory=memory,
+                executor=executor,
+                retry_failed=retry_failed,
+            )
         )
     results, short_results = found[0], found[1] if len(found) > 1 else None
     if not wanted and comparison.has_published_values(load_spec(study)):

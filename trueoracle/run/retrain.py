@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
@@ -21,7 +22,7 @@ from trueoracle.engines.choose import Plan, check_engine, engine_for, plan
 from trueoracle.engines.devices import DevicesEngine
 from trueoracle.engines.loop import LoopEngine
 from trueoracle.engines.retrain import retrain, retraining_data, stream_of
-from trueoracle.errors import InputError
+from trueoracle.errors import InputError, is_out_of_memory
 from trueoracle.executors.base import (
     ChunkExecutor,
     InThisProcess,
@@ -32,9 +33,11 @@ from trueoracle.executors.base import (
 from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import load_state, load_weights, state_tensors, weights_sha256
 from trueoracle.pruning.candidates import CandidateList
+from trueoracle.record.layout import MOST_AT_ONCE
 from trueoracle.record.paths import DENSE, RETRAINING, retraining_under_way
-from trueoracle.record.store import Retrained
+from trueoracle.record.store import Failed, Retrained
 from trueoracle.run.around import candidates_for
+from trueoracle.run.faults import error_in_words, is_the_machines
 from trueoracle.run.material import built
 from trueoracle.run.prepare import Prepared, find_device, prepare
 from trueoracle.run.progress import about
@@ -47,6 +50,7 @@ from trueoracle.training.team import Team, find_team
 __all__ = [
     "Chunk",
     "Place",
+    "Queue",
     "check_executor",
     "check_retraining",
     "chunk_size",
@@ -296,7 +300,9 @@ def retrain_candidates(
 ) -> None:
     """Retrain every candidate with every seed; each chunk is committed once it is done.
 
-    The ``executor`` runs the chunks, by default this process; only this process records.
+    The ``executor`` runs the chunks, by default this process; only this process records. A chunk
+    that fails is cut in two until the network that fails is alone, which is then recorded as
+    failed.
     """
     prepared, store, progress = at.prepared, at.store, at.progress
     candidates, recipe = prepared.candidates, prepared.spec.retraining
@@ -310,7 +316,7 @@ def retrain_candidates(
         expected, where = expected.replace(")", " on one worker)"), f" on {executor}"
     progress.message(f"retraining{where}{expected}: {plan}")
     store.note(at.number, "engine", plan.engine)
-    done = store.retrained()
+    done = at.done()
     left = {
         seed: [i for i, name in enumerate(candidates.ids) if (seed, name) not in done]
         for seed in recipe.seeds
@@ -335,7 +341,7 @@ def retrain_candidates(
 
     together = plan.group * plan.groups
     size = chunk_size(plan, executor, count)
-    work = (
+    work = [
         Chunk(
             prepared.spec,
             (at.folder / DENSE).absolute(),
@@ -347,19 +353,77 @@ def retrain_candidates(
             executor.threads,
         )
         for members in chunks(left, plan.group, size)
-    )
-    with closing(completed(submit, work, executor.at_once)) as finished:
+    ]
+    queue = Queue(at, work)
+    with closing(completed(submit, queue.next, executor.at_once)) as finished:
         for chunk, future in finished:
-            networks = future.result()
-            store.record_retrained(networks)
-            for path in under_way(chunk):
-                path.unlink(missing_ok=True)
-            diverged = sum(one.diverged for one in networks)
-            progress.advance(len(networks) - shown, note=f"{diverged} diverged" if diverged else "")
+            try:
+                networks = future.result()
+            except Exception as error:
+                if team is not None:  # its other processes wait for this one
+                    raise
+                failed = queue.failed(chunk, error)
+                progress.advance(failed - shown, note=f"{failed} failed" if failed else "")
+            else:
+                store.record_retrained(networks)
+                for path in under_way(chunk):
+                    path.unlink(missing_ok=True)
+                diverged = sum(one.diverged for one in networks)
+                note = f"{diverged} diverged" if diverged else ""
+                progress.advance(len(networks) - shown, note=note)
             shown = 0.0
     # What is left is of another engine, or of networks that were adopted.
     for path in at.folder.glob(RETRAINING):
         path.unlink(missing_ok=True)
+
+
+class Queue:
+    """The chunks that are still to be retrained; one that fails comes back in halves."""
+
+    def __init__(self, at: Sitting, chunks: Sequence[Chunk]) -> None:
+        self._at, self._chunks = at, deque(chunks)
+        self._most = max((len(chunk.calls[0]) for chunk in chunks), default=0)
+        self._known: set[str] = set()
+
+    def next(self) -> Chunk | None:
+        """The next chunk, with no more networks in a call than memory holds; None without one."""
+        if not self._chunks:
+            return None
+        chunk = self._chunks.popleft()
+        return replace(chunk, together=min(chunk.together or len(chunk.members), self._most))
+
+    def failed(self, chunk: Chunk, error: Exception) -> int:
+        """Take back a chunk that raised; returns how many networks are recorded as failed.
+
+        Several networks are tried again in halves. Where those of one call were too many for the
+        memory, all later calls have no more than a half. Raises the error where it is the
+        machine's, unless fewer networks need less memory.
+        """
+        at, at_once = self._at, len(chunk.calls[0])
+        is_short = at_once > 1 and is_out_of_memory(error)
+        if is_the_machines(error) and not is_short:
+            raise error
+        if is_short:
+            self._chunks.appendleft(chunk)
+            if self._most > at_once // 2:
+                self._most = at_once // 2
+                at.store.note(at.number, MOST_AT_ONCE, self._most)
+                at.progress.message(
+                    f"out of memory with {at_once:,} networks at once: {self._most:,} at once from "
+                    "now on"
+                )
+            return 0
+        if (half := len(chunk.members) // 2) > 0:
+            for members in (chunk.members[half:], chunk.members[:half]):
+                self._chunks.appendleft(replace(chunk, members=members))
+            return 0
+        ((seed, name),) = chunk.members
+        words = error_in_words(error)
+        at.store.record_failed([Failed(name, seed, words)])
+        if words not in self._known:
+            self._known.add(words)
+            at.progress.message(f"retraining candidate {name} with seed {seed} failed: {words}")
+        return 1
 
 
 def chunk_size(plan: Plan, executor: ChunkExecutor, left: int) -> int:
