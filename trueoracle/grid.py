@@ -97,6 +97,51 @@ class Grid:
         self._check(shown, device, None)
         return self._each(shown, lambda study: study.score(progress=shown, device=device))
 
+    def plan(
+        self,
+        workers: Sequence[int],
+        *,
+        threads: int = 1,
+        networks: int | None = None,
+        executor: str = "ray",
+        progress: bool | Progress = False,
+        device: str = "auto",
+        engine: str = "auto",
+        memory: str | None = None,
+    ) -> dict[str, Any]:
+        """How long retraining takes on so many workers, by a simulation of measured chunks.
+
+        Several studies, and several dense networks, are retrained one after the other. The fields
+        are listed in ``docs/tables.md``.
+
+        - ``workers``: how many there are; one plan is made for each number;
+        - ``threads``: CPU threads of each worker;
+        - ``networks``: how many to retrain, instead of all of the study's;
+        - ``executor``: ``"ray"`` or ``"slurm"``, whose lengths of chunks are taken.
+
+        Raises :class:`InputError` for ``networks`` of several studies.
+        """
+        from trueoracle.run.workload import plans  # imports torch
+
+        shown = as_progress(progress)
+        studies = [one for variant in self.variants for one in self._study(variant).networks]
+        if networks is not None and len(studies) > 1:
+            raise InputError(f"networks are of one study, and {self.name} has {len(studies)}")
+        shown.stage("measure", len(studies), 0, "studies")
+        each = []
+        for study in studies:
+            each.append((study.prepare(device), study.folder))
+            shown.advance()
+        return plans(
+            each,
+            workers,
+            threads=threads,
+            networks=networks,
+            executor=executor,
+            engine=engine,
+            memory=memory,
+        )
+
     def folders(self) -> dict[str, Path]:
         """The folders of the studies that are recorded so far, by label."""
         known = {_label(one): self.runs / one.spec.folder_name for one in self.variants}

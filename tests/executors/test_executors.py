@@ -30,6 +30,9 @@ from trueoracle.executors.slurm import SlurmExecutor
 from trueoracle.record.results import Results
 from trueoracle.record.store import Store
 
+WAIT = 300
+"""Seconds after which a result will not come, however busy the machine is."""
+
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -60,7 +63,7 @@ def slurm(tmp_path: Path) -> Iterator[SlurmExecutor]:
     with SlurmExecutor(
         tmp_path / "jobs", options={"cluster": "local"}, retries=1, at_once=2
     ) as executor:
-        executor.seconds = (0.0, 60.0)  # several jobs, though the study takes a second
+        executor.workers, executor.seconds = 1, (0.0, 60.0)  # four jobs, of a second in all
         yield executor
 
 
@@ -143,27 +146,29 @@ def check_work(executor: ChunkExecutor, folder: Path) -> None:
         "again": executor.submit(die_once, folder / "died"),
         "dead": executor.submit(die),
     }
-    assert futures["sum"].result(60) == 3
-    assert futures["again"].result(60) == "alive"
+    assert futures["sum"].result(WAIT) == 3
+    assert futures["again"].result(WAIT) == "alive"
     with pytest.raises(ValueError, match=r"^no such luck$"):
-        futures["error"].result(60)
+        futures["error"].result(WAIT)
     with pytest.raises(Exception, match=r"died|without a result"):
-        futures["dead"].result(60)
+        futures["dead"].result(WAIT)
 
 
 def check_cancelling(executor: ChunkExecutor, folder: Path) -> None:
     """A chunk that is cancelled is not computed on."""
     future = executor.submit(wait_beside, folder / "waits")
+    job = executor._jobs[future].now if isinstance(executor, SlurmExecutor) else None
     process = None
-    for _ in range(600):
+    for _ in range(10 * WAIT):
         with suppress(FileNotFoundError):
             process = int((folder / "waits").read_text())
             break
         time.sleep(0.1)
     assert process is not None
     assert future.cancel()
-    for _ in range(300):
+    for _ in range(10 * WAIT):
         if not Path(f"/proc/{process}").exists():
+            assert job is None or job.done()  # which also ends what Python keeps of the process
             return
         time.sleep(0.1)
     pytest.fail("the chunk is still computed")

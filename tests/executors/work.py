@@ -36,10 +36,10 @@ def die_once(marker: Path) -> str:
 
 
 def wait_beside(marker: Path) -> None:
-    """Write this process's number, and wait for a minute."""
+    """Write this process's number, and wait for long."""
     marker.with_suffix(".new").write_text(str(os.getpid()))
     marker.with_suffix(".new").rename(marker)
-    time.sleep(60)
+    time.sleep(600)
 
 
 def small_study(runs: Path) -> Study:

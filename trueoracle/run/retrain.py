@@ -56,9 +56,11 @@ __all__ = [
     "chunk_size",
     "chunks",
     "follow",
+    "plan_networks",
     "plan_retraining",
     "retrain_candidates",
     "retrain_chunk",
+    "threads",
     "under_way",
 ]
 
@@ -463,35 +465,30 @@ def plan_retraining(
     With the engine ``auto``, a resumed study keeps its engine if that is possible. What is tried
     runs on as many threads as a chunk of the ``executor`` will.
     """
-    executor = executor or InThisProcess()
-    prepared, store, left = at.prepared, at.store, at.left
+    left, before = at.left, at.store.noted("engine")
     if not left:
         return None
-    pruned = prepared.candidates.prune(prepared.network, 0)
+    with threads((executor or InThisProcess()).threads):
+        if engine == "auto" and before and find_team() is None:
+            try:
+                again = plan_networks(at.prepared, before, memory, left)
+            except InputError as error:  # as can happen on another machine
+                at.progress.message(f"retraining cannot go on as it began: {error}")
+            else:
+                return replace(again, reason="as in the sitting before")
+        return plan_networks(at.prepared, engine, memory, left)
 
-    recipe = prepared.spec.retraining
+
+def plan_networks(prepared: Prepared, engine: str, memory: int | None, members: int) -> Plan:
+    """How to retrain so many networks of a study, from a trial of the engines."""
+    recipe, network = prepared.spec.retraining, prepared.network
     if recipe.procedure is not None and find_team() is None:
         return Plan(LoopEngine.name, "a training procedure of one's own")
-    data = retraining_data(prepared.data, recipe, prepared.network)
-
-    def choose(name: str) -> Plan:
-        wanted = engine_for(prepared.candidates, name)
-        with threads(executor.threads):
-            return plan(
-                pruned,
-                data,
-                recipe,
-                members=left,
-                engine=wanted,
-                memory=memory,
-            )
-
-    before = store.noted("engine")
-    if find_team() is not None:
-        return choose(launched(engine))
-    if engine == "auto" and before:
-        try:
-            return replace(choose(before), reason="as in the sitting before")
-        except InputError as error:  # as can happen on another machine
-            at.progress.message(f"retraining cannot go on as it began: {error}")
-    return choose(engine)
+    return plan(
+        prepared.candidates.prune(network, 0),
+        retraining_data(prepared.data, recipe, network),
+        recipe,
+        members=members,
+        engine=engine_for(prepared.candidates, launched(engine)),
+        memory=memory,
+    )
