@@ -11,7 +11,7 @@ from rich.table import Table
 from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.cli import doors
 from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress, table
-from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, command_line
+from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, Workers, command_line
 from trueoracle.cli.tables import notes, relations_of, relations_table
 from trueoracle.errors import InputError
 from trueoracle.run.progress import duration
@@ -46,6 +46,7 @@ def reproduce(
     arms: Arms,
     chosen: Chosen,
     machine: Machine,
+    workers: Workers,
     output: Output,
     name: Annotated[
         str | None,
@@ -81,14 +82,17 @@ def reproduce(
             "--set and --weights change the study that is run: name a setting or a study"
         )
     how: dict[str, Any] = {"scale": arms.scale, "surgery": arms.surgery, "rule": arms.outcome}
-    with shown_progress(quiet=output.quiet) as progress:
+    with (
+        workers.opened(chosen.runs) as executor,
+        shown_progress(quiet=output.quiet) as progress,
+    ):
         how["progress"] = progress
         if name is None:
             device = machine.device if arms.times else None
             rows = doors.list_settings(chosen.runs, device=device, **how)
         else:
             how |= {"overrides": chosen.overrides, "retry_failed": retry_failed}
-            how |= asdict(machine)
+            how |= {"executor": executor, **asdict(machine)}
             results = doors.reproduce(name, chosen.runs, **how)
     if output.as_json:
         print_json(rows if name is None else results)

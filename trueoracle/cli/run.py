@@ -10,7 +10,7 @@ import typer
 from trueoracle.cli import doors
 from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress
 from trueoracle.cli.grids import print_grid
-from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, command_line
+from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, Workers, command_line
 from trueoracle.cli.tables import networks_table, notes, relations_of, relations_table
 from trueoracle.report.words import verdicts
 
@@ -20,6 +20,7 @@ def run(
     study: Annotated[str, typer.Argument(help="A shipped study, or the path of a .toml; @arm.")],
     chosen: Chosen,
     machine: Machine,
+    workers: Workers,
     output: Output,
     retry_failed: RetryFailed = False,
 ) -> None:
@@ -40,13 +41,20 @@ def run(
 
     - trueoracle run lenet5-mini-width@small
 
+    - trueoracle run my-study.toml --executor ray --address auto --gpus 0.5
+
     - trueoracle run my-study.toml --quiet --json > summary.json
     """
     grid = doors.Grid(study, overrides=chosen.overrides, runs=chosen.runs)
     team = doors.find_team()
     helps = team is not None and not team.is_main  # the first process speaks for all
-    with shown_progress(quiet=output.quiet or helps) as progress:
-        found = grid.run(progress=progress, retry_failed=retry_failed, **asdict(machine))
+    with (
+        workers.opened(chosen.runs) as executor,
+        shown_progress(quiet=output.quiet or helps) as progress,
+    ):
+        found = grid.run(
+            progress=progress, executor=executor, retry_failed=retry_failed, **asdict(machine)
+        )
     if helps:
         return
     if output.as_json:
