@@ -32,7 +32,7 @@ from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.base import Task
 from trueoracle.tasks.registry import GIVEN, find_task, given_task
-from trueoracle.trust import believe
+from trueoracle.trust import believe, vouch
 
 if TYPE_CHECKING:
     from trueoracle.report.page import WrittenReport
@@ -131,6 +131,8 @@ class Study:
                 "validation_images": len(self._data.validation or ()),
                 "fingerprint": self._data.fingerprint(),
             }
+        vouch(changes)
+        vouch(overrides or {})
         if study is None:
             if "name" not in changes:
                 raise InputError("a study needs a name, such as Study(name='mine', …)")

@@ -20,6 +20,7 @@ from trueoracle.analysis.outcomes import default_outcomes, find_outcome, shared_
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import StoreError, first_line
 from trueoracle.tasks.metric import CLASSIFICATION
+from trueoracle.trust import note_code
 
 __all__ = ["DATA", "GRID", "METRICS", "Bench", "BenchStudy", "dense_file", "read_bench", "ways_of"]
 
@@ -140,6 +141,8 @@ def read_bench(folder: Path = DATA) -> Bench:
         raise StoreError(f"the bench of {GRID} cannot be read: {first_line(error)}") from error
     keys = scores[KEYS].reset_index(drop=True)
     names = [name for name in scores.columns if name not in KEYS]
+    if folder != DATA:
+        note_code(folder, {"criteria": names})
     numbered = keys.assign(candidate=np.arange(len(keys)))
     epochs = epochs.merge(numbered, on=KEYS).drop(columns=KEYS)
     columns = {name: scores[name].to_numpy(dtype=np.float64) for name in names}

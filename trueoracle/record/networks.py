@@ -11,6 +11,7 @@ from trueoracle.errors import StoreError, first_line
 from trueoracle.files import write_text
 from trueoracle.record.paths import DATABASE, NETWORKS
 from trueoracle.spec.spec import StudySpec
+from trueoracle.trust import note_code
 
 __all__ = ["is_recorded", "read_networks", "runs_of", "status_of_networks", "write_networks"]
 
@@ -32,9 +33,11 @@ def read_networks(folder: Path) -> StudySpec:
         read = json.loads(path.read_text(encoding="utf-8"))
         if read["format"] != _FORMAT:
             raise StoreError(f"{path} was written by another version of trueoracle")
-        return StudySpec.model_validate(read["study"])
+        spec = StudySpec.model_validate(read["study"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(f"cannot read {path}: {first_line(error)}") from error
+    note_code(folder, read["study"])
+    return spec
 
 
 def runs_of(folder: Path) -> list[Path]:

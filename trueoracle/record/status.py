@@ -13,6 +13,7 @@ from trueoracle.record.networks import read_networks, status_of_networks
 from trueoracle.record.paths import DATABASE, NETWORKS, SEARCHES
 from trueoracle.record.store import Store
 from trueoracle.spec.spec import StudySpec
+from trueoracle.trust import note_code
 
 __all__ = ["read_status", "recorded_spec", "skipped_in", "status_of"]
 
@@ -35,9 +36,11 @@ def recorded_spec(store: Store, folder: Path) -> StudySpec:
     if fields is None:
         raise StoreError(f"nothing is recorded in {folder}")
     try:
-        return StudySpec.model_validate(fields)
+        spec = StudySpec.model_validate(fields)
     except ValueError as error:
         raise StoreError(f"{folder} was recorded by another version of trueoracle") from error
+    note_code(folder, fields)
+    return spec
 
 
 def skipped_in(provenance: Sequence[Mapping[str, Any]]) -> dict[str, str]:
