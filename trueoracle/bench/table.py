@@ -6,7 +6,6 @@ once, and look up results from then on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ import pandas as pd
 from trueoracle.analysis.outcomes import default_outcomes, find_outcome, shared_outcomes
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import StoreError, first_line
+from trueoracle.files import parse_json
 from trueoracle.tasks.metric import CLASSIFICATION
 from trueoracle.trust import note_code
 
@@ -136,7 +136,7 @@ def read_bench(folder: Path = DATA) -> Bench:
     try:
         epochs = pd.read_parquet(folder / "outcomes.parquet")
         scores = pd.read_parquet(folder / "scores.parquet")
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        card = parse_json((folder / "card.json").read_bytes())
     except (OSError, ValueError) as error:
         raise StoreError(f"the bench of {GRID} cannot be read: {first_line(error)}") from error
     keys = scores[KEYS].reset_index(drop=True)

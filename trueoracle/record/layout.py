@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trueoracle.errors import InputError
+from trueoracle.files import parse_json
 from trueoracle.tasks.metric import SPLITS, Metric, check_metrics
 
 __all__ = [
@@ -163,8 +164,8 @@ def _extremes(values: Sequence[Any]) -> list[int]:
 def json_object(text: str) -> dict[str, Any] | None:
     """The JSON object that a text holds; None for anything else, and for one nested too deep."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) and _is_plain(value, _DEEPEST_JSON) else None
 

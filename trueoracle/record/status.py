@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import StoreError
+from trueoracle.files import parse_json
 from trueoracle.record.lock import is_locked
 from trueoracle.record.networks import read_networks, status_of_networks
 from trueoracle.record.paths import DATABASE, NETWORKS, SEARCHES
@@ -99,7 +99,7 @@ def status_of(
 def _is_complete(search: Path) -> bool:
     """Whether a search's record has all planned rungs; False where the record is damaged."""
     try:
-        record = json.loads(search.read_text(encoding="utf-8"))
+        record = parse_json(search.read_bytes())
         return len(record["rungs"]) == len(record["settings"]["rungs"])
     except (OSError, ValueError, TypeError, KeyError):
         return False

@@ -353,6 +353,8 @@ def _parsed(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         if path.resolve() in seen:
             raise InputError(f"{path} extends itself")
+        if path.exists() and not path.is_file():  # reading a pipe might wait for ever
+            raise InputError(f"cannot read the study file {path}: it is no file")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(f"no study file {path}") from error
