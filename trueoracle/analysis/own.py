@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from trueoracle.analysis.cells import plain_cells, plain_text
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError, first_line, shown, unknown
 from trueoracle.files import parse_json
@@ -172,8 +173,8 @@ def _read(path: Path, wanted: Sequence[str], numbers: Sequence[str]) -> pd.DataF
             return _checked(_as_text(_parquet(data)), path)
         text = _decoded(data)
         separator = _separator(text, wanted)
-        frame = pd.read_csv(io.StringIO(text), dtype=str, sep=separator)
-        header = next(csv.reader(io.StringIO(text), delimiter=separator), [])
+        frame = plain_cells(pd.read_csv(io.StringIO(text), dtype=str, sep=separator))
+        header = _header(text, separator)
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
     except Exception as error:  # from file system, decompression, encoding or parser
@@ -245,11 +246,16 @@ def _decoded(data: bytes) -> str:
     return data.decode("utf-16" if utf16 else "utf-8-sig")
 
 
+def _header(text: str, separator: str) -> list[str]:
+    first = next(csv.reader(io.StringIO(text), delimiter=separator), [])
+    return [plain_text(name) for name in first]
+
+
 def _separator(text: str, wanted: Sequence[str]) -> str:
     """The separator of cells: the one by which the header has the most of the wanted columns."""
 
     def fields(separator: str) -> tuple[int, int]:
-        header = next(csv.reader(io.StringIO(text), delimiter=separator), [])
+        header = _header(text, separator)
         return len({*header} & {*wanted}), len(header)
 
     return max((",", ";", "\t"), key=fields)

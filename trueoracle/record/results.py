@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from trueoracle.analysis.assessment import Assessment, assess, judged_together
+from trueoracle.analysis.cells import shown_cells
 from trueoracle.analysis.numbers import many
 from trueoracle.analysis.outcomes import (
     Outcome,
@@ -428,14 +429,18 @@ class Results:
         return made
 
     def export(self, out: Path, form: Literal["csv", "parquet"] = "csv") -> list[Path]:
-        """Write every table to ``out``; raises :class:`StoreError` where it cannot be written."""
+        """Write every table to ``out``; raises :class:`StoreError` where it cannot be written.
+
+        In CSV files, texts that a spreadsheet would compute have an apostrophe in front
+        (:mod:`trueoracle.analysis.cells`).
+        """
         written = []
         for name, table in self.tables().items():
             path = out / f"{name}.{form}"
             make_folder(out)
             with replacing(path) as draft:
                 if form == "csv":
-                    table.to_csv(draft, index=False)
+                    shown_cells(table).to_csv(draft, index=False)
                 else:
                     table.to_parquet(draft, index=False)
             written.append(path)
