@@ -285,17 +285,23 @@ class Study:
             memory=None if memory is None else parse_bytes(memory),
         )
 
-    def report(self, out: str | Path | None = None, outcome: str = "last") -> WrittenReport:
+    def report(
+        self, out: str | Path | None = None, outcome: str = "last", *, share: bool = False
+    ) -> WrittenReport:
         """Write ``report.html``, ``summary.json`` and the figures of what is recorded so far.
 
         Recorded arms of the study are shown beside it. ``out`` is the folder to write to, by
-        default ``report/`` in the study's own folder. ``outcome`` says which epochs count.
+        default ``report/`` in the study's own folder. ``outcome`` says which epochs count. With
+        ``share``, host, user and absolute paths are left out.
         """
         from trueoracle.report.page import write_report
 
         results = self.results()
+        arms = find_arms(results)
+        if share:
+            results, arms = results.to_share(), [arm.to_share() for arm in arms]
         folder = self.folder / "report" if out is None else Path(out)
-        return write_report(results, find_arms(results), folder, outcome)
+        return write_report(results, arms, folder, outcome)
 
     def results(self) -> Results:
         """The results recorded so far; raises :class:`StoreError` where nothing is recorded."""

@@ -30,6 +30,7 @@ __all__ = [
     "MEASURED",
     "METRICS",
     "NOISE",
+    "UNTOLD",
     "Column",
     "Columns",
     "Seal",
@@ -180,6 +181,12 @@ def _is_plain(value: object, depth: int) -> bool:
     return depth > 0 and all(_is_plain(one, depth - 1) for one in inner)
 
 
+UNTOLD: Mapping[str, Any] = {
+    **dict.fromkeys(("trueoracle", "torch", "python", "device", "threads"), "unknown"),
+    "git_commit": None,
+}
+"""The facts that every sitting notes, as they are given where a record of others lacks them."""
+
 NOISE = "noise"
 """The fact that :func:`trueoracle.criteria.noise.loss_noise` gives."""
 
@@ -191,6 +198,8 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
     ``chance`` is the headline metric without any learning, ``data`` what a report says of text and
     questions, and ``noise`` how far pruned losses differ by the choice of examples alone.
     """
+    if not isinstance(facts.get("git_commit"), str | None):
+        return f"facts.git_commit is {str(facts['git_commit'])[:40]!r}, expected a text"
     if not isinstance(facts.get("data", {}), dict):
         return f"facts.data is {str(facts['data'])[:40]!r}, expected an object"
     for name, kind, inner in (("skipped", dict, str), ("adopted", dict, int)):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -75,6 +75,9 @@ class Results:
     retrained yet.
     """
 
+    is_shared = False
+    """Whether reports leave out host, user and absolute paths."""
+
     def __init__(self, folder: Path) -> None:
         """Read the record in ``folder``; raises :class:`StoreError` where there is none."""
         self.folder = Path(folder)
@@ -104,6 +107,12 @@ class Results:
         order = [name for name in self.spec.criteria if name in wide.columns]
         self.scores = wide.reindex(index=candidates["candidate"], columns=order).reset_index()
         self.scores.columns.name = None
+
+    def to_share(self) -> Self:
+        """The same results, of which reports leave out host, user and absolute paths."""
+        made = copy.copy(self)
+        made.is_shared = True
+        return made
 
     @property
     def default_outcomes(self) -> tuple[str, ...]:
