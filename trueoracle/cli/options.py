@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trueoracle.cli import completion
 from trueoracle.spec.file import parse_overrides
 from trueoracle.trust import believe
 
@@ -26,6 +27,7 @@ __all__ = [
     "Quiet",
     "Runs",
     "Settings",
+    "StudyName",
     "Weights",
     "command_line",
     "with_weights",
@@ -66,9 +68,20 @@ Runs = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Override a field; may be repeated.",
+        autocompletion=completion.fields,
+    ),
 ]
 
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped study, or the path of a .toml; @arm.", autocompletion=completion.studies
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(

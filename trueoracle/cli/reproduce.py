@@ -10,6 +10,7 @@ from rich.table import Table
 
 from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.cli import doors
+from trueoracle.cli.completion import studies
 from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
 from trueoracle.cli.options import Chosen, Machine, Output, command_line
 from trueoracle.cli.tables import notes, relations_of, relations_table
@@ -51,7 +52,8 @@ def reproduce(
         str | None,
         typer.Argument(
             help="A published setting, a study (its name or .toml) or a grid's point, GRID+POINT; "
-            "left out: list the settings."
+            "left out: list the settings.",
+            autocompletion=studies,
         ),
     ] = None,
 ) -> None:
@@ -102,7 +104,10 @@ COLUMNS = ("n", "tau", "p", "anomalies")
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     ours = tuple(f"our {name}" for name in COLUMNS)
     right = (*COLUMNS, *ours, "networks", "time here")
-    made = table("setting", "study", *COLUMNS, *ours, "scale", "networks", "time here", right=right)
+    made = table(
+        "setting", "study", *COLUMNS, *ours, "scale", "networks", "time here",
+        right=right, drops=("n", "our n", "study", "p", "our p", "scale", "time here", "networks"),
+    )  # fmt: skip
     for row in rows:
         seconds = row["seconds"]
         made.add_row(
@@ -154,7 +159,7 @@ def _print_comparison(results: dict[str, Any]) -> None:
     summary = results["summary"]
     console.print(relations_table([summary]))
     for note in notes(relations_of(summary)):
-        console.print(note, soft_wrap=True)
+        console.print(note)
     console.print()
     if results["comparisons"]:
         console.print(_comparison_table(results["comparisons"], results["scale"]))
@@ -172,7 +177,7 @@ def _print_comparison(results: dict[str, Any]) -> None:
 
 
 def _comparison_table(comparisons: list[dict[str, Any]], scale: str) -> Table:
-    made = table("setting", "whose", "x", *COLUMNS, "scale", right=COLUMNS)
+    made = table("setting", "whose", "x", *COLUMNS, "scale", right=COLUMNS, drops=["n", "p"])
     for one in comparisons:
         made.add_row(one["setting"], "published", one["x"], *_published_cells(one["published"]), "")
         surgery = f"ours, {one['ours']['surgery']}" if one["ours"] else "ours"

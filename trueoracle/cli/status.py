@@ -33,7 +33,8 @@ def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = Fals
     if not rows:
         out().print(f"no study is recorded in {runs}: 'trueoracle run STUDY' records one")
         return
-    made = table("study", "digest", "state", "scored", "retrained", "diverged", "last started")
+    headings = ("study", "digest", "state", "scored", "retrained", "diverged", "last started")
+    made = table(*headings, right=headings[3:6], drops=("last started", "diverged", "digest"))
     for row in rows:
         if row["state"] == "unreadable":
             made.add_row(row["study"], row["digest"], row["state"], "", "", "", row["error"])
