@@ -13,7 +13,7 @@ from trueoracle.analysis.numbers import ABSENT, interval, many, number, p_value,
 from trueoracle.bench.leaderboard import Place
 from trueoracle.bench.places import Places, all_statistics, choose_studies, hold, label_of
 from trueoracle.bench.table import Bench, BenchStudy, read_bench
-from trueoracle.cli import doors
+from trueoracle.cli import completion, doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress, text_table
 from trueoracle.cli.options import Debug, Json, Quiet
 from trueoracle.cli.tables import notes
@@ -25,7 +25,10 @@ from trueoracle.report.table import Column, TextTable, brief_table, number_cell,
 def bench(
     criterion: Annotated[
         str | None,
-        typer.Argument(help="A file.py (or file.py:NAME), a registered name, or module:attribute."),
+        typer.Argument(
+            help="A file.py (or file.py:NAME), a registered name, or module:attribute.",
+            autocompletion=completion.criteria,
+        ),
     ] = None,
     layer: Annotated[str | None, typer.Option(help="Only this layer, such as conv2.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Only this pruning ratio.")] = None,
