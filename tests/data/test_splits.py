@@ -7,7 +7,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from trueoracle.data.augmentation import augment
 from trueoracle.data.given import as_split, as_splits
-from trueoracle.data.splits import Split, Splits, capped, fraction, stratified
+from trueoracle.data.splits import Split, Splits, capped, dealt, fraction, stratified
 from trueoracle.errors import InputError
 from trueoracle.tasks.classification import Classification
 
@@ -108,6 +108,33 @@ def test_a_stratified_draw_takes_equal_shares() -> None:
     assert not torch.equal(drawn, stratified(labels, 31, seed=2))
     with pytest.raises(InputError, match="takes 20 of class 2, which has 20"):
         stratified(labels, 60, seed=1)
+
+
+def test_blocks_have_equal_shares_of_each_class_and_equal_sizes() -> None:
+    labels = torch.tensor([0] * 31 + [1] * 20 + [2] * 9 + [3])[torch.randperm(61)]
+    blocks = dealt(labels, 10)
+    assert blocks.bincount().tolist() == [7] + [6] * 9
+    for label in range(4):
+        own = torch.bincount(blocks[labels == label], minlength=10)
+        assert own.max() - own.min() <= 1
+    # The same for whoever asks, and no row of the data's own.
+    torch.manual_seed(1)
+    assert torch.equal(blocks, dealt(labels, 10))
+    assert not torch.equal(dealt(torch.zeros(60), 10), torch.arange(60) % 10)
+
+
+def test_validation_and_test_examples_are_in_blocks_that_follow_them() -> None:
+    whole = Splits(split(30), split(9), split(24), Classification(3))
+    found = whole.in_blocks(4)
+    assert {name: len(of) for name, of in found.blocks.items()} == {"validation": 9, "test": 24}
+    assert found.blocks["test"].bincount().tolist() == [6, 6, 6, 6]
+    assert whole.in_blocks(20).blocks["validation"].bincount().tolist() == [1] * 9
+    assert "validation" not in Splits(split(), None, split(), Classification(3)).in_blocks(3).blocks
+    one = Splits(split(), split(1, 1), split(), Classification(3))
+    assert list(one.in_blocks(3).blocks) == ["test"]
+    assert not found.few(2).blocks
+    assert found.to(torch.device("cpu")).blocks.keys() == found.blocks.keys()
+    assert found.fingerprint() == whole.fingerprint()
 
 
 def test_a_cap_takes_equal_shares_as_far_as_they_go() -> None:

@@ -11,13 +11,13 @@ from torch import nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.engines import choose, native, wide
-from trueoracle.engines.choose import check_engine, plan, train_population
+from trueoracle.engines.choose import check_engine, plan, train_epochs, train_population
 from trueoracle.errors import InputError
 from trueoracle.native import program
 from trueoracle.native.library import kernels
 from trueoracle.networks.lenet import lenet5_mini
 from trueoracle.networks.mlp import mlp
-from trueoracle.training.loop import train
+from trueoracle.training.loop import measure, train
 from trueoracle.training.recipe import Recipe, Retraining
 
 RECIPE = Recipe(epochs=2, batch_size=64, learning_rate=0.02)
@@ -209,3 +209,38 @@ def test_what_only_the_loop_does_is_said(
     with pytest.raises(InputError, match=why):
         check_engine(engine, lenet5_mini(), few_digits, recipe)
     check_engine("loop", lenet5_mini(), few_digits, recipe)
+
+
+@needs_kernels
+@pytest.mark.parametrize("engine", ["loop", "wide", "native"])
+def test_after_the_last_epoch_networks_are_measured_by_blocks(
+    few_digits: Splits, engine: str
+) -> None:
+    data, networks = few_digits.in_blocks(6), lenets(3)
+    found = train_population(networks, [(0, "")] * 3, data, RECIPE, engine=engine)
+    plain = train_population(lenets(3), [(0, "")] * 3, few_digits, RECIPE, engine=engine)
+    for network, records, without in zip(networks, found, plain, strict=True):
+        assert [bool(record.blocks) for record in records] == [False, True]
+        # Metrics are to the bit what they are without blocks.
+        assert [record.values for record in records] == [record.values for record in without]
+        assert not without[-1].blocks
+        expected = measure(network, data, 1, 0.0, by_block=True).blocks
+        assert records[-1].blocks.keys() == expected.keys()
+        for column, sums in expected.items():
+            assert records[-1].blocks[column] == pytest.approx(sums, rel=1e-5, abs=1e-6)
+
+
+def test_only_the_end_of_a_recipe_is_measured_by_blocks(few_digits: Splits) -> None:
+    data, recipe = few_digits.in_blocks(6), Recipe(epochs=3, batch_size=64)
+    networks, streams = lenets(1), [(0, "")]
+    ((first, second),), states = train_epochs(
+        networks, streams, data, recipe, range(2), engine="loop"
+    )
+    assert not first.blocks
+    assert not second.blocks
+    ((last,),), _ = train_epochs(
+        networks, streams, data, recipe, range(2, 3), engine="loop", states=states
+    )
+    assert last.blocks.keys() == {
+        f"{split}_{name}" for split in ("validation", "test") for name in ("loss", "accuracy")
+    }

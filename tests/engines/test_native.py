@@ -147,7 +147,7 @@ def test_every_kernel_trains_alike(few_digits: Splits) -> None:
     for kernel in kernels():
         population = NativePopulation(lenets(3), [COMMON] * 3, few_digits, recipe, kernel=kernel)
         population.train_epoch(0)
-        losses.append(population.measure()["test"]["loss"])
+        losses.append(population.measure().values["test"]["loss"])
     for other in losses[1:]:
         torch.testing.assert_close(other, losses[0], rtol=1e-4, atol=1e-5)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trueoracle.data.splits import Split, Splits
-from trueoracle.engines.base import Measured
 from trueoracle.engines.memory import LiveBytes
 from trueoracle.engines.wide import WidePopulation, measure_memory, refusal
 from trueoracle.networks.registry import build
@@ -125,20 +124,20 @@ def train_wide(
     recipe: Recipe,
     streams: Sequence[tuple[int, str]] | None = None,
     **options: Any,
-) -> Measured:
+) -> dict[str, Mapping[str, Tensor]]:
     population = WidePopulation(
         networks, streams or [(7, "")] * len(networks), data, recipe, **options
     )
     for epoch in range(recipe.epochs):
         population.train_epoch(epoch)
-    measured = population.measure()
+    measured = population.measure().values
     population.write_back()
     return measured
 
 
 def assert_same(
     networks: Sequence[nn.Module],
-    measured: Measured,
+    measured: Mapping[str, Mapping[str, Tensor]],
     alone: Sequence[nn.Module],
     records: Sequence[EpochRecord],
     atol: float = 1e-4,
@@ -239,7 +238,7 @@ def test_results_do_not_depend_on_who_is_in_the_population(path: str, data: Spli
 def test_a_population_is_measured_as_evaluate_does(data: Splits) -> None:
     networks = members(Residual)
     population = WidePopulation(networks, [(0, "")] * 3, data, Recipe())
-    measured = population.measure()
+    measured = population.measure().values
     assert list(measured) == ["train", "validation", "test"]
     for name, split in data.named():
         for i, network in enumerate(networks):
@@ -247,7 +246,7 @@ def test_a_population_is_measured_as_evaluate_does(data: Splits) -> None:
             assert float(measured[name]["loss"][i]) == pytest.approx(expected["loss"], abs=1e-5)
             assert float(measured[name]["accuracy"][i]) == expected["accuracy"]
     without = Splits(data.train, None, data.test, Classification(10))
-    measured = WidePopulation(networks, [(0, "")] * 3, without, Recipe()).measure()
+    measured = WidePopulation(networks, [(0, "")] * 3, without, Recipe()).measure().values
     assert list(measured) == ["train", "test"]
 
 
@@ -265,7 +264,7 @@ def test_networks_change_only_when_written_back(data: Splits) -> None:
             assert not torch.equal(value, old.state_dict()[name]), name
     assert int(networks[0].get_buffer("norm1.num_batches_tracked")) == 3
     assert evaluate(networks[1], data.test, Classification(10))["loss"] == pytest.approx(
-        float(population.measure()["test"]["loss"][1]), abs=1e-6
+        float(population.measure().values["test"]["loss"][1]), abs=1e-6
     )
 
 

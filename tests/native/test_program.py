@@ -113,7 +113,7 @@ def test_outputs_and_gradients_are_those_of_autograd(
     gradients = program.gradients(weights, [seen] * 2, label_smoothing=0.1)
     answers = program.evaluate(weights, [seen] * 2)
     for group, output, gradient, answer in zip(groups, outputs, gradients, answers, strict=True):
-        losses, right = answer
+        losses, right = (found[0] for found in answer)
         for lane, network in enumerate(group):
             logits = network(images).detach()
             torch.testing.assert_close(output[:, :, lane], logits, rtol=1e-10, atol=1e-12)
@@ -122,6 +122,35 @@ def test_outputs_and_gradients_are_those_of_autograd(
             loss = functional.cross_entropy(logits, labels, reduction="sum")
             torch.testing.assert_close(losses[lane], loss, rtol=1e-12, atol=0)
             assert right[lane] == (logits.argmax(1) == labels).sum()
+
+
+@pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+def test_images_are_judged_block_by_block_beside_all_of_them(kernel: Kernel, shared: bool) -> None:
+    make, shape, classes = NETWORKS["lenet5-mini"]
+    torch.manual_seed(0)
+    networks = [make() for _ in range(kernel.lanes(False) + 1)]
+    program = Program(lower(networks[0], shape), torch.float32, kernel)
+    weights = [program.pack(networks[: program.lanes]), program.pack(networks[program.lanes :])]
+    images, labels = samples(shape, classes, 23)
+    images, blocks = images.float(), torch.arange(23) % 4
+
+    def seen(some: Tensor) -> list[Images]:
+        made = images[some].contiguous(), labels[some].contiguous()
+        return [Images(*made) if shared else own(*made, program.lanes)] * 2
+
+    plain = program.evaluate(weights, seen(torch.arange(23)))
+    found = program.evaluate(weights, seen(torch.arange(23)), blocks)
+    for block in range(4):
+        alone = program.evaluate(weights, seen((blocks == block).nonzero()[:, 0]))
+        for whole, (loss, right), (its, hits) in zip(plain, found, alone, strict=True):
+            assert torch.equal(loss[0], whole[0][0])  # to the bit
+            assert torch.equal(right[0], whole[1][0])
+            torch.testing.assert_close(loss[1 + block], its[0], rtol=1e-6, atol=0)
+            assert torch.equal(right[1 + block], hits[0])
+    for wrong in (blocks[:-1], blocks - 1, blocks.int(), torch.stack([blocks, blocks], 1)[:, 0]):
+        with pytest.raises(ValueError, match="blocks of another shape"):
+            program.evaluate(weights, seen(torch.arange(23)), wrong)
 
 
 @st.composite
@@ -352,7 +381,7 @@ def test_losses_of_confident_networks_keep_their_digits() -> None:
         seen = Images(row.contiguous(), torch.zeros(1, dtype=torch.int64))
         ((loss, _),) = program.evaluate([program.pack([network])], [seen])
         expected = functional.cross_entropy(row.double(), seen.labels)
-        assert float(loss[0]) == pytest.approx(float(expected), rel=1e-5)
+        assert float(loss[0, 0]) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_labels_that_no_output_stands_for_are_refused() -> None:

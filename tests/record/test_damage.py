@@ -24,10 +24,11 @@ from trueoracle.record.results import Results
 from trueoracle.record.store import Retrained, Store
 from trueoracle.record.verify import repair, verify
 from trueoracle.run.dense import check_dense_file
-from trueoracle.tasks.metric import CLASSIFICATION
+from trueoracle.tasks.metric import CLASSIFICATION, columns_of
 
 FLIPS = int(os.environ.get("TRUEORACLE_FLIPS", "200"))
 LOG = f"{DATABASE}-wal"
+IN_BLOCKS = [name for name in columns_of(CLASSIFICATION) if not name.startswith("train_")]
 
 Tables = dict[str, pd.DataFrame]
 
@@ -84,6 +85,7 @@ def killed(older: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )  # fmt: skip
         pruned = zip(old.candidates["candidate"], old.candidates["pruned"], strict=True)
         store.record_candidates(pruned)
+        store.record_blocks({"validation": [5] * 20, "test": [5] * 20})
         store.record_costs((5500, 9), [(name, 5000, 8) for name in old.candidates["candidate"]])
         for name in ("oracle", "l1"):
             store.record_criterion(name, "a paper", "mark", f"score {name}")
@@ -114,11 +116,12 @@ def record(killed: Path) -> Path:
 def chunks(results: Results) -> Iterator[list[Retrained]]:
     keys = list(zip(results.retrainings["seed"], results.retrainings["candidate"], strict=True))
     for i in range(0, len(keys), 4):
-        part = []
+        part: list[Retrained] = []
         for seed, candidate in keys[i : i + 4]:
             own = results.outcomes.query("seed == @seed and candidate == @candidate")
             rows = [{str(k): v for k, v in row.items()} for row in own.to_dict("records")]
-            part.append(Retrained(candidate, int(seed), False, 0.5, rows))
+            sums = {name: [place / 7 + len(part) for place in range(20)] for name in IN_BLOCKS}
+            part.append(Retrained(candidate, int(seed), False, 0.5, rows, sums))
         yield part
 
 
@@ -244,11 +247,11 @@ def test_a_damaged_chunk_is_dropped_and_the_others_stay(record: Path) -> None:
         ("UPDATE scores SET score = -1 WHERE criterion = 'l1'", "scores (criterion l1)"),
         ("UPDATE retrainings SET diverged = 1 WHERE seed = 1", "retrainings (seed 1)"),
         ("UPDATE retrainings SET chunk = 99 WHERE seed = 1", "retrainings (seed 1)"),
-        ("UPDATE checksums SET sha256 = 'x' WHERE of = 'candidates'", "candidates "),
+        ("UPDATE checksums SET sha256 = 'x' WHERE of = 'candidates'", "candidates"),
         ("UPDATE checksums SET network = 'x' WHERE of = 'scores'", "scores (criterion l1)"),
         ("DELETE FROM checksums WHERE of = 'criteria'", "criteria (name l1)"),
-        ("DELETE FROM dense_epochs WHERE epoch = 1", "dense_epochs "),
-        ("UPDATE dense SET test_loss = 0", "dense "),
+        ("DELETE FROM dense_epochs WHERE epoch = 1", "dense_epochs"),
+        ("UPDATE dense SET test_loss = 0", "dense"),
         ("UPDATE provenance SET started = 'x'", "provenance (id 1)"),
         ("UPDATE criteria SET label = 'x' WHERE name = 'l1'", "criteria (name l1)"),
     ],
@@ -287,7 +290,7 @@ def test_metrics_that_are_damaged_are_recorded_again(record: Path, statement: st
     changed(folder, statement)
     with pytest.raises(StoreError, match=r"damaged .table metrics: "):
         Results(folder)
-    assert "metrics " in [part.name for part in verify(folder).damaged]
+    assert "metrics" in [part.name for part in verify(folder).damaged]
     repair(folder)
     assert verify(folder).state == "whole"
     with pytest.raises(StoreError, match="does not say what its task measures: run the study"):
@@ -401,3 +404,26 @@ def test_a_frame_that_was_being_written_over_an_older_one_is_no_damage(tmp_path:
     copy.with_name("copy.sqlite-wal").write_bytes(torn)
     assert journal_fault(copy) == "frame 1 of copy.sqlite-wal is not what was written"
     database.close()
+
+
+def test_lost_blocks_of_examples_are_recorded_again(record: Path) -> None:
+    folder, whole = copied(record, "blocks"), tables(record)
+    changed(folder, "UPDATE blocks SET examples = 6 WHERE position = 3")
+    assert [part.name for part in verify(folder).damaged] == ["blocks"]
+    assert "running records them again" in repair(folder)[1]
+    # Sums without their blocks mean nothing: they are there, and wait for them.
+    assert tables(folder)["blocks"].empty
+    with Store(folder) as store:
+        store.record_blocks({"validation": [5] * 20, "test": [5] * 20})
+    assert is_same(tables(folder), whole)
+
+
+def test_sums_over_blocks_that_were_changed_are_found(record: Path) -> None:
+    folder = copied(record, "sums")
+    changed(folder, "UPDATE retrainings SET blocks = zeroblob(320) WHERE seed = 0")
+    assert {part.name for part in verify(folder).damaged} == {
+        "retrainings (seed 0)",
+        "retrainings (seed 0, 1)",
+    }
+    with pytest.raises(StoreError, match="do not have the checksum of what was written"):
+        Results(folder)

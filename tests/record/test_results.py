@@ -139,13 +139,13 @@ def test_records_before_metrics_are_of_classification(version: int, tmp_path: Pa
     assert results.score("l1").label == "score by l1"
     assert results.provenance[-1]["chance"] == 0.1
     assert results.relation("l1").n > 0
-    assert len(results.export(tmp_path / "out")) == 6
+    assert len(results.export(tmp_path / "out")) == 7
     assert set(results.replay()["outcome"]) >= {"test_accuracy", "test_loss"}
 
 
 @pytest.mark.slow
 def test_a_classification_record_of_each_format_says_the_same(tmp_path: Path) -> None:
-    for version in (2, 3):
+    for version in (2, 3, 4):
         folder = older_record(tmp_path / str(version), version)
         before = Results(folder)
         with Store(folder) as store:
@@ -187,3 +187,85 @@ def test_a_record_before_metrics_goes_on_and_is_reported(
     assert after.score("l1").label == "L1 norm of the pruned filters"
     assert verify(after.folder).state == "whole"
     assert write_report(after, [], tmp_path / "report").page.is_file()
+
+
+def test_a_record_before_blocks_says_that_it_has_none_and_gets_what_can_be_had(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    before = Results(older_record(tmp_path, 4))
+    assert before.table().blocks is None
+    assert before.tables()["blocks"].empty
+    assert verify(before.folder).state == "whole"
+    assert {one.interval_over for one in before.assess()} == {
+        "10 filters, given the dense network, the retraining seed and the examples"
+    }
+    progress = Recorder()
+    after = Study(**tiny_fields, runs=tmp_path).run(progress=progress)
+    assert after.folder == before.folder
+    assert [stage[0] for stage in progress.stages] == ["retrain"]
+    # The second seed has blocks, and the dense network; the first seed's networks are gone.
+    recorded = after.tables()["blocks"]
+    assert recorded["seed"].dropna().unique().tolist() == [1]
+    assert recorded["candidate"].isna().sum() == 2 * 2 * 20
+    assert after.table().blocks is None
+    assert after.assess()[0].interval_over.endswith("given the dense network and the examples")
+    kept = after.outcomes.merge(before.outcomes, on=["candidate", "seed", "epoch"])
+    assert (kept["test_loss_x"] == kept["test_loss_y"]).all()
+    assert verify(after.folder).state == "whole"
+
+
+def test_tables_have_the_last_epoch_by_blocks_of_examples(finished: Results) -> None:
+    for column in ("test_loss", "test_accuracy", "validation_loss"):
+        table = finished.table(column)
+        blocks = table.blocks
+        assert blocks is not None
+        assert blocks.sums.shape == (10, 2, 20)
+        assert blocks.counts.tolist() == [5] * 20
+        np.testing.assert_allclose(blocks.means(range(20)), table.outcomes, rtol=1e-6)
+    whole = finished.table("test_accuracy").blocks
+    assert whole is not None
+    assert (whole.sums == np.round(whole.sums)).all()  # right answers
+    # Epochs before the last are recorded of all examples alone, as is training.
+    assert finished.table("test_loss", "last-5").blocks is None
+    assert finished.table("train_loss").blocks is None
+    over = "2 retraining seeds, 20 blocks of examples and 10 filters, given the dense network"
+    assert {one.interval_over for one in finished.assess("test_loss")} == {over}
+    assert finished.assess("test_loss")[0].reliability.over == "retraining and examples"
+
+
+def test_blocks_are_exported_by_network_column_and_block(finished: Results) -> None:
+    made = finished.tables()["blocks"]
+    assert len(made) == (10 * 2 + 1) * 4 * 20
+    blocks = finished.table("test_loss").blocks
+    assert blocks is not None
+    of_one = made["candidate"] == finished.candidates["candidate"][3]
+    own = made[of_one & (made["seed"] == 1) & (made["metric"] == "test_loss")]
+    assert own["block"].tolist() == list(range(20))
+    np.testing.assert_array_equal(own["sum"], blocks.sums[3, 1])
+    of_dense = made[made["candidate"].isna() & (made["metric"] == "test_accuracy")]
+    assert finished.dense is not None
+    share = of_dense["sum"].sum() / of_dense["examples"].sum()
+    assert share == pytest.approx(finished.dense["test_accuracy"], rel=1e-12)
+
+
+def test_a_network_that_diverged_has_no_blocks_and_spoils_none(finished: Results) -> None:
+    first = finished.candidates["candidate"][0]
+    with Store(finished.folder) as store, store._transaction():
+        change = "UPDATE retrainings SET diverged = 1, blocks = NULL WHERE candidate = ?"
+        store._db.execute(change, (first,))
+        for (one,) in store._db.execute("SELECT DISTINCT chunk FROM retrainings").fetchall():
+            store._seal("retrainings", one)
+    table = Results(finished.folder).table("test_loss")
+    assert table.blocks is not None
+    half = table.take(blocks=np.arange(10))
+    assert half.diverged[0].all()
+    assert half.outcome[0] == half.finished.max()
+    assert np.isfinite(half.outcome).all()
+
+
+def test_a_network_without_blocks_leaves_all_without(finished: Results) -> None:
+    with Store(finished.folder) as store, store._transaction():
+        store._db.execute("UPDATE retrainings SET blocks = NULL WHERE seed = 1")
+        for (one,) in store._db.execute("SELECT DISTINCT chunk FROM retrainings").fetchall():
+            store._seal("retrainings", one)
+    assert Results(finished.folder).table("test_loss").blocks is None

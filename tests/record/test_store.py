@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -252,12 +253,60 @@ def test_a_database_with_wrong_bytes_is_named(folder: Path) -> None:
         Store(folder)
 
 
+BLOCKS = {
+    "validation_loss": (0.5, 0.25),
+    "validation_accuracy": (1.0, 2.0),
+    "test_loss": (0.1, 0.2, 0.7),
+    "test_accuracy": (3.0, 4.0, 0.0),
+}
+
+
+def test_sums_over_blocks_are_read_back_by_network_and_column(folder: Path) -> None:
+    fill(folder)
+    with Store(folder) as store:
+        assert store.blocks() == {}
+        assert store.block_sums().empty
+        store.record_blocks({"test": [4, 4, 3], "validation": [2, 2], "train": []})
+        store.record_blocks({"validation": [2, 2], "test": [4, 4, 3]})
+        with pytest.raises(InputError, match="other blocks of examples than the study records"):
+            store.record_blocks({"test": [4, 4, 4], "validation": [2, 2]})
+        dense = dict.fromkeys(columns_of(CLASSIFICATION), 0.5)
+        store.record_dense("s", "", "trained", 1.0, dense, [], blocks=BLOCKS)
+        twice = {name: [2 * one for one in sums] for name, sums in BLOCKS.items()}
+        store.record_retrained([Retrained("bb", 1, False, 1.5, [epoch(0)], twice)])
+    with Store(folder, read_only=True) as store:
+        assert store.blocks() == {"validation": [2, 2], "test": [4, 4, 3]}
+        found = store.block_sums()
+        assert found.index.tolist() == [("bb", 1), ("", -1)]  # networks without any are left out
+        for name, sums in BLOCKS.items():
+            expected = [twice[name], sums]
+            assert found[name].to_numpy().tolist() == [pytest.approx(own) for own in expected]
+        assert "blocks" not in (store.dense() or {})
+        assert "blocks" not in store.frame("retrainings")
+
+
+def test_sums_of_other_blocks_are_not_taken_over(folder: Path, tmp_path: Path) -> None:
+    for name, sizes in (("ours", [4, 4, 3]), ("like", [4, 4, 3]), ("other", [3, 4, 4])):
+        (tmp_path / name).mkdir()
+        with Store(tmp_path / name) as store:
+            store.record_task("classification", CLASSIFICATION)
+            store.record_blocks({"validation": [2, 2], "test": sizes})
+            store.record_candidates(CANDIDATES)
+            if name != "ours":
+                store.record_retrained([Retrained("aa", 0, False, 1.5, [epoch(0)], BLOCKS)])
+    for name, count in (("other", 0), ("like", 1)):
+        copy = shutil.copytree(tmp_path / "ours", tmp_path / f"ours-{name}")
+        with Store(copy) as store, Store(tmp_path / name, read_only=True) as other:
+            assert store.adopt(store.offered(other, criteria={}, seeds=[0])) == 1
+            assert len(store.block_sums()) == count
+
+
 def test_another_format_is_refused(folder: Path) -> None:
     fill(folder)
     with sqlite3.connect(folder / DATABASE) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(StoreError, match="has format 99, and this trueoracle reads 4"):
+    with pytest.raises(StoreError, match="has format 99, and this trueoracle reads 5"):
         Store(folder)
 
 

@@ -64,6 +64,7 @@ CHANGES: dict[str, Any] = {
     "data.test_images": 100,
     "data.measured_fraction": 0.1,
     "data.split_seed": 1,
+    "data.blocks": 10,
     "data.fingerprint": "f",
     "data.tokenizer": "bpe:1024",
     "data.context": 64,

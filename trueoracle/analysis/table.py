@@ -20,8 +20,9 @@ class Blocks:
     """The outcomes again, by B blocks of the examples that they are measured on.
 
     ``sums`` ``[P, S, B]`` are those of the metric over the examples of a block, ``counts`` ``[B]``
-    the numbers of examples (or tokens, or pixels: whatever the metric is a mean of). A block is
-    drawn as the examples are, so that blocks differ as new examples would.
+    the numbers of examples. Of metrics that are no means over examples the sums are pseudo-values
+    (:meth:`trueoracle.training.evaluate.Tally.by_block`). A block is drawn as the examples are, so
+    that blocks differ as new examples would.
     """
 
     sums: np.ndarray
@@ -49,7 +50,7 @@ class CandidateTable:
     - ``sampled``: the candidates are a sample of all ways to prune, not all of them;
     - ``pruned`` ``[P, F]``: True where a candidate prunes a filter; ``groups`` has the number of
       filters of each group, F in all. Without them nothing can be said of other filters;
-    - ``blocks``: the outcomes by blocks of examples. Records before format 4, and most tables of
+    - ``blocks``: the outcomes by blocks of examples. Records before format 5, and most tables of
       others, have none: then nothing can be said of other examples;
     - ``kind``: the kind of pruning, where several are told apart;
     - ``unit``: what a filter is called, where it is none.

@@ -59,5 +59,5 @@ class NativeTail:
     def sum_losses(self, groups: Sequence[Tensor], maps: Tensor, labels: Tensor) -> Tensor:
         """Sums of cross-entropy float64 ``[groups · lanes]``; ``maps`` are ``[N, C, F, …]``."""
         seen = Images(maps.contiguous().view(len(maps), *self._image), labels.contiguous())
-        losses = [loss for loss, _ in self._program.evaluate(groups, [seen] * len(groups))]
+        losses = [loss[0] for loss, _ in self._program.evaluate(groups, [seen] * len(groups))]
         return torch.cat(losses)

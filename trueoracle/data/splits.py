@@ -20,6 +20,7 @@ __all__ = [
     "Split",
     "Splits",
     "capped",
+    "dealt",
     "fraction",
     "input_shape",
     "stratified",
@@ -180,6 +181,7 @@ class Splits:
     is the part of the training examples on which train loss is measured, where it is not all.
     ``facts`` are what a record and a report say of the data, as plain values; ``files``, by name,
     are texts to be kept beside the record; ``remarks`` are lines on how the data was read.
+    ``blocks`` has of some splits, by name, the block ``[N]`` of each example (:func:`dealt`).
     """
 
     train: AnySplit
@@ -191,6 +193,7 @@ class Splits:
     facts: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    blocks: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shapes = self.train.shapes
@@ -247,7 +250,9 @@ class Splits:
         """The first examples of every split, in memory."""
         train, test = (_first(split, count) for split in (self.train, self.test))
         validation = None if self.validation is None else _first(self.validation, count)
-        return replace(self, train=train, validation=validation, test=test, measured=None)
+        return replace(
+            self, train=train, validation=validation, test=test, measured=None, blocks={}
+        )
 
     def named(self) -> list[tuple[str, AnySplit]]:
         """What is evaluated, as (name, split), in the order train, validation, test.
@@ -272,6 +277,18 @@ class Splits:
             return self
         kinds = self.task.groups(self.train).cpu()
         return replace(self, measured=self.train.select(fraction(kinds, share, seed)))
+
+    def in_blocks(self, count: int) -> Splits:
+        """The same, with the validation and the test examples dealt into ``count`` blocks.
+
+        Into as many as there are examples, where these are fewer; into none, where one is left.
+        """
+        blocks = {
+            name: dealt(self.task.groups(split).cpu(), min(count, len(split)))
+            for name, split in self.named()[1:]
+            if min(count, len(split)) > 1
+        }
+        return replace(self, blocks=blocks)
 
     def to(self, device: torch.device) -> Splits:
         validation = None if self.validation is None else self.validation.to(device)
@@ -351,6 +368,20 @@ def fraction(labels: Tensor, share: float, seed: int) -> Tensor:
     """Indices of a draw of one ``share`` of every class's images, at least one, ascending."""
     places = _by_class(labels)
     return _draw(places, [max(1, round(share * len(where))) for where in places.values()], seed)
+
+
+def dealt(kinds: Tensor, count: int) -> Tensor:
+    """The block ``[N]``, of ``count``, of each example, given the kind ``[N]`` of each.
+
+    Each kind's examples are shuffled and dealt to the blocks in turn, so that blocks are random
+    draws of equal shares and sizes, up to one example. They are the same whenever they are drawn.
+    """
+    shuffled = np.random.Generator(np.random.PCG64(0)).permutation(len(kinds))
+    order = torch.from_numpy(shuffled)
+    order = order[kinds[order].argsort(stable=True)]
+    blocks = torch.empty(len(kinds), dtype=torch.int64)
+    blocks[order] = torch.arange(len(kinds)) % count
+    return blocks
 
 
 def _by_class(labels: Tensor) -> dict[int, np.ndarray]:

@@ -16,8 +16,16 @@ from trueoracle.training.recipe import Recipe, Retraining
 
 __all__ = ["Engine", "Measured", "Memory", "Population", "what_only_the_loop_does"]
 
-Measured = dict[str, Mapping[str, Tensor]]
-"""Every metric of every split, float64 ``[P]``, by the names of split and metric."""
+
+class Measured(NamedTuple):
+    """What was measured of P networks, float64, by the names of split and metric.
+
+    ``values`` ``[P]`` are the metrics, ``blocks`` ``[P, B]`` their sums over each block of
+    examples, of those splits that are in blocks.
+    """
+
+    values: dict[str, Mapping[str, Tensor]]
+    blocks: dict[str, Mapping[str, Tensor]]
 
 
 class Memory(NamedTuple):
@@ -37,8 +45,8 @@ class Population(Protocol):
         something to go on from.
         """
 
-    def measure(self) -> Measured:
-        """All metrics on every split, in evaluation mode."""
+    def measure(self, *, by_block: bool = False) -> Measured:
+        """All metrics on every split, in evaluation mode, and by the data's blocks of examples."""
 
     def write_back(self) -> None:
         """Write the present weights into the networks that were given."""

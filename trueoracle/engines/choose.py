@@ -94,9 +94,10 @@ def train_population(
 ) -> list[list[EpochRecord]]:
     """Train networks of equal shapes in place; one list of records per network, as ``train`` gives.
 
-    ``streams[i]`` is where the random numbers of network i come from. A network whose training loss
-    is no longer finite has no records after that epoch. ``on_epoch`` is called with the number of
-    networks that were trained for one more epoch.
+    The last epoch's has the data's blocks of examples too. ``streams[i]`` is where the random
+    numbers of network i come from. A network whose training loss is no longer finite has no records
+    after that epoch. ``on_epoch`` is called with the number of networks that were trained for one
+    more epoch.
     """
     records, _ = train_epochs(
         networks, streams, data, recipe, range(recipe.epochs), engine=engine, on_epoch=on_epoch
@@ -142,19 +143,26 @@ def train_epochs(
             on_epoch(len(networks))
     for epoch in epochs[done:]:
         population.train_epoch(epoch, keep)
-        rate, measured = recipe.learning_rate_at(epoch, 0, steps), population.measure()
+        is_last = epoch + 1 == recipe.epochs
+        rate = recipe.learning_rate_at(epoch, 0, steps)
+        measured = population.measure(by_block=is_last)
         for member, own in enumerate(records):
             if not (own and own[-1].diverged):
                 values = {
                     split: {metric: float(each[member]) for metric, each in of_split.items()}
-                    for split, of_split in measured.items()
+                    for split, of_split in measured.values.items()
                 }
-                own.append(epoch_record(epoch, rate, values, data.task))
+                blocks = {
+                    split: {metric: each[member].tolist() for metric, each in of_split.items()}
+                    for split, of_split in measured.blocks.items()
+                }
+                own.append(epoch_record(epoch, rate, values, data.task, blocks))
         if on_epoch is not None:
             on_epoch(len(networks))
         if all(own[-1].diverged for own in records):
             break
-        keep()
+        if not is_last:  # what comes next is to record it, with its blocks
+            keep()
     after = population.states() if epochs.stop < recipe.epochs else [{} for _ in networks]
     population.write_back()
     return records, after

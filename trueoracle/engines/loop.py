@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.engines.base import Engine, Measured
 from trueoracle.training.checkpoint import Keepable
 from trueoracle.training.continuing import MemberState
-from trueoracle.training.evaluate import evaluate_together
+from trueoracle.training.evaluate import tally_together
 from trueoracle.training.loop import Stream, Training
 from trueoracle.training.recipe import Recipe
 
@@ -45,16 +45,16 @@ class LoopPopulation:
         for training in self._trainings:
             training.train_epoch(epoch, between_steps if alone else None)
 
-    def measure(self) -> Measured:
-        measured: Measured = {}
+    def measure(self, *, by_block: bool = False) -> Measured:
+        measured = Measured({}, {})
         with ExitStack() as stack:
             networks = [stack.enter_context(one.measured()) for one in self._trainings]
             for name, split in self._data.named():
-                found = evaluate_together(networks, split, self._data.task)
-                measured[name] = {
-                    metric: torch.tensor([own[metric] for own in found], dtype=torch.float64)
-                    for metric in found[0]
-                }
+                blocks = self._data.blocks.get(name) if by_block else None
+                found = tally_together(networks, split, self._data.task, blocks=blocks)
+                measured.values[name] = _side_by_side([own.metrics() for own in found])
+                if blocks is not None:
+                    measured.blocks[name] = _side_by_side([own.by_block() for own in found])
         return measured
 
     def write_back(self) -> None:
@@ -66,6 +66,10 @@ class LoopPopulation:
 
     def states(self) -> list[MemberState]:
         return [training.state() for training in self._trainings]
+
+
+def _side_by_side(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([own[name].double() for own in found]) for name in found[0]}
 
 
 class LoopEngine(Engine):

@@ -159,21 +159,26 @@ class NativePopulation:
             gradient_clip=recipe.gradient_clip or 0.0,
         )
 
-    def measure(self) -> Measured:
+    def measure(self, *, by_block: bool = False) -> Measured:
         """Mean losses (nats) and accuracies on each split, both float64 ``[P]``."""
-        measured: Measured = {}
+        measured = Measured({}, {})
         for name, split in self._data.named():
             images = Images(
                 split.inputs.to(self._program.dtype).contiguous(),
                 split.targets.contiguous(),
             )
-            answers = self._program.evaluate(self._weights, [images] * len(self._groups))
-            losses = torch.empty(len(self._networks), dtype=torch.float64)
-            right = torch.empty_like(losses)
-            for members, (loss, hits) in zip(self._groups, answers, strict=True):
-                losses[members] = loss[: len(members)]
-                right[members] = hits[: len(members)].double()
-            measured[name] = {"loss": losses / len(split), "accuracy": right / len(split)}
+            blocks = self._data.blocks.get(name) if by_block else None
+            answers = self._program.evaluate(
+                self._weights, [images] * len(self._groups), blocks=blocks
+            )
+            sums = torch.empty(2, len(self._networks), len(answers[0][0]), dtype=torch.float64)
+            for members, answer in zip(self._groups, answers, strict=True):
+                for own, found in zip(sums, answer, strict=True):
+                    own[members] = found[:, : len(members)].T.double()
+            named = dict(zip(("loss", "accuracy"), sums, strict=True))
+            measured.values[name] = {n: own[:, 0] / len(split) for n, own in named.items()}
+            if blocks is not None:
+                measured.blocks[name] = {n: own[:, 1:] for n, own in named.items()}
         return measured
 
     def write_back(self) -> None:

@@ -59,7 +59,7 @@ def follow_procedure(
         with torch.random.fork_rng():
             rate = recipe.learning_rate_at(epoch, 0, recipe.steps_in_epoch(len(data.train)))
             reported.append(network if trained is None else trained)
-            records.append(measure(reported[-1], data, epoch, rate))
+            records.append(measure(reported[-1], data, epoch, rate, by_block=True))
         if on_epoch is not None:
             on_epoch(1)
 

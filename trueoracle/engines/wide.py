@@ -30,7 +30,7 @@ from trueoracle.networks.tracing import why_not_traced
 from trueoracle.tasks.base import INPUT, TARGETS, Batch, Task
 from trueoracle.training.checkpoint import Keepable
 from trueoracle.training.continuing import MemberState, restore, state_of
-from trueoracle.training.evaluate import add_sums, evaluation_batch
+from trueoracle.training.evaluate import Tally, evaluation_batch
 from trueoracle.training.loop import (
     Stream,
     batches,
@@ -117,11 +117,18 @@ class WidePopulation:
                         group["lr"] = self._recipe.learning_rate_at(epoch, step, steps)
                     self._step(inputs, batch)
 
-    def measure(self) -> Measured:
+    def measure(self, *, by_block: bool = False) -> Measured:
         """The metrics of every split, float64 ``[P]`` each, as ``evaluate``."""
         self._stacked.train(False)
+        measured = Measured({}, {})
         with torch.inference_mode(), _attention_that_maps(self._device):
-            return {name: self._evaluate(split) for name, split in self._data.named()}
+            for name, split in self._data.named():
+                blocks = self._data.blocks.get(name) if by_block else None
+                tally = self._tally(split, blocks)
+                measured.values[name] = tally.metrics()
+                if blocks is not None:
+                    measured.blocks[name] = tally.by_block()
+        return measured
 
     def write_back(self) -> None:
         """Copy the trained weights and buffers into the networks given, in place."""
@@ -176,13 +183,12 @@ class WidePopulation:
             losses: Tensor = loss(outputs, dict(batch))
             return losses.sum()
 
-    def _evaluate(self, split: AnySplit) -> dict[str, Tensor]:
-        totals: dict[str, Tensor] = {}
+    def _tally(self, split: AnySplit, blocks: Tensor | None) -> Tally:
+        tally = Tally(self._task, blocks, stacked=True)
         # Batches as in evaluate(): a norm without running statistics depends on them.
         for batch in split.batches(evaluation_batch(split)):
-            sums = vmap(self._task.sums, (0, None))(self._stacked(_given(batch)), dict(batch))
-            add_sums(totals, sums)
-        return self._task.finish(totals)
+            tally.add(self._stacked(_given(batch)), batch)
+        return tally
 
 
 def _names_of(fields: Iterable[str]) -> list[str]:

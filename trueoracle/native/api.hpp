@@ -11,8 +11,9 @@ struct Unit {
   void* state;         // of the optimiser: [weights][LANES] once (SGD) or twice (Adam)
   Images images;
   int64_t steps_before;  // optimiser steps already taken
-  double* loss;          // [LANES], added to
-  int64_t* right;        // [LANES], added to
+  double* loss;          // [1 + blocks][LANES], added to: all images, then those of each block
+  int64_t* right;        // the same
+  const int64_t* blocks;  // the block of each image; nullptr: there are none
   void* out;             // gradients [weights][LANES], or outputs [images][outputs][LANES]
 };
 

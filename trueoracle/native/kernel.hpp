@@ -398,13 +398,12 @@ class Worker {
     if (out != nullptr) std::memcpy(out, gradient_, net_.weights * sizeof(Vector));
   }
 
-  // Adds up loss (nats) and number of right answers, [LANES] each, over some images.
-  void evaluate(const Images& images, long from, long to, const Vector* weights, double* loss,
-                int64_t* right) {
+  // Adds up loss (nats) and number of right answers over some images, and over each block of them.
+  void evaluate(const Images& images, long from, long to, const Vector* weights, const Unit& unit) {
     for (long first = from; first < to; first += samples_) {
       const long count = smaller(samples_, to - first);
       forward(images, first, count, weights, false);
-      for (long s = 0; s < count; s++) judge(images, first + s, s, loss, right);
+      for (long s = 0; s < count; s++) judge(images, first + s, s, unit);
     }
   }
 
@@ -739,8 +738,9 @@ class Worker {
     return top;
   }
 
-  void judge(const Images& images, long image, long s, double* loss, int64_t* right) const {
+  void judge(const Images& images, long image, long s, const Unit& unit) const {
     const long classes = net_.outputs;
+    const long block = unit.blocks == nullptr ? 0 : (1 + unit.blocks[image]) * LANES;
     const Vector* logits = logits_ + s * classes;
     const Vector top = largest(logits);
     for (int lane = 0; lane < LANES; lane++) {
@@ -755,8 +755,12 @@ class Worker {
         if (value > best || (value != value && best == best)) answer = c;
       }
       // The difference first: beside a large logit the logarithm would lose its digits.
-      loss[lane] += std::log(sum) + double(top[lane] - logits[label][lane]);
-      right[lane] += answer == label;
+      const double loss = std::log(sum) + double(top[lane] - logits[label][lane]);
+      unit.loss[lane] += loss;
+      unit.right[lane] += answer == label;
+      if (block == 0) continue;
+      unit.loss[block + lane] += loss;
+      unit.right[block + lane] += answer == label;
     }
   }
 
@@ -1038,7 +1042,7 @@ void run_unit(Worker<T>& worker, const Job& job, Unit& unit) {
       break;
     }
     case Task::evaluate:
-      worker.evaluate(unit.images, 0, job.images, weights, unit.loss, unit.right);
+      worker.evaluate(unit.images, 0, job.images, weights, unit);
       break;
     case Task::gradients:
       worker.gradients(unit.images, 0, job.images, weights, job.optimizer.label_smoothing, out);

@@ -11,7 +11,7 @@ from pathlib import Path
 
 __all__ = ["Block", "Kernel", "Optimizer", "Unit", "kernels", "missing"]
 
-INTERFACE = 1
+INTERFACE = 2
 _NAMES = {"win32": "trueoracle.dll", "darwin": "libtrueoracle.dylib"}
 _ADVICE = (
     "retraining on the CPU will be several times slower: install a C++ compiler "
@@ -49,6 +49,7 @@ class Unit(ctypes.Structure):
         ("steps_before", ctypes.c_int64),
         ("loss", ctypes.c_void_p),
         ("right", ctypes.c_void_p),
+        ("blocks", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
     )
 

@@ -117,10 +117,19 @@ class Program:
         self._run("train", weights, images, batch_size, optimizer, state, steps_before)
 
     def evaluate(
-        self, weights: Sequence[Tensor], images: Sequence[Images]
+        self,
+        weights: Sequence[Tensor],
+        images: Sequence[Images],
+        blocks: Tensor | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Summed losses (nats, float64) and right answers (int64), ``[lanes]`` each, by group."""
-        return [(loss, right) for loss, right in self._run("evaluate", weights, images)]
+        """Summed losses (nats, float64) and right answers (int64), ``[1 + B, lanes]``, by group.
+
+        First those of all images, then those of each of B ``blocks``: int64 ``[N]`` from 0 on, the
+        block of each image.
+        """
+        return [
+            (loss, right) for loss, right in self._run("evaluate", weights, images, blocks=blocks)
+        ]
 
     def gradients(
         self, weights: Sequence[Tensor], images: Sequence[Images], label_smoothing: float = 0.0
@@ -142,8 +151,11 @@ class Program:
         optimizer: Optimizer | None = None,
         state: Sequence[Tensor] = (),
         steps_before: int = 0,
+        blocks: Tensor | None = None,
     ) -> list[tuple[Tensor, ...]]:
         count = len(images[0])
+        if blocks is not None:
+            self._check_blocks(blocks, count)
         for seen in {id(seen): seen for seen in images}.values():
             self._check_images(seen, count)
         units = (Unit * len(weights))()
@@ -156,7 +168,7 @@ class Program:
             if task == "train":
                 self._check_numbers(state[position], (-1, self.lowered.weights, self.lanes))
                 unit.state = state[position].data_ptr()
-            results.append(self._results(task, unit, count))
+            results.append(self._results(task, unit, count, blocks))
         code = self._library.trueoracle_run(
             *(self.kernel.index, self._is_double, self._network, _TASKS.index(task)),
             *(ctypes.byref(units), len(weights), count, batch_size),
@@ -167,12 +179,16 @@ class Program:
             raise TrainingError("not enough memory for the networks' activations: lower --memory")
         return results
 
-    def _results(self, task: Task, unit: Unit, count: int) -> tuple[Tensor, ...]:
+    def _results(
+        self, task: Task, unit: Unit, count: int, blocks: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """Allocate a task's results, and put their addresses into the unit."""
         if task == "evaluate":
-            loss = torch.zeros(self.lanes, dtype=torch.float64)
-            right = torch.zeros(self.lanes, dtype=torch.int64)
+            rows = 1 if blocks is None else 2 + int(blocks.max())
+            loss = torch.zeros(rows, self.lanes, dtype=torch.float64)
+            right = torch.zeros(rows, self.lanes, dtype=torch.int64)
             unit.loss, unit.right = loss.data_ptr(), right.data_ptr()
+            unit.blocks = None if blocks is None else blocks.data_ptr()
             return loss, right
         if task == "train":
             return ()
@@ -198,6 +214,15 @@ class Program:
             raise ValueError("images of another shape, type or layout than the kernels take")
         if count and not 0 <= int(labels.min()) <= int(labels.max()) < self.lowered.outputs:
             raise ValueError(f"labels must be 0 to {self.lowered.outputs - 1}")
+
+    def _check_blocks(self, blocks: Tensor, count: int) -> None:
+        if (
+            blocks.dtype != torch.int64
+            or not blocks.is_contiguous()
+            or blocks.shape != (count,)
+            or int(blocks.min()) < 0
+        ):
+            raise ValueError("blocks of another shape, type or layout than the kernels take")
 
     def _check_numbers(self, numbers: Tensor, shape: tuple[int, ...]) -> None:
         if (

@@ -64,8 +64,11 @@ def read_rows(
 ) -> Rows:
     """All rows of a table by chunk, each sorted by the table's key; None is no chunk.
 
-    ``on_error`` is called with the error that ended reading early; without it, that is raised.
+    ``on_error`` is called with the error that ended reading early; without it, that is raised. A
+    table that the format does not have has no rows.
     """
+    if table.first > version:
+        return {}
     columns = ", ".join(column.name for column in table.since(version))
     chunk = "chunk" if version >= CHUNKED else "NULL"
     order = f" ORDER BY {', '.join(table.key)}" if table.key else ""

@@ -25,6 +25,7 @@ from trueoracle.record.chunks import (
     sealed,
 )
 from trueoracle.record.layout import (
+    BLOCKS,
     CHECKSUMS,
     COSTS,
     MEASURED,
@@ -43,11 +44,12 @@ from trueoracle.tasks.metric import Metric, check_metrics, columns_of
 
 __all__ = ["SCHEMA_VERSION", "Database", "metrics_by_columns"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _BEFORE_METRICS = [name for name, table in tables(()).items() if table.first < NAMED]
-# Format 1 had no costs, format 2 no checksums, format 3 no metrics and no labels of scores: an
-# older record is read as one without, and completed when it is written.
+# Format 1 had no costs, format 2 no checksums, format 3 no metrics and no labels of scores, and
+# format 4 no blocks of examples: an older record is read as one without, and completed when it is
+# written.
 _UPDATES = {
     1: tuple(
         f"ALTER TABLE {table} ADD COLUMN {name} INTEGER"
@@ -60,6 +62,11 @@ _UPDATES = {
         CHECKSUMS.sql,
     ),
     3: ("ALTER TABLE criteria ADD COLUMN label TEXT", METRICS.sql),
+    4: (
+        "ALTER TABLE dense ADD COLUMN blocks BLOB",
+        "ALTER TABLE retrainings ADD COLUMN blocks BLOB",
+        BLOCKS.sql,
+    ),
 }
 
 JUDGED = ("scores", "retrainings", "outcomes")
@@ -177,7 +184,8 @@ class Database:
                 elif table.since(before) != table.columns:
                     for name, chunk in [key for key in self._seals if key[0] == table.name]:
                         self._seal(name, chunk)
-            self._insert("metrics", self._new_chunk(), OLDER_TASK.rows)
+            if before < NAMED:
+                self._insert("metrics", self._new_chunk(), OLDER_TASK.rows)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _cut(self, table: Table) -> None:

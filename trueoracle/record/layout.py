@@ -22,6 +22,7 @@ from trueoracle.errors import InputError
 from trueoracle.tasks.metric import SPLITS, Metric, check_metrics
 
 __all__ = [
+    "BLOCKS",
     "CHECKSUMS",
     "COSTS",
     "COUNTED",
@@ -35,29 +36,38 @@ __all__ = [
     "Task",
     "facts_fault",
     "json_object",
+    "packed",
     "pruned_fault",
     "tables",
     "task_of",
+    "unpacked",
 ]
 
 Columns = dict[str, Any]
-"""Rows by column: numbers as ``float64 [R]``, NaN where none is; whole numbers and text as lists.
-"""
+"""Rows by column: numbers as ``float64 [R]``, NaN where none is; all else as lists."""
 
 _MOST_WHOLE = 2**31 - 1
 _MOST_COST = 2**63 - 1  # what SQLite holds
 _DEEPEST_JSON = 32
 _MOST_FILTERS = 2**20
 _MOST_CELLS = 2**33  # candidates times filters, which are held as a table
-_Kind = Literal["text", "whole", "number", "object"]
-_SQL_TYPES = {"text": "TEXT", "object": "TEXT", "whole": "INTEGER", "number": "REAL"}
+_Kind = Literal["text", "whole", "number", "object", "packed"]
+_SQL_TYPES = {
+    "text": "TEXT",
+    "object": "TEXT",
+    "whole": "INTEGER",
+    "number": "REAL",
+    "packed": "BLOB",
+}
+_PACKED = "<f4"
 
 
 @dataclass(frozen=True)
 class Column:
     """One column: what its values may be.
 
-    ``number`` may always be absent, which stands for NaN; ``object`` is text that is a JSON object.
+    ``number`` may always be absent, which stands for NaN; ``object`` is text that is a JSON object;
+    ``packed`` is any count of numbers, a float32 each, which :func:`unpacked` reads.
     ``least`` and ``most`` bound whole numbers and numbers, ``since`` is the first format that has
     the column.
     """
@@ -81,20 +91,21 @@ class Column:
             "object": "a JSON object",
             "whole": f"a whole number from {self.least:.0f} to {self.most:.0f}",
             "number": f"a number from {self.least:g} to {self.most:g}",
+            "packed": "numbers of four bytes each",
         }[self.kind]
         return f"{words}, or nothing" if self.optional or self.kind == "number" else words
 
-    def plain(self, values: Iterable[Any]) -> list[str | int | float | None]:
+    def plain(self, values: Iterable[Any]) -> list[str | int | float | bytes | None]:
         """Values as SQLite returns them."""
         if self.kind == "number":
             # NaN becomes nothing; adding zero makes a negative one positive, as SQLite does.
             return [None if v is None or v != v else float(v) + 0.0 for v in values]
-        kind = int if self.kind == "whole" else str
+        kind = {"whole": int, "packed": bytes}.get(self.kind, str)
         return [None if v is None or v != v else kind(v) for v in values]
 
     def array(self, values: Sequence[Any]) -> Any:
         """The values for :data:`Columns`; raises :class:`ValueError` naming one that may not be."""
-        kinds: dict[str, set[type]] = {"whole": {int}, "number": {int, float}}
+        kinds: dict[str, set[type]] = {"whole": {int}, "number": {int, float}, "packed": {bytes}}
         allowed = kinds.get(self.kind, {str})
         if self.optional or self.kind == "number":
             allowed = allowed | {type(None)}
@@ -113,6 +124,10 @@ class Column:
             for value in values:
                 if value is not None and json_object(value) is None:
                     raise self._wrong(value)
+        if self.kind == "packed":
+            for value in values:
+                if value is not None and len(value) % np.dtype(_PACKED).itemsize:
+                    raise self._wrong(value)
         return list(values)
 
     def _wrong(self, value: object) -> ValueError:
@@ -124,7 +139,20 @@ class Column:
         if self.kind == "number":
             numbers = np.asarray(values, dtype="<f8")
             return np.where(np.isnan(numbers), np.nan, numbers).astype("<f8").tobytes()
+        if self.kind == "packed":
+            values = [None if value is None else value.hex() for value in values]
         return json.dumps(list(values)).encode()
+
+
+def packed(numbers: Sequence[float] | np.ndarray) -> bytes:
+    """Numbers as a column of kind ``packed`` holds them."""
+    with np.errstate(over="ignore"):  # too large is infinite
+        return np.asarray(numbers, dtype=np.float64).astype(_PACKED).tobytes()
+
+
+def unpacked(content: bytes) -> np.ndarray:
+    """What :func:`packed` was given, float64, to the precision of float32."""
+    return np.frombuffer(content, dtype=_PACKED).astype(np.float64)
 
 
 def _extremes(values: Sequence[Any]) -> list[int]:
@@ -349,6 +377,25 @@ METRICS = Table(
 """The task by its name, and what it measures: one row per metric, the loss first."""
 
 
+BLOCKS = Table(
+    "blocks",
+    (
+        Column("split", "text"),
+        Column("position", "whole"),
+        Column("examples", "whole", least=1),
+    ),
+    ("split", "position"),
+    first=5,
+)
+"""The blocks of examples: of which split, and of how many examples.
+
+The columns ``blocks`` of other tables have sums over each block: of the splits in the order of
+:data:`SPLITS`, of each split's metrics in their order, of each metric's blocks by position.
+"""
+
+_SUMS = Column("blocks", "packed", optional=True, since=5)
+
+
 @dataclass(frozen=True)
 class Task:
     """What a record says of a study's task: its name, and what it measures of a network."""
@@ -397,6 +444,7 @@ def tables(metrics: tuple[Metric, ...]) -> Mapping[str, Table]:
     epoch = (Column("epoch", "whole"), Column("learning_rate", "number", most=np.inf), *measured)
     every = (
         METRICS,
+        BLOCKS,
         Table(
             "provenance",
             (
@@ -419,6 +467,7 @@ def tables(metrics: tuple[Metric, ...]) -> Mapping[str, Table]:
                 *measured,
                 *_COSTS,
                 Column("file_sha256", "text", optional=True, since=3),
+                _SUMS,
             ),
             (),
             costs=True,
@@ -454,7 +503,7 @@ def tables(metrics: tuple[Metric, ...]) -> Mapping[str, Table]:
         ),
         Table(
             "retrainings",
-            (_CANDIDATE, _SEED, Column("diverged", "whole", most=1), _SECONDS),
+            (_CANDIDATE, _SEED, Column("diverged", "whole", most=1), _SECONDS, _SUMS),
             ("seed", "candidate"),
             "seed",
         ),

@@ -24,7 +24,7 @@ from trueoracle.analysis.outcomes import (
 )
 from trueoracle.analysis.ranking import Ranking, rank
 from trueoracle.analysis.relation import Relation, relate
-from trueoracle.analysis.table import CandidateTable, pruned_filters
+from trueoracle.analysis.table import Blocks, CandidateTable, pruned_filters
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.files import make_folder, replacing
 from trueoracle.record.layout import COUNTED
@@ -95,6 +95,8 @@ class Results:
             self.outcomes = store.frame("outcomes")
             self.retrainings = store.frame("retrainings")
             self.dense_epochs = store.frame("dense_epochs")
+            self._block_sizes = store.blocks()
+            self._block_sums = store.block_sums()
         candidates["pruned"] = [json.loads(text) for text in candidates["pruned"]]
         self.candidates = candidates
         wide = scores.pivot(index="candidate", columns="criterion", values="score")
@@ -237,6 +239,7 @@ class Results:
             pruned=pruned,
             groups=groups,
             higher_is_chosen=frozenset(n for n, score in scores.items() if score.higher_is_chosen),
+            blocks=self._blocks(outcome, outcomes),
             unit=_UNITS.get(self.spec.pruning.kind, "filter"),
         )
 
@@ -260,6 +263,23 @@ class Results:
         diverged = went.assign(one=1.0).pivot(index="candidate", columns="seed", values="one")
         known = diverged.reindex(index=ids, columns=outcomes.columns).notna().to_numpy()
         return np.where(known, worst, made)
+
+    def _blocks(self, outcome: Outcome, outcomes: pd.DataFrame) -> Blocks | None:
+        """The last epoch's ``outcomes``, by candidate and seed, by blocks of examples.
+
+        None where some of them were recorded without, and of any other rule: the epochs before the
+        last are recorded over all examples alone.
+        """
+        counts = self._block_sizes.get(outcome.split)
+        if counts is None or outcome.rule != "last":
+            return None
+        rows = pd.MultiIndex.from_product([self.candidates["candidate"], outcomes.columns])
+        sums = self._block_sums[outcome.column].reindex(rows).to_numpy(dtype=np.float64)
+        ended = self.retrainings[~self.retrainings["diverged"].astype(bool)]
+        known = pd.MultiIndex.from_frame(ended[["candidate", "seed"]])
+        lacking = ~np.isfinite(sums).all(axis=1) & rows.isin(known)
+        shape = len(self.candidates), len(outcomes.columns), len(counts)
+        return None if lacking.any() else Blocks(sums.reshape(shape), np.array(counts))
 
     def _pruned_filters(self) -> tuple[np.ndarray | None, tuple[int, ...]]:
         """Which filters (or layers) ``[P, F]`` each candidate prunes, and how many a group has.
@@ -357,7 +377,28 @@ class Results:
             "retrainings": self.retrainings,
             "dense_epochs": self.dense_epochs,
             "metrics": self._metrics_table(),
+            "blocks": self._blocks_table(),
         }
+
+    def _blocks_table(self) -> pd.DataFrame:
+        """One row per network, column of outcomes and block; the dense network has no candidate."""
+        sums = self._block_sums
+        columns: list[tuple[str, int]] = sums.columns.to_list()
+        sizes = [self._block_sizes[name.partition("_")[0]][block] for name, block in columns]
+        made = pd.DataFrame(
+            {
+                "candidate": sums.index.get_level_values(0).repeat(len(columns)),
+                "seed": sums.index.get_level_values(1).repeat(len(columns)),
+                "metric": [name for name, _ in columns] * len(sums),
+                "block": [block for _, block in columns] * len(sums),
+                "examples": sizes * len(sums),
+                "sum": sums.to_numpy().ravel(),
+            }
+        )
+        of_dense = made["candidate"] == ""
+        made["candidate"] = made["candidate"].mask(of_dense, None)
+        made["seed"] = made["seed"].astype("Int64").mask(of_dense)
+        return made
 
     def _metrics_table(self) -> pd.DataFrame:
         fields = ("name", "label", "unit", "better", "low", "high", "exponential")

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from trueoracle.errors import InputError
 from trueoracle.record.database import JUDGED, Database
-from trueoracle.record.layout import COSTS, Columns, facts_fault, json_object, pruned_fault
+from trueoracle.record.layout import (
+    COSTS,
+    Columns,
+    facts_fault,
+    json_object,
+    packed,
+    pruned_fault,
+    unpacked,
+)
 from trueoracle.record.older import with_chance
+from trueoracle.tasks.metric import SPLITS
 
 __all__ = ["Retrained", "Store"]
 
@@ -22,13 +33,17 @@ Rows = Mapping[str, Sequence[Sequence[Any]]]
 
 @dataclass(frozen=True)
 class Retrained:
-    """One finished retraining: a candidate, a seed, and one mapping of values per epoch."""
+    """One finished retraining: a candidate, a seed, and one mapping of values per epoch.
+
+    ``blocks`` has the sums over each block of examples by column (``test_loss``), as it ended.
+    """
 
     candidate: str
     seed: int
     diverged: bool
     seconds: float
     epochs: Sequence[Mapping[str, Any]]
+    blocks: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 class Store(Database):
@@ -45,7 +60,7 @@ class Store(Database):
 
     def check(self) -> None:
         """Read all that is recorded; raises :class:`StoreError` where some of it is damaged."""
-        for name in ("provenance", "dense", "dense_epochs", "candidates", "criteria"):
+        for name in ("provenance", "blocks", "dense", "dense_epochs", "candidates", "criteria"):
             self._columns(name)
         for name in JUDGED:
             self._of_candidates(name)
@@ -116,10 +131,12 @@ class Store(Database):
         metrics: Mapping[str, float],
         epochs: Iterable[Mapping[str, Any]],
         file_sha256: str | None = None,
+        blocks: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """Record the dense network: hashes, metrics, and the epochs where it was trained.
 
-        ``sha256`` is that of its weights, ``file_sha256`` of the file that holds them.
+        ``sha256`` is that of its weights, ``file_sha256`` of the file that holds them; ``blocks``
+        are as those of :class:`Retrained`.
         """
         self._check_task()
         with self._transaction():
@@ -129,6 +146,7 @@ class Store(Database):
             values: dict[str, Any] = {name: metrics[name] for name in self._measured}
             values |= {"sha256": sha256, "architecture": architecture, "origin": origin}
             values |= {"seconds": seconds, "file_sha256": file_sha256}
+            values["blocks"] = self._in_blocks(blocks or {})
             names = self._tables["dense"].names
             self._insert("dense", chunk, [[values.get(name) for name in names]])
             self._insert(
@@ -138,6 +156,14 @@ class Store(Database):
     def record_dense_file(self, file_sha256: str) -> None:
         """Record the SHA-256 of the dense network's file, which was written anew."""
         self._change_dense("file_sha256 = ?", (file_sha256,))
+
+    def has_dense_blocks(self) -> bool:
+        """Whether the dense network is recorded by blocks of examples."""
+        return any(sums is not None for sums in self._columns("dense")["blocks"])
+
+    def record_dense_blocks(self, blocks: Mapping[str, Sequence[float]]) -> None:
+        """Record the dense network by blocks of examples, where an older record lacks them."""
+        self._change_dense("blocks = ?", (self._in_blocks(blocks),))
 
     def _change_dense(self, change: str, values: Sequence[object]) -> None:
         with self._transaction():
@@ -158,9 +184,83 @@ class Store(Database):
             raise self._damaged(f"table dense has {count} rows, expected one")
         if not count:
             return None
-        found = {name: values[0] for name, values in columns.items()}
+        found = {name: values[0] for name, values in columns.items() if name != "blocks"}
         numbers = {k: float(v) for k, v in found.items() if isinstance(v, float)}
         return found | {k: None if v != v else v for k, v in numbers.items()}
+
+    # Blocks of examples
+
+    def record_blocks(self, examples: Mapping[str, Sequence[int]]) -> None:
+        """Record the blocks of each split by their numbers of examples, before any sums.
+
+        Raises :class:`InputError` where others are recorded.
+        """
+        made = {split: list(counts) for split, counts in examples.items() if len(counts)}
+        recorded = self.blocks()
+        if recorded and recorded != made:
+            raise InputError(
+                "the data has other blocks of examples than the study records: give the study "
+                "another name to start anew with it"
+            )
+        rows = [
+            (split, position, count)
+            for split, counts in made.items()
+            for position, count in enumerate(counts)
+        ]
+        with self._transaction():
+            self._insert("blocks", self._new_chunk(), [] if recorded else rows)
+
+    def blocks(self) -> dict[str, list[int]]:
+        """The numbers of examples of the blocks of each split; empty where none are recorded."""
+        columns, found = self._columns("blocks"), dict[str, list[int]]()
+        for split, count in zip(columns["split"], columns["examples"], strict=True):
+            found.setdefault(split, []).append(count)
+        return {split: found[split] for split in SPLITS if split in found}
+
+    def block_sums(self) -> pd.DataFrame:
+        """The recorded sums over blocks: one row per network, one column per metric and block.
+
+        Rows are (candidate, seed), and ("", -1) of the dense network; columns are (``test_loss``,
+        block).
+        """
+        dense, columns = self._columns("dense"), self._of_candidates("retrainings")
+        keys = [*zip(columns["candidate"], columns["seed"], strict=True)]
+        keys += [("", -1) for _ in dense["blocks"]]
+        contents = [*columns["blocks"], *dense["blocks"]]
+        names = self._block_columns()  # none where the blocks are to be recorded again
+        known = [place for place, one in enumerate(contents) if one is not None and names]
+        sums = [unpacked(contents[place]) for place in known]
+        if any(len(one) != len(names) for one in sums):
+            raise self._damaged(f"sums over blocks of examples are not {len(names)}")
+        return pd.DataFrame(
+            np.array(sums).reshape(len(known), len(names)),
+            index=pd.MultiIndex.from_tuples(
+                [keys[place] for place in known] or [("", -1)][:0], names=["candidate", "seed"]
+            ),
+            columns=pd.MultiIndex.from_tuples(names, names=["metric", "block"]),
+        )
+
+    def without_blocks(self) -> int:
+        """How many retrained networks are not recorded by blocks, and did not diverge."""
+        columns = self._columns("retrainings")
+        both = zip(columns["blocks"], columns["diverged"], strict=True)
+        return sum(sums is None and not diverged for sums, diverged in both)
+
+    def _block_columns(self) -> list[tuple[str, int]]:
+        """What packed sums are of: column and block, in their order."""
+        metrics = () if self.task is None else self.task.metrics
+        return [
+            (f"{split}_{metric.name}", block)
+            for split, counts in self.blocks().items()
+            for metric in metrics
+            for block in range(len(counts))
+        ]
+
+    def _in_blocks(self, blocks: Mapping[str, Sequence[float]]) -> bytes | None:
+        """Sums over blocks as they are recorded; None where there are none."""
+        if not blocks:
+            return None
+        return packed([blocks[column][block] for column, block in self._block_columns()])
 
     # Candidates and scores
 
@@ -280,7 +380,10 @@ class Store(Database):
         there = "SELECT 1 FROM retrainings WHERE seed = ? AND candidate = ?"
         new = {(one.seed, one.candidate): one for one in finished}
         new = {key: one for key, one in new.items() if not self._rows(there, key)}
-        retrainings = [(one.candidate, one.seed, one.diverged, one.seconds) for one in new.values()]
+        retrainings = [
+            (one.candidate, one.seed, one.diverged, one.seconds, self._in_blocks(one.blocks))
+            for one in new.values()
+        ]
         outcomes = [
             (one.candidate, one.seed, *(epoch[name] for name in self._of_epoch))
             for one in new.values()
@@ -335,6 +438,8 @@ class Store(Database):
             new = {candidate for one, candidate in others - mine if one == seed} & ours
             tables = ("retrainings", "outcomes") if new else ()
             if rows := {table: other._some(table, new, "seed", seed) for table in tables}:
+                if self.blocks() != other.blocks():
+                    rows["retrainings"] = [(*row[:-1], None) for row in rows["retrainings"]]
                 found.append(rows)
         return found
 
@@ -373,7 +478,7 @@ class Store(Database):
             return frame.astype(dict.fromkeys(COSTS, "Int64"))
         if table == "dense_epochs":
             return pd.DataFrame(self._columns(table)).sort_values("epoch", ignore_index=True)
-        frame = pd.DataFrame(self._of_candidates(table))
+        frame = pd.DataFrame(self._of_candidates(table)).drop(columns="blocks", errors="ignore")
         place = {name: i for i, name in enumerate(self.candidate_ids())}
         frame["position"] = frame["candidate"].map(place)
         frame = frame.dropna(subset="position")  # a record whose candidates are to be listed anew

@@ -34,6 +34,7 @@ State = Literal["whole", "unchecked", "damaged"]
 _BEFORE = "recorded before checksums were kept"
 _AGAIN = {
     "metrics": "running records them again",
+    "blocks": "running records them again",
     "provenance": "that sitting is forgotten",
     "dense": f"running looks at {DENSE} again, or makes the network again",
     "dense_epochs": f"they are taken from {DENSE} where that is whole",
@@ -208,7 +209,7 @@ def _read_table(
         if chunk is not None and not isinstance(part, ValueError):
             found.whole[table.name, chunk] = seals[table.name, chunk], part
             continue
-        about = f"{table.name} {_about(table, rows.get(chunk, []))}"
+        about = f"{table.name} {_about(table, rows.get(chunk, []))}".rstrip()
         found.faults.append(Part(about, "damaged", str(part), _AGAIN[table.name]))
     again = _AGAIN[table.name]
     found.faults += [Part(table.name, "damaged", str(error), again) for error in ended]

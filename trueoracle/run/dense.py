@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -54,6 +53,9 @@ def make_dense(at: Sitting) -> nn.Module:
         network = read_dense(prepared, folder, recorded)
         if recorded["file_sha256"] is None:  # an older record: now its weights have been looked at
             store.record_dense_file(sha256_of(path))
+        if prepared.data.blocks and not store.has_dense_blocks():  # an older record, too
+            measured = measure(network, prepared.data, 0, 0.0, by_block=True)
+            store.record_dense_blocks(measured.blocks)
         return network
     wanted = recorded["sha256"] if recorded else store.network()
     if wanted is not None:
@@ -72,10 +74,10 @@ def make_dense(at: Sitting) -> nn.Module:
             f"{folder} records: put a backup of {DENSE} in its place, or move {folder} away to "
             "start anew"
         )
-    final = measure(network, prepared.data, 0, 0.0).as_row()
-    if not math.isfinite(final["train_loss"]):
+    final = measure(network, prepared.data, 0, 0.0, by_block=True)
+    if final.diverged:
         raise TrainingError(
-            f"the dense network's train loss is {final['train_loss']}: there is nothing to prune "
+            f"the dense network's train loss is {final.train_loss}: there is nothing to prune "
             "(lower dense.learning_rate, or set dense.gradient_clip)"
         )
     metadata = {
@@ -88,7 +90,14 @@ def make_dense(at: Sitting) -> nn.Module:
         store.record_dense_file(file)
     else:
         store.record_dense(
-            found, prepared.architecture, origin, seconds, final, epochs, file_sha256=file
+            found,
+            prepared.architecture,
+            origin,
+            seconds,
+            final.as_row(),
+            epochs,
+            file_sha256=file,
+            blocks=final.blocks,
         )
     checkpoint.remove()
     return network

@@ -59,6 +59,7 @@ from trueoracle.tasks.base import (
     as_input,
     in_words,
     inputs_of,
+    is_by_example,
     read_part,
     run_network,
 )
@@ -179,6 +180,7 @@ def prepare(
     if (data.train.is_streamed or spec.data.is_language) and spec.data.fingerprint is None:
         # A path does not say what lies there.
         architecture += f"-images-{data.fingerprint()}"
+    data = _in_blocks(made, data, spec.data.blocks)
     return Prepared(
         spec,
         data.to(where),
@@ -192,6 +194,20 @@ def prepare(
         reading.seconds,
         _code(spec, data.task),
     )
+
+
+def _in_blocks(network: nn.Module, data: Splits, count: int) -> Splits:
+    """The data in blocks of examples, where the task tells what each example adds to its sums."""
+    if not count:
+        return data
+    few = data.train.take(torch.arange(min(_EXAMPLES, len(data.train)))).to(_CPU).fields
+    if is_by_example(data.task, run_network(network, few, data.task), few):
+        return data.in_blocks(count)
+    remark = (
+        f"task {data.task.label!r} does not add up what it measures example by example: nothing is "
+        "recorded by blocks of examples"
+    )
+    return replace(data, remarks=(*data.remarks, remark))
 
 
 def _code(spec: StudySpec, task: Task) -> dict[str, str]:

@@ -109,6 +109,7 @@ def retrain_chunk(
             diverged=own[-1].diverged,
             seconds=seconds,
             epochs=[record.as_row() for record in own],
+            blocks={} if own[-1].diverged else own[-1].blocks,
         )
         for (seed, name), own in zip(chunk.members, records, strict=True)
     ]

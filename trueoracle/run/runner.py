@@ -43,6 +43,7 @@ def run(
         warn_of_chance(at)
         at = list_candidates(at, dense)
         adopt(at)
+        tell_blocks(at)
         score_candidates(at, dense)
         if plan is not None and at.left:  # a like study may have had them all
             retrain_candidates(at, dense, plan)
@@ -67,6 +68,16 @@ def score(
         at = list_candidates(at, dense)
         adopt(at)
         score_candidates(at, dense, criteria)
+
+
+def tell_blocks(at: Sitting) -> None:
+    """Say so where outcomes that are there already will keep intervals from counting examples."""
+    if at.prepared.data.blocks and (count := at.store.without_blocks()):
+        at.progress.message(
+            f"{many(count, 'outcome')} of an earlier version {'has' if count == 1 else 'have'} no "
+            "blocks of examples: intervals take the examples as given (to count them, retrain all "
+            "under another name)"
+        )
 
 
 def tell_cost(at: Sitting) -> None:

@@ -90,6 +90,8 @@ def sitting(prepared: Prepared, folder: Path, progress: Progress) -> Iterator[Si
         for name, text in prepared.data.files.items():
             write_text(folder / name, text)
         begun = Sitting(prepared, folder, store, progress, _begin(prepared, store))
+        sizes = {name: own.bincount().tolist() for name, own in prepared.data.blocks.items()}
+        store.record_blocks(sizes)
         for note in prepared.notes:
             progress.message(note)
         yield begun

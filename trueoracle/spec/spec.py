@@ -162,6 +162,14 @@ class DataSpec(Frozen):
         "is measured; imagenet's and folder's default is 0.1",
     )
     split_seed: Seed = Field(0, description="of all these draws")
+    blocks: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="deal the validation and the test examples into so many blocks, equally from "
+        "each class, by each of which outcomes are recorded too, so that intervals allow for other "
+        "examples; 0: none",
+    )
     uint8: Literal["scale", "keep"] | None = Field(
         None,
         description="images given in Python as whole numbers from 0 to 255: divide by 255, or read "
@@ -231,6 +239,13 @@ class DataSpec(Frozen):
     def is_language(self) -> bool:
         """Whether its examples are tokens, of text or of questions and answers."""
         return self.name in TEXTS + QUESTIONS
+
+    @field_validator("blocks")
+    @classmethod
+    def _one_block_says_nothing(cls, count: int) -> int:
+        if count == 1:
+            raise ValueError("one block cannot be compared with another: expected 0, or 2 or more")
+        return count
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> DataSpec:
@@ -412,6 +427,7 @@ ADDED = {
     *LANGUAGE_FIELDS,
     "network.files",
     "data.arguments",
+    "data.blocks",
     "pruning.count",
     "pruning.share",
     "dense.accumulate",

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from trueoracle.errors import InputError, first_line
 from trueoracle.tasks.metric import Metric
@@ -25,6 +26,7 @@ __all__ = [
     "as_input",
     "in_words",
     "inputs_of",
+    "is_by_example",
     "is_positional",
     "read_part",
     "run_network",
@@ -263,6 +265,34 @@ def run_network(network: nn.Module, batch: Batch, task: Task) -> Any:
         ) from error
     finally:
         network.train(was_training)
+
+
+def is_by_example(task: Task, outputs: Any, batch: Batch) -> bool:
+    """Whether a task's sums over a batch are those over its first example and over the others.
+
+    They are not where an example is compared with those beside it, and where the outputs cannot be
+    cut, which are then no tensors ``[N, ...]``.
+    """
+    count = len(next(iter(batch.values())))
+    leaves = pytree.tree_leaves(outputs)
+    if not all(isinstance(v, Tensor) and v.ndim and len(v) == count for v in leaves):
+        return False
+
+    def sums(some: slice) -> dict[str, Tensor]:
+        part = {name: value[some] for name, value in batch.items()}
+        return task.sums(pytree.tree_map(lambda v: v[some], outputs), part)
+
+    try:
+        with torch.no_grad():
+            whole, first, others = sums(slice(None)), sums(slice(1)), sums(slice(1, None))
+            return all(
+                torch.allclose(
+                    first[name].double() + others[name].double(), value.double(), rtol=1e-3
+                )
+                for name, value in whole.items()
+            )
+    except Exception:  # a task of the user's own runs: anything can come out
+        return False
 
 
 def in_words(batch: Batch) -> str:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
+from torch.utils import _pytree as pytree
 
 from trueoracle.data.splits import AnySplit
-from trueoracle.tasks.base import Task
+from trueoracle.tasks.base import Batch, Task
 
-__all__ = ["add_sums", "evaluate", "evaluate_together", "evaluation_batch"]
+__all__ = [
+    "Tally",
+    "add_sums",
+    "evaluate",
+    "evaluate_together",
+    "evaluation_batch",
+    "tally_together",
+]
 
 _MOST_EXAMPLES = 500
 """So many small images fit a CPU's cache, where larger batches measured slower."""
@@ -50,20 +60,89 @@ def evaluate_together(
     networks: Sequence[nn.Module], split: AnySplit, task: Task, batch_size: int | None = None
 ) -> list[dict[str, float]]:
     """Evaluate each of some networks, as :func:`evaluate`, going through the examples once."""
+    found = tally_together(networks, split, task, batch_size)
+    return [{name: float(value) for name, value in one.metrics().items()} for one in found]
+
+
+def tally_together(
+    networks: Sequence[nn.Module],
+    split: AnySplit,
+    task: Task,
+    batch_size: int | None = None,
+    blocks: Tensor | None = None,
+) -> list[Tally]:
+    """Of each network the sums over a split, and over the ``blocks`` ``[N]`` of its examples."""
     modes = [network.training for network in networks]
-    totals: list[dict[str, Tensor]] = [{} for _ in networks]
+    tallies = [Tally(task, blocks) for _ in networks]
     for network in networks:
         network.eval()
     try:
         with torch.inference_mode():
             for batch in split.batches(batch_size or evaluation_batch(split)):
-                for network, total in zip(networks, totals, strict=True):
-                    add_sums(total, task.sums(task.forward(network, batch), batch))
-            found = [task.finish(total) for total in totals]
+                for network, tally in zip(networks, tallies, strict=True):
+                    tally.add(task.forward(network, batch), batch)
     finally:
         for network, mode in zip(networks, modes, strict=True):
             network.train(mode)
-    return [{name: float(value) for name, value in metrics.items()} for metrics in found]
+    return tallies
+
+
+class Tally:
+    """What a task's metrics are made of, added up over the batches of a split in float64.
+
+    ``blocks`` ``[N]``: the block of each example, each of which is added up by itself as well;
+    without them that costs nothing. ``stacked``: outputs are ``[P, N, ...]``, of P networks.
+    """
+
+    def __init__(self, task: Task, blocks: Tensor | None = None, *, stacked: bool = False) -> None:
+        self._sums = vmap(task.sums, (0, None)) if stacked else task.sums
+        self._axis = int(stacked)
+        self._finish = task.finish
+        self._totals: dict[str, Tensor] = {}
+        self._blocks, self._seen = blocks, 0
+        self._sizes = torch.zeros(0) if blocks is None else blocks.bincount().double()
+        self._parts: list[dict[str, Tensor]] = [{} for _ in self._sizes]
+
+    def add(self, outputs: Any, batch: Batch) -> None:
+        """Add what networks give for the next examples of the split."""
+        add_sums(self._totals, self._sums(outputs, dict(batch)))
+        if self._blocks is None:
+            return
+        first = next(iter(batch.values()))
+        own = self._blocks[self._seen : self._seen + len(first)]
+        self._seen += len(first)
+        for block in own.unique().tolist():
+            some = (own == block).nonzero()[:, 0].to(first.device)
+            part = {name: value[some] for name, value in batch.items()}
+            given = pytree.tree_map(lambda v, i=some: v.index_select(self._axis, i), outputs)
+            add_sums(self._parts[block], self._sums(given, part))
+
+    def metrics(self) -> dict[str, Tensor]:
+        """The metrics of all examples by name, ``[P]`` where networks are stacked."""
+        return self._finish(self._totals)
+
+    def by_block(self) -> dict[str, Tensor]:
+        """The sums of each metric over the examples of each block, ``[B]`` or ``[P, B]``.
+
+        What is a mean over examples has such sums. Of any other metric they are the weighted
+        jackknife's pseudo-values (Busing et al. 1999, Statistics and Computing 9, section 2): the
+        number of examples times the metric, less the same without the block.
+        """
+        totals: dict[str, Tensor] = {}
+        for part in self._parts:
+            add_sums(totals, part)
+        whole = self._finish(totals)
+        count = float(self._sizes.sum())
+        found: dict[str, list[Tensor]] = {name: [] for name in whole}
+        for part, size in zip(self._parts, self._sizes.tolist(), strict=True):
+            own = self._finish(part)
+            rest = self._finish({name: total - part[name] for name, total in totals.items()})
+            for name, value in whole.items():
+                pseudo, total = count * value - (count - size) * rest[name], size * own[name]
+                # Of a mean both are the same, but for the rounding of a difference.
+                same = torch.isclose(pseudo, total, rtol=1e-9, atol=1e-9)
+                found[name].append(torch.where(same, total, pseudo))
+        return {name: torch.stack(values, dim=-1) for name, values in found.items()}
 
 
 def add_sums(totals: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from trueoracle.tasks.classification import Classification, Smoothed
 from trueoracle.training.adapters import Adapters
 from trueoracle.training.checkpoint import Checkpoint, Keepable
 from trueoracle.training.continuing import STREAM, MemberState, restore, state_of
-from trueoracle.training.evaluate import evaluate
+from trueoracle.training.evaluate import tally_together
 from trueoracle.training.recipe import Recipe, Retraining
 from trueoracle.training.savings import Rounded, checkpointed
 
@@ -35,12 +35,14 @@ class EpochRecord:
     """One network after one epoch (counted from 0).
 
     ``values`` has every metric of the task on every split (``test_accuracy``): NaN where there is
-    no validation split, and in the losses of a network that diverged.
+    no validation split, and in the losses of a network that diverged. ``blocks`` has, by the same
+    names, the sums over each block of examples, where they were asked for: after the last epoch.
     """
 
     epoch: int
     learning_rate: float
     values: Mapping[str, float]
+    blocks: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def train_loss(self) -> float:
@@ -52,7 +54,7 @@ class EpochRecord:
         return not math.isfinite(self.train_loss)
 
     def as_row(self) -> dict[str, Any]:
-        """Its fields side by side, as they are recorded."""
+        """Epoch, learning rate and values side by side, as they are recorded."""
         return {"epoch": self.epoch, "learning_rate": self.learning_rate, **self.values}
 
     @classmethod
@@ -66,7 +68,11 @@ _PLAIN = ("epoch", "learning_rate")
 
 
 def epoch_record(
-    epoch: int, learning_rate: float, measured: Mapping[str, Mapping[str, float]], task: Task
+    epoch: int,
+    learning_rate: float,
+    measured: Mapping[str, Mapping[str, float]],
+    task: Task,
+    blocks: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> EpochRecord:
     """What was ``measured`` by split and metric as a record; NaN where there is no validation."""
     values = {f"validation_{metric.name}": math.nan for metric in task.metrics}
@@ -76,7 +82,12 @@ def epoch_record(
         for metric in task.metrics
     }
     train = {name: value for name, value in columns.items() if name.startswith("train_")}
-    return EpochRecord(epoch, learning_rate, train | values | columns)
+    by_column = {
+        f"{split}_{metric}": tuple(sums)
+        for split, of_split in (blocks or {}).items()
+        for metric, sums in of_split.items()
+    }
+    return EpochRecord(epoch, learning_rate, train | values | columns, by_column)
 
 
 def train(
@@ -393,10 +404,23 @@ def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> optim.Optimi
     return optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay)
 
 
-def measure(network: nn.Module, data: Splits, epoch: int, learning_rate: float) -> EpochRecord:
-    """Evaluate a network on every split there is."""
-    measured = {name: evaluate(network, split, data.task) for name, split in data.named()}
-    return epoch_record(epoch, learning_rate, measured, data.task)
+def measure(
+    network: nn.Module,
+    data: Splits,
+    epoch: int,
+    learning_rate: float,
+    *,
+    by_block: bool = False,
+) -> EpochRecord:
+    """Evaluate a network on every split there is, and on the data's blocks of examples."""
+    measured, blocks = {}, {}
+    for name, split in data.named():
+        own = data.blocks.get(name) if by_block else None
+        (tally,) = tally_together([network], split, data.task, blocks=own)
+        measured[name] = {metric: float(value) for metric, value in tally.metrics().items()}
+        if own is not None:
+            blocks[name] = {metric: sums.tolist() for metric, sums in tally.by_block().items()}
+    return epoch_record(epoch, learning_rate, measured, data.task, blocks)
 
 
 def stream_seed(seed: int, epoch: int, *names: str) -> int:

@@ -19,11 +19,12 @@ __all__ = ["older_record", "stopped_early", "synthetic"]
 
 
 def older_record(runs: Path, version: int = 2) -> Path:
-    """A copy below ``runs`` of a run of the second format, which kept no checksums, or the third.
+    """A copy below ``runs`` of a run of an earlier format.
 
-    The third named no metrics. Both are of the study of the fixture ``tiny_fields``, were stopped
-    while they retrained with the second seed, and have been searched with 50 % of the budget. The
-    folder has the name that the study has today: digests have changed since.
+    The second kept no checksums, the third named no metrics, the fourth had no blocks of examples.
+    All are of the study of the fixture ``tiny_fields``. The second and the third were stopped while
+    they retrained with the second seed, and have been searched with 50 % of the budget; the fourth
+    was stopped before the second seed. The folder has the name that the study has today.
     """
     (source,) = (Path(__file__).parent / f"format-{version}").iterdir()
     draft = runs / source.name
