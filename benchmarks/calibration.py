@@ -32,7 +32,7 @@ from scipy import stats
 
 from trueoracle.analysis import permutation
 from trueoracle.analysis import table as tables
-from trueoracle.analysis.assessment import assess, pool
+from trueoracle.analysis.assessment import assess
 from trueoracle.analysis.comparison import differences
 from trueoracle.analysis.meta import effect, meta_analysis
 from trueoracle.analysis.table import CandidateTable
@@ -273,9 +273,12 @@ def networks(number: int, several: int, seed: int = 2) -> dict[str, float]:
         effects = []
         for place in range(several):
             for table in network(generator):
-                (one,) = pool([table])
+                (one,) = assess(table)
                 more: dict[str, Any] = {"cluster": str(place)} if clusters else {}
-                made = effect("", one.tau, len(table), one.standard_error, one.interval, **more)
+                made = effect(
+                    "", one.relation.kendall.value, len(table), one.standard_error, one.interval,
+                    **more,
+                )  # fmt: skip
                 if made is not None:
                     effects.append(made)
         found = meta_analysis(effects)

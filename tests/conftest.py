@@ -17,6 +17,7 @@ from trueoracle.data import datasets
 from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.figures import scatter
 from trueoracle.networks.registry import build
+from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import Results
 from trueoracle.study import Study
 from trueoracle.tasks.classification import Classification
@@ -126,6 +127,31 @@ def _finished(_tiny: datasets.DatasetInfo, tmp_path_factory: pytest.TempPathFact
 def finished(_finished: Path, tiny_dataset: str, tmp_path: Path) -> Results:
     """The study of ``tiny_fields`` below ``runs``, run to its end; a copy of the test's own."""
     return Results(shutil.copytree(_finished, tmp_path / "runs" / _finished.name))
+
+
+@pytest.fixture(scope="session")
+def _three_networks(
+    _tiny: datasets.DatasetInfo, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """The folder of runs that all copies are of, and the study's in it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    runs = tmp_path_factory.mktemp("networks")
+    dense = {**TINY["dense"], "seeds": [0, 1, 2]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(datasets.DATASETS, "tiny", _tiny)
+        folder = Study(**{**TINY, "dense": dense}, runs=runs).run(progress=False).folder
+    torch.set_num_threads(threads)
+    return runs, folder.name
+
+
+@pytest.fixture
+def three_networks(
+    _three_networks: tuple[Path, str], tiny_dataset: str, tmp_path: Path
+) -> PooledResults:
+    """The study of ``tiny_fields`` over three dense networks, run to its end; a copy."""
+    runs, name = _three_networks
+    return PooledResults(shutil.copytree(runs, tmp_path / "runs") / name)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueoracle.errors import InputError
-from trueoracle.record.paths import DATABASE
+from trueoracle.record.networks import is_recorded
+from trueoracle.record.pooled import open_results
 from trueoracle.record.results import Results
 from trueoracle.run.progress import Progress, as_progress
 from trueoracle.spec.grid import Variant, grid_digest, variants
@@ -87,11 +88,11 @@ class Grid:
     def folders(self) -> dict[str, Path]:
         """The folders of the studies that are recorded so far, by label."""
         known = {_label(one): self.runs / one.spec.folder_name for one in self.variants}
-        return {label: one for label, one in known.items() if (one / DATABASE).is_file()}
+        return {label: one for label, one in known.items() if is_recorded(one)}
 
     def results(self) -> dict[str, Results]:
         """The studies that are recorded so far, by label."""
-        return {label: Results(folder) for label, folder in self.folders().items()}
+        return {label: open_results(folder) for label, folder in self.folders().items()}
 
     def summary(self, outcome: str = "last") -> dict[str, Any]:
         """What is recorded of the studies, as plain values for JSON.

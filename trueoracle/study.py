@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from trueoracle.engines.memory import parse_bytes
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import architecture_sha256, weights_sha256
+from trueoracle.record.networks import write_networks
+from trueoracle.record.pooled import open_results
 from trueoracle.record.results import Results
 from trueoracle.record.runs import find_arms
 from trueoracle.run import runner
@@ -54,6 +57,10 @@ class Study:
         results = study.run()
         results.correlate()
         results.plot("oracle").savefig("scatter.png")
+
+    Over several dense networks, whose results are :class:`trueoracle.record.pooled.PooledResults`::
+
+        Study("digits-conv1-0.2", overrides={"dense.seeds": [0, 1, 2]}).run().correlate()
     """
 
     def __init__(
@@ -133,8 +140,20 @@ class Study:
             self.spec = spec_from(merged(base, changes), overrides)
         self.folder = Path(runs) / self.spec.folder_name
 
+    @property
+    def networks(self) -> tuple[Study, ...]:
+        """The study of each dense network, with a folder of its own; this one, where it is one."""
+        if len(self.spec.networks) == 1:
+            return (self,)
+        each = []
+        for spec in self.spec.networks:
+            one = copy.copy(self)
+            one.spec, one.folder = spec, self.folder.parent / spec.folder_name
+            each.append(one)
+        return tuple(each)
+
     def prepare(self, device: str = "auto", *, progress: bool | Progress = False) -> Prepared:
-        """Check everything and list the candidates; no long work.
+        """Check everything and list the candidates, of the first dense network; no long work.
 
         ``progress`` gets a message where the network is so slow that this takes minutes.
         """
@@ -145,7 +164,7 @@ class Study:
         if self.spec.task.startswith(GIVEN) and self._task is None:
             raise InputError(f"{self.spec.name} needs its task: Study(…, task=…)")
         return prepare(
-            self.spec,
+            self.spec.networks[0],
             network=self._network,
             data=self._data,
             task=self._task,
@@ -172,16 +191,20 @@ class Study:
     ) -> Results:
         """Carry the study out, or go on where it stopped, and return its results.
 
+        Of several dense networks one is trained, pruned and retrained after the other.
         ``progress`` prints plain lines to standard error; False is silent. ``device`` is
         ``"auto"`` (CUDA where there is one), or a torch device name. ``engine`` is ``"auto"``,
         ``"native"``, ``"wide"`` or ``"loop"``, and changes speed, not results; ``memory`` (such as
         ``"4GB"``) bounds what is retrained at once, by default half of what is free.
         """
         budget = None if memory is None else parse_bytes(memory)
-        shown = as_progress(progress)
-        prepared = self.prepare(device, progress=shown)
-        runner.run(prepared, self.folder, shown, engine=engine, memory=budget)
-        return self.results()
+        return self._each(
+            as_progress(progress),
+            device,
+            lambda prepared, folder, shown: runner.run(
+                prepared, folder, shown, engine=engine, memory=budget
+            ),
+        )
 
     def score(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
         """Score every candidate and retrain none; :meth:`run` goes on from there.
@@ -190,8 +213,24 @@ class Study:
 
             Study("lenet5-mini-conv1-0.5").score().ranking("oracle").sentence()
         """
-        shown = as_progress(progress)
-        runner.score(self.prepare(device, progress=shown), self.folder, shown)
+        return self._each(as_progress(progress), device, runner.score)
+
+    def _each(
+        self,
+        progress: Progress,
+        device: str,
+        carry_out: Callable[[Prepared, Path, Progress], None],
+    ) -> Results:
+        """Carry out the study of each dense network."""
+        each = self.networks
+        for place, one in enumerate(each, start=1):
+            if len(each) > 1:
+                name = f"dense network {place} of {len(each)} (dense.seed = {one.spec.dense.seed})"
+                progress.message(f"{self.spec.name}, {name}")
+            prepared = one.prepare(device, progress=progress)
+            if len(each) > 1 and place == 1:  # nothing is written of what cannot work
+                write_networks(self.folder, self.spec)
+            carry_out(replace(prepared, place=(place, len(each))), one.folder, progress)
         return self.results()
 
     def search(
@@ -216,6 +255,11 @@ class Study:
         """
         from trueoracle.search.search import search
 
+        if len(self.networks) > 1:
+            raise InputError(
+                f"{self.spec.name} has {len(self.networks)} dense networks, and a search is of "
+                f"one: dense.seeds = [{self.spec.dense.seed}]"
+            )
         if not isinstance(budget, SearchSettings):
             budget = SearchSettings(None if budget is None else str(budget))
         shown = as_progress(progress)
@@ -242,7 +286,7 @@ class Study:
 
     def results(self) -> Results:
         """What is recorded so far; raises :class:`StoreError` where nothing is."""
-        return Results(self.folder)
+        return open_results(self.folder)
 
 
 def _called(network: nn.Module | str) -> str:

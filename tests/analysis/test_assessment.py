@@ -3,12 +3,14 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from trueoracle.analysis.assessment import MATTERS, assess, judged_together, pool
+from trueoracle.analysis.assessment import MATTERS, assess, judged_together
 from trueoracle.analysis.correlation import kendall
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError
@@ -270,10 +272,53 @@ def test_dense_networks_are_pooled() -> None:
         x = generator.normal(size=60)
         y = shift * x + generator.normal(size=60)
         tables.append(table(y[:, None] + 0.1 * generator.normal(size=(60, 2)), c=x))
-    (pooled,) = pool(tables)
+    (pooled,) = assess(tables)
     each = [kendall(one.scores["c"], one.outcome).value for one in tables]
-    assert pooled.tau == pytest.approx(np.mean(each))
+    assert pooled.relation.kendall.value == pytest.approx(np.mean(each))
     assert pooled.interval_over == "3 dense networks, given the examples"
-    assert pooled.interval.low < min(each)
-    assert pooled.interval.high > max(each)
-    assert pooled.as_dict()["kendall_tau"] == pooled.tau
+    # Student's t of three networks' taus, on the scale of atanh.
+    reach = stats.t.ppf(0.975, 2) * np.std(each, ddof=1) / math.sqrt(3) / (1 - np.mean(each) ** 2)
+    assert pooled.interval.low == pytest.approx(math.tanh(math.atanh(np.mean(each)) - reach))
+    assert pooled.interval.high == pytest.approx(math.tanh(math.atanh(np.mean(each)) + reach))
+    assert (pooled.networks, pooled.as_dict()["networks"]) == (3, 3)
+    alone = [assess(one)[0] for one in tables]
+    assert pooled.relation.n == 180
+    assert pooled.relation.anomalies == sum(one.relation.anomalies for one in alone)
+    assert pooled.relation.rank == pytest.approx(np.mean([one.relation.rank for one in alone]))
+    assert pooled.reliability.ceiling == pytest.approx(
+        np.mean([one.reliability.ceiling for one in alone])
+    )
+    assert "after retraining over 3 dense networks (τ " in pooled.sentence()
+    assert "of 180 candidates" in pooled.sentence()
+    # Candidates of different networks are not compared: a network may end better as a whole.
+    better = [replace(t, outcomes=t.outcomes + 9 * i) for i, t in enumerate(tables)]
+    assert assess(better)[0].relation.kendall == pooled.relation.kendall
+    assert repr(assess(tables[:1])) == repr(alone[:1])
+
+
+def test_many_networks_answer_what_one_cannot() -> None:
+    generator = np.random.default_rng(8)
+    pruned = every_way(5, 2)
+    tables = []
+    for _ in range(6):
+        worth = generator.normal(size=5)
+        noise = generator.normal(size=5)
+        outcome = pruned @ (worth + 0.3 * noise)
+        tables.append(
+            table(outcome, higher_is_better=False, pruned=pruned, good=pruned @ worth,
+                  chance=pruned @ generator.normal(size=5))
+        )  # fmt: skip
+    good, chance = assess(tables)
+    assert good.answer == "Yes"
+    assert chance.answer == "Unclear"
+    assert good.permutation_p_value < min(assess(t)[0].permutation_p_value for t in tables)
+    assert good.interval_over == "6 dense networks, given the examples"
+    # Of two, none can be left out: they are given, with the seeds and filters of both.
+    two = assess(tables[:2])[0]
+    assert two.interval_over == (
+        "10 filters, given these 2 dense networks, the retraining seed and the examples"
+    )
+    assert two.counts_filters
+    # Criteria that one of the networks lacks are left out.
+    lacking = [replace(tables[0], scores={"good": tables[0].scores["good"]}), *tables[1:]]
+    assert [one.criterion for one in assess(lacking)] == ["good"]

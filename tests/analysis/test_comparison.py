@@ -86,7 +86,7 @@ def test_partial_tau_of_kendalls_own_formula() -> None:
 def test_criteria_that_order_alike_stand_together() -> None:
     x = np.random.default_rng(0).normal(size=(2, 30))
     scores = {"a": x[0], "b": x[1], "a2": np.exp(x[0]), "b2": x[1] ** 3}
-    found = rank_agreement(scores)
+    found = rank_agreement([scores])
     order = [found.criteria[place] for place in found.order]
     assert {frozenset(order[:2]), frozenset(order[2:])} == {
         frozenset({"a", "a2"}),
@@ -97,9 +97,9 @@ def test_criteria_that_order_alike_stand_together() -> None:
     assert tau[0, 2] == pytest.approx(1)
     assert tau[0, 1] == pytest.approx(kendall(x[0], x[1]).value)
     assert len(found.linkage) == 3
-    constant = rank_agreement({"a": x[0], "flat": np.zeros(30)})
+    constant = rank_agreement([{"a": x[0], "flat": np.zeros(30)}])
     assert constant.as_dict()["tau"][0][1] is None
-    assert rank_agreement({"a": x[0]}).linkage == ()
+    assert rank_agreement([{"a": x[0]}]).linkage == ()
 
 
 def test_a_combination_gains_where_each_has_a_part() -> None:
@@ -161,4 +161,4 @@ def test_the_order_of_the_candidates_changes_nothing(order: list[int], seed: int
     assert shuffled.difference == pytest.approx(plain.difference)
     assert (shuffled.low, shuffled.high) == pytest.approx((plain.low, plain.high))
     for one, other in itertools.combinations("ab", 2):
-        assert rank_agreement(moved.scores).tau == rank_agreement(scores).tau, (one, other)
+        assert rank_agreement([moved.scores]).tau == rank_agreement([scores]).tau, (one, other)

@@ -87,7 +87,7 @@ def test_without_noise_a_criterion_is_what_it_is() -> None:
     def taus(one: CandidateTable) -> np.ndarray:
         return np.array([kendall(one.scores["c"], one.outcome).value])
 
-    (around,), of_ceiling = without_noise(table, taus, standardised_ranks(score[None]))
+    (around,), of_ceiling = without_noise([table], taus, [standardised_ranks(score[None])])
     assert around.low < expected < around.high
     assert of_ceiling.low < ceiling < of_ceiling.high
 

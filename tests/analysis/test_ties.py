@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import trueoracle.analysis
 from trueoracle.analysis.additive import additive, predict_additive
-from trueoracle.analysis.assessment import assess, pool
+from trueoracle.analysis.assessment import assess
 from trueoracle.analysis.comparison import (
     combine,
     compare,
@@ -113,12 +113,12 @@ def same(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-def assessed(one: CandidateTable) -> list[dict[str, Any]]:
+def assessed(*tables: CandidateTable) -> list[dict[str, Any]]:
     """Everything but the number of the chosen row; its sentence among it."""
     return [
         {k: v for k, v in made.as_dict().items() if k != "chosen"}
         | {"said": made.sentence(), "known": made.relation.chosen is None}
-        for made in assess(one)
+        for made in assess(tables)
     ]
 
 
@@ -128,8 +128,7 @@ def taus(one: CandidateTable) -> np.ndarray:
 
 OF_TABLES: dict[str, Callable[[CandidateTable], Any]] = {
     "additive": lambda one: (made := additive(one)) and made.as_dict(),
-    "assess": assessed,
-    "pool": lambda one: [made.as_dict() for made in pool([one, one])],
+    "assess": lambda one: [assessed(one), assessed(one, one)],
     "jackknife": lambda one: jackknife([one], taus).standard_error(),
     "leave_out": lambda one: leave_out(one, taus).seeds,
     "in_words": lambda one: in_words([one]),
@@ -138,7 +137,9 @@ OF_TABLES: dict[str, Callable[[CandidateTable], Any]] = {
     ),
     "noise_ceiling": lambda one: noise_ceiling(one).as_dict(),
     "without_noise": lambda one: (
-        without_noise(one, taus, standardised_ranks(np.stack(list(one.scores.values()))))[1].high
+        without_noise([one], taus, [standardised_ranks(np.stack(list(one.scores.values())))])[
+            1
+        ].high
     ),
     "how_permuted": how_permuted,
     "combine": lambda one: (made := combine(one)) and made.as_dict(),
@@ -158,7 +159,7 @@ OF_COLUMNS: dict[str, Callable[..., Any]] = {
     "spearman": lambda a, b, y: spearman(a, y).value,
     "top_weighted": lambda a, b, y: top_weighted(a, y, higher_is_better=False),
     "partial_kendall": partial_kendall,
-    "rank_agreement": lambda a, b, y: rank_agreement({"a": a, "b": b, "y": y}).as_dict(),
+    "rank_agreement": lambda a, b, y: rank_agreement([{"a": a, "b": b, "y": y}]).as_dict(),
     "relate": lambda a, b, y: [
         {k: v for k, v in relate(a, y, **cast(Any, which)).as_dict().items() if k != "chosen"}
         for which in (
@@ -308,7 +309,7 @@ def test_a_file_in_another_order_is_the_same_file(tmp_path: Path) -> None:
         frame.iloc[rows].to_csv(path, index=False)
         found = read_tables(path, ["x"], ["y"], higher_is_better=True, network="net")
         each = {name: assessed(one) for name, one in found.items()}
-        said.append([each, [one.as_dict() for one in pool(list(found.values()))]])
+        said.append([each, assessed(*found.values())])
     same(said[1], said[0])
     assert list(said[0][0]) == ["1", "2", "7", "10"]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import re
@@ -95,6 +96,14 @@ def test_random_is_uniform_and_fixed(dense: nn.Module, few_digits: Splits) -> No
     assert histogram.min() > 150
     assert scores.max() < 1
     assert np.array_equal(scores, find_criterion("random")(dense, many, few_digits))
+    # In pieces as at once, and of another dense network other numbers, which know nothing of these.
+    piece = find_criterion("random")(dense, many.take(range(7, 40)), few_digits)
+    assert np.array_equal(piece, scores[7:40])
+    other = copy.deepcopy(dense)
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1e-3
+    others = find_criterion("random")(other, many, few_digits)
+    assert abs(np.corrcoef(scores, others)[0, 1]) < 0.08  # 3.6 standard errors of 2,000
 
 
 def test_a_criterion_is_registered_in_three_lines(

@@ -111,6 +111,7 @@ CHANGES: dict[str, Any] = {
         }.items()
     },
     "dense.seed": 7,
+    "dense.seeds": [7, 8],
     "retraining.seeds": [7],
     "retraining.common_random_numbers": False,
 }
@@ -720,3 +721,42 @@ def test_a_name_is_short_for_a_network_and_for_data() -> None:
     # Another network, of which what its base says does not hold.
     other = spec_from({**MINIMAL, "network": {"name": "mlp", "weights": "a"}}, {"network": "vgg11"})
     assert (other.network.name, other.network.weights) == ("vgg11", None)
+
+
+def test_a_study_over_several_dense_networks_is_a_study_of_each() -> None:
+    several = spec_from(MINIMAL, {"dense.seeds": [4, 0, 2]})
+    assert [one.dense.seed for one in several.networks] == [4, 0, 2]
+    for one in several.networks:
+        alone = spec_from(MINIMAL, {"dense.seed": one.dense.seed})
+        assert (one.digest, one.folder_name) == (alone.digest, alone.folder_name)
+        assert one.networks == (one,)
+    assert len({several.digest, *(one.digest for one in several.networks)}) == 4
+    # A list of one is that one, and none is the seed's.
+    assert spec_from(MINIMAL, {"dense.seeds": [4]}).digest == several.networks[0].digest
+    plain = spec_from(MINIMAL)
+    assert (plain.dense.seeds, plain.networks) == (None, (plain,))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dense.seeds": []}, "dense.seeds: .* at least 1"),
+        ({"dense.seeds": [1, 2, 1]}, r"dense: seeds must differ, got \[1, 2, 1\]"),
+        ({"dense.seeds": [0.5]}, "dense.seeds.0: .* a fractional part, got 0.5"),
+        ({"dense.seeds": [-1]}, "dense.seeds.0: .* got -1"),
+        ({"dense.seeds": 3}, "dense.seeds: .* got 3"),
+        (
+            {"dense.seeds": [0, 1], "dense.seed": 0},
+            r"dense: seed = 0 and seeds = \[0, 1\] are both given: leave one out",
+        ),
+        (
+            {"dense.seeds": [0, 1], "network.weights": "dense.safetensors"},
+            r"dense.seeds = \[0, 1\] trains a dense network for each, and network 'lenet5-mini' "
+            "arrives trained: leave dense.seeds out",
+        ),
+    ],
+)
+def test_dense_seeds_that_make_no_study_are_one_line(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}") as caught:
+        spec_from(MINIMAL, fields)
+    assert "\n" not in str(caught.value)

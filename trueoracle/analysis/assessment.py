@@ -1,4 +1,7 @@
-"""All that is known of one criterion against one outcome: the relation, and how sure it is."""
+"""All that is known of one criterion against one outcome: the relation, and how sure it is.
+
+Of one dense network, or of several, whose candidates are never compared with each other's.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,21 @@ from trueoracle.analysis.comparison import adjusted_p_values
 from trueoracle.analysis.correlation import kendalls, top_weighted
 from trueoracle.analysis.interactions import standardised_ranks
 from trueoracle.analysis.jackknife import Interval, in_words, jackknife
-from trueoracle.analysis.numbers import finite_or_none, interval, mean_count, number
+from trueoracle.analysis.numbers import finite_or_none, interval, many, mean_count, number
 from trueoracle.analysis.permutation import label_permutation_p_values
-from trueoracle.analysis.relation import Relation, relate
+from trueoracle.analysis.relation import Relation, mean_relation, relate
 from trueoracle.analysis.reliability import (
     LEAST_CEILING,
     Reliability,
     disattenuated,
+    mean_reliability,
     noise_ceiling,
     without_noise,
 )
 from trueoracle.analysis.selection import Selection, select
 from trueoracle.analysis.table import CandidateTable
 
-__all__ = ["MATTERS", "SIGNIFICANT", "Assessment", "Pooled", "assess", "judged_together", "pool"]
+__all__ = ["MATTERS", "SIGNIFICANT", "Assessment", "assess", "judged_together"]
 
 SIGNIFICANT = 0.05
 
@@ -36,7 +40,9 @@ MATTERS = 0.2
 
 @dataclass(frozen=True)
 class Assessment:
-    """One criterion against one outcome.
+    """One criterion against one outcome, in each of some dense ``networks``, by default one.
+
+    Of several, coefficients are means over them.
 
     Raw, as :class:`Relation`'s coefficients are:
 
@@ -78,6 +84,7 @@ class Assessment:
     disattenuated: float
     disattenuated_interval: Interval
     selection: Selection
+    networks: int = 1
 
     @property
     def agreement_interval(self) -> Interval:
@@ -123,6 +130,7 @@ class Assessment:
             **self.relation.as_dict(),
             **finite_or_none(
                 {
+                    "networks": self.networks,
                     "kendall_low": self.interval.low,
                     "kendall_high": self.interval.high,
                     "agreement_low": self.agreement_interval.low,
@@ -163,8 +171,9 @@ class Assessment:
                 f"Unclear: nothing can be said, since {outcome} orders the candidates in another "
                 f"way each time ({self.reliability.over} repeated)."
             )
+        over = "" if self.networks == 1 else f" over {many(self.networks, 'dense network')}"
         return (
-            f"{self.answer}: {score} {self._strength()} {outcome} after retraining "
+            f"{self.answer}: {score} {self._strength()} {outcome} after retraining{over} "
             f"({self._tau()}); {self._choice()}."
         )
 
@@ -189,7 +198,10 @@ class Assessment:
     def _choice(self) -> str:
         """How many candidates end better than the chosen one, in words."""
         relation = self.relation
-        if relation.tied == 1 and relation.chosen_diverged:
+        chosen = "the one it would choose"
+        if self.networks > 1:
+            chosen += " in their network"
+        elif relation.tied == 1 and relation.chosen_diverged:
             return (
                 "the candidate it would choose diverged in retraining, which counts as the worst "
                 f"of {relation.n:,}"
@@ -199,12 +211,12 @@ class Assessment:
             count = mean_count(relation.anomalies)
             share = f"{count} of {relation.n:,} candidates ({relation.anomaly_ratio:.1%})"
         end = "ends" if relation.anomalies == 1 else "end"
-        if relation.tied == 1:
-            return f"{share} {end} better than the one it would choose"
+        if relation.tied == 1 or self.networks > 1:
+            return f"{share} {end} better than {chosen}"
         least = "highest" if relation.higher_score_is_better else "lowest"
         on_average = "" if relation.anomalies == 0 else "on average "
         return (
-            f"{on_average}{share} {end} better than the one it would choose, which is one of "
+            f"{on_average}{share} {end} better than {chosen}, which is one of "
             f"{relation.tied:,} that share the {least} score"
         )
 
@@ -238,37 +250,31 @@ def judged_together(groups: Sequence[Sequence[Assessment]]) -> list[list[Assessm
     return [[next(made) for _ in group] for group in groups]
 
 
-def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> list[Assessment]:
+def assess(
+    tables: CandidateTable | Sequence[CandidateTable], *, k: int | None = None, seed: int = 0
+) -> list[Assessment]:
     """Every criterion of a table against its outcome, the mean over seeds.
 
+    Of several tables, each is of another dense network, and criteria are those that all have.
     ``k`` is that of :func:`trueoracle.analysis.selection.select`. Criteria without any finite score
     are left out, as is everything where no outcome is finite. P-values are adjusted for the
-    criteria of the table: of several tables, :func:`judged_together` adjusts for all of them.
+    criteria of the tables: of several displays, :func:`judged_together` adjusts for all of them.
     """
-    outcome = table.outcome
-    known = np.isfinite(outcome)
-    names = [name for name, column in table.scores.items() if (np.isfinite(column) & known).any()]
+    several = [tables] if isinstance(tables, CandidateTable) else list(tables)
+    names = [name for name in several[0].scores if all(_is_known(t, name) for t in several)]
     if not names:
         return []
-    named = replace(table, scores={name: table.scores[name] for name in names})
+    named = [replace(t, scores={name: t.scores[name] for name in names}) for t in several]
     permuted = label_permutation_p_values(named, seed=seed)
-    columns = standardised_ranks(np.stack(list(named.scores.values())))
-    found = jackknife([named], _taus, columns=columns)
+    columns = [standardised_ranks(np.stack(list(t.scores.values()))) for t in named]
+    found = jackknife(named, _taus, columns=columns)
     without, of_ceiling = without_noise(named, _taus, columns)
-    reliability = noise_ceiling(table, of_ceiling)
-    over = in_words([table])
+    reliability = mean_reliability([noise_ceiling(t) for t in several], of_ceiling)
+    counted = found.counts_filters
+    over = in_words(named)
     made = []
     for place, name in enumerate(names):
-        scores = table.scores[name]
-        finite = np.isfinite(scores) & known
-        relation = relate(
-            scores,
-            outcome,
-            higher_is_better=table.higher_is_better,
-            higher_score_is_better=name in table.higher_is_chosen,
-            diverged=table.any_diverged,
-        )
-        counted = found.counts_filters
+        relation = mean_relation([_relation(table, name) for table in named])
         made.append(
             Assessment(
                 criterion=name,
@@ -284,18 +290,37 @@ def assess(table: CandidateTable, *, k: int | None = None, seed: int = 0) -> lis
                     found.equivalence_p_value(MATTERS, place) if counted else math.nan
                 ),
                 adjusted_equivalence_p_value=math.nan,
-                weighted_agreement=top_weighted(
-                    table.lowest_first(name)[finite],
-                    outcome[finite],
-                    higher_is_better=table.higher_is_better,
-                ),
+                weighted_agreement=float(np.mean([_top_weighted(t, name) for t in named])),
                 reliability=reliability,
                 disattenuated=disattenuated(relation.agreement, reliability.ceiling),
                 disattenuated_interval=_turned(without[place], relation.sign),
-                selection=select([table], name, k=k),
+                selection=select(named, name, k=k),
+                networks=len(named),
             )
         )
     return judged_together([made])[0]
+
+
+def _is_known(table: CandidateTable, name: str) -> bool:
+    """Whether some candidate has both a finite score and a finite outcome."""
+    column = table.scores.get(name)
+    return column is not None and bool((np.isfinite(column) & np.isfinite(table.outcome)).any())
+
+
+def _relation(table: CandidateTable, name: str) -> Relation:
+    return relate(
+        table.scores[name],
+        table.outcome,
+        higher_is_better=table.higher_is_better,
+        higher_score_is_better=name in table.higher_is_chosen,
+        diverged=table.any_diverged,
+    )
+
+
+def _top_weighted(table: CandidateTable, name: str) -> float:
+    scores, outcome = table.lowest_first(name), table.outcome
+    finite = np.isfinite(scores) & np.isfinite(outcome)
+    return top_weighted(scores[finite], outcome[finite], higher_is_better=table.higher_is_better)
 
 
 def _taus(table: CandidateTable) -> np.ndarray:
@@ -305,49 +330,3 @@ def _taus(table: CandidateTable) -> np.ndarray:
 
 def _turned(around: Interval, sign: int) -> Interval:
     return around if sign > 0 else Interval(-around.high, -around.low)
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """The mean of raw tau over dense networks, with the interval that leaves networks out."""
-
-    criterion: str
-    tau: float
-    interval: Interval
-    interval_over: str
-    standard_error: float
-    at_most: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: NaN becomes None."""
-        return finite_or_none(
-            {
-                "criterion": self.criterion,
-                "kendall_tau": self.tau,
-                "kendall_low": self.interval.low,
-                "kendall_high": self.interval.high,
-                "interval_over": self.interval_over,
-                "standard_error": self.standard_error,
-                "at_most": self.at_most,
-            }
-        )
-
-
-def pool(tables: Sequence[CandidateTable]) -> list[Pooled]:
-    """Every criterion that all tables have, over the dense networks that they come from."""
-    names = [name for name in tables[0].scores if all(name in table.scores for table in tables)]
-    if not names:
-        return []
-    named = [replace(one, scores={name: one.scores[name] for name in names}) for one in tables]
-    found = jackknife(named, _taus)
-    return [
-        Pooled(
-            criterion=name,
-            tau=float(found.estimate[place]),
-            interval=found.tau_interval(place),
-            interval_over=in_words(tables),
-            standard_error=found.standard_error(place),
-            at_most=found.at_most(place),
-        )
-        for place, name in enumerate(names)
-    ]

@@ -30,32 +30,43 @@ __all__ = [
 ]
 
 
-def compare(table: CandidateTable, reference: str | None = None) -> dict[str, Any]:
+def compare(
+    tables: CandidateTable | Sequence[CandidateTable], reference: str | None = None
+) -> dict[str, Any]:
     """All that can be said of the criteria of one table among each other, as plain values.
 
     ``reference`` is the criterion that the others are compared with, and given which their partial
-    tau is (``kendall_tau``, raw); by default the first.
+    tau is (``kendall_tau``, raw); by default the first. Of several tables, each of another dense
+    network and with the same criteria, it is what holds on average; what is fitted to candidates
+    (``combination``, ``additive``) is then None.
     """
-    first = reference or next(iter(table.scores))
+    several = [tables] if isinstance(tables, CandidateTable) else list(tables)
+    names = list(several[0].scores)
+    first = reference or names[0]
+    alone = several[0] if len(several) == 1 else None
     return {
-        "differences": [one.as_dict() for one in differences([table], first)],
+        "differences": [one.as_dict() for one in differences(several, first)],
         "partial": [
             finite_or_none(
-                {"criterion": name, "given": first, "kendall_tau": _partial(table, name, first)}
+                {"criterion": name, "given": first, "kendall_tau": _partial(several, name, first)}
             )
-            for name in table.scores
+            for name in names
             if name != first
         ],
-        "agreement": rank_agreement(table.scores).as_dict(),
-        "combination": None if (made := combine(table)) is None else made.as_dict(),
-        "additive": None if (sums := additive(table)) is None else sums.as_dict(),
+        "agreement": rank_agreement([table.scores for table in several]).as_dict(),
+        "combination": made.as_dict() if alone and (made := combine(alone)) else None,
+        "additive": sums.as_dict() if alone and (sums := additive(alone)) else None,
     }
 
 
-def _partial(table: CandidateTable, name: str, given: str) -> float:
-    columns = table.scores[name], table.outcome, table.scores[given]
-    finite = np.all([np.isfinite(column) for column in columns], axis=0)
-    return partial_kendall(*(column[finite] for column in columns))
+def _partial(tables: Sequence[CandidateTable], name: str, given: str) -> float:
+    """The mean over tables of a criterion's partial tau."""
+    found = []
+    for table in tables:
+        columns = table.scores[name], table.outcome, table.scores[given]
+        finite = np.all([np.isfinite(column) for column in columns], axis=0)
+        found.append(partial_kendall(*(column[finite] for column in columns)))
+    return float(np.mean(found))
 
 
 @dataclass(frozen=True)
@@ -98,11 +109,11 @@ def differences(
         made: np.ndarray = np.array(found) - base
         return made
 
-    columns = None
-    if len(tables) == 1:
-        scores = [tables[0].lowest_first(name) for name in (reference, *others)]
+    columns = []
+    for table in tables:
+        scores = [table.lowest_first(name) for name in (reference, *others)]
         ranks = standardised_ranks(np.stack(scores))
-        columns = ranks[1:] - ranks[0]
+        columns.append(ranks[1:] - ranks[0])
     resampled = jackknife(tables, gains, columns=columns)
     p_values = [resampled.p_value(place) for place in range(len(others))]
     made = []
@@ -182,17 +193,22 @@ class Agreement:
         }
 
 
-def rank_agreement(scores: Mapping[str, np.ndarray]) -> Agreement:
-    """How far criteria order the candidates alike. Undefined taus count as 0 in the clustering."""
+def rank_agreement(each: Sequence[Mapping[str, np.ndarray]]) -> Agreement:
+    """How far criteria order the candidates alike, on average over dense networks.
+
+    ``each`` has the scores by criterion, of every network. Undefined taus count as 0 in the
+    clustering.
+    """
     from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
 
-    names = list(scores)
+    names = list(each[0])
     size = len(names)
     tau = np.ones((size, size))
     for i in range(size):
         for j in range(i):
-            tau[i, j] = tau[j, i] = kendall_of_finite(scores[names[i]], scores[names[j]])
+            taus = [kendall_of_finite(scores[names[i]], scores[names[j]]) for scores in each]
+            tau[i, j] = tau[j, i] = np.mean(taus)
     shown = tuple(tuple(map(float, row)) for row in tau)
     if size < 2:
         return Agreement(tuple(names), shown, tuple(range(size)), ())

@@ -42,6 +42,10 @@ CANDIDATE_GROUPS = 20
 MOST_UNDEFINED = 0.05
 """Share of the units without which the statistic has no value, up to which the others serve."""
 
+LEAST_NETWORKS = 3
+"""Dense networks from which on other ones are allowed for. Two, of which one is left, say nothing:
+then they are given, and their filters and seeds are left out."""
+
 _NONE = 1e-12
 _NEAREST_TO_ONE = 1 - 1e-6
 
@@ -316,15 +320,14 @@ def combine_leaves(
     weights: Sequence[float] | None = None,
     networks: Sequence[Hashable] | None = None,
     layers: Sequence[Hashable] | None = None,
-    least_networks: int = 2,
 ) -> Jackknife:
     """The weighted mean of K statistics over tables, with the variance of it.
 
     ``networks`` names the dense network of each table (by default each has its own), ``layers``
     what is pruned in it: tables of one network and layer share their filters, which are left out of
-    all of them at once; all tables share their seeds and their examples. From ``least_networks``
-    dense networks on these are left out whole, instead of their seeds and filters, whose scatter is
-    in theirs.
+    all of them at once; all tables share their seeds and their examples. From
+    :data:`LEAST_NETWORKS` dense networks on these are left out whole, instead of their seeds and
+    filters, whose scatter is in theirs.
     """
     count = len(leaves)
     share = np.ones(count) if weights is None else np.array(weights, dtype=np.float64)
@@ -335,7 +338,7 @@ def combine_leaves(
     estimate = share @ whole
     parts: dict[str, Part] = {}
     apart = list(dict.fromkeys(networks))
-    if len(apart) >= max(2, least_networks):
+    if len(apart) >= LEAST_NETWORKS:
         parts["networks"] = _of_networks(whole, share, networks, apart)
     else:
         if part := _shared([one.seeds for one in leaves], whole, share):
@@ -353,15 +356,21 @@ def jackknife(
     tables: Sequence[CandidateTable],
     statistic: Statistic,
     *,
-    columns: np.ndarray | None = None,
+    columns: Sequence[np.ndarray] | None = None,
     filters: bool = True,
     seeds: bool = True,
 ) -> Jackknife:
-    """A statistic of one table, or its mean over tables of as many dense networks."""
+    """A statistic of one table, or its mean over tables of as many dense networks.
+
+    ``columns`` are those of each table.
+    """
+    alone = len(tables) < LEAST_NETWORKS  # else they are left out whole, and not what is in them
+    filters, seeds = filters and alone, seeds and alone
+    each = [None] * len(tables) if columns is None else columns
     return combine_leaves(
         [
-            leave_out(table, statistic, columns=columns, filters=filters, seeds=seeds)
-            for table in tables
+            leave_out(table, statistic, columns=own, filters=filters, seeds=seeds)
+            for table, own in zip(tables, each, strict=True)
         ]
     )
 
@@ -463,7 +472,6 @@ def in_words(
     *,
     networks: int | None = None,
     filters: int | None = None,
-    least_networks: int = 2,
 ) -> str:
     """What an interval counts, and what it takes as given; empty where there is none.
 
@@ -472,7 +480,7 @@ def in_words(
     """
     first = tables[0]
     several = len(tables) if networks is None else networks
-    drawn = several >= max(2, least_networks)
+    drawn = several >= LEAST_NETWORKS
     counted, given = [], []
     if drawn:
         counted.append(many(several, "dense network"))
@@ -487,9 +495,9 @@ def in_words(
     if not drawn:
         known = filters
         if known is None:
-            known = sum(size for size, _ in _varying_filters(first))
+            known = sum(size for table in tables for size, _ in _varying_filters(table))
         if first.sampled and len(first) > 2:
-            counted.append(f"{len(first):,} sampled candidates")
+            counted.append(f"{sum(map(len, tables)):,} sampled candidates")
         if known:
             counted.append(many(known, first.unit))
         given.insert(0, "the dense network" if several == 1 else f"these {several} dense networks")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -35,7 +35,10 @@ FEW_HITS = 10
 
 
 def label_permutation_p_values(
-    table: CandidateTable, *, permutations: int | None = None, seed: int = 0
+    tables: CandidateTable | Sequence[CandidateTable],
+    *,
+    permutations: int | None = None,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Two-sided p-values of tau by criterion, when filter labels are permuted.
 
@@ -57,29 +60,51 @@ def label_permutation_p_values(
     needed where many are adjusted together: it is then read from a normal distribution of
     atanh(sin(πτ/2)) with the relabellings' spread, and is never below one relabelling of all.
 
+    Of tables of several dense networks it is the p-value of their mean tau: the filters of each are
+    relabelled by themselves. All tables have the same criteria.
+
     NaN where the table does not say what candidates prune, where a sample has fewer than five
     candidates with a value, and for a criterion whose scores or outcomes are all equal. Pairs with
     a candidate that has no finite value count for neither side.
     """
-    result = dict.fromkeys(table.scores, math.nan)
-    if table.pruned is None or not table.scores:
+    several = [tables] if isinstance(tables, CandidateTable) else list(tables)
+    result = dict.fromkeys(several[0].scores, math.nan)
+    if not result or any(table.pruned is None for table in several):
         return result
+    each = [_relabelled(one, permutations, seed + place) for place, one in enumerate(several)]
+    observed = np.mean([own for own, _ in each], axis=0)
+    relabelled = _drawn_together([others for _, others in each], seed)
+    every = math.prod(math.factorial(size) for table in several for size in table.groups)
+    for name, tau, others in zip(result, observed, relabelled.T, strict=True):
+        if math.isfinite(tau):
+            result[name] = _p_value(float(tau), others, every)
+    return result
+
+
+def _relabelled(
+    table: CandidateTable, permutations: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Taus ``[C]`` of a table and relabelled ones ``[R, C]``, the first of which are these."""
     few = len(table) <= MANY
     rows = permuted_rows(
         table, permutations or (PERMUTATIONS if few else PERMUTATIONS_OF_MANY), seed
     )
     if rows is None:
         number = permutations or (FITTED if few else FITTED_OF_MANY)
-        observed, relabelled = _fitted(table, number, seed)
-    elif len(table) > MANY:
-        observed, relabelled = _counted(table, rows)
-    else:
-        observed, relabelled = _paired(table, rows)
-    every = math.prod(map(math.factorial, table.groups))
-    for name, tau, others in zip(table.scores, observed, relabelled.T, strict=True):
-        if math.isfinite(tau):
-            result[name] = _p_value(float(tau), others, every)
-    return result
+        return _fitted(table, number, seed)
+    return _counted(table, rows) if len(table) > MANY else _paired(table, rows)
+
+
+def _drawn_together(each: Sequence[np.ndarray], seed: int) -> np.ndarray:
+    """Means ``[R, C]`` over tables of relabelled taus, the given labels of all of them first."""
+    if len(each) == 1:
+        return each[0]
+    generator = np.random.Generator(np.random.PCG64(seed))
+    number = max(map(len, each))
+    # Of few relabellings, which are all there are, each is drawn several times.
+    drawn = [own[np.append(0, generator.integers(len(own), size=number - 1))] for own in each]
+    means: np.ndarray = np.mean(drawn, axis=0)
+    return means
 
 
 def _p_value(tau: float, relabelled: np.ndarray, every: int) -> float:

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from trueoracle.analysis.jackknife import LEAST_NETWORKS
 from trueoracle.analysis.numbers import finite_or_none, many, number
 from trueoracle.errors import InputError
 
@@ -84,13 +85,14 @@ def power(
     - ``filters``: that are pruned or kept, of all ``layers`` together, in one dense network;
     - ``candidates``: of a sample; None for all ways to prune, of which more say nothing more;
     - ``seeds``: of retraining; ``examples``: that outcomes are measured on, None to take them as
-      given; ``networks``: dense networks, of which one is given;
+      given; ``networks``: dense networks, of which fewer than :data:`LEAST_NETWORKS` are given;
     - ``criteria``: that are shown together.
 
     A criterion that is a sum over F filters orders candidates as a column of F numbers does, and so
     its tau scatters as a correlation of F pairs does, by (2/π)/√(F-1), however many candidates
     there are; noise and what filters do together lower it. The test is Student's t of atanh(τ), as
-    :class:`trueoracle.analysis.jackknife.Jackknife` has it. Raises :class:`InputError` for numbers
+    :class:`trueoracle.analysis.jackknife.Jackknife` has it; of several networks their scatter's.
+    Raises :class:`InputError` for numbers
     that no study has.
     """
     for name, value, least in (
@@ -117,12 +119,18 @@ def power(
         left = max(0.0, 1 - free / candidates)
         variance += left * 2 * (2 * candidates + 5) / (9 * candidates * (candidates - 1))
     null_sd = math.sqrt(variance / networks)
-    if networks > 1:
-        variance, freedom = (variance + given.between**2) / networks, networks - 1
-    error = math.sqrt(variance)
+    if networks >= LEAST_NETWORKS:
+        variance, freedom = variance + given.between**2, networks - 1
+    else:
+        freedom *= networks
+    error = math.sqrt(variance / networks)
     from scipy import stats
 
-    reach = stats.t.ppf(1 - 0.025 / criteria, freedom) + stats.t.ppf(chance, freedom)
+    found = stats.t.ppf(1 - 0.025 / criteria, freedom) * error
+    if networks >= LEAST_NETWORKS:  # Holm's p is of labels permuted, the interval over networks
+        permuted = stats.norm.ppf(1 - 0.025 / criteria) * null_sd
+        found = max(stats.t.ppf(0.975, freedom) * error, permuted)
+    reach = found + stats.t.ppf(chance, freedom) * error
     return Power(
         filters=filters,
         candidates=candidates,
@@ -132,7 +140,7 @@ def power(
         criteria=criteria,
         chance=chance,
         null_sd=null_sd,
-        detectable=math.tanh(float(reach) * error),
+        detectable=math.tanh(float(reach)),
         over=_over(filters, candidates, seeds, examples, networks),
     )
 
@@ -140,12 +148,13 @@ def power(
 def _over(
     filters: int, candidates: int | None, seeds: int, examples: int | None, networks: int
 ) -> str:
-    counted = [many(filters, "filter"), many(seeds, "retraining seed")]
+    of_each = " of each" if networks > 1 else ""
+    counted = [many(filters, "filter") + of_each, many(seeds, "retraining seed")]
     given = []
-    if networks > 1:
+    if networks >= LEAST_NETWORKS:
         counted.insert(0, many(networks, "dense network"))
     else:
-        given.append("one dense network")
+        given.append("one dense network" if networks == 1 else f"these {networks} dense networks")
     if candidates is not None:
         counted.append(f"{candidates:,} sampled candidates")
     if examples is None:

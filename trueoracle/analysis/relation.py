@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.ties import count_above, lowest
 from trueoracle.errors import InputError
 
-__all__ = ["Relation", "relate"]
+__all__ = ["Relation", "mean_relation", "relate"]
 
 
 @dataclass(frozen=True)
@@ -141,4 +143,39 @@ def relate(
         higher_score_is_better=higher_score_is_better,
         diverged=0 if diverged is None else int(diverged[finite].sum()),
         chosen_diverged=diverged is not None and bool(diverged[finite][chosen].all()),
+    )
+
+
+def mean_relation(each: Sequence[Relation]) -> Relation:
+    """The relation of several dense networks: never of candidates of one with those of another.
+
+    ``n``, ``dropped``, ``anomalies`` and ``diverged`` are sums, the rest means, without p-values;
+    ``tied`` is the most of any network, and no candidate is the chosen one of them all.
+    """
+    if len(each) == 1:
+        return each[0]
+
+    def mean(of: Callable[[Relation], float]) -> float:
+        return float(np.mean([of(one) for one in each]))
+
+    return Relation(
+        n=sum(one.n for one in each),
+        dropped=sum(one.dropped for one in each),
+        higher_is_better=each[0].higher_is_better,
+        kendall=Correlation(mean(lambda one: one.kendall.value), math.nan),
+        spearman=Correlation(mean(lambda one: one.spearman.value), math.nan),
+        pearson=Correlation(mean(lambda one: one.pearson.value), math.nan),
+        anomalies=sum(one.anomalies for one in each),
+        anomaly_ratio=mean(lambda one: one.anomaly_ratio),
+        discordant_ratio=mean(lambda one: one.discordant_ratio),
+        tied=max(one.tied for one in each),
+        chosen=None,
+        chosen_score=mean(lambda one: one.chosen_score),
+        chosen_outcome=mean(lambda one: one.chosen_outcome),
+        best_outcome=mean(lambda one: one.best_outcome),
+        rank=mean(lambda one: one.rank),
+        regret=mean(lambda one: one.regret),
+        higher_score_is_better=each[0].higher_score_is_better,
+        diverged=sum(one.diverged for one in each),
+        chosen_diverged=all(one.chosen_diverged for one in each),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,14 @@ from trueoracle.analysis.jackknife import NO_INTERVAL, Interval, jackknife
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.table import CandidateTable
 
-__all__ = ["LEAST_CEILING", "Reliability", "disattenuated", "noise_ceiling", "without_noise"]
+__all__ = [
+    "LEAST_CEILING",
+    "Reliability",
+    "disattenuated",
+    "mean_reliability",
+    "noise_ceiling",
+    "without_noise",
+]
 
 MOST_SPLITS = 30
 QUANTILES = 128
@@ -105,18 +112,38 @@ def noise_ceiling(table: CandidateTable, interval: Interval = NO_INTERVAL) -> Re
     return Reliability(seeds, blocks, split_half, reliability, ceiling, interval)
 
 
+def mean_reliability(each: Sequence[Reliability], interval: Interval = NO_INTERVAL) -> Reliability:
+    """That of several dense networks: the means, and the ``interval`` of the mean ceiling."""
+    split_half, reliability, ceiling = np.mean(
+        [(one.split_half, one.reliability, one.ceiling) for one in each], axis=0
+    )
+    return Reliability(
+        seeds=min(one.seeds for one in each),
+        blocks=min(one.blocks for one in each),
+        split_half=float(split_half),
+        reliability=float(reliability),
+        ceiling=float(ceiling),
+        interval=interval,
+    )
+
+
 def without_noise(
-    table: CandidateTable, taus: Callable[[CandidateTable], np.ndarray], columns: np.ndarray
+    tables: Sequence[CandidateTable],
+    taus: Callable[[CandidateTable], np.ndarray],
+    columns: Sequence[np.ndarray],
 ) -> tuple[list[Interval], Interval]:
     """The 95 % intervals of K raw taus without noise (:func:`disattenuated`), and the ceiling's.
 
     Noise of the ceiling is in them, too: both are left out of together. ``taus`` gives ``[K]`` of a
-    table, and ``columns`` ``[K, P]`` are the standardised ranks of their scores. There are none
-    where the ceiling is below :data:`LEAST_CEILING`.
+    table, and ``columns`` ``[K, P]`` of each table are the standardised ranks of their scores. Of
+    several dense networks they are the intervals of the mean. There are none where the ceiling is
+    below :data:`LEAST_CEILING`.
     """
-    ceiling = _ceiling(table)[1]
+    number = len(columns[0])
+    ceilings = [_ceiling(table)[1] for table in tables]
+    ceiling = float(np.mean(ceilings))
     if math.isnan(ceiling):
-        return [NO_INTERVAL] * len(columns), NO_INTERVAL
+        return [NO_INTERVAL] * number, NO_INTERVAL
 
     def ratios(one: CandidateTable) -> np.ndarray:
         own = _ceiling(one)[1]
@@ -124,15 +151,17 @@ def without_noise(
         return np.append(np.sin(np.pi / 2 * taus(one)) / root, own)
 
     # As far as what filters do in twos moves a ratio.
-    factor = math.pi / 2 / max(math.sin(math.pi * ceiling / 2), 1e-9)
-    moved = np.vstack([columns * factor, np.zeros_like(columns[:1])])
+    moved = []
+    for own, column in zip(ceilings, columns, strict=True):
+        factor = math.pi / 2 / max(math.sin(math.pi * own / 2), 1e-9)
+        moved.append(np.vstack([column * factor, np.zeros_like(column[:1])]))
     # Of two seeds one left out leaves no ceiling.
-    found = jackknife([table], ratios, columns=moved, seeds=table.seeds > 2)
-    ends = found.tau_interval(len(columns))
+    found = jackknife(tables, ratios, columns=moved, seeds=min(t.seeds for t in tables) > 2)
+    ends = found.tau_interval(number)
     of_ceiling = Interval(max(0.0, ends.low), max(0.0, ends.high))
     if ceiling < LEAST_CEILING:
-        return [NO_INTERVAL] * len(columns), of_ceiling
-    return [_as_taus(found.interval(place)) for place in range(len(columns))], of_ceiling
+        return [NO_INTERVAL] * number, of_ceiling
+    return [_as_taus(found.interval(place)) for place in range(number)], of_ceiling
 
 
 def _as_taus(correlations: Interval) -> Interval:

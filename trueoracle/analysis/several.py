@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trueoracle.analysis.assessment import Assessment, assess, judged_together, pool
+from trueoracle.analysis.assessment import Assessment, assess, judged_together
 from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.meta import Effect, effect, meta_analysis
 from trueoracle.analysis.own import read_tables
@@ -140,7 +140,10 @@ def analyse(
     assessments = dict(zip(assessments, together, strict=True))
     kinds = tuple(dict.fromkeys(one.kind for one in tables.values() if one.kind))
     is_pooled = network is not None and len(paths) == 1 and len(tables) > 1 and len(kinds) < 2
-    pooled = [one.as_dict() for one in pool(list(tables.values()))] if is_pooled else []
+    pooled = [
+        {"criterion": one.criterion, **one.as_dict()}
+        for one in (assess(list(tables.values())) if is_pooled else ())
+    ]
     return OwnAnalysis(tables, assessments, outcome, higher, networks, pooled, kinds)
 
 

@@ -23,10 +23,6 @@ from trueoracle.bench.table import Bench, BenchStudy
 
 __all__ = ["Known", "Place", "additive_agreement", "leaderboard"]
 
-LEAST_NETWORKS = 3
-"""Dense networks from which on other ones are allowed for. Two, of which one is left, say nothing:
-then they are given, and their filters and seeds are left out."""
-
 
 @dataclass(frozen=True)
 class Place:
@@ -101,7 +97,6 @@ def leaderboard(
         weights=list(weights),
         networks=networks,
         layers=layers,
-        least_networks=LEAST_NETWORKS,
     )
     filters = sum({(s.network, s.layer): s.filters for s in chosen}.values())
     better = [table.better(table.outcome) for table in tables]
@@ -110,7 +105,7 @@ def leaderboard(
         criterion="", rank=None, rank_low=None, rank_high=None, of=len(names), coverage=0.0,
         agreement=math.nan, low=math.nan, high=math.nan, at_most=math.nan,
         adjusted_p_value=math.nan, interval_over=in_words(
-            tables, networks=len(set(networks)), filters=filters, least_networks=LEAST_NETWORKS
+            tables, networks=len(set(networks)), filters=filters
         ),
         ceiling=float(np.average([ceiling for _, ceiling in whole], weights=weights)),
         regret=math.nan, random_regret=float(random), studies=len(chosen),

@@ -194,7 +194,9 @@ def _lines_over_all(found: OwnAnalysis) -> Iterator[str]:
         ends = interval(entry["kendall_low"], entry["kendall_high"])
         yield (
             f"{entry['criterion']}: mean tau {number(entry['kendall_tau'], 2)} {ends} "
-            f"over {entry['interval_over']}; of size {number(entry['at_most'], 2)} at most with 95%"
+            f"over {many(entry['networks'], 'dense network')}, of size "
+            f"{number(entry['at_most'], 2)} at most with 95%"
+            + (f" (over {entry['interval_over']})" if entry["interval_over"] else "")
         )
     for entry in found.meta:
         text = (

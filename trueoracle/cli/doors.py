@@ -37,6 +37,7 @@ _HOMES = {
     "load_criterion": "criteria.files",
     "load_weights": "networks.weights",
     "made_up": "networks.examples",
+    "open_results": "record.pooled",
     "read_inputs": "networks.examples",
     "reproduce": "reproduce.reproduction",
     "score_bench": "bench.scoring",

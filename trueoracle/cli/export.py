@@ -10,7 +10,7 @@ import typer
 
 from trueoracle.cli.console import guarded, out, print_json
 from trueoracle.cli.options import Debug, Json, Runs, Settings
-from trueoracle.record.results import Results
+from trueoracle.record.pooled import open_results
 from trueoracle.record.runs import find_run
 from trueoracle.spec.file import parse_overrides
 
@@ -40,7 +40,7 @@ def export(
 
     - trueoracle export digits-conv1-0.2 --format parquet --out tables
     """
-    results = Results(find_run(study, runs, parse_overrides(settings or ())))
+    results = open_results(find_run(study, runs, parse_overrides(settings or ())))
     written = results.export(to, form.value)
     if as_json:
         print_json([str(path) for path in written])

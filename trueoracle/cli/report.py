@@ -12,7 +12,7 @@ from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out, print_json
 from trueoracle.cli.grids import print_grid
 from trueoracle.cli.options import Debug, Json, Runs, Settings, command_line
-from trueoracle.cli.tables import notes, relations_of, relations_table
+from trueoracle.cli.tables import networks_table, notes, relations_of, relations_table
 from trueoracle.errors import InputError
 from trueoracle.report.words import data_in_words, verdicts
 from trueoracle.spec.file import is_reference, parse_overrides
@@ -73,7 +73,7 @@ def report(
         _print_files(grid.page, grid.summary_path, grid.figures)
         return
     run = doors.find_run(study, runs, overrides) if study else doors.last_run(runs)
-    results = doors.Results(run)
+    results = doors.open_results(run)
     folder = to or results.folder / "report"
     written = doors.write_report(results, doors.find_arms(results), folder, outcome)
     if as_json:
@@ -92,6 +92,9 @@ def _print_findings(summaries: Sequence[dict[str, Any]]) -> None:
         for note in notes([one for summary in summaries for one in relations_of(summary)]):
             console.print(note, soft_wrap=True)
         console.print()
+        if own["networks"]:
+            console.print(networks_table(own))
+            console.print()
     else:
         console.print("No network has been retrained yet: 'trueoracle run' goes on.")
     for verdict in verdicts(own):

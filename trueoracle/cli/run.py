@@ -11,7 +11,7 @@ from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress
 from trueoracle.cli.grids import print_grid
 from trueoracle.cli.options import Chosen, Machine, Output, command_line
-from trueoracle.cli.tables import notes, relations_of, relations_table
+from trueoracle.cli.tables import networks_table, notes, relations_of, relations_table
 from trueoracle.report.words import verdicts
 
 
@@ -57,6 +57,9 @@ def _show(summary: dict[str, Any]) -> None:
     for note in notes(relations_of(summary)):
         console.print(note, soft_wrap=True)
     console.print()
+    if summary["networks"]:
+        console.print(networks_table(summary))
+        console.print()
     for verdict in verdicts(summary):
         console.print(verdict)
     if summary["warning"]:

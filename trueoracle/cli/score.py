@@ -68,15 +68,17 @@ def score(
     settings = with_weights(settings, weights)
     grid = doors.Grid(study, overrides=parse_overrides(settings), runs=runs)
     with shown_progress(quiet=quiet) as progress:
-        scored = list(grid.score(progress=progress, device=device).values())
+        studies = list(grid.score(progress=progress, device=device).values())
+    scored = [one for results in studies for one in results.networks.values()]
     summaries = [doors.summarise_scores(results, sample, seed) for results in scored]
     if as_json:
-        print_json(summaries if grid.is_whole else summaries[0])
+        print_json(summaries if grid.is_whole or len(summaries) > 1 else summaries[0])
     elif not quiet:
         console = out()
         for results, summary in zip(scored, summaries, strict=True):
             console.print()
-            console.print(_table(summary))
+            several = len(scored) > len(studies)
+            console.print(_table(summary, several=several))
             for ranking in summary["rankings"]:
                 console.print(ranking["verdict"])
             console.print(f"\nrecorded in {results.folder}")
@@ -84,9 +86,11 @@ def score(
         console.print(f"to retrain them: {again}", soft_wrap=True)
 
 
-def _table(summary: dict[str, Any]) -> Table:
+def _table(summary: dict[str, Any], *, several: bool) -> Table:
     made = table("criterion", *NUMBERS, right=NUMBERS)
     made.title = f"{summary['title']}, {summary['surgery']} surgery"
+    if several:
+        made.title += f", dense network {summary['dense_seeds'][0]}"
     made.title_justify = "left"
     for ranking in summary["rankings"]:
         made.add_row(ranking["criterion"], *_cells(ranking))

@@ -178,7 +178,7 @@ def _value(metric: Metric, value: float) -> str:
 def _replay(
     study: str, wanted: SearchSettings, figure: Path | None, chosen: Chosen, output: Output
 ) -> None:
-    results = doors.Results(doors.find_run(study, chosen.runs, chosen.overrides))
+    results = doors.open_results(doors.find_run(study, chosen.runs, chosen.overrides))
     found = results.replay(wanted.criterion, by=wanted.by)
     if figure is not None:
         drawn = doors.draw_budget(doors.budget_data(found, title=results.spec.title))

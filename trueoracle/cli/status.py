@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trueoracle.analysis.numbers import many
 from trueoracle.cli.console import guarded, out, print_json, table
 from trueoracle.cli.options import Debug, Json, Runs
 from trueoracle.errors import StoreError
-from trueoracle.record.runs import recorded_runs
+from trueoracle.record.runs import recorded_studies
 from trueoracle.record.status import read_status
 
 
@@ -37,8 +38,10 @@ def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = Fals
         if row["state"] == "unreadable":
             made.add_row(row["study"], row["digest"], row["state"], "", "", "", row["error"])
             continue
+        seeds = row.get("dense_seeds") or ()
+        networks = f", {many(len(seeds), 'dense network')}" if seeds else ""
         made.add_row(
-            row["study"],
+            f"{row['study']}{networks}",
             row["digest"],
             row["state"],
             f"{row['scored']:,}/{row['to_score']:,}",
@@ -51,7 +54,7 @@ def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = Fals
 
 def _rows(runs: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for folder in recorded_runs(runs):
+    for folder in recorded_studies(runs):
         try:
             rows.append(read_status(folder))
         except StoreError as error:

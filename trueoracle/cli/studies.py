@@ -60,7 +60,7 @@ def _row(name: str, known: dict[str, Counts]) -> dict[str, Any]:
     counts, spaces = zip(*(known[_listed(one)] for one in specs), strict=True)
     candidates = [count for count in counts if count is not None]
     networks = [
-        count * len(one.retraining.seeds)
+        count * len(one.retraining.seeds) * len(one.networks)
         for count, one in zip(counts, specs, strict=True)
         if count is not None
     ]

@@ -8,10 +8,12 @@ from typing import Any
 from rich.table import Table
 
 from trueoracle.analysis.assessment import MATTERS
+from trueoracle.analysis.numbers import many
 from trueoracle.cli.console import text_table
 from trueoracle.report.table import brief_table
+from trueoracle.report.table import networks_table as text_of_networks
 
-__all__ = ["entries_table", "notes", "relations_of", "relations_table"]
+__all__ = ["entries_table", "networks_table", "notes", "relations_of", "relations_table"]
 
 
 def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
@@ -31,7 +33,17 @@ def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
     )
     if not several:
         made.title = f"{summaries[0]['title']}, {summaries[0]['surgery']} surgery"
+        if networks := summaries[0]["networks"]:
+            made.title += f", {many(len(networks), 'dense network')}"
         made.title_justify = "left"
+    return made
+
+
+def networks_table(summary: dict[str, Any]) -> Table:
+    """One row per criterion, outcome and dense network of a study over several."""
+    made = text_table(text_of_networks(summary))
+    made.title = "Each dense network, which its interval takes as given"
+    made.title_justify = "left"
     return made
 
 

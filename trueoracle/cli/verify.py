@@ -10,6 +10,8 @@ import typer
 from trueoracle.cli.console import err, guarded, out, print_json
 from trueoracle.cli.options import Debug, Json, Runs, Settings
 from trueoracle.errors import StoreError
+from trueoracle.record.networks import runs_of
+from trueoracle.record.paths import DATABASE
 from trueoracle.record.runs import find_run, recorded_runs
 from trueoracle.record.verify import Verified, repair
 from trueoracle.record.verify import verify as verified
@@ -47,7 +49,8 @@ def verify(
     - trueoracle verify runs/digits-conv1-0.2-0123456789ab --repair
     """
     overrides = parse_overrides(settings or ())
-    folders = [find_run(study, runs, overrides) for study in studies or ()]
+    named = [find_run(study, runs, overrides) for study in studies or ()]
+    folders = [run for folder in named for run in runs_of(folder) if (run / DATABASE).is_file()]
     if not studies:
         folders = recorded_runs(runs)
     found = [verified(folder) for folder in folders]

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from torch import nn
 
 from trueoracle.criteria.base import criterion
 from trueoracle.data.splits import Splits
+from trueoracle.networks.weights import weights_sha256
 from trueoracle.pruning.candidates import CandidateList
 
 __all__ = ["random"]
 
 
 @criterion(
-    "random", label="a random number", source="the usual baseline", separable=True, uses_data=False
+    "random",
+    label="a random number",
+    source="the usual baseline",
+    separable=True,
+    at_once=True,  # all weights are hashed for it
+    uses_data=False,
 )
 def random(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
-    """A number in [0, 1) for each candidate, read off its id: the same in every study. ``[P]``."""
-    # Ids are uniform hash digits; only the leading 53 bits fit a float exactly.
-    return np.array([(int(name, 16) >> 11) / 2**53 for name in candidates.ids])
+    """A number in [0, 1) for each candidate, read off a hash of its id and the dense network's
+    weights: the same in every study of that network, and another one in those of others. ``[P]``.
+    """
+    drawn = hashlib.sha256(weights_sha256(dense).encode())
+    # Of the hash's digits only the leading 53 bits fit a float exactly.
+    return np.array([_after(drawn, name) / 2**53 for name in candidates.ids])
+
+
+def _after(drawn: hashlib._Hash, name: str) -> int:
+    one = drawn.copy()
+    one.update(name.encode())
+    return int.from_bytes(one.digest()[:8], "big") >> 11

@@ -8,6 +8,7 @@ __all__ = [
     "DATABASE",
     "DENSE",
     "LOCK",
+    "NETWORKS",
     "RETRAINING",
     "SEARCHES",
     "UNDER_WAY",
@@ -43,3 +44,6 @@ AROUND = "around.safetensors"
 
 SEARCHES = "search"
 """The folder of the searches."""
+
+NETWORKS = "networks.json"
+"""In the folder of a study over several dense networks: the study, whose networks have theirs."""

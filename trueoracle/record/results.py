@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -243,6 +243,20 @@ class Results:
             unit=_UNITS.get(self.spec.pruning.kind, "filter"),
         )
 
+    @property
+    def networks(self) -> Mapping[int, Results]:
+        """The results of each dense network by its ``dense.seed``: here these alone."""
+        return {self.spec.dense.seed: self}
+
+    def candidate_tables(
+        self,
+        column: str | None = None,
+        rule: str = "last",
+        criteria: Sequence[str] | None = None,
+    ) -> list[CandidateTable]:
+        """The :meth:`table` of each dense network: of this one, its own."""
+        return [self.table(column, rule, criteria)]
+
     def assess(
         self,
         column: str | None = None,
@@ -253,7 +267,7 @@ class Results:
 
         P-values are adjusted for the ``criteria`` that are named, by default all that are recorded.
         """
-        return assess(self.table(column, rule, criteria))
+        return assess(self.candidate_tables(column, rule, criteria))
 
     def _with_diverged(self, outcomes: pd.DataFrame, worst: float) -> np.ndarray:
         """Outcomes by candidate and seed as an array, infinitely bad where a network diverged."""

@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import InputError, StoreError, unknown
-from trueoracle.record.paths import DATABASE
+from trueoracle.record.networks import is_recorded, runs_of
+from trueoracle.record.paths import DATABASE, NETWORKS
+from trueoracle.record.pooled import PooledResults, open_results
 from trueoracle.record.results import Results
 from trueoracle.spec.file import is_reference
 from trueoracle.spec.grid import load_spec
 
-__all__ = ["find_arms", "find_run", "find_short", "last_run", "recorded_runs"]
+__all__ = [
+    "find_arms",
+    "find_run",
+    "find_short",
+    "last_run",
+    "recorded_runs",
+    "recorded_studies",
+]
 
 
 def find_short(results: Results, others: Iterable[Results]) -> Results | None:
@@ -50,16 +59,34 @@ def _likeness(results: Results, short: Results) -> tuple[int, int]:
 
 
 def recorded_runs(runs: Path) -> list[Path]:
-    """The folders below ``runs`` that hold a recorded study, the last changed one first."""
+    """The folders below ``runs`` that hold a record, the last changed one first."""
     if not runs.is_dir():
         return []
     found = [path.parent for path in runs.glob(f"*/{DATABASE}")]
     return sorted(found, key=_changed, reverse=True)
 
 
+def recorded_studies(runs: Path) -> list[Path]:
+    """The same where those of several dense networks of a study are one: the study's folder."""
+    whole = {path.parent: _runs_of(path.parent) for path in runs.glob(f"*/{NETWORKS}")}
+    # What cannot be read is listed as such.
+    whole = {folder: parts for folder, parts in whole.items() if not parts or is_recorded(folder)}
+    parts = {part for several in whole.values() for part in several}
+    found = [*whole, *(run for run in recorded_runs(runs) if run not in parts)]
+    return sorted(found, key=_changed, reverse=True)
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """The folders of a study's dense networks; none where it cannot be read."""
+    try:
+        return runs_of(folder)
+    except StoreError:
+        return []
+
+
 def _changed(folder: Path) -> float:
     # A reader makes an empty write-ahead log, which is no change.
-    files = [folder / DATABASE, folder / f"{DATABASE}-wal"]
+    files = [run / name for run in _runs_of(folder) for name in (DATABASE, f"{DATABASE}-wal")]
     times = (path.stat().st_mtime for path in files if path.is_file() and path.stat().st_size)
     return max(times, default=0.0)
 
@@ -70,26 +97,27 @@ def last_run(runs: Path) -> Path:
 
 
 def _some_runs(runs: Path) -> list[Path]:
-    recorded = recorded_runs(runs)
-    if not recorded:
+    """The recorded studies, and then the networks of those that are over several."""
+    studies = recorded_studies(runs)
+    if not studies:
         raise InputError(f"no study is recorded in {runs}: 'trueoracle run STUDY' records one")
-    return recorded
+    return [*studies, *(run for run in recorded_runs(runs) if run not in studies)]
 
 
 def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None) -> Path:
-    """The folder of a recorded study.
+    """The folder of a recorded study, over several dense networks or one.
 
     ``reference`` is a run's folder (or its name below ``runs``), a shipped name, a ``.toml`` or a
     grid's point, whose run with exactly its settings is meant, or another recorded name, whose last
     changed run is meant. Raises :class:`InputError` where there is none.
     """
     for folder in (Path(reference), runs / reference):
-        if (folder / DATABASE).is_file():
+        if (folder / DATABASE).is_file() or (folder / NETWORKS).is_file():
             return folder
     spec = load_spec(reference, overrides) if is_reference(reference) else None
     recorded = _some_runs(runs)
-    if spec is not None and (runs / spec.folder_name / DATABASE).is_file():
-        return runs / spec.folder_name
+    if spec is not None and (folder := runs / spec.folder_name) in recorded:
+        return folder
     name = reference if spec is None else spec.name
     named = [run for run in recorded if _name(run) == name]
     if not named:
@@ -103,11 +131,15 @@ def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None
 def find_arms(results: Results) -> list[Results]:
     """The recorded arms of a study, or the study and other arms of an arm; one run per name.
 
-    The last changed run of each; of the study's short retraining the one that fits it best.
+    The last changed run of each; of the study's short retraining the one that fits it best. Arms of
+    a study over several dense networks are over these, too.
     """
     base = results.spec.name.partition("@")[0]
     arms: dict[str, list[Results]] = {}
-    for run in recorded_runs(results.folder.parent):
+    runs = results.folder.parent
+    is_whole = isinstance(results, PooledResults)
+    recorded = recorded_studies(runs) if is_whole else recorded_runs(runs)
+    for run in recorded:
         name = _name(run)
         if name.partition("@")[0] != base or name == results.spec.name:
             continue
@@ -115,7 +147,7 @@ def find_arms(results: Results) -> list[Results]:
         if name in arms and name.rpartition("@")[0] != results.spec.name:
             continue
         try:
-            other = Results(run)
+            other = open_results(run)
         except StoreError:  # a damaged neighbour is reported when it is read itself
             continue
         if other.spec.dense_digest == results.spec.dense_digest and not other.outcomes.empty:

@@ -9,7 +9,8 @@ from typing import Any
 
 from trueoracle.errors import StoreError
 from trueoracle.record.lock import is_locked
-from trueoracle.record.paths import SEARCHES
+from trueoracle.record.networks import read_networks, status_of_networks
+from trueoracle.record.paths import DATABASE, NETWORKS, SEARCHES
 from trueoracle.record.store import Store
 from trueoracle.spec.spec import StudySpec
 
@@ -18,6 +19,11 @@ __all__ = ["read_status", "recorded_spec", "skipped_in", "status_of"]
 
 def read_status(folder: Path) -> dict[str, Any]:
     """The status of a recorded study, without reading its tables; raises :class:`StoreError`."""
+    if (folder / NETWORKS).is_file():
+        spec = read_networks(folder)
+        runs = [folder.parent / one.folder_name for one in spec.networks]
+        each = [read_status(run) for run in runs if (run / DATABASE).is_file()]
+        return status_of_networks(folder, spec, each)
     with Store(folder, read_only=True) as store:
         spec = recorded_spec(store, folder)
         return status_of(folder, spec, store.counts(), store.provenance())

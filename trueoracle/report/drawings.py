@@ -24,6 +24,7 @@ from trueoracle.figures.forest import draw_forest, forest_data
 from trueoracle.figures.ladder import draw_ladder, ladder_data
 from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
+from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import Results
 from trueoracle.report.words import best_first, pruned_in_words
 
@@ -35,6 +36,7 @@ __all__ = [
     "forest_figure",
     "ladder_figure",
     "ladder_in_words",
+    "networks_figures",
     "panel_figure",
     "scatter_figure",
     "slug",
@@ -230,6 +232,56 @@ def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: s
     """One criterion's tau in every study of a grid, and over all of them."""
     data = forest_data(meta, x_label=f"Kendall's τ with {outcome}", title=f"{title}: {score}")
     return draw_forest(data)
+
+
+def networks_figures(
+    results: PooledResults,
+    summary: Mapping[str, Any],
+    relation: Mapping[str, Any],
+    rule: str,
+) -> tuple[Figure, Figure]:
+    """One criterion in every dense network of a study: a forest of tau, and their scatters."""
+    name, column = relation["criterion"], relation["metric"]
+    found = {
+        f"dense network {network['dense_seeds'][0]}": one
+        for network in summary["networks"]
+        for one in network["relations"]
+        if (one["criterion"], one["metric"]) == (name, column)
+    }
+    outcome = results.outcome(column, rule)
+    studies = [
+        {
+            "label": label,
+            "tau": one["kendall_tau"],
+            "low": one["kendall_low"],
+            "high": one["kendall_high"],
+            "weight": 1 / len(found),
+        }
+        for label, one in found.items()
+    ]
+    pooled = {end: relation[f"kendall_{end}"] for end in ("tau", "low", "high")}
+    forest = forest_figure(
+        {"studies": studies, **pooled},
+        score=relation["score_name"],
+        outcome=relation["outcome_name"],
+        title=summary["title"],
+    )
+    points = []
+    for seed, one in results.retrained.items():
+        table = one.points(name, column, rule)
+        columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
+        points.append((f"dense network {seed}", *columns))
+    panel = panel_data(
+        points,
+        higher_is_better=outcome.higher_is_better,
+        x_label=relation["score_name"],
+        y_label=outcome.axis,
+        title=summary["title"],
+        tau_intervals={
+            label: (one["kendall_low"], one["kendall_high"]) for label, one in found.items()
+        },
+    )
+    return forest, draw_panel(panel)
 
 
 def analysis_figure(found: OwnAnalysis) -> Figure:

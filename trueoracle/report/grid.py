@@ -109,43 +109,61 @@ def _interval_in_words(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _meta(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    rows: dict[tuple[str, str, str], list[tuple[Mapping[str, Any], Effect]]] = {}
+    rows: dict[tuple[str, str, str], list[_Row]] = {}
     for entry in entries:
-        for relation in _relations_of(entry):
-            tau, error = relation["kendall_tau"], relation["standard_error"]
-            if tau is None:
-                continue
-            ends = (relation["kendall_low"], relation["kendall_high"])
-            around = NO_INTERVAL if None in ends else Interval(*ends)
-            found = effect(entry["label"], tau, relation["n"], error, around, _cluster(entry))
-            if found is not None:
-                key = (relation["criterion"], relation["metric"], entry["summary"]["kind"])
-                rows.setdefault(key, []).append((entry, found))
+        for label, network in _networks_of(entry):
+            for relation in network["relations"]:
+                tau, error = relation["kendall_tau"], relation["standard_error"]
+                if tau is None:
+                    continue
+                ends = (relation["kendall_low"], relation["kendall_high"])
+                around = NO_INTERVAL if None in ends else Interval(*ends)
+                found = effect(label, tau, relation["n"], error, around, _cluster(network))
+                if found is not None:
+                    key = (relation["criterion"], relation["metric"], network["kind"])
+                    rows.setdefault(key, []).append(_Row(entry, network, found))
     made = []
     for (criterion, metric, kind), several in rows.items():
         if len(several) > 1:
             about = {"criterion": criterion, "metric": metric, "kind": kind}
-            analysed = meta_analysis([one for _, one in several]).as_dict()
+            analysed = meta_analysis([one.effect for one in several]).as_dict()
             made.append({**about, **analysed, "slopes": _slopes(several)})
     return made
 
 
-def _cluster(entry: Mapping[str, Any]) -> str | None:
+@dataclass(frozen=True)
+class _Row:
+    """What one criterion has in one dense network of a point."""
+
+    entry: Mapping[str, Any]
+    network: Mapping[str, Any]
+    effect: Effect
+
+
+def _networks_of(entry: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The summaries of a point's dense networks, each with a label."""
+    summary, label = entry["summary"], entry["label"]
+    if summary is None:
+        return []
+    several = [(f"{label}, network {one['dense_seeds'][0]}", one) for one in summary["networks"]]
+    return several or [(label, summary)]
+
+
+def _cluster(network: Mapping[str, Any]) -> str | None:
     """The dense network and its data, which studies can have in common; None where unknown."""
-    summary = entry["summary"]
-    weights = summary["dense"].get("sha256")
-    return None if weights is None else f"{weights} {summary['data']}"
+    weights = network["dense"].get("sha256")
+    return None if weights is None else f"{weights} {network['data']}"
 
 
-def _slopes(found: Sequence[tuple[Mapping[str, Any], Effect]]) -> list[dict[str, Any]]:
+def _slopes(found: Sequence[_Row]) -> list[dict[str, Any]]:
     """Tau against every axis of numbers, and against how hard the task is for the dense network."""
-    effects = [one for _, one in found]
+    effects = [one.effect for one in found]
     measures = {
-        axis: [entry["values"][axis] for entry, _ in found] for axis in found[0][0]["values"]
+        axis: [one.entry["values"][axis] for one in found] for axis in found[0].entry["values"]
     }
-    loss = found[0][0]["summary"]["metrics"][0]
+    loss = found[0].network["metrics"][0]
     measures[f"dense test {loss['label']}"] = [
-        entry["summary"]["dense"].get(f"test_{loss['name']}") for entry, _ in found
+        one.network["dense"].get(f"test_{loss['name']}") for one in found
     ]
     slopes = []
     for by, values in measures.items():
@@ -280,10 +298,16 @@ def _panels(
         both.setdefault((relation["criterion"], relation["metric"]), []).append((entry, relation))
     for (criterion, column), own in both.items():
         points, intervals = [], {}
-        for entry, relation in own:
-            table = recorded[entry["label"]].points(criterion, column, summary["outcome"])
-            points.append((entry["label"], table["score"].to_numpy(), table["outcome"].to_numpy()))
-            intervals[entry["label"]] = (relation["kendall_low"], relation["kendall_high"])
+        for entry, _ in own:
+            networks = recorded[entry["label"]].networks
+            for label, network in _networks_of(entry):
+                for one in network["relations"]:
+                    if (one["criterion"], one["metric"]) == (criterion, column):
+                        results = networks[network["dense_seeds"][0]]
+                        table = results.points(criterion, column, summary["outcome"])
+                        columns = table["score"].to_numpy(), table["outcome"].to_numpy()
+                        points.append((label, *columns))
+                        intervals[label] = one["kendall_low"], one["kendall_high"]
         first, first_relation = own[0]
         outcome = recorded[first["label"]].outcome(column, summary["outcome"])
         panel = panel_data(

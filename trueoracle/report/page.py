@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from trueoracle.analysis.numbers import ABSENT, many, mean_count, number, p_value, percent
 from trueoracle.files import write_text
+from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import SHORT, Results
 from trueoracle.record.runs import find_short
 from trueoracle.report.drawings import (
@@ -21,6 +22,7 @@ from trueoracle.report.drawings import (
     agreement_figure,
     ladder_figure,
     ladder_in_words,
+    networks_figures,
     panel_figure,
     scatter_figure,
     slug,
@@ -30,6 +32,7 @@ from trueoracle.report.table import (
     TextTable,
     differences_table,
     further_table,
+    networks_table,
     partial_table,
     relations_table,
 )
@@ -95,11 +98,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Section:
-    """A study or an arm as the page shows it: its summary, sentences, tables and figures."""
+    """A study or an arm as the page shows it: its summary, sentences, tables and figures.
+
+    ``networks`` is the table of its dense networks, where they are several.
+    """
 
     summary: dict[str, Any]
     relations: tuple[dict[str, Any], ...]
     ladder: Drawn | None
+    networks: TextTable | None
     comparison: Comparison | None
     scatters: tuple[Drawn, ...]
     panels: tuple[Drawn, ...]
@@ -174,6 +181,10 @@ def _section(
     scatters = []
     alone = _alone(summary["relations"])
     for relation in relations:
+        if isinstance(shown, PooledResults):
+            if (relation["criterion"], relation["metric"]) in alone:
+                scatters += _networks(shown, summary, relation, rule, folder)
+            continue
         if (
             relation["criterion"] != SHORT
             and (relation["criterion"], relation["metric"]) not in alone
@@ -189,10 +200,40 @@ def _section(
         summary=summary,
         relations=tuple(relations),
         ladder=ladder,
+        networks=networks_table(summary) if summary["networks"] and relations else None,
         comparison=_comparison(summary, folder),
         scatters=tuple(scatters),
         panels=tuple(_panels(results, summary, rule, folder)),
     )
+
+
+def _networks(
+    results: PooledResults,
+    summary: Mapping[str, Any],
+    relation: Mapping[str, Any],
+    rule: str,
+    folder: Folder,
+) -> list[Drawn]:
+    """One criterion against one outcome in every dense network."""
+    forest, panel = networks_figures(results, summary, relation, rule)
+    stem = f"{summary['study']}-{slug(relation['criterion'])}-{relation['metric']}"
+    words = f"{relation['criterion']} against {relation['outcome_name']}"
+    over = f"95% over {relation['interval_over']}" if relation["interval_over"] else "no interval"
+    return [
+        folder.draw(
+            forest,
+            f"{stem}-forest",
+            alt=f"{words}, network by network: {relation['verdict']}",
+            caption=f"{words} in each dense network, its own interval given that network; the "
+            f"diamond is their mean ({over}).",
+        ),
+        folder.draw(
+            panel,
+            stem,
+            alt=f"{words}, one scatter for each dense network.",
+            caption=f"{words}, network by network; a star has the lowest score.",
+        ),
+    ]
 
 
 def _place(section: Section, sections: Sequence[Section]) -> dict[str, str]:
@@ -222,7 +263,9 @@ def _alone(relations: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
 
 def _panels(results: Results, summary: Mapping[str, Any], rule: str, folder: Folder) -> list[Drawn]:
     """One figure per outcome with every criterion, where not each has a scatter of its own."""
-    drawn = []
+    drawn: list[Drawn] = []
+    if isinstance(results, PooledResults):  # whose networks are the panels
+        return drawn
     for metric in dict.fromkeys(r["metric"] for r in summary["relations"]):
         own = best_first([r for r in summary["relations"] if r["metric"] == metric])
         if len(own) > FEW:

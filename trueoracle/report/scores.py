@@ -41,7 +41,8 @@ def summarise_scores(results: Results, sample: int, seed: int) -> dict[str, Any]
     spec = results.spec
     return {
         **results.status(),
-        "title": results.spec.title,
+        "dense_seeds": [spec.dense.seed],
+        "title": spec.title,
         "surgery": spec.pruning.surgery,
         "layers": dict(spec.pruning.layers),
         "exhaustive": spec.pruning.candidates == "all",

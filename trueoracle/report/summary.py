@@ -16,6 +16,7 @@ from trueoracle.analysis.outcomes import (
     rule_in_words,
 )
 from trueoracle.record.layout import NOISE
+from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import SHORT, Results
 from trueoracle.spec.scale import changes_from_file, scale_in_words
 from trueoracle.spec.spec import candidates_in_words
@@ -81,14 +82,17 @@ def summarise(
     - ``data_facts``: what is recorded of text and questions; empty for other data;
     - ``changed``: the dotted fields whose values are not those of the shipped study of this name,
       which ``purpose`` describes;
-    - ``cost``: what pruning saves; None where an older record does not hold it.
+    - ``cost``: what pruning saves; None where an older record does not hold it;
+    - ``dense_seeds``: of the dense networks, and where they are several, ``networks`` has the
+      summary of each, with its own p-values: then all of the above is over them.
     """
     spec = results.spec
     retrainings = results.retrainings
     known = assessed or assess_together([(results, short)], rule)[0]
     found = known.outcomes
+    status = results.status()
     return {
-        **results.status(),
+        **status,
         "purpose": spec.purpose,
         "changed": changes_from_file(spec),
         "kind": spec.pruning.kind,
@@ -109,7 +113,7 @@ def summarise(
         "outcome_in_words": rule_in_words(rule, results.metrics),
         "dense": finite_or_none(results.dense or {}),
         "warning": _warning(results),
-        "candidates_in_words": candidates_in_words(spec.pruning, len(results.candidates)),
+        "candidates_in_words": candidates_in_words(spec.pruning, status["candidates"]),
         "cost": _cost(results),
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
         "relations": _relations(results, found, rule),
@@ -118,10 +122,21 @@ def summarise(
         "short_retraining": None if short is None else _short(results, short, known, rule),
         "spec": spec.model_dump(mode="json"),
         "provenance": results.provenance,
+        "dense_seeds": [one.dense.seed for one in spec.networks],
+        "networks": _networks(results, rule),
     }
 
 
+def _networks(results: Results, rule: str) -> list[dict[str, Any]]:
+    if not isinstance(results, PooledResults):
+        return []
+    return [summarise(one, rule) for one in results.networks.values()]
+
+
 def _warning(results: Results) -> str:
+    if isinstance(results, PooledResults):
+        said = {seed: _warning(one) for seed, one in results.networks.items()}
+        return "; ".join(f"dense network {seed}: {words}" for seed, words in said.items() if words)
     noise = [sitting[NOISE] for sitting in results.provenance if sitting.get(NOISE)]
     little = noise_in_words(noise[-1], results.metrics[0].unit) if noise else ""
     chance = [sitting["chance"] for sitting in results.provenance if "chance" in sitting]
@@ -214,4 +229,4 @@ def _comparison(results: Results, rule: str) -> dict[str, Any]:
     """The criteria among each other, by outcome; empty where there is only one."""
     if len(results.criteria) < 2 or results.outcomes.empty:
         return {}
-    return {one: compare(results.table(one, rule)) for one in results.default_outcomes}
+    return {one: compare(results.candidate_tables(one, rule)) for one in results.default_outcomes}

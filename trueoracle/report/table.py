@@ -18,6 +18,7 @@ __all__ = [
     "brief_table",
     "differences_table",
     "further_table",
+    "networks_table",
     "number_cell",
     "partial_table",
     "relations_table",
@@ -188,6 +189,27 @@ def relations_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextT
 def further_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTable:
     """The other numbers of the same rows."""
     return _of_relations(entries, _FURTHER, strong="")
+
+
+def networks_table(summary: Mapping[str, Any]) -> TextTable:
+    """What was found in each dense network of a study over several, by outcome and criterion."""
+    entries = [
+        (str(network["dense_seeds"][0]), relation)
+        for over in summary["relations"]
+        for network in summary["networks"]
+        for relation in network["relations"]
+        if (relation["criterion"], relation["metric"]) == (over["criterion"], over["metric"])
+    ]
+    relations = [relation for _, relation in entries]
+    words = [
+        ("outcome", "what criteria are held against", [r["outcome_name"] for r in relations]),
+        ("dense network", "its seed", [seed for seed, _ in entries]),
+    ]
+    columns = [one for one in _MAIN if one.heading in _OF_NETWORKS]
+    return text_table_of(words, (_CRITERION,), columns, relations, "Kendall's τ")
+
+
+_OF_NETWORKS = ("Kendall's τ", "95% interval", "ceiling", "anomalies", "percentile")
 
 
 def _of_relations(

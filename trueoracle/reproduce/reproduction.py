@@ -71,6 +71,11 @@ def reproduce(
     full = comparison.arm_reference(study, scale, surgery)
     changes, shown = dict(overrides or {}), as_progress(progress)
     spec = load_spec(full, changes)
+    if len(spec.networks) > 1:
+        raise InputError(
+            f"{spec.name} has {len(spec.networks)} dense networks, and what is published is of "
+            f"one: dense.seeds = [{spec.dense.seed}]"
+        )
     references = [full]
     if any(one.needs_short for one in wanted):
         short = comparison.short_reference(full)

@@ -88,7 +88,8 @@ class Prepared:
     of images. ``skipped`` says of the criteria that do not apply why. ``notes`` say what else is to
     be known before the work begins: how data and weights are read, where there was a choice.
     ``reading_seconds`` is what reading an image from a file takes. ``code`` has hashes of the code
-    that task and training procedure of a user's own are made by.
+    that task and training procedure of a user's own are made by. ``place`` says which dense network
+    of how many this is.
     """
 
     spec: StudySpec
@@ -102,6 +103,7 @@ class Prepared:
     notes: tuple[str, ...] = ()
     reading_seconds: float = 0.0
     code: Mapping[str, str] = field(default_factory=dict)
+    place: tuple[int, int] = (1, 1)
 
     @property
     def retrainings(self) -> int:

@@ -92,12 +92,14 @@ def tell_cost(at: Sitting) -> None:
     pruned = prepared.candidates.prune(prepared.network, 0)
     macs = cost(pruned, as_input(pruned, data.example(1))).macs
     training = f"{3 * macs * examples * epochs * left:.1e}".replace("e+", "e")
-    what = "the study" if left == prepared.retrainings else "what is left"
+    place, networks = prepared.place
+    whole = "the study" if networks == 1 else f"dense network {place} of {networks}"
+    what = whole if left == prepared.retrainings else "what is left"
     progress.message(
         f"{what}: {left:,} networks of {quantity(macs)} MACs, {many(epochs, 'epoch')} of "
         f"{examples:,} examples each: {training} MACs of training (3 × forward)"
     )
-    if worth := _power(prepared):
+    if place == 1 and (worth := _power(prepared)):
         progress.message(worth)
     held = held_bytes(prepared.spec, prepared.network, data)
     progress.message(f"memory: at least {readable_bytes(held)}, of data and a network in training")
@@ -117,6 +119,7 @@ def _power(prepared: Prepared) -> str:
         layers=len(sizes),
         candidates=sampled,
         seeds=len(spec.retraining.seeds),
+        networks=prepared.place[1],
         criteria=len(spec.criteria),
     )
     return f"power: {found.sentence()}"

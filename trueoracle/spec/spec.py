@@ -433,6 +433,7 @@ ADDED = {
     "dense.accumulate",
     "dense.gradient_checkpointing",
     "dense.schedule_per",
+    "dense.seeds",
     "dense.steps_per_epoch",
     "dense.warmup",
     "retraining.accumulate",
@@ -446,7 +447,10 @@ ADDED = {
 
 
 class StudySpec(Frozen):
-    """One dense network × one pruning × criteria × a retraining recipe × seeds."""
+    """One dense network × one pruning × criteria × a retraining recipe × seeds.
+
+    With ``dense.seeds`` it is of several dense networks, each a study by itself (``networks``).
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*$", max_length=100)
     purpose: str = Field("", description="one line for the list of studies")
@@ -482,6 +486,25 @@ class StudySpec(Frozen):
         if len(set(names)) != len(names):
             raise ValueError(f"criteria must differ, got {list(names)}")
         return names
+
+    @model_validator(mode="after")
+    def _several_networks_are_trained_here(self) -> StudySpec:
+        if self.dense.seeds is not None and self.network.arrives_trained:
+            raise ValueError(
+                f"dense.seeds = {list(self.dense.seeds)} trains a dense network for each, and "
+                f"network {self.network.name!r} arrives trained: leave dense.seeds out"
+            )
+        return self
+
+    @property
+    def networks(self) -> tuple[StudySpec, ...]:
+        """The study of each dense network, as ``dense.seed`` alone would make it."""
+        if self.dense.seeds is None:
+            return (self,)
+        each = [{"seed": seed, "seeds": None} for seed in self.dense.seeds]
+        return tuple(
+            self.model_copy(update={"dense": self.dense.model_copy(update=one)}) for one in each
+        )
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -216,9 +216,31 @@ class Lora(Frozen):
 
 
 class DenseTraining(Recipe):
-    """The recipe of the dense network."""
+    """The recipe of the dense network, or of several that differ in their seed alone."""
 
     seed: Seed = Field(0, description="of the initial weights, batches and augmentation")
+    seeds: tuple[Seed, ...] | None = Field(
+        None,
+        min_length=1,
+        description="in place of seed: a dense network for each, over which the study's statements "
+        "hold; none: the one of seed",
+    )
+
+    @model_validator(mode="after")
+    def _one_seed_or_several(self) -> DenseTraining:
+        if self.seeds is None:
+            return self
+        if "seed" in self.model_fields_set:
+            raise ValueError(
+                f"seed = {self.seed} and seeds = {list(self.seeds)} are both given: leave one out"
+            )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        # The first network's, for what is asked of one; a single one is a study of that seed.
+        self.__dict__["seed"] = self.seeds[0]
+        if len(self.seeds) == 1:
+            self.__dict__["seeds"] = None
+        return self
 
 
 class Retraining(Recipe):

@@ -1,0 +1,93 @@
+"""Which runs belong to a study over several dense networks: one each, beside its own folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trueoracle.errors import StoreError, first_line
+from trueoracle.files import write_text
+from trueoracle.record.paths import DATABASE, NETWORKS
+from trueoracle.spec.spec import StudySpec
+
+__all__ = ["is_recorded", "read_networks", "runs_of", "status_of_networks", "write_networks"]
+
+_FORMAT = 1
+
+
+def write_networks(folder: Path, spec: StudySpec) -> None:
+    """Say in ``folder`` that the networks of ``spec`` are one study; raises :class:`StoreError`."""
+    fields = spec.model_dump(mode="json")
+    del fields["dense"]["seed"]  # dense.seeds say it
+    text = json.dumps({"format": _FORMAT, "study": fields}, indent=2)
+    write_text(folder / NETWORKS, text + "\n")
+
+
+def read_networks(folder: Path) -> StudySpec:
+    """The study of a folder; raises :class:`StoreError` where none, or none that is known."""
+    path = folder / NETWORKS
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        if read["format"] != _FORMAT:
+            raise StoreError(f"{path} was written by another version of trueoracle")
+        return StudySpec.model_validate(read["study"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The folders of a study's dense networks, recorded or not; of a run of one, its own."""
+    if not (folder / NETWORKS).is_file():
+        return [folder]
+    return [folder.parent / one.folder_name for one in read_networks(folder).networks]
+
+
+def is_recorded(folder: Path) -> bool:
+    """Whether anything is recorded of a study: of any of its dense networks.
+
+    Raises :class:`StoreError` where it cannot be told which they are.
+    """
+    return any((run / DATABASE).is_file() for run in runs_of(folder))
+
+
+def status_of_networks(
+    folder: Path, spec: StudySpec, each: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """How far a study is, from the status of each dense network that is recorded, one or more.
+
+    The fields of :func:`trueoracle.record.status.status_of`, in sums, with that of each network as
+    ``networks``; ``candidates`` are those of a network. One that is not begun has as much to do as
+    the first.
+    """
+    count = len(spec.networks)
+    states = {one["state"] for one in each}
+    state = "interrupted"
+    if "running" in states:
+        state = "running"
+    elif len(each) == count and len(states) == 1:
+        (state,) = states
+    waiting = count - len(each)
+
+    def total(name: str, left: int = 0) -> int:
+        return sum(int(one[name]) for one in each) + left * int(each[0][name])
+
+    return {
+        "study": spec.name,
+        "digest": spec.digest,
+        "folder": str(folder),
+        "state": state,
+        "candidates": max(one["candidates"] for one in each),
+        "scored": total("scored"),
+        "to_score": total("to_score", waiting),
+        "skipped": {name: why for one in each for name, why in one["skipped"].items()},
+        "retrained": total("retrained"),
+        "to_retrain": total("to_retrain", waiting),
+        "diverged": total("diverged"),
+        "started": min(one["started"] for one in each),
+        "last_started": max(one["last_started"] for one in each),
+        "ended": max(one["ended"] for one in each) if state == "finished" else None,
+        "dense_seeds": [one.dense.seed for one in spec.networks],
+        "networks": [dict(one) for one in each],
+    }

@@ -1,0 +1,215 @@
+"""What a study over several dense networks has found: of each, and over all. Needs no torch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from trueoracle.analysis.numbers import many
+from trueoracle.analysis.outcomes import Outcome
+from trueoracle.analysis.ranking import Ranking
+from trueoracle.analysis.relation import Relation, mean_relation
+from trueoracle.analysis.table import CandidateTable
+from trueoracle.errors import InputError, StoreError
+from trueoracle.record.networks import read_networks, status_of_networks
+from trueoracle.record.paths import DATABASE, NETWORKS
+from trueoracle.record.results import Results, Score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["PooledResults", "open_results"]
+
+
+def open_results(folder: Path) -> Results:
+    """What a folder holds: the results of one dense network, or of a study over several.
+
+    Raises :class:`StoreError` where nothing is recorded.
+    """
+    return PooledResults(folder) if (folder / NETWORKS).is_file() else Results(folder)
+
+
+class PooledResults(Results):
+    """The results of a study over several dense networks, as far as it has come.
+
+    ``networks`` has the results of each that is recorded, by its ``dense.seed``. Statistics are
+    taken within networks and are means over them, with intervals over networks. Tables have the
+    rows of all, with the column ``dense_seed`` first. ``dense`` has the means of the networks'
+    metrics. What is of one network alone (:meth:`table`, :meth:`ranking`, :meth:`replay`) is asked
+    of one of ``networks``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read all records; raises :class:`StoreError` where there is none."""
+        self.folder, self.short = Path(folder), None
+        self.spec = read_networks(self.folder)
+        runs = {one.dense.seed: self.folder.parent / one.folder_name for one in self.spec.networks}
+        self._networks = {
+            seed: Results(run) for seed, run in runs.items() if (run / DATABASE).is_file()
+        }
+        if not self.networks:
+            raise StoreError(f"nothing is recorded of the dense networks of {self.folder}")
+        each = self.networks.values()
+        first = next(iter(each))
+        self.task, self.metrics = first.task, first.metrics
+        self.dense = _mean_dense([one.dense for one in each if one.dense is not None])
+        self.counts = {name: sum(one.counts[name] for one in each) for name in first.counts}
+        self.provenance = [
+            {"dense_seed": seed, **sitting}
+            for seed, one in self.networks.items()
+            for sitting in one.provenance
+        ]
+        self._labels = {name: label for one in each for name, label in one._labels.items()}
+        self.candidates = self._joined(lambda one: one.candidates)
+        self.scores = self._joined(lambda one: one.scores)
+        self.outcomes = self._joined(lambda one: one.outcomes)
+        self.retrainings = self._joined(lambda one: one.retrainings)
+        self.dense_epochs = self._joined(lambda one: one.dense_epochs)
+
+    def _joined(self, table: Callable[[Results], pd.DataFrame]) -> pd.DataFrame:
+        """The rows of all networks, each with its seed; empty tables decide no column's type."""
+        found = {seed: table(one) for seed, one in self.networks.items()}
+        filled = {seed: one for seed, one in found.items() if len(one)} or found
+        return pd.concat(
+            [one.assign(dense_seed=seed) for seed, one in filled.items()], ignore_index=True
+        ).pipe(lambda rows: rows[["dense_seed", *rows.columns.drop("dense_seed")]])
+
+    @property
+    def networks(self) -> Mapping[int, Results]:
+        """The results of each dense network that is recorded, by its ``dense.seed``."""
+        return self._networks
+
+    @property
+    def retrained(self) -> dict[int, Results]:
+        """Those of the dense networks that have retrained any candidate."""
+        return {seed: one for seed, one in self.networks.items() if not one.outcomes.empty}
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The criteria that do not apply to some of the networks, each with a reason."""
+        return {name: why for one in self.networks.values() for name, why in one.skipped.items()}
+
+    @cached_property
+    def criteria(self) -> list[str]:
+        """The criteria that have scored candidates of every network, in the study's order."""
+        each = self.networks.values()
+        return [name for name in self.spec.criteria if all(name in one.criteria for one in each)]
+
+    def with_short(self, short: Results) -> Results:
+        """The same results with the outcomes of a shorter retraining, network by network."""
+        pairs = short.networks if isinstance(short, PooledResults) else {}
+        shared = [seed for seed in self.networks if seed in pairs]
+        if not shared:
+            raise InputError(f"{short.spec.name} and {self.spec.name} prune different networks")
+        made = copy.copy(self)
+        made._networks = {seed: self.networks[seed].with_short(pairs[seed]) for seed in shared}
+        made.short = short
+        return made
+
+    def score(self, criterion: str, outcome: Outcome | None = None) -> Score:
+        """A criterion's scores of all networks, in the order of ``candidates``."""
+        each = [one.score(criterion, outcome) for one in self.networks.values()]
+        return Score(
+            np.concatenate([one.values for one in each]), each[0].label, each[0].higher_is_chosen
+        )
+
+    def points(
+        self, criterion: str = "oracle", column: str | None = None, rule: str = "last"
+    ) -> pd.DataFrame:
+        """The rows of :meth:`Results.points` of every network, with its ``dense_seed``."""
+        self._check_retrained()
+        return self._joined(lambda one: one.points(criterion, column, rule))
+
+    def relation(
+        self, criterion: str = "oracle", column: str | None = None, rule: str = "last"
+    ) -> Relation:
+        """The statistics of one criterion against one outcome, over the networks."""
+        self._check_retrained()
+        return mean_relation(
+            [one.relation(criterion, column, rule) for one in self.retrained.values()]
+        )
+
+    def candidate_tables(
+        self,
+        column: str | None = None,
+        rule: str = "last",
+        criteria: Sequence[str] | None = None,
+    ) -> list[CandidateTable]:
+        """What the statistics read: a table of each network that has retrained any."""
+        self._check_retrained()
+        names = self.criteria if criteria is None else criteria
+        return [one.table(column, rule, names) for one in self.retrained.values()]
+
+    def table(
+        self,
+        column: str | None = None,
+        rule: str = "last",
+        criteria: Sequence[str] | None = None,
+    ) -> CandidateTable:
+        """Raises :class:`InputError`: candidates of different networks are not compared."""
+        raise self._of_one("table")
+
+    def ranking(self, criterion: str = "oracle", sampled: int = 1000, seed: int = 0) -> Ranking:
+        """Raises :class:`InputError`: it is of the candidates of one network."""
+        raise self._of_one("ranking")
+
+    def replay(self, criterion: str | None = None, by: str | None = None) -> pd.DataFrame:
+        """Raises :class:`InputError`: a search is of one network."""
+        raise self._of_one("replay")
+
+    def _of_one(self, method: str) -> InputError:
+        seed = next(iter(self.networks))
+        return InputError(
+            f"{self.spec.name} is over {many(len(self.spec.networks), 'dense network')}, and "
+            f"{method} is of one: results.networks[{seed}].{method}(…), or in a command --set "
+            f"'dense.seeds=[{seed}]'"
+        )
+
+    def plot(
+        self, criterion: str = "oracle", column: str | None = None, rule: str = "last"
+    ) -> Figure:
+        """One scatter for each network, as one matplotlib figure."""
+        from trueoracle.figures.panel import draw_panel, panel_data
+
+        self._check_retrained()
+        outcome = self.outcome(column, rule)
+        found = {seed: one.points(criterion, column, rule) for seed, one in self.retrained.items()}
+        return draw_panel(
+            panel_data(
+                [
+                    (f"dense network {seed}", one["score"].to_numpy(), one["outcome"].to_numpy())
+                    for seed, one in found.items()
+                ],
+                higher_is_better=outcome.higher_is_better,
+                x_label=self.score(criterion, outcome).label,
+                y_label=outcome.axis,
+                title=self.spec.title,
+            )
+        )
+
+    def status(self) -> dict[str, Any]:
+        """How far the study is, as plain values, and how far each network is (``networks``)."""
+        each = [one.status() for one in self.networks.values()]
+        return status_of_networks(self.folder, self.spec, each)
+
+
+def _mean_dense(each: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The means of the networks' numbers; of what is none, all that it is."""
+    if not each:
+        return None
+    return {name: _mean(one[name] for one in each) for name in each[0]}
+
+
+def _mean(values: Iterable[Any]) -> Any:
+    known = list(values)
+    if all(one == known[0] for one in known):
+        return known[0]
+    if all(isinstance(one, int | float) for one in known):
+        return float(np.mean(known))
+    return " ".join(map(str, known))
