@@ -320,6 +320,7 @@ def combine_leaves(
     weights: Sequence[float] | None = None,
     networks: Sequence[Hashable] | None = None,
     layers: Sequence[Hashable] | None = None,
+    families: Sequence[Hashable] | None = None,
 ) -> Jackknife:
     """The weighted mean of K statistics over tables, with the variance of it.
 
@@ -327,7 +328,8 @@ def combine_leaves(
     what is pruned in it: tables of one network and layer share their filters, which are left out of
     all of them at once; all tables share their seeds and their examples. From
     :data:`LEAST_NETWORKS` dense networks on these are left out whole, instead of their seeds and
-    filters, whose scatter is in theirs.
+    filters, whose scatter is in theirs. ``families`` groups dense networks whose differences are
+    meant: networks are then left out within each, from two in each on.
     """
     count = len(leaves)
     share = np.ones(count) if weights is None else np.array(weights, dtype=np.float64)
@@ -339,7 +341,7 @@ def combine_leaves(
     parts: dict[str, Part] = {}
     apart = list(dict.fromkeys(networks))
     if len(apart) >= LEAST_NETWORKS:
-        parts["networks"] = _of_networks(whole, share, networks, apart)
+        parts["networks"] = _of_networks(whole, share, networks, families)
     else:
         if part := _shared([one.seeds for one in leaves], whole, share):
             parts["seeds"] = part
@@ -400,14 +402,30 @@ def _shared(leaves: Sequence[np.ndarray], whole: np.ndarray, share: np.ndarray) 
 
 
 def _of_networks(
-    whole: np.ndarray, share: np.ndarray, networks: Sequence[Hashable], apart: Sequence[Hashable]
+    whole: np.ndarray,
+    share: np.ndarray,
+    networks: Sequence[Hashable],
+    families: Sequence[Hashable] | None,
 ) -> Part:
-    member = np.array([[one == name for one in networks] for name in apart])
-    left = []
-    for own in member:
-        rest = np.where(own, 0.0, share)
-        left.append(rest @ whole / rest.sum())
-    return _part(_variance(np.array(left)), len(apart) - 1)
+    """Networks left out within their families; of fewer than two in some, within all of them."""
+    stratum = dict(zip(networks, families or [0] * len(networks), strict=True))
+    strata: dict[Hashable, list[Hashable]] = {}
+    for name, family in stratum.items():
+        strata.setdefault(family, []).append(name)
+    if min(map(len, strata.values())) < 2:
+        strata = {0: list(stratum)}
+    variance, below = np.zeros(whole.shape[1]), np.zeros(whole.shape[1])
+    for names in strata.values():
+        inside = np.array([one in names for one in networks])
+        weight, left = share[inside].sum(), []
+        for name in names:
+            rest = np.where(inside & np.array([one != name for one in networks]), share, 0.0)
+            left.append(weight * (rest @ whole) / rest.sum())
+        own = _variance(np.array(left))
+        variance, below = variance + own, below + own**2 / (len(names) - 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        freedom = np.where(below > 0, variance**2 / below, 1.0)
+    return Part(variance, freedom)
 
 
 def _of_filters(

@@ -14,7 +14,7 @@ from trueoracle.analysis.ranking import best_of_sample
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.analysis.ties import chances_of_lowest, count_above, lowest
 
-__all__ = ["Selection", "lowest_few", "select"]
+__all__ = ["Selection", "held_out_regret", "lowest_few", "select"]
 
 SHARE = 0.05
 """Of the candidates: the k lowest, at least three, where k is not given."""
@@ -101,6 +101,14 @@ def select(tables: Sequence[CandidateTable], criterion: str, *, k: int | None = 
         precision_at_k=precision,
         regret_at_k=regret_at_k,
     )
+
+
+def held_out_regret(table: CandidateTable, scores: np.ndarray) -> float:
+    """The ``held_out_regret`` of choosing by a column of scores ``[P]``, the lowest first.
+
+    Scores that are all equal choose at random. NaN for one retraining of these examples.
+    """
+    return float(_held_out(replace(table, scores={"": scores}), "").mean(axis=0)[0])
 
 
 def _rank_of_chosen(table: CandidateTable, criterion: str) -> float:

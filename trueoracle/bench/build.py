@@ -1,7 +1,7 @@
 """Makes the shipped bench, or adds to it, from recorded runs.
 
     python -m trueoracle.bench.build --start RUNS     # the bench's dense networks, to go on from
-    trueoracle run lenet5-mini-bench --runs RUNS      # or single points of it
+    trueoracle run bench-digits --runs RUNS           # any of its grids, or single points
     python -m trueoracle.bench.build RUNS             # what is finished joins the bench
 
 Points that are not finished are left out.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,22 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
+from trueoracle.analysis.outcomes import default_outcomes
 from trueoracle.bench.scoring import score_bench
-from trueoracle.bench.table import DATA, GRID, KEYS, METRICS, Bench, dense_file, read_bench
+from trueoracle.bench.table import (
+    BLOCKS,
+    CARD,
+    DATA,
+    FAMILIES,
+    KEYS,
+    METRICS,
+    OUTCOMES,
+    SCORES,
+    Bench,
+    dense_file,
+    grid_of,
+    read_bench,
+)
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.files import replacing, write_bytes, write_text
@@ -35,59 +49,64 @@ from trueoracle.run.prepare import prepare
 from trueoracle.run.progress import PlainProgress, Progress
 from trueoracle.run.runner import score
 from trueoracle.spec.grid import Variant, variants
-from trueoracle.tasks.metric import SPLITS, columns_of
+from trueoracle.tasks.metric import columns_of
 
 _COLUMNS = columns_of(METRICS)
 
 __all__ = ["build", "recorded", "start"]
 
+Point = tuple[str, Variant, Results]
+"""A study of a family, and what is recorded of it."""
 
-def recorded(runs: Path) -> list[tuple[Variant, Results]]:
-    """The finished points of the grid below ``runs``."""
+
+def recorded(runs: Path) -> list[Point]:
+    """The finished points of all families below ``runs``."""
     found = []
-    for point in variants(GRID):
-        folder = runs / point.spec.folder_name
-        if (folder / DATABASE).is_file() and (results := Results(folder)).finished:
-            found.append((point, results))
+    for family in FAMILIES:
+        for point in variants(grid_of(family)):
+            folder = runs / point.spec.folder_name
+            if (folder / DATABASE).is_file() and (results := Results(folder)).finished:
+                found.append((family, point, results))
     return found
 
 
 def start(runs: Path, progress: Progress, source: Path = DATA) -> None:
-    """Begin the grid in ``runs`` with the dense networks of the bench in ``source``.
+    """Begin the grids in ``runs`` with the dense networks of the bench in ``source``.
 
     Training is not the same to the bit on every machine, so that the same seed can give another
     dense network. Raises :class:`InputError` where ``runs`` holds another one already.
     """
-    for network, facts in read_bench(source).card["dense"].items():
-        spec = next(one.spec for one in variants(GRID) if one.spec.dense.seed == int(network))
-        folder = runs / spec.folder_name
-        with locked(folder, patience=1.0), Store(folder) as store:
-            recorded = store.dense()
-            if recorded is not None and recorded["sha256"] != facts["sha256"]:
-                raise InputError(f"{folder} holds another dense network than the bench's")
-            if recorded is None:
-                file = dense_file(int(network), source)
-                metadata: Any = read_metadata(file)
-                # The digest is of fields and format, and the file may be older than these.
-                said = metadata | {"dense_digest": spec.dense_digest}
-                told = {name: json.dumps(value) for name, value in said.items()}
-                sha256 = write_tensors(load_file(file), folder / DENSE, told)
-                store.record_task("classification", METRICS)
-                metrics = {name: facts[name] for name in _COLUMNS}
-                store.record_dense(
-                    facts["sha256"],
-                    metadata["architecture"],
-                    "adopted",
-                    0.0,
-                    metrics,
-                    metadata["epochs"],
-                    sha256,
-                )
-        score(prepare(spec, device="cpu"), folder, progress, criteria=())
+    for family, about in read_bench(source).card["families"].items():
+        for network, facts in about["dense"].items():
+            points = variants(grid_of(family))
+            spec = next(one.spec for one in points if one.spec.dense.seed == int(network))
+            folder = runs / spec.folder_name
+            with locked(folder, patience=1.0), Store(folder) as store:
+                before = store.dense()
+                if before is not None and before["sha256"] != facts["sha256"]:
+                    raise InputError(f"{folder} holds another dense network than the bench's")
+                if before is None:
+                    file = dense_file(family, int(network), source)
+                    metadata: Any = read_metadata(file)
+                    # The digest is of fields and format, and the file may be older than these.
+                    said = metadata | {"dense_digest": spec.dense_digest}
+                    told = {name: json.dumps(value) for name, value in said.items()}
+                    sha256 = write_tensors(load_file(file), folder / DENSE, told)
+                    store.record_task("classification", METRICS)
+                    store.record_dense(
+                        facts["sha256"],
+                        metadata["architecture"],
+                        "adopted",
+                        0.0,
+                        {name: facts[name] for name in _COLUMNS},
+                        metadata["epochs"],
+                        sha256,
+                    )
+            score(prepare(spec, device="cpu"), folder, progress, criteria=())
 
 
 def build(
-    points: Sequence[tuple[Variant, Results]],
+    points: Sequence[Point],
     out: Path,
     progress: Progress,
     criteria: Sequence[str] | None = None,
@@ -95,13 +114,13 @@ def build(
     onto: Path | None = None,
     rescore: Collection[str] = (),
 ) -> None:
-    """Write the bench's files to ``out``: outcomes, scores, dense weights and card.
+    """Write the bench's files to ``out``: outcomes, blocks, scores, dense weights and card.
 
-    ``criteria`` are all registered ones by default; those that do not apply to the network are left
-    out. ``onto`` is the folder of a smaller bench (``out`` itself, say), which the points join: its
+    ``criteria`` are all registered ones by default; those that apply to no network are left out.
+    ``onto`` is the folder of a smaller bench (``out`` itself, say), which the points join: its
     networks are not taken again, nor scored again but by the criteria to ``rescore``. Raises
-    :class:`InputError` where there is nothing to do, and where a point was pruned from another
-    dense network than the bench's of the same seed.
+    :class:`InputError` where there is nothing to do, where a point was pruned from another dense
+    network than the bench's of the same seed, and where one has no blocks of examples.
     """
     for name in rescore:
         if name not in CRITERIA:
@@ -113,22 +132,32 @@ def build(
         points = _new_points(points, before)
     if not points and not (before and rescore):
         which = "finished" if before is None else "finished and not in the bench yet"
-        raise InputError(f"no point of {GRID} is {which}: trueoracle run {GRID} records them")
+        grids = ", ".join(map(grid_of, FAMILIES))
+        raise InputError(f"no point of the bench is {which}: trueoracle run records them ({grids})")
+    parts = [_rows(*point) for point in points]  # before anything is written
     out.mkdir(parents=True, exist_ok=True)
-    files = {point.spec.dense.seed: results.folder / DENSE for point, results in points}
+    files = {(f, point.spec.dense.seed): results.folder / DENSE for f, point, results in points}
     if onto is not None and before is not None:
-        files |= {network: dense_file(network, onto) for network in before.networks}
-    for _, results in points:
+        held = {one.dense for one in before.studies}
+        files |= {dense: dense_file(*dense, onto) for dense in held}
+        parts.append(
+            (
+                pd.read_parquet(onto / OUTCOMES),
+                pd.read_parquet(onto / BLOCKS),
+            )
+        )
+    for _, _, results in points:
         check_dense_file(results.folder, results.dense or {})
-    for network, file in files.items():
-        if file != dense_file(network, out):
-            write_bytes(dense_file(network, out), file.read_bytes())
-    known = [] if before is None else [before.epochs.join(before.keys, on="candidate")]
-    epochs = pd.concat([*known, *(_epochs(*one) for one in points)], ignore_index=True)
-    epochs = epochs[[*KEYS, "seed", "epoch", *_COLUMNS]]
-    epochs = epochs.sort_values(["network", "layer"], kind="stable", ignore_index=True)
-    keys = epochs[KEYS].drop_duplicates().reset_index(drop=True)
-    bench = Bench(keys, epochs, {}, {})
+    for dense, file in files.items():
+        if file != dense_file(*dense, out):
+            write_bytes(dense_file(*dense, out), file.read_bytes())
+    outcomes = pd.concat([one for one, _ in parts], ignore_index=True)
+    blocks = pd.concat([one for _, one in parts], ignore_index=True)
+    order = outcomes.sort_values([*KEYS, "seed"], kind="stable").index
+    outcomes, blocks = outcomes.loc[order], blocks.loc[order]
+    keys = outcomes[KEYS].drop_duplicates().reset_index(drop=True)
+    card = _card(points, outcomes, {} if before is None else before.card)
+    bench = Bench(keys, {}, {}, {}, {}, card)
     scores, seconds = keys.copy(), {}
     for name in criteria or list(CRITERIA):
         started = time.perf_counter()
@@ -144,19 +173,20 @@ def build(
         if np.isfinite(column).any():
             scores[name] = column
     # Written when all is scored: until then a bench that was there stays what it was.
-    _write(epochs, out / "outcomes.parquet")
-    _write(scores, out / "scores.parquet")
-    seeds = int(epochs["seed"].nunique())
-    card = _card(points, keys, seeds, seconds, {} if before is None else before.card)
-    write_text(out / "card.json", json.dumps(card, indent=2) + "\n")
+    _write(outcomes, out / OUTCOMES)
+    _write(blocks, out / BLOCKS)
+    _write(scores, out / SCORES)
+    write_text(out / CARD, json.dumps(card | {"seconds_to_score": seconds}, indent=2) + "\n")
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
     """As Parquet; floats byte by byte, which makes the bench smaller by a third."""
-    # Of few values a dictionary is smaller: keys, and shares of a whole number of examples.
-    shares = {f"{split}_{m.name}" for split in SPLITS for m in METRICS if m.is_share}
-    split = [name for name in frame if name not in KEYS and name not in shares]
-    split = [name for name in split if frame[name].dtype.kind == "f"]
+    # Of few values a dictionary is smaller: keys, and numbers of examples that are right.
+    split = [
+        name
+        for name in frame
+        if name not in KEYS and frame[name].dtype.kind == "f" and "accuracy" not in str(name)
+    ]
     with replacing(path) as draft:
         frame.to_parquet(
             draft,
@@ -168,20 +198,19 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
         )
 
 
-def _new_points(
-    points: Sequence[tuple[Variant, Results]], before: Bench
-) -> list[tuple[Variant, Results]]:
+def _new_points(points: Sequence[Point], before: Bench) -> list[Point]:
     """The points that a bench lacks; all must prune its dense networks."""
     held = {study.name for study in before.studies}
-    for point, results in points:
-        network = str(point.spec.dense.seed)
-        known = before.card["dense"].get(network, {}).get("sha256")
+    for family, point, results in points:
+        seed = point.spec.dense.seed
+        dense = before.card["families"].get(family, {"dense": {}})["dense"]
+        known = dense.get(str(seed), {}).get("sha256")
         if results.dense is not None and known not in (None, results.dense["sha256"]):
             raise InputError(
-                f"{results.folder.name} prunes another dense network of seed {network} than the "
+                f"{results.folder.name} prunes another dense network of seed {seed} than the "
                 "bench does: begin with --start, or make the bench --anew"
             )
-    return [(point, results) for point, results in points if point.spec.name not in held]
+    return [one for one in points if one[1].spec.name not in held]
 
 
 def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
@@ -194,47 +223,58 @@ def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
     return known
 
 
-def _epochs(point: Variant, results: Results) -> pd.DataFrame:
-    """One row per candidate, seed and epoch; float32 holds losses to seven digits."""
+def _rows(family: str, point: Variant, results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Outcomes and their sums by block: one row per candidate and seed.
+
+    float32 holds losses to seven digits.
+    """
     ((layer, _),) = point.spec.pruning.layers.items()
-    masks = {
-        candidate: sum(1 << filter_ for filter_ in pruned[layer])
-        for candidate, pruned in zip(
-            results.candidates["candidate"], results.candidates["pruned"], strict=True
-        )
-    }
-    order = {candidate: place for place, candidate in enumerate(masks)}
-    frame = results.outcomes.assign(place=results.outcomes["candidate"].map(order))
-    frame = frame.sort_values(["place", "seed", "epoch"], kind="stable")
-    return pd.DataFrame(
+    masks = [sum(1 << one for one in way[layer]) for way in results.candidates["pruned"]]
+    tables = {name: results.table(name, criteria=()) for name in _COLUMNS}
+    size, seeds = len(masks), next(iter(tables.values())).seeds
+    outcomes = pd.DataFrame(
         {
-            "network": np.full(len(frame), point.spec.dense.seed, dtype=np.int16),
+            "family": family,
+            "network": np.full(size * seeds, point.spec.dense.seed, dtype=np.int16),
             "layer": layer,
-            "pruned": frame["candidate"].map(masks).to_numpy(dtype=np.int16),
-            "seed": frame["seed"].to_numpy(dtype=np.int16),
-            "epoch": frame["epoch"].to_numpy(dtype=np.int16),
-            **{metric: frame[metric].to_numpy(dtype=np.float32) for metric in _COLUMNS},
+            "pruned": np.repeat(np.array(masks, dtype=np.int16), seeds),
+            "seed": np.tile(np.array(point.spec.retraining.seeds, dtype=np.int16), size),
+            **{name: one.outcomes.ravel().astype(np.float32) for name, one in tables.items()},
         }
     )
+    by_block: dict[str, np.ndarray] = {}
+    for name in default_outcomes(METRICS):
+        blocks = tables[name].blocks
+        if blocks is None:
+            raise InputError(f"{results.folder.name} has no outcomes by blocks of examples")
+        sums = blocks.sums.reshape(size * seeds, -1).astype(np.float32)
+        by_block |= {f"{name} {number}": sums[:, number] for number in range(len(blocks))}
+    return outcomes, pd.DataFrame(by_block)
 
 
 def _card(
-    points: Sequence[tuple[Variant, Results]],
-    keys: pd.DataFrame,
-    seeds: int,
-    seconds: dict[str, float],
-    before: dict[str, Any],
+    points: Sequence[Point], outcomes: pd.DataFrame, before: Mapping[str, Any]
 ) -> dict[str, Any]:
-    sittings = [sitting for _, results in points for sitting in results.provenance]
-    trained = sum(float(results.retrainings["seconds"].sum()) for _, results in points)
-    dense = {
-        str(point.spec.dense.seed): {
-            name: results.dense[name] for name in ("sha256", *_COLUMNS) if name in results.dense
-        }
-        for point, results in points
-        if results.dense is not None
-    }
-    networks = sorted(map(int, keys["network"].unique()))
+    sittings = [sitting for _, _, results in points for sitting in results.provenance]
+    trained = sum(float(results.retrainings["seconds"].sum()) for _, _, results in points)
+    families = {name: dict(about) for name, about in before.get("families", {}).items()}
+    for family, point, results in points:
+        about = families.setdefault(
+            family,
+            {
+                "grid": grid_of(family),
+                "purpose": point.spec.purpose,
+                "filters": {},
+                "blocks": _counts(results),
+                "dense": {},
+            },
+        )
+        ((layer, _),) = point.spec.pruning.layers.items()
+        (width,) = results.table(criteria=()).groups  # each filter is pruned by some candidate
+        about["filters"] |= {layer: width}
+        dense = results.dense or {}
+        facts = {name: dense[name] for name in ("sha256", *_COLUMNS) if name in dense}
+        about["dense"] |= {str(point.spec.dense.seed): facts}
     began = [one["started"] for one in (*sittings, before) if one]
     ended = [one["ended"] or one["started"] for one in (*sittings, before) if one]
     versions = {
@@ -242,26 +282,23 @@ def _card(
     }
     engines = {str(s["engine"]) for s in sittings if "engine" in s}
     return {
-        "grid": GRID,
-        "command": f"trueoracle run {GRID}+seed-NETWORK+layers-LAYER-RATIO",
-        "points": sorted({one.name for one in Bench(keys, keys, {}, {}).studies}),
-        "network": "LeNet5-Mini",
-        "data": "5,000 embedded MNIST digits",
-        "layers": {
-            str(network): sorted(set(keys["layer"][keys["network"] == network]))
-            for network in networks
-        },
-        "seeds": seeds,
-        "pruned_networks": len(keys),
-        "retrained_networks": len(keys) * seeds,
+        "version": 2,
+        "families": families,
+        "seeds": int(outcomes["seed"].nunique()),
+        "pruned_networks": len(outcomes[KEYS].drop_duplicates()),
+        "retrained_networks": len(outcomes),
         "retraining_seconds": round(before.get("retraining_seconds", 0) + trained),
         "started": min(began),
         "ended": max(ended),
         "engines": sorted(engines | set(before.get("engines", ()))),
         "versions": sorted(versions | set(before.get("versions", ()))),
-        "dense": before.get("dense", {}) | dense,
-        "seconds_to_score": seconds,
     }
+
+
+def _counts(results: Results) -> list[int]:
+    """The examples of each block of the test split."""
+    blocks = results.table(default_outcomes(METRICS)[0], criteria=()).blocks
+    return [] if blocks is None else [int(one) for one in blocks.counts]
 
 
 def main() -> None:

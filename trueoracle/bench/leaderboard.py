@@ -17,8 +17,8 @@ from trueoracle.analysis.interactions import standardised_ranks
 from trueoracle.analysis.jackknife import Jackknife, Leaves, combine_leaves, in_words, leave_out
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.reliability import noise_ceiling
+from trueoracle.analysis.selection import held_out_regret
 from trueoracle.analysis.table import CandidateTable
-from trueoracle.analysis.ties import lowest
 from trueoracle.bench.table import Bench, BenchStudy
 
 __all__ = ["Known", "Place", "additive_agreement", "leaderboard"]
@@ -36,9 +36,9 @@ class Place:
       once: 1 more than there are criteria that are certainly better, and as many as are not
       certainly worse (Holm's, of all pairs);
     - ``ceiling``: the mean agreement that noise leaves;
-    - ``regret``: the mean difference between the best candidate and the one of the lowest score
-      (the mean of those that share it); ``random_regret``: that of a random choice, both in the
-      outcome's units;
+    - ``regret``: what the candidate that is best by one retraining and half of the examples has,
+      in the others, over the one of the lowest score, a mean over studies; ``random_regret``: the
+      same over a random choice, both in the outcome's units;
     - ``rank``: the place by agreement among the ``of`` criteria that score every candidate;
     - ``coverage``: the share of candidates with a finite score. Without all of them there is no
       rank, and no other number either.
@@ -66,9 +66,18 @@ class Place:
         return finite_or_none(asdict(self))
 
 
-Known = dict[tuple[str, str, tuple[str, ...]], tuple[Leaves, float]]
-"""What places of overlapping studies share, by metric, study and criteria: tau whole and with every
-unit left out, and the ceiling."""
+@dataclass(frozen=True, eq=False)
+class OfStudy:
+    """Of one study: tau whole and with units left out, the ceiling, regrets and a random one's."""
+
+    leaves: Leaves
+    ceiling: float
+    regrets: np.ndarray
+    random: float
+
+
+Known = dict[tuple[str, str, tuple[str, ...]], OfStudy]
+"""What places of overlapping studies share, by metric, study and criteria."""
 
 
 def leaderboard(
@@ -90,32 +99,32 @@ def leaderboard(
     tables = [bench.table(study, metric) for study in chosen]
     weights = np.array([len(one) for one in tables], dtype=np.float64)
     whole = [_known(shared, metric, s, t, names) for s, t in zip(chosen, tables, strict=True)]
-    networks = [one.network for one in chosen]
-    layers = [one.layer for one in chosen]
+    networks = [one.dense for one in chosen]
     found = combine_leaves(
-        [leaves for leaves, _ in whole],
+        [one.leaves for one in whole],
         weights=list(weights),
         networks=networks,
-        layers=layers,
+        layers=[one.layer for one in chosen],
+        families=[one.family for one in chosen],
     )
-    filters = sum({(s.network, s.layer): s.filters for s in chosen}.values())
-    better = [table.better(table.outcome) for table in tables]
-    random = np.average([one.max() - one.mean() for one in better], weights=weights)
+    filters = sum({(*s.dense, s.layer): s.filters for s in chosen}.values())
+    regrets = np.average([one.regrets for one in whole], weights=weights, axis=0)
     nothing = Place(
         criterion="", rank=None, rank_low=None, rank_high=None, of=len(names), coverage=0.0,
         agreement=math.nan, low=math.nan, high=math.nan, at_most=math.nan,
         adjusted_p_value=math.nan, interval_over=in_words(
             tables, networks=len(set(networks)), filters=filters
         ),
-        ceiling=float(np.average([ceiling for _, ceiling in whole], weights=weights)),
-        regret=math.nan, random_regret=float(random), studies=len(chosen),
+        ceiling=float(np.average([one.ceiling for one in whole], weights=weights)),
+        regret=math.nan,
+        random_regret=float(np.average([one.random for one in whole], weights=weights)),
+        studies=len(chosen),
     )  # fmt: skip
     ranks = _ranks(found, len(names))
     adjusted = adjusted_p_values([found.p_value(place) for place in range(len(names))])
     ranked = []
     for place, name in enumerate(names):
         interval = found.tau_interval(place)
-        regrets = [_regret(t.scores[name], b) for t, b in zip(tables, better, strict=True)]
         ranked.append(
             replace(
                 nothing,
@@ -128,7 +137,7 @@ def leaderboard(
                 high=interval.high,
                 at_most=found.at_most(place),
                 adjusted_p_value=adjusted[place],
-                regret=float(np.average(regrets, weights=weights)),
+                regret=float(regrets[place]),
             )
         )
     ranked.sort(key=lambda one: -one.agreement)
@@ -142,7 +151,7 @@ def leaderboard(
 
 def _known(
     shared: Known, metric: str, study: BenchStudy, table: CandidateTable, names: tuple[str, ...]
-) -> tuple[Leaves, float]:
+) -> OfStudy:
     """Agreements of one study, then their differences pair by pair, with units left out."""
     key = metric, study.name, names
     if key not in shared:
@@ -156,7 +165,12 @@ def _known(
 
         ranks = standardised_ranks(np.stack([table.scores[name] for name in names]))
         columns = np.vstack([ranks, ranks[pairs[0]] - ranks[pairs[1]]])
-        shared[key] = leave_out(table, agreements, columns=columns), noise_ceiling(table).ceiling
+        shared[key] = OfStudy(
+            leave_out(table, agreements, columns=columns),
+            noise_ceiling(table).ceiling,
+            np.array([held_out_regret(table, table.scores[name]) for name in names]),
+            held_out_regret(table, np.zeros(len(table))),
+        )
     return shared[key]
 
 
@@ -188,7 +202,3 @@ def additive_agreement(
         return math.nan
     sizes, values = zip(*known, strict=True)
     return float(np.average(values, weights=sizes))
-
-
-def _regret(scores: np.ndarray, better: np.ndarray) -> float:
-    return float((better.max() - better[lowest(scores)]).mean())

@@ -20,7 +20,8 @@ __all__ = ["Places", "all_statistics", "choose_studies", "hold", "label_of"]
 class Places:
     """The places of all criteria in some studies of the bench, by the outcome's column.
 
-    - ``whole``: in all of ``studies``; ``parts``: in those of each layer and dense network;
+    - ``whole``: in all of ``studies``; ``parts``: in those of each family, or of each layer where
+      there is one family;
     - ``additive``: the agreement of a sum over filters, NaN where no study holds enough candidates.
     """
 
@@ -57,28 +58,27 @@ def hold(bench: Bench, studies: Sequence[BenchStudy]) -> Places:
 
 
 def choose_studies(
-    shipped: Bench, layer: str | None, ratio: float | None, network: int | None
+    shipped: Bench,
+    family: str | None = None,
+    layer: str | None = None,
+    ratio: float | None = None,
+    network: int | None = None,
 ) -> list[BenchStudy]:
-    """The studies of one layer, pruning ratio and dense network (by its seed); None: of all.
+    """The studies of one family, layer, ratio and dense network (by its seed); None: of all.
 
     Raises :class:`InputError` where the bench holds none.
     """
-    for what, given, known in (
-        ("layer of the bench", layer, {one.layer for one in shipped.studies}),
-        ("ratio of the bench", ratio, {one.ratio for one in shipped.studies}),
-        ("dense network of the bench", network, {one.network for one in shipped.studies}),
-    ):
+    wanted = {"family": family, "layer": layer, "ratio": ratio, "network": network}
+    chosen = shipped.studies
+    for what, given in wanted.items():
+        known = {getattr(one, what) for one in shipped.studies}
         if given is not None and given not in known:
-            raise unknown(what, str(given), sorted(map(str, known)))
-    chosen = [
-        one
-        for one in shipped.studies
-        if (layer is None or one.layer == layer)
-        and (ratio is None or one.ratio == ratio)
-        and (network is None or one.network == network)
-    ]
+            name = "dense network" if what == "network" else what
+            raise unknown(f"{name} of the bench", str(given), sorted(map(str, known)))
+        chosen = [one for one in chosen if given is None or getattr(one, what) == given]
     if not chosen:
-        raise InputError("the bench holds no network of that layer, ratio and seed together")
+        said = ", ".join(f"{what} {given}" for what, given in wanted.items() if given is not None)
+        raise InputError(f"the bench holds no study of {said} together")
     return chosen
 
 
@@ -102,6 +102,7 @@ def all_statistics(
     found = judged_together([assess(one) for one in tables])
     return [
         {
+            "family": study.family,
             "network": study.network,
             "layer": study.layer,
             "ratio": study.ratio,
@@ -120,10 +121,9 @@ def _columns() -> list[str]:
 
 
 def _parts(studies: Sequence[BenchStudy]) -> dict[str, list[BenchStudy]]:
-    """The studies of each layer, and of each dense network where there are several."""
-    layers = dict.fromkeys(one.layer for one in studies)
-    parts = {layer: [one for one in studies if one.layer == layer] for layer in layers}
-    networks = dict.fromkeys(one.network for one in studies)
-    if len(networks) > 1:
-        parts |= {f"dense {n}": [one for one in studies if one.network == n] for n in networks}
+    """The studies of each family; of one family those of each layer."""
+    by = "family" if len({one.family for one in studies}) > 1 else "layer"
+    parts: dict[str, list[BenchStudy]] = {}
+    for one in studies:
+        parts.setdefault(getattr(one, by), []).append(one)
     return parts

@@ -10,7 +10,6 @@ import torch
 
 from trueoracle.bench.table import DATA, Bench, BenchStudy, dense_file, ways_of
 from trueoracle.criteria.base import Criterion
-from trueoracle.data import datasets
 from trueoracle.data.splits import Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.networks.copying import copied
@@ -18,7 +17,7 @@ from trueoracle.networks.weights import load_weights
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.pruning.walk import find_groups
 from trueoracle.pruning.ways import space_size
-from trueoracle.run.prepare import build_study
+from trueoracle.run.prepare import build_study, load_data
 from trueoracle.run.progress import Progress
 from trueoracle.spec.grid import load_spec
 from trueoracle.spec.spec import StudySpec
@@ -61,22 +60,18 @@ def _prepared(
     bench: Bench, studies: Sequence[BenchStudy], folder: Path
 ) -> Iterator[tuple[BenchStudy, StudySpec, Candidates, torch.nn.Module, Splits]]:
     """Each study with its fields, candidates, dense network and data."""
-    data = None
+    data: dict[str, Splits] = {}
     networks = {}
     for study in studies:
         spec = spec_of(study)
-        if data is None:  # the same for all of the grid
-            data = datasets.load(
-                spec.data.name,
-                validation_images=spec.data.validation_images,
-                split_seed=spec.data.split_seed,
-            )
-        if study.network not in networks:
+        if study.family not in data:  # the same for all of a family
+            data = {study.family: load_data(spec)}
+        if study.dense not in networks:
             dense, shape = build_study(spec)
-            load_weights(dense, dense_file(study.network, folder))
+            load_weights(dense, dense_file(*study.dense, folder))
             example = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
-            networks[study.network] = dense, find_groups(dense, example)
-        dense, groups = networks[study.network]
+            networks = {study.dense: (dense, find_groups(dense, example))}
+        dense, groups = networks[study.dense]
         ways = ways_of(bench.keys["pruned"].to_numpy()[study.rows])
         group = groups.groups[study.layer]
         candidates = Candidates(
@@ -85,4 +80,4 @@ def _prepared(
             surgery=spec.pruning.surgery,
             space=space_size([group.filters], [len(ways[0])]),
         )
-        yield study, spec, candidates, dense, data
+        yield study, spec, candidates, dense, data[study.family]

@@ -27,11 +27,12 @@ def bench(
         str | None,
         typer.Argument(help="A file.py (or file.py:NAME), a registered name, or module:attribute."),
     ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Only this family of networks, such as glyphs-62.")
+    ] = None,
     layer: Annotated[str | None, typer.Option(help="Only this layer, such as conv2.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Only this pruning ratio.")] = None,
-    network: Annotated[
-        int | None, typer.Option(help="Only the dense network of this seed.")
-    ] = None,
+    network: Annotated[int | None, typer.Option(help="Only dense networks of this seed.")] = None,
     studies: Annotated[
         bool, typer.Option("--studies", help="Also one row per layer and ratio.")
     ] = False,
@@ -39,32 +40,31 @@ def bench(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Test a criterion against networks whose every pruning has been retrained.
+    """Test a criterion against pruned networks that have been retrained once and for all.
 
-    The package holds the outcomes of every way to prune a layer of LeNet5-Mini on 5,000 digits, at
-    every ratio, so that nothing needs to be trained: the criterion scores the candidates, and its
-    place among the shipped criteria is looked up. Without a criterion: the places of the shipped
-    ones.
+    The package holds what became of pruned networks of several families (docs/bench.md), so that
+    nothing needs to be trained: the criterion scores the candidates, and its place among the
+    shipped criteria is looked up. Without a criterion: the places of the shipped ones.
 
-    *agreement* is the mean of tau over layers and ratios, its sign turned so that +1 is perfect.
-    Its interval is over retraining seeds and filters, given these dense networks and these test
-    examples. *places* are those that the criterion could have, with 95% for all criteria at once.
-    *regret* is how much better the best candidate is than the chosen one, beside that of a random
-    choice; both have the luck of the best in them. Below each table stands what a sum of one number
-    per filter reaches, fitted to other candidates' outcomes on the same examples.
+    *agreement* is the mean of tau over layers, ratios and dense networks, its sign turned so that
+    +1 is perfect. Its interval is over dense networks and test examples. *places* are those that
+    the criterion could have, with 95% for all criteria at once. *regret* is how much better the
+    best candidate is than the chosen one, beside that of a random choice: the best is found by one
+    retraining and half of the test examples, and judged by the others. Below each table stands what
+    a sum of one number per filter reaches, fitted to other candidates and other examples.
 
     Examples:
 
     - trueoracle bench my_criterion.py
 
-    - trueoracle bench taylor --layer conv2 --ratio 0.5
+    - trueoracle bench taylor --family digits --layer conv2 --ratio 0.5
 
     - trueoracle bench my_criterion.py:score --json > place.json
     """
     if studies and criterion is None:
         raise InputError("--studies is about one criterion: name it")
     shipped = read_bench()
-    chosen = choose_studies(shipped, layer, ratio, network)
+    chosen = choose_studies(shipped, family, layer, ratio, network)
     name, whole = None, shipped
     if criterion is not None:
         name, whole = _with_own(shipped, criterion, chosen, quiet=quiet)
@@ -94,31 +94,28 @@ def _with_own(
 def _print(whole: Bench, places: Places, name: str | None) -> None:
     console = out()
     retrained = sum(len(one.rows) for one in places.studies) * int(whole.card["seeds"])
-    dense = many(len({one.network for one in places.studies}), "dense network")
+    dense = many(len({one.dense for one in places.studies}), "dense network")
+    families = many(len({one.family for one in places.studies}), "family", "families")
     console.print(
-        f"{many(len(places.studies), 'study', 'studies')}, {retrained:,} retrained networks of "
-        f"{whole.card['network']} ({dense}) on {whole.card['data']}\n"
+        f"{many(len(places.studies), 'study', 'studies')}, {retrained:,} retrained networks "
+        f"({dense} of {families})\n"
     )
     for metric, found in places.whole.items():
         first = found[0]
         # Above the table, since a title would be broken at the table's width.
         console.print(
-            f"{label_of(metric)}: ceiling of retraining noise {number(first.ceiling, 2)}, "
+            f"{label_of(metric)}: ceiling of the noise {number(first.ceiling, 2)}, "
             f"regret of a random choice {number(first.random_regret, 4)}"
         )
         console.print(text_table(_places_table(found, places.parts[metric], name)))
         if isfinite(places.additive[metric]):
             console.print(
-                f"a sum of one number per filter, fitted to other candidates' outcomes on the same "
+                f"a sum of one number per filter, fitted to other candidates' outcomes on other "
                 f"examples: agreement {number(places.additive[metric], 2)}"
             )
         if first.interval_over:
             console.print(f"95%: over {first.interval_over}")
         console.print()
-    console.print(
-        "On other examples, and in other dense networks, tau can be another (docs/bench.md): the "
-        "table has neither\nblocks of examples nor networks enough to say by how much."
-    )
     if name is not None:
         _print_place(places, name)
 
@@ -135,8 +132,7 @@ def _print_place(places: Places, name: str) -> None:
             return
         out().print(
             f"{name}: number {place.rank} of {place.of} against {label_of(metric)}, agreement "
-            f"{number(place.agreement, 2)} of {number(place.ceiling, 2)} that retraining noise "
-            f"allows on these examples"
+            f"{number(place.agreement, 2)} of {number(place.ceiling, 2)} that noise allows"
         )
 
 
@@ -175,6 +171,7 @@ def _print_studies(entries: list[dict[str, Any]]) -> None:
     rows = [
         (
             {
+                "family": entry["family"],
                 "network": str(entry["network"]),
                 "layer": entry["layer"],
                 "ratio": f"{entry['ratio']:g}",

@@ -69,7 +69,7 @@ from trueoracle.tasks.registry import find_task
 from trueoracle.training.loop import Training, stream_seed
 from trueoracle.training.recipe import Recipe
 
-__all__ = ["Prepared", "build_study", "find_device", "list_study", "prepare"]
+__all__ = ["Prepared", "build_study", "find_device", "list_study", "load_data", "prepare"]
 
 _SLOW_SECONDS = 1.0
 _EXAMPLES = 3
@@ -135,7 +135,7 @@ def prepare(
     if data is not None:
         data = _given(data, spec.data)
     elif spec.data.is_language:  # whose tokenizer says what network there can be
-        data = _load(spec, task)
+        data = load_data(spec, task)
     if data is None:
         _check_fields(spec.data)
         info = _info(spec.data)
@@ -161,7 +161,7 @@ def prepare(
         remarks.append(load_weights(made, spec.network.weights))
     _check_pruning(made, candidates, example)
     if data is None:  # last, because it may download
-        data = _load(spec, task)
+        data = load_data(spec, task)
         if count is None:
             check_training(spec, made, data.task, example, len(data.train), where)
     batch = max(spec.dense.batch_size, spec.retraining.batch_size)
@@ -232,7 +232,7 @@ def list_study(spec: StudySpec) -> CandidateList:
     Of ``folder`` the names of the classes are read; text and questions are loaded.
     """
     if spec.data.is_language:
-        data = _load(spec)
+        data = load_data(spec)
         network = _built(spec, data)
         return _list(network, data.task, _example(data), spec, find=find_groups)[0]
     info = _info(spec.data)
@@ -243,12 +243,12 @@ def list_study(spec: StudySpec) -> CandidateList:
 def build_study(spec: StudySpec) -> tuple[nn.Module, tuple[int, ...]]:
     """The untrained network of a study, and the shape of its inputs."""
     if spec.data.is_language:
-        data = _load(spec)
+        data = load_data(spec)
         return _built(spec, data), data.network_shape
     return _built(spec, None), _info(spec.data).shape
 
 
-def _load(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
+def load_data(spec: StudySpec, task: Task | type[Task] | None = None) -> Splits:
     """The data set of a study by its name, for ``task`` where it is not the study's own."""
     if spec.data.is_language:
         if spec.data.name in TEXTS and (task or spec.task) == Answers.name:
