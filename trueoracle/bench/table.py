@@ -113,8 +113,8 @@ class Bench:
         counts = self.keys["pruned"].map(int.bit_count)
         places = self.keys.assign(count=counts, row=np.arange(len(self.keys)))
         made = []
-        for key, some in places.groupby([*KEYS[:3], "count"], sort=True, observed=True):
-            family, network, layer, count = key
+        for _, some in places.groupby([*KEYS[:3], "count"], sort=True):
+            family, network, layer, _, count, _ = some.iloc[0]
             size = int(self.card["families"][family]["filters"][layer])
             rows = some["row"].to_numpy()
             made.append(BenchStudy(family, int(network), layer, int(count) / size, size, rows))
@@ -150,11 +150,7 @@ def read_bench(folder: Path = DATA) -> Bench:
             raise ValueError("its outcomes and scores are of other networks")
         return Bench(
             keys,
-            {
-                name: _by_seed(outcomes[name], seeds)
-                for name in outcomes
-                if name not in (*KEYS, "seed")
-            },
+            {name: _by_seed(outcomes[name], seeds) for name in columns_of(METRICS)},
             {
                 name: blocks[_block_columns(blocks, name)]
                 .to_numpy(dtype=np.float64)
