@@ -196,10 +196,10 @@ def test_report_writes_figures_summary_and_page(study: Path, runs: Path, tmp_pat
 def test_export_writes_the_tables(study: Path, runs: Path, tmp_path: Path) -> None:
     call("run", study, "--runs", runs, "-q")
     frames = {}
+    names = {"candidates", "scores", "outcomes", "retrainings", "dense_epochs", "metrics", "blocks"}
     for form, reader in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
         called = call("export", "mine", "--runs", runs, "--format", form, "--out", tmp_path / form)
         assert called.code == 0
-        names = {"candidates", "scores", "outcomes", "retrainings", "dense_epochs", "metrics"}
         assert {path.stem for path in (tmp_path / form).iterdir()} == names
         frames[form] = {name: reader(tmp_path / form / f"{name}.{form}") for name in names}
     assert len(frames["csv"]["outcomes"]) == 10

@@ -51,9 +51,9 @@ def test_a_grid_is_scored_run_resumed_and_reported(grid: Path, runs: Path, tmp_p
     assert summary["axes"] == {"pruning ratio of conv1": [0.1, 0.9]}
     assert [point["summary"]["retrained"] for point in summary["points"]] == [10, 10]
     first = summary["points"][0]["summary"]["relations"][0]
-    # One seed and every way to prune: only filters are left out.
+    # One seed and every way to prune: examples and filters are left out.
     assert first["interval_over"] == (
-        "10 filters, given the dense network, the retraining seed and the examples"
+        "20 blocks of examples and 10 filters, given the dense network and the retraining seed"
     )
     assert first["kendall_low"] < first["kendall_tau"] < first["kendall_high"]
     # What is shown together is adjusted together: two points, two criteria, two outcomes.
@@ -81,7 +81,7 @@ def test_a_grid_is_scored_run_resumed_and_reported(grid: Path, runs: Path, tmp_p
     assert "grid-oracle-test_loss-forest.pdf" in names
     page = (out / "report.html").read_text()
     assert "small scale" not in page.lower()
-    assert "95% over 10 filters, given the dense network" in page
+    assert "95% over 20 blocks of examples and 10 filters, given the dense network" in page
     assert "with one dense network, nothing is said of another" in page
     one = json.loads(call("report", "grid+conv1-0.9", "--runs", runs, "--json").out)
     assert one[0]["layers"] == {"conv1": 0.9}

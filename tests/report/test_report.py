@@ -144,7 +144,9 @@ def test_many_criteria_have_a_ladder_a_heat_map_and_one_panel(
     assert found[2] == best["test_accuracy"]
     assert "bn-scale does not apply and is skipped: " in text
     assert "Differences of agreement" in text
-    assert "counts retraining noise only" in text
+    assert "counts the noise of seeds and examples" in text
+    over = "2 retraining seeds, 20 blocks of examples and 10 filters, given the dense network"
+    assert f"Intervals and p are over {over}." in text
     for criterion in criteria[1:-1]:  # each against the first
         assert f"{criterion} l1" in text
     assert written.page.stat().st_size < 1_000_000

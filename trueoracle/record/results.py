@@ -397,7 +397,7 @@ class Results:
     def _blocks_table(self) -> pd.DataFrame:
         """One row per network, column of outcomes and block; the dense network has no candidate."""
         sums = self._block_sums
-        columns: list[tuple[str, int]] = sums.columns.to_list()
+        columns: list[Any] = list(sums.columns)
         sizes = [self._block_sizes[name.partition("_")[0]][block] for name, block in columns]
         made = pd.DataFrame(
             {

@@ -86,13 +86,15 @@ class Comparison:
     """What a page says of a study's criteria beside each other.
 
     ``combinations`` are sentences, each with the weights that it is about, the greatest first;
-    ``sums`` are sentences on additive models of the filters.
+    ``sums`` are sentences on additive models of the filters; ``over`` is what the intervals of
+    differences count, and what they take as given.
     """
 
     agreement: Drawn | None
     combinations: tuple[tuple[str, tuple[tuple[str, float], ...]], ...]
     sums: tuple[str, ...]
     differences: TextTable | None
+    over: str
     partial: TextTable | None
 
 
@@ -315,6 +317,7 @@ def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None
             if (made := one.get("additive")) is not None and made["agreement"] is not None
         ),
         differences=differences_table(pairs) if pairs else None,
+        over="; ".join(dict.fromkeys(entry["over"] for _, entry in pairs if entry.get("over"))),
         partial=partial_table(partial) if partial else None,
     )
 
