@@ -24,8 +24,8 @@ from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError
 
 
-def made(seeds: int = 3, candidates: int = 80) -> CandidateTable:
-    generator = np.random.default_rng(0)
+def made(seeds: int = 3, candidates: int = 80, seed: int = 0) -> CandidateTable:
+    generator = np.random.default_rng(seed)
     true = generator.normal(size=candidates)
     outcomes = true[:, None] + 0.3 * generator.normal(size=(candidates, seeds))
     scores = {
@@ -146,6 +146,22 @@ def test_all_of_it_survives_json() -> None:
     assert fields["combination"]["single"] == "good"
     assert fields["additive"] is None  # the table does not say what candidates prune
     assert compare(table, "good")["differences"][0]["second"] == "good"
+
+
+def test_several_networks_are_compared_on_average() -> None:
+    tables = [made(seed=seed) for seed in range(3)]
+    each, over = [compare(one) for one in tables], compare(tables)
+    for place, found in enumerate(over["differences"]):
+        own = [one["differences"][place]["difference"] for one in each]
+        assert found["difference"] == pytest.approx(np.mean(own))
+        assert found["over"].startswith("3 dense networks")
+        assert found["low"] < min(own) <= max(own) < found["high"]
+    for place, partial in enumerate(over["partial"]):
+        own = [one["partial"][place]["kendall_tau"] for one in each]
+        assert partial["kendall_tau"] == pytest.approx(np.mean(own))
+    taus = [one["agreement"]["tau"] for one in each]
+    np.testing.assert_allclose(over["agreement"]["tau"], np.mean(taus, axis=0))
+    assert (over["combination"], over["additive"]) == (None, None)
 
 
 @pytest.mark.slow

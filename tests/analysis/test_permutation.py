@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -160,3 +161,35 @@ def test_small_p_values_are_read_from_the_shape_of_the_tail() -> None:
     whole = table(pruned, pruned @ weights, pruned @ weights + 0.1 * generator.normal(size=120))
     found = label_permutation_p_values(whole, permutations=300)["c"]
     assert 1 / math.factorial(10) <= found < 1e-3
+
+
+def test_networks_are_relabelled_each_by_itself() -> None:
+    # Of two networks with six relabellings each, the mean tau of every pair of relabellings.
+    pruned, generator = every_way(3, 1), np.random.default_rng(4)
+    tables = [table(pruned, *generator.normal(size=(2, 3))) for _ in range(2)]
+    each = []
+    for one in tables:
+        moved = permuted_rows(one, 6, seed=0)
+        assert moved is not None
+        each.append([kendall(one.scores["c"], one.outcome[rows]).value for rows in moved])
+    means = np.add.outer(*each) / 2
+    expected = np.mean(np.abs(means) >= abs(means[0, 0]) - 1e-9)
+    assert label_permutation_p_values(tables)["c"] == pytest.approx(expected)
+    assert label_permutation_p_values(tables[:1]) == label_permutation_p_values(tables[0])
+    # What one of them does not say is not known of both.
+    unknown = replace(tables[1], pruned=None, groups=())
+    assert math.isnan(label_permutation_p_values([tables[0], unknown])["c"])
+
+
+@pytest.mark.slow
+def test_p_values_over_networks_are_uniform_where_there_is_no_relation() -> None:
+    generator = np.random.default_rng(3)
+    pruned = every_way(6, 3)
+    found = []
+    for _ in range(150):
+        tables = [
+            table(pruned, *(pruned @ generator.normal(size=6) for _ in range(2))) for _ in range(3)
+        ]
+        found.append(label_permutation_p_values(tables, permutations=200)["c"])
+    assert 0.01 <= np.mean(np.array(found) <= 0.05) <= 0.11
+    assert np.mean(np.array(found) <= 0.5) == pytest.approx(0.5, abs=0.12)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy import stats
 
 from tests.analysis.test_jackknife import every_way
 from trueoracle.analysis.jackknife import jackknife
+from trueoracle.analysis.permutation import label_permutation_p_values
 from trueoracle.analysis.power import Assumptions, power
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError
@@ -62,7 +64,14 @@ def test_what_helps_and_what_does_not() -> None:
     many, few = (power(10, seeds=3, candidates=n) for n in (10_000, 50))
     assert many.detectable == pytest.approx(plain.detectable, abs=0.01)
     assert few.detectable > plain.detectable
-    assert power(10, seeds=3, networks=6).detectable < plain.detectable
+    six, three, two = (power(10, seeds=3, networks=n) for n in (6, 3, 2))
+    assert six.detectable < plain.detectable
+    assert six.null_sd == pytest.approx(plain.null_sd / math.sqrt(6))
+    # Other networks are spoken of from three on, with what that costs; two are given.
+    assert six.detectable < three.detectable
+    assert two.detectable < plain.detectable
+    assert "3 dense networks, 10 filters of each, 3 retraining seeds; given" in three.sentence()
+    assert "10 filters of each, 3 retraining seeds; given these 2 dense" in two.sentence()
     assert power(10, seeds=3, criteria=20).detectable > plain.detectable
     assert power(20, seeds=3, layers=2).detectable > power(20, seeds=3).detectable
     assert "given one dense network and the examples" in plain.sentence()
@@ -83,3 +92,27 @@ def test_what_helps_and_what_does_not() -> None:
 def test_a_plan_of_nothing_is_refused(filters: int, options: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         power(filters, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_what_is_detectable_over_networks_is_found_as_often_as_said() -> None:
+    assumed = replace(HALF, between=0.0)
+    plan = power(8, networks=5, assumptions=assumed)
+    known = math.sin(math.pi / 2 * plan.detectable) / math.sqrt(0.5)
+    generator, pruned, found = np.random.default_rng(1), every_way(8, 4), []
+    for _ in range(40):
+        tables = []
+        for _ in range(5):
+            worth, other = generator.normal(size=(2, 8))
+            score = pruned @ (known * worth + math.sqrt(1 - known**2) * other)
+            sums = pruned @ worth
+            outcome = sums + sums.std() * generator.normal(size=len(pruned))
+            tables.append(
+                CandidateTable(outcome[:, None], {"c": score}, False, False, pruned, (8,))
+            )
+        around = jackknife(
+            tables, lambda one: [stats.kendalltau(one.scores["c"], one.outcome).statistic]
+        ).tau_interval()
+        p_value = label_permutation_p_values(tables, permutations=200)["c"]
+        found.append(p_value < 0.05 and (around.low > 0 or around.high < 0))
+    assert np.mean(found) == pytest.approx(0.8, abs=0.2)

@@ -73,7 +73,7 @@ def label_permutation_p_values(
         return result
     each = [_relabelled(one, permutations, seed + place) for place, one in enumerate(several)]
     observed = np.mean([own for own, _ in each], axis=0)
-    relabelled = _drawn_together([others for _, others in each], seed)
+    relabelled = _drawn_together([others for _, others in each], permutations, seed)
     every = math.prod(math.factorial(size) for table in several for size in table.groups)
     for name, tau, others in zip(result, observed, relabelled.T, strict=True):
         if math.isfinite(tau):
@@ -95,15 +95,18 @@ def _relabelled(
     return _counted(table, rows) if len(table) > MANY else _paired(table, rows)
 
 
-def _drawn_together(each: Sequence[np.ndarray], seed: int) -> np.ndarray:
+def _drawn_together(each: Sequence[np.ndarray], permutations: int | None, seed: int) -> np.ndarray:
     """Means ``[R, C]`` over tables of relabelled taus, the given labels of all of them first."""
     if len(each) == 1:
         return each[0]
-    generator = np.random.Generator(np.random.PCG64(seed))
-    number = max(map(len, each))
-    # Of few relabellings, which are all there are, each is drawn several times.
-    drawn = [own[np.append(0, generator.integers(len(own), size=number - 1))] for own in each]
-    means: np.ndarray = np.mean(drawn, axis=0)
+    number = permutations or PERMUTATIONS
+    places = [np.arange(len(own)) for own in each]
+    if math.prod(map(len, each)) <= number:
+        chosen = [axis.ravel() for axis in np.meshgrid(*places, indexing="ij")]
+    else:
+        generator = np.random.Generator(np.random.PCG64(seed))
+        chosen = [np.append(0, generator.choice(one, size=number - 1)) for one in places]
+    means: np.ndarray = np.mean([own[one] for own, one in zip(each, chosen, strict=True)], axis=0)
     return means
 
 
