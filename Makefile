@@ -6,7 +6,7 @@ STUDY ?= digits-conv1-0.2
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(TORCH)
 
-.PHONY: demo test test-slow test-torchvision lint format clean
+.PHONY: demo test test-slow coverage test-torchvision lint format clean
 
 demo: $(READY)
 	$(BIN)/trueoracle run $(STUDY)
@@ -20,6 +20,11 @@ test: $(READY)
 # Those that take long: CI runs both.
 test-slow: $(READY)
 	$(PYTEST) -m slow
+
+# How much of the code all tests together run; they take half as long again.
+coverage: $(READY)
+	$(MAKE) test COV="--cov --cov-report= --cov-fail-under=0"
+	$(MAKE) test-slow COV="--cov --cov-append --cov-report=term"
 
 # What torchvision is needed for, or compared with; it needs a torch of its own release, of several GB.
 test-torchvision:

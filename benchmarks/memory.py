@@ -29,6 +29,7 @@ from trueoracle.networks.registry import build
 from trueoracle.tasks.base import Batch, Task
 from trueoracle.tasks.classification import Classification
 from trueoracle.tasks.language import Answers, NextToken
+from trueoracle.training.evaluate import evaluation_batch
 from trueoracle.training.loop import Training
 from trueoracle.training.recipe import Retraining
 
@@ -87,9 +88,12 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Batch], Task]] =
     "Llama, 6.6 M": (llama, lambda count: text(count, 128), NextToken()),
 }
 BATCH = 16
+EVALUATED = 100
+MEASURED = {"full, AdamW": "AdamW, then measured", "LoRA": "LoRA, then measured"}
+"""Settings after whose steps the network is also measured, on EVALUATED examples."""
 
 
-def two_steps(name: str, setting: str) -> Callable[[], object]:
+def two_steps(name: str, setting: str, evaluated: int) -> Callable[[], object]:
     """A training to be measured, in a process that has loaded all that training loads."""
     factory, batch, task = SMALL[name]
     fields = SETTINGS[setting]
@@ -97,31 +101,42 @@ def two_steps(name: str, setting: str) -> Callable[[], object]:
     first = {name: value for name, value in fields.items() if name != "gradient_checkpointing"}
     trained(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), _tiny(), Classification(2), first)
     network = factory()
-    return lambda: trained(network, batch(BATCH), task, fields)
+    return lambda: trained(
+        network, batch(BATCH), task, fields, batch(evaluated) if evaluated else None
+    )
 
 
 def _tiny() -> Batch:
     return {"input": torch.zeros(BATCH, 2), "target": torch.zeros(BATCH).long()}
 
 
-def trained(network: nn.Module, batch: Batch, task: Task, fields: dict[str, Any]) -> None:
-    split = Split(batch)
+def trained(
+    network: nn.Module,
+    batch: Batch,
+    task: Task,
+    fields: dict[str, Any],
+    evaluated: Batch | None = None,
+) -> None:
+    split, test = Split(batch), Split(evaluated or batch)
     recipe = Retraining.model_validate({"batch_size": BATCH, **fields})
-    training = Training(network, Splits(split, None, split, task), recipe, (0, ""))
+    training = Training(network, Splits(split, None, test, task), recipe, (0, ""))
     for epoch in range(2):
         training.train_epoch(epoch)
+    if evaluated is not None:
+        training.measure(1)
 
 
-def compared(name: str, setting: str) -> dict[str, Any]:
+def compared(name: str, setting: str, evaluated: int = 0) -> dict[str, Any]:
     """One row: both figures count the network's weights."""
     factory, batch, task = SMALL[name]
     recipe = Retraining.model_validate({"batch_size": BATCH, **SETTINGS[setting]})
     network = factory()
-    foretold = peak_bytes(network, batch(1), BATCH, recipe, task) or 0
-    measured = measured_peak(two_steps, name, setting) + weight_bytes(network)
+    at_once = min(evaluated, evaluation_batch(Split(batch(max(evaluated, 1)))))
+    foretold = peak_bytes(network, batch(1), BATCH, recipe, task, at_once) or 0
+    measured = measured_peak(two_steps, name, setting, evaluated) + weight_bytes(network)
     return {
         "network": name,
-        "setting": setting,
+        "setting": MEASURED[setting] if evaluated else setting,
         "foretold, MB": round(foretold / 1e6),
         "measured, MB": round(measured / 1e6),
         "ratio": round(foretold / measured, 3),
@@ -254,6 +269,8 @@ def main() -> None:
         work = [functools.partial(foretold, one) for one in LARGE]
     else:
         work = [functools.partial(compared, n, setting) for n in SMALL for setting in SETTINGS]
+        measured = functools.partial(compared, evaluated=EVALUATED)
+        work += [functools.partial(measured, n, setting) for n in SMALL for setting in MEASURED]
     for one in work:
         rows.append(one())
         print(*rows[-1].values(), sep=", ", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import Results
 from trueoracle.study import Study
 from trueoracle.tasks.classification import Classification
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test asks it
 
 SHARED = Path(__file__).parents[2] / "shared"
 

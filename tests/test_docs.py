@@ -75,9 +75,15 @@ def test_the_criteria_are_documented() -> None:
     path = ROOT / "docs" / "criteria.md"
     text = path.read_text(encoding="utf-8")
     table, options = text.split("## A criterion of your own")
-    rows = dict(re.findall(r"^\| `([^`]+)` \|.*\| ([a-z, ]+) \|.*\|$", table, re.M))
+    (table, *_) = re.findall(r"^\| name \|.*\n\|[-|]+\n((?:\|.*\n)+)", table, re.M)
+    cells = [re.split(r"(?<!\\) \| ", row.strip("| ")) for row in table.splitlines()]
+    rows = {name.strip("`"): (of, basis) for name, _, of, basis, _ in cells}
     shipped = {name: one for name, one in CRITERIA.items() if one.is_shipped}
-    assert rows == {name: ", ".join(one.applies_to) for name, one in shipped.items()}
+    assert rows == {n: (", ".join(one.applies_to), one.basis) for n, one in shipped.items()}
+    parameters = dict(re.findall(r"^- `([a-z0-9-]+)`: (`[a-z]+=.*`)$", text, re.M))
+    assert {n: re.findall(r"`([a-z]+)=", said) for n, said in parameters.items()} == {
+        n: list(one.parameters) for n, one in shipped.items() if one.parameters
+    }
     flags = set(re.findall(r"^\| `([^`]+)` \|", options, re.M))
     assert flags == set(inspect.signature(criterion).parameters) - {"name"}
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.test_cli import call
 from trueoracle import trust
+from trueoracle.criteria.base import find_criterion
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS
 from trueoracle.spec.grid import load_spec
@@ -28,6 +29,8 @@ NAMES = {
     "network": 'network = "theirs:network"',
     "network with arguments": '[network]\nname = "theirs:network"',
     "criterion": 'criteria = ["oracle", "theirs:network"]',
+    "criterion with parameters": 'criteria = ["theirs:network:scale=2,raw=true"]',
+    "around a criterion with parameters": '[pruning]\ncandidates = "around:theirs:network:scale=2"',
     "around a criterion": '[pruning]\nkind = "unstructured"\ncandidates = "around:theirs:network"',
     "task": 'task = "theirs:network"',
     "procedure": '[retraining]\nprocedure = "theirs:network"',
@@ -63,6 +66,16 @@ def test_code_that_a_file_from_elsewhere_names_is_not_imported(text: str) -> Non
     with pytest.raises(InputError, match="--allow-code") as refused:
         NETWORKS.find("theirs:network")
     assert str(path) in str(refused.value)
+    assert not Path("was-run").exists()
+    assert "theirs" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["theirs:net work", "theirs:", "theirs:network:scale=2:raw=true"])
+def test_a_name_that_finds_nothing_would_import_the_module_all_the_same(name: str) -> None:
+    path = study("elsewhere", f'criteria = ["{name}"]')
+    trust.note_code(path, {"criteria": [name]})
+    with pytest.raises(InputError, match="--allow-code"):
+        find_criterion(name)
     assert not Path("was-run").exists()
     assert "theirs" not in sys.modules
 

@@ -2,7 +2,7 @@
 
 import sys
 
-# Python puts the working folder first: nothing in it is to stand in for what is installed.
+# Python searches the working folder first; nothing in it may shadow an installed package.
 sys.path.append(sys.path.pop(0))
 
 from trueoracle.cli.main import main

@@ -1,4 +1,4 @@
-"""What can go wrong in a way that the user can mend, each with the exit code of the command."""
+"""The errors that a user can correct, each with the exit code of the command."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class InputError(TrueOracleError, ValueError):
 
 
 class NotApplicableError(InputError):
-    """What a criterion raises that has nothing to say of a network, of its data or its pruning.
+    """A criterion that cannot be computed for a network, its data or its pruning raises this.
 
     The message is the reason, in a few words: "the network has no batch norm". A study goes on
-    without that criterion. ``of_images`` says that it was found in the images given, so that
-    others may tell otherwise.
+    without that criterion. ``of_images`` says that the reason lies in the images given, so that the
+    criterion may be computable on others.
     """
 
     def __init__(self, message: str, *, of_images: bool = False) -> None:
@@ -74,7 +74,7 @@ _BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 1000
 
 
 def shown(value: object, longest: int = 200) -> str:
-    """A value of anybody's, as an error's line may hold it."""
+    """A value from any source, shortened so that it fits into the one line of an error."""
     try:
         text = _BRIEF.repr(value)
     except ValueError:  # Python writes no whole number of more than 4,300 digits
@@ -83,7 +83,7 @@ def shown(value: object, longest: int = 200) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not among ``known``, with the nearest ones first."""
+    """The error for a name that is not among ``known``; its message suggests the nearest names."""
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""

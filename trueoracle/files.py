@@ -1,4 +1,4 @@
-"""Files that the product writes: whole or not at all, and known by their SHA-256."""
+"""Writes files whole or not at all, and reads them back checked by their SHA-256."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ _IS_DRAFT = re.compile(r"\.trueoracle-[0-9a-f]{32}(\.[A-Za-z0-9]{1,16})?")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """An empty file beside ``path``, of the same ending, that takes its place after the block.
+    """An empty draft beside ``path``, with the same ending, that replaces it after the block.
 
-    Its name cannot be guessed and it is opened exclusively, so that it is no file or link of
-    somebody's. It has the rights that new files have here. It reaches the disk before it takes the
-    place, so that ``path`` is whole, or what it was, whatever happens. Where the block raises, it
-    is removed. Raises :class:`StoreError` where ``path`` cannot be written.
+    The draft's name cannot be guessed and the draft is opened exclusively, so that it is nobody
+    else's file or link. It has the permissions of any new file. It reaches the disk before it
+    replaces ``path``, so that whatever happens, ``path`` is either complete or what it was before.
+    If the block raises, the draft is removed. Raises :class:`StoreError` where ``path`` cannot be
+    written.
     """
     draft: Path | None = None
     try:
@@ -60,19 +61,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file as :func:`replacing` does; raises :class:`StoreError` where it cannot."""
+    """Write a file as :func:`replacing` does; raises :class:`StoreError` where that fails."""
     with replacing(path) as draft:
         draft.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of UTF-8, making its folder; raises :class:`StoreError` where it cannot."""
+    """Write a UTF-8 file, making its folder; raises :class:`StoreError` where that fails."""
     make_folder(path.parent)
     write_bytes(path, text.encode("utf-8"))
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder where there is none; raises :class:`StoreError` where it cannot be."""
+    """Make a folder where there is none; raises :class:`StoreError` where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,13 +83,13 @@ def make_folder(folder: Path) -> None:
 def write_checked(path: Path, content: bytes) -> None:
     """Write a file that begins with the SHA-256 of its content, as :func:`read_checked` reads it.
 
-    Raises :class:`StoreError` where it cannot.
+    Raises :class:`StoreError` where the file cannot be written.
     """
     write_bytes(path, hashlib.sha256(content).digest() + content)
 
 
 def read_checked(path: Path) -> bytes | None:
-    """The content of such a file; None where it is missing, or is not what was written."""
+    """The content of such a file; None where the file is missing or is not what was written."""
     try:
         whole = path.read_bytes()
     except OSError:
@@ -99,12 +100,12 @@ def read_checked(path: Path) -> bytes | None:
 
 
 def checked_json(fields: Mapping[str, Any]) -> str:
-    """Fields as JSON, with the SHA-256 of all others as their last, ``sha256``."""
+    """Fields as JSON, with the SHA-256 of all of them as a last field, ``sha256``."""
     return json.dumps({**fields, "sha256": _sha256_of_fields(fields)}, allow_nan=False)
 
 
 def read_checked_json(text: str) -> dict[str, Any]:
-    """The fields of such a text, without their checksum; one of an older version has none.
+    """The fields of such a text, without the checksum, which older versions did not write.
 
     Raises :class:`ValueError` for other text, and where the fields are not what was written.
     """
@@ -130,24 +131,25 @@ def check_writable(path: Path) -> None:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what a killed process left half written in ``folder``, whose lock the caller holds.
+    """Remove drafts that a killed process left in ``folder``, whose lock the caller must hold.
 
-    Only plain files by the names that :func:`replacing` gives.
+    Only plain files with the names that :func:`replacing` gives are removed.
     """
-    with suppress(OSError):  # a folder that cannot be read holds nothing that is in the way
+    with suppress(OSError):  # drafts in a folder that cannot be read do no harm
         for path in folder.iterdir():
             if _IS_DRAFT.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                 path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes; raises :class:`OSError` where it cannot be read."""
+    """The SHA-256 of a file's bytes; raises :class:`OSError` where the file cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _new_draft(path: Path) -> Path:
-    # The ending is kept, since writers go by it; the rest is short, since names may be long.
+    # The ending is kept, since writers choose the format by it. The rest of the name is short,
+    # since the name of ``path`` may be as long as the file system allows.
     suffix = path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,16}", path.suffix) else ""
     draft = path.parent / _DRAFT.format(token=secrets.token_hex(16), suffix=suffix)
     os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

@@ -1,8 +1,9 @@
-"""Several studies in Python: all that a reference comes to, run and reported together."""
+"""Several studies in Python: all variants of a reference, run and reported together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from trueoracle.record.networks import is_recorded
 from trueoracle.record.pooled import open_results
 from trueoracle.record.results import Results
 from trueoracle.run.progress import Progress, as_progress
+from trueoracle.spec.file import with_files
 from trueoracle.spec.grid import Variant, grid_digest, variants
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ __all__ = ["Grid"]
 
 
 class Grid:
-    """The studies that a reference comes to: every point of a grid; a plain study is a grid of one.
+    """The studies of a reference: every point of a grid; a plain study counts as a grid of one.
 
     ::
 
@@ -37,10 +39,10 @@ class Grid:
         overrides: Mapping[str, Any] | None = None,
         runs: str | Path = "runs",
     ) -> None:
-        """Resolve a reference (:func:`trueoracle.variants`), or take variants that were resolved.
+        """Resolve a reference (:func:`trueoracle.variants`), or take resolved variants.
 
         ``overrides`` maps dotted fields to values in all studies. Results are kept below ``runs``.
-        Raises :class:`InputError`, in one line, for what makes no study.
+        Raises :class:`InputError`, in one line, where the arguments do not give a valid study.
         """
         if isinstance(grid, str | Path):
             grid = variants(str(grid), overrides)
@@ -49,7 +51,7 @@ class Grid:
 
     @property
     def name(self) -> str:
-        """The name of the grid, with its arms; of a plain study, the study's."""
+        """The name of the grid, with its arms; for a plain study, the name of the study."""
         return self.variants[0].grid or self.variants[0].spec.name
 
     @property
@@ -65,10 +67,10 @@ class Grid:
         engine: str = "auto",
         memory: str | None = None,
     ) -> dict[str, Results]:
-        """Run every study, each from where it stopped; the results by the points' labels.
+        """Run every study from where it stopped, and return the results by the points' labels.
 
         The arguments are those of :meth:`trueoracle.Study.run`. Every study is checked before the
-        first one runs: :class:`InputError` names the one that cannot work.
+        first one runs: :class:`InputError` names the study that cannot run.
         """
         shown = as_progress(progress)
         self._check(shown, device, engine)
@@ -80,7 +82,7 @@ class Grid:
     def score(
         self, *, progress: bool | Progress = True, device: str = "auto"
     ) -> dict[str, Results]:
-        """Score the candidates of every study and retrain none, otherwise like :meth:`run`."""
+        """Score the candidates of every study without retraining, otherwise like :meth:`run`."""
         shown = as_progress(progress)
         self._check(shown, device, None)
         return self._each(shown, lambda study: study.score(progress=shown, device=device))
@@ -97,7 +99,7 @@ class Grid:
     def summary(self, outcome: str = "last") -> dict[str, Any]:
         """What is recorded of the studies, as plain values for JSON.
 
-        The fields are those of a study's or a grid's summary in ``docs/tables.md``. Raises
+        The fields are those of the summary of a study or a grid in ``docs/tables.md``. Raises
         :class:`InputError` for a plain study that is not recorded.
         """
         from trueoracle.report.grid import summarise_grid  # imports matplotlib, which is slow
@@ -111,11 +113,11 @@ class Grid:
         return summarise(found[self.name], outcome)
 
     def report(self, out: str | Path | None = None, outcome: str = "last") -> WrittenGrid:
-        """Write ``report.html``, ``summary.json`` and the figures of a grid, as far as it has come.
+        """Write ``report.html``, ``summary.json`` and the figures of what is recorded of a grid.
 
-        ``out`` is the folder to write to, by default one of the grid below ``runs``. ``outcome``
-        says which epochs count. Raises :class:`InputError` where no point of the grid is recorded,
-        and for a plain study.
+        ``out`` is the folder to write to, by default one below ``runs`` that is named after the
+        grid. ``outcome`` says which epochs count. Raises :class:`InputError` where no point of the
+        grid is recorded, and for a plain study.
         """
         from trueoracle.report.grid import write_grid_report
 
@@ -139,7 +141,17 @@ class Grid:
         return found
 
     def _check(self, progress: Progress, device: str, engine: str | None) -> None:
-        """Prepare every point of a grid; a plain study is checked when it runs."""
+        """Prepare every point of a grid; a plain study is checked when it runs.
+
+        Networks that are not here yet are downloaded first, since a study's digest covers the
+        network's files.
+        """
+        self.variants = tuple(
+            replace(one, spec=with_files(one.spec, progress.message))
+            if one.spec.network.files is None
+            else one
+            for one in self.variants
+        )
         if not self.is_whole:
             return
         progress.stage("check", len(self.variants), 0, "studies")

@@ -1,7 +1,8 @@
-"""What a pickle holds, read as data: no function is called, no class is made, nothing is imported.
+"""Reads a pickle as data: no function is called, no class is instantiated, nothing is imported.
 
 Python's own ``pickle`` builds objects by calling what the file names. Here a name stays a name and
-a call stays a description of one, so a file can do nothing. Whoever reads it takes what it knows.
+a call stays a description of a call, so a file can do no harm. The caller picks out the parts that
+it recognises.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ class Name:
     text: str
 
     def __repr__(self) -> str:
-        return repr(self.text)  # with what a terminal would obey written out
+        return repr(self.text)  # which escapes control characters that a terminal would obey
 
 
 @dataclass(eq=False, repr=False)
 class Call:
-    """What the file would make: by calling ``of`` with ``arguments``, and filling the result.
+    """An object that the file would make by calling ``of`` with ``arguments`` and filling it.
 
-    ``state`` is what its ``__setstate__`` or ``__dict__`` would be given, ``items`` are keys and
-    values that would be set, ``entries`` what would be appended.
+    ``state`` is what the object's ``__setstate__`` or ``__dict__`` would be given, ``items`` are
+    the keys and values that would be set, ``entries`` the values that would be appended.
     """
 
     of: object
@@ -39,13 +40,13 @@ class Call:
     items: dict[object, Any] = field(default_factory=dict)
     entries: list[object] = field(default_factory=list)
 
-    def __repr__(self) -> str:  # never of what is in it, which may be endless
+    def __repr__(self) -> str:  # without its contents, which may be endless
         return f"<a call of {self.of!r}>" if isinstance(self.of, Name) else "<a call>"
 
 
 @dataclass(eq=False, repr=False)
 class Stored:
-    """Something that is kept outside the pickle, by its identity in there."""
+    """Something that is kept outside the pickle, by the identity that the pickle gives it."""
 
     identity: object
 
@@ -56,25 +57,25 @@ class Stored:
 def read_pickle(data: bytes) -> object:
     """The object of a pickle, of any protocol.
 
-    Numbers, strings, ``bytes``, None, lists, tuples and dictionaries are themselves; sets and
-    frozensets are lists; the rest is a :class:`Name`, :class:`Call` or :class:`Stored`. The objects
-    may be shared, nested to any depth, and hold themselves: who walks them takes care. Raises
-    ``ValueError`` for what is damaged or no pickle.
+    Numbers, strings, ``bytes``, None, lists, tuples and dictionaries are read as they are; sets and
+    frozensets become lists; everything else becomes a :class:`Name`, :class:`Call` or
+    :class:`Stored`. Objects may be shared, nested to any depth, or contain themselves, so callers
+    must walk them with care. Raises ``ValueError`` for data that is damaged or no pickle.
     """
     reader = _Reader()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how texts are written
+            warnings.simplefilter("ignore")  # warnings about how texts are written
             reader.run(data)
         return reader.stack.pop()
-    except (IndexError, KeyError) as error:  # less on the stack than is taken, or never memoised
+    except (IndexError, KeyError) as error:  # the stack is too short, or a memo entry is missing
         raise ValueError("it takes what was never put") from error
     except (AttributeError, OverflowError, TypeError, UnicodeError) as error:
         raise ValueError(f"it is damaged ({type(error).__name__})") from error
 
 
 class _Reader:
-    """The stack machine that a pickle is a program for."""
+    """The stack machine whose program a pickle is."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -110,7 +111,7 @@ class _Reader:
     def call(self, of: object, arguments: object) -> None:
         is_set = isinstance(of, Name) and of.text in _SETS
         if is_set and isinstance(arguments, tuple):
-            # Protocols before 4 write a set as a call with the list of what is in it.
+            # Protocols before 4 write a set as a call with the list of its elements.
             if not arguments:
                 return self.stack.append([])
             if len(arguments) == 1 and isinstance(arguments[0], list):
@@ -135,8 +136,8 @@ class _Reader:
         onto = self.stack[-1]
         items = onto.items if isinstance(onto, Call) else onto
         for key, value in zip(flat[::2], flat[1::2], strict=True):
-            # Other keys are told apart by what they are, not by what is in them, which may be
-            # nested so that looking at all of it never ends.
+            # Other keys are compared by identity, not by content, which may be nested in such a
+            # way that reading all of it never ends.
             items[key if isinstance(key, _KEYS) else Stored(key)] = value
 
     def name(self, module: str, name: str) -> None:
@@ -154,7 +155,7 @@ _VALUES = {
     "BYTEARRAY8",
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
 }
-"""The opcodes that push what stands behind them."""
+"""The opcodes that push their argument."""
 
 
 def _instance(reader: _Reader, argument: str) -> None:

@@ -1,4 +1,4 @@
-"""Things that are known by name, and that a user may add to or name as ``module:attribute``."""
+"""Registries of entries by name; users may add entries or name one as ``module:attribute``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Registry"]
 T = TypeVar("T")
 
 _LIBRARIES = {"timm", "torchvision", "transformers"}
-"""Whose networks are known by name: a folder of that name is none of theirs."""
+"""Libraries whose networks are found by name; a local folder of that name is not the library."""
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -31,10 +31,10 @@ class Registry(Mapping[str, T], Generic[T]):
         self._origins: dict[str, str] = {}
 
     def add(self, name: str, entry: T, made_by: Callable[..., object]) -> None:
-        """Register ``entry``; raises :class:`InputError` where another one has the name.
+        """Register ``entry``; raises :class:`InputError` where another entry has the name.
 
-        A later definition of the function that it is made by replaces it: a notebook's cell may
-        be run again.
+        An entry is replaced where the same function or class ``made_by`` is defined again, since a
+        notebook's cell may be run twice.
         """
         if ":" in name:
             raise InputError(f"the {self.kind} name {name!r} must not hold a colon")
@@ -45,7 +45,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries[name] = entry
 
     def find(self, name: str) -> T:
-        """The entry of that name; raises :class:`InputError` with the nearest names."""
+        """The entry of that name; raises :class:`InputError` that suggests the nearest names."""
         if ":" in name:
             return self._imported(name)
         if name not in self._entries:
@@ -82,13 +82,14 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def _import(name: str) -> ModuleType:
-    """A module that is installed, or lies where the user stands.
+    """Import a module that is installed or lies in the working folder.
 
-    A command's path starts at its script. The working folder is searched last, so that nothing in
-    it stands in for what is installed; and not at all for another library's networks.
+    A command's search path starts at its script, so the working folder is added. It is searched
+    last, so that nothing in it shadows an installed module, and not at all for the networks of
+    other libraries.
     """
     if name.partition(".")[0] not in _LIBRARIES:
-        with suppress(OSError):  # which may be no more
+        with suppress(OSError):  # the working folder may have been deleted
             if (here := str(Path.cwd())) not in sys.path:
                 sys.path.append(here)
                 importlib.invalidate_caches()
@@ -96,7 +97,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _hidden(name: str) -> str:
-    """What to say of a module of that name in the working folder that another one hides."""
+    """A hint where another module hides the one of that name in the working folder; else empty."""
     top = name.partition(".")[0]
     found = getattr(sys.modules.get(top), "__file__", None)
     with suppress(OSError):

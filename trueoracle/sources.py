@@ -1,4 +1,4 @@
-"""Hashes of a user's own code, so that what was made by other code is not taken for the same."""
+"""Hashes of a user's own code, so that results of changed code are not taken for the same."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["code_fingerprint"]
 
 
 def code_fingerprint(made_by: FunctionType | type) -> str:
-    """A hash that changes with the code of a function or class; empty where that cannot be told.
+    """A hash that changes with the code of a function or class; empty where it cannot be made.
 
-    Of the text of its module and of those of the user's that it imports; of a function also its
-    plain defaults and closure.
+    It covers the text of its module and of the user's own modules imported there; for a function
+    also its defaults and closure, which must be plain values.
     """
     values: list[object] = []
     if inspect.isfunction(made_by):
@@ -29,18 +29,18 @@ def code_fingerprint(made_by: FunctionType | type) -> str:
     try:
         inspect.getsource(module)
         sources = _own_sources(module, {})
-    except (OSError, TypeError, SyntaxError):  # typed at a prompt
+    except (OSError, TypeError, SyntaxError):  # code typed at a prompt
         return ""
     code = f"{sources}{made_by.__qualname__}{values!r}"
     return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def _own_sources(module: ModuleType, found: dict[str, str]) -> dict[str, str]:
-    """Hashes of a module's file and of all that it imports, but for what is installed, by name."""
+    """Hashes of the files of a module and of the user's own modules that it imports, by name."""
     path = Path(str(module.__file__))
     content = path.read_bytes()
     found[module.__name__] = hashlib.sha256(content).hexdigest()
-    if path.suffix != ".py":  # compiled: it says nothing of what it imports
+    if path.suffix != ".py":  # a compiled module does not show what it imports
         return found
     names: set[str] = set()
     for node in ast.walk(ast.parse(content)):
@@ -59,7 +59,7 @@ def _own_sources(module: ModuleType, found: dict[str, str]) -> dict[str, str]:
 
 
 def _is_own(module: ModuleType) -> bool:
-    """Whether a module is a user's: neither the language's, nor installed, nor this package's."""
+    """Whether a module is the user's own: not Python's, not installed and not of this package."""
     name, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
     if file is None or name in sys.stdlib_module_names or name == "trueoracle":
         return False

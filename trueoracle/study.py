@@ -26,7 +26,7 @@ from trueoracle.run.prepare import Prepared, prepare
 from trueoracle.run.progress import Progress, as_progress
 from trueoracle.run.retrain import check_retraining
 from trueoracle.search.settings import SearchSettings
-from trueoracle.spec.file import merged, spec_from
+from trueoracle.spec.file import merged, spec_from, with_files
 from trueoracle.spec.grid import load_spec
 from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import StudySpec
@@ -76,15 +76,18 @@ class Study:
         allow_code: bool = False,
         **fields: Any,
     ) -> None:
-        """Read the study; raises :class:`InputError`, in one line, for what makes no study.
+        """Read the study; raises :class:`InputError`, in one line, where no valid study results.
 
-        ``network`` is a name, fields, or a trained ``nn.Module``, which is copied and stays as it
-        is. A module, or a name of another library's (``"hf:…"``), may also stand first. ``data`` is
-        fields, or splits as :func:`trueoracle.data.given.as_splits` takes them, with ``columns`` to
-        name their fields. ``task`` is a name, or a :class:`trueoracle.Task` of one's own.
-        ``overrides`` maps dotted fields to values. Results are kept below ``runs``. With
-        ``allow_code`` a study file outside of the current project, too, may name code
-        (``module:attribute``) that is run.
+        - ``network`` is a name, fields, or a trained ``nn.Module``, which is copied and left
+          unchanged. A module, or the name of another library's network (``"hf:…"``), may also be
+          given as the first argument.
+        - ``data`` is a name, fields, or splits as :func:`trueoracle.data.given.as_splits` takes
+          them, with ``columns`` to name their fields.
+        - ``task`` is a name, or a :class:`trueoracle.Task` of one's own.
+        - ``overrides`` maps dotted fields to values.
+        - Results are kept below ``runs``.
+        - With ``allow_code``, a study file outside the current project may also name code
+          (``module:attribute``) that is run.
         """
         if allow_code:
             believe()
@@ -97,7 +100,7 @@ class Study:
         self._data: Splits | None = None
         if study is not None and not isinstance(study, StudySpec):
             study = load_spec(str(study))
-        if isinstance(data, Splits):  # which knows its task
+        if isinstance(data, Splits):  # which has a task already
             if task is not None and find_task(task, data.train).label != data.task.label:
                 raise InputError(
                     f"the data is made for task {data.task.label!r}, and task is {task!r}: leave "
@@ -136,13 +139,13 @@ class Study:
             base = study.model_dump(exclude_unset=True)
             for field, given in (("network", network), ("data", data)):
                 if given is not None and not isinstance(given, Mapping):
-                    base.pop(field, None)  # another one, not a change to the study's
+                    base.pop(field, None)  # it is replaced as a whole, not merged
             self.spec = spec_from(merged(base, changes), overrides)
         self.folder = Path(runs) / self.spec.folder_name
 
     @property
     def networks(self) -> tuple[Study, ...]:
-        """The study of each dense network, with a folder of its own; this one, where it is one."""
+        """One study per dense network, each with its own folder; for one network, this study."""
         if len(self.spec.networks) == 1:
             return (self,)
         each = []
@@ -153,9 +156,10 @@ class Study:
         return tuple(each)
 
     def prepare(self, device: str = "auto", *, progress: bool | Progress = False) -> Prepared:
-        """Check everything and list the candidates, of the first dense network; no long work.
+        """Check everything and list the candidates, for the first dense network.
 
-        ``progress`` gets a message where the network is so slow that this takes minutes.
+        This is no long work, except for downloading a network. ``progress`` gets a message where a
+        network is downloaded, or is so slow that the checks take minutes.
         """
         if self.spec.network.fingerprint and self._network is None:
             raise InputError(f"{self.spec.name} needs its network: Study(…, network=…)")
@@ -163,13 +167,17 @@ class Study:
             raise InputError(f"{self.spec.name} needs its data: Study(…, data=…)")
         if self.spec.task.startswith(GIVEN) and self._task is None:
             raise InputError(f"{self.spec.name} needs its task: Study(…, task=…)")
+        say = as_progress(progress).message
+        if self.spec.network.files is None:  # files that are not here yet are downloaded
+            self.spec = with_files(self.spec, say)
+            self.folder = self.folder.parent / self.spec.folder_name
         return prepare(
             self.spec.networks[0],
             network=self._network,
             data=self._data,
             task=self._task,
             device=device,
-            say=as_progress(progress).message,
+            say=say,
         )
 
     def check(self, device: str = "auto", engine: str | None = None) -> None:
@@ -191,11 +199,14 @@ class Study:
     ) -> Results:
         """Carry the study out, or go on where it stopped, and return its results.
 
-        Of several dense networks one is trained, pruned and retrained after the other.
-        ``progress`` prints plain lines to standard error; False is silent. ``device`` is
-        ``"auto"`` (CUDA where there is one), or a torch device name. ``engine`` is ``"auto"``,
-        ``"native"``, ``"wide"`` or ``"loop"``, and changes speed, not results; ``memory`` (such as
-        ``"4GB"``) bounds what is retrained at once, by default half of what is free.
+        Several dense networks are trained, pruned and retrained one after the other.
+
+        - ``progress`` prints plain lines to standard error; False is silent.
+        - ``device`` is ``"auto"`` (CUDA where there is one), or a torch device name.
+        - ``engine`` is ``"auto"``, ``"native"``, ``"wide"`` or ``"loop"``, and changes speed, not
+          results.
+        - ``memory`` (such as ``"4GB"``) bounds how many candidates are retrained at once; by
+          default half of the free memory is used.
         """
         budget = None if memory is None else parse_bytes(memory)
         return self._each(
@@ -207,7 +218,7 @@ class Study:
         )
 
     def score(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
-        """Score every candidate and retrain none; :meth:`run` goes on from there.
+        """Score every candidate without retraining any; :meth:`run` goes on from there.
 
         :meth:`Results.ranking` then ranks the scores::
 
@@ -228,7 +239,7 @@ class Study:
                 name = f"dense network {place} of {len(each)} (dense.seed = {one.spec.dense.seed})"
                 progress.message(f"{self.spec.name}, {name}")
             prepared = one.prepare(device, progress=progress)
-            if len(each) > 1 and place == 1:  # nothing is written of what cannot work
+            if len(each) > 1 and place == 1:  # a study that cannot run has written nothing
                 write_networks(self.folder, self.spec)
             carry_out(replace(prepared, place=(place, len(each))), one.folder, progress)
         return self.results()
@@ -243,11 +254,11 @@ class Study:
         memory: str | None = None,
         **settings: Any,
     ) -> SearchResult:
-        """Choose one candidate and retrain it, for a part of what retraining all would take.
+        """Choose one candidate and retrain it, at a fraction of the cost of retraining all.
 
         ``budget`` is a number of epochs of one candidate, or a share (``"10%"``, the default) of
-        retraining them all. ``settings`` are the other fields of
-        :class:`trueoracle.search.settings.SearchSettings`, which may also be given whole::
+        the cost of retraining all candidates. ``settings`` are the other fields of
+        :class:`trueoracle.search.settings.SearchSettings`, which may also be given as ``budget``::
 
             found = Study("digits-conv1-0.2").search("10%", criterion="l1")
             found.network, found.chosen, found.history
@@ -276,7 +287,7 @@ class Study:
         """Write ``report.html``, ``summary.json`` and the figures of what is recorded so far.
 
         Recorded arms of the study are shown beside it. ``out`` is the folder to write to, by
-        default ``report/`` in the study's own. ``outcome`` says which epochs count.
+        default ``report/`` in the study's own folder. ``outcome`` says which epochs count.
         """
         from trueoracle.report.page import write_report
 
@@ -285,12 +296,12 @@ class Study:
         return write_report(results, find_arms(results), folder, outcome)
 
     def results(self) -> Results:
-        """What is recorded so far; raises :class:`StoreError` where nothing is."""
+        """The results recorded so far; raises :class:`StoreError` where nothing is recorded."""
         return open_results(self.folder)
 
 
 def _called(network: nn.Module | str) -> str:
-    """A name for the study of a network: that of its class, or the last part of its own."""
+    """A name for the study of a network: its class's name, or the last part of its own name."""
     if isinstance(network, nn.Module):
         return type(network).__name__
     last = Path(network.partition(":")[2]).name

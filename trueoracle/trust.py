@@ -1,8 +1,8 @@
-"""Whose words a study file is: one that is not the user's own runs no code.
+"""Decides which study files may run code: only those of the user or those the user trusts.
 
 A study file may name a network, task, criterion or training procedure as ``module:attribute``, and
-naming it runs it. What stands in the current project is the user's own, and so is what the user
-types. Any other file is believed only where the user says so: by ``--allow-code``, by
+naming it runs it. Files in the current project are the user's own, and so is whatever the user
+types. Any other file is trusted only where the user says so: by ``--allow-code``, by
 ``Study(…, allow_code=True)``, or once and for all in the configuration.
 """
 
@@ -19,26 +19,27 @@ from trueoracle.errors import InputError, first_line
 
 __all__ = ["believe", "check_trusted", "configuration", "note_code", "project"]
 
-_CODE = re.compile(r"(?:around:)?([^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*)")
+_CODE = re.compile(r"(?:around:)?([^:]+:.*?)(?::[^:]*=[^:]*)?", re.DOTALL)
+"""A name ``module:attribute`` that would be imported, without a criterion's parameters."""
 _PLACES = {"around", "candidates", "criteria", "name", "network", "procedure", "task"}
 """The fields that can name code."""
 
 _MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg")
 
 _doubted: dict[str, Path] = {}
-"""What files that are not the user's own name, and a file that names it."""
+"""Code named by files that are not the user's own, and a file that names it."""
 
 _allowed = False
 
 
 def believe() -> None:
-    """Believe every study file from here on, in this process."""
+    """Trust every study file from here on, in this process."""
     global _allowed
     _allowed = True
 
 
 def project() -> Path:
-    """The folder of the current project: that of its version control or packaging, or this one."""
+    """The current project's folder: the nearest with version control or packaging, or this one."""
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):
         if any((folder / mark).exists() for mark in _MARKS):
@@ -61,10 +62,11 @@ def note_code(path: Path, fields: Mapping[str, object]) -> None:
 
 
 def check_trusted(kind: str, name: str) -> None:
-    """Refuse to import what a file that is not the user's own names ``module:attribute``.
+    """Refuse to import code (``module:attribute``) named by a file that is not the user's own.
 
-    Also, whoever names it, what is in Python's standard library: it holds no network, task or
-    criterion, and much that harms. Raises :class:`InputError` that says which file names it.
+    Names in Python's standard library are refused whoever names them: it holds no network, task or
+    criterion, and much that does harm. Raises :class:`InputError` that says which file names the
+    code.
     """
     if name.partition(":")[0].partition(".")[0] in sys.stdlib_module_names:
         raise InputError(
@@ -79,7 +81,7 @@ def check_trusted(kind: str, name: str) -> None:
 
 
 def _named(fields: object, place: str = "") -> Iterator[str]:
-    """What fields name as ``module:attribute``, in arms and grids, too."""
+    """What fields name as ``module:attribute``, including those of arms and grids."""
     if isinstance(fields, Mapping):
         for key, value in fields.items():
             yield from _named(value, str(key).rpartition(".")[2])
@@ -95,7 +97,7 @@ def _is_own(path: Path) -> bool:
 
 
 def _configured() -> list[Path]:
-    """The folders that the configuration allows; raises :class:`InputError` for a damaged one."""
+    """The folders that the configuration allows; raises :class:`InputError` if it is damaged."""
     path = configuration()
     try:
         folders = tomllib.loads(path.read_text(encoding="utf-8")).get("allow_code", [])

@@ -20,7 +20,7 @@ from trueoracle.analysis.comparison import (
     rank_agreement,
 )
 from trueoracle.analysis.correlation import kendall
-from trueoracle.analysis.table import CandidateTable
+from trueoracle.analysis.table import Blocks, CandidateTable
 from trueoracle.errors import InputError
 
 
@@ -115,6 +115,25 @@ def test_a_combination_gains_where_each_has_a_part() -> None:
     turned = combine(CandidateTable(-outcome[:, None], scores, higher_is_better=True))
     assert turned is not None
     assert turned.agreement == pytest.approx(found.agreement)
+
+
+def test_what_a_combination_learns_of_the_examples_does_not_count_on_others() -> None:
+    # What each criterion is worth differs from block to block, and has no mean.
+    generator = np.random.default_rng(2)
+    scores = {name: generator.normal(size=200) for name in "abcd"}
+    worth = generator.normal(size=(4, 10))
+    worth -= worth.mean(axis=1, keepdims=True)
+    by_block = np.einsum("cp,cb->pb", np.array(list(scores.values())), worth)[:, None]
+    outcomes = by_block.mean(axis=2) + 1e-3 * generator.normal(size=(200, 1))
+    blocks = Blocks(3 * by_block, np.full(10, 3))
+    same = combine(CandidateTable(outcomes, scores, False))
+    found = combine(CandidateTable(outcomes, scores, False, blocks=blocks))
+    assert same is not None
+    assert found is not None
+    assert (same.other_examples, found.other_examples) == (False, True)
+    # The halves are each other's opposite: what fits the one is wrong of the other.
+    assert found.agreement < -0.9
+    assert found.weights == same.weights
 
 
 def test_a_combination_of_noise_does_not_gain() -> None:

@@ -187,9 +187,8 @@ def test_p_values_over_networks_are_uniform_where_there_is_no_relation() -> None
     pruned = every_way(6, 3)
     found = []
     for _ in range(150):
-        tables = [
-            table(pruned, *(pruned @ generator.normal(size=6) for _ in range(2))) for _ in range(3)
-        ]
+        worth = generator.normal(size=(3, 2, 6))
+        tables = [table(pruned, pruned @ score, pruned @ outcome) for score, outcome in worth]
         found.append(label_permutation_p_values(tables, permutations=200)["c"])
     assert 0.01 <= np.mean(np.array(found) <= 0.05) <= 0.11
     assert np.mean(np.array(found) <= 0.5) == pytest.approx(0.5, abs=0.12)

@@ -111,7 +111,7 @@ def test_a_monotone_transform_of_the_scores_changes_nothing(rows: list[tuple[int
     assert 0 <= plain.anomaly_ratio_k < 1
     assert 0 <= plain.percentile <= 100
     best = select([table([-v for v in y], y)], "c")
-    assert best.precision_at_k >= plain.precision_at_k
+    assert best.precision_at_k >= plain.precision_at_k - 1e-12
     assert best.precision_at_k == pytest.approx(1) or len(set(y)) < len(y)
     assert best.regret_at_k == 0
-    assert best.percentile >= plain.percentile
+    assert best.percentile >= plain.percentile - 1e-9

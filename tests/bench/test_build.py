@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from trueoracle.bench.build import build, main, recorded, start
 from trueoracle.bench.table import dense_file, read_bench
+from trueoracle.criteria.base import find_criterion
 from trueoracle.errors import InputError
 from trueoracle.record.results import Results
 from trueoracle.run.prepare import prepare
@@ -100,6 +102,26 @@ def test_new_points_join_a_table(conv2: Recorded, table: Path, tmp_path: Path) -
         build([], larger, SilentProgress(), ["l1"], onto=larger, rescore=["l11"])
     build([], larger, SilentProgress(), ["l1", "l2"], onto=larger, rescore=["l1"])
     assert np.allclose(read_bench(larger).scores["l1"][old], before.scores["l1"])
+
+
+@pytest.mark.slow
+def test_scores_of_an_older_version_are_no_scores_of_a_newer_one(
+    table: Path, tmp_path: Path
+) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(table, older)
+    scores = pd.read_parquet(older / "scores.parquet")
+    scores["l1"] += 1
+    scores.to_parquet(older / "scores.parquet", index=False)
+    card = json.loads((older / "card.json").read_text())
+    assert card["criteria"] == {"l1": find_criterion("l1").fingerprint}
+    (older / "card.json").write_text(json.dumps(card | {"criteria": {"l1": "shipped"}}))
+    build([], older, SilentProgress(), ["l1", "l2:raw=true"], onto=older)
+    after = read_bench(older)
+    assert np.allclose(after.scores["l1"], read_bench(table).scores["l1"])
+    assert after.card["criteria"]["l1"] == card["criteria"]["l1"]
+    with pytest.raises(InputError, match="finished and not in the bench yet"):
+        build([], older, SilentProgress(), onto=older)
 
 
 def test_points_of_another_dense_network_are_refused(table: Path, tmp_path: Path) -> None:

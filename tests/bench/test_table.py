@@ -11,7 +11,7 @@ from trueoracle.analysis.correlation import kendall
 from trueoracle.bench.leaderboard import Known, leaderboard
 from trueoracle.bench.scoring import score_bench, spec_of
 from trueoracle.bench.table import DATA, Bench, dense_file, read_bench, ways_of
-from trueoracle.criteria.base import CRITERIA
+from trueoracle.criteria.base import find_criterion
 from trueoracle.data import datasets
 from trueoracle.engines.choose import train_population
 from trueoracle.engines.native import refusal
@@ -19,7 +19,7 @@ from trueoracle.errors import StoreError
 from trueoracle.networks.weights import load_weights, weights_sha256
 from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.walk import find_groups
-from trueoracle.run.prepare import build_study
+from trueoracle.run.material import build_study
 from trueoracle.run.progress import SilentProgress
 from trueoracle.spec.grid import load_spec, variants
 
@@ -42,8 +42,9 @@ def test_it_holds_every_proper_subset_with_every_seed(shipped: Bench) -> None:
         outcomes = shipped.outcomes(metric)
         assert outcomes.shape == (len(shipped.keys), 3)
         assert np.isfinite(outcomes).all()
-    assert set(shipped.scores) <= set(CRITERIA)
-    assert {"oracle", "l1", "taylor", "random"} <= set(shipped.scores)
+    versions = {name: find_criterion(name).fingerprint for name in shipped.scores}
+    assert shipped.card["criteria"] == versions
+    assert {"oracle", "l1", "taylor:batch=0", "random"} <= set(shipped.scores)
 
 
 def test_settings_are_studies_of_the_grid(shipped: Bench) -> None:
@@ -121,10 +122,10 @@ def test_a_few_rows_are_retrained_to_the_same(
         )
 
 
-@pytest.mark.parametrize("name", ["oracle", "l1", "taylor"])
+@pytest.mark.parametrize("name", ["oracle", "l1", "taylor:batch=0", "synflow"])
 def test_shipped_scores_are_those_of_the_criteria(shipped: Bench, name: str) -> None:
     some = [one for one in shipped.studies if one.ratio == 0.2]
-    again = score_bench(CRITERIA[name], shipped, SilentProgress(), some)
+    again = score_bench(find_criterion(name), shipped, SilentProgress(), some)
     rows = np.concatenate([one.rows for one in some])
     assert np.allclose(again[rows], shipped.scores[name][rows], rtol=1e-4)
     assert np.isnan(np.delete(again, rows)).all()

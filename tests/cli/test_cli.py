@@ -71,6 +71,7 @@ def test_run_records_and_says_the_verdict(study: Path, runs: Path) -> None:
     assert called.err.startswith("the study: 10 networks of 0.404 M MACs, 1 epoch of ")
     assert "retraining (about " in called.err
     assert "power: a |τ| of " in called.err
+    assert "100 examples" in called.err.partition("power: ")[2].partition(")")[0]
     assert re.search("(Yes|No|Unclear): pruned train loss .* after retraining", called.out)
     assert (
         "each candidate: 5,224 of 5,500 parameters (compression 1.05x), 0.404 of 0.449 M MACs "

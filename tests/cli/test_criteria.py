@@ -13,7 +13,9 @@ def test_criteria_lists_what_is_shipped() -> None:
     rows = {row["name"]: row for row in json.loads(call("criteria", "--json").out)}
     assert set(rows) >= {name for name, one in CRITERIA.items() if one.is_shipped}
     taylor = rows["taylor"]
-    assert taylor["what"].startswith("The squared first-order change of the train loss")
+    assert taylor["what"].startswith("The squared first-order loss change by each pruned filter")
+    assert taylor["basis"].startswith("as released: batches of 256")
+    assert taylor["parameters"] == {"batch": 256}
     assert "1906.10771" in taylor["source"]
     assert taylor["applies_to"] == ["filters", "weights", "layers"]
     assert (taylor["uses_data"], taylor["uses_recipe"], taylor["conditional"]) == (
@@ -33,7 +35,13 @@ def test_one_criterion_is_shown_whole(tmp_path: Path, monkeypatch: pytest.Monkey
     shown = call("criteria", "thinet").out
     assert "least squares" in shown
     assert "arXiv 1707.06342" in shown
+    assert "definition: as published" in shown
     assert json.loads(call("criteria", "thinet", "--json").out)["name"] == "thinet"
+    assert "parameter: batch = 256, another one by taylor:batch=…" in call("criteria", "taylor").out
+    assert json.loads(call("criteria", "l1:raw=true", "--json").out)["parameters"] == {"raw": True}
+    refused = call("criteria", "taylor:size=3")
+    assert refused.code == 2
+    assert "no parameter 'size' (its parameters: batch=256)" in refused.err
     unknown = call("criteria", "tailor")
     assert unknown.code == 2
     assert "did you mean 'taylor'" in unknown.err

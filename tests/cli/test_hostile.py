@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,7 @@ def test_modules_that_end_the_program(
     body: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "ends_later", raising=False)
     (folder / "ends_at_once.py").write_text(body)
     (folder / "ends_later.py").write_text(f"def made(**_):\n    {body}\n")
     for line in (

@@ -130,6 +130,7 @@ def test_weights_are_a_setting_of_the_study(tmp_path: Path) -> None:
         assert "no weights file my weights.pt" in shown.output
 
 
+@pytest.mark.slow
 def test_whole_layers_are_rows_of_their_own() -> None:
     shown = runner.invoke(app, ["inspect", "resnet20"])
     rows = [line.split() for line in shown.output.splitlines()]

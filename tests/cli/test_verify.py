@@ -64,6 +64,7 @@ def test_damage_is_named_and_exits_with_4(runs: Path) -> None:
         assert "trueoracle verify" in other.err
 
 
+@pytest.mark.slow
 def test_repair_sets_aside_what_running_then_does_again(
     runs: Path, tiny_fields: dict[str, Any]
 ) -> None:

@@ -30,7 +30,24 @@ def ranks(maps: np.ndarray) -> np.ndarray:
     return cast(np.ndarray, np.array(each).mean(0))
 
 
-CASES = [("activation-mean", mean), ("apoz", nonzero), ("hrank", ranks)]
+def independence(maps: np.ndarray) -> np.ndarray:
+    """What the nuclear norm loses without each row, by singular values, image by image."""
+    losses = []
+    for rows in maps.reshape(*maps.shape[:2], -1).astype(np.float64):
+        whole = np.linalg.svd(rows, compute_uv=False).sum()
+        each = [
+            np.linalg.svd(np.delete(rows, i, 0), compute_uv=False).sum() for i in range(len(rows))
+        ]
+        losses.append(whole - np.array(each))
+    return cast(np.ndarray, np.mean(losses, axis=0))
+
+
+CASES = [
+    ("activation-mean", mean),
+    ("apoz", nonzero),
+    ("hrank", ranks),
+    ("chip", independence),
+]
 
 
 @pytest.mark.parametrize(("name", "statistic"), CASES)

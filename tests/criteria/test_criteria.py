@@ -82,8 +82,8 @@ def test_magnitudes_by_hand(dense: nn.Module, candidates: Candidates, few_digits
             for which in indices
         ]
         one = candidates.take([index])
-        l1 = find_criterion("l1")(dense, one, few_digits)[0]
-        l2 = find_criterion("l2")(dense, one, few_digits)[0]
+        l1 = find_criterion("l1:raw=true")(dense, one, few_digits)[0]
+        l2 = find_criterion("l2:raw=true")(dense, one, few_digits)[0]
         assert l1 == pytest.approx(sum(float(w.abs().sum()) for w in filters), rel=1e-6)
         assert l2 == pytest.approx(sum(float(w.square().sum().sqrt()) for w in filters), rel=1e-6)
 
@@ -138,7 +138,7 @@ def test_a_criterion_is_named_by_its_module(
     with pytest.raises(InputError, match="cannot import the criterion 'their_criterion:sprad'"):
         find_criterion("their_criterion:sprad")
     with pytest.raises(InputError, match="cannot be called"):
-        find_criterion("math:pi")
+        find_criterion("numpy:pi")
 
 
 def test_what_a_criterion_gives_is_taken_in_any_usual_form(
@@ -324,3 +324,83 @@ def test_scores_are_called_by_a_label_that_says_what_is_pruned() -> None:
     assert l2.label_of(weights) == "squared L2 norm of the pruned weights"
     assert CRITERIA["oracle"].label_of(filters) == "pruned train loss"
     assert as_criterion("mine", lambda *_: [0.0]).label_of(filters) is None
+
+
+@trueoracle.criterion("scaled-filters", basis="ours", source="this test")
+def scaled(
+    dense: nn.Module,
+    candidates: Candidates,
+    data: Splits,
+    *,
+    scale: float = 1.0,
+    power: int = 1,
+    minus: bool = False,
+    word: str = "a",
+) -> np.ndarray:
+    """A number that its parameters decide."""
+    number = scale**power * len(word) * (-1 if minus else 1)
+    return np.full(len(candidates), number)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scaled-filters", 1.0),
+        ("scaled-filters:scale=3", 3.0),
+        ("scaled-filters:scale=3,power=2", 9.0),
+        ("scaled-filters:minus=true", -1.0),
+        ("scaled-filters:word=abc,minus=false", 3.0),
+        (f"{__name__}:scaled:scale=0.5", 0.5),
+    ],
+)
+def test_a_study_names_a_criterions_parameters(
+    name: str, value: float, dense: nn.Module, candidates: Candidates, few_digits: Splits
+) -> None:
+    found = find_criterion(name)
+    assert (found(dense, candidates, few_digits) == value).all()
+    assert found.fingerprint == find_criterion("scaled-filters").fingerprint
+
+
+def test_a_criterion_with_parameters_says_so() -> None:
+    found = find_criterion("scaled-filters:scale=3,minus=true")
+    assert found.name == "scaled-filters:scale=3,minus=true"
+    assert found.parameters == {"scale": 3.0, "power": 1, "minus": True, "word": "a"}
+    labelled = replace(find_criterion("taylor:batch=64"))
+    assert labelled.label_of(every_way(chain(), {"0": 0.5})) == (
+        "squared first-order loss change of the pruned filters (batch 64)"
+    )
+    assert find_criterion("oracle").parameters == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("scaled-filters:size=3", "no parameter 'size' (its parameters: scale=1.0, power=1, "),
+        ("oracle:batch=3", "criterion 'oracle:batch=3': no parameter 'batch' (it has none)"),
+        (
+            "scaled-filters:power=x",
+            "criterion 'scaled-filters:power=x': power is 'x', expected a whole number",
+        ),
+        ("scaled-filters:scale=", "scale is '', expected a number"),
+        ("scaled-filters:minus=1", "minus is '1', expected true or false"),
+        ("scaled-filters:minus=true,power", "power is '', expected a whole number"),
+    ],
+)
+def test_parameters_that_cannot_be_are_refused(name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=re.escape(reason)):
+        find_criterion(name)
+
+
+def test_a_basis_begins_with_one_of_four() -> None:
+    with pytest.raises(
+        InputError, match="basis is 'mine', expected it to begin with 'as published'"
+    ):
+        Criterion("mine", "", lambda *_: [0.0], basis="mine")
+
+
+def test_another_version_of_a_shipped_criterion_is_another_fingerprint() -> None:
+    plain = find_criterion("oracle")
+    assert plain.fingerprint == "shipped"
+    assert replace(plain, version=3).fingerprint == "shipped, version 3"
+    changed = ("taylor", "obd", "grasp", "synflow", "l1", "l2", "fpgm", "hrank", "gradient")
+    assert all(CRITERIA[name].version > 1 for name in (*changed, "activation-mean"))

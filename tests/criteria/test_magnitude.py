@@ -140,3 +140,46 @@ def test_filters_that_are_alike_have_one_lamp_score() -> None:
     squares = weight.detach().double().square().flatten(1).sum(1).numpy()
     assert found[0] == found[2]
     assert [found[i] for i in range(4)] == pytest.approx(lamp_by_hand(squares).tolist())
+
+
+@pytest.mark.parametrize(("layer", "ratio"), [("stem", 0.5), ("first", 0.4)])
+def test_the_group_norm_is_torch_prunings(layer: str, ratio: float) -> None:
+    """Layers, scales of norms and what reads the filters, over all of a residual group."""
+    network = residual()
+    candidates = every_way(network, {layer: ratio})
+    expected = torch_prunings(
+        network, tp.importance.MagnitudeImportance(2), network.get_submodule(layer)
+    )
+    found = score("depgraph", network, candidates)
+    assert found == pytest.approx(summed({layer: expected}, candidates), rel=1e-5)
+
+
+def test_the_group_norm_behind_flattening_is_torch_prunings() -> None:
+    network = chain()
+    candidates = every_way(network, {"3": 1 / 3})
+    expected = torch_prunings(network, tp.importance.MagnitudeImportance(2), network[3])
+    found = score("depgraph", network, candidates)
+    assert found == pytest.approx(summed({"3": expected}, candidates), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "fpgm", "hrank", "chip", "activation-mean"])
+def test_what_papers_compare_within_a_layer_is_divided_by_its_mean(name: str) -> None:
+    network = residual()
+    both = every_way(network, {"stem": 0.5, "first": 0.4})
+    importance = {}
+    for layer, ratio in (("stem", 0.25), ("first", 0.2)):
+        alone = every_way(network, {layer: ratio})
+        importance[layer] = score(name, network, alone)  # of one group there is nothing to divide
+        assert importance[layer] == pytest.approx(score(f"{name}:raw=true", network, alone))
+    raw = score(f"{name}:raw=true", network, both)
+    assert raw == pytest.approx(summed(importance, both), rel=1e-5)
+    means = {layer: own / own.mean() for layer, own in importance.items()}
+    assert score(name, network, both) == pytest.approx(summed(means, both), rel=1e-5)
+
+
+def test_a_group_of_zeros_is_divided_by_nothing() -> None:
+    network = chain()
+    nn.init.zeros_(network.get_parameter("0.weight"))
+    found = score("l1", network, every_way(network, {"0": 0.5, "3": 1 / 3}))
+    assert np.isfinite(found).all()
+    assert found.max() > 0

@@ -15,6 +15,7 @@ from trueoracle.criteria.samples import sample
 from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.tasks.classification import Classification
+from trueoracle.tasks.regression import Regression
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.loop import batches
 from trueoracle.training.recipe import Retraining
@@ -147,3 +148,37 @@ def test_batch_norms_statistics_are_those_of_the_images(monkeypatch: pytest.Monk
     in_batches = score("oracle-bn", network, candidates, data)
     assert in_batches == pytest.approx(found, rel=0.2)
     assert not (in_batches == found).any()
+
+
+def test_eagleeye_is_the_accuracy_on_images_held_out() -> None:
+    network, data = residual(), images(48)
+    with torch.no_grad():  # so that it does not say one class of all images
+        network.head.bias.sub_(network(data.train.inputs).mean(0))
+    candidates = every_way(network, {"stem": 0.5})
+    some = images(400, seed=1).train
+    data = Splits(data.train, some, data.test, Classification(3))
+    found = score("eagleeye", network, candidates, data)
+    assert len(set(found)) > 3
+    for index in range(len(candidates)):
+        pruned = candidates.prune(network, index)
+        for module in pruned.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+                module.train()
+        with torch.no_grad():
+            pruned(data.train.inputs)
+            said = pruned.eval()(some.inputs).argmax(1)
+        assert -found[index] == pytest.approx(float((said == some.targets).float().mean()))
+
+
+def test_eagleeye_needs_images_held_out_and_a_metric() -> None:
+    network, data = residual(), images()
+    candidates = every_way(network, {"stem": 0.5})
+    without = Splits(data.train, None, data.test, data.task)
+    with pytest.raises(NotApplicableError, match="no validation split"):
+        score("eagleeye", network, candidates, without)
+    task = Regression()
+    task.metrics = task.metrics[:1]
+    only_loss = Splits(data.train, data.validation, data.test, task)
+    with pytest.raises(NotApplicableError, match="measures nothing but its loss"):
+        score("eagleeye", network, candidates, only_loss)

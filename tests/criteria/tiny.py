@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from trueoracle.criteria.base import find_criterion
 from trueoracle.data.splits import Split, Splits
-from trueoracle.pruning.candidates import Candidates, list_candidates
+from trueoracle.pruning.candidates import CandidateList, Candidates, list_candidates
 from trueoracle.pruning.unstructured import WeightCandidates, list_weight_candidates
 from trueoracle.pruning.walk import find_groups
 from trueoracle.tasks.classification import Classification
@@ -86,7 +86,7 @@ def masks(network: nn.Module, sparsities: Mapping[str, float]) -> WeightCandidat
 def score(
     name: str,
     network: nn.Module,
-    candidates: Candidates | WeightCandidates,
+    candidates: CandidateList,
     data: Splits | None = None,
     recipe: Retraining | None = None,
 ) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from trueoracle.data import datasets
 from trueoracle.data.glyphs import CHARACTERS, read_glyphs
 from trueoracle.errors import InputError
-from trueoracle.run.prepare import list_study
+from trueoracle.run.material import list_study
 from trueoracle.spec.file import spec_from
 
 
@@ -101,7 +101,7 @@ def test_a_study_is_of_as_many_classes() -> None:
         }
     )
     assert len(list_study(spec)) == 252
-    from trueoracle.run.prepare import build_study
+    from trueoracle.run.material import build_study
 
     network, shape = build_study(spec)
     assert shape == (1, 32, 32)

@@ -13,6 +13,7 @@ from trueoracle.data.splits import Split, Splits
 from trueoracle.engines.memory import (
     LiveBytes,
     available_memory,
+    evaluated_at_once,
     parse_bytes,
     peak_bytes,
     readable_bytes,
@@ -185,6 +186,43 @@ def test_the_peak_is_foretold_from_shapes_alone(kind: str, fields: dict[str, Any
         task = TASK
     found = peak_bytes(network, {n: v[:1] for n, v in batch.items()}, 16, recipe, task)
     assert found == pytest.approx(real_peak(network, batch, recipe, task), rel=0.1)
+
+
+@pytest.mark.parametrize("fields", [{"optimizer": "adamw"}, {"lora": LORA}, {"accumulate": 4}])
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_the_peak_of_an_evaluation_is_foretold_too(kind: str, fields: dict[str, Any]) -> None:
+    """Two examples are trained on at a time, and 200 measured."""
+    if "lora" in fields:
+        pytest.importorskip("peft")
+    recipe = Retraining(batch_size=4, steps_per_epoch=1, **fields)
+    task: Task
+    if kind == "text":
+        torch.manual_seed(0)
+        network: nn.Module = Reader(width=64, blocks=4)
+        ids = torch.randint(TOKENS, (200, 20))
+        batch, task = {"input_ids": ids, "labels": ids}, Answers()
+    else:
+        sizes = {"patch": 4, "layers": 3, "heads": 2, "width": 32, "mlp": 64}
+        network = build("vit-b-16", sizes, input_shape=(3, 16, 16), classes=5)
+        batch = {"input": torch.randn(200, 3, 16, 16), "target": torch.arange(200) % 5}
+        task = TASK
+    split, live = Split(batch), LiveBytes()
+    data = Splits(split, None, split, task)
+    training = Training(copy.deepcopy(network), data, recipe, (0, ""))
+    begun = weight_bytes(training.network)
+    with live:
+        for epoch in range(2):
+            training.train_epoch(epoch)
+        trained = live.peak
+        training.measure(1)
+    assert live.peak > 1.5 * trained
+    assert evaluated_at_once(data) == 200
+    example = data.example(1)
+    found = peak_bytes(network, example, 4, recipe, task, 200)
+    # Those measured are parts of what is in memory here, and are made where it is streamed.
+    made = sum(value.nbytes for value in batch.values())
+    assert found == pytest.approx(begun + live.peak + made, rel=0.1)
+    assert (peak_bytes(network, example, 4, recipe, task) or 0) < 0.8 * (found or 0)
 
 
 def test_a_network_that_looks_at_values_has_no_foretold_peak() -> None:

@@ -102,8 +102,8 @@ def test_a_linear_mlp_is_linear() -> None:
         ("lenet5-mini", {}, (1, 28, 28), "images must be at least 32x32, got 28x28"),
         ("mlp", {"hidden": []}, SHAPE, "at least one layer"),
         ("no.such.module:factory", {}, SHAPE, "cannot import the network"),
-        ("math:pi", {}, SHAPE, "cannot be called"),
-        ("fractions:Fraction", {}, SHAPE, "gave a Fraction, not an nn.Module"),
+        ("numpy:pi", {}, SHAPE, "cannot be called"),
+        ("pandas:Series", {}, SHAPE, "gave a Series, not an nn.Module"),
     ],
 )
 def test_what_cannot_be_built_is_one_clear_line(

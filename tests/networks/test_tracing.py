@@ -60,6 +60,8 @@ class Plain(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         nn.init.ones_(self.weight)
+        if self.bias is not None:  # it is whatever the memory held until someone writes it
+            nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
         return "plain"

@@ -51,7 +51,7 @@ def test_statistics_are_taken_within_networks_and_pooled(three_networks: PooledR
     assert repr(results.assess("test_loss")) == repr(assess(tables))
     frame = results.correlate()
     assert set(frame["networks"]) == {3}
-    assert set(frame["interval_over"]) == {"3 dense networks, given the examples"}
+    assert set(frame["interval_over"]) == {"3 dense networks and 20 blocks of examples"}
     each = [one.correlate() for one in results.networks.values()]
     np.testing.assert_allclose(
         frame["kendall_tau"], np.mean([one["kendall_tau"] for one in each], axis=0)
@@ -69,7 +69,7 @@ def test_statistics_are_taken_within_networks_and_pooled(three_networks: PooledR
 
 def test_tables_have_the_rows_of_all_networks(three_networks: PooledResults) -> None:
     tables, each = three_networks.tables(), three_networks.networks
-    for name in ("candidates", "scores", "outcomes", "retrainings", "dense_epochs"):
+    for name in ("candidates", "scores", "outcomes", "retrainings", "dense_epochs", "blocks"):
         assert tables[name].columns[0] == "dense_seed"
         for seed, one in each.items():
             own = tables[name].loc[tables[name]["dense_seed"] == seed].drop(columns="dense_seed")

@@ -78,3 +78,6 @@ def test_the_ladder_is_told_in_words(ceiling: float | None) -> None:
     ]  # fmt: skip
     above = "" if ceiling is None else "; ceiling of retraining noise 0.63"
     assert ladder_in_words(relations) == f"Agreement with y: c 0.50, a −0.10, b –{above}."
+    of_examples = [one | {"ceiling_of_examples": True} for one in relations]
+    above = above.replace("retraining ", "")
+    assert ladder_in_words(of_examples) == f"Agreement with y: c 0.50, a −0.10, b –{above}."

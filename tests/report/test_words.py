@@ -115,7 +115,9 @@ def test_a_combination_gains_or_loses(gain: float | None, words: str) -> None:
     }  # fmt: skip
     said = combination_sentence(combination, "final test loss")
     assert "(5 folds), agree with final test loss to 0.55; the best single one, taylor" in said
-    assert words in said
+    assert said.endswith(f"{words} on the same examples.")
+    other = combination_sentence(combination | {"other_examples": True}, "final test loss")
+    assert other.endswith(f"{words} on other examples than they were fitted on.")
 
 
 def test_a_sum_over_filters_is_one_sentence() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,50 @@ def test_what_is_the_importance_of_filters_is_computed_once(
     fields = tiny_fields | {"criteria": ["whole"], "pruning": pruning}
     Study(**fields, runs=tmp_path).score(progress=False)
     assert sizes == [3, 120]  # tried, and scored
+
+
+def test_criteria_with_parameters_are_criteria_of_their_own(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    names = ["taylor:batch=0", "taylor:batch=8", "l1:raw=true", "l1"]
+    results = Study(**(tiny_fields | {"criteria": names}), runs=tmp_path).score()
+    assert results.criteria == names
+    assert (results.scores["taylor:batch=0"] < results.scores["taylor:batch=8"]).all()
+    assert results.scores["l1"].tolist() == results.scores["l1:raw=true"].tolist()
+    around = tiny_fields["pruning"] | {"candidates": "around:l1:raw=true", "count": 4}
+    study = Study(**(tiny_fields | {"criteria": ["l1"], "pruning": around}), runs=tmp_path)
+    assert study.score().scores["l1"].argmin() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("taylor:batch=-1", "batch is -1, expected a number of examples"),
+        ("taylor:batches=8", r"no parameter 'batches' \(its parameters: batch=256\)"),
+        ("grasp:temperature=hot", "temperature is 'hot', expected a number"),
+    ],
+)
+def test_parameters_are_refused_before_anything_long(
+    name: str, reason: str, tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    study = Study(**(tiny_fields | {"criteria": ["l1", name]}), runs=tmp_path)
+    with pytest.raises(InputError, match=reason):
+        study.prepare()
+
+
+def test_scores_of_an_older_version_are_computed_anew(
+    tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(**(tiny_fields | {"criteria": ["l1", "l2"]}), runs=tmp_path)
+    before = study.score()
+    newer = replace(CRITERIA["l1"], version=99, function=lambda *_: np.arange(10.0))
+    # As if it were shipped, with another definition.
+    newer.function.__module__ = "trueoracle.criteria.magnitude"
+    monkeypatch.setitem(CRITERIA._entries, "l1", newer)
+    progress = Listener()
+    after = Study(**(tiny_fields | {"criteria": ["l1", "l2"]}), runs=tmp_path).score(
+        progress=progress
+    )
+    assert "criterion l1: its code may have changed, so it is scored anew" in progress.messages
+    assert sorted(after.scores["l1"]) == list(range(10))
+    assert after.scores["l2"].tolist() == before.scores["l2"].tolist()

@@ -18,9 +18,9 @@ from trueoracle.engines import choose
 from trueoracle.engines.choose import plan
 from trueoracle.engines.memory import readable_bytes, training_bytes
 from trueoracle.errors import InputError
-from trueoracle.run import footprint, prepare
+from trueoracle.run import footprint, prepare, trials
 from trueoracle.run.footprint import held_bytes, part_sizes
-from trueoracle.run.prepare import list_study
+from trueoracle.run.material import list_study
 from trueoracle.spec.file import spec_from
 from trueoracle.spec.spec import DataSpec
 from trueoracle.study import Study
@@ -199,7 +199,7 @@ def test_a_slow_network_is_told_of_before_the_checks(
         (1e9, []),
         (1.0, ["the network takes 6 s for 3 examples on the CPU"]),
     ):
-        monkeypatch.setattr(prepare, "_SLOW_SECONDS", seconds)
+        monkeypatch.setattr(trials, "_SLOW_SECONDS", seconds)
         monkeypatch.setattr("time.perf_counter", lambda: next(times))
         with pytest.raises(InputError, match="the checks begin"):
             prepare.prepare(spec, network=network, data=few_digits, device="cpu", say=said.append)

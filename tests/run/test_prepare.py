@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
-from trueoracle.run.prepare import list_study, prepare
+from trueoracle.run.material import list_study
+from trueoracle.run.prepare import prepare
 from trueoracle.spec.file import spec_from
 from trueoracle.study import Study
 from trueoracle.tasks.base import Examples

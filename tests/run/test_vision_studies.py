@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.networks.test_tinyllava import CONFIG, checkpoint
 from trueoracle import Study
 from trueoracle.errors import InputError
-from trueoracle.run.prepare import list_study
+from trueoracle.run.material import list_study
 from trueoracle.spec.grid import load_spec
 from trueoracle.spec.scale import scale_in_words
 
@@ -106,13 +106,12 @@ def test_without_its_weights_it_is_one_line(
     spec = load_spec("tinyllava-3.1b")
     assert spec.task == "answers"
     assert spec.network.arrives_trained
-    with pytest.raises(InputError, match=r"data set 'instructions' needs data\.path"):
-        list_study(spec)
     given = load_spec("tinyllava-3.1b", {"data.path": str(instructions)})
-    with pytest.raises(InputError) as caught:
-        list_study(given)
-    assert "\n" not in str(caught.value)
-    assert "'hf download tinyllava/TinyLLaVA-Phi-2-SigLIP-3.1B'" in str(caught.value)
+    for run in (list_study, lambda one: Study(one, runs=tmp_path).prepare()):
+        with pytest.raises(InputError) as caught:
+            run(given)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith("hf:tinyllava/TinyLLaVA-Phi-2-SigLIP-3.1B is n")
 
 
 def test_at_small_scale_it_is_easy_vqas_network_with_adapters() -> None:

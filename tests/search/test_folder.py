@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from trueoracle.search.folder import FACTS, is_plain
 from trueoracle.tasks.base import inputs_of
 from trueoracle.tasks.language import NextToken
 from trueoracle.training.loop import train
-from trueoracle.training.recipe import Recipe
+from trueoracle.training.recipe import Recipe, Retraining
 
 transformers: Any = pytest.importorskip("transformers")
 
@@ -328,3 +329,26 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be exported to torch.export: .*\.safetensors ca"):
         export(network, tmp_path / "model.pt2", about)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_projector_that_is_trained_beside_adapters_is_saved_with_them(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    dense, batch = made("llava")
+    network, about = cut(dense, batch, MLP, uneven)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    lora = {"rank": 2, "targets": ["*language_model*q_proj"], "train": ["*multi_modal_projector*"]}
+    recipe = Retraining.model_validate(
+        {"epochs": 1, "batch_size": 2, "learning_rate": 0.05, "lora": lora}
+    )
+    split = Split(batch)
+    train(network, Splits(split, None, split, NextToken()), recipe, seed=0)
+    export(network, tmp_path / "model", about)
+    loaded = trueoracle.load(tmp_path / "model").state_dict()
+    moved = {name for name, value in loaded.items() if not torch.equal(value, before[name])}
+    projector = {name for name in before if "multi_modal_projector" in name}
+    adapted = {name for name in before if re.fullmatch(r".*language_model.*q_proj.weight", name)}
+    assert len(projector) == 4
+    assert len(adapted) == 3
+    assert moved == projector | adapted
+    assert torch.equal(logits(trueoracle.load(tmp_path / "model"), batch), logits(network, batch))

@@ -304,9 +304,9 @@ def test_a_search_of_an_earlier_version_goes_on(
 
 
 def test_a_procedure_of_ones_own_is_no_search(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
-    retraining = tiny_fields["retraining"] | {"procedure": "math:floor"}
+    retraining = tiny_fields["retraining"] | {"procedure": "numpy:floor"}
     study = Study(**tiny_fields | {"retraining": retraining}, runs=tmp_path)
-    with pytest.raises(InputError, match="'math:floor': a search trains"):
+    with pytest.raises(InputError, match="'numpy:floor': a search trains"):
         study.search("50%", progress=False)
     assert not study.folder.exists()
 

@@ -10,7 +10,7 @@ from tests.conftest import Writer
 from trueoracle.errors import InputError
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.runs import find_run
-from trueoracle.run.prepare import list_study
+from trueoracle.run.material import list_study
 from trueoracle.spec.file import arms_of, shipped_grids, shipped_studies
 from trueoracle.spec.grid import grid_digest, load_spec, load_variant, variants
 

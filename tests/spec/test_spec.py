@@ -16,7 +16,7 @@ from trueoracle.data.datasets import DATASETS
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS
 from trueoracle.reproduce.published import all_settings
-from trueoracle.run.prepare import list_study
+from trueoracle.run.material import list_study
 from trueoracle.spec.file import (
     Reference,
     arms_of,
@@ -285,11 +285,11 @@ PINNED = {
     "vit-b-16-imagenet-heads-0.5": "53abcb6af5e4",
     "vit-b-16-imagenet-mlp-0.5": "12100855e3ea",
     "vit-b-16-imagenet-width-0.25": "9a00298207ce",
-    "bench-digits": "12f3be2e5703",
-    "bench-glyphs-10": "d54fba778def",
-    "bench-glyphs-62": "2d98cf10555a",
-    "bench-glyphs-62-underfit": "a04d5da8acf4",
-    "bench-glyphs-mlp": "633f72cff82d",
+    "bench-digits": "edab98765ed5",
+    "bench-glyphs-10": "9ff89eb18416",
+    "bench-glyphs-62": "2e0c3c7a2074",
+    "bench-glyphs-62-underfit": "97f7f53f1309",
+    "bench-glyphs-mlp": "b9cfbcdbb08b",
     "lenet5-mini-bench": "03f730279911",
     "lenet5-mini-dataset": "f9c525c24f0c",
     "lenet5-mini-depth": "44a488c9261a",

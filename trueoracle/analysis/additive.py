@@ -16,12 +16,12 @@ from trueoracle.analysis.table import CandidateTable
 __all__ = ["Additive", "additive", "predict_additive"]
 
 PENALTY = 1.0
-"""Of the ridge: as much as one more candidate without information. 0.05 to 5 do as well."""
+"""The ridge penalty, which weighs as much as one uninformative candidate. 0.05 to 5 do as well."""
 
 FOLDS = 5
 
 LEAST_A_FILTER = 4
-"""Candidates per filter: with fewer, a fit depends on their number more than on the filters."""
+"""The fewest candidates per filter: a fit to fewer depends more on their number than on filters."""
 
 
 def predict_additive(
@@ -30,9 +30,9 @@ def predict_additive(
     """The expected value ``[P]`` of every candidate, given the ``values`` ``[K]`` of some.
 
     Ridge regression (Hoerl & Kennard 1970) of the K ``known`` candidates' ranks on which filters
-    they prune, ``pruned`` ``[P, F]``: a candidate is worth the sum of what its filters are. Ranks
-    start at 1 for the lowest value, so that one network which went wrong does not spoil the rest;
-    infinite values rank last.
+    they prune, ``pruned`` ``[P, F]``: a candidate's value is the sum of its filters' values. Ranks
+    are used so that one network which went wrong does not spoil the rest. They start at 1 for the
+    lowest value; infinite values rank last.
     """
     from scipy.stats import rankdata
     from sklearn.linear_model import Ridge
@@ -49,9 +49,9 @@ class Additive:
 
     A criterion that adds up one importance per filter can do no better than the best such sum.
     ``agreement`` (tau, +1 is perfect) is that of a sum fitted to the outcomes of other candidates
-    of the list, fold by fold: an estimate, too low where it was fitted to few candidates.
-    ``other_examples`` says that it was judged by other examples than it was fitted on. Where it was
-    not, what it has learnt can be those examples'.
+    of the list, fold by fold. It is an estimate, too low where the sum was fitted to few
+    candidates. ``other_examples`` says that the sum was judged by other examples than it was fitted
+    on. Where it was not, the sum may have learnt what holds for those examples only.
     """
 
     agreement: float
@@ -66,18 +66,14 @@ class Additive:
 def additive(table: CandidateTable, *, folds: int = FOLDS, seed: int = 0) -> Additive | None:
     """The additive model of a table's mean outcome, cross-validated over candidates.
 
-    Where the table has blocks of examples, it is fitted on every other block and judged on those
-    between, and the other way round. None where the table does not say what candidates prune, and
-    for fewer than four candidates per filter or per fold.
+    Where the table has blocks of examples, the model is fitted on every other block and judged on
+    the blocks between, and the other way round. None where the table does not say which filters
+    candidates prune, and for fewer than four candidates per filter or per fold.
     """
     rows = table.order[np.isfinite(table.outcome[table.order])]
     if table.pruned is None or len(rows) < max(4 * folds, LEAST_A_FILTER * table.pruned.shape[1]):
         return None
-    blocks = 0 if table.blocks is None else len(table.blocks)
-    parts = [(table.outcome, table.outcome)]
-    if blocks > 1:
-        even, odd = (table.take(blocks=np.arange(start, blocks, 2)).outcome for start in (0, 1))
-        parts = [(even, odd), (odd, even)]
+    parts = table.fitted_and_judged
     fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows)) % folds
     taus = []
     for fitted, judged in parts:
@@ -88,4 +84,4 @@ def additive(table: CandidateTable, *, folds: int = FOLDS, seed: int = 0) -> Add
             )
             taus.append(kendall(predicted[held], judged[rows][held]).value)
     known = [tau for tau in taus if math.isfinite(tau)]
-    return Additive(float(np.mean(known)) if known else math.nan, folds, blocks > 1)
+    return Additive(float(np.mean(known)) if known else math.nan, folds, len(parts) > 1)

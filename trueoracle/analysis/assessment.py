@@ -1,6 +1,7 @@
 """All that is known of one criterion against one outcome: the relation, and how sure it is.
 
-Of one dense network, or of several, whose candidates are never compared with each other's.
+An assessment is of one dense network or of several. Candidates of different dense networks are
+never compared with each other.
 """
 
 from __future__ import annotations
@@ -35,37 +36,37 @@ __all__ = ["MATTERS", "SIGNIFICANT", "Assessment", "assess", "judged_together"]
 SIGNIFICANT = 0.05
 
 MATTERS = 0.2
-"""The least agreement that a Yes is said of. A tau of 0.2 orders 60 of 100 pairs rightly."""
+"""The least agreement that is called a Yes. A tau of 0.2 orders 60 of 100 pairs rightly."""
 
 
 @dataclass(frozen=True)
 class Assessment:
     """One criterion against one outcome, in each of some dense ``networks``, by default one.
 
-    Of several, coefficients are means over them.
+    For several networks, coefficients are means over the networks.
 
     Raw, as :class:`Relation`'s coefficients are:
 
-    - ``interval``: the 95 % interval of tau, and ``interval_over`` what it counts, and what it
-      takes as given, in words; ``standard_error`` is tau's.
+    - ``interval``: the 95 % interval of tau; ``interval_over`` says in words what the interval
+      counts and what it takes as given; ``standard_error`` is tau's.
 
     Turned, so that +1 means that the score orders candidates as the outcome does:
 
     - ``agreement_interval``: the same interval of the agreement;
     - ``weighted_agreement``: the top-weighted tau, in which the best candidates count most;
     - ``reliability``: with the ceiling, the agreement that noise leaves to a perfect criterion;
-    - ``disattenuated``: the agreement with what retraining comes to on average, were there no
+    - ``disattenuated``: the agreement that there would be with the expected outcome, free of
       noise, and its 95 % interval; NaN where the ceiling is too low to tell.
 
     Without a sign:
 
-    - ``at_most``: what the size of tau is at most, with 95 %;
-    - ``permutation_p_value`` permutes filter labels, ``equivalence_p_value`` is of a tau of
-      :data:`MATTERS` or more, and the ``adjusted_`` ones are Holm's over all that is shown together
-      (:func:`judged_together`);
-    - ``counts_filters``: whether the interval allows for other filters, without which nothing is
-      certain; all of the p-values are NaN where it does not;
-    - ``selection`` is what choosing by the score is worth.
+    - ``at_most``: the upper bound of the size of tau, with 95 % confidence;
+    - ``permutation_p_value`` is found by permuting filter labels, ``equivalence_p_value`` is of a
+      tau of :data:`MATTERS` or more, and those called ``adjusted_`` are Holm's over all that is
+      shown together (:func:`judged_together`);
+    - ``counts_filters``: whether the interval allows for other filters. Where it does not, nothing
+      is certain and all p-values are NaN;
+    - ``selection``: what choosing by the score is worth.
     """
 
     criterion: str
@@ -110,7 +111,7 @@ class Assessment:
           :data:`MATTERS` in size.
         - No: tau is certain and in the wrong direction, or it is certain to be smaller than
           :data:`MATTERS` (Holm's ``adjusted_equivalence_p_value`` is below 0.05).
-        - Unclear: all else.
+        - Unclear: anything else.
         """
         agreement = self.relation.agreement
         if self.is_certain and agreement >= MATTERS:
@@ -125,7 +126,7 @@ class Assessment:
         return self.counts_filters and self.adjusted_equivalence_p_value < SIGNIFICANT
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: those of the relation and of the selection among them."""
+        """Plain values for JSON, including those of the relation and of the selection."""
         return {
             **self.relation.as_dict(),
             **finite_or_none(
@@ -157,7 +158,7 @@ class Assessment:
         }
 
     def sentence(self, score: str = "the score", outcome: str = "the outcome") -> str:
-        """The verdict in words: its first is :attr:`answer`."""
+        """The verdict in words, of which the first is :attr:`answer`."""
         relation = self.relation
         if relation.n == 1:
             return "Unclear: nothing can be said of a single candidate."
@@ -221,7 +222,7 @@ class Assessment:
         )
 
     def _strength(self) -> str:
-        """Words for the answer; the borders are habit, not theory."""
+        """Words for the answer; the borders between them are convention, not theory."""
         if self.answer == "Unclear":
             return "says nothing certain about"
         if self.answer == "No":
@@ -255,10 +256,10 @@ def assess(
 ) -> list[Assessment]:
     """Every criterion of a table against its outcome, the mean over seeds.
 
-    Of several tables, each is of another dense network, and criteria are those that all have.
+    Several tables are of as many dense networks; the criteria that all of them have are assessed.
     ``k`` is that of :func:`trueoracle.analysis.selection.select`. Criteria without any finite score
-    are left out, as is everything where no outcome is finite. P-values are adjusted for the
-    criteria of the tables: of several displays, :func:`judged_together` adjusts for all of them.
+    are left out; where no outcome is finite, all are. P-values are adjusted for the criteria of the
+    tables; for several displays, :func:`judged_together` adjusts for all of them.
     """
     several = [tables] if isinstance(tables, CandidateTable) else list(tables)
     names = [name for name in several[0].scores if all(_is_known(t, name) for t in several)]

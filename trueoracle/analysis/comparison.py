@@ -1,4 +1,4 @@
-"""Several criteria on the same candidates: which is better, which say the same, what they add."""
+"""Several criteria on the same candidates: which is better, which agree, what they add."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = [
 def compare(
     tables: CandidateTable | Sequence[CandidateTable], reference: str | None = None
 ) -> dict[str, Any]:
-    """All that can be said of the criteria of one table among each other, as plain values.
+    """All that can be said of the criteria of one table compared with each other, as plain values.
 
-    ``reference`` is the criterion that the others are compared with, and given which their partial
-    tau is (``kendall_tau``, raw); by default the first. Of several tables, each of another dense
-    network and with the same criteria, it is what holds on average; what is fitted to candidates
-    (``combination``, ``additive``) is then None.
+    ``reference`` is the criterion that the others are compared with, by default the first; the
+    others' partial tau (``kendall_tau``, raw) is their tau given the reference. For several tables,
+    each of another dense network and with the same criteria, the values are means over the tables;
+    what is fitted to candidates (``combination``, ``additive``) is then None.
     """
     several = [tables] if isinstance(tables, CandidateTable) else list(tables)
     names = list(several[0].scores)
@@ -74,9 +74,9 @@ class Difference:
     """How much better one criterion agrees with the outcome than another.
 
     ``difference`` is that of the agreements (tau with its sign turned so that +1 is perfect), first
-    minus second; ``low`` to ``high`` is its 95 % interval, and ``p_value`` comes from the same
-    jackknife, which leaves out of both together. ``adjusted_p_value`` allows for all differences of
-    the table. ``over`` says what they count and what they take as given.
+    minus second. ``low`` to ``high`` is its 95 % interval. ``p_value`` comes from the same
+    jackknife, which leaves each unit out of both criteria together; ``adjusted_p_value`` allows for
+    all differences of the table. ``over`` says what these count and what they take as given.
     """
 
     first: str
@@ -99,7 +99,7 @@ def differences(
     *,
     method: Literal["holm", "fdr_bh"] = "holm",
 ) -> list[Difference]:
-    """Every criterion against the ``reference``, paired: what is left out is left out of both."""
+    """Every criterion against the ``reference``, paired: each unit is left out of both."""
     others = [name for name in tables[0].scores if name != reference]
     if not others:
         return []
@@ -154,7 +154,7 @@ def adjusted_p_values(
         result[finite] = false_discovery_control(known)
     elif len(known):
         order = np.argsort(known)
-        left = len(known) - np.arange(len(known))  # that are not yet found
+        left = len(known) - np.arange(len(known))  # p-values that are not smaller
         adjusted = np.empty(len(known))
         adjusted[order] = np.minimum(1, np.maximum.accumulate(left * known[order]))
         result[finite] = adjusted
@@ -164,7 +164,7 @@ def adjusted_p_values(
 def partial_kendall(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
     """Kendall's partial tau of x and y given a third column (Kendall 1942); rows ``[n]``.
 
-    NaN where one of the taus is undefined, or x or y is ordered as the third.
+    NaN where one of the taus is undefined, or where the third column orders rows as x or y does.
     """
     xy, xz, yz = kendall(x, y).value, kendall(x, given).value, kendall(y, given).value
     left = (1 - xz**2) * (1 - yz**2)
@@ -173,7 +173,7 @@ def partial_kendall(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Raw tau among criteria ``[C, C]``, and the order in which alike ones stand together.
+    """Raw tau among criteria ``[C, C]``, and an order that puts similar criteria side by side.
 
     ``linkage`` ``[C-1, 4]`` is SciPy's, of average distances 1 - tau; empty for a single criterion.
     """
@@ -196,8 +196,8 @@ class Agreement:
 def rank_agreement(each: Sequence[Mapping[str, np.ndarray]]) -> Agreement:
     """How far criteria order the candidates alike, on average over dense networks.
 
-    ``each`` has the scores by criterion, of every network. Undefined taus count as 0 in the
-    clustering.
+    ``each`` has one mapping per network, of criteria to their scores. Undefined taus count as 0 in
+    the clustering.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
@@ -223,9 +223,10 @@ class Combination:
     """What criteria predict together, on candidates that the fit has not seen.
 
     ``agreement`` (+1 is perfect) is that of ridge regression of the outcome's ranks on the
-    criteria's, ``single_agreement`` that of the criterion which agrees best on the candidates of
-    the fit; both are predicted fold by fold. ``weights`` are those of a fit to all candidates, on
-    ranks scaled to unit variance, positive where a low score is good.
+    criteria's ranks, ``single_agreement`` that of the criterion which agrees best on the candidates
+    of the fit; both are predicted fold by fold. ``weights`` are those of a fit to all candidates,
+    on ranks scaled to unit variance, positive where a low score is good. ``other_examples`` says
+    that both were judged by other examples than they were fitted on.
     """
 
     agreement: float
@@ -234,6 +235,7 @@ class Combination:
     gain: float
     folds: int
     weights: dict[str, float]
+    other_examples: bool
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: NaN becomes None."""
@@ -243,10 +245,11 @@ class Combination:
 def combine(table: CandidateTable, *, folds: int = 5, seed: int = 0) -> Combination | None:
     """How much a fitted combination of all criteria gains over the best single one.
 
-    Cross-validated over candidates. Those of a fold overlap with those of the fit, as all
-    candidates do, so that the gain holds within this list only. Criteria without a finite score for
-    some candidate are left out. None where fewer than two are left, or fewer than four candidates
-    per fold.
+    Cross-validated over candidates and, where the table has blocks of examples, over these: fitted
+    on every other block and judged on the blocks between, and the other way round. Candidates of a
+    fold overlap with those of the fit, as all candidates do, so that the gain holds within this
+    list only. Criteria without a finite score for some candidate are left out. None where fewer
+    than two criteria are left, or fewer than four candidates per fold.
     """
     if folds < 2:
         raise InputError(f"cross-validation needs at least 2 folds, got {folds}")
@@ -266,37 +269,37 @@ def combine(table: CandidateTable, *, folds: int = 5, seed: int = 0) -> Combinat
     # Turned so that low is good on both sides: predictions and outcomes then agree positively.
     ranks = np.column_stack([rankdata(table.lowest_first(name)[rows]) for name in names])
     ranks = (ranks - ranks.mean(axis=0)) / ranks.std(axis=0)
-    outcome = rankdata(-table.better(table.outcome)[rows])
-    outcome = (outcome - outcome.mean()) / outcome.std()
-    penalties = np.logspace(-2, 4, 13)
+
+    def standardised(outcome: np.ndarray) -> np.ndarray:
+        places: np.ndarray = rankdata(-table.better(outcome)[rows])
+        scaled: np.ndarray = (places - places.mean()) / (float(places.std()) or 1.0)
+        return scaled
+
+    outcome, parts = standardised(table.outcome), table.fitted_and_judged
+    model = RidgeCV(alphas=np.logspace(-2, 4, 13))
     fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(outcome)) % folds
-    fitted, single = np.empty(len(outcome)), np.empty(len(outcome))
-    for one in range(folds):
-        seen, held = fold != one, fold == one
-        model = RidgeCV(alphas=penalties).fit(ranks[seen], outcome[seen])
-        fitted[held] = model.predict(ranks[held])
-        best = _best(ranks[seen], outcome[seen])
-        single[held] = ranks[held, best]
-    whole = RidgeCV(alphas=penalties).fit(ranks, outcome)
-    # Fold by fold: predictions of different fits are not on one scale.
-    agreements = [
-        np.nanmean(
-            [kendall(column[fold == one], outcome[fold == one]).value for one in range(folds)]
-        )
-        for column in (fitted, single)
-    ]
+    taus = []
+    for fitted, judged in (map(standardised, part) for part in parts):
+        for one in range(folds):
+            seen, held = fold != one, fold == one
+            both = model.fit(ranks[seen], fitted[seen]).predict(ranks[held])
+            single = ranks[held, _best(ranks[seen], fitted[seen])]
+            # One tau per fold, since predictions of different fits are not on one scale.
+            taus.append([kendall(column, judged[held]).value for column in (both, single)])
+    of_all, of_single = np.nanmean(taus, axis=0)
     return Combination(
-        agreement=float(agreements[0]),
+        agreement=float(of_all),
         single=names[_best(ranks, outcome)],
-        single_agreement=float(agreements[1]),
-        gain=float(agreements[0] - agreements[1]),
+        single_agreement=float(of_single),
+        gain=float(of_all - of_single),
         folds=folds,
-        weights=dict(zip(names, map(float, whole.coef_), strict=True)),
+        weights=dict(zip(names, map(float, model.fit(ranks, outcome).coef_), strict=True)),
+        other_examples=len(parts) > 1,
     )
 
 
 def _best(ranks: np.ndarray, outcome: np.ndarray) -> int:
-    """The column that agrees best."""
+    """The column of ``ranks`` that agrees best with the outcome."""
     taus = [kendall(column, outcome).value for column in ranks.T]
     return int(np.argmax(np.nan_to_num(taus, nan=-2)))
 

@@ -39,14 +39,14 @@ def sign_of(*, higher_is_better: bool, higher_score_is_better: bool = False) -> 
     """What turns a raw coefficient into agreement: 1, or -1.
 
     A raw coefficient is that of score and outcome as they are. Agreement is +1 where the score
-    orders candidates as the outcome does, which is a raw -1 where low scores are chosen and high
-    outcomes are better. This is the one place that turns a sign.
+    orders candidates as the outcome does. Where low scores are chosen and high outcomes are better,
+    that is a raw coefficient of -1. Signs are turned nowhere else.
     """
     return -1 if higher_is_better != higher_score_is_better else 1
 
 
 def _stats() -> ModuleType:
-    """SciPy's statistics, imported when something is correlated: half a second that a run saves."""
+    """SciPy's statistics, imported on first use, which saves half a second of every other run."""
     from scipy import stats
 
     return stats
@@ -57,7 +57,7 @@ def _defined(x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> Correlation:
-    """Kendall's tau-b of two columns ``[n]``, right in the presence of ties (Kendall 1945)."""
+    """Kendall's tau-b of two columns ``[n]``, which allows for ties (Kendall 1945)."""
     if not _defined(x, y):
         return UNDEFINED
     result = _stats().kendalltau(x, y, variant="b")
@@ -71,17 +71,17 @@ def kendall_of_finite(x: np.ndarray, y: np.ndarray) -> float:
 
 
 FEW_PAIRS = 400
-"""Rows up to which all pairs of them are held in memory, which is faster than to sort."""
+"""The most rows of which all pairs are held in memory, which is faster than sorting."""
 
 
 MANY_COLUMNS = 50
-"""Columns from which on one pass over the rows compares them all at once."""
+"""The fewest columns that are compared all at once, in one pass over the rows."""
 
 
 def kendalls(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Kendall's tau-b ``[K]`` of every one of the ``columns`` ``[K, n]`` with ``y`` ``[n]``.
 
-    Of the rows where both are finite; NaN where undefined.
+    Only rows where both are finite count; NaN where undefined.
     """
     known = np.isfinite(y)
     columns, y = columns[:, known], y[known]
@@ -97,19 +97,19 @@ def kendalls(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _kendalls_of_few(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The same of finite values: all pairs of rows at once."""
+    """The same for finite values, computed from all pairs of rows at once."""
     one, other = np.triu_indices(len(y), 1)
     of_y = np.sign(y[one] - y[other]).astype(np.float32)
     of_x = np.sign(columns[:, one] - columns[:, other]).astype(np.float32)
     untied = np.count_nonzero(of_x, axis=1) * float(np.count_nonzero(of_y))
     with np.errstate(divide="ignore", invalid="ignore"):
-        # Fewer pairs than a float32 counts exactly.
+        # There are fewer pairs than a float32 can count exactly.
         taus: np.ndarray = (of_x @ of_y).astype(np.float64) / np.sqrt(untied)
     return taus
 
 
 def _kendalls_of_many(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The same of finite values: row by row, all columns at once."""
+    """The same for finite values, computed row by row, for all columns at once."""
     order = np.argsort(y, kind="stable")
     ordered, y = np.ascontiguousarray(columns[:, order].T), y[order]
     after = np.searchsorted(y, y, side="right")  # rows that tie in y order nothing
@@ -145,9 +145,9 @@ def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
 
 
 def top_weighted(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) -> float:
-    """Agreement that weighs the top: of a score x (lower is chosen) and an outcome y ``[n]``.
+    """Top-weighted agreement of a score x (lower is chosen) with an outcome y, both ``[n]``.
 
-    Kendall's tau in which a pair weighs as the sum of the inverses of its ranks, by score and by
+    Kendall's tau in which the weight of a pair is the sum of its ranks' inverses, by score and by
     outcome in turn (Vigna 2015, arXiv 1404.3325). +1 is a perfect criterion, whichever way the
     outcome is better; NaN where undefined.
     """
@@ -171,8 +171,8 @@ def discordant_ratio(x: np.ndarray, y: np.ndarray, *, higher_is_better: bool) ->
     better = -y if higher_is_better else y
     pairs = n * (n - 1) // 2
     tied_x, tied_y, tied_both = _tied_pairs(x), _tied_pairs(y), _tied_pairs(x, y)
-    # tau-b is (concordant - discordant) / sqrt((pairs - tied_x)(pairs - tied_y)): scipy counts in
-    # n log n, and the counts are whole numbers, so that rounding gives them back exactly.
+    # tau-b is (concordant - discordant) / sqrt((pairs - tied_x)(pairs - tied_y)). SciPy needs only
+    # n log n steps, and the counts are whole numbers, so that rounding gives them back exactly.
     surplus = round(kendall(x, better).value * math.sqrt((pairs - tied_x) * (pairs - tied_y)))
     ordered = pairs - tied_x - tied_y + tied_both
     return (ordered - surplus) / 2 / pairs

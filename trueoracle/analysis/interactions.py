@@ -1,4 +1,4 @@
-"""What filters do only together: how much of a tau could come of it by chance."""
+"""Interactions of filters: how much of a tau could come by chance of what they do only together."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from trueoracle.analysis.table import CandidateTable
 __all__ = ["interaction_variance", "standardised_ranks"]
 
 MOST_CELLS = 400_000
-"""Candidates × twos of filters up to which twos are told from threes and more."""
+"""The most candidates × pairs of filters of which pairs are told from threes and more."""
 
 
 def standardised_ranks(columns: np.ndarray) -> np.ndarray:
-    """The ranks of each column ``[K, P]``, of mean 0 and variance 1.
+    """The ranks of each column ``[K, P]``, scaled to mean 0 and variance 1.
 
-    0 for what is not finite, and where all are equal.
+    The rank is 0 where a value is not finite, and where all values of the column are equal.
     """
     from scipy.stats import rankdata
 
@@ -33,13 +33,14 @@ def standardised_ranks(columns: np.ndarray) -> np.ndarray:
 def interaction_variance(
     table: CandidateTable, columns: np.ndarray, outcome: np.ndarray
 ) -> np.ndarray:
-    """The variance ``[K]`` of tau by what is no sum over filters, were it unrelated to the score.
+    """The variance ``[K]`` of tau that filters' interactions would add if unrelated to the score.
 
-    ``columns`` ``[K, P]`` are standardised ranks of scores, or differences of two such. Sums over
-    filters, what filters do in twos, and the rest are orthogonal parts of a column. Two columns
-    whose parts of D dimensions are unrelated correlate by them with the variance of (share of the
-    one) × (share of the other) / D, and tau by (2/π)² of it (Greiner's relation at 0). Where there
-    are too many twos to tell them from the rest, all of it counts as theirs.
+    ``columns`` ``[K, P]`` are standardised ranks of scores, or differences of two such. A column
+    has three orthogonal parts: a sum over filters, what filters do in pairs, and the rest. Where
+    the parts of two columns, of D dimensions, are unrelated, the correlation that they add has the
+    variance (share of the one) × (share of the other) / D, and tau (2/π)² of that variance
+    (Greiner's relation at 0). Where there are too many pairs of filters to tell their part from the
+    rest, all of the rest counts as theirs.
     """
     variance = np.zeros(len(columns))
     rows = np.isfinite(outcome)
@@ -72,13 +73,13 @@ def interaction_variance(
 
 
 def _less(columns: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """What of the columns ``[K, P]`` the basis ``[P, D]`` does not hold."""
+    """The part of the columns ``[K, P]`` that lies outside the basis ``[P, D]``."""
     rest: np.ndarray = columns - (columns @ basis) @ basis.T
     return rest
 
 
 def _basis(columns: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of what the columns ``[P, n]`` span."""
+    """An orthonormal basis of the space that the columns ``[P, n]`` span."""
     u, sizes, _ = np.linalg.svd(columns, full_matrices=False)
     kept: np.ndarray = u[:, sizes > 1e-9 * max(1.0, float(sizes.max(initial=0.0)))]
     return kept

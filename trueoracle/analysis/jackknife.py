@@ -1,11 +1,11 @@
 """How far a statistic could be off: seeds, examples, filters, candidates, networks left out.
 
-One design for all intervals and tests. A study's number hangs on the retraining seeds, on the
+All intervals and tests have one design. A study's number depends on the retraining seeds, on the
 examples that outcomes are measured on, on the filters that the dense network happens to have, on
 the candidates where they are a sample, and on the dense networks where there are several. Each of
 these that is a sample is left out unit by unit (Quenouille 1956; Tukey 1958; Efron & Stein 1981
-show that the variance so found is too large rather than too small). The others stay as they are,
-and :func:`in_words` says which.
+show that the variance so found is too large rather than too small). The others are taken as given,
+and :func:`in_words` names them.
 """
 
 from __future__ import annotations
@@ -34,24 +34,27 @@ __all__ = [
 ]
 
 MOST_FILTERS = 24
-"""Of a group that are left out, of more at random: the variance of so many is right to 30 %."""
+"""The most filters of a group that are left out, drawn at random where it has more.
+
+The variance of so many is right to 30 %.
+"""
 
 CANDIDATE_GROUPS = 20
-"""Sampled candidates are left out group by group: a variance of so many is right to 32 %."""
+"""The number of groups by which sampled candidates are left out: a variance right to 32 %."""
 
 MOST_UNDEFINED = 0.05
-"""Share of the units without which the statistic has no value, up to which the others serve."""
+"""The largest share of units that may leave the statistic undefined; the other units then serve."""
 
 LEAST_NETWORKS = 3
-"""Dense networks from which on other ones are allowed for. Two, of which one is left, say nothing:
-then they are given, and their filters and seeds are left out."""
+"""The fewest dense networks for which intervals allow for other ones. Leaving out one of two leaves
+one, which says nothing: then networks are given, and their filters and seeds are left out."""
 
 _NONE = 1e-12
 _NEAREST_TO_ONE = 1 - 1e-6
 
 LARGE = 0.95
-"""Size of tau from which on the scale of atanh no longer stretches: nearer to 1 it would be so
-steep that a tau of 0.99, of filters of which one is worth more than all others, had no bounds."""
+"""The size of tau from which on the scale of atanh no longer stretches. Nearer to 1 the scale would
+be so steep that a tau of 0.99 had no bounds where one filter is worth more than all others."""
 
 Statistic = Callable[[CandidateTable], Sequence[float] | np.ndarray]
 """K values of a table."""
@@ -70,7 +73,7 @@ NO_INTERVAL = Interval(math.nan, math.nan)
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What one kind of unit adds: ``variance`` ``[K]``, with its degrees of freedom ``[K]``."""
+    """The ``variance`` ``[K]`` that one kind of unit adds, with its degrees of freedom ``[K]``."""
 
     variance: np.ndarray
     freedom: np.ndarray
@@ -78,7 +81,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Jackknife:
-    """K statistics as found (``estimate`` ``[K]``), and how each kind of unit scatters them.
+    """K statistics as found (``estimate`` ``[K]``), and the variance that each kind of unit adds.
 
     The keys of ``parts`` are ``"seeds"``, ``"examples"``, ``"filters"``, ``"candidates"`` and
     ``"networks"``.
@@ -89,7 +92,7 @@ class Jackknife:
 
     @property
     def counts_filters(self) -> bool:
-        """Whether other filters would be allowed for: by themselves, or with their network."""
+        """Whether other filters are allowed for, by themselves or with their network."""
         return "filters" in self.parts or "networks" in self.parts
 
     def standard_error(self, place: int = 0) -> float:
@@ -110,7 +113,7 @@ class Jackknife:
         confidence: float = 0.95,
         bounds: tuple[float, float] = (-math.inf, math.inf),
     ) -> Interval:
-        """The estimate and Student's t of its standard error to both sides, within ``bounds``.
+        """The interval by Student's t around the estimate, within ``bounds``.
 
         NaN where nothing is left out, or leaving out changes nothing.
         """
@@ -121,7 +124,7 @@ class Jackknife:
         return Interval(max(bounds[0], value - reach), min(bounds[1], value + reach))
 
     def tau_interval(self, place: int = 0, *, confidence: float = 0.95) -> Interval:
-        """The same of a coefficient in [-1, 1], by Fisher's transformation atanh."""
+        """The interval of a coefficient in [-1, 1], by Fisher's transformation atanh."""
         reach = self._reach(place, confidence)
         if math.isnan(reach):
             return NO_INTERVAL
@@ -130,7 +133,10 @@ class Jackknife:
         return Interval(math.tanh(centre - wide), math.tanh(centre + wide))
 
     def p_value(self, place: int = 0) -> float:
-        """Two-sided, of the statistic being zero, by Student's t; NaN as the interval is."""
+        """The two-sided p-value of the statistic being zero, by Student's t.
+
+        NaN where the interval is.
+        """
         from scipy import stats
 
         error = self.standard_error(place)
@@ -138,15 +144,16 @@ class Jackknife:
         return float(2 * stats.t.sf(abs(value) / error, self.freedom(place)))
 
     def at_most(self, place: int = 0, *, confidence: float = 0.95) -> float:
-        """What the size of a coefficient in [-1, 1] is at most, with so much confidence.
+        """The upper bound of the size of a coefficient in [-1, 1], with the given confidence.
 
-        By two one-sided tests (Schuirmann 1987): the far end of the interval of twice the doubt.
+        By two one-sided tests (Schuirmann 1987): the end farther from zero of the interval that
+        leaves out twice as much (90 % for a confidence of 95 %).
         """
         around = self.tau_interval(place, confidence=2 * confidence - 1)
         return max(abs(around.low), abs(around.high))
 
     def equivalence_p_value(self, least: float, place: int = 0) -> float:
-        """Of the size of a coefficient being ``least`` or more: the larger of the two tests'."""
+        """The p-value of a coefficient's size being ``least`` or more, the larger of two tests'."""
         from scipy import stats
 
         error, tau = self.standard_error(place), float(self.estimate[place])
@@ -172,10 +179,10 @@ def _room(tau: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The statistic without each of the filters of a group of ``size``, or of some: ``[U, K]``.
+    """The statistic ``[U, K]`` without each of U filters of a group of ``size``, all or some of it.
 
-    ``by_chance`` is the same for filters that do nothing: columns of the sample's, shuffled among
-    candidates. Empty where candidates are no sample.
+    ``by_chance`` is the same for filters that do nothing, which are the sample's columns shuffled
+    among candidates. It is empty where candidates are no sample.
     """
 
     size: int
@@ -183,7 +190,7 @@ class Group:
     by_chance: np.ndarray
 
     def variance(self) -> np.ndarray:
-        """What the filters add, less what filters that do nothing seem to."""
+        """The variance that the filters add, less what filters that do nothing seem to add."""
         found = _variance(self.without, self.size)
         if len(self.by_chance):
             found = np.maximum(found - _variance(self.by_chance, self.size), 0.0)
@@ -195,7 +202,7 @@ class Leaves:
     """K statistics of one table, ``whole`` ``[K]`` and with a unit left out, ``[units, K]`` each.
 
     ``filters`` has what was left out of each group; ``beyond`` ``[K]`` is the variance of what
-    filters do in twos and more.
+    filters do in pairs and more.
     """
 
     whole: np.ndarray
@@ -221,13 +228,14 @@ def leave_out(
 ) -> Leaves:
     """A statistic of a table, whole and with each seed, block, filter and candidate left out.
 
-    To leave out a filter is to compare only candidates that do the same with it: the statistic of
-    those that prune it and of those that keep it, weighed by their pairs. What is left varies by
-    the other filters alone, whether all ways to prune are listed or a sample of them.
+    To leave out a filter is to compare only candidates that do the same with it. The statistic is
+    then the mean of that of candidates that prune the filter and that of candidates that keep it,
+    weighed by their numbers of pairs. What is left varies by the other filters alone, whether all
+    ways to prune are listed or a sample of them.
 
     ``columns`` ``[K, P]`` are for statistics that are taus: the score of each (or the difference of
-    two scores' standardised ranks), so that what filters do only together is allowed for. Without
-    ``filters`` or ``seeds`` these are taken as given.
+    two scores' standardised ranks), so that what filters do only together is allowed for. Where
+    ``filters`` or ``seeds`` is False, these are taken as given.
     """
 
     def of(part: CandidateTable) -> np.ndarray:
@@ -268,7 +276,10 @@ def leave_out(
 
 
 def _varying_filters(table: CandidateTable) -> list[tuple[int, np.ndarray]]:
-    """Of each group, how many filters some candidates prune and some keep, and up to 24 of them."""
+    """How many filters of each group some candidates prune and some keep, and these filters.
+
+    At most :data:`MOST_FILTERS` are given.
+    """
     if table.pruned is None:
         return []
     share = table.pruned.mean(axis=0)
@@ -289,7 +300,7 @@ def _varying_filters(table: CandidateTable) -> list[tuple[int, np.ndarray]]:
 def _shuffled(
     table: CandidateTable, state: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """A filter that as many candidates prune, whichever: along an order that is the table's own."""
+    """A made-up filter that as many candidates prune, drawn along the table's own order."""
     made = np.empty_like(state)
     made[table.order] = state[table.order][generator.permutation(len(state))]
     return made
@@ -298,14 +309,14 @@ def _shuffled(
 def _by_state(
     table: CandidateTable, state: np.ndarray, of: Callable[[CandidateTable], np.ndarray]
 ) -> np.ndarray:
-    """The statistic of candidates that prune a filter and of those that keep it, by their pairs."""
+    """The mean statistic of candidates that prune a filter and that keep it, weighed by pairs."""
     values, weights = [], []
     for pruned in (True, False):
         rows = np.flatnonzero(state == pruned)
         if len(rows) > 1:
             values.append(of(table.take(rows)))
             weights.append(len(rows) * (len(rows) - 1) / 2)
-    if not values:  # of two candidates one is in each state
+    if not values:  # there are two candidates, one in each state
         return np.full_like(of(table), np.nan)
     found = np.array(values)
     weight = np.array(weights)[:, None] * np.isfinite(found)
@@ -322,14 +333,14 @@ def combine_leaves(
     layers: Sequence[Hashable] | None = None,
     families: Sequence[Hashable] | None = None,
 ) -> Jackknife:
-    """The weighted mean of K statistics over tables, with the variance of it.
+    """The weighted mean of K statistics over tables, with the variance of that mean.
 
     ``networks`` names the dense network of each table (by default each has its own), ``layers``
-    what is pruned in it: tables of one network and layer share their filters, which are left out of
-    all of them at once; all tables share their seeds and their examples. From
-    :data:`LEAST_NETWORKS` dense networks on these are left out whole, instead of their seeds and
-    filters, whose scatter is in theirs. ``families`` groups dense networks whose differences are
-    meant: networks are then left out within each, from two in each on.
+    what is pruned in it. Tables of one network and layer share their filters, which are left out of
+    all of these tables at once; all tables share their seeds and their examples. From
+    :data:`LEAST_NETWORKS` dense networks on, whole networks are left out instead of seeds and
+    filters, since the scatter of networks includes theirs. ``families`` groups dense networks that
+    are meant to differ: networks are then left out within their family, where each has two or more.
     """
     count = len(leaves)
     share = np.ones(count) if weights is None else np.array(weights, dtype=np.float64)
@@ -366,7 +377,7 @@ def jackknife(
 
     ``columns`` are those of each table.
     """
-    alone = len(tables) < LEAST_NETWORKS  # else they are left out whole, and not what is in them
+    alone = len(tables) < LEAST_NETWORKS  # else whole networks are left out, not what is in them
     filters, seeds = filters and alone, seeds and alone
     each = [None] * len(tables) if columns is None else columns
     return combine_leaves(
@@ -378,7 +389,7 @@ def jackknife(
 
 
 def _variance(values: np.ndarray, of: int | None = None) -> np.ndarray:
-    """Tukey's variance ``[K]`` of units left out ``[U, K]``, which may stand for more of them."""
+    """Tukey's variance ``[K]`` of U units left out ``[U, K]``, which may stand for more units."""
     number = len(values)
     total = number if of is None else of
     finite = np.isfinite(values)
@@ -444,7 +455,7 @@ def _of_filters(
     below = np.zeros(whole.shape[1])
     for places in together.values():
         shapes = [[(g.size, len(g.without)) for g in leaves[p].filters] for p in places]
-        # Tables that do not list the same filters are left out of one by one.
+        # Where tables list different filters, these are left out of one table at a time.
         sets = [places] if all(one == shapes[0] for one in shapes) else [[p] for p in places]
         for some in sets:
             for number in range(len(leaves[some[0]].filters)):
@@ -466,7 +477,7 @@ def _of_filters(
 
 
 def _weighed(values: Sequence[np.ndarray], whole: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """What units ``[U, K]`` left out of several tables change in their mean."""
+    """The changes of the mean over several tables that units left out of them ``[U, K]`` make."""
     made: np.ndarray = np.einsum("t,tuk->uk", weights, np.array(values) - whole[:, None])
     return made
 
@@ -491,10 +502,10 @@ def in_words(
     networks: int | None = None,
     filters: int | None = None,
 ) -> str:
-    """What an interval counts, and what it takes as given; empty where there is none.
+    """What an interval counts, and what it takes as given, in words; empty where there is none.
 
-    Such as ``"3 retraining seeds and 10 filters, given the dense network and the examples"``.
-    ``networks`` and ``filters`` are their numbers where tables share them.
+    An example is ``"3 retraining seeds and 10 filters, given the dense network and the examples"``.
+    ``networks`` and ``filters`` are the numbers of those, where tables share them.
     """
     first = tables[0]
     several = len(tables) if networks is None else networks

@@ -24,8 +24,8 @@ _Z = 1.959963984540054
 class Effect:
     """Raw tau in one study, its standard error and 95 % interval.
 
-    Studies of one ``cluster``, the dense network and its data, are not independent of each other.
-    By default each study is its own.
+    Studies of one ``cluster``, that is of one dense network and its data, are not independent of
+    each other. By default each study is a cluster of its own.
     """
 
     label: str
@@ -46,9 +46,9 @@ class MetaAnalysis:
     - ``q`` is Cochran's statistic of no difference between studies, ``p_value`` its p-value;
     - ``weights`` of the studies sum to 1; ``clusters`` counts the dense networks that they are of.
 
-    Studies of one dense network stand for one: their mean counts, with the mean of their errors, as
-    if what makes one of them err made all of them. Where all are of a single network, nothing is
-    said of another: ``low`` to ``high`` are of its own mean, and the rest is NaN.
+    Studies of one dense network count as one study: their mean counts, with the mean of their
+    errors, as if they all erred together. Where all studies are of a single network, nothing is
+    said of another: ``low`` to ``high`` bound that network's own mean, and the rest is NaN.
     """
 
     effects: tuple[Effect, ...]
@@ -87,8 +87,8 @@ class MetaAnalysis:
 def textbook_error(tau: float, n: int) -> float:
     """The standard error of tau over n independent candidates (Fieller, Hartley & Pearson 1957).
 
-    Theirs is of atanh(tau), 0.437/(n-4) squared; NaN below five candidates. Candidates overlap, so
-    that it is too small; for tables that hold no more than scores and outcomes.
+    Their squared error of atanh(tau) is 0.437/(n-4); NaN below five candidates. Since candidates
+    overlap, the error is too small. It is for tables that hold only scores and outcomes.
     """
     if n < 5 or not math.isfinite(tau):
         return math.nan
@@ -105,8 +105,8 @@ def effect(
 ) -> Effect | None:
     """An effect, with the textbook's error where none is given; None where neither is defined.
 
-    A perfect tau has no error to see, and is not known perfectly: it takes the textbook's error of
-    a tau as near to 1 as one more wrong pair of n candidates' neighbours would leave it.
+    A perfect tau shows no error, but it is not known perfectly. It takes the textbook's error of
+    the tau that n candidates would have if one pair of neighbours were ordered wrongly.
     """
     if not math.isfinite(tau):
         return None
@@ -123,11 +123,11 @@ def effect(
 
 
 NEAR_ONE = 0.98
-"""Sizes of tau from which on its scatter is no measure of its error: nothing is left to move."""
+"""The size of tau from which on scatter does not measure its error: nothing is left to move."""
 
 
 def _errors(effects: Sequence[Effect]) -> np.ndarray:
-    """Standard errors for weights: of a tau near ±1, no less than the largest of the others."""
+    """Standard errors for weights; that of a tau near ±1 is no less than the others' largest."""
     errors = np.array([one.standard_error for one in effects], dtype=np.float64)
     near = np.array([NEAR_ONE <= abs(one.tau) <= 1 for one in effects])
     if near.any() and not near.all():
@@ -137,7 +137,7 @@ def _errors(effects: Sequence[Effect]) -> np.ndarray:
 
 
 def _by_cluster(effects: Sequence[Effect]) -> list[list[int]]:
-    """Places of the effects of each cluster."""
+    """The places of each cluster's effects in the list."""
     places: dict[object, list[int]] = {}
     for place, one in enumerate(effects):
         places.setdefault((place,) if one.cluster is None else one.cluster, []).append(place)
@@ -149,8 +149,8 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
 
     Its interval is that of Hartung and Knapp (2001), which holds for few studies, in the form that
     is never narrower than the errors by themselves would make it (Röver, Knapp & Friede 2015); the
-    prediction interval is that of Higgins, Thompson and Spiegelhalter (2009). Studies are those of
-    different dense networks; several of one are taken together first.
+    prediction interval is that of Higgins, Thompson and Spiegelhalter (2009). Several
+    studies of one dense network are first combined into one.
     Raises :class:`InputError` where there is no study.
     """
     effects = tuple(effects)
@@ -181,8 +181,8 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
     weights /= weights.sum()
     mean = float(weights @ taus)
     count = len(taus)
-    # Hartung and Knapp: the scatter that is seen; but a few studies can agree by chance, and then
-    # it is no less than what their errors promise.
+    # Hartung and Knapp take the scatter that is seen. But a few studies can agree by chance, so the
+    # error is no less than what the studies' own errors promise.
     promised = 1 / float((1 / (errors**2 + between)).sum())
     spread = math.sqrt(max(float(weights @ (taus - mean) ** 2) / (count - 1), promised))
     reach = float(stats.t.ppf(0.975, count - 1)) * spread
@@ -214,7 +214,7 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
 
 @dataclass(frozen=True)
 class Slope:
-    """How tau changes with what makes a study harder: per unit of it, with its 95 % interval."""
+    """How much tau changes per unit of what makes a study harder, with the 95 % interval."""
 
     slope: float
     low: float
@@ -230,11 +230,11 @@ def slope_in(effects: Sequence[Effect], complexity: Sequence[float]) -> Slope | 
     """Meta-regression of tau on one number per study, such as width or the dense network's error.
 
     Weighted least squares, with the variance that the slope leaves between studies by Paule and
-    Mandel's equation. Its error is that of the scatter seen (Knapp & Hartung 2003), never less than
-    what the studies' own errors promise: metafor's ``test="adhoc"``. Where several studies are of
-    one dense network, it is no less than the jackknife's that leaves out networks, either, with as
-    many degrees of freedom as these leave. None for fewer than three studies or dense networks, or
-    where the number is the same for all.
+    Mandel's equation. The slope's error is that of the scatter seen (Knapp & Hartung 2003), never
+    less than what the studies' own errors promise: metafor's ``test="adhoc"``. Where several
+    studies are of one dense network, the error is also no less than that of a jackknife over
+    networks, with as many degrees of freedom as the networks leave. None for fewer than three
+    studies or dense networks, or where the number is the same for all.
     """
     both = zip(effects, complexity, strict=True)
     kept = [(one, float(x)) for one, x in both if math.isfinite(x)]
@@ -246,7 +246,7 @@ def slope_in(effects: Sequence[Effect], complexity: Sequence[float]) -> Slope | 
 
     taus, errors = np.array([one.tau for one in some]), _errors(some)
     x = np.column_stack([np.ones(len(kept)), [x for _, x in kept]])
-    # Studies of a network count as much together as one of another.
+    # All studies of one network together count as much as a single study of another.
     share = np.empty(len(some))
     for places in clusters:
         share[places] = len(places)

@@ -21,24 +21,24 @@ ABSENT = "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Fixed digits with a true minus, never before a zero; a dash for what is missing."""
+    """A number with fixed digits and a true minus, never before a zero; a dash if it is missing."""
     return ABSENT if value is None else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def interval(low: float | None, high: float | None, digits: int = 2) -> str:
-    """Such as ``"[−0.30, −0.10]"``; a dash where an end is missing."""
+    """An interval, such as ``"[−0.30, −0.10]"``; a dash where an end is missing."""
     if low is None or high is None:
         return ABSENT
     return f"[{number(low, digits)}, {number(high, digits)}]"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """One digit after the point: ``"4.4%"``."""
+    """A percentage, by default with one digit after the point: ``"4.4%"``."""
     return ABSENT if value is None else f"{value:z.{digits}%}".replace("-", "−")
 
 
 def p_value(value: float | None) -> str:
-    """Two digits, or a power of ten for the tiny: no p-value is shown as zero."""
+    """A p-value with two digits, or a power of ten where it is tiny: none is shown as zero."""
     if value is None:
         return ABSENT
     shown = f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"

@@ -50,22 +50,22 @@ class Outcome:
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether more of it is better."""
+        """Whether a higher value is better."""
         return self.metric.higher_is_better
 
     @property
     def label(self) -> str:
-        """What it is called, without its rule: ``"test loss"``."""
+        """The outcome's name without its rule: ``"test loss"``."""
         return f"{self.split} {self.metric.label}"
 
     @property
     def name(self) -> str:
-        """What sentences call it; every rule but the last epoch is said."""
+        """The outcome's name in sentences, which says the rule unless it is the last epoch."""
         return f"final {self.label}" if self.rule == "last" else f"{self.label} ({self.rule})"
 
     @property
     def axis(self) -> str:
-        """What the axis of a figure is called: the name with its unit."""
+        """The label of a figure's axis: the name with its unit."""
         return f"{self.name} ({self.metric.unit})" if self.metric.unit else self.name
 
     @property
@@ -85,9 +85,9 @@ def find_outcome(metrics: Sequence[Metric], column: str, rule: str = "last") -> 
 
 
 def default_outcomes(metrics: Sequence[Metric]) -> tuple[str, ...]:
-    """The columns that are looked at where none is named: headline and loss on the test split.
+    """The columns that are analysed by default: headline metric and loss on the test split.
 
-    Both, since they can disagree where pruning regularises.
+    Both are analysed, since they can disagree where pruning regularises.
     """
     return tuple(dict.fromkeys(f"test_{one.name}" for one in (headline(metrics), metrics[0])))
 
@@ -95,8 +95,8 @@ def default_outcomes(metrics: Sequence[Metric]) -> tuple[str, ...]:
 def chance_in_words(outcome: Outcome, value: float | None, chance: float | None) -> str:
     """A warning of a dense network that is hardly better than chance; empty for any other.
 
-    ``chance`` is the value of a network that has learnt nothing. Values up to half of it better
-    count as chance. Empty where either is not known.
+    ``chance`` is the value of a network that has learnt nothing. A value that is better by no more
+    than half of ``chance`` counts as chance. Empty where either is not known.
     """
     if value is None or chance is None or not (math.isfinite(value) and math.isfinite(chance)):
         return ""
@@ -111,10 +111,10 @@ def chance_in_words(outcome: Outcome, value: float | None, chance: float | None)
 
 
 def noise_in_words(noise: Mapping[str, float], unit: str) -> str:
-    """A warning of pruned losses that hardly differ; empty of others.
+    """A warning of pruned losses that hardly differ; empty where they do.
 
-    ``noise`` is what :func:`trueoracle.criteria.noise.loss_noise` gives: losses that range over
-    less than candidates without any difference could.
+    ``noise`` is what :func:`trueoracle.criteria.noise.loss_noise` gives. Losses hardly differ where
+    their range is no wider than that of candidates without any difference could be.
     """
     if noise["range"] > noise["noise"]:
         return ""
@@ -131,8 +131,8 @@ def noise_in_words(noise: Mapping[str, float], unit: str) -> str:
 def baseline_in_words(outcome: Outcome, value: float | None, data: Mapping[str, Any]) -> str:
     """A warning of a dense network that is no better than what needs no network; else empty.
 
-    ``data`` are a record's facts of its data: ``baselines`` there are values by split, each with
-    the name of its metric and a label of how it comes about.
+    ``data`` holds a record's facts of its data. Its ``baselines`` are values by split, each with
+    the name of its metric and a label that says how the value comes about.
     """
     for baseline in data.get("baselines") or ():
         known = baseline.get(outcome.split)
@@ -198,16 +198,17 @@ def seed_outcomes(epochs: pd.DataFrame, outcome: Outcome) -> pd.DataFrame:
 def final_outcomes(epochs: pd.DataFrame, outcome: Outcome) -> pd.Series:
     """The mean over seeds of :func:`seed_outcomes`, by candidate.
 
-    All candidates are means over the same seeds, so that what a seed does to all is no difference
-    between them: the seeds with which every one of them has been retrained or, where there is none
-    yet, the one with the most retrainings. NaN where a candidate lacks one or diverged in it.
+    The means of all candidates are over the same seeds, so that what a seed does to all of them
+    makes no difference between them. These are the seeds with which every candidate has been
+    retrained or, where there is none yet, the seed with the most retrainings. NaN where a candidate
+    lacks one of these retrainings or diverged in it.
     """
     outcomes: pd.Series = shared_outcomes(epochs, outcome).mean(axis=1, skipna=False)
     return outcomes.rename("outcome")
 
 
 def shared_outcomes(epochs: pd.DataFrame, outcome: Outcome) -> pd.DataFrame:
-    """Those columns of :func:`seed_outcomes` that :func:`final_outcomes` is the mean of."""
+    """The columns of :func:`seed_outcomes` over which :func:`final_outcomes` takes the mean."""
     table = seed_outcomes(epochs, outcome)
     recorded = epochs.groupby(["candidate", "seed"]).size().unstack().reindex_like(table)
     counts = recorded.notna().sum()

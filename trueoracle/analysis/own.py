@@ -23,11 +23,11 @@ from trueoracle.errors import InputError, first_line, shown, unknown
 __all__ = ["read_tables"]
 
 MOST_FILTERS = 100_000
-"""Of a group: no layer has more."""
+"""The most filters of a group: no layer has more."""
 
 CANDIDATE_NAMES = ("candidate", "candidate_id", "id", "mask", "network_id")
 SEED_NAMES = ("seed", "retraining_seed", "run", "repeat", "replicate", "trial")
-"""What columns are called that tell candidates and retrainings apart, where none is named."""
+"""Names by which the columns of candidates and of retrainings are found where none is named."""
 
 
 def read_tables(
@@ -43,17 +43,17 @@ def read_tables(
     kind: str | None = None,
     pruned: str | None = None,
 ) -> dict[str, CandidateTable]:
-    """The candidates in a file: a table per dense network and kind, by their names ("": one).
+    """The candidates in a file: a table per dense network and kind, by name ("" if there is one).
 
     The file is a CSV table (commas, semicolons or tabs between cells; a point or a comma in
     numbers; UTF-8, or UTF-16 with its mark; compressed or not) or a Parquet table.
 
     - ``x``: columns of scores;
-    - ``y``: several columns of outcomes, one per retraining seed, or a single one, whose rows are
-      told apart by the columns ``candidate`` and ``seed``. Where these are not named they are found
-      by their names, such as ``id`` and ``seed``. An infinite outcome is of a network that
-      diverged;
-    - ``higher_is_better``: of the outcomes;
+    - ``y``: several columns of outcomes, one per retraining seed, or a single column, whose rows
+      are told apart by the columns ``candidate`` and ``seed``. Where these two are not given, they
+      are found by usual names, such as ``id`` and ``seed``. An infinite outcome is that of a
+      network that diverged;
+    - ``higher_is_better``: whether higher outcomes are better;
     - ``network``: the column that tells dense networks apart;
     - ``kind``: the column that tells kinds of pruning apart;
     - ``pruned``: the column of the filters that a candidate prunes: ``"0 3 7"``, or JSON that names
@@ -118,8 +118,8 @@ def _identified(
 ) -> tuple[str | None, str | None]:
     """The columns that tell candidates and seeds apart: those named, or else those found.
 
-    They are found only together, and where candidates do repeat: a column may be called so and
-    mean something else.
+    They are found only together, and only where candidates do repeat, since a column of such a name
+    may mean something else.
     """
     found = {str(name).strip().lower().replace(" ", "_"): str(name) for name in frame.columns}
     who = candidate or next((found[name] for name in CANDIDATE_NAMES if name in found), None)
@@ -132,7 +132,7 @@ def _identified(
 def _check_once(
     rows: pd.DataFrame, x: Sequence[str], column: str | None, path: Path, *, named: bool
 ) -> None:
-    """Raise where the same candidate has several rows, as retrainings that pass for candidates."""
+    """Raise where a candidate has several rows, as where retrainings are taken for candidates."""
     names = {str(name).strip().lower().replace(" ", "_"): str(name) for name in rows.columns}
     column = column or next((names[name] for name in CANDIDATE_NAMES if name in names), None)
     if column is not None:
@@ -155,7 +155,7 @@ def _check_once(
 
 
 def _read(path: Path, wanted: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
-    """The file as text: "1e2", "100" and "0100" name different candidates.
+    """The file's cells as text, since "1e2", "100" and "0100" name different candidates.
 
     ``numbers`` are those of the ``wanted`` columns that may have decimal commas.
     """
@@ -169,7 +169,7 @@ def _read(path: Path, wanted: Sequence[str], numbers: Sequence[str]) -> pd.DataF
         header = next(csv.reader(io.StringIO(text), delimiter=separator), [])
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
-    except Exception as error:  # of the file system, a compression, an encoding, the parser
+    except Exception as error:  # from file system, decompression, encoding or parser
         raise InputError(f"{path} is not a CSV table: {first_line(error)}") from error
     if not isinstance(frame.index, pd.RangeIndex):
         raise InputError(f"{path} is not a CSV table: its rows have more fields than its header")
@@ -189,7 +189,7 @@ def _checked(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _bytes(path: Path) -> bytes:
-    """What the file holds, without its compression."""
+    """The file's content, decompressed."""
     data = path.read_bytes()
     openers: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
         (b"\x1f\x8b", gzip.decompress), (b"BZh", bz2.decompress), (b"\xfd7zXZ", lzma.decompress),
@@ -204,7 +204,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _separator(text: str, wanted: Sequence[str]) -> str:
-    """What stands between cells: that by which the header has most of the wanted columns."""
+    """The separator of cells: the one by which the header has the most of the wanted columns."""
 
     def fields(separator: str) -> tuple[int, int]:
         header = next(csv.reader(io.StringIO(text), delimiter=separator), [])
@@ -217,7 +217,7 @@ _COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
 
 
 def _with_points(column: pd.Series[Any]) -> pd.Series[Any]:
-    """A column whose numbers have decimal commas with points; any other as it is."""
+    """A column with decimal points for decimal commas; any column without these as it is."""
     cells = column.dropna()
     commas = cells.str.contains(",", regex=False)
     if not commas.any() or cells.str.contains(".", regex=False).any():
@@ -250,7 +250,7 @@ def _numeric(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:
 
 
 def _as_counted(name: str) -> tuple[float, str]:
-    """The order of names: numbers as they are counted, before all others."""
+    """The key that sorts names: numbers by their value, before all other names."""
     try:
         return _number(name), name
     except ValueError:
@@ -290,7 +290,10 @@ def _by_seed(
 def _pruned_filters(
     cells: Sequence[object], path: Path, column: str
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Which filters ``[P, F]`` each row prunes, and how many each group has, as far as named."""
+    """Which filters ``[P, F]`` each row prunes, and how many filters each group has.
+
+    A group is taken to end with the largest filter that some row names.
+    """
     ways = [_way(cell, path, column) for cell in cells]
     names = list(dict.fromkeys(name for way in ways for name in way))
     sizes = {name: 1 + max(max(way.get(name, [0]), default=0) for way in ways) for name in names}
@@ -323,7 +326,7 @@ def _way(cell: object, path: Path, column: str) -> dict[str, list[int]]:
 
 
 def _filter(given: object) -> int:
-    """A filter's number; raises ValueError for what is no whole number."""
+    """A filter's number; raises ValueError for anything that is no whole number."""
     number = int(str(given))
     if isinstance(given, bool):
         raise ValueError(given)

@@ -22,16 +22,16 @@ __all__ = [
 PERMUTATIONS, PERMUTATIONS_OF_MANY = 2000, 500
 
 FITTED, FITTED_OF_MANY = 1000, 200
-"""Of a sample of candidates, where each takes longer."""
+"""Relabellings of a sample of candidates, fewer since each takes longer."""
 
 LEAST_FITTED = 5
-"""Candidates of a sample below which no sum over filters is fitted."""
+"""The fewest candidates of a sample to which a sum over filters is fitted."""
 
 MANY = 500
-"""Candidates above which their pairs are not held in memory, but counted for each relabelling."""
+"""The most candidates whose pairs are held in memory; of more, they are counted each time."""
 
 FEW_HITS = 10
-"""Relabellings as far from zero below which a p-value is read from the tail's shape."""
+"""A p-value of fewer relabellings as far from zero than this is read from the tail's shape."""
 
 
 def label_permutation_p_values(
@@ -47,21 +47,21 @@ def label_permutation_p_values(
     them. Relabelling the filters of a group at random carries every candidate to another one and
     keeps those similarities, as the quadratic assignment procedure does for matrices (Hubert &
     Schultz 1976; Dekker, Krackhardt & Snijders 2007). The p-value is the share of relabellings, the
-    given labels among them, with a tau at least as far from zero; all of them are enumerated where
-    there are no more than ``permutations`` (by default 2,000, or 500 of more than 500 candidates;
-    of a sample half of them or fewer).
+    given labels among them, with a tau at least as far from zero. All relabellings are enumerated
+    where there are no more than ``permutations`` (by default 2,000, or 500 for more than 500
+    candidates; half as many or fewer for a sample).
 
-    A sample of candidates is not carried to itself. There the score is divided: into what a sum
-    over filters (ridge regression of its ranks) says of a candidate, which has a value for the
-    relabelled candidate though no score was computed of it, and the rest, which is shuffled among
-    candidates (after Freedman & Lane 1983).
+    Relabelling does not carry a sample of candidates to itself. There the score is divided into two
+    parts. One is what a sum over filters (ridge regression of the score's ranks) predicts of a
+    candidate; the sum has a value for the relabelled candidate, too, though that was never scored.
+    The other part is the rest, which is shuffled among candidates (after Freedman & Lane 1983).
 
-    Fewer than ten relabellings as far from zero leave a p-value uncertain, and small ones are
-    needed where many are adjusted together: it is then read from a normal distribution of
+    Fewer than ten relabellings as far from zero leave a p-value uncertain, and small p-values are
+    needed where many are adjusted together. The p-value is then read from a normal distribution of
     atanh(sin(πτ/2)) with the relabellings' spread, and is never below one relabelling of all.
 
-    Of tables of several dense networks it is the p-value of their mean tau: the filters of each are
-    relabelled by themselves. All tables have the same criteria.
+    For tables of several dense networks it is the p-value of their mean tau; the filters of each
+    network are relabelled independently. All tables have the same criteria.
 
     NaN where the table does not say what candidates prune, where a sample has fewer than five
     candidates with a value, and for a criterion whose scores or outcomes are all equal. Pairs with
@@ -84,7 +84,7 @@ def label_permutation_p_values(
 def _relabelled(
     table: CandidateTable, permutations: int | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Taus ``[C]`` of a table and relabelled ones ``[R, C]``, the first of which are these."""
+    """Taus ``[C]`` of a table, and those of relabellings ``[R, C]``, the given labels first."""
     few = len(table) <= MANY
     rows = permuted_rows(
         table, permutations or (PERMUTATIONS if few else PERMUTATIONS_OF_MANY), seed
@@ -111,7 +111,7 @@ def _drawn_together(each: Sequence[np.ndarray], permutations: int | None, seed: 
 
 
 def _p_value(tau: float, relabelled: np.ndarray, every: int) -> float:
-    """Of the observed tau among relabelled ones ``[R]``, the first of which is itself."""
+    """The p-value of the observed tau among relabelled ones ``[R]``, of which it is the first."""
     from scipy import stats
 
     hits = int((np.abs(relabelled) >= abs(tau) - 1e-6).sum())
@@ -131,10 +131,10 @@ def _fisher(taus: np.ndarray) -> np.ndarray:
 
 
 def _paired(table: CandidateTable, rows: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Taus ``[C]`` and relabelled ``[R, C]``, by all pairs of candidates at once."""
+    """Taus ``[C]`` and relabelled ones ``[R, C]``, from all pairs of candidates at once."""
     outcome = _orders(table.outcome)
     orders = np.stack([_orders(column) for column in table.scores.values()])
-    # One product for all criteria: permuting the outcome's pairs is permuting each criterion's.
+    # Permuting the outcome's pairs permutes those of every criterion: one product serves all.
     stacked = orders.reshape(len(orders), -1).astype(np.float32)
     untied = np.abs(stacked).sum(axis=1) * float(np.abs(outcome).sum(dtype=np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -148,14 +148,14 @@ def _paired(table: CandidateTable, rows: Iterator[np.ndarray]) -> tuple[np.ndarr
 
 
 def _counted(table: CandidateTable, rows: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The same by Kendall's tau of the permuted columns: slower, in little memory."""
+    """The same by Kendall's tau of the permuted columns: slower, but with little memory."""
     columns, outcome = np.stack(list(table.scores.values())), table.outcome
     relabelled = np.array([kendalls(columns, outcome[moved]) for moved in rows])
     return relabelled[0], relabelled
 
 
 def _fitted(table: CandidateTable, permutations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Taus and relabelled ones where what relabelling leads to has no score: the fit's has."""
+    """Taus and relabelled ones of a sample; a fit gives the scores of relabelled candidates."""
     from sklearn.linear_model import RidgeCV
 
     pruned, outcome = np.asarray(table.pruned, dtype=np.float32), table.outcome
@@ -169,7 +169,7 @@ def _fitted(table: CandidateTable, permutations: int, seed: int) -> tuple[np.nda
         for _ in range(permutations - 1)
     ]
     for place, column in enumerate(columns):
-        # Along an order that does not depend on how candidates are listed.
+        # Drawn along an order that does not depend on how candidates are listed.
         rows = table.order[np.isfinite(column[table.order])]
         if not math.isfinite(observed[place]) or len(rows) < LEAST_FITTED:
             observed[place] = math.nan
@@ -185,7 +185,7 @@ def _fitted(table: CandidateTable, permutations: int, seed: int) -> tuple[np.nda
 
 
 def _moved(worth: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """What each filter is worth when another one has its label."""
+    """The worth of each filter after its label was given to another filter."""
     made = np.empty(len(worth), dtype=np.float32)
     made[label] = worth
     return made
@@ -246,7 +246,7 @@ def _moves(
 
 
 def _finder(pruned: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """What finds the rows ``[P]`` that prune what others do."""
+    """A function that finds the rows ``[P]`` that prune the same as given rows."""
     if pruned.shape[1] < 63:
         bits = 1 << np.arange(pruned.shape[1], dtype=np.int64)
         keys = pruned @ bits
@@ -257,7 +257,7 @@ def _finder(pruned: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _is_closed(pruned: np.ndarray, groups: tuple[int, ...]) -> bool:
-    """Whether the rows are all ways to prune as many filters of each group as each of them does."""
+    """Whether the rows are all ways to prune their number of filters of each group."""
     counts = [part.sum(axis=1) for part in np.split(pruned, np.cumsum(groups)[:-1], axis=1)]
     if any(np.ptp(count) for count in counts):
         return False

@@ -1,4 +1,4 @@
-"""What a study can find: the tau that would be told from chance, before anything is retrained."""
+"""What a study can find: the tau that it would tell from chance, before anything is retrained."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ __all__ = ["Assumptions", "Power", "power"]
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan has to assume of networks that are not there yet.
+    """What a plan has to assume about networks that do not exist yet.
 
-    The defaults are near what the shipped table shows of LeNet5-Mini on digits.
+    The defaults are near what the shipped table shows for LeNet5-Mini on digits.
 
     - ``sum_of_score``, ``sum_of_outcome``: the share of a sum over filters in the variance of a
       criterion, and of the expected outcome; the rest is what filters do together;
     - ``repeats``: the correlation of two retrainings of the same candidates;
-    - ``half_examples``: with so many test examples half of the variance of the outcome is theirs;
+    - ``half_examples``: the number of test examples whose choice makes half of the variance of the
+      outcome;
     - ``between``: the standard deviation of tau between dense networks.
     """
 
@@ -37,10 +38,10 @@ class Assumptions:
 class Power:
     """What a plan can find.
 
-    - ``null_sd``: the standard deviation of tau of a criterion that knows nothing;
-    - ``detectable``: the size of tau that is told from chance with the given ``chance``, after Holm
-      for so many ``criteria``;
-    - ``over``: what it counts, and what it takes as given, in words.
+    - ``null_sd``: the standard deviation of tau of a criterion unrelated to the outcome;
+    - ``detectable``: the size of tau that is told from chance with the given ``chance``, after
+      Holm's adjustment for so many ``criteria``;
+    - ``over``: what the plan counts, and what it takes as given, in words.
     """
 
     filters: int
@@ -82,18 +83,21 @@ def power(
 ) -> Power:
     """The tau that a study would tell from chance at the 5 % level with probability ``chance``.
 
-    - ``filters``: that are pruned or kept, of all ``layers`` together, in one dense network;
-    - ``candidates``: of a sample; None for all ways to prune, of which more say nothing more;
-    - ``seeds``: of retraining; ``examples``: that outcomes are measured on, None to take them as
-      given; ``networks``: dense networks, of which fewer than :data:`LEAST_NETWORKS` are given;
-    - ``criteria``: that are shown together.
+    - ``filters``: the number of filters that are pruned or kept, of all ``layers`` together, in one
+      dense network;
+    - ``candidates``: the size of a sample; None for all ways to prune, however many these are;
+    - ``seeds``: the number of retraining seeds;
+    - ``examples``: the number of examples that outcomes are measured on, None to take them as
+      given;
+    - ``networks``: the number of dense networks; fewer than :data:`LEAST_NETWORKS` are taken as
+      given;
+    - ``criteria``: the number of criteria that are shown together.
 
     A criterion that is a sum over F filters orders candidates as a column of F numbers does, and so
     its tau scatters as a correlation of F pairs does, by (2/π)/√(F-1), however many candidates
-    there are; noise and what filters do together lower it. The test is Student's t of atanh(τ), as
-    :class:`trueoracle.analysis.jackknife.Jackknife` has it; of several networks their scatter's.
-    Raises :class:`InputError` for numbers
-    that no study has.
+    there are. Noise and what filters do together lower tau. The test is Student's t of atanh(τ), as
+    in :class:`trueoracle.analysis.jackknife.Jackknife`; for several networks, that of their
+    scatter. Raises :class:`InputError` for numbers that no study has.
     """
     for name, value, least in (
         ("filters", filters - layers + 1, 3), ("seeds", seeds, 1), ("networks", networks, 1),
@@ -127,7 +131,7 @@ def power(
     from scipy import stats
 
     found = stats.t.ppf(1 - 0.025 / criteria, freedom) * error
-    if networks >= LEAST_NETWORKS:  # Holm's p is of labels permuted, the interval over networks
+    if networks >= LEAST_NETWORKS:  # Holm's p permutes labels, the interval is over networks
         permuted = stats.norm.ppf(1 - 0.025 / criteria) * null_sd
         found = max(stats.t.ppf(0.975, freedom) * error, permuted)
     reach = found + stats.t.ppf(chance, freedom) * error

@@ -22,10 +22,10 @@ QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 class Sampled:
     """Where the lowest score of a sample of ``n`` falls among all, drawn without repeats.
 
-    Of any sample: the mean of its rank (1 more than there are lower scores), the quantiles of 5, 50
-    and 95%, the chance that none is lower, and the mean of what its score has over the oracle's.
-    ``own_rank``, ``own_excess`` and ``own_index`` are those of the one sample that was drawn; the
-    index is None where several of it share the lowest score.
+    Over all samples, there are the mean of that score's rank (1 more than there are lower scores),
+    the rank's quantiles of 5, 50 and 95%, the chance that no score is lower, and the mean excess of
+    that score over the oracle's. ``own_rank``, ``own_excess`` and ``own_index`` are those of the
+    one sample that was drawn; the index is None where several of its rows share the lowest score.
     """
 
     n: int
@@ -45,13 +45,12 @@ class Ranking:
     """The order of N scores, lower being better.
 
     ``oracle`` and ``runner_up`` are rows of the scores given: of the lowest score, and of the next
-    one. ``tied`` counts the rows that share the lowest score; where they are several, there is no
-    single oracle and no runner-up (None), and ``margin`` is 0. The runner-up is None, too, where
-    several share the second place. ``margin`` is what the runner-up has over the oracle,
-    ``relative_margin`` its share of the oracle's score (NaN where that is not above zero).
-    ``dropped`` rows had no finite score.
-    ``every_way`` says that all ways to prune have one; elsewhere the oracle is only the best of
-    those that do, and ``sampled`` is None.
+    one. ``tied`` counts the rows that share the lowest score; where there are several, there is no
+    single oracle and no runner-up (both are None), and ``margin`` is 0. The runner-up is None, too,
+    where several rows share the second place. ``margin`` is the runner-up's score less the
+    oracle's, ``relative_margin`` its share of the oracle's score (NaN where that is not above
+    zero). ``dropped`` rows had no finite score. ``every_way`` says that all ways to prune have a
+    score; otherwise the oracle is only the best of those that have one, and ``sampled`` is None.
     """
 
     n: int
@@ -105,9 +104,9 @@ class Ranking:
 def rank(scores: np.ndarray, *, every_way: bool = True, drawn: Sequence[int] = ()) -> Ranking:
     """Rank scores ``[P]``; rows that are not finite are dropped and counted.
 
-    ``every_way`` says that P is all ways to prune. Then samples of that many ways as ``drawn``, the
-    rows of one such sample, are compared with all; none are where it is empty. Raises
-    :class:`InputError` where no score is finite.
+    ``every_way`` says that P is all ways to prune. Then samples are compared with all ways: the one
+    whose rows ``drawn`` has, and any sample of the same size. Where ``drawn`` is empty, no samples
+    are compared. Raises :class:`InputError` where no score is finite.
     """
     scores = np.asarray(scores, dtype=np.float64)
     rows = np.flatnonzero(np.isfinite(scores))
@@ -135,20 +134,20 @@ def rank(scores: np.ndarray, *, every_way: bool = True, drawn: Sequence[int] = (
 
 
 def _only(rows: np.ndarray) -> int | None:
-    """The row that is True; None where it is not the only one."""
+    """The only row that is True; None where none is, or several are."""
     found = np.flatnonzero(rows)
     return int(found[0]) if len(found) == 1 else None
 
 
 def small_percent(value: float) -> str:
-    """Such as ``"12.3%"`` or ``"0.0041%"``: a small margin is not shown as none."""
+    """A share such as ``"12.3%"`` or ``"0.0041%"``: a small one is not shown as zero."""
     return f"{value:.1%}" if value >= 1e-3 or value <= 0 else f"{100 * value:.2g}%"
 
 
 def _sampled(scores: np.ndarray, ordered: np.ndarray, drawn: Sequence[int]) -> Sampled:
     n = len(drawn)
     chances = best_of_sample(len(ordered), n)
-    # Up to rounding, which a sum over many ranks could carry past the last one.
+    # Rounding could carry a sum over many ranks past the last one.
     below = np.minimum(np.cumsum(chances), 1.0)
     # Those that tie share a rank: one more than there are lower scores.
     ranks = np.searchsorted(ordered, ordered[: len(chances)]) + 1
@@ -173,11 +172,12 @@ def _sampled(scores: np.ndarray, ordered: np.ndarray, drawn: Sequence[int]) -> S
 def best_of_sample(total: int, n: int) -> np.ndarray:
     """The chances ``[total-n+1]`` that the best of ``n`` drawn from ``total`` has rank 1, 2, ….
 
-    Drawn without repeats, all ranks being distinct: rank r needs the r-1 better ones to stay out.
+    The sample is drawn without repeats, and all ranks are distinct. For the best to have rank r,
+    the r-1 better ones must not be drawn.
     """
     if not 1 <= n <= total:
         raise InputError(f"a sample holds 1 to {total} of {total}, got {n}")
-    left = total - np.arange(total - n + 1)  # when r-1 better ones are out: r = 1, 2, …
+    left = total - np.arange(total - n + 1)  # once the r-1 better ones are out, r = 1, 2, …
     stays_out = 1 - n / left
     none_yet = np.concatenate([[1.0], np.cumprod(stays_out[:-1])])
     chances: np.ndarray = none_yet * (n / left)

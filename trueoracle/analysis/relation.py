@@ -39,13 +39,14 @@ class Relation:
 
     - ``n`` candidates count; ``dropped`` had no finite score or outcome;
     - ``chosen`` is the row (of the columns given) of the lowest score, or of the highest where
-      ``higher_score_is_better``: where the score is itself an outcome of which more is better;
+      ``higher_score_is_better``, as where the score is itself an outcome of which more is better;
     - ``anomalies`` end strictly better than the chosen one; ``anomaly_ratio`` is their share;
     - ``rank`` is the chosen one's place by outcome (1 = best), and ``regret`` the difference
       between the best outcome and its own, never negative;
     - ``discordant_ratio`` is the share of all pairs that score and outcome order oppositely;
     - ``diverged`` candidates diverged in some retraining; they count as the worst, and
-      ``chosen_diverged`` says that the chosen one is of them (the ``regret`` is that or more);
+      ``chosen_diverged`` says that the chosen one is among them (its true regret may then be
+      larger than ``regret``);
     - ``tied`` counts the candidates that share the lowest score. Where they are several, each is
       as likely to be chosen: ``anomalies``, ``anomaly_ratio``, ``chosen_outcome``, ``rank`` and
       ``regret`` are means over them, and ``chosen`` is None.
@@ -147,10 +148,10 @@ def relate(
 
 
 def mean_relation(each: Sequence[Relation]) -> Relation:
-    """The relation of several dense networks: never of candidates of one with those of another.
+    """The mean relation over dense networks, whose candidates are not compared with each other.
 
-    ``n``, ``dropped``, ``anomalies`` and ``diverged`` are sums, the rest means, without p-values;
-    ``tied`` is the most of any network, and no candidate is the chosen one of them all.
+    ``n``, ``dropped``, ``anomalies`` and ``diverged`` are sums; the rest are means, without
+    p-values. ``tied`` is the largest of any network, and there is no ``chosen`` candidate.
     """
     if len(each) == 1:
         return each[0]

@@ -1,4 +1,4 @@
-"""The noise ceiling: how well any criterion can do, as retraining and measuring again differ."""
+"""The noise ceiling: how well any criterion can do, given the noise of retraining and measuring."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = [
 
 MOST_SPLITS = 30
 QUANTILES = 128
-"""That stand for a distribution of noise."""
+"""The most pairs of halves of the seeds, and the quantiles that stand for a noise distribution."""
 
 NODES = 64
-"""Sizes of true differences."""
+"""The number of sizes of true differences at which their distribution is evaluated."""
 
 LEAST_CEILING = 0.2
-"""Below it outcomes repeat themselves too little to say what a criterion would agree with."""
+"""Below this ceiling, outcomes repeat themselves too little to estimate agreement without noise."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,12 @@ class Reliability:
     """How well outcomes repeat themselves.
 
     ``split_half`` is the mean tau between two halves of the retraining seeds and, where the table
-    has ``blocks`` of examples, of those too. ``ceiling`` is the tau that the expected outcome of
-    every candidate, the best criterion there can be, would have with the means over all of them;
-    ``reliability`` is the correlation of these means with as many others that this comes to, in
-    [0, 1]; ``interval`` is the ceiling's 95 % interval. ``blocks`` is 0 where the ceiling is of
-    these examples. All are NaN where there are neither two seeds nor two blocks.
+    has ``blocks`` of examples, of the blocks too. ``ceiling`` is the tau of the best criterion
+    there can be, each candidate's expected outcome, with the means over all seeds and blocks.
+    ``reliability`` is the correlation, in [0, 1], that these means would have with the means of as
+    many new seeds and blocks. ``interval`` is the ceiling's 95 % interval. ``blocks`` is 0 where
+    the ceiling takes the examples as given. All are NaN where there are neither two seeds nor two
+    blocks.
     """
 
     seeds: int
@@ -76,11 +77,11 @@ class Reliability:
 
 
 def disattenuated(tau: float, ceiling: float) -> float:
-    """The tau with what retraining comes to on average, of a tau with noisy means.
+    """The tau with the expected outcome, found from the tau with noisy mean outcomes.
 
     (2/π)·asin(sin(πτ/2) / sin(πc/2)), c being the ceiling: Spearman's correction (1904) by
-    Greiner's relation. At most 1, where noise lifts tau above the ceiling; NaN below
-    :data:`LEAST_CEILING`.
+    Greiner's relation. At most 1, also where noise lifts tau above the ceiling; NaN for ceilings
+    below :data:`LEAST_CEILING`.
     """
     if not ceiling >= LEAST_CEILING or math.isnan(tau):
         return math.nan
@@ -93,14 +94,14 @@ def noise_ceiling(table: CandidateTable, interval: Interval = NO_INTERVAL) -> Re
 
     ``interval`` is the ceiling's, where :func:`without_noise` has found it.
 
-    What two candidates differ by is a true difference and one of noise. The noise's distribution is
-    seen: by how much a candidate differs from itself with another seed, or on other blocks, is
-    distributed as the difference of two candidates' noise. The true differences are taken to be
-    normal, with the spread that gives the tau that halves have. Means over all seeds and blocks
+    The difference of two candidates' outcomes is a true difference plus noise. The distribution of
+    noise can be seen: what a candidate's outcome changes by with another seed, or on other blocks,
+    is distributed as the difference of two candidates' noise. True differences are taken to be
+    normal, with the spread that gives the tau found between halves. Means over all seeds and blocks
     have the noise of as many independent draws. Where noise is normal, this is Greiner's relation
-    with Spearman and Brown's formula (1910); where some retrainings collapse, or noise has heavy
-    tails, it allows for that means gain less. Candidates without a finite outcome are left out, but
-    for those that diverged, which count as the worst.
+    with Spearman and Brown's formula (1910). Where some retrainings collapse, or noise has heavy
+    tails, means gain less, and the ceiling allows for that. Candidates without a finite outcome are
+    left out, but for those that diverged, which count as the worst.
     """
     seeds = table.seeds
     blocks = 0 if table.blocks is None else len(table.blocks)
@@ -113,7 +114,7 @@ def noise_ceiling(table: CandidateTable, interval: Interval = NO_INTERVAL) -> Re
 
 
 def mean_reliability(each: Sequence[Reliability], interval: Interval = NO_INTERVAL) -> Reliability:
-    """That of several dense networks: the means, and the ``interval`` of the mean ceiling."""
+    """The mean reliability over dense networks, with the ``interval`` of the mean ceiling."""
     split_half, reliability, ceiling = np.mean(
         [(one.split_half, one.reliability, one.ceiling) for one in each], axis=0
     )
@@ -134,10 +135,10 @@ def without_noise(
 ) -> tuple[list[Interval], Interval]:
     """The 95 % intervals of K raw taus without noise (:func:`disattenuated`), and the ceiling's.
 
-    Noise of the ceiling is in them, too: both are left out of together. ``taus`` gives ``[K]`` of a
-    table, and ``columns`` ``[K, P]`` of each table are the standardised ranks of their scores. Of
-    several dense networks they are the intervals of the mean. There are none where the ceiling is
-    below :data:`LEAST_CEILING`.
+    The intervals include the noise of the ceiling, since units are left out of tau and ceiling
+    together. ``taus`` gives the K taus of a table; ``columns`` ``[K, P]`` of each table are the
+    standardised ranks of its scores. For several dense networks, the intervals are those of the
+    mean. There are none where the ceiling is below :data:`LEAST_CEILING`.
     """
     number = len(columns[0])
     ceilings = [_ceiling(table)[1] for table in tables]
@@ -150,12 +151,12 @@ def without_noise(
         root = math.sin(math.pi * own / 2) if own >= LEAST_CEILING / 2 else math.nan
         return np.append(np.sin(np.pi / 2 * taus(one)) / root, own)
 
-    # As far as what filters do in twos moves a ratio.
+    # Scaled as far as what filters do in pairs moves a ratio.
     moved = []
     for own, column in zip(ceilings, columns, strict=True):
         factor = math.pi / 2 / max(math.sin(math.pi * own / 2), 1e-9)
         moved.append(np.vstack([column * factor, np.zeros_like(column[:1])]))
-    # Of two seeds one left out leaves no ceiling.
+    # Where there are two seeds, leaving one out leaves no ceiling.
     found = jackknife(tables, ratios, columns=moved, seeds=min(t.seeds for t in tables) > 2)
     ends = found.tau_interval(number)
     of_ceiling = Interval(max(0.0, ends.low), max(0.0, ends.high))
@@ -188,17 +189,17 @@ def _ceiling(table: CandidateTable) -> tuple[float, float]:
 
 
 def _expected(split_half: float, of_half: np.ndarray, of_all: np.ndarray) -> float:
-    """Tau of the expected outcomes and the means over all, from that between halves.
+    """The tau of expected outcomes with the means over all, from the tau between halves.
 
-    ``of_half`` and ``of_all`` are sizes of noise, sorted: of the difference of two candidates, of
-    means over half and all of the seeds and blocks.
+    ``of_half`` and ``of_all`` are sorted sizes of the noise in two candidates' difference, where
+    outcomes are means over half and over all of the seeds and blocks.
     """
     from scipy import stats
 
     nodes = stats.halfnorm.ppf((np.arange(NODES) + 0.5) / NODES)
 
     def right(spread: float, noise: np.ndarray) -> np.ndarray:
-        """How often a difference of ``spread`` times each node is ordered right, less wrong."""
+        """How often differences of ``spread`` times each node are ordered rightly, less wrongly."""
         below = np.searchsorted(noise, spread * nodes, side="left")
         upto = np.searchsorted(noise, spread * nodes, side="right")
         found: np.ndarray = (below + upto) / 2 / len(noise)
@@ -239,7 +240,7 @@ def _block_halves(table: CandidateTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _seed_halves(seeds: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Pairs of disjoint halves of the seeds, each pair once; of many, some at random."""
+    """Pairs of disjoint halves of the seeds, each pair once; a random part of them if many."""
     size = seeds // 2
     pairs = math.comb(seeds, size) * math.comb(seeds - size, size) // 2
     if pairs <= MOST_SPLITS:
@@ -255,7 +256,7 @@ def _seed_halves(seeds: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def _noise(table: CandidateTable) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes of the noise of two candidates' difference, sorted: of halves, and of all."""
+    """Sorted sizes of the noise in two candidates' difference: for halves, and for all."""
     seeds = table.seeds
     values = table.finished
     quantum = _quantum(values)
@@ -272,7 +273,7 @@ def _noise(table: CandidateTable) -> tuple[np.ndarray, np.ndarray]:
         on_half = _quantiles(apart, 0.0)
         on_all = _mean_of(on_half, 2)
         if seeds > 1:
-            # What seeds and examples do together is in both noises; once is enough.
+            # What seeds and examples do together is in both noises, and must count only once.
             both = [
                 _centred((one - other)[:, a] - (one - other)[:, b])
                 for a, b in itertools.combinations(range(seeds), 2)
@@ -285,13 +286,13 @@ def _noise(table: CandidateTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _centred(differences: np.ndarray) -> np.ndarray:
-    """Without what is common to all candidates, which orders none of them."""
+    """Differences less what is common to all candidates, which does not order them."""
     made: np.ndarray = differences - np.median(differences)
     return made
 
 
 def _quantiles(differences: np.ndarray, quantum: float) -> np.ndarray:
-    """Quantiles of differences, either way round, with what rounding to a quantum hides."""
+    """Quantiles of differences of either sign, with the noise that rounding to a quantum hides."""
     both = np.concatenate([differences, -differences])
     ends = (np.arange(QUANTILES) + 0.5) / QUANTILES
     found: np.ndarray = np.quantile(both, ends)
@@ -316,7 +317,7 @@ def _sum_of(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _reduced(values: np.ndarray) -> np.ndarray:
-    """As many quantiles of more values, or the values where they are fewer."""
+    """The values, or their quantiles where there are more values than quantiles."""
     if len(values) <= QUANTILES:
         return values
     reduced: np.ndarray = np.sort(values)[
@@ -326,7 +327,7 @@ def _reduced(values: np.ndarray) -> np.ndarray:
 
 
 def _quantum(values: np.ndarray) -> float:
-    """The step of outcomes that tie, such as one example of a share; 0 where few do."""
+    """The step between outcomes that tie, such as that of one example; 0 where few tie."""
     levels = np.unique(values)
     if len(levels) < 2 or len(levels) > values.size / 2:
         return 0.0

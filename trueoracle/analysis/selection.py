@@ -1,4 +1,4 @@
-"""What it is worth to choose by a score: regret, rank, the lowest few, chance."""
+"""What choosing by a score is worth: regret, rank, the lowest few, and chance."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from trueoracle.analysis.ties import chances_of_lowest, count_above, lowest
 __all__ = ["Selection", "held_out_regret", "lowest_few", "select"]
 
 SHARE = 0.05
-"""Of the candidates: the k lowest, at least three, where k is not given."""
+"""The share of candidates that are the k lowest where k is not given; at least three are."""
 
 
 @dataclass(frozen=True)
 class Selection:
     """How good the candidates of the lowest scores are.
 
-    Where scores tie, all of these are means over the ways to break the ties, each as likely. None
-    has a sign: high or low is said of each.
+    Where scores tie, all of these are means over the ways to break the ties, each as likely. No
+    sign is turned: the list says of each what a high value means.
 
     Of the candidate of the lowest score:
 
@@ -33,11 +33,11 @@ class Selection:
       half;
     - ``rank_low`` to ``rank_high``: the 95 % interval of its rank (1 = best), had the seeds and,
       where the table has blocks of them, the examples been others;
-    - ``held_out_regret``: what the candidate that is best by some retrainings (and examples) has
-      over it in the others, so that no luck of the best is counted; negative where it is worse.
-      ``regret_low`` to ``regret_high`` is its 95 % interval; NaN for one retraining of these
-      examples;
-    - ``best_rank``: the rank that the candidate which is best by some has in the others;
+    - ``held_out_regret``: how much better the candidate that is best by some retrainings (and
+      examples) ends in the others, so that the luck of the best does not count; negative where it
+      ends worse. ``regret_low`` to ``regret_high`` is the 95 % interval of this regret; NaN where
+      there is one retraining and no blocks of examples;
+    - ``best_rank``: the rank in the others of the candidate that is best by some;
     - ``beats_random``: how often (0 … 1) it ends better than a candidate chosen at random when
       each is retrained once, with the same seed, ties counting half.
 
@@ -79,7 +79,7 @@ def select(tables: Sequence[CandidateTable], criterion: str, *, k: int | None = 
     """
     few = lowest_few(min(map(len, tables))) if k is None else k
 
-    # Of these candidates and filters: a rank among others is another number.
+    # Candidates and filters are taken as given: a rank among others would be another number.
     fixed = [replace(table, sampled=False) for table in tables]
     resampled = jackknife(fixed, lambda one: [_rank_of_chosen(one, criterion)], filters=False)
     rank = resampled.interval(0, bounds=(1, max(map(len, tables))))
@@ -217,12 +217,12 @@ def _beats_random(table: CandidateTable, criterion: str) -> float:
 
 
 def _chances_of_best(better: np.ndarray, k: int) -> np.ndarray:
-    """The part ``[n]`` of each candidate in the k best; those tied at the border count in part."""
+    """The chance ``[n]`` of each candidate to be among the k best; ties at the border share it."""
     return chances_of_lowest(-better, min(k, len(better)))
 
 
 def _least_regret(regret: np.ndarray, chances: np.ndarray) -> float:
-    """The expected least regret of the chosen, of which some are sure and others share places."""
+    """The expected least regret of the chosen, of which some are certain and some share places."""
     sure, shared = regret[chances == 1], np.sort(regret[(chances > 0) & (chances < 1)])
     least = sure.min() if len(sure) else math.inf
     if not len(shared):

@@ -1,4 +1,4 @@
-"""The statistics of a study for files of a user's own: of each, and over all of them."""
+"""The statistics of a study for a user's own files: of each file, and over all of them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class OwnAnalysis:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: of a single assessment, its own; else of all, by study."""
+        """Plain values for JSON: those of a single assessment, or those of all by study."""
         entries = [
             {"study": label, "x": one.criterion, "y": self.outcome, **one.as_dict()}
             | {"verdict": self.verdict(one)}
@@ -108,10 +108,12 @@ def analyse(
     """Apply the statistics of a study to tables in files: a study per file, network and kind.
 
     P-values are adjusted for all studies and scores. Studies of one dense network, which the column
-    ``network`` names, count as one where they are combined; without it each file is another one's.
+    ``network`` names, count as one where they are combined; without that column, each file counts
+    as another dense network's.
 
-    The columns are those of :func:`~trueoracle.analysis.own.read_tables`. ``higher_is_better`` None
-    takes the direction that a study gives columns of these names; of other names, higher is better.
+    The columns are those of :func:`~trueoracle.analysis.own.read_tables`. Where
+    ``higher_is_better`` is None, columns have the direction that a study gives to their names; for
+    any other name, higher is better.
     Raises :class:`InputError` where a file cannot be read so, or holds no candidate with both a
     score and an outcome.
     """
@@ -148,7 +150,7 @@ def analyse(
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The studies' names: of a single file "", else its stem, or its path where stems are equal."""
+    """The studies' names: "" for a single file, else the files' stems, or paths if stems repeat."""
     stems = [path.stem for path in paths]
     if len(paths) == 1:
         return [""]
@@ -156,7 +158,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _higher_is_better(y: Sequence[str]) -> bool:
-    """The direction that the columns of a study have; of any other column, higher is better."""
+    """The direction of a study's columns of these names; for any other name, higher is better."""
     known = {
         name: metric.higher_is_better
         for metric in CLASSIFICATION

@@ -20,7 +20,7 @@ class Blocks:
     """The outcomes again, by B blocks of the examples that they are measured on.
 
     ``sums`` ``[P, S, B]`` are those of the metric over the examples of a block, ``counts`` ``[B]``
-    the numbers of examples. Of metrics that are no means over examples the sums are pseudo-values
+    the numbers of examples. For metrics that are no means over examples, the sums are pseudo-values
     (:meth:`trueoracle.training.evaluate.Tally.by_block`). A block is drawn as the examples are, so
     that blocks differ as new examples would.
     """
@@ -46,14 +46,14 @@ class CandidateTable:
       diverged is infinite, whichever way, and counts as the worst finite outcome of the table;
     - ``scores``: one column ``[P]`` per criterion (lower = prune this one); outcomes of less
       retraining are scores too, and ``higher_is_chosen`` names those of which more is better;
-    - ``higher_is_better``: of the outcomes;
+    - ``higher_is_better``: whether higher outcomes are better;
     - ``sampled``: the candidates are a sample of all ways to prune, not all of them;
     - ``pruned`` ``[P, F]``: True where a candidate prunes a filter; ``groups`` has the number of
-      filters of each group, F in all. Without them nothing can be said of other filters;
-    - ``blocks``: the outcomes by blocks of examples. Records before format 5, and most tables of
-      others, have none: then nothing can be said of other examples;
+      filters of each group, F in all. Without these two, nothing can be said of other filters;
+    - ``blocks``: the outcomes by blocks of examples. Records before format 5, and most tables from
+      elsewhere, have none: then nothing can be said of other examples;
     - ``kind``: the kind of pruning, where several are told apart;
-    - ``unit``: what a filter is called, where it is none.
+    - ``unit``: what the columns of ``pruned`` stand for, where these are no filters.
     """
 
     outcomes: np.ndarray
@@ -104,8 +104,8 @@ class CandidateTable:
     def order(self) -> np.ndarray:
         """The rows ``[P]`` in an order that does not depend on how they are listed.
 
-        By what they prune, then from the best outcome on, then by scores: rows that are equal in
-        all of these are interchangeable. What is drawn at random is drawn along it.
+        Rows are sorted by what they prune, then from the best outcome on, then by scores; rows that
+        are equal in all of these are interchangeable. Random draws follow this order.
         """
         costs = -self.better(self.outcomes)
         columns = [self.scores[name] for name in sorted(self.scores)] + list(costs.T)
@@ -126,12 +126,12 @@ class CandidateTable:
 
     @property
     def any_diverged(self) -> np.ndarray:
-        """Of which candidates some retraining diverged: bool ``[P]``."""
+        """Which candidates diverged in some retraining: bool ``[P]``."""
         return np.asarray(self.diverged.any(axis=1))
 
     @cached_property
     def finished(self) -> np.ndarray:
-        """The outcomes ``[P, S]`` in which those that diverged are the worst finite one."""
+        """The outcomes ``[P, S]``, with the worst finite one where a retraining diverged."""
         known = self.outcomes[np.isfinite(self.outcomes)]
         if not len(known) or not self.diverged.any():
             return np.where(self.diverged, math.nan, self.outcomes)
@@ -144,6 +144,19 @@ class CandidateTable:
         mean: np.ndarray = self.finished[:, np.asarray(seeds)].mean(axis=1)
         return mean
 
+    @cached_property
+    def fitted_and_judged(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Outcomes ``[P]`` to fit a model to, and to judge it by.
+
+        Outcomes are on every other block of examples and on the blocks between, and the other way
+        round. Where there are no blocks, the same outcomes serve for both.
+        """
+        blocks = 0 if self.blocks is None else len(self.blocks)
+        if blocks < 2:
+            return [(self.outcome, self.outcome)]
+        even, odd = (self.take(blocks=np.arange(start, blocks, 2)).outcome for start in (0, 1))
+        return [(even, odd), (odd, even)]
+
     def take(
         self,
         rows: np.ndarray | None = None,
@@ -151,7 +164,7 @@ class CandidateTable:
         seeds: np.ndarray | None = None,
         blocks: np.ndarray | None = None,
     ) -> CandidateTable:
-        """Some of the candidates, of the seeds, of the blocks of examples; by default all."""
+        """The table of some of the candidates, seeds and blocks of examples; by default all."""
         outcomes, parts = self.outcomes, self.blocks
         if blocks is not None and parts is not None:
             outcomes = np.where(self.diverged, math.inf, parts.means(blocks))
@@ -189,8 +202,8 @@ def pruned_filters(
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Which filters ``[P, F]`` each candidate prunes, and the number of filters of each group.
 
-    ``ways`` has the pruned filters of each candidate by group. A group counts those of its filters
-    that some candidate prunes: all of them, where all ways to prune are listed.
+    ``ways`` has the pruned filters of each candidate by group. Only filters that some candidate
+    prunes are counted, which are all filters of a group where all ways to prune are listed.
     """
     parts = []
     for name in ways[0]:

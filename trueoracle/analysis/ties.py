@@ -1,4 +1,4 @@
-"""Who is chosen where scores tie: each with the same chance.
+"""The choice among candidates whose scores tie: each has the same chance.
 
 Choosing the first of those that tie would let the order of the rows decide.
 """
@@ -29,6 +29,6 @@ def chances_of_lowest(scores: np.ndarray, k: int) -> np.ndarray:
 
 def count_above(values: np.ndarray, some: np.ndarray) -> np.ndarray:
     """How many of the ``values`` ``[n]`` are greater than each of ``some`` ``[m]``: ``[m]``."""
-    # Sorted, since a table may hold as many ties as candidates, and their pairs fit no memory.
+    # Sorted, since a table may hold as many ties as candidates: their pairs would not fit memory.
     above: np.ndarray = len(values) - np.searchsorted(np.sort(values), some, side="right")
     return above

@@ -36,7 +36,7 @@ from trueoracle.bench.table import (
     grid_of,
     read_bench,
 )
-from trueoracle.criteria.base import CRITERIA
+from trueoracle.criteria.base import CRITERIA, find_criterion
 from trueoracle.errors import InputError, TrueOracleError, unknown
 from trueoracle.files import replacing, write_bytes, write_text
 from trueoracle.networks.weights import read_metadata, write_tensors
@@ -73,8 +73,8 @@ def recorded(runs: Path) -> list[Point]:
 def start(runs: Path, progress: Progress, source: Path = DATA) -> None:
     """Begin the grids in ``runs`` with the dense networks of the bench in ``source``.
 
-    Training is not the same to the bit on every machine, so that the same seed can give another
-    dense network. Raises :class:`InputError` where ``runs`` holds another one already.
+    The same seed can give another dense network on another machine, since training is not the same
+    there to the bit. Raises :class:`InputError` where ``runs`` holds another one already.
     """
     for family, about in read_bench(source).card["families"].items():
         for network, facts in about["dense"].items():
@@ -116,11 +116,12 @@ def build(
 ) -> None:
     """Write the bench's files to ``out``: outcomes, blocks, scores, dense weights and card.
 
-    ``criteria`` are all registered ones by default; those that apply to no network are left out.
-    ``onto`` is the folder of a smaller bench (``out`` itself, say), which the points join: its
-    networks are not taken again, nor scored again but by the criteria to ``rescore``. Raises
-    :class:`InputError` where there is nothing to do, where a point was pruned from another dense
-    network than the bench's of the same seed, and where one has no blocks of examples.
+    ``criteria`` are by default all registered ones, and those with parameters that the bench had
+    before; those that apply to no network are left out. ``onto`` is the folder of a smaller bench
+    (possibly ``out``), which the points join. Studies of that bench are not taken again, and
+    they are scored again only by criteria whose version has changed and by those in ``rescore``.
+    Raises :class:`InputError` where there is nothing to do, where a point was pruned from another
+    dense network than the bench's of the same seed, and where one has no blocks of examples.
     """
     for name in rescore:
         if name not in CRITERIA:
@@ -130,6 +131,7 @@ def build(
         raise InputError("a bench made anew is scored anew: leave --rescore out")
     if before is not None:
         points = _new_points(points, before)
+        rescore = {*rescore, *_outdated(before)}
     if not points and not (before and rescore):
         which = "finished" if before is None else "finished and not in the bench yet"
         grids = ", ".join(map(grid_of, FAMILIES))
@@ -159,12 +161,13 @@ def build(
     card = _card(points, outcomes, {} if before is None else before.card)
     bench = Bench(keys, {}, {}, {}, {}, card)
     scores, seconds = keys.copy(), {}
-    for name in criteria or list(CRITERIA):
+    had = [] if before is None else [name for name in before.scores if name not in CRITERIA]
+    for name in criteria or [*CRITERIA, *had]:
         started = time.perf_counter()
         column = _known(bench, name, None if name in rescore else before)
         left = [one for one in bench.studies if np.isnan(column[one.rows]).any()]
         if left:
-            fresh = score_bench(CRITERIA[name], bench, progress, left, folder=out)
+            fresh = score_bench(find_criterion(name), bench, progress, left, folder=out)
             column = np.where(np.isnan(column), fresh, column)
         spent = time.perf_counter() - started
         if before is not None and name not in rescore:
@@ -172,16 +175,18 @@ def build(
         seconds[name] = round(spent, 1)
         if np.isfinite(column).any():
             scores[name] = column
-    # Written when all is scored: until then a bench that was there stays what it was.
+    # Files are written once all is scored; until then an earlier bench stays as it was.
     _write(outcomes, out / OUTCOMES)
     _write(blocks, out / BLOCKS)
     _write(scores, out / SCORES)
+    named = [str(name) for name in scores if name not in KEYS]
+    card["criteria"] = {name: find_criterion(name).fingerprint for name in named}
     write_text(out / CARD, json.dumps(card | {"seconds_to_score": seconds}, indent=2) + "\n")
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
-    """As Parquet; floats byte by byte, which makes the bench smaller by a third."""
-    # Of few values a dictionary is smaller: keys, and numbers of examples that are right.
+    """Write a table as Parquet; splitting floats into bytes makes the bench smaller by a third."""
+    # Columns of few different values (keys, shares of examples) are smaller as dictionaries.
     split = [
         name
         for name in frame
@@ -199,7 +204,7 @@ def _write(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _new_points(points: Sequence[Point], before: Bench) -> list[Point]:
-    """The points that a bench lacks; all must prune its dense networks."""
+    """The points that a bench lacks; all points must prune the bench's dense networks."""
     held = {study.name for study in before.studies}
     for family, point, results in points:
         seed = point.spec.dense.seed
@@ -213,8 +218,16 @@ def _new_points(points: Sequence[Point], before: Bench) -> list[Point]:
     return [one for one in points if one[1].spec.name not in held]
 
 
+def _outdated(before: Bench) -> list[str]:
+    """The criteria whose scores in a bench are of another version."""
+    versions = before.card.get("criteria", {})
+    return [
+        name for name in before.scores if versions.get(name) != find_criterion(name).fingerprint
+    ]
+
+
 def _known(bench: Bench, name: str, before: Bench | None) -> np.ndarray:
-    """The scores ``[R]`` that another bench has of the same networks; NaN elsewhere."""
+    """The scores ``[R]`` that another bench has for the same networks; NaN for other networks."""
     if before is None or name not in before.scores:
         return np.full(len(bench.keys), np.nan)
     scored = before.keys.assign(score=before.scores[name])

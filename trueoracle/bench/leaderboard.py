@@ -1,4 +1,4 @@
-"""Criteria side by side on the shipped bench: one place each."""
+"""Criteria side by side on the shipped bench, each with its place."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ __all__ = ["Known", "Place", "additive_agreement", "leaderboard"]
 
 @dataclass(frozen=True)
 class Place:
-    """How one criterion does on a set of studies, which weigh by their candidates.
+    """How one criterion does on a set of studies, weighted by their numbers of candidates.
 
     - ``agreement``: the mean of tau over the studies, its sign turned so that +1 is perfect (a
-      study whose scores are all equal counts as 0), with its 95 % interval ``low`` to ``high`` over
-      ``interval_over``, the size that it has at most with 95 % (``at_most``), and Holm's p-value
-      over all criteria of it being zero (``adjusted_p_value``);
-    - ``rank_low`` to ``rank_high``: the places that it could have, with 95 % for all criteria at
-      once: 1 more than there are criteria that are certainly better, and as many as are not
-      certainly worse (Holm's, of all pairs);
-    - ``ceiling``: the mean agreement that noise leaves;
-    - ``regret``: what the candidate that is best by one retraining and half of the examples has,
-      in the others, over the one of the lowest score, a mean over studies; ``random_regret``: the
-      same over a random choice, both in the outcome's units;
+      study whose scores are all equal counts as 0). It has a 95 % interval, ``low`` to ``high``,
+      over ``interval_over``; the upper bound of its size with 95 % confidence, ``at_most``; and
+      Holm's p-value, over all criteria, of its being zero, ``adjusted_p_value``;
+    - ``rank_low`` to ``rank_high``: the places that the criterion could have, with 95 % confidence
+      for all criteria at once. The first is 1 more than the number of criteria that are certainly
+      better, the last is the number that are not certainly worse (by Holm, over all pairs);
+    - ``ceiling``: the mean agreement that noise leaves to a perfect criterion;
+    - ``regret``: the candidate that is best by one retraining and half of the examples is compared,
+      in the other retrainings and examples, with the candidate of the lowest score; the mean over
+      studies. ``random_regret``: that of a random choice, both in the outcome's units;
     - ``rank``: the place by agreement among the ``of`` criteria that score every candidate;
-    - ``coverage``: the share of candidates with a finite score. Without all of them there is no
+    - ``coverage``: the share of candidates with a finite score. Where some have none, there is no
       rank, and no other number either.
     """
 
@@ -68,7 +68,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class OfStudy:
-    """Of one study: tau whole and with units left out, the ceiling, regrets and a random one's."""
+    """One study's agreements with every unit left out, its ceiling and its regrets."""
 
     leaves: Leaves
     ceiling: float
@@ -77,7 +77,7 @@ class OfStudy:
 
 
 Known = dict[tuple[str, str, tuple[str, ...]], OfStudy]
-"""What places of overlapping studies share, by metric, study and criteria."""
+"""Results that several places can share, by metric, study and criteria."""
 
 
 def leaderboard(
@@ -88,8 +88,8 @@ def leaderboard(
 ) -> list[Place]:
     """All criteria of ``bench.scores``, the best first; those that do not score everything last.
 
-    ``metric`` is the column of the outcome. Of all ``studies``, or some. ``known`` is filled with
-    what is computed, for other places of the same bench.
+    ``metric`` is the column of the outcome. ``studies`` are by default all of the bench. ``known``
+    is filled with what is computed, to be used for other places of the same bench.
     """
     shared: Known = {} if known is None else known
     chosen = bench.studies if studies is None else list(studies)
@@ -152,7 +152,7 @@ def leaderboard(
 def _known(
     shared: Known, metric: str, study: BenchStudy, table: CandidateTable, names: tuple[str, ...]
 ) -> OfStudy:
-    """Agreements of one study, then their differences pair by pair, with units left out."""
+    """One study's agreements and then their differences, with units left out, and its regrets."""
     key = metric, study.name, names
     if key not in shared:
         signs = np.array([table.sign(name) for name in names])
@@ -192,8 +192,8 @@ def additive_agreement(
 ) -> float:
     """The agreement that a sum over filters reaches, fitted to other candidates of the study.
 
-    The mean over studies that hold enough candidates, each weighing by its candidates; NaN where
-    none does. See :func:`trueoracle.analysis.additive.additive`.
+    It is the mean over studies that hold enough candidates, weighted by their numbers of
+    candidates; NaN where no study does. See :func:`trueoracle.analysis.additive.additive`.
     """
     chosen = bench.studies if studies is None else studies
     found = [(len(one.rows), additive(bench.table(one, metric))) for one in chosen]

@@ -20,8 +20,8 @@ __all__ = ["Places", "all_statistics", "choose_studies", "hold", "label_of"]
 class Places:
     """The places of all criteria in some studies of the bench, by the outcome's column.
 
-    - ``whole``: in all of ``studies``; ``parts``: in those of each family, or of each layer where
-      there is one family;
+    - ``whole``: the places in all of ``studies``; ``parts``: those in the studies of each family,
+      or of each layer where there is one family;
     - ``additive``: the agreement of a sum over filters, NaN where no study holds enough candidates.
     """
 
@@ -64,7 +64,7 @@ def choose_studies(
     ratio: float | None = None,
     network: int | None = None,
 ) -> list[BenchStudy]:
-    """The studies of one family, layer, ratio and dense network (by its seed); None: of all.
+    """The studies of a family, layer, pruning ratio and dense network (its seed); None means all.
 
     Raises :class:`InputError` where the bench holds none.
     """
@@ -90,7 +90,7 @@ def label_of(column: str) -> str:
 def all_statistics(
     whole: Bench, studies: Sequence[BenchStudy], name: str | None
 ) -> list[dict[str, Any]]:
-    """All statistics of one criterion (or of all) in every study."""
+    """All statistics of one criterion, or of all criteria, in every study."""
     places, tables = [], []
     for study in studies:
         for metric in _columns():
@@ -116,7 +116,7 @@ def all_statistics(
 
 
 def _columns() -> list[str]:
-    """The outcomes that criteria are held against, the loss first."""
+    """The outcomes that criteria are compared with, the loss first."""
     return list(reversed(default_outcomes(METRICS)))
 
 

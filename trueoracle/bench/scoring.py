@@ -17,7 +17,7 @@ from trueoracle.networks.weights import load_weights
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.pruning.walk import find_groups
 from trueoracle.pruning.ways import space_size
-from trueoracle.run.prepare import build_study, load_data
+from trueoracle.run.material import build_study, load_data
 from trueoracle.run.progress import Progress
 from trueoracle.spec.grid import load_spec
 from trueoracle.spec.spec import StudySpec
@@ -39,8 +39,8 @@ def score_bench(
 ) -> np.ndarray:
     """Scores ``[R]`` of a criterion; NaN outside of ``studies``, and where it does not apply.
 
-    ``folder`` is where the dense weights lie. Raises :class:`InputError` where it fails or its
-    answer has another shape.
+    ``folder`` has the dense weights. Raises :class:`InputError` where the criterion fails or
+    returns another shape.
     """
     chosen = bench.studies if studies is None else list(studies)
     scores = np.full(len(bench.keys), np.nan)
@@ -64,7 +64,7 @@ def _prepared(
     networks = {}
     for study in studies:
         spec = spec_of(study)
-        if study.family not in data:  # the same for all of a family
+        if study.family not in data:  # the data are the same for a whole family
             data = {study.family: load_data(spec)}
         if study.dense not in networks:
             dense, shape = build_study(spec)

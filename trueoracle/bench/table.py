@@ -1,7 +1,7 @@
 """The shipped bench: networks of several families, pruned and retrained once and for all. No torch.
 
-As NAS-Bench-101 did for architectures (Ying et al. 2019, arXiv 1902.09635): retrain once, look up
-ever after.
+The idea is that of NAS-Bench-101 for architectures (Ying et al. 2019, arXiv 1902.09635): retrain
+once, and look up results from then on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FAMILIES = ("digits", "glyphs-10", "glyphs-62", "glyphs-62-underfit", "glyphs-ml
 
 DATA = Path(__file__).parent / "data"
 METRICS = CLASSIFICATION
-"""What its studies measure."""
+"""The metrics that the bench's studies measure."""
 
 KEYS = ["family", "network", "layer", "pruned"]
 OUTCOMES, BLOCKS, SCORES, CARD = "outcomes.parquet", "blocks.parquet", "scores.parquet", "card.json"
@@ -50,12 +50,12 @@ def grid_of(family: str) -> str:
 
 
 def dense_file(family: str, network: int, folder: Path = DATA) -> Path:
-    """Where the weights of a dense network lie, by the seed that it was trained with."""
+    """The file of a dense network's weights, by the seed that the network was trained with."""
     return folder / f"dense-{family}-seed-{network}.safetensors"
 
 
 def ways_of(pruned: np.ndarray) -> list[tuple[int, ...]]:
-    """Bit masks to pruned filters, ascending: bit i stands for filter i."""
+    """The pruned filters, ascending, of each bit mask, in which bit i stands for filter i."""
     return [
         tuple(i for i in range(mask.bit_length()) if mask >> i & 1) for mask in map(int, pruned)
     ]
@@ -65,7 +65,7 @@ def ways_of(pruned: np.ndarray) -> list[tuple[int, ...]]:
 class BenchStudy:
     """One study of a grid: sampled ways to prune so many filters of a layer of one dense network.
 
-    ``rows`` are those of the bench; ``ratio`` is the share of the ``filters`` that is pruned.
+    ``rows`` are the study's rows of the bench; ``ratio`` is the pruned share of the ``filters``.
     """
 
     family: str
@@ -77,7 +77,7 @@ class BenchStudy:
 
     @property
     def name(self) -> str:
-        """The name of the study that recorded it."""
+        """The name under which the study was recorded."""
         point = f"seed-{self.network}+layers-{self.layer}-{self.ratio:g}"
         return f"{grid_of(self.family)}+{point}"
 
@@ -93,11 +93,11 @@ class Bench:
 
     - ``keys``: one row per pruned network: ``family``, ``network`` (the seed of the dense one),
       ``layer`` and ``pruned`` (a bit mask);
-    - ``outcomes``: of the last epoch, ``[R, S]`` for each column of a metric;
+    - ``outcomes``: those of the last epoch, ``[R, S]`` for each column of a metric;
     - ``blocks``: their sums ``[R, S, B]`` over blocks of the test examples, by column; ``counts``
-      has the examples ``[B]`` of each family's blocks;
-    - ``scores``: of the shipped criteria, ``[R]`` each;
-    - ``card``: how all of it was made.
+      has the numbers of examples ``[B]`` of each family's blocks;
+    - ``scores``: those of the shipped criteria, ``[R]`` each;
+    - ``card``: how the bench was made.
     """
 
     keys: pd.DataFrame
@@ -109,7 +109,7 @@ class Bench:
 
     @cached_property
     def studies(self) -> list[BenchStudy]:
-        """By family, network, layer and number of pruned filters."""
+        """The studies, by family, network, layer and number of pruned filters."""
         counts = self.keys["pruned"].map(int.bit_count)
         places = self.keys.assign(count=counts, row=np.arange(len(self.keys)))
         made = []
@@ -121,7 +121,7 @@ class Bench:
         return made
 
     def table(self, study: BenchStudy, column: str) -> CandidateTable:
-        """One study as the statistics read it, with all scores."""
+        """One study in the form that the statistics read, with all scores."""
         rows = study.rows
         masks = self.keys["pruned"].to_numpy()[rows]
         bits = masks[:, None] >> np.arange(study.filters) & 1

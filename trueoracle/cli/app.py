@@ -19,7 +19,7 @@ COMMANDS = {
     "search": "Choose one pruned network without retraining them all, and write it to a file.",
     "inspect": "Show what of a network can be pruned, and say why the rest cannot be.",
     "studies": "List the shipped studies: what each is for and how many networks it retrains.",
-    "criteria": "List the criteria: what each computes, and the paper it comes from.",
+    "criteria": "List the criteria: what each computes, its paper, and whose definition it is.",
     "power": "Say which tau a study would tell from chance, before anything is retrained.",
     "bench": "Test a criterion against networks whose every pruning has been retrained.",
     "reproduce": "List the paper's 45 published settings with ours beside them, or run one.",

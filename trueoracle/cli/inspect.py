@@ -16,6 +16,7 @@ from trueoracle.cli.options import AllowCode, Debug, Json, Settings, Weights
 from trueoracle.errors import InputError, shown
 from trueoracle.spec.file import is_reference, parse_overrides
 from trueoracle.spec.grid import load_spec
+from trueoracle.spec.hub import HF, folder_of
 
 
 @guarded
@@ -168,6 +169,9 @@ def _network(
         spec = load_spec(reference, overrides)
         network, shape = doors.build_study(spec)
         return network, f"{spec.network.name} of {spec.name}", shape
+    if reference.startswith(HF):  # which may be a download of gigabytes
+        revision = overrides.get("revision")
+        folder_of(reference.removeprefix(HF), revision and str(revision), err().print)
     shape, count = doors.defaults(reference)
     if images is not None:
         shape = _shape(images)

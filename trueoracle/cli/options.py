@@ -47,8 +47,9 @@ Engine = Annotated[
     str,
     typer.Option(
         "--engine",
-        help="How networks are retrained: auto (the fastest that can), native, wide or loop. "
-        "It changes the speed; results agree to rounding.",
+        help="How networks are retrained: auto (the fastest that can), native, wide or loop; "
+        "devices, where several processes were launched. It changes the speed; results agree to "
+        "rounding.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]

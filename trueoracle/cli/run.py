@@ -25,7 +25,8 @@ def run(
     """Run a study, or all studies of a grid; run it again to resume.
 
     Everything is recorded below --runs as it is found. A run that was stopped, in whatever way,
-    goes on after the last network it finished.
+    goes on after the last network it finished. Launched by *accelerate launch -m trueoracle run*,
+    each network is retrained on several devices together.
 
     Examples:
 
@@ -40,8 +41,12 @@ def run(
     - trueoracle run my-study.toml --quiet --json > summary.json
     """
     grid = doors.Grid(study, overrides=chosen.overrides, runs=chosen.runs)
-    with shown_progress(quiet=output.quiet) as progress:
+    team = doors.find_team()
+    helps = team is not None and not team.is_main  # the first process speaks for all
+    with shown_progress(quiet=output.quiet or helps) as progress:
         grid.run(progress=progress, **asdict(machine))
+    if helps:
+        return
     if output.as_json:
         print_json(grid.summary())
     elif not output.quiet and grid.is_whole:

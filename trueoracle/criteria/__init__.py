@@ -1,14 +1,17 @@
-"""Scores before retraining; importing the room registers the shipped criteria."""
+"""Scores before retraining; importing this package registers the shipped criteria."""
 
 from trueoracle.criteria import (
     activity,
     baseline,
     curvature,
+    fisher,
+    flow,
     influence,
     layerwise,
     magnitude,
     oracle,
     reconstruction,
+    redundancy,
     retrained,
     sensitivity,
     trainability,
@@ -18,11 +21,14 @@ __all__ = [
     "activity",
     "baseline",
     "curvature",
+    "fisher",
+    "flow",
     "influence",
     "layerwise",
     "magnitude",
     "oracle",
     "reconstruction",
+    "redundancy",
     "retrained",
     "sensitivity",
     "trainability",

@@ -1,4 +1,4 @@
-"""What the pruned filters put out, image by image."""
+"""The outputs of the pruned filters, image by image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trueoracle.training.evaluate import evaluation_batch
 __all__ = ["Activations", "channel_axis", "consumer_inputs", "filter_activations", "reader"]
 
 Activations = dict[str, list[Tensor]]
-"""By group, one ``[N, filters, …]`` for each place where its filters are read."""
+"""For each group, one tensor ``[N, filters, …]`` per place where the group's filters are read."""
 
 _BEHIND = {
     *("max_pool1d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d"),
@@ -34,18 +34,19 @@ _BEHIND = {
     *("adaptive_max_pool2d", "adaptive_max_pool3d", "mean", "native_dropout"),
     *("view", "_unsafe_view", "reshape", "clone", "squeeze", "unsqueeze", "detach", "alias"),
 }
-"""What lies between an activation and its reader without being part of the activation."""
+"""Operations between an activation and its reader that are not part of the activation."""
 
 
 def filter_activations(
     dense: nn.Module, groups: Sequence[Group], split: AnySplit, task: Task
 ) -> Iterator[tuple[int, Activations]]:
-    """What each filter puts out, behind norm and activation function, batch by batch of images.
+    """Each filter's output, after norm and activation function, batch by batch of images.
 
-    With the number of images one ``[N, filters, H, W]`` (``[N, filters, numbers]`` where there are
-    no maps) for each tensor that consumers read; pooling and flattening before them are undone. N
-    is the length of the tensor's first axis, which is not that of the images where a network folds
-    others into it. Raises :class:`NotApplicableError` for a network that cannot be followed.
+    Yields the number of images, and one tensor ``[N, filters, H, W]`` (``[N, filters, numbers]``
+    where there are no maps) for each tensor that consumers read, as it is before any pooling and
+    flattening. N is the length of the tensor's first axis, which is not the number of images where
+    a network folds other axes into it. Raises :class:`NotApplicableError` for a network that cannot
+    be followed.
     """
     network = copied(dense).eval()
     free_heads(network)  # in which every layer is called as a module
@@ -72,9 +73,9 @@ def filter_activations(
 
 
 def reader(network: nn.Module, part: Part) -> nn.Module:
-    """The layer that reads a group's filters, whose one input has them along one axis.
+    """The layer that reads a group's filters; its single input has them along one axis.
 
-    Raises :class:`NotApplicableError` where a parameter is read that is no layer's own.
+    Raises :class:`NotApplicableError` where the filters are read by anything else.
     """
     module: nn.Module | None = dict(network.named_modules()).get(part.module)
     is_known = isinstance(module, nn.Linear | _ConvNd | Attention)
@@ -86,14 +87,14 @@ def reader(network: nn.Module, part: Part) -> nn.Module:
 
 
 def channel_axis(module: nn.Module) -> int:
-    """Which axis of a layer's input has its channels, counted from the last one for tokens."""
+    """The axis of a layer's input that holds its channels: 1 for convolutions, else the last."""
     return 1 if isinstance(module, _ConvNd) else -1
 
 
 def consumer_inputs(
     dense: nn.Module, names: Sequence[str], split: AnySplit, task: Task
 ) -> Iterator[dict[str, Tensor]]:
-    """What the named modules read, by name, batch by batch of images; in evaluation mode."""
+    """The inputs of the named modules, by name, batch by batch of images, in evaluation mode."""
     network = copied(dense).eval()
     free_heads(network)  # in which every layer is called as a module
     found: dict[str, Tensor] = {}
@@ -117,13 +118,13 @@ def consumer_inputs(
 
 
 def _of_filters(value: Tensor, part: Part, filters: int) -> Tensor:
-    """``[N, filters, …]`` of what an operation puts out."""
+    """The filters ``[N, filters, …]`` within an operation's output."""
     each = part.of_filters(value.movedim(part.axis or 0, 1), filters, 1)
     return each.flatten(2) if part.spread * part.outer > 1 or value.ndim == 2 else each[:, :, 0]
 
 
 class _Sources:
-    """Which operations put out what a group's consumers read."""
+    """Finds the operations whose outputs a group's consumers read."""
 
     def __init__(self, network: nn.Module, graph: Graph) -> None:
         self._graph = graph
@@ -131,7 +132,7 @@ class _Sources:
         self._known.follow(rule_of)
 
     def of(self, group: Group) -> list[tuple[int, Part]]:
-        """Operations by their numbers, and where the filters lie in what they put out."""
+        """The numbers of the operations, and where the filters lie in their outputs."""
         first = next(place for place in group.places if place.role == "writes")
         number = self._graph.named[first.tensor]
         axis = resolved(self._known.axes_of(number)[first.axis or 0])
@@ -159,7 +160,7 @@ class _Sources:
         ]
 
     def _source(self, at: int, number: int) -> tuple[int | None, int]:
-        """The operation that put a tensor out, before pooling and flattening, and the tensor."""
+        """The operation that made a tensor, before pooling and flattening, and its output."""
         source = None
         for index in range(at - 1, -1, -1):
             step = self._graph.steps[index]
@@ -177,7 +178,7 @@ class _Sources:
 def _values(
     network: nn.Module, images: Tensor, wanted: set[int], graph: Graph
 ) -> Mapping[int, Tensor]:
-    """What some operations of a network put out."""
+    """The outputs of the ``wanted`` operations of a network."""
     found: dict[int, Tensor] = {}
 
     def watch(index: int, value: Any) -> None:

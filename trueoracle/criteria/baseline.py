@@ -19,16 +19,20 @@ __all__ = ["random"]
     "random",
     label="a random number",
     source="the usual baseline",
+    basis="ours",
+    version=2,  # scores of version 1 were the same for all dense networks
     separable=True,
-    at_once=True,  # all weights are hashed for it
+    at_once=True,  # every call hashes all weights
     uses_data=False,
 )
 def random(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
-    """A number in [0, 1) for each candidate, read off a hash of its id and the dense network's
-    weights: the same in every study of that network, and another one in those of others. ``[P]``.
+    """A number in [0, 1) for each candidate, of its own in each dense network. ``[P]``.
+
+    Read off a hash of the candidate's id and the network's weights: the same in every study of
+    that network, and another one in those of others.
     """
     drawn = hashlib.sha256(weights_sha256(dense).encode())
-    # Of the hash's digits only the leading 53 bits fit a float exactly.
+    # Only the leading 53 bits of the hash fit a float exactly.
     return np.array([_after(drawn, name) / 2**53 for name in candidates.ids])
 
 

@@ -1,4 +1,4 @@
-"""What layers are given, over a calibration set, as far as criteria need it."""
+"""Statistics of layers' inputs over a calibration set, as criteria need them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from trueoracle.training.evaluate import evaluation_batch
 __all__ = ["as_matrices", "from_matrices", "input_statistics", "real_positions", "watch"]
 
 Seen = Callable[[str, Tensor, Tensor | None, Batch], None]
-"""Of one call of a module: its name, what it was given, its (first) output, and the batch."""
+"""Called for each call of a module with its name, its input, its (first) output, and the batch."""
 
 
 def watch(dense: nn.Module, names: Iterable[str], split: AnySplit, task: Task, see: Seen) -> None:
-    """Run the dense network over a split, in evaluation mode; ``see`` every call of some modules.
+    """Run the dense network over a split in evaluation mode, with ``see`` for each module call.
 
-    What a module is given is its first tensor.
+    ``names`` are the modules to watch. A module's input is the first tensor that it is given.
     """
     network = copied(dense).eval()
     batch: Batch = {}
@@ -47,7 +47,7 @@ def watch(dense: nn.Module, names: Iterable[str], split: AnySplit, task: Task, s
 
 
 def real_positions(given: Tensor, batch: Batch) -> Tensor | None:
-    """Which positions ``[N, T]`` of tokens ``[N, T, …]`` are no padding; None: all of them."""
+    """Which positions ``[N, T]`` of tokens ``[N, T, …]`` are not padding; None: all of them."""
     mask = batch.get("attention_mask")
     if mask is None or mask.shape != given.shape[:2] or given.ndim < 3:
         return None
@@ -64,10 +64,10 @@ def input_statistics(
     """A statistic of the rows that each layer's weight multiplies, summed over a split, by layer.
 
     The layers are linear ones, transformers' ``Conv1D``, and convolutions over one or two axes,
-    whose rows are the patches under the kernel. ``statistic`` is given rows ``[G, n, inputs]`` in
-    double precision, G the groups of a convolution (else 1), and gives numbers ``[G, …]``. Padding
-    of tokens is left out. Raises :class:`NotApplicableError` for another layer, and for one whose
-    inputs are not finite.
+    whose rows are the patches under the kernel. ``statistic`` takes rows ``[G, n, inputs]`` in
+    double precision, where G is the number of a convolution's groups (else 1), and returns numbers
+    ``[G, …]``. Padding of tokens is left out. Raises :class:`NotApplicableError` for another kind
+    of layer, and for a layer whose inputs are not finite.
     """
     layers: Mapping[str, nn.Module] = {name: dense.get_submodule(name) for name in names}
     found: dict[str, Tensor] = {}
@@ -98,7 +98,7 @@ def _check(layer: nn.Module, name: str) -> None:
 
 
 def _rows(layer: nn.Module, name: str, given: Tensor) -> Tensor:
-    """What the layer's weight multiplies, ``[G, n, inputs]``."""
+    """The rows ``[G, n, inputs]`` that the layer's weight multiplies."""
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         return given.reshape(1, -1, given.shape[-1])
     size, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
@@ -114,7 +114,7 @@ def _rows(layer: nn.Module, name: str, given: Tensor) -> Tensor:
 
 
 def as_matrices(layer: nn.Module, weight: Tensor) -> Tensor:
-    """A layer's weight ``[G, outputs, inputs]`` beside rows of :func:`input_statistics`."""
+    """A layer's weight as ``[G, outputs, inputs]``, to go with rows of :func:`input_statistics`."""
     if has_outputs_last(layer):
         return weight.T[None]
     groups = layer.groups if isinstance(layer, nn.Conv1d | nn.Conv2d) else 1

@@ -1,4 +1,4 @@
-"""A criterion from a file of a user's own."""
+"""Criteria from a user's own files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from trueoracle.criteria.base import Criterion, as_criterion, find_criterion
+from trueoracle.criteria.base import Criterion, as_criterion, find_criterion, split_settings
 from trueoracle.errors import InputError, first_line
 
 __all__ = ["load_criterion"]
@@ -18,9 +18,13 @@ __all__ = ["load_criterion"]
 def load_criterion(reference: str) -> Criterion:
     """A criterion by ``file.py`` or ``file.py:attribute``, else as :func:`find_criterion` does.
 
-    A file without an attribute holds one criterion, made by the decorator, or else one function.
-    Raises :class:`InputError` in one line where it does not, or cannot be run.
+    Where no attribute is named, the file must hold one criterion made by the decorator, or else
+    one function. Parameters may follow, as in :func:`find_criterion`. Raises :class:`InputError`,
+    with a message of one line, where the file holds neither or cannot be run.
     """
+    base, settings = split_settings(reference)
+    if settings:
+        return load_criterion(base).with_settings(settings)
     file, colon, attribute = reference.partition(".py:")
     if not colon and not reference.endswith(".py"):
         return find_criterion(reference)
@@ -58,13 +62,14 @@ def _names(found: Mapping[str, object]) -> str:
 def _run(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"no file {path}")
-    name = f"own_{path.stem}"  # a file may be called as a library is
+    name = f"own_{path.stem}"  # the file may have the same name as a library
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where inspect looks for the source
-    # Modules beside it, as a script finds them; last, so that none is taken for another's.
+    sys.modules[name] = module  # inspect looks here for the source
+    # The file can import modules beside it, as a script can; the folder comes last, so that none of
+    # its modules hides an installed one.
     if (folder := str(path.resolve().parent)) not in sys.path:
         sys.path.append(folder)
     try:

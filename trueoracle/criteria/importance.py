@@ -1,4 +1,4 @@
-"""From numbers per weight to the importance that candidates sum."""
+"""Turns numbers per weight into the importance that candidates sum."""
 
 from __future__ import annotations
 
@@ -8,28 +8,32 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trueoracle.criteria.base import Criterion
 from trueoracle.data.splits import Splits
 from trueoracle.errors import NotApplicableError
 from trueoracle.pruning.candidates import CandidateList, Candidates
-from trueoracle.pruning.groups import Group, Part, by_filter, layer_weights
+from trueoracle.pruning.groups import Group, Part, Place, by_filter, layer_weights
 from trueoracle.pruning.ways import Importance, as_numbers
 
 __all__ = [
     "channel_values",
     "importance_of",
     "kept_of",
+    "member_weights",
+    "pruned_units",
     "pruned_weights",
     "sum_by_filter",
     "sum_layers",
+    "within_groups",
 ]
 
 
 def pruned_weights(network: nn.Module, candidates: CandidateList) -> dict[str, Tensor]:
-    """The weights that a candidate may lose, by name: of the pruned layers.
+    """The weights of the pruned layers, which a candidate may lose, by name.
 
-    Biases, norms and what reads the filters are no part of them, as for ``l1``.
+    Biases, norms and the layers that read the filters are left out, as for ``l1``.
     """
     if candidates.units == "weights":
         names = [f"{name}.weight" for name in candidates.weights]
@@ -51,10 +55,11 @@ def pruned_weights(network: nn.Module, candidates: CandidateList) -> dict[str, T
 def sum_by_filter(
     network: nn.Module, candidates: CandidateList, values: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The importance of what is pruned, where ``values`` is that of each weight, by its name.
+    """The importance of filters, layers or weights; ``values`` is that of each weight, by name.
 
-    A filter's is the sum over its weights, in all layers of its group: ``[filters]`` by group; a
-    whole layer's that over all of its weights: ``[layers]`` by stack. A single weight's is its own.
+    A filter's importance is the sum over its weights, in all layers of its group: ``[filters]`` by
+    group. A whole layer's is the sum over all of its weights: ``[layers]`` by stack. A single
+    weight's is its own value.
     """
     if candidates.units == "weights":
         return {name: values[f"{name}.weight"] for name in candidates.weights}
@@ -94,18 +99,57 @@ def sum_layers(parts: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(parts)).sum(0)
 
 
+def within_groups(
+    importance: Mapping[str, Tensor], candidates: CandidateList, *, raw: bool
+) -> Mapping[str, Tensor]:
+    """Scale importances ``[filters]`` that papers compare within a layer, to sum them over groups.
+
+    Where filters of several groups are pruned, each group's importances are divided by their mean,
+    as in DepGraph (Fang et al. 2023, arXiv 2301.12900; ``normalizer="mean"`` of Torch-Pruning).
+    Otherwise the group with the largest numbers would decide alone. With ``raw``, nothing changes.
+    """
+    if raw or len(candidates.groups) < 2:
+        return importance
+    return {name: values / (values.mean() or 1.0) for name, values in importance.items()}
+
+
 def channel_values(values: Tensor, group: Group, part: Part) -> Tensor:
-    """Each filter's share ``[filters, spread]`` of numbers per channel, as a group's part says."""
+    """Numbers per channel as each filter's ``[filters, spread]``, by the layout in ``part``."""
     return part.of_filters(values, group.filters)
+
+
+def member_weights(
+    network: nn.Module, group: Group
+) -> list[tuple[str, tuple[int, tuple[Place, ...]], Tensor]]:
+    """All weights that a filter has anywhere in its group, as Torch-Pruning counts them.
+
+    These are the weights that produce the filter, the scales of its batch and layer norms, and the
+    weights that read it: each as its name, the layout that :func:`by_filter` takes, and the tensor.
+    Biases and depthwise convolutions are left out.
+    """
+    places: dict[tuple[str, str], list[Place]] = {}
+    for place in group.places:
+        places.setdefault((place.tensor, place.role), []).append(place)
+    parameters: dict[str, Tensor] = dict(network.named_parameters())
+    found = []
+    for (name, role), here in places.items():
+        weight = parameters.get(name)
+        owner, _, attribute = name.rpartition(".")
+        norm = network.get_submodule(owner) if attribute == "weight" and role == "carries" else None
+        is_scale = isinstance(norm, _BatchNorm | nn.LayerNorm)
+        if weight is not None and ((weight.ndim > 1 and role != "carries") or is_scale):
+            found.append((name, (group.filters, tuple(here)), weight))
+    return found
 
 
 def importance_of(
     criterion: Criterion, dense: nn.Module, candidates: CandidateList, data: Splits
 ) -> dict[str, np.ndarray]:
-    """What a criterion makes of each filter, weight or layer by itself, by group, layer or stack.
+    """A criterion's importance of each filter, weight or layer, by group, layer or stack.
 
-    That is what it gives ``candidates.sum_pruned``. Raises :class:`NotApplicableError` for one that
-    does not score candidates by such a sum, and what the criterion raises.
+    It is what the criterion passes to ``candidates.sum_pruned``. Raises
+    :class:`NotApplicableError` for a criterion that does not score candidates by such a sum, and
+    whatever the criterion raises.
     """
     listening = _Listening(candidates.take([0]))
     scores = criterion(dense, cast(CandidateList, listening), data)
@@ -118,7 +162,7 @@ def importance_of(
 
 
 class _Listening:
-    """Candidates that note which importance they are asked to sum."""
+    """Candidates that record which importance they are asked to sum."""
 
     def __init__(self, candidates: CandidateList) -> None:
         self._candidates = candidates
@@ -135,7 +179,7 @@ class _Listening:
         return iter(self._candidates)
 
     def sum_pruned(self, importance: Importance) -> np.ndarray:
-        """As the candidates do."""
+        """Sum as the candidates do, and record the importance and the sums."""
         sums = self._candidates.sum_pruned(importance)
         self.summed = sums if self.summed is None else self.summed + sums
         for name, given in importance.items():
@@ -145,7 +189,20 @@ class _Listening:
 
 
 def kept_of(candidates: Candidates, position: int) -> np.ndarray:
-    """What each candidate keeps of the group at a position: 1 = kept, float64 ``[P, filters]``."""
+    """The filters that each candidate keeps in one group: 1 = kept, float64 ``[P, filters]``."""
     kept = np.zeros((len(candidates), candidates.groups[position].filters))
     np.put_along_axis(kept, candidates.kept_filters(position), 1, axis=1)
     return kept
+
+
+def pruned_units(candidates: CandidateList) -> np.ndarray:
+    """The filters or layers that each candidate prunes, of all: 1 = pruned, ``[P, F]``."""
+    if candidates.units == "filters":
+        ways = cast(Candidates, candidates)
+        return np.hstack([1 - kept_of(ways, position) for position in range(len(ways.groups))])
+    ends = np.cumsum([len(layers) for layers in candidates.layers.values()])
+    each = [
+        dict(zip(candidates.layers, np.split(one, ends[:-1]), strict=True))
+        for one in np.eye(ends[-1])
+    ]
+    return np.stack([candidates.sum_pruned(one) for one in each], axis=1)

@@ -1,4 +1,4 @@
-"""Criteria of whole layers: how little does one change what passes it?"""
+"""Criteria for whole layers: how little a layer changes its input."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ __all__ = ["block_influence"]
     "block-influence",
     label="block influence of the pruned layers",
     source="Men et al. 2024 (ShortGPT, arXiv 2403.03853), section 2.3",
+    basis="as published; of convolutions derived",
     separable=True,
     at_once=True,
     applies_to=("layers",),

@@ -1,4 +1,4 @@
-"""Criteria of weights beside what they multiply: what does the layer's own output lose?"""
+"""Criteria of weights together with the layer's inputs: how much the layer's output changes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from trueoracle.pruning.candidates import CandidateList
 __all__ = ["sparsegpt", "sparsegpt_error", "wanda"]
 
 DAMPING = 0.01
-"""Of the mean of the Hessian's diagonal, added to all of it: ``percdamp`` of SparseGPT's code."""
+"""The share of its mean that is added to the Hessian's diagonal: SparseGPT's ``percdamp``."""
 
 
 @criterion(
     "wanda",
     label="Wanda score of the pruned {units}",
     source="Sun et al. 2024 (Wanda, arXiv 2306.11695), section 3",
+    basis="as published; of convolutions and filters derived",
     separable=True,
     at_once=True,
     applies_to=("filters", "weights"),
@@ -54,6 +55,7 @@ def wanda(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarr
     "sparsegpt",
     label="SparseGPT saliency of the pruned {units}",
     source="Frantar & Alistarh 2023 (SparseGPT, arXiv 2301.00774), section 3",
+    basis="as published; of convolutions derived",
     separable=True,
     at_once=True,
     applies_to=("weights",),
@@ -87,6 +89,7 @@ def sparsegpt(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.n
     "sparsegpt-error",
     label="SparseGPT error of the pruned {units}",
     source="Frantar & Alistarh 2023 (SparseGPT, arXiv 2301.00774), algorithm 1",
+    basis="as published: of a mask that is given; of convolutions derived",
     separable=True,
     at_once=True,
     applies_to=("weights",),
@@ -129,9 +132,10 @@ def sparsegpt_error(dense: nn.Module, candidates: CandidateList, data: Splits) -
 
 
 def _error(weights: Tensor, pruned: Tensor, upper: Tensor) -> Tensor:
-    """The error of algorithm 1: ``weights`` and ``pruned`` are ``[G, outputs, inputs]``.
+    """The error of algorithm 1.
 
-    ``upper`` ``[G, inputs, inputs]`` is the upper Cholesky factor of the inverse Hessian.
+    ``weights`` and ``pruned`` are ``[G, outputs, inputs]``; ``upper`` ``[G, inputs, inputs]`` is
+    the upper Cholesky factor of the inverse Hessian.
     """
     left, total = weights.clone(), weights.new_zeros(())
     for column in range(weights.shape[2]):
@@ -144,7 +148,7 @@ def _error(weights: Tensor, pruned: Tensor, upper: Tensor) -> Tensor:
 def _statistics(
     dense: nn.Module, candidates: CandidateList, data: Splits, statistic: object
 ) -> dict[str, Tensor]:
-    """A statistic of what the pruned weights multiply, by the names of the weights."""
+    """A statistic of the inputs that the pruned weights multiply, by the weights' names."""
     names = list(pruned_weights(dense, candidates))
     if odd := [name for name in names if not name.endswith(".weight")]:
         raise NotApplicableError(f"{odd[0]} is no layer's weight")
@@ -176,7 +180,7 @@ def _factors(hessian: Tensor, name: str) -> list[Tensor]:
     """The lower Cholesky factors of a damped Hessian ``[G, inputs, inputs]``, group by group."""
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     damping = DAMPING * diagonal.mean(1, keepdim=True)
-    # An input that is always zero has nothing to invert.
+    # For an input that is always zero, one is added, so that the Hessian can be inverted.
     added = damping + (diagonal == 0)
     damped = hessian + torch.diag_embed(added)
     factors, info = torch.linalg.cholesky_ex(damped)

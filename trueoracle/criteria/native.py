@@ -1,7 +1,7 @@
-"""What follows the contributions, for sixteen candidates at once, on the CPU's native kernels.
+"""The network after the contributions, for a block of candidates at once, on native kernels.
 
-A candidate's choice of contributions is a 1×1 convolution whose weights are 0 and 1, so that a
-block of candidates is a population in which only the first layer differs.
+A candidate's choice of contributions is a 1×1 convolution with weights 0 and 1, so that a block of
+candidates is a population whose members differ in the first layer only.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["NativeTail"]
 
 
 class NativeTail:
-    """The sums of losses of candidates that differ in their choice of contributions only.
+    """Summed losses of candidates that differ only in their choice of contributions.
 
-    ``tail`` is what follows the contributions, ``shape`` their ``[C, F, …]`` for one image. Raises
-    :class:`CannotLowerError` for a tail that the kernels do not know.
+    ``tail`` is the network after the contributions, ``shape`` the contributions' ``[C, F, …]`` for
+    one image. Raises :class:`CannotLowerError` for a tail that the kernels cannot express.
     """
 
     def __init__(self, tail: Sequence[nn.Module], shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -44,7 +44,7 @@ class NativeTail:
 
     @property
     def candidate_bytes(self) -> int:
-        """What the weights of one candidate take."""
+        """The bytes of one candidate's weights."""
         return self._program.lowered.weights * self._program.dtype.itemsize
 
     def pack(self, selection: Tensor) -> list[Tensor]:

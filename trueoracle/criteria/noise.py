@@ -1,4 +1,4 @@
-"""How far pruned losses would lie apart by the choice of the measured examples alone."""
+"""How much pruned losses would differ because of the choice of the measured examples alone."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from trueoracle.training.evaluate import evaluation_batch
 __all__ = ["example_losses", "loss_noise"]
 
 _COMPARED = 8
-"""Candidates whose losses are compared example by example, from the lowest to the highest."""
+"""Most candidates compared example by example, spread from the lowest to the highest loss."""
 
 
 def loss_noise(
     dense: nn.Module, candidates: CandidateList, losses: np.ndarray, data: Splits
 ) -> dict[str, float] | None:
-    """The range of pruned ``losses`` ``[P]`` beside what the measured examples make of it.
+    """The range of pruned ``losses`` ``[P]``, and the range that the choice of examples would make.
 
-    - ``standard_error`` is that of the difference between two candidates' losses: over examples,
-      each of which both have seen, so that what makes examples hard counts for neither; the median
-      over pairs of some candidates from the lowest to the highest loss, on at most 512 examples,
-      scaled to all that are measured;
-    - ``range`` is the largest loss less the smallest, ``noise`` what as many candidates that do
-      not differ at all stay below in 95 of 100 choices of examples;
-    - ``candidates`` and ``examples`` say how many there are.
+    - ``standard_error`` is that of the difference between two candidates' losses on the same
+      examples, so that how hard an example is does not matter. It is the median over pairs of some
+      candidates, spread from the lowest to the highest loss, on at most 512 examples, scaled to
+      the number of all measured ones;
+    - ``range`` is the largest loss minus the smallest;
+    - ``noise`` is the range below which equally many candidates that do not differ at all would
+      stay in 95 of 100 choices of examples;
+    - ``candidates`` and ``examples`` are the numbers of both.
 
     None where fewer than two losses are finite.
     """
@@ -58,7 +59,8 @@ def loss_noise(
     ]
     measured = len(data.measured_train)
     error = median(errors) * math.sqrt(len(split) / measured)
-    # Each of P normal numbers, of variance error²/2, lies this near to zero.
+    # In 95 % of cases P standard normal numbers are all this near to zero. The standard error of a
+    # single loss is error / √2, and the range spans both sides of zero.
     reach = NormalDist().inv_cdf((1 + 0.95 ** (1 / len(known))) / 2)
     return {
         "standard_error": error,
@@ -70,7 +72,7 @@ def loss_noise(
 
 
 def _standard_error(differences: np.ndarray, weights: np.ndarray) -> float:
-    """Of the weighted mean of differences, one per example."""
+    """The standard error of the weighted mean of differences, one per example."""
     if len(differences) < 2:
         return math.nan
     mean = weights @ differences / weights.sum()

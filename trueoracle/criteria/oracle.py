@@ -1,4 +1,4 @@
-"""Pruned loss: the criterion that the question is about, on several sets of examples."""
+"""Pruned loss, on several sets of examples: the criterion that this package's question is about."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ __all__ = ["oracle", "oracle_subset", "oracle_validation"]
 _SOURCE = "Mozer & Smolensky 1988; Molchanov et al. 2017 (arXiv 1611.06440), section 2.1"
 
 
-@criterion("oracle", label="pruned train loss", source=_SOURCE, separable=True)
+@criterion(
+    "oracle", label="pruned train loss", source=_SOURCE, basis="as published", separable=True
+)
 def oracle(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """The task's loss of each pruned network over the training examples.
 
@@ -28,7 +30,11 @@ def oracle(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndar
 
 
 @criterion(
-    "oracle-subset", label="pruned train loss on 512 examples", source=_SOURCE, separable=True
+    "oracle-subset",
+    label="pruned train loss on 512 examples",
+    source=_SOURCE,
+    basis="derived: a part of the examples",
+    separable=True,
 )
 def oracle_subset(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
     """The task's loss of each pruned network over 512 of the training examples. ``[P]``.
@@ -43,6 +49,7 @@ def oracle_subset(dense: nn.Module, candidates: CandidateList, data: Splits) -> 
     "oracle-validation",
     label="pruned validation loss",
     source=_SOURCE,
+    basis="derived: other examples",
     separable=True,
     conditional=True,
 )

@@ -11,21 +11,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from trueoracle.criteria.base import criterion
 from trueoracle.criteria.samples import filled_sample, sample
-from trueoracle.data.splits import Splits
+from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.engines.choose import Plan, plan
 from trueoracle.engines.retrain import retrain, retraining_data
 from trueoracle.errors import InputError, NotApplicableError
 from trueoracle.pruning.candidates import CandidateList
+from trueoracle.tasks.metric import headline
 from trueoracle.training.evaluate import evaluate
 from trueoracle.training.recipe import Retraining
 
-__all__ = ["STEPS", "loss_after_steps", "oracle_bn"]
+__all__ = ["STEPS", "eagleeye", "loss_after_steps", "oracle_bn"]
 
 STEPS = 20
 """Steps of retraining before the loss is measured."""
 
 STATISTICS_BATCH = 128
-"""Images a batch where batch norm's statistics are estimated anew."""
+"""Images per batch where batch norm's statistics are estimated anew."""
 
 
 @criterion(
@@ -33,6 +34,7 @@ STATISTICS_BATCH = 128
     label="train loss after 20 steps of retraining",
     source="a retraining cut short, as successive halving does: Jamieson & Talwalkar 2016 "
     "(arXiv 1502.07943)",
+    basis="ours",
     separable=True,
     uses_recipe=True,
 )
@@ -61,7 +63,7 @@ def loss_after_steps(
     losses: list[float] = []
     for start in range(0, networks, size):
         some = [candidates.prune(dense, i) for i in range(start, min(start + size, networks))]
-        # Of no seed of the study: its retrainings see other batches.
+        # This stream belongs to no seed of the study: its retrainings see other batches.
         stream = (0, "loss-after-steps")
         records, _ = retrain(some, [stream] * len(some), few, short, engine=planned.engine)
         losses += [own[-1].train_loss for own in records]
@@ -72,6 +74,7 @@ def loss_after_steps(
     "oracle-bn",
     label="pruned train loss with new batch norm statistics",
     source="Li et al. 2020 (EagleEye, arXiv 2007.02491), section 3",
+    basis="derived: the train loss in the place of a held-out accuracy",
     separable=True,
     conditional=True,
 )
@@ -83,10 +86,42 @@ def oracle_bn(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.n
     changed; then the mean cross-entropy over the training images. Not applicable where no batch
     norm keeps statistics.
     """
+    return _adapted(dense, candidates, data, data.measured_train, "loss")
+
+
+@criterion(
+    "eagleeye",
+    label="minus pruned validation accuracy with new batch norm statistics",
+    source="Li et al. 2020 (EagleEye, arXiv 2007.02491), section 3",
+    basis="as published: statistics of 512 images",
+    separable=True,
+    conditional=True,
+)
+def eagleeye(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
+    """Minus the validation accuracy with batch norm's statistics estimated anew. ``[P]``.
+
+    The statistics are those of ``oracle-bn``, of training images; the images on which accuracy is
+    measured are no training images. Of other tasks it is their first metric beside the loss, with a
+    minus where higher is better. Not applicable without batch norm, a validation split, or such a
+    metric.
+    """
+    if data.validation is None:
+        raise NotApplicableError("there is no validation split (data.validation_images = 0)")
+    metric = headline(data.task.metrics)
+    if metric.name == "loss":
+        raise NotApplicableError(f"task {data.task.label!r} measures nothing but its loss")
+    values = _adapted(dense, candidates, data, data.validation, metric.name)
+    return -values if metric.better == "higher" else values
+
+
+def _adapted(
+    dense: nn.Module, candidates: CandidateList, data: Splits, split: AnySplit, metric: str
+) -> np.ndarray:
+    """A metric ``[P]`` of the pruned networks with batch norm statistics of their own."""
     if not any(_norms(dense)):
         raise NotApplicableError("the network has no batch norm")
     few = sample(data.train, data.task)
-    losses = []
+    values = []
     for index in range(len(candidates)):
         network = candidates.prune(dense, index).eval()
         for norm in _norms(network):
@@ -95,11 +130,11 @@ def oracle_bn(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.n
             norm.train()
         with torch.no_grad():
             for start in range(0, len(few), STATISTICS_BATCH):
-                if start + 1 < len(few) or len(few) == 1:  # one example has no statistics
+                if start + 1 < len(few) or len(few) == 1:  # a batch of one has no statistics
                     rows = torch.arange(start, min(start + STATISTICS_BATCH, len(few)))
                     data.task.forward(network, few.take(rows.to(few.device)).fields)
-        losses.append(evaluate(network, data.measured_train, data.task)["loss"])
-    return np.array(losses)
+        values.append(evaluate(network, split, data.task)[metric])
+    return np.array(values)
 
 
 def _norms(network: nn.Module) -> Iterator[_BatchNorm]:
@@ -112,17 +147,17 @@ def _norms(network: nn.Module) -> Iterator[_BatchNorm]:
 def _plan(
     network: nn.Module, data: Splits, recipe: Retraining, members: int, *, is_uniform: bool
 ) -> Plan:
-    """By the first engine that can, in a fixed order: a stopwatch's choice would change scores."""
+    """A plan with the first engine that can, in a fixed order, as rounding depends on engines."""
     for name in ("native", "wide") if is_uniform else ():
         try:
             return plan(network, data, recipe, members=members, engine=name)
-        except InputError:  # it does not know the network, or memory holds no population
+        except InputError:  # the engine cannot train the network, or memory holds no population
             continue
     return plan(network, data, recipe, members=members, engine="loop")
 
 
 def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:
-    """The recipe and the images of as many steps, all of them whole batches where possible."""
+    """The recipe and images for :data:`STEPS` steps, all of them whole batches if possible."""
     batch = min(recipe.batch_size, len(data.train))
     a_pass = len(data.train) // batch
     passes = next(n for n in range(1, STEPS + 1) if STEPS % n == 0 and STEPS // n <= a_pass)
@@ -138,7 +173,7 @@ def _cut_short(recipe: Retraining, data: Splits) -> tuple[Retraining, Splits]:
             "warmup": 0.0,
         }
     )
-    # Validation and test images are no business of a criterion; a split of them there must be.
+    # A criterion must not see validation and test images, but Splits needs a test split.
     one = data.measured_train.take(torch.arange(1))
     few = Splits(part, None, one, data.task, data.fill, data.measured_train)
     return short, few

@@ -10,16 +10,16 @@ from trueoracle.tasks.base import Task
 __all__ = ["SAMPLE", "filled_sample", "sample"]
 
 SAMPLE = 512
-"""Examples of a criterion that is not computed on all."""
+"""How many examples a criterion uses that is not computed on all of them."""
 
 
 def sample(split: AnySplit, task: Task, count: int = SAMPLE) -> AnySplit:
-    """At most so many of the examples, with equal shares of each class: always the same ones."""
+    """At most ``count`` examples, with equal shares of each class; always the same ones."""
     return split.select(capped(task.groups(split).cpu(), count, seed=0).to(split.device))
 
 
 def filled_sample(split: AnySplit, task: Task, count: int) -> AnySplit:
-    """Exactly so many of the examples: where a class has fewer than its share, others give more."""
+    """Exactly ``count`` examples; where a class has fewer than its share, others give more."""
     drawn = capped(task.groups(split).cpu(), count, seed=0)
     is_left = torch.ones(len(split), dtype=torch.bool)
     is_left[drawn] = False

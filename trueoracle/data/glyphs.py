@@ -1,7 +1,8 @@
 """Letters and digits of 466 open fonts: harder than handwritten digits, with more to test on.
 
-``scripts/render_glyphs.py`` drew them once. Fonts, not images, are split, and superfamilies stay
-together: what is tested is new designs. ``rendered/fonts.csv`` has their names and licences.
+``scripts/render_glyphs.py`` drew them once. The splits divide fonts, not images, and superfamilies
+stay together, so that the test images are of new designs. ``rendered/fonts.csv`` has the fonts'
+names and licences.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ def read_glyphs(
 ) -> tuple[Arrays, Arrays, Arrays]:
     """The training, validation and test part: uint8 images ``[N, 28, 28]`` and classes ``[N]``.
 
-    ``classes`` takes the first of :data:`CHARACTERS`; ``fonts`` trains on so many of the training
-    fonts (the other parts stay); ``noise`` adds normal noise of that standard deviation (ink is 1)
-    to every image, the same whenever it is read. Raises :class:`InputError` for what there is not.
+    ``classes`` is how many of :data:`CHARACTERS` are taken, the first ones; ``fonts`` how many of
+    the training fonts (the other parts stay whole). ``noise`` is the standard deviation of normal
+    noise (ink is 1) that is added to every image, the same at every reading. Raises
+    :class:`InputError` for values out of range.
     """
     folder = files("trueoracle.data") / "rendered"
     with (folder / "fonts.csv").open(encoding="utf-8") as listed:
@@ -41,7 +43,7 @@ def read_glyphs(
     most = int((parts == "train").sum())
     _check(classes, fonts, most, noise)
     with (folder / "glyphs.png").open("rb") as file, Image.open(file) as sheet:
-        levels = np.asarray(sheet)  # 16 greys
+        levels = np.asarray(sheet)  # 16 levels of grey
     drawn = levels.reshape(len(parts), SIDE, len(CHARACTERS), SIDE).swapaxes(1, 2) * np.uint8(17)
     few = np.random.default_rng(0).permutation(most)[: fonts or most]
     chosen = {part: np.flatnonzero(parts == part) for part in PARTS}

@@ -1,4 +1,4 @@
-"""Data of language models, and of models of images and text: from a study's fields to splits."""
+"""Splits for language models, and for models of images and text, from a study's fields."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from trueoracle.tasks.language import Answers, NextToken
 __all__ = ["load_language"]
 
 _MOST_LOOKED_AT = 20_000
-"""Questions that are encoded to find the longest: those of a processor take images."""
+"""The most questions that a processor encodes to find the longest, since it reads their images."""
 
 _IMAGE_SIZE = 64
-"""Of a network without a processor, where a study does not say; easy-VQA's own."""
+"""The default for networks without a processor, in pixels: the size of easy-VQA's images."""
 
 
 def load_language(
@@ -37,9 +37,10 @@ def load_language(
 ) -> Splits:
     """The splits of text or questions, with what a record says of them (``Splits.facts``).
 
-    ``network`` is the name of the study's (``revision`` the hub's), whose tokenizer is read where
-    the data names none; ``folder`` keeps tokenizers that were trained and the tokens of large
-    texts. Raises :class:`InputError` for what cannot be read, and for fields that do nothing here.
+    ``network`` is the name of the study's network (``revision`` its revision on the hub); its
+    tokenizer is read where the data names none. ``folder`` keeps trained tokenizers and the tokens
+    of large texts. Raises :class:`InputError` for what cannot be read, and for fields that have no
+    effect here.
     """
     if data.name in TEXTS:
         _refuse(data, "arguments", "image_folder", "image_tokens", "test", "image_size", "uint8")
@@ -185,7 +186,7 @@ def _load_questions(data: DataSpec, network: str, folder: Path, revision: str | 
 
 
 def _without_looking(parts: Mapping[str, Sequence[Question]], kind: str) -> dict[str, float]:
-    """By split, the share that :func:`answer_without_images` finds by that kind of guess."""
+    """By split, the share of right guesses of one ``kind`` (a field of :class:`Baseline`)."""
     return {
         part: getattr(answer_without_images(parts["train"], some), kind)
         for part, some in parts.items()
@@ -235,9 +236,9 @@ def _encoder(data: DataSpec, tokenizer: Tokenizer, *, has_images: bool) -> Encod
 def _lengths(
     parts: Mapping[str, Sequence[Question]], encoder: Encoder, context: int | None
 ) -> tuple[int, dict[str, int], int]:
-    """The tokens of an example, those that count by part, and how many examples are longer.
+    """The tokens of an example, the tokens that count in each part, and how many examples are cut.
 
-    Raises :class:`InputError` where there are too many questions to find the longest of.
+    Raises :class:`InputError` where there are too many questions to find the longest.
     """
     count = sum(map(len, parts.values()))
     if count > _MOST_LOOKED_AT and isinstance(encoder, ProcessorEncoder):

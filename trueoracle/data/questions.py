@@ -1,4 +1,4 @@
-"""Questions and answers, most of them about an image, from the files they are published in."""
+"""Questions and answers, most of them about an image, from the files of published data sets."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from trueoracle.errors import InputError, first_line
 __all__ = ["Baseline", "Question", "Read", "answer_without_images", "find_questions", "hold_out"]
 
 PLACE = "<image>"
-"""Where the image is in a question of LLaVA's files."""
+"""The mark in a question of LLaVA's files at which the image belongs."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked and answered, turn by turn, and the image that it is about."""
+    """A conversation, as questions and answers turn by turn, and the image that it is about."""
 
     turns: tuple[tuple[str, str], ...]
     image: Path | None = None
@@ -29,7 +29,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Read:
-    """What the files of a data set hold: its questions by part, and what is to be said of them."""
+    """What was read from the files of a data set: its questions by part, and remarks on them."""
 
     parts: dict[str, list[Question]]
     notes: tuple[str, ...] = ()
@@ -49,14 +49,14 @@ class _Where:
         return self.path if self.path.is_dir() else self.path.parent
 
     def image(self, name: str, *below: str) -> Path:
-        """An image by its name, in the first of the usual folders that has it."""
+        """The path of an image by its name: in the first of the usual folders that has it."""
         bases = [self.images] if self.images is not None else [self.folder / "images", self.folder]
         names = [str(Path(part) / name) for part in below] + [name]
         places = [base / one for base in bases for one in names]
         return next((place for place in places if place.is_file()), places[0])
 
     def files(self, suffixes: tuple[str, ...], containing: str = "") -> dict[str, list[Path]]:
-        """The files by the part that their names tell of; all in one where they do not."""
+        """The files by the part that their names say; all in one part where no name says any."""
         if self.path.is_file():
             return {"train": [self.path]}
         found: dict[str, list[Path]] = {}
@@ -78,9 +78,9 @@ def find_questions(
 ) -> Read:
     """The questions of a data set by part: ``train``, and the others that its files have.
 
-    A part of validation that stands where there is none for testing is tested on. Questions without
-    an image are left out where others have one: a batch is of one kind. Raises :class:`InputError`
-    for files that are not there, or are not in the data set's format.
+    Where there is a validation part but no test part, the former is used for the test. Questions
+    without an image are left out where others have one, since a batch cannot mix both. Raises
+    :class:`InputError` for files that are missing, or are not in the data set's format.
     """
     if path is None and name != "easy-vqa":
         raise InputError(f"data set {name!r} needs data.path: {_EXPECTED[name]}")
@@ -125,10 +125,10 @@ def _of_one_kind(parts: dict[str, list[Question]]) -> Read:
 
 
 def hold_out(questions: Sequence[Question], share: float) -> tuple[list[Question], list[Question]]:
-    """The questions before, and those about the last ``share`` of the images.
+    """The questions about the first images, and those about the last ``share`` of the images.
 
-    Questions about one image stay together; one without an image is by itself. Raises
-    :class:`InputError` where nothing would be left on one side.
+    Questions about one image stay together; one without an image counts as an image of its own.
+    Raises :class:`InputError` where one side would be empty.
     """
     about = [q.image or place for place, q in enumerate(questions)]
     different = list(dict.fromkeys(about))
@@ -144,16 +144,16 @@ def hold_out(questions: Sequence[Question], share: float) -> tuple[list[Question
     )
 
 
-# What is known without looking
+# Answers without images
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The share of questions that are answered right, turn by turn, without looking at an image.
+    """The share of questions that are answered right in every turn without looking at an image.
 
-    ``question`` goes by the usual answer to the very same question in the training split (for
-    questions that it does not have, by the most usual answer of all), ``answer`` always by the
-    latter.
+    For ``question``, the guess is the most frequent answer to the same question in the training
+    split, or the most frequent answer of all where the split does not have the question. For
+    ``answer``, the guess is always the most frequent answer of all.
     """
 
     question: float
@@ -161,7 +161,7 @@ class Baseline:
 
 
 def answer_without_images(train: Sequence[Question], asked: Sequence[Question]) -> Baseline:
-    """How many of ``asked`` are answered right by what is usual in ``train``."""
+    """The share of ``asked`` that the most frequent answers in ``train`` get right."""
     usual: dict[tuple[str, ...], Counter[str]] = {}
     overall: Counter[str] = Counter()
     for question in train:
@@ -178,7 +178,7 @@ def answer_without_images(train: Sequence[Question], asked: Sequence[Question]) 
 
 
 def _keyed(question: Question) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each answer, with all that was said before it."""
+    """Each answer, keyed by all that was said before it."""
     said: tuple[str, ...] = ()
     for asked, answer in question.turns:
         yield (*said, asked), answer
@@ -186,7 +186,7 @@ def _keyed(question: Question) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _usual(answers: Counter[str], overall: Mapping[str, int] | None = None) -> str:
-    """The most frequent answer; of several that most frequent ``overall``, then by the alphabet."""
+    """The most frequent answer; ties go by the frequency ``overall``, then by the alphabet."""
     more = overall or answers
     return min(answers, key=lambda answer: (-answers[answer], -more[answer], answer))
 
@@ -202,7 +202,7 @@ def _read_json(file: Path) -> Any:
 
 
 def _easy_vqa(where: _Where) -> dict[str, list[Question]]:
-    """The package's own files: ``[question, answer, number of the image]``."""
+    """The files of the easy-VQA package: ``[question, answer, number of the image]``."""
     found = find_spec("easy_vqa")
     if found is None or not found.submodule_search_locations:
         raise InputError(
@@ -234,7 +234,7 @@ def _told(file: Path, where: _Where) -> Iterator[Question]:
         image = record.get(where.columns.get("image", "image"))
         if image is not None and not isinstance(image, str):
             raise InputError(f"{file}: an example has {len(image)} images, expected one")
-        # A conversation that ends before the first answer has nothing to learn.
+        # From a conversation that ends before the first answer there is nothing to learn.
         if turns:
             yield Question(turns, None if image is None else where.image(image))
 
@@ -272,8 +272,8 @@ def _column(record: Mapping[str, object], role: str, where: _Where) -> str:
 def _scienceqa(where: _Where) -> dict[str, list[Question]]:
     """``problems.json`` and ``pid_splits.json`` (Lu et al. 2022, arXiv 2209.09513).
 
-    Asked as LLaVA asks (arXiv 2310.03744): the hint as context, the choices with letters, and the
-    letter as the answer. Images are ``PART/NUMBER/image.png``.
+    Questions are put as LLaVA does (arXiv 2310.03744): the hint as context, the choices with
+    letters, and the letter as the answer. Images are ``PART/NUMBER/image.png``.
     """
     problems = _read_json(where.folder / "problems.json")
     splits = _read_json(where.folder / "pid_splits.json")
@@ -299,7 +299,7 @@ _SHORT = "Answer the question using a single word or phrase."
 
 
 def _textvqa(where: _Where) -> dict[str, list[Question]]:
-    """``TextVQA_0.5.1_*.json`` (Singh et al. 2019, arXiv 1904.08920): the usual one of ten answers.
+    """``TextVQA_0.5.1_*.json`` (Singh et al. 2019, arXiv 1904.08920): the commonest of ten answers.
 
     The test part has no answers and is left out. Images are ``train_images/ID.jpg``.
     """
@@ -321,7 +321,7 @@ def _textvqa(where: _Where) -> dict[str, list[Question]]:
 
 
 def _gqa(where: _Where) -> dict[str, list[Question]]:
-    """``*_balanced_questions.json`` (Hudson & Manning 2019, arXiv 1902.09506): ID to question.
+    """``*_balanced_questions.json`` (Hudson & Manning 2019, arXiv 1902.09506): questions by ID.
 
     Images are ``ID.jpg``.
     """

@@ -1,7 +1,7 @@
 """A user's own numbers as inputs and targets: kept as they are, or refused.
 
-Nothing is dropped in silence. What tensors of float32 and int64 cannot hold raises
-:class:`InputError`; what they hold, though a reader may have meant it otherwise, comes with a note.
+Nothing is dropped in silence. Numbers that tensors of float32 and int64 cannot hold raise
+:class:`InputError`; numbers that a user may have meant otherwise come with a note.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from trueoracle.tasks.base import INPUT, TARGET, TARGETS, Targets, is_positional
 __all__ = ["read_inputs", "read_items", "read_targets"]
 
 _EXACT_IN_FLOAT32 = 2**24
-"""Up to here float32 holds every whole number."""
+"""The number up to which float32 holds every whole number."""
 
 _PIECE = 1024
-"""Images compared at a time, so that the comparison takes little memory."""
+"""How many images are compared at a time, so that the comparison takes little memory."""
 
 
 def read_inputs(values: object, name: str, uint8: str | None = None) -> tuple[Tensor, str]:
-    """What a network is given, of the same shape, and a note on how it was read.
+    """A network's input as a tensor of the same shape, and a note on how it was read.
 
     Real numbers become float32. Whole numbers stay int64 where they are tokens: sequences
-    ``[N, T]`` of int64, or fields of a mapping. Bytes are asked about: ``uint8`` is ``"scale"``
-    (divide by 255) or ``"keep"``. The note goes on from a split's name ("train input is int32:
-    …"); it is empty where nothing is to be said. Raises :class:`InputError` where float32 does not
-    hold the numbers.
+    ``[N, T]`` of int64, or fields of a mapping. For bytes, the user has to choose: ``uint8`` is
+    ``"scale"`` (divide by 255) or ``"keep"``. The note continues a sentence that begins with the
+    split's name ("train input is int32: …"), and may be empty. Raises :class:`InputError` where
+    float32 cannot hold the numbers.
     """
     given = _real(values, name)
     kind = _kind(given)
@@ -70,10 +70,10 @@ def read_inputs(values: object, name: str, uint8: str | None = None) -> tuple[Te
 
 
 def read_targets(values: object, kind: Targets = "classes") -> tuple[Tensor, str]:
-    """Targets of the same shape, and a note as :func:`read_inputs` has one.
+    """Targets of the same shape, and a note like that of :func:`read_inputs`.
 
-    Whole numbers become int64, real ones float32. Raises :class:`InputError` for what these types
-    do not tell apart, and for targets of another ``kind``.
+    Whole numbers become int64, real numbers float32. Raises :class:`InputError` for different
+    numbers that these types cannot tell apart, and for targets of another ``kind``.
     """
     given = _real(values, "targets")
     if kind == "any":
@@ -95,7 +95,7 @@ def read_targets(values: object, kind: Targets = "classes") -> tuple[Tensor, str
 
 
 def _widened(value: Tensor, kind: torch.dtype) -> Tensor:
-    """One number as another type; raises :class:`InputError` where that does not hold it."""
+    """One number as another type; raises :class:`InputError` where the type cannot hold it."""
     widened = value.to(kind).reshape(())
     if kind.is_floating_point and not value.is_floating_point() and int(widened) != int(value):
         raise InputError(f"targets mix fractions and {int(value)}, which {kind} does not hold")
@@ -119,10 +119,10 @@ def _rounded(given: Tensor, numbers: Tensor, name: str) -> str:
 
 
 def read_labels(values: object) -> tuple[Tensor, str]:
-    """Labels as int64 of the same shape, and a note as :func:`read_inputs` has one.
+    """Labels as int64 of the same shape, and a note like that of :func:`read_inputs`.
 
-    Raises :class:`InputError` for fractions, for what is not finite, and for numbers that their
-    type, or int64, does not tell apart.
+    Raises :class:`InputError` for fractions, for numbers that are not finite, and for numbers that
+    their type, or int64, cannot tell apart.
     """
     given = _real(values, "labels")
     if given.dtype == torch.bool:
@@ -172,9 +172,9 @@ def _length(item: object) -> int:
 def _stacked(parts: Sequence[object], name: str) -> object:
     """One field of all items as one tensor, where they are of one type and shape."""
     whole = [part for part in parts if type(part) is int]
-    if len(whole) == len(parts):  # the usual labels, and the fastest
+    if len(whole) == len(parts):  # labels usually are plain numbers; this path is the fastest
         for extreme in (min(whole), max(whole)):
-            if abs(extreme) > torch.iinfo(torch.int64).max:  # numpy would make them float64
+            if abs(extreme) > torch.iinfo(torch.int64).max:  # numpy would turn these to float64
                 raise InputError(f"labels must be classes counted from 0: found {extreme}")
         return torch.tensor(whole, dtype=torch.int64)
     tensors = [_real(part, name) for part in parts]
@@ -193,7 +193,7 @@ def _stacked(parts: Sequence[object], name: str) -> object:
 
 
 def _real(values: object, what: str) -> Tensor:
-    """A dense tensor of real numbers; all that is more than that is refused, not dropped."""
+    """A dense tensor of real numbers; anything beyond real numbers is refused, not dropped."""
     if isinstance(values, Image.Image) or (
         isinstance(values, tuple | list) and any(isinstance(one, Image.Image) for one in values)
     ):
@@ -243,7 +243,7 @@ def _check_whole(labels: Tensor) -> None:
 
 
 def _largest_change(given: Tensor, rounded: Tensor) -> float:
-    """The largest difference, infinite where a finite number is not finite any more."""
+    """The largest difference; infinite where a finite number has become infinite."""
     if given.dtype == rounded.dtype:
         return 0.0
     largest = 0.0
@@ -255,7 +255,7 @@ def _largest_change(given: Tensor, rounded: Tensor) -> float:
 
 
 def _range(values: Tensor) -> tuple[int, int]:
-    """The smallest and the largest of whole numbers; numpy compares those torch does not."""
+    """The smallest and the largest whole number; numpy compares types that torch does not."""
     array = values.cpu().numpy()
     return (int(array.min()), int(array.max())) if array.size else (0, 0)
 

@@ -34,7 +34,7 @@ class AnySplit(Protocol):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The fields of an example, each with its shape: ``input`` ``(C, H, W)``, say."""
+        """The fields of an example, each with its shape, such as ``input`` ``(C, H, W)``."""
 
     @property
     def inputs(self) -> Tensor:
@@ -42,11 +42,11 @@ class AnySplit(Protocol):
 
     @property
     def targets(self) -> Tensor:
-        """What the network is to tell of each example ``[N, ...]``, in memory."""
+        """What the network should predict for each example, ``[N, ...]``, in memory."""
 
     @property
     def device(self) -> torch.device:
-        """Where examples are handed out."""
+        """The device on which examples are handed out."""
 
     @property
     def is_streamed(self) -> bool:
@@ -56,7 +56,8 @@ class AnySplit(Protocol):
     def notes(self) -> tuple[str, ...]:
         """How the examples were read, where another reading was possible.
 
-        Each goes on from the split's name, such as "images are uint8: read as they are".
+        Each continues a sentence that begins with the split's name, such as "images are uint8: read
+        as they are".
         """
 
     def __len__(self) -> int: ...
@@ -65,10 +66,10 @@ class AnySplit(Protocol):
         """The same, handed out on another device."""
 
     def select(self, index: Tensor) -> Self:
-        """Some of the examples, streamed where these are."""
+        """Some of the examples; those of a streamed split stay streamed."""
 
     def take(self, index: Tensor) -> Split:
-        """Some of the examples in memory."""
+        """Some of the examples, taken into memory."""
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All examples in order, ``size`` at a time."""
@@ -76,22 +77,22 @@ class AnySplit(Protocol):
     def training_batches(
         self, indices: Sequence[Tensor], resized_crop: float | None, seed: int
     ) -> Iterator[Batch]:
-        """The examples of each of ``indices`` (int64 ``[N]``, on the CPU).
+        """One batch per entry of ``indices`` (int64 ``[N]`` each, on the CPU).
 
-        Where ``resized_crop`` is given, a random part of at least that area is cut out of each
-        image and resized; ``seed`` says which.
+        Where ``resized_crop`` is given, a random part of at least that share of the area is cut out
+        of each image and resized; ``seed`` determines which.
         """
 
     def add_to(self, digest: hashlib._Hash) -> None:
-        """Let a hash know of every example."""
+        """Update a hash with every example."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Examples in memory.
 
-    ``fields`` are tensors with a leading axis N. Pairs are the fields ``input`` and ``target``:
-    ``Split.of(images, labels)``. ``notes`` say how they were read, as :class:`AnySplit` has it.
+    ``fields`` are tensors with a leading axis N. Pairs, as made by ``Split.of(images, labels)``,
+    have the fields ``input`` and ``target``. ``notes`` are those of :class:`AnySplit`.
     """
 
     fields: Batch
@@ -174,14 +175,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The training, validation and test splits of one data set, and what networks learn of them.
+    """The training, validation and test splits of one data set, and the task of its networks.
 
-    ``task`` says what they are trained for. ``fill`` (one value per channel) is what an image's
-    outside looks like after normalisation, for shifts. ``validation`` may be absent. ``measured``
-    is the part of the training examples on which train loss is measured, where it is not all.
-    ``facts`` are what a record and a report say of the data, as plain values; ``files``, by name,
-    are texts to be kept beside the record; ``remarks`` are lines on how the data was read.
-    ``blocks`` has of some splits, by name, the block ``[N]`` of each example (:func:`dealt`).
+    - ``task``: what networks are trained for;
+    - ``fill``: one value per channel, which shifts put outside the image, after normalisation;
+    - ``validation``: may be None;
+    - ``measured``: the part of the training examples on which train loss is measured; None: all;
+    - ``facts``: what a record and a report say of the data, as plain values;
+    - ``files``: texts to be kept beside the record, by name;
+    - ``remarks``: lines on how the data was read;
+    - ``blocks``: for some splits, by name, the block ``[N]`` of each example (:func:`dealt`).
     """
 
     train: AnySplit
@@ -223,7 +226,7 @@ class Splits:
         """How the splits were read, where another reading was possible: one line for each note."""
         names: dict[str, list[str]] = {}
         for name, split in self._distinct():
-            if split is not self.measured:  # a part of the training examples
+            if split is not self.measured:  # which is a part of the training examples
                 for note in split.notes:
                     names.setdefault(note, []).append(name)
         return [*self.remarks, *(f"{', '.join(where)} {note}" for note, where in names.items())]
@@ -235,19 +238,19 @@ class Splits:
 
     @property
     def network_shape(self) -> tuple[int, ...]:
-        """The shape ``(C, H, W)`` of the images that a network is built for; empty of text alone.
+        """The shape ``(C, H, W)`` of a network's images; empty for text without images.
 
-        Raises :class:`InputError` where there is neither.
+        Raises :class:`InputError` where there are neither images nor text.
         """
         shapes = self.train.shapes
         return shapes.get("pixel_values", ()) if "input_ids" in shapes else self.image_shape
 
     def example(self, count: int = 2) -> Batch:
-        """The first training examples."""
+        """The first ``count`` training examples."""
         return self.train.take(torch.arange(min(count, len(self.train)))).fields
 
     def few(self, count: int) -> Splits:
-        """The first examples of every split, in memory."""
+        """The first ``count`` examples of every split, in memory."""
         train, test = (_first(split, count) for split in (self.train, self.test))
         validation = None if self.validation is None else _first(self.validation, count)
         return replace(
@@ -255,9 +258,9 @@ class Splits:
         )
 
     def named(self) -> list[tuple[str, AnySplit]]:
-        """What is evaluated, as (name, split), in the order train, validation, test.
+        """The splits to evaluate on, as (name, split), in the order train, validation, test.
 
-        The first is :attr:`measured_train`; those that do not exist are left out.
+        The first is :attr:`measured_train`; splits that do not exist are left out.
         """
         found = [
             ("train", self.measured_train),
@@ -272,16 +275,17 @@ class Splits:
         return [("train", self.train), *self.named()[1:], *also]
 
     def measured_in_part(self, share: float, seed: int) -> Splits:
-        """The same, with train loss measured on a share (0 … 1) of each kind of examples."""
+        """The same splits, with train loss measured on a share (0 … 1) of each kind of examples."""
         if share == 1:
             return self
         kinds = self.task.groups(self.train).cpu()
         return replace(self, measured=self.train.select(fraction(kinds, share, seed)))
 
     def in_blocks(self, count: int) -> Splits:
-        """The same, with the validation and the test examples dealt into ``count`` blocks.
+        """The same splits, with the validation and test examples dealt into ``count`` blocks.
 
-        Into as many as there are examples, where these are fewer; into none, where one is left.
+        A split of fewer examples has as many blocks as examples; one that would have a single
+        block has none.
         """
         blocks = {
             name: dealt(self.task.groups(split).cpu(), min(count, len(split)))
@@ -304,7 +308,7 @@ class Splits:
     def fingerprint(self) -> str:
         """SHA-256 over every example: the identity of data given in Python.
 
-        Of streamed images, over the names and sizes of their files instead.
+        For streamed images, the names and sizes of their files are hashed instead.
         """
         digest = hashlib.sha256(f"{self.task.label} {self.task.options()} {self.fill}".encode())
         for name, split in self._distinct():
@@ -335,10 +339,11 @@ def _in_words(shapes: Mapping[str, Sequence[int]]) -> str:
 
 
 def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Indices ``[count]`` of a random draw with equal shares of each class ``[N]``, ascending.
+    """Indices ``[count]``, ascending, of a random draw with equal shares of each class.
 
-    ``count`` is spread as evenly as it goes over the classes present (the first ones get one more).
-    Raises :class:`InputError` where a class would have no image left.
+    ``labels`` ``[N]`` are classes. ``count`` is spread over the classes present as evenly as
+    possible (the first ones get one more). Raises :class:`InputError` where a class would have no
+    image left.
     """
     places = _by_class(labels)
     shares = _even_shares(count, len(places))
@@ -352,9 +357,9 @@ def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def capped(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Indices of a draw of at most ``count`` images with equal shares of each class, ascending.
+    """Indices, ascending, of a draw of at most ``count`` images, with equal shares of each class.
 
-    A class that has fewer gives all that it has; the others do not give more for it.
+    A class with fewer images gives all of them; the other classes do not give more instead.
     """
     places = _by_class(labels)
     if count >= len(labels):
@@ -365,16 +370,17 @@ def capped(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def fraction(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Indices of a draw of one ``share`` of every class's images, at least one, ascending."""
+    """Indices, ascending, of a draw of the same ``share`` of each class, at least one image."""
     places = _by_class(labels)
     return _draw(places, [max(1, round(share * len(where))) for where in places.values()], seed)
 
 
 def dealt(kinds: Tensor, count: int) -> Tensor:
-    """The block ``[N]``, of ``count``, of each example, given the kind ``[N]`` of each.
+    """Which of ``count`` blocks each example belongs to, ``[N]``, given the ``kinds`` ``[N]``.
 
-    Each kind's examples are shuffled and dealt to the blocks in turn, so that blocks are random
-    draws of equal shares and sizes, up to one example. They are the same whenever they are drawn.
+    The examples of each kind are shuffled and dealt to the blocks in turn, so that blocks are
+    random draws of equal sizes with equal shares of each kind, up to one example. The blocks are
+    the same at every call.
     """
     shuffled = np.random.Generator(np.random.PCG64(0)).permutation(len(kinds))
     order = torch.from_numpy(shuffled)
@@ -385,7 +391,7 @@ def dealt(kinds: Tensor, count: int) -> Tensor:
 
 
 def _by_class(labels: Tensor) -> dict[int, np.ndarray]:
-    """Where the images of each class are, ascending."""
+    """The indices of each class's images, ascending."""
     order = labels.argsort(stable=True).numpy()
     classes, counts = labels.unique(return_counts=True)
     ends = counts.cumsum(0)[:-1].tolist()

@@ -1,8 +1,8 @@
 """Folders of images that are too large for memory: decoded when they are needed.
 
-Threads decode, some batches ahead of the computation. Pillow lets go of the interpreter while it
-decodes and resizes, so that threads keep as many cores busy as processes would, and need no copies,
-no pickling, no shared memory, and no second import of a user's code.
+Threads decode some batches ahead of the computation. Pillow releases the interpreter's lock while
+it decodes and resizes, so that threads keep as many cores busy as processes would, and need no
+copies, no pickling, no shared memory, and no second import of a user's code.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ __all__ = [
 ]
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
-"""Files that are images; all others are passed over."""
+"""The suffixes of image files; all other files are skipped."""
 
 BATCHES_AHEAD = 3
-"""Batches being decoded at a time: one is waited for, the others keep all threads busy."""
+"""Batches that are decoded at a time: one is waited for, the others keep all threads busy."""
 
 MOST_LOOKED_AT = 10_000
-"""Images whose headers are read before a study begins: about a second."""
+"""The most images whose headers are read before a study begins, which takes about a second."""
 
 _CPU = torch.device("cpu")
 _RESIZED = 256 / 224
-"""The shorter side before the middle is cut out, over the image size: as usual for ImageNet."""
+"""The shorter side before the middle is cut out, relative to the image size: ImageNet's usual."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +64,9 @@ class StreamedSplit:
 
     Images are handed out on ``device`` as float32 ``[N, 3, image_size, image_size]``, normalised by
     ``mean`` and ``std`` (one value per channel); grey ones get three equal channels. Without
-    augmentation the shorter side is resized to 256/224 of the image size (bilinear, antialiased),
-    and the middle cut out. ``names`` are paths below ``folder``; ``labels`` is int64 ``[N]``.
-    ``threads`` decode at a time; None: one a core.
+    augmentation, the shorter side is resized to 256/224 of the image size (bilinear, antialiased),
+    and the middle is cut out. ``names`` are paths below ``folder``; ``labels`` is int64 ``[N]``.
+    ``threads`` is the number of threads that decode; None: one per core.
     """
 
     folder: Path
@@ -140,7 +140,7 @@ class StreamedSplit:
     ) -> Iterator[Batch]:
         """The batches of ``indices`` in order; threads decode the next ones meanwhile.
 
-        Crops are drawn here, batch after batch, so that they depend on no thread's pace.
+        Crops are drawn here, batch after batch, so that they do not depend on the threads' speed.
         """
         generator = torch.Generator().manual_seed(seed)
         threads = decoding_threads(self)
@@ -193,7 +193,7 @@ class StreamedSplit:
 
 def _cores() -> int:
     """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # no macOS
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
@@ -220,8 +220,8 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def in_colour(image: Image.Image) -> Image.Image:
-    """Red, green and blue of 8 bits; Pillow itself would turn 16 bits of grey to white."""
-    if image.mode == "F":  # Pillow would cut it to whole numbers from 0 to 255
+    """The image in 8-bit RGB; Pillow's own conversion would turn 16-bit grey to white."""
+    if image.mode == "F":  # Pillow would clip the values to whole numbers from 0 to 255
         raise ValueError("its pixels are floating-point numbers, whose range nothing tells")
     if image.mode.startswith("I"):
         deep = np.asarray(image)
@@ -239,23 +239,24 @@ def _resized_shape(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side resized to 256/224 of ``size``, and the middle of that."""
+    """The middle of the image, after its shorter side was resized to 256/224 of ``size``."""
     image = image.resize(_resized_shape(*image.size, size), Image.Resampling.BILINEAR)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
-# What reading takes
+# The memory and time that reading takes
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the headers of some images tell, nothing decoded.
+    """What the headers of some images say; nothing is decoded.
 
-    ``largest`` is the image that takes most memory, ``largest_shape`` its width and height in
-    pixels, ``largest_bytes`` that memory; ``at_once_bytes`` is that of as many of the largest as
-    are decoded at a time. ``pixels`` is the mean of an image, ``typical`` one that is near to it.
-    ``losses`` says what of the files is not in the images that are read.
+    ``largest`` is the image that takes most memory to decode, ``largest_shape`` its width and
+    height in pixels, ``largest_bytes`` that memory. ``at_once_bytes`` is the memory of the largest
+    images, as many as are decoded at a time. ``pixels`` is the mean number of pixels of an image,
+    ``typical`` an image that is near to this mean. ``losses`` says what in the files is lost when
+    they are read.
     """
 
     images: int
@@ -270,7 +271,7 @@ class Look:
 
 
 def look(split: StreamedSplit) -> Look:
-    """Read the headers of a split's images; of many, some that are spread evenly.
+    """Read the headers of a split's images, or of an evenly spread part where there are many.
 
     Raises :class:`InputError`, which names the file, where one cannot be read.
     """
@@ -296,7 +297,7 @@ def look(split: StreamedSplit) -> Look:
 
 
 def seconds_to_read(split: StreamedSplit, name: str) -> float:
-    """The shorter of two times that one thread takes to read an image; of a slow one, the first."""
+    """Seconds in which one thread reads an image: the shorter of two times, or one slow time."""
     times: list[float] = []
     while not times or (len(times) < 2 and times[0] < 1):
         started = time.perf_counter()
@@ -325,14 +326,14 @@ class _Header:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path in words: bytes that are no UTF-8, which Linux allows, as ``\\xe9``."""
+    """A path for messages: bytes that are not UTF-8, which Linux allows, become ``\\xe9``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _header(path: Path, size: int) -> _Header:
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images: whether one fits is computed here.
+            # Pillow warns of large images; here the memory that they take is computed instead.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 resized = _BYTES["RGB"] * prod(_resized_shape(*image.size, size))
@@ -348,14 +349,14 @@ def _header(path: Path, size: int) -> _Header:
 
 
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "RGB": 4}
-"""What Pillow takes for a pixel; four bytes of all other modes."""
+"""Bytes that Pillow takes per pixel, by mode; all other modes take four."""
 
 
 def _bytes_a_pixel(mode: str) -> int:
     own, colour = _BYTES.get(mode, 4), _BYTES["RGB"]
     if mode == "RGB":
         return own
-    # The image, it as an array, and shifted; then 8 bits of grey, twice.
+    # The image, its array, and the shifted array; then 8-bit grey, twice.
     return (3 * own + 2 if mode.startswith("I") else own) + colour
 
 
@@ -373,7 +374,7 @@ def _losses(seen: Sequence[_Header]) -> tuple[str, ...]:
 
 
 def parts_of(path: Path) -> tuple[Path, Path]:
-    """The folders of the training and of the test images: ``train``, and ``val`` or ``test``."""
+    """The folders of the training and the test images: ``train``, and ``val`` or ``test``."""
     found = [path / name for name in ("train", "val", "test") if (path / name).is_dir()]
     if len(found) < 2 or found[0].name != "train":
         raise InputError(
@@ -438,11 +439,11 @@ def _list(part: Path, classes: Sequence[str]) -> tuple[tuple[str, ...], list[int
 
 
 _Chain = tuple[tuple[int, int], "_Chain | None"]
-"""A folder (device and number), and the chain of those that it lies in."""
+"""A folder (device and inode), and the chain of the folders above it."""
 
 
 def _images(part: Path, folder: str) -> Iterator[str]:
-    """The images in a folder below ``part``, and in folders within it, however deep."""
+    """The images in a folder below ``part``, and in its subfolders at any depth."""
     try:
         waiting: list[tuple[str, _Chain]] = [(folder, (_identity(part / folder), None))]
         while waiting:
@@ -451,7 +452,7 @@ def _images(part: Path, folder: str) -> Iterator[str]:
                 entries = list(found)
             for entry in entries:
                 name = f"{inside}/{entry.name}"
-                if entry.name.startswith("."):  # such as macOS's own notes on files
+                if entry.name.startswith("."):  # such as files with macOS's metadata
                     continue
                 if entry.is_dir():
                     identity = _identity(entry)
@@ -464,7 +465,7 @@ def _images(part: Path, folder: str) -> Iterator[str]:
                     if entry.stat().st_size == 0:
                         raise InputError(f"{printable(entry.path)} is empty: replace or remove it")
                     yield name
-    except OSError as error:  # a link to nothing, a folder that may not be read
+    except OSError as error:  # a broken link, or a folder without permission to read
         raise InputError(f"cannot read {printable(error.filename)}: {error.strerror}") from error
 
 

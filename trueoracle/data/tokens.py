@@ -1,4 +1,4 @@
-"""Text to tokens: by a tokenizer that is read, or by one that is trained on the training text."""
+"""Tokenizers, which turn text to tokens: read from files, or trained on the training text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 from trueoracle.errors import InputError, StoreError, first_line
 from trueoracle.files import write_text
 from trueoracle.networks.pretrained import import_transformers, processor_of, quiet
-from trueoracle.spec.hub import HF
+from trueoracle.spec.hub import HF, snapshot_of
 
 __all__ = ["IMAGE", "SPECIAL", "Tokenizer", "find_tokenizer", "is_trained"]
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
-"""The first tokens of a tokenizer that is trained here; their places are Llama's defaults."""
+"""The first tokens of a tokenizer that is trained here, at Llama's default places."""
 
 IMAGE = SPECIAL.index("<image>")
-"""The token that stands for a part of an image, of a tokenizer that is trained here."""
+"""The token that stands for a part of an image, in tokenizers that are trained here."""
 
 _UNKNOWN = "<unk>"
 _TRAINED = re.compile(r"(bpe|words)(?::(\d+))?")
@@ -35,12 +35,13 @@ _WORDS = 30_000
 class Tokenizer:
     """A tokenizer, and what a record says of it.
 
-    - ``name``: as the study names it;
-    - ``vocabulary``: how many different tokens there are;
+    - ``name``: its name in the study;
+    - ``vocabulary``: the number of different tokens;
     - ``pad``, ``bos``, ``eos``: its tokens for padding (0 where it has none), for the beginning and
       for the end of a text (None where it has none);
     - ``begins``: whether it puts ``bos`` before a text by itself;
-    - ``json``: the tokenizer as a file, where it has such a form; ``sha256`` is that file's;
+    - ``json``: the content of the tokenizer's file, where it has such a form; ``sha256`` is the
+      hash of this content;
     - ``processor``: transformers' processor or tokenizer, where it is read and not trained here.
     """
 
@@ -53,13 +54,14 @@ class Tokenizer:
     json: str
     sha256: str
     encode: Callable[[Sequence[str]], list[list[int]]]
-    """Texts to tokens. None is special: a text that holds "<s>" gets no token for a beginning."""
+    """Texts to tokens; "<s>" in a text is ordinary text, and becomes no special token."""
     processor: Any = None
 
     def beginning(self, bos: str | None) -> list[int]:
-        """What each example begins with: ``bos`` is "one", "none", or None as the tokenizer does.
+        """The tokens at the beginning of each example: one token or none.
 
-        Raises :class:`InputError` where one is asked for that the tokenizer does not have.
+        ``bos`` is "one", "none", or None for what the tokenizer does by itself. Raises
+        :class:`InputError` where one is asked for and the tokenizer has none.
         """
         if bos == "none" or (bos is None and not self.begins):
             return []
@@ -71,7 +73,7 @@ class Tokenizer:
 
     @property
     def files(self) -> dict[str, str]:
-        """What transformers reads it from, by name; nothing where it has no such form."""
+        """The files that transformers reads the tokenizer from, by name; may be none."""
         if not self.json:
             return {}
         written = {one["id"]: one["content"] for one in json.loads(self.json)["added_tokens"]}
@@ -96,10 +98,10 @@ def find_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a study.
 
-    ``name`` is ``data.tokenizer``; where that is None, that of the ``network`` is read, in its
-    ``revision`` of the hub. One that is
-    trained is trained on ``texts()``, whose hash is ``text_sha256``, and kept in ``cache``. Raises
-    :class:`InputError` for a name that gives none.
+    ``name`` is ``data.tokenizer``. Where it is None, the tokenizer of the ``network`` is read, in
+    its ``revision`` on the hub. A tokenizer to be trained is trained on ``texts()``, whose hash is
+    ``text_sha256``, and kept in ``cache``. Raises :class:`InputError` for a name without a
+    tokenizer.
     """
     if name is not None and (made := _TRAINED.fullmatch(name)):
         return _trained(name, made[1], made[2], texts, text_sha256, cache)
@@ -142,13 +144,13 @@ def _trained(
     key = hashlib.sha256(f"{kind} {vocabulary} {SPECIAL} {text_sha256}".encode()).hexdigest()
     file = cache / f"{kind}-{vocabulary}-{key[:16]}.json"
     made = None
-    with suppress(Exception):  # a damaged file is as good as none
+    with suppress(Exception):  # a damaged file is treated as if there were none
         made = library.Tokenizer.from_file(str(file))
     if made is None:
         made = _train(library, kind, vocabulary, texts())
-        with suppress(StoreError):  # it is kept to save time only
+        with suppress(StoreError):  # the file only saves time
             write_text(file, made.to_str())
-    # A text that holds the name of a special token is a text all the same.
+    # The name of a special token within a text is encoded as ordinary text.
     made.encode_special_tokens = True
     text = made.to_str()
     return Tokenizer(
@@ -213,9 +215,9 @@ def _read(name: str, processor: Any) -> Tokenizer:
 
 
 def _tokenizer_of(name: str) -> Any:
-    """Transformers' processor or tokenizer in a folder, or of the hub's cache; never its code."""
+    """Transformers' processor or tokenizer from a folder or the hub; code in it is never run."""
     transformers = import_transformers(f"tokenizer {name!r}")
-    place = str(Path(name).expanduser())
+    place = str(snapshot_of(name, download=lambda _: None, weights=False))
     refusal = ""
     for kind in (transformers.AutoProcessor, transformers.AutoTokenizer):
         try:

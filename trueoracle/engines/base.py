@@ -18,10 +18,10 @@ __all__ = ["Engine", "Measured", "Memory", "Population", "what_only_the_loop_doe
 
 
 class Measured(NamedTuple):
-    """What was measured of P networks, float64, by the names of split and metric.
+    """What was measured of P networks: float64 tensors by the names of split and metric.
 
-    ``values`` ``[P]`` are the metrics, ``blocks`` ``[P, B]`` their sums over each block of
-    examples, of those splits that are in blocks.
+    ``values`` ``[P]`` are the metrics. ``blocks`` ``[P, B]`` are the sums of each metric over each
+    block of examples, for the splits that are divided into blocks.
     """
 
     values: dict[str, Mapping[str, Tensor]]
@@ -29,37 +29,37 @@ class Measured(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes that a population takes: ``fixed`` ones, and more for ``each`` member."""
+    """Bytes that a population takes: a ``fixed`` number, and ``each`` more for every member."""
 
     fixed: int = 0
     each: int = 0
 
 
 class Population(Protocol):
-    """Networks of one shape in training."""
+    """Networks of one shape that are being trained."""
 
     def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
         """One pass over the training examples; ``epoch`` is counted from 0.
 
-        A population that can go on within an epoch calls ``between_steps`` where :meth:`kept` is
-        something to go on from.
+        A population that can be continued within an epoch calls ``between_steps`` after the steps
+        where training could continue from what :meth:`kept` returns.
         """
 
     def measure(self, *, by_block: bool = False) -> Measured:
-        """All metrics on every split, in evaluation mode, and by the data's blocks of examples."""
+        """All metrics on every split in evaluation mode; ``by_block`` adds the blocks' sums."""
 
     def write_back(self) -> None:
-        """Write the present weights into the networks that were given."""
+        """Write the current weights into the networks that the population was made of."""
 
     def states(self) -> list[MemberState]:
-        """What each member needs to go on later, beside the weights that are written back."""
+        """What each member needs to continue later, apart from the weights written back."""
 
-    def kept(self) -> list[Keepable]:
-        """What each member needs to go on from the networks that were given."""
+    def kept(self) -> list[Keepable] | None:
+        """What each member needs to continue from the given networks; None if nothing is kept."""
 
 
 def what_only_the_loop_does(recipe: Recipe) -> str | None:
-    """What in a recipe only the loop can do, in words; None where there is nothing."""
+    """What only the loop can do of this recipe, in words; None if every engine can do it all."""
     if isinstance(recipe, Retraining) and recipe.lora is not None:
         return "adapters (retraining.lora) are trained one network at a time"
     for name, off in (("accumulate", 1), ("gradient_checkpointing", False)):
@@ -73,17 +73,21 @@ def what_only_the_loop_does(recipe: Recipe) -> str | None:
 class Engine(ABC):
     """A way to train a population. Each member ends as the loop would leave it, but for rounding.
 
-    ``handicap`` multiplies the time of its trial, so that near ties always fall the same way;
-    ``uses_threads``: each thread trains a group of its own.
+    - ``handicap``: factor on the time of the engine's trial, so that near ties always fall the
+      same way;
+    - ``uses_threads``: whether each thread trains a group of its own;
+    - ``is_tried``: whether the engine can be tried beforehand; one that cannot is used only where
+      it is asked for.
     """
 
     name: ClassVar[str]
     handicap: ClassVar[float] = 1.0
     uses_threads: ClassVar[bool] = False
+    is_tried: ClassVar[bool] = True
 
     @abstractmethod
     def refusal(self, network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
-        """Why it cannot train networks like this one, in a few words; None where it can."""
+        """Why the engine cannot train networks like this one, in a few words; None if it can."""
 
     @abstractmethod
     def start(
@@ -95,7 +99,7 @@ class Engine(ABC):
         *,
         states: Sequence[MemberState] | None = None,
     ) -> Population:
-        """A population of these networks; with ``states`` it goes on from an earlier one's."""
+        """A population of these networks; ``states`` continue an earlier population."""
 
     def memory(self, network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
         """What a population needs beyond the data."""
@@ -106,9 +110,9 @@ class Engine(ABC):
         return 1
 
     def trial_members(self, lanes: int, room: int) -> int:
-        """How many members to try it with, where memory has room for so many."""
+        """How many members a trial of the engine trains; memory has room for ``room`` of them."""
         return 1
 
     def group(self, lanes: int, room: int, wanted: int, *, on_cpu: bool) -> int:
-        """How many members to compute as one; ``wanted`` of them fill the time of a call."""
+        """How many members to compute as one; ``wanted`` of them would fill the time of a call."""
         return lanes

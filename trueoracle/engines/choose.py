@@ -18,8 +18,15 @@ from torch import nn
 
 from trueoracle.data.splits import Splits
 from trueoracle.engines.base import Engine
+from trueoracle.engines.devices import DevicesEngine
 from trueoracle.engines.loop import LoopEngine
-from trueoracle.engines.memory import available_memory, readable_bytes, training_bytes, ways_to_fit
+from trueoracle.engines.memory import (
+    available_memory,
+    evaluated_at_once,
+    readable_bytes,
+    training_bytes,
+    ways_to_fit,
+)
 from trueoracle.engines.native import NativeEngine
 from trueoracle.engines.wide import WideEngine
 from trueoracle.errors import InputError, unknown
@@ -43,10 +50,9 @@ __all__ = [
 ]
 
 CHUNK_SECONDS = 60.0
-"""Seconds to aim for in one call of :func:`train_population`: about the most that a killed run
-loses.
+"""Seconds that one call of :func:`train_population` should take: a killed run loses little more.
 
-A call has to train one group for each thread, however long that takes.
+A call has to train at least one group per thread, however long that takes.
 """
 
 _PILOT_EXAMPLES = 64
@@ -59,9 +65,10 @@ _LARGE = 128
 class Plan:
     """How a study's networks are retrained.
 
-    ``group`` members are computed as one, ``groups`` of them are trained in one call; ``reason``
-    says in one line why this engine. ``seconds_a_network`` is the time that a whole retraining
-    would take by the trial, evaluation included, with all threads at work; None without a trial.
+    ``group`` members are computed as one, and ``groups`` such groups are trained in one call.
+    ``reason`` says in one line why the engine was chosen. ``seconds_a_network`` is what a whole
+    retraining, evaluation included, would take per network with all threads at work, as estimated
+    from the trial; None without a trial.
     """
 
     engine: str
@@ -75,12 +82,14 @@ class Plan:
         return f"engine {self.engine}, {many}: {self.reason}"
 
 
-_ENGINES: dict[str, Engine] = {
+_ALONE: dict[str, Engine] = {
     engine.name: engine for engine in (NativeEngine(), WideEngine(), LoopEngine())
 }
-"""From the fastest on: of those before the loop that can express a network, the first is tried."""
+"""The fastest first: only the first that can express a network is tried against the loop."""
 
-ENGINES = ("auto", *reversed(_ENGINES))
+_ENGINES: dict[str, Engine] = _ALONE | {DevicesEngine.name: DevicesEngine()}
+
+ENGINES = ("auto", *reversed(_ALONE), DevicesEngine.name)
 
 
 def train_population(
@@ -92,12 +101,12 @@ def train_population(
     engine: str,
     on_epoch: Callable[[int], None] | None = None,
 ) -> list[list[EpochRecord]]:
-    """Train networks of equal shapes in place; one list of records per network, as ``train`` gives.
+    """Train networks of equal shapes in place; returns a list of epoch records per network.
 
-    The last epoch's has the data's blocks of examples too. ``streams[i]`` is where the random
-    numbers of network i come from. A network whose training loss is no longer finite has no records
-    after that epoch. ``on_epoch`` is called with the number of networks that were trained for one
-    more epoch.
+    The last epoch's record also has the sums over the data's blocks of examples. ``streams[i]`` is
+    where the random numbers of network i come from. A network whose training loss is no longer
+    finite has no records after that epoch. ``on_epoch`` is called with the number of networks that
+    were trained for one more epoch.
     """
     records, _ = train_epochs(
         networks, streams, data, recipe, range(recipe.epochs), engine=engine, on_epoch=on_epoch
@@ -117,12 +126,13 @@ def train_epochs(
     on_epoch: Callable[[int], None] | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[list[list[EpochRecord]], list[MemberState]]:
-    """Train some ``epochs`` of the recipe in place: the records, and the states to go on from.
+    """Train some ``epochs`` of the recipe in place; returns the records and the states after them.
 
-    ``states[i]`` is what an earlier call gave for network i, which still has that call's weights;
-    None at the recipe's beginning. A network that goes on ends as without the break; some may be
-    left out, grouped otherwise, or trained on by another engine. With a ``checkpoint``, an
-    interrupted call goes on from what it keeps. Else as :func:`train_population`.
+    ``states[i]`` is what an earlier call returned for network i, which must still have the weights
+    of that call; ``states`` is None at the recipe's beginning. A network that is continued ends as
+    it would without the break, even where other networks were left out, the groups changed or
+    another engine continues. With a ``checkpoint``, an interrupted call continues from what the
+    checkpoint holds. All else is as in :func:`train_population`.
     """
     records: list[list[EpochRecord]] = [[] for _ in networks]
     kept = None if checkpoint is None else checkpoint.load(networks)
@@ -133,9 +143,9 @@ def train_epochs(
     steps = recipe.steps_in_epoch(len(data.train))
 
     def keep() -> None:
-        if checkpoint is not None and checkpoint.is_due:
-            rows = [[record.as_row() for record in own] for own in records]
-            checkpoint.save(population.kept(), rows)
+        if checkpoint is None or not checkpoint.is_due or (kept := population.kept()) is None:
+            return
+        checkpoint.save(kept, [[record.as_row() for record in own] for own in records])
 
     done = max(map(len, records))
     if on_epoch is not None:
@@ -161,7 +171,7 @@ def train_epochs(
             on_epoch(len(networks))
         if all(own[-1].diverged for own in records):
             break
-        if not is_last:  # what comes next is to record it, with its blocks
+        if not is_last:  # the caller records the last epoch, with its blocks, right away
             keep()
     after = population.states() if epochs.stop < recipe.epochs else [{} for _ in networks]
     population.write_back()
@@ -179,18 +189,20 @@ def plan(
 ) -> Plan:
     """Choose how to retrain ``members`` networks like ``network``.
 
-    ``auto`` takes the fastest in a short trial of those engines that can express the network.
-    ``memory`` (bytes; by default half of what is free) bounds what populations take; the loop, one
-    network at a time, is what is left where it holds none. Raises :class:`InputError` where the
-    engine asked for cannot, or the memory does not hold it.
+    ``auto`` tries the engines that can express the network for a moment and takes the fastest.
+    ``memory`` (bytes; by default half of what is free) bounds what a population takes. Where no
+    population fits, the loop remains, which trains one network at a time. Raises
+    :class:`InputError` where the named engine cannot train the network, or not within the memory.
     """
     check_engine(engine, network, data, recipe)
+    if engine != "auto" and not _ENGINES[engine].is_tried:
+        return Plan(engine, "processes that were launched together")
     budget = memory or available_memory(data.train.device) // 2
     refusals: dict[str, str] = {}
     wanted = [engine]
     if engine == "auto":
         wanted, refusals = _possible(network, data, recipe)
-    if wanted == [LoopEngine.name]:  # before its trial, which may need as much
+    if wanted == [LoopEngine.name]:  # before the trial, which may need as much memory
         _check_alone(network, data, recipe)
     trials = [_try(name, network, data, recipe, budget) for name in wanted]
     fitting = [trial for trial in trials if trial.fits]
@@ -221,21 +233,25 @@ def _check_alone(network: nn.Module, data: Splits, recipe: Recipe) -> None:
     """Raise :class:`InputError` where memory does not even hold one network at a time."""
     batch = min(recipe.batch_size, len(data.train))
     example, free = data.example(1), available_memory(data.train.device)
-    needed = training_bytes(network, example, batch, recipe, data.task)
+    evaluated = evaluated_at_once(data)
+    needed = training_bytes(network, example, batch, recipe, data.task, evaluated)
     if needed > free:
         raise InputError(
             f"retraining one network on {batch:,} examples a step needs "
             f"{readable_bytes(needed)} of memory, and {readable_bytes(free)} are free: "
-            + ways_to_fit(network, example, batch, recipe, data.task, free)
+            + ways_to_fit(network, example, batch, recipe, data.task, free, evaluated)
         )
 
 
 def engine_for(candidates: CandidateList, engine: str) -> str:
-    """``engine``, or ``loop`` in the place of ``auto`` for networks that do not compute alike.
+    """``engine``, but ``loop`` instead of ``auto`` for candidates that do not compute alike.
 
-    Raises :class:`InputError` where another one is named for such.
+    Raises :class:`InputError` where such candidates are to be trained by an engine that computes
+    several networks as one.
     """
     if candidates.is_uniform or engine not in ENGINES:
+        return engine
+    if engine == DevicesEngine.name:
         return engine
     if engine not in ("auto", LoopEngine.name):
         raise InputError(
@@ -262,11 +278,11 @@ def _refusal(engine: str, network: nn.Module, data: Splits, recipe: Recipe) -> s
 def _possible(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[list[str], dict[str, str]]:
     """The engines to try, and why the others cannot.
 
-    What the native kernels can express they train several times as fast as ``wide``, whose own
-    trial would then only cost time.
+    Where the native kernels can express a network, they train it several times as fast as ``wide``
+    does, so that a trial of ``wide`` would only cost time.
     """
     refusals: dict[str, str] = {}
-    *fast, last = _ENGINES
+    *fast, last = _ALONE
     for name in fast:
         why = _refusal(name, network, data, recipe)
         if why is None:
@@ -277,9 +293,10 @@ def _possible(network: nn.Module, data: Splits, recipe: Recipe) -> tuple[list[st
 
 @dataclass(frozen=True)
 class _Trial:
-    """An engine's trial on a few examples: seconds per network and step, and the members that fit.
+    """An engine's trial on a few examples.
 
-    ``needs`` is the memory of one group, in bytes.
+    ``group`` is the number of members computed as one, ``most`` the number that fits into memory,
+    ``seconds`` the time per network and step, ``needs`` the memory of one group in bytes.
     """
 
     engine: str
@@ -306,7 +323,7 @@ def _try(name: str, network: nn.Module, data: Splits, recipe: Recipe, budget: in
 
 
 def seconds_alone(network: nn.Module, data: Splits, recipe: Recipe) -> float:
-    """Seconds that the loop will take to train one network, from three steps of a few examples."""
+    """Seconds that the loop will take to train one network, estimated from three short steps."""
     examples = _pilot_examples(data, recipe)
     if _are_large(data):
         examples = min(examples, _PILOT_LARGE)
@@ -320,7 +337,7 @@ def _are_large(data: Splits) -> bool:
 
 
 def _examples_seen(data: Splits, recipe: Recipe) -> float:
-    """Examples of a whole training; evaluation costs about a third of a training step each."""
+    """Examples that a training computes; an evaluated one counts a third of a trained one."""
     trained = recipe.examples_in_epoch(len(data.train))
     return recipe.epochs * (trained + sum(len(s) for _, s in data.named()) / 3)
 
@@ -347,7 +364,7 @@ def _pilot_examples(data: Splits, recipe: Recipe) -> int:
 
 
 def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: int) -> Plan:
-    """How many networks at once: within memory, and in calls of about a minute."""
+    """The plan: as many networks at once as memory holds and about a minute can train."""
     engine, examples = _ENGINES[trial.engine], _pilot_examples(data, recipe)
     expected = trial.seconds * _examples_seen(data, recipe) / examples
     in_time = max(1, int(CHUNK_SECONDS / expected))
@@ -356,7 +373,7 @@ def _sized(trial: _Trial, reason: str, data: Splits, recipe: Recipe, members: in
         group = min(engine.group(trial.group, trial.most, in_time, on_cpu=on_cpu), members)
         return Plan(engine.name, reason, group, seconds_a_network=expected)
     threads = torch.get_num_threads()
-    # One group per thread, however long that takes, and whole rounds of them.
+    # At least one group per thread, however long that takes, and always whole rounds of groups.
     groups = max(threads, in_time // trial.group // threads * threads)
     groups = min(groups, trial.most // trial.group)
     at_once = trial.group * threads

@@ -16,12 +16,17 @@ from trueoracle.training.continuing import MemberState
 from trueoracle.training.evaluate import tally_together
 from trueoracle.training.loop import Stream, Training
 from trueoracle.training.recipe import Recipe
+from trueoracle.training.team import Team
 
 __all__ = ["LoopEngine", "LoopPopulation"]
 
 
 class LoopPopulation:
-    """Networks that are trained one after the other, epoch by epoch."""
+    """Networks that are trained one after the other, epoch by epoch; by a ``team``, all together.
+
+    The first process of a team keeps trainings for all; where no process holds a whole network,
+    none is kept.
+    """
 
     def __init__(
         self,
@@ -31,19 +36,21 @@ class LoopPopulation:
         recipe: Recipe,
         *,
         states: Sequence[MemberState] | None = None,
+        team: Team | None = None,
     ) -> None:
         self._data = data
+        self._keeps = team is None or (team.is_main and not team.is_sharded)
         self._trainings = [
-            Training(network, data, recipe, stream, state)
+            Training(network, data, recipe, stream, state, team)
             for network, stream, state in zip(
                 networks, streams, states or [{}] * len(networks), strict=True
             )
         ]
 
     def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
-        alone = len(self._trainings) == 1  # else the others are at another place
+        alone = len(self._trainings) == 1  # several networks are never at the same step
         for training in self._trainings:
-            training.train_epoch(epoch, between_steps if alone else None)
+            training.train_epoch(epoch, between_steps if alone and self._keeps else None)
 
     def measure(self, *, by_block: bool = False) -> Measured:
         measured = Measured({}, {})
@@ -61,8 +68,8 @@ class LoopPopulation:
         for training in self._trainings:
             training.finish()
 
-    def kept(self) -> list[Keepable]:
-        return [training.kept() for training in self._trainings]
+    def kept(self) -> list[Keepable] | None:
+        return [training.kept() for training in self._trainings] if self._keeps else None
 
     def states(self) -> list[MemberState]:
         return [training.state() for training in self._trainings]
@@ -73,7 +80,7 @@ def _side_by_side(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class LoopEngine(Engine):
-    """One network at a time, by plain PyTorch: takes everything."""
+    """One network at a time, by plain PyTorch: it can train every network."""
 
     name: ClassVar[str] = "loop"
     handicap: ClassVar[float] = 0.95

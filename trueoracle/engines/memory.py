@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
@@ -24,6 +24,7 @@ from trueoracle.data.splits import Split, Splits
 from trueoracle.errors import InputError, shown
 from trueoracle.networks.watching import Watch
 from trueoracle.tasks.base import Batch, Task, inputs_of
+from trueoracle.training.evaluate import evaluation_batch
 from trueoracle.training.loop import Training, loss_of, make_optimizer, training_task
 from trueoracle.training.recipe import Lora, Recipe, Retraining
 from trueoracle.training.savings import checkpointed
@@ -31,6 +32,7 @@ from trueoracle.training.savings import checkpointed
 __all__ = [
     "LiveBytes",
     "available_memory",
+    "evaluated_at_once",
     "parse_bytes",
     "peak_bytes",
     "readable_bytes",
@@ -40,32 +42,32 @@ __all__ = [
 ]
 
 _SMALL = 200 * 10**6
-"""Bytes of a training whose memory is counted quickly, since it needs no better."""
+"""Bytes below which a training's memory is only counted quickly: it needs no exact figure."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", start=1)}
 _MOST = 2.0**63
 _ELSEWHERE = 4 * 10**9
-"""Taken where the system does not say."""
+"""Bytes assumed free where the system does not say."""
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that are free on ``device`` now, a container's limit included."""
+    """Bytes that are free on ``device`` now, within a container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     found = []
-    with suppress(OSError, ValueError, AttributeError):  # no Linux
+    with suppress(OSError, ValueError, AttributeError):  # not on Linux
         text = Path("/proc/meminfo").read_text(encoding="ascii")
         found.append(int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) * 1024)
     if not found:
-        with suppress(OSError, ValueError, AttributeError):  # no POSIX
+        with suppress(OSError, ValueError, AttributeError):  # not on POSIX
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     with suppress(OSError, ValueError):  # no control group, or one without a limit ("max")
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text(encoding="ascii"))
         used = int((group / "memory.current").read_text(encoding="ascii"))
         cached = re.findall(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
-        found.append(limit - used + sum(map(int, cached)))  # files read are given up when needed
+        found.append(limit - used + sum(map(int, cached)))  # cached files are dropped when needed
     return max(0, min(found, default=_ELSEWHERE))
 
 
@@ -74,68 +76,113 @@ def weight_bytes(network: nn.Module) -> int:
     return sum(v.nbytes for v in chain(network.parameters(), network.buffers()))
 
 
+def evaluated_at_once(data: Splits) -> int:
+    """The most examples of a split that are evaluated at a time."""
+    return max(min(len(split), evaluation_batch(split)) for _, split in data.named())
+
+
 def training_bytes(
-    network: nn.Module, example: Batch, count: int, recipe: Recipe, task: Task
+    network: nn.Module,
+    example: Batch,
+    count: int,
+    recipe: Recipe,
+    task: Task,
+    evaluated: int = 0,
 ) -> int:
     """Bytes that one network takes while it is trained on ``count`` examples a step.
 
-    Small ones by a quick count: weights, their gradients, what the optimiser remembers, and what a
-    forward pass keeps for the gradients. Others by :func:`peak_bytes`, which takes seconds.
+    ``evaluated`` is how many examples are evaluated at a time after an epoch. The memory
+    of a small network is counted quickly: weights, their gradients, the optimiser's state, and what
+    a forward pass keeps for the gradients. That of any other is measured by :func:`peak_bytes`,
+    which takes seconds.
     """
     trained = sum(p.nbytes for p in network.parameters() if p.requires_grad)
     remembered = 2 if recipe.optimizer != "sgd" else int(recipe.momentum > 0)
     kept = _kept_for_gradients(network, example, count)
-    if kept is not None and recipe.precision == "autocast":  # most of it in 16 bits
+    if kept is not None and recipe.precision == "autocast":  # most of what is kept has 16 bits
         kept //= 2
     quick = weight_bytes(network) + (1 + remembered) * trained + (kept or 0)
-    if kept is not None and quick < _SMALL:
+    # An evaluation keeps nothing for gradients: it takes less than training on as many examples.
+    if kept is not None and quick < _SMALL and kept * evaluated // max(count, 1) < _SMALL:
         return quick
-    return peak_bytes(network, example, count, recipe, task) or quick
+    return peak_bytes(network, example, count, recipe, task, evaluated) or quick
 
 
 def peak_bytes(
-    network: nn.Module, example: Batch, count: int, recipe: Recipe, task: Task
+    network: nn.Module,
+    example: Batch,
+    count: int,
+    recipe: Recipe,
+    task: Task,
+    evaluated: int = 0,
 ) -> int | None:
     """The most bytes that tensors take in training by ``recipe``, ``count`` examples a step.
 
-    Two steps are run on shapes alone (torch's fake tensors), with the adapters, checkpoints, parts
-    and precision of the recipe; the second one meets the optimiser's state. What a kernel takes and
-    gives back within itself is not seen. None where the network, or its loss, cannot be run so:
-    one that goes by the values it computes, say. ``network`` may be on the ``meta`` device.
+    Two steps are run on shapes alone (torch's fake tensors), with the recipe's adapters, gradient
+    checkpoints, parts and precision; the optimiser's state exists from the second step on. Then
+    ``evaluated`` examples are evaluated at once, while gradients and that state still exist. Memory
+    that a kernel takes and frees within itself is not counted. Returns None where the network or
+    its loss cannot be run on shapes alone, for example because it branches on values. ``network``
+    may be on the ``meta`` device.
     """
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # half a second, by way of sympy
 
     parts = -(-count // min(count, recipe.examples_at_once))
     live = LiveBytes()
     with suppress(Exception), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the training itself will say them
+        warnings.simplefilter("ignore")  # the training itself will give them
         laid = _with_tensors(network, lambda value: torch.empty_like(value, device="meta"))
         split = Split({name: value.cpu() for name, value in example.items()})
         Training(laid, Splits(split, None, split, task), recipe, (0, ""))
-        # With a ShapeEnv, values that are only checked (as LLaVA counts its images' tokens) pass.
+        # A ShapeEnv allows values that are only checked, such as LLaVA's count of image tokens.
         with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()), live:
             fake = _with_tensors(laid, lambda value: torch.empty(value.shape, dtype=value.dtype))
-            batch = {
-                name: torch.empty(-(-count // parts), *value.shape[1:], dtype=value.dtype)
-                for name, value in example.items()
-            }
+            batch = _shapes(example, -(-count // parts))
             with checkpointed(fake.train(), recipe):
-                _two_steps(fake, training_task(task, recipe), batch, recipe, min(parts, 2))
+                kept = _two_steps(fake, training_task(task, recipe), batch, recipe, min(parts, 2))
+            if evaluated:
+                del batch
+                with suppress(Exception):  # a task may need values; the peak of training stands
+                    _evaluated(fake, task, _shapes(example, evaluated))
+            del kept
             return live.peak
     return None
 
 
-def _two_steps(network: nn.Module, task: Task, batch: Batch, recipe: Recipe, parts: int) -> None:
+def _shapes(example: Batch, count: int) -> Batch:
+    """``count`` examples without values."""
+    return {
+        name: torch.empty(count, *value.shape[1:], dtype=value.dtype)
+        for name, value in example.items()
+    }
+
+
+def _evaluated(network: nn.Module, task: Task, batch: Batch) -> None:
+    # An evaluation merges the adapters and keeps a copy of the weights beneath them.
+    adapted: list[Any] = [m for m in network.modules() if hasattr(m, "base_layer")]
+    aside = [layer.base_layer.weight.clone() for layer in adapted]
+    for layer in adapted:
+        layer.merge()
+    with torch.no_grad():
+        task.sums(task.forward(network.eval(), batch), batch)
+    del aside
+
+
+def _two_steps(
+    network: nn.Module, task: Task, batch: Batch, recipe: Recipe, parts: int
+) -> optim.Optimizer:
+    """Take two steps, and return the optimiser with its state."""
     optimizer = make_optimizer(network.parameters(), recipe)
     for _ in range(2):
         optimizer.zero_grad()
-        for _ in range(parts):  # the second one meets the gradients of the first
+        for _ in range(parts):  # the gradients of the first part exist during the second
             loss_of(network, task, batch, recipe).backward()
         optimizer.step()
+    return optimizer
 
 
 def _with_tensors(network: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy with other parameters and buffers, of which those that are shared stay so."""
+    """A copy whose parameters and buffers are made by ``make``; shared ones stay shared."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(make(p.detach()), p.requires_grad) for p in network.parameters()
     }
@@ -155,13 +202,19 @@ _WAYS: dict[str, dict[str, Any]] = {
         "precision": "bfloat16",
     },
 }
-"""What saves memory, from what changes results least to what changes them most."""
+"""Settings that save memory; those that change results least come first."""
 
 
 def ways_to_fit(
-    network: nn.Module, example: Batch, count: int, recipe: Recipe, task: Task, free: int
+    network: nn.Module,
+    example: Batch,
+    count: int,
+    recipe: Recipe,
+    task: Task,
+    free: int,
+    evaluated: int = 0,
 ) -> str:
-    """In words, what makes training fit into ``free`` bytes: the first ways that do, or none."""
+    """Advice on what makes training fit into ``free`` bytes, or that nothing does."""
     least: int | None = None
     found: list[str] = []
     for name, fields in _WAYS.items():
@@ -170,7 +223,7 @@ def ways_to_fit(
         changed = recipe.model_copy(
             update={n: count if n == "accumulate" else value for n, value in fields.items()}
         )
-        needs = peak_bytes(network, example, count, changed, task)
+        needs = peak_bytes(network, example, count, changed, task, evaluated)
         if needs is not None:
             least = min(needs, least or needs)
             if needs <= free and len(found) < 2:
@@ -183,8 +236,8 @@ def ways_to_fit(
 
 
 def _kept_for_gradients(network: nn.Module, example: Batch, count: int) -> int | None:
-    """Bytes that autograd keeps of one batch in training, weights aside; None where that fails."""
-    kept: dict[int, Tensor] = {}  # alive, so that no two have one address
+    """Bytes that autograd keeps for one batch, without the weights; None where a pass fails."""
+    kept: dict[int, Tensor] = {}  # holds the tensors, so that no address is used twice
 
     def keep(value: Tensor) -> Tensor:
         kept[_storage(value)] = value
@@ -211,7 +264,7 @@ def _storage(value: Tensor) -> int:
 
 
 class LiveBytes(Watch):
-    """Follows the storages that operations make: bytes alive now, and at the peak."""
+    """Follows the storages that operations make: the bytes in use now, and at the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -254,7 +307,7 @@ def parse_bytes(text: str) -> int:
 
 
 def readable_bytes(count: int) -> str:
-    """Such as ``"1.4 GB"``."""
+    """A number of bytes for readers, such as ``"1.4 GB"``."""
     for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
         if count >= 10**power:
             return f"{count / 10**power:.3g} {unit}"

@@ -27,7 +27,7 @@ from trueoracle.training.recipe import Recipe, Retraining
 __all__ = ["NativeEngine", "NativePopulation", "lanes", "measure_memory", "refusal"]
 
 SEGMENT_BYTES = 64 * 2**20
-"""Most augmented images made ahead of the kernels: an epoch of most data sets they are used on."""
+"""Most bytes of augmented images made ahead of the kernels: usually enough for a whole epoch."""
 
 _KINDS = ("sgd", "adam", "adamw")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -63,8 +63,8 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
 def _agrees(network: nn.Module, data: Splits) -> bool:
     """Whether the kernels give PyTorch's outputs and gradients for two images.
 
-    In double precision, where only a real difference shows; a forward can do more than tracing
-    sees.
+    Tracing may miss something that the forward pass does. The comparison is in double precision, so
+    that rounding is no difference.
     """
     tried = copied(network).double()
     images, labels = data.example(2)[INPUT].double().contiguous(), data.example(2)[TARGET]
@@ -82,23 +82,23 @@ def _agrees(network: nn.Module, data: Splits) -> bool:
 
 
 def lanes(network: nn.Module, data: Splits) -> int:
-    """How many networks stand side by side in a register."""
+    """How many networks one vector register holds."""
     return _program(network, data).lanes
 
 
 def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
     """The bytes that a population always takes, and those that each member adds.
 
-    The kernels say how much they take; only the images made ahead are estimated.
+    The kernels report how much they take; only the images made ahead are estimated.
     """
     program = _program(network, data)
     image = math.prod(data.image_shape)
     images = min(SEGMENT_BYTES, len(data.train) * image * program.dtype.itemsize)
     fixed = torch.get_num_threads() * program.workspace(backward=True) + 2 * images
-    # Weights, the optimiser's state, and the network itself, which holds no gradients.
+    # Weights in lanes, the optimiser's state, and the network itself, which has no gradients.
     numbers = program.lowered.weights * (2 + _STATES[recipe.optimizer])
     if isinstance(recipe, Retraining) and not recipe.common_random_numbers:
-        # A batch of its own, as it is made and beside those of the other lanes.
+        # Each member has a batch of its own: once as made, once copied beside the other lanes'.
         numbers += 2 * recipe.batch_size * image
     return Memory(fixed, numbers * program.dtype.itemsize)
 
@@ -106,9 +106,9 @@ def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
 class NativePopulation:
     """P networks of one shape, trained as one; each ends as :func:`loop.train` would leave it.
 
-    ``streams`` has one entry per network: those that share one see the same batches. ``states``,
-    one per network, are those of an earlier population: it goes on from there. Raises
-    :class:`CannotLowerError` for a network that the kernels do not know.
+    ``streams`` has one entry per network; networks with equal entries see the same batches.
+    ``states``, one per network, are those of an earlier population, which this one continues.
+    Raises :class:`CannotLowerError` for a network that the kernels cannot express.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class NativePopulation:
             done, self._steps = done + steps, self._steps + steps
 
     def _optimizer(self, epoch: int, step: int) -> Optimizer:
-        """The recipe's optimiser from a step of an epoch on."""
+        """The recipe's optimiser, with the learning rate of this step of this epoch."""
         recipe, steps = self._recipe, self._recipe.steps_in_epoch(len(self._data.train))
         return Optimizer(
             kind=_KINDS.index(recipe.optimizer),
@@ -160,7 +160,7 @@ class NativePopulation:
         )
 
     def measure(self, *, by_block: bool = False) -> Measured:
-        """Mean losses (nats) and accuracies on each split, both float64 ``[P]``."""
+        """Mean losses (nats) and accuracies on each split, float64 ``[P]`` each."""
         measured = Measured({}, {})
         for name, split in self._data.named():
             images = Images(
@@ -182,7 +182,7 @@ class NativePopulation:
         return measured
 
     def write_back(self) -> None:
-        """Write the trained weights into the networks that were given."""
+        """Write the trained weights into the given networks."""
         for members, weights in zip(self._groups, self._weights, strict=True):
             self._program.unpack(weights, [self._networks[i] for i in members])
 
@@ -193,7 +193,7 @@ class NativePopulation:
         return list(zip(weights, self.states(), strict=True))
 
     def states(self) -> list[MemberState]:
-        """What the optimiser remembers of each network, to go on from."""
+        """The optimiser's state of each network, from which a later population can continue."""
         found: list[MemberState] = [{}] * len(self._networks)
         for members, state in zip(self._groups, self._state, strict=True):
             for lane, member in enumerate(members):
@@ -220,7 +220,7 @@ class NativePopulation:
         self._steps = int(next(steps, torch.tensor(0)))
 
     def _places(self) -> Iterator[tuple[str, int, int, torch.Size]]:
-        """The place of each parameter's numbers in a lane: name, offset, size, shape."""
+        """Where each parameter's numbers lie in a lane: name, offset, size, shape."""
         at = 0
         for name in self._program.lowered.parameters:
             parameter = self._networks[0].get_parameter(name)
@@ -228,7 +228,7 @@ class NativePopulation:
             at += parameter.numel()
 
     def _segments(self, epoch: int) -> Iterator[list[Images]]:
-        """The batches of one epoch, several at a time: what each group sees."""
+        """The images of one epoch, several batches at a time: one entry per group of lanes."""
         distinct = list(dict.fromkeys(self._streams))
         iterators = {
             stream: batches(self._data, self._recipe, stream[0], epoch, stream[1])
@@ -262,7 +262,7 @@ class NativePopulation:
 
 
 class NativeEngine(Engine):
-    """The CPU's kernels: one network in each lane of a register, a group for each thread."""
+    """The CPU's kernels: one network per lane of a vector register, one group per thread."""
 
     name: ClassVar[str] = "native"
     handicap: ClassVar[float] = 0.7
@@ -292,7 +292,7 @@ def _program(network: nn.Module, data: Splits, kernel: Kernel | None = None) -> 
 def _groups(streams: Sequence[Stream], lanes: int) -> list[list[int]]:
     """Which members share a register.
 
-    Members that see the same images go together, since the images then need no lanes of their own;
+    Members that see the same images share one, since the images then need no lanes of their own,
     unless that would leave most lanes empty.
     """
     by_stream: dict[Stream, list[int]] = {}

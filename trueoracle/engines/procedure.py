@@ -1,4 +1,4 @@
-"""Training procedures of a user's own."""
+"""Training procedures that users write themselves."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ __all__ = ["PROCEDURES", "Procedure", "find_procedure", "follow_procedure"]
 Procedure = Callable[..., Any]
 """``procedure(network, data, recipe, seed, report)``: trains the network.
 
-It calls ``report(epoch)`` after each epoch (counted from 0), or ``report(epoch, network)`` where it
-trains another object, or returns the trained network, or trains in place and reports nothing.
+The procedure calls ``report(epoch)`` after each epoch (counted from 0), or ``report(epoch,
+network)`` where it trains another object than it was given. It may also report nothing, and train
+in place or return the trained network.
 """
 
 PROCEDURES: Registry[Procedure] = Registry("training procedure")
 
 
 def find_procedure(reference: str) -> Procedure:
-    """A procedure by ``module:function``; raises :class:`InputError` for what cannot be called."""
+    """The procedure named ``module:function``; :class:`InputError` if it cannot be called."""
     found = PROCEDURES.find(reference)
     if not callable(found):
         raise InputError(f"retraining.procedure {reference!r} cannot be called")
@@ -41,12 +42,13 @@ def follow_procedure(
     seed: int,
     on_epoch: Callable[[int], None] | None = None,
 ) -> list[EpochRecord]:
-    """Train ``network`` by the recipe's own procedure; one record for each epoch that it reports.
+    """Train ``network`` by the recipe's own procedure; one record per epoch that it reports.
 
-    Every record is measured here, as for any other network, in evaluation mode and without touching
-    the random numbers. Random numbers that the procedure draws from torch's global generator come
-    from ``seed``. A procedure that reports nothing has one record, of its last epoch. Raises
-    :class:`TrainingError` where it fails, or reports epochs that do not ascend.
+    The metrics of a record are measured here, as for any other network, in evaluation mode and
+    without touching the random numbers. Random numbers that the procedure draws from torch's global
+    generator come from ``seed``. A procedure that reports nothing has one record, for the recipe's
+    last epoch. Raises :class:`TrainingError` where the procedure fails, or reports epochs that do
+    not ascend.
     """
     procedure = find_procedure(recipe.procedure or "")
     records: list[EpochRecord] = []

@@ -1,4 +1,4 @@
-"""Pruning and retraining some candidates of one dense network: the one place where that is done."""
+"""The one place where candidates of a dense network are pruned and retrained."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["retrain", "retraining_data", "stream_of"]
 
 
 def stream_of(recipe: Retraining, seed: int, candidate: str) -> Stream:
-    """Where a candidate's random numbers come from: within a seed, all see the same by default."""
+    """Where a candidate's random numbers come from: by default the same for all under a seed."""
     return seed, "" if recipe.common_random_numbers else candidate
 
 
 def retraining_data(data: Splits, recipe: Retraining, dense: nn.Module) -> Splits:
-    """The data with the task of retraining: that of the data, or learning from ``dense`` too."""
+    """The data with the task of retraining: the data's own, or learning from ``dense`` as well."""
     if recipe.distil is None:
         return data
     teacher = copied(dense).to(data.train.device)
@@ -49,9 +49,9 @@ def retrain(
 ) -> tuple[list[list[EpochRecord]], list[MemberState]]:
     """Retrain pruned networks in place, for some ``epochs`` of the recipe or all of them.
 
-    By the recipe, or by its own ``procedure`` one after the other, which no ``checkpoint`` is kept
-    of. ``data`` is that of
-    :func:`retraining_data`. Else as :func:`trueoracle.engines.choose.train_epochs`.
+    A recipe with a ``procedure`` of its own trains them one after the other, without a
+    ``checkpoint``. ``data`` comes from :func:`retraining_data`. All else is as in
+    :func:`trueoracle.engines.choose.train_epochs`.
     """
     if recipe.procedure is not None:
         records = [

@@ -1,13 +1,13 @@
 """Networks of equal shapes, computed as one: every value has an axis of members, ``[P, N, ...]``.
 
-A network is traced once; its operations are then run on the values of all members together. What
-no weight has touched yet, such as images that all members share, stays ``[N, ...]`` and is
+A network is traced, and its operations are then run on the values of all members together. A value
+that does not depend on any weight, such as images that all members share, stays ``[N, ...]`` and is
 computed once. Layers with weights have rules; all else goes through ``torch.func.vmap``.
 
-On a CPU convolutions take the members one after the other: grouped convolutions and batched
+On a CPU, convolutions are computed for one member after the other: grouped convolutions and batched
 products of patches are slower there, and a choice by measured time would let two runs of one study
-differ in their rounding. On CUDA each layer is measured once and takes the fastest path; figures
-for CUDA are still to be measured.
+differ in their rounding. On CUDA each layer's paths are timed once and the fastest is taken;
+figures for CUDA are still to be measured.
 """
 
 from __future__ import annotations
@@ -45,15 +45,16 @@ class Each:
 
 
 Input = Tensor | Each
-"""What a layer is given: the same for all members, or each member's own."""
+"""A layer's input: the same for all members, or each member's own."""
 
 
 class Stacked:
     """The stacked weights of P networks, and their forward pass as one.
 
-    ``state`` holds every parameter and buffer, ``[P, ...]``, under its names in a network; what a
-    network uses under two names is one tensor. ``common_draws``: random operations draw the same
-    for all members. ``inputs`` names what the network is given, where that is by name.
+    ``state`` holds every parameter and buffer, ``[P, ...]``, under its names in a network; a
+    parameter that a network uses under two names is one tensor. With ``common_draws``, random
+    operations draw the same for all members. ``inputs`` are the names of the network's inputs,
+    where they are given by name.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Stacked:
         return list(dict.fromkeys(value for value in self.state.values() if value.requires_grad))
 
     def __call__(self, given: Input | Mapping[str, Input]) -> Tensor:
-        """Outputs ``[P, N, ...]`` of inputs ``[N, ...]``, or of each member's own.
+        """Outputs ``[P, N, ...]`` for inputs ``[N, ...]``, or for each member's own inputs.
 
         Several inputs are given by the names of the network's arguments.
         """
@@ -105,14 +106,14 @@ class Stacked:
             for dead in step.dead:
                 del values[dead]
         (answer,) = values.values()
-        # What does not depend on the weights is no output.
+        # A value that does not depend on the weights does not count as output.
         tensors = pytree.tree_map(lambda v: v.tensor if isinstance(v, Each) else None, answer)
         found: Tensor = unwrap(tensors)
         return found
 
     def _run(self, step: Step, values: Mapping[int, Any]) -> Any:
         args, kwargs = filled_in(step.args, values), filled_in(step.kwargs, values)
-        if step.kind in ("output", "placeholder"):  # all but the first have defaults
+        if step.kind in ("output", "placeholder"):  # placeholders that are not given have defaults
             return args[0]
         if step.kind == "get_attr":
             return Each(self.state[step.name]) if step.name in self.state else step.constant
@@ -139,7 +140,7 @@ class Stacked:
         return self._mapped(functools.partial(functional_call, module), (each, args, kwargs), {})
 
     def _mapped(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """``function`` over the members, where an argument differs between them."""
+        """``function`` mapped over the members where any argument differs between them."""
         leaves, structure = pytree.tree_flatten((args, kwargs))
         differ = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Each)]
         if not differ:
@@ -198,7 +199,7 @@ def _layer_norm(stacked: Stacked, norm: nn.LayerNorm, x: Input, state: State) ->
 def _batch_norm(
     stacked: Stacked, norm: nn.BatchNorm1d | nn.BatchNorm2d, x: Input, state: State
 ) -> Tensor | None:
-    """All members' channels as those of one norm: statistics are by channel."""
+    """One norm over all members' channels, since statistics are computed per channel."""
     if not state:
         return None
     given = _expanded(x, stacked.count)
@@ -230,7 +231,7 @@ def _convolution(stacked: Stacked, layer: nn.Conv2d, x: Input, state: State) -> 
         x = Each(_expanded(x, stacked.count))
     if isinstance(x, Each):
         return _convolved(stacked.convolution, layer, x, state)
-    # All members' filters as one member's.
+    # The filters of all members, as if they were one member's.
     joined = {name: value.flatten(0, 1)[None] for name, value in state.items()}
     y = _convolved(stacked.convolution, layer, Each(x[None]), joined)[0]
     return _split(y, 1, (stacked.count, layer.out_channels)).transpose(0, 1)
@@ -303,7 +304,7 @@ _MEASURED: dict[tuple[object, ...], ConvPath] = {}
 
 
 def _fastest(layer: nn.Conv2d, x: Each, state: State) -> ConvPath:
-    """The path that measures fastest for this input, forward and backward; measured once."""
+    """The path that is fastest for this input, forward and backward; timed once per shape."""
     given, device = x.tensor, x.tensor.device
     autocast = torch.is_autocast_enabled(device.type)
     key = (
@@ -339,7 +340,7 @@ def _seconds(path: ConvPath, layer: nn.Conv2d, x: Each, state: State) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Return once the device has done all work given to it, as a CPU always has."""
+    """Return once the device has finished all its work; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -354,7 +355,7 @@ _POOLINGS = {
 
 
 def _are_images(x: object) -> bool:
-    """Whether a value is ``[N, C, H, W]`` for a member."""
+    """Whether a value is ``[N, C, H, W]`` for each member."""
     return x.tensor.ndim == 5 if isinstance(x, Each) else isinstance(x, Tensor) and x.ndim == 4
 
 
@@ -403,7 +404,7 @@ def _stack(networks: Sequence[nn.Module], device: torch.device) -> dict[str, Ten
 
 
 def _check_common(networks: Sequence[nn.Module], names: Sequence[str]) -> None:
-    """Raise ``ValueError`` where tensors other than parameters and buffers differ."""
+    """Raise ``ValueError`` where the networks differ in a tensor that is no parameter or buffer."""
     for name in names:
         owner, _, own_name = name.rpartition(".")
         values = [getattr(n.get_submodule(owner), own_name, None) for n in networks]

@@ -1,7 +1,7 @@
 """Train networks of equal shapes as one, on their stacked weights.
 
-Each member trains as the loop would train it alone. :func:`refusal` tries beforehand whether a
-network allows that; ``stacked.py`` computes the members together.
+Each member is trained as the loop would train it alone. :func:`refusal` tries beforehand whether
+this works for a network; ``stacked.py`` computes the members together.
 """
 
 from __future__ import annotations
@@ -46,28 +46,29 @@ _MOST_ON_A_CPU = 16
 """Most members of a population on a CPU: more gain nothing, and large tensors are slow."""
 
 _TRIED = 4
-"""Members of a trial."""
+"""How many members a trial has."""
 
 Given = Input | Mapping[str, Input]
-"""What networks are given: one input, or several by name."""
+"""The networks' input: one, or several by name."""
 
 
 class WidePopulation:
     """P networks of one architecture in training, each as ``loop.train`` would train it alone.
 
-    ``streams[i]`` is (seed, stream) of member i; members with equal ones see the same batches.
-    Where all are equal, all draw the same dropout (on a CPU that of the loop, unless a tensor lies
-    otherwise in memory); where streams differ, dropout is independent between members, and depends
-    on who is in the population. ``data`` is on the device to train on. ``networks`` may lie
-    elsewhere; only :meth:`write_back` changes them.
+    ``streams[i]`` is (seed, stream) of member i; members with equal streams see the same batches.
+    Where all streams are equal, all members draw the same dropout (on a CPU the same as the loop,
+    unless a tensor has another order in memory). Where streams differ, dropout is independent
+    between members, and depends on which members the population has. ``data`` is on the device to
+    train on. ``networks`` may be on another one; only :meth:`write_back` changes them.
 
     ``compiled`` puts the step through ``torch.compile``. ``convolution`` fixes how
     convolutions are computed: "members" one by one (the default on a CPU), "grouped" as one grouped
     convolution, "columns" as products of patches, or whichever is "measured" as the fastest (the
-    default on CUDA, where fixing it makes the rounding of two runs agree). ``states``, one a
-    member, are those of an earlier population: it goes on from there.
+    default on CUDA, where fixing it makes the rounding of two runs agree). ``states``, one per
+    member, are those of an earlier population, which this one continues.
 
-    Raises ``ValueError`` where the networks differ in more than values, and what tracing raises.
+    Raises ``ValueError`` where the networks differ in more than their weights, and whatever tracing
+    raises.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class WidePopulation:
                     self._step(inputs, batch)
 
     def measure(self, *, by_block: bool = False) -> Measured:
-        """The metrics of every split, float64 ``[P]`` each, as ``evaluate``."""
+        """The metrics of every split, float64 ``[P]`` each, as ``evaluate`` would give them."""
         self._stacked.train(False)
         measured = Measured({}, {})
         with torch.inference_mode(), _attention_that_maps(self._device):
@@ -131,7 +132,7 @@ class WidePopulation:
         return measured
 
     def write_back(self) -> None:
-        """Copy the trained weights and buffers into the networks given, in place."""
+        """Copy the trained weights and buffers into the given networks, in place."""
         with torch.no_grad():
             for i, network in enumerate(self._networks):
                 for name, value in tensors(network).items():
@@ -144,12 +145,12 @@ class WidePopulation:
         return list(zip(weights, self.states(), strict=True))
 
     def states(self) -> list[MemberState]:
-        """What the optimiser remembers of each member, to go on from."""
+        """The optimiser's state of each member, from which a later population can continue."""
         named = self._stacked.state
         return [state_of(self._optimizer, named, i) for i in range(len(self._networks))]
 
     def _batches(self, epoch: int) -> Iterator[tuple[Given, Batch]]:
-        """Inputs and batch for all; where streams differ, of each: fields ``[P, N, ...]``."""
+        """Inputs and batches, common to all; where streams differ, fields are ``[P, N, ...]``."""
         sources = [batches(self._data, self._recipe, s, epoch, name) for s, name in self._streams]
         for parts in zip(*sources, strict=True):
             if len(parts) == 1:
@@ -198,7 +199,7 @@ def _names_of(fields: Iterable[str]) -> list[str]:
 
 
 def _given(batch: Batch) -> Tensor | dict[str, Tensor]:
-    """What of a batch the networks are given."""
+    """The fields of a batch that are the networks' input."""
     names = _names_of(batch)
     return {name: batch[name] for name in names} if names else batch[INPUT]
 
@@ -206,9 +207,9 @@ def _given(batch: Batch) -> Tensor | dict[str, Tensor]:
 def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     """Why networks like this one cannot be trained as one, in a few words; None where they can.
 
-    Two members of different weights compute gradients and predictions for a few examples, together
-    and alone, on the CPU, and the answers are compared. The network and the global random numbers
-    are left as they were.
+    Two members with different weights compute gradients and predictions for a few examples on the
+    CPU, once together and once alone, and the results are compared. The network and the global
+    random numbers are left as they were.
     """
     if why := what_only_the_loop_does(recipe):
         return why
@@ -218,12 +219,12 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     known = inspect.signature(network.forward).parameters
     if inputs != [INPUT] and not known.keys() >= set(inputs):
         return f"its several inputs are no names of its arguments: {', '.join(inputs)}"
-    if inputs != [INPUT]:  # before it is copied: what takes several inputs may be large
+    if inputs != [INPUT]:  # before any copy: a network with several inputs may be large
         try:
             in_both_modes(network, inputs)
         except Exception as error:  # the user's forward runs: anything can come out
             return f"its forward cannot be traced{why_not_traced(error)}"
-    read = getattr(data.task, "task", data.task)  # a distilled one's own
+    read = getattr(data.task, "task", data.task)  # the task that a distilled one is made of
     if type(read).forward is not Task.forward or not read.is_mappable:
         return f"task {data.task.label!r} is not computed for many networks at once"
     few = data.few(2).to(torch.device("cpu"))
@@ -248,9 +249,9 @@ def _drops(network: nn.Module) -> bool:
 def measure_memory(network: nn.Module, data: Splits, recipe: Recipe) -> Memory:
     """Bytes that a population takes beyond data and networks: (fixed, more for each member).
 
-    Measured at the peak of two steps (the second finds the optimiser's state) and one evaluation
-    with 2 and with 4 members. On CUDA it is what torch's allocator held; on a CPU the storages of
-    all tensors alive, without what a kernel allocates and frees within itself.
+    The peak of two steps (the optimiser's state exists from the second on) and one evaluation is
+    measured with 2 and with 4 members. On CUDA this is what torch's allocator held, on a CPU the
+    storages of all tensors in use, without what a kernel allocates and frees within itself.
     """
     index = torch.arange(len(data.train), device=data.train.device)
     sizes = recipe.batch_size, evaluation_batch(data.train)
@@ -290,7 +291,7 @@ class WideEngine(Engine):
 
 
 def _clip_gradients(parameters: Sequence[Tensor], largest: float) -> None:
-    """Each member's gradient to a norm of at most ``largest``, as ``clip_grad_norm_``."""
+    """Scale each member's gradient to a norm of at most ``largest``, as ``clip_grad_norm_``."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])
     scale = (largest / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1)
@@ -306,7 +307,7 @@ def _attention_that_maps(device: torch.device) -> Iterator[None]:
 
 
 def _without_dropout(network: nn.Module) -> nn.Module:
-    """Turn dropout off: what is drawn depends on the order in memory, too."""
+    """Turn dropout off, since its draws also depend on a tensor's order in memory."""
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -316,7 +317,7 @@ def _without_dropout(network: nn.Module) -> nn.Module:
 
 
 def _difference(members: Sequence[nn.Module], recipe: Recipe, data: Splits) -> str | None:
-    """The first tensor in which members together differ from members alone, None if none."""
+    """The first tensor that differs between members together and alone; None if none does."""
     batch = data.train.take(torch.arange(len(data.train))).fields
     with torch.no_grad():
         outputs = data.task.forward(members[0].eval(), _fresh(batch))
@@ -351,12 +352,12 @@ def _difference(members: Sequence[nn.Module], recipe: Recipe, data: Splits) -> s
 
 
 def _fresh(batch: Batch) -> Batch:
-    """A copy, which a network may write into."""
+    """A copy, which a network may change in place."""
     return {name: value.clone() for name, value in batch.items()}
 
 
 def _close(found: Tensor, expected: Tensor, scale: float) -> bool:
-    """Equal but for rounding; where values cancel out, that is relative to ``scale``."""
+    """Whether values are equal but for rounding, relative to ``scale`` where they cancel out."""
     difference = float((found - expected).float().norm())
     return difference <= 1e-2 * float(expected.float().norm()) + 1e-4 * scale
 
@@ -364,7 +365,7 @@ def _close(found: Tensor, expected: Tensor, scale: float) -> bool:
 def _peak_bytes(run: Callable[[], None], device: torch.device) -> int:
     """The most bytes that ``run`` held at a time."""
     if device.type == "cuda":
-        run()  # a first run, for what libraries allocate once and for the choice of paths
+        run()  # a first run lets libraries allocate what they keep, and chooses the paths
         wait_for(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

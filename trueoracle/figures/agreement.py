@@ -17,7 +17,7 @@ from trueoracle.figures.scatter import plain
 
 __all__ = ["AgreementData", "agreement_data", "draw_agreement"]
 
-# From Okabe and Ito's vermilion (against each other) over white to their blue (the same).
+# From Okabe and Ito's vermilion (opposite orders) over white to their blue (the same order).
 _COLOURS = LinearSegmentedColormap.from_list("agreement", ["#D55E00", "#FFFFFF", "#0072B2"])
 _MOST_NUMBERS = 14
 
@@ -26,8 +26,9 @@ _MOST_NUMBERS = 14
 class AgreementData:
     """What the heat map shows: ``tau [n, n]`` among criteria, both in clustered order.
 
-    ``branches`` are the joints of the dendrogram from the first on: place and height of the left
-    arm, of the joint, and of the right arm, places counted along the order; empty without one.
+    ``branches`` are the joints of the dendrogram, the first one first: place and height of the left
+    arm, of the joint, and of the right arm. Places count along the order. Empty without a
+    dendrogram.
     """
 
     criteria: tuple[str, ...]
@@ -72,7 +73,7 @@ def agreement_data(
 def _branches(
     linkage: Sequence[Sequence[float]], rows: Sequence[int]
 ) -> tuple[tuple[float, float, float, float, float], ...]:
-    # A node's place is the middle of its two arms', a leaf's that in the order.
+    # A leaf's place is that in the order, a node's place the middle between its two arms.
     places = {row: float(place) for place, row in enumerate(rows)}
     heights = dict.fromkeys(places, 0.0)
     branches = []
@@ -86,7 +87,7 @@ def _branches(
 def draw_agreement(data: AgreementData, size: tuple[float, float] | None = None) -> Figure:
     """Draw the heat map, with its dendrogram on the left; ``size`` is in inches.
 
-    By default it is as large as its cells need. Up to 14 criteria have their tau in the cell.
+    By default the figure is as large as its cells need. Up to 14 criteria have tau in the cells.
     """
     count = len(data.criteria)
     numbered = count <= _MOST_NUMBERS
@@ -102,7 +103,7 @@ def draw_agreement(data: AgreementData, size: tuple[float, float] | None = None)
         np.ma.masked_invalid(data.tau), cmap=colours, vmin=-1, vmax=1, aspect="auto"
     )
     axes.set_xticks(range(count), [plain(name) for name in data.criteria], rotation=90)
-    # Names of the rows lie between the dendrogram, which they would hide, and the map.
+    # The names of the rows go beside the map, where they do not hide the dendrogram.
     axes.set_yticks(range(count), [plain(name) for name in data.criteria])
     axes.tick_params(length=0, labelsize="small", labelleft=True)
     axes.spines[:].set_visible(False)

@@ -1,4 +1,4 @@
-"""Budget against regret: what a search finds for a part of retraining every candidate."""
+"""Budget against regret: what a search finds at a part of the cost of retraining all candidates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OTHER = ("0.4", ".")
 
 @dataclass(frozen=True)
 class BudgetLine:
-    """One strategy: what it ``spent``, as a share of the full budget, and its regret, ``[n]`` each.
+    """One strategy: the share of the full budget that it ``spent``, and its regret, ``[n]`` each.
 
     The interval from ``low`` to ``high`` holds 95 % of the searches.
     """
@@ -67,8 +67,8 @@ def budget_data(
 ) -> BudgetData:
     """The values of the figure, from the table of :func:`trueoracle.search.replay.replay`.
 
-    ``outcomes`` are the panels, by default all; ``network`` says which network judges the choice
-    (``own``, ``other seeds``). A strategy that spends the same whatever the budget is one point.
+    Each of ``outcomes`` (by default all) has a panel; ``network`` says which network judges the
+    choice (``own``, ``other seeds``). A strategy that always spends the same is a single point.
     Raises :class:`InputError` where the table has no row for a panel.
     """
     panels = []

@@ -1,4 +1,4 @@
-"""A forest plot: tau of several studies, and what a random-effects meta-analysis makes of them."""
+"""A forest plot: tau of several studies, and the random-effects meta-analysis of them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _STUDY, _POOLED, _PREDICTION = "#0072B2", "#000000", "#D55E00"
 class ForestData:
     """What the plot shows: ``tau, low, high [n]`` of each study, and its ``share [n]`` of weight.
 
-    ``pooled`` is tau with its interval over all studies, ``prediction`` the interval in which the
-    tau of another study is expected, NaN where there is none. ``note`` says how studies differ.
+    ``pooled`` is tau over all studies with its interval. ``prediction`` is the interval in which
+    the tau of another study is expected, NaN where there is none. ``note`` says how much studies
+    differ.
     """
 
     labels: tuple[str, ...]
@@ -46,11 +47,15 @@ def forest_data(
 ) -> ForestData:
     """The values of the plot, from the plain values of a meta-analysis.
 
-    ``meta`` has those of :class:`trueoracle.analysis.meta.MetaAnalysis`, None being unknown:
-    ``studies`` (``label``, ``tau``, ``low``, ``high``, ``weight``), their ``tau``, ``low``,
-    ``high``, ``prediction_low`` and ``prediction_high``, and how they differ: ``i2`` (a fraction),
-    ``tau2`` (the variance between studies), ``q`` and ``p_value``. Raises :class:`InputError` where
-    there is no study, or no weight.
+    ``meta`` has the values of :class:`trueoracle.analysis.meta.MetaAnalysis`, with None for what is
+    unknown:
+
+    - ``studies``, each with ``label``, ``tau``, ``low``, ``high`` and ``weight``;
+    - over all studies, ``tau``, ``low``, ``high``, ``prediction_low`` and ``prediction_high``;
+    - how much studies differ: ``i2`` (a fraction), ``tau2`` (the variance between studies), ``q``
+      and ``p_value``.
+
+    Raises :class:`InputError` where there is no study, or no weight.
     """
 
     def value(name: str, entry: Mapping[str, Any] = meta) -> float:
@@ -103,7 +108,7 @@ def draw_forest(data: ForestData, size: tuple[float, float] | None = None) -> Fi
         zip(data.tau, data.low, data.high, data.share, strict=True)
     ):
         axes.plot([low, high], [place, place], color=_STUDY, linewidth=1.4, zorder=2)
-        # Of equal weights each square has about the height of half a row.
+        # Where weights are equal, each square is about half a row high.
         axes.scatter(
             [value], [place], s=70 * share * count, marker="s", color=_STUDY, linewidths=0, zorder=3
         )
@@ -146,7 +151,7 @@ def draw_forest(data: ForestData, size: tuple[float, float] | None = None) -> Fi
 
 
 def _say(axes: Axes, place: float, value: str, weight: str, **style: Any) -> None:
-    """Words on the right of a row: a value, and how much it weighs."""
+    """Write a value, and how much it weighs, on the right of a row."""
     for text, right in ((value, 118), (weight, 160)):
         axes.annotate(
             text, (1, place), xycoords=("axes fraction", "data"), xytext=(right, 0), ha="right",

@@ -17,7 +17,7 @@ from trueoracle.figures.scatter import plain
 
 __all__ = ["LadderColumn", "LadderData", "draw_ladder", "ladder_data"]
 
-# Okabe and Ito's palette; what is certain differs from what is not in filling, too.
+# Okabe and Ito's palette; certain values also differ from uncertain ones in their filling.
 _GOOD, _BAD, _UNSURE = "#0072B2", "#D55E00", "#6B6B6B"
 _CEILING, _BEYOND, _STRIPE = "#009E73", "0.9", "0.965"
 
@@ -60,9 +60,9 @@ def ladder_data(
 ) -> LadderData:
     """The values of the ladder, from rows (outcome, criterion, agreement, low, high, certain).
 
-    Agreement is tau with its sign turned so that +1 is perfect. Criteria lie in the order of their
-    mean agreement over the outcomes, those without any last. ``ceilings`` has that of outcomes
-    where it is known. Raises :class:`InputError` where there is no row.
+    Agreement is tau with its sign turned so that +1 is perfect. Criteria are in the order of their
+    mean agreement over the outcomes; those without any come last. ``ceilings`` has the ceiling of
+    each outcome where it is known. Raises :class:`InputError` where there is no row.
     """
     if not rows:
         raise InputError("a ladder needs at least one row")
@@ -88,7 +88,7 @@ def ladder_data(
 def draw_ladder(data: LadderData, size: tuple[float, float] | None = None) -> Figure:
     """Draw the ladder; ``size`` is in inches, by default as high as its rungs need.
 
-    A filled dot is certain not to be zero. What lies beyond the ceiling is shaded.
+    A filled dot is certain not to be zero. The range beyond the ceiling is shaded.
     """
     if size is None:
         longest = max(len(name) for name in data.criteria)
@@ -114,7 +114,7 @@ def draw_ladder(data: LadderData, size: tuple[float, float] | None = None) -> Fi
 
 
 def _limits(data: LadderData) -> tuple[float, float]:
-    """Common to all columns, so that lengths compare; with room for a number on the right."""
+    """Limits for all columns, so that lengths compare, with room for a number on the right."""
     known = [0.0]
     for column in data.columns:
         known += [*column.agreement, *column.low, *column.high, column.ceiling]

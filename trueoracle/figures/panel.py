@@ -20,7 +20,7 @@ _MOST_COLUMNS = 4
 
 @dataclass(frozen=True)
 class PanelData:
-    """What the panel shows: one scatter per study, in order, and the words that all share."""
+    """What the panel shows: one scatter per study, in order, and the words that scatters share."""
 
     scatters: tuple[ScatterData, ...]
     x_label: str
@@ -29,7 +29,7 @@ class PanelData:
 
     @property
     def columns(self) -> int:
-        """Panels in a row: rows of about equal length, at most four wide."""
+        """The number of scatters in a row: at most four, with rows of about equal length."""
         rows = math.ceil(len(self.scatters) / _MOST_COLUMNS)
         return math.ceil(len(self.scatters) / rows)
 
@@ -45,8 +45,8 @@ def panel_data(
 ) -> PanelData:
     """The values of the panel, from (title, scores ``[P]``, outcomes ``[P]``) of each study.
 
-    ``tau_intervals`` are by title. Raises :class:`InputError` where there is no study, or one
-    without a finite score and outcome.
+    ``tau_intervals`` maps titles to intervals. Raises :class:`InputError` where there is no study,
+    or one without a finite score and outcome.
     """
     if not points:
         raise InputError("a panel needs at least one study")

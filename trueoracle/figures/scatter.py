@@ -31,7 +31,7 @@ __all__ = [
 FORMATS = ("png", "svg", "pdf")
 
 PDF_FONTS = 42
-"""TrueType, which journals ask for."""
+"""Matplotlib's number for TrueType fonts, which journals ask for."""
 
 # Okabe and Ito's palette, told apart by the colour-blind; anomalies differ in shape as well.
 USUAL, ANOMALY, CHOSEN = "#0072B2", "#D55E00", "#000000"
@@ -41,8 +41,8 @@ USUAL, ANOMALY, CHOSEN = "#0072B2", "#D55E00", "#000000"
 class ScatterData:
     """What the scatter shows: points ``x, y [n]``, which are anomalies ``[n]``, and its words.
 
-    ``chosen`` are the lowest score and the outcome of its candidate, the mean of several that share
-    it, whose outcomes are ``stars``; anomalies end better than that.
+    ``chosen`` are the lowest score and the outcome of its candidate. Where several candidates share
+    that score, the outcome is their mean and ``stars`` are their outcomes. Anomalies end better.
     """
 
     x: np.ndarray
@@ -71,7 +71,7 @@ def scatter_data(
 ) -> ScatterData:
     """The values of the scatter; candidates without a finite score and outcome are left out.
 
-    The note has raw tau, and its interval where that is known. ``ceiling`` is the agreement that
+    The note has raw tau, with its interval where that is known. ``ceiling`` is the agreement that
     retraining noise leaves to a perfect criterion.
     """
     relation = relate(
@@ -103,7 +103,8 @@ def scatter_data(
 def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> Figure:
     """Draw the scatter; ``size`` is in inches. Dashed lines and a star mark the lowest score.
 
-    Where several share it, each has a star, and the lines cross at the mean of their outcomes.
+    Where several candidates share that score, each has a star, and the lines cross at the mean of
+    their outcomes.
     """
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
@@ -125,7 +126,7 @@ def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> F
 
 
 def draw_points(axes: Axes, data: ScatterData) -> None:
-    """Draw the points, the star and its lines on axes of one's own, without any words."""
+    """Draw the points, the star and its lines on the given axes, without any words."""
     faint = 0.8 if len(data.x) <= 300 else 0.5
     dot = 26 if len(data.x) <= 300 else 12
     usual = ~data.anomaly
@@ -162,15 +163,15 @@ def draw_points(axes: Axes, data: ScatterData) -> None:
 
 
 def plain(label: str) -> str:
-    """A label without mathematics: a name of the user's may hold dollar signs."""
+    """A label without mathematics, since a user's names may hold dollar signs."""
     return label.replace("$", r"\$")
 
 
 def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write ``stem.png``, ``.svg`` and ``.pdf``; raises :class:`StoreError` where it cannot.
+    """Write ``stem.png``, ``.svg`` and ``.pdf``; raises :class:`StoreError` where that fails.
 
-    All have the layout of the first. Text stays text in SVG and PDF, and no date is written in:
-    same figure, same bytes.
+    All files have the layout of the first. Text stays text in SVG and PDF, and files have no date,
+    so that the same figure gives the same bytes.
     """
     written = []
     layout = figure.get_layout_engine()

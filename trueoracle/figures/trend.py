@@ -1,4 +1,4 @@
-"""A coefficient against what was varied: tau against width, depth, data set or ratio."""
+"""A coefficient against what was varied, such as tau against width, depth, data set or ratio."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class Trend:
 class TrendData:
     """What the figure shows: its lines, and the ticks ``(position, label)`` of what was varied.
 
-    ``ceilings`` are ``(position, coefficient)`` that retraining noise leaves to any criterion.
+    ``ceilings`` are ``(position, coefficient)``, the coefficient being what retraining noise leaves
+    to any criterion.
     """
 
     trends: tuple[Trend, ...]
@@ -57,10 +58,10 @@ def trend_data(
 ) -> TrendData:
     """The values of the figure, from rows (line, value varied, coefficient, low, high).
 
-    Numbers lie where they are, words at equal distances in the order given. A coefficient
-    that is undefined (NaN) is a gap in its line. ``ceilings`` are (value varied, coefficient that
-    a perfect criterion would reach), of values that have a row. Raises :class:`InputError` where
-    there is no row.
+    Numbers have their place on the axis; words are at equal distances in the order given. An
+    undefined coefficient (NaN) makes a gap in its line. ``ceilings`` are (value varied, coefficient
+    that a perfect criterion would reach), for values that have a row. Raises :class:`InputError`
+    where there is no row.
     """
     if not rows:
         raise InputError("a trend needs at least one row")
@@ -95,9 +96,9 @@ def draw_trend(data: TrendData, size: tuple[float, float] = (5.0, 3.8)) -> Figur
             zorder=1.5,
         )  # fmt: skip
     for i, trend in enumerate(data.trends):
-        # A little apart, so that no bar hides another.
+        # Lines are drawn a little apart, so that no bar hides another.
         aside = 0.06 * least * (i - (len(data.trends) - 1) / 2)
-        # An interval by percentiles need not hold the coefficient itself.
+        # An interval by percentiles need not include the coefficient itself.
         below, above = (np.maximum(d, 0) for d in (trend.y - trend.low, trend.high - trend.y))
         axes.errorbar(
             trend.x + aside, trend.y, yerr=np.nan_to_num(np.stack([below, above])),

@@ -78,7 +78,7 @@ class Kernel:
 
 
 def kernels() -> tuple[Kernel, ...]:
-    """What this processor can run, the fastest first; empty where nothing is installed."""
+    """The kernels that this processor can run, the fastest first; empty if none are installed."""
     return _load()[0]
 
 
@@ -111,7 +111,7 @@ def _name() -> str:
 
 
 def _folders() -> list[Path]:
-    """Where the library may be: beside this file, or where an editable install built it."""
+    """The folders to look in: that of this file, and the one where an editable install builds."""
     import trueoracle.native
 
     given = os.environ.get("TRUEORACLE_NATIVE")  # for developers: a library built by hand

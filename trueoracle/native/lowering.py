@@ -23,8 +23,8 @@ _ACTIVATIONS = (
     *("identity", "relu", "leaky_relu", "clamp", "elu", "sigmoid", "tanh", "silu", "gelu"),
 )
 _POOLS = ("none", "max", "average")
-# Their slope follows from their output, and the largest input gives the largest output: they may
-# come after max-pooling, on fewer numbers.
+# The slope of these activations follows from their output, and the largest input gives the largest
+# output: they may be computed after max-pooling, on fewer numbers.
 _MONOTONE = ("identity", "relu", "leaky_relu", "clamp", "elu", "sigmoid", "tanh")
 _LONGEST_WINDOW = 2**15 - 1  # the kernels note the place in a window in 16 bits
 
@@ -37,8 +37,8 @@ class CannotLowerError(Exception):
 class Lowered:
     """A network as the kernels see it.
 
-    ``parameters`` names the tensors in the order in which their numbers stand in the vector of
-    ``weights`` numbers; ``outputs`` is the number of the network's outputs.
+    ``parameters`` names the tensors in the order in which their numbers stand in the kernels'
+    vector, which has ``weights`` numbers; ``outputs`` is the number of the network's outputs.
     """
 
     blocks: list[Block]
@@ -51,7 +51,7 @@ def lower(network: nn.Module, shape: Sequence[int]) -> Lowered:
     """Lower ``network`` for images ``[C, H, W]`` (or ``[features]``).
 
     Raises :class:`CannotLowerError` for anything but a chain of convolution, linear, pointwise
-    activation, pooling and flatten whose every parameter trains.
+    activation, pooling and flatten layers whose parameters are all trained.
     """
     chain = _chain(network)
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad]
@@ -169,7 +169,7 @@ def _weighted(name: str, module: nn.Conv2d | nn.Linear, block: Block, lowered: L
 
 
 def _whole_image_as_channels(block: Block) -> None:
-    """A kernel as large as its image is a linear layer: one long loop instead of three short."""
+    """Turn a kernel as large as its image into a linear layer: one long loop, not three short."""
     if (block.KH, block.KW) == (block.H, block.W) and not block.pad_h and not block.pad_w:
         block.C, block.H, block.W = block.C * block.H * block.W, 1, 1
         block.KH = block.KW = block.dilation_h = block.dilation_w = 1
@@ -194,7 +194,7 @@ def _pool(name: str, module: nn.Module, sizes: Sequence[int], lowered: Lowered) 
     kind, size, stride, padding, counts = _pooling(name, module, sizes)
     if size[0] * size[1] > _LONGEST_WINDOW:
         raise CannotLowerError(f"{name} pools {size[0]}x{size[1]} values")
-    # Images reshaped since the last block have other neighbours than in that block.
+    # In images that were reshaped after the last block, pixels have other neighbours than before.
     joins = lowered.blocks and _output(lowered.blocks[-1]) == sizes and not lowered.blocks[-1].pool
     if not joins:
         lowered.blocks.append(_begin(sizes))
@@ -258,7 +258,7 @@ def _pooling(
     if type(module) in (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d):
         wanted: Any = module.output_size
         rows, columns = (wanted, wanted) if isinstance(wanted, int) else wanted or (None, None)
-        rows, columns = rows or height, columns or width  # None: as many as there are
+        rows, columns = rows or height, columns or width  # None: the size stays
         if not (height % rows or width % columns or getattr(module, "return_indices", False)):
             window = (height // rows, width // columns)
             kind = "average" if isinstance(module, nn.AdaptiveAvgPool2d) else "max"
@@ -276,10 +276,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def _flatten(start_dim: int = 0, end_dim: int = -1) -> nn.Module:
-    return nn.Flatten(start_dim, end_dim)  # whose own default is to spare the first axis
+    return nn.Flatten(start_dim, end_dim)  # by default the module itself keeps the first axis
 
 
-# Calls in a forward, as the modules that do the same.
+# Functions called in a forward pass, each with the module that does the same.
 _CALLS: dict[Any, Callable[..., nn.Module]] = {
     **dict.fromkeys((torch.relu, functional.relu, functional.relu_), nn.ReLU),
     **dict.fromkeys((torch.tanh, functional.tanh), nn.Tanh),

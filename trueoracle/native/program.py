@@ -1,4 +1,4 @@
-"""A population of one network shape on the kernels: weights in lanes, one call for all of them."""
+"""A population of one network shape on the kernels: weights in lanes, one call for all members."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _TASKS = ("train", "evaluate", "gradients", "outputs")
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """What the networks of one lane group see.
+    """The images that the networks of one lane group see.
 
-    Shared by all lanes: ``pixels`` ``[N, C, H, W]`` and ``labels`` int64 ``[N]``. Each lane its
-    own: ``[N, C, H, W, lanes]`` and ``[N, lanes]``.
+    Where all lanes share them, ``pixels`` are ``[N, C, H, W]`` and ``labels`` int64 ``[N]``. Where
+    each lane has its own, they are ``[N, C, H, W, lanes]`` and ``[N, lanes]``.
     """
 
     pixels: Tensor
@@ -80,7 +80,7 @@ class Program:
         )
 
     def pack(self, networks: Sequence[nn.Module]) -> Tensor:
-        """Up to ``lanes`` networks' numbers side by side, ``[weights, lanes]``.
+        """The numbers of up to ``lanes`` networks side by side, ``[weights, lanes]``.
 
         Unused lanes hold copies of the first network, and do not affect the others.
         """
@@ -109,10 +109,10 @@ class Program:
         optimizer: Optimizer,
         steps_before: int,
     ) -> None:
-        """Train every lane group on its images, in order, in place.
+        """Train every lane group in place, on its images in their order.
 
-        ``weights`` are ``[weights, lanes]`` each, ``state`` the optimiser's, ``[1 or 2, weights,
-        lanes]``, zero before the first of all steps. Groups may share ``Images``.
+        ``weights`` are ``[weights, lanes]`` each; ``state`` is the optimiser's, ``[1 or 2, weights,
+        lanes]`` each, and zero before the first step. Groups may share ``Images``.
         """
         self._run("train", weights, images, batch_size, optimizer, state, steps_before)
 
@@ -122,10 +122,10 @@ class Program:
         images: Sequence[Images],
         blocks: Tensor | None = None,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Summed losses (nats, float64) and right answers (int64), ``[1 + B, lanes]``, by group.
+        """Summed losses (nats, float64) and right answers (int64), ``[1 + B, lanes]`` per group.
 
-        First those of all images, then those of each of B ``blocks``: int64 ``[N]`` from 0 on, the
-        block of each image.
+        The first row is for all images, the others for each of B blocks; ``blocks``, int64 ``[N]``,
+        is the block of each image, counted from 0.
         """
         return [
             (loss, right) for loss, right in self._run("evaluate", weights, images, blocks=blocks)

@@ -1,4 +1,4 @@
-"""Dense networks; importing the room registers the shipped ones."""
+"""Dense networks; importing this package registers the shipped ones."""
 
 from trueoracle.networks import language, lenet, mlp, resnet, vgg, vit
 

@@ -1,4 +1,4 @@
-"""What stands between the layers of the small networks."""
+"""The activations between the layers of the small networks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "identity": nn.Iden
 
 
 def make_activation(name: str) -> nn.Module:
-    """``relu``, or ``identity`` for a network that is linear but for its pooling.
+    """``relu``, or ``identity`` for a network that is linear except for its pooling.
 
-    Raises :class:`InputError` for another name, with the nearest ones.
+    Raises :class:`InputError`, with the nearest names, for any other name.
     """
     if name not in _ACTIVATIONS:
         raise unknown("activation", name, _ACTIVATIONS)

@@ -12,9 +12,10 @@ __all__ = ["Attention"]
 class Attention(nn.Module):
     """Self-attention over tokens ``[N, L, dim]`` (Vaswani et al. 2017, arXiv 1706.03762, 3.2.2).
 
-    Tensors are named and laid out as in ``torch.nn.MultiheadAttention``, whose weights it takes:
-    the rows of ``in_proj_weight`` are the queries of all heads, then the keys, then the values.
-    Other than there, ``heads · head_dim`` need not be ``dim``: with fewer heads it is just smaller.
+    Tensors are named and laid out as in ``torch.nn.MultiheadAttention``, so that its weights can be
+    loaded: the rows of ``in_proj_weight`` are the queries of all heads, then the keys, then the
+    values. Unlike there, ``heads · head_dim`` need not equal ``dim``: with fewer heads the product
+    is just smaller.
     """
 
     def __init__(self, dim: int, heads: int, head_dim: int | None = None) -> None:

@@ -1,9 +1,9 @@
-"""The tensors of a PyTorch checkpoint, whatever it is wrapped in, without running its code.
+"""Reads the tensors of a PyTorch checkpoint, however they are wrapped, without running its code.
 
-Training scripts save a ``state_dict`` under one name or another, beside numbers, optimisers and,
-as the paper's code does, the whole network as an object. PyTorch's own safe reader takes the file
-where it holds tensors and plain values. Where it holds objects too, the file is read as data
-(:mod:`trueoracle.pickled`), and tensors are made of the numbers that it stores.
+Training scripts save a ``state_dict`` under various names, beside numbers, optimisers and, as the
+paper's code does, the whole network as an object. A file that holds only tensors and plain values
+is read by PyTorch's own safe reader. A file that also holds objects is read as data
+(:mod:`trueoracle.pickled`), and tensors are made from the numbers that it stores.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from trueoracle.pickled import Call, Name, Stored, read_pickle
 __all__ = ["EXTRA_STATE", "read_checkpoint"]
 
 EXTRA_STATE = "_extra_state"
-"""How the names end under which modules keep what is no tensor (``get_extra_state``)."""
+"""The ending of the names under which modules keep what is no tensor (``get_extra_state``)."""
 
 _USUAL = ("state_dict", "model", "model_state_dict", "net", "network")
-"""What training scripts call the network, which goes before what has another name."""
+"""Names that training scripts give to the network; they take precedence over other names."""
 
 _MOST_LAYERS, _DEEPEST = 1_000_000, 500
-"""No network has more layers; nothing is looked for, and no layers are nested, deeper."""
+"""The most layers that a network may have, and the deepest level at which anything is read."""
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -54,16 +54,16 @@ _DTYPES = {
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The ``state_dict`` that a checkpoint holds: tensors by name.
 
-    It may be the whole content, or stand in a mapping (of mappings) beside other things, under any
-    name; the usual names go before others. Instead of a ``state_dict`` there may be a network
-    itself. Values other than tensors come only under names that end in ``_extra_state``. Raises
-    :class:`InputError`, in one line, for a file that is missing or damaged, holds no
-    ``state_dict``, or several of which none has a usual name.
+    The ``state_dict`` may be the whole content, or stand in a mapping (of mappings) beside other
+    things, under any name; the usual names take precedence. Instead of a ``state_dict`` there may
+    be a network itself. Values other than tensors occur only under names that end in
+    ``_extra_state``. Raises :class:`InputError`, in one line, for a file that is missing or
+    damaged, holds no ``state_dict``, or holds several of which none has a usual name.
     """
     try:
-        # Training scripts like to save their arguments beside the weights: plain values.
+        # Training scripts often save their arguments beside the weights: these are plain values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, and of types on their way out
+            warnings.simplefilter("ignore")  # about pickle protocols and deprecated types
             content: object = torch.load(path, map_location="cpu", weights_only=True)
             objects = None
     except FileNotFoundError as error:
@@ -77,10 +77,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _objects_of(path: Path, reason: Exception) -> _Objects:
-    """A checkpoint that PyTorch does not read safely, read as data; ``reason`` is PyTorch's."""
+    """A checkpoint that PyTorch refuses to read safely (for ``reason``), read as data."""
     what = f"{path} is no safetensors file or PyTorch checkpoint that can be read safely"
     if not zipfile.is_zipfile(path):
-        # PyTorch's own advice, of many lines, is to read it unsafely; ours is not.
+        # PyTorch's own message advises, in many lines, to read the file unsafely.
         is_refused = isinstance(reason, pickle.UnpicklingError) and "only" in str(reason)
         why = "it is damaged, or holds more than tensors" if is_refused else first_line(reason)
         raise InputError(f"{what}: {why[:160]}") from reason
@@ -91,9 +91,9 @@ def _objects_of(path: Path, reason: Exception) -> _Objects:
 
 
 def _find(path: Path, content: object, objects: _Objects | None) -> dict[str, Any]:
-    """The one ``state_dict`` in a content, of those that are least deep in it."""
+    """The ``state_dict`` in a checkpoint's content, among those at the least depth."""
     level: list[tuple[tuple[str, ...], object]] = [((), content)]
-    seen: dict[int, object] = {}  # with the values, lest another one be given the place of one
+    seen: dict[int, object] = {}  # keeps the values alive, so that no id is given to another one
     odd = ""
     for _ in range(_DEEPEST):
         found: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -115,7 +115,7 @@ def _find(path: Path, content: object, objects: _Objects | None) -> dict[str, An
 
 
 def _chosen(path: Path, found: Mapping[tuple[str, ...], dict[str, Any]]) -> dict[str, Any]:
-    """The network among several: what is called so, or the only one."""
+    """The network among several mappings: the one with a usual name, or the only one."""
     usual = [place for place in found if all(name in _USUAL for name in place)]
     places = usual or list(found)
     first = found[places[0]]
@@ -130,7 +130,7 @@ def _chosen(path: Path, found: Mapping[tuple[str, ...], dict[str, Any]]) -> dict
 
 
 def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two hold the same tensors in the same order, whatever is put before the names."""
+    """Whether two mappings hold the same tensors in the same order, whatever their names."""
     ours, theirs = (
         [value for value in each.values() if isinstance(value, Tensor)] for each in (one, other)
     )
@@ -168,7 +168,7 @@ def _kind(value: object) -> str:
 
 
 def _mapping(path: Path, value: object, objects: _Objects | None) -> dict[str, Any]:
-    """What a value holds by name; nothing, where it is no mapping with texts as keys."""
+    """The content of a value by name; empty where the value is no mapping with strings as keys."""
     if objects is not None:
         value = objects.native(path, value)
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
@@ -179,7 +179,7 @@ def _mapping(path: Path, value: object, objects: _Objects | None) -> dict[str, A
 
 
 class _Objects:
-    """A checkpoint whose objects are descriptions (:class:`Call`), of which tensors are made."""
+    """A checkpoint whose objects are read as descriptions (:class:`Call`); tensors are built."""
 
     def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path)
@@ -203,12 +203,15 @@ class _Objects:
 
     def _read(self, name: str) -> bytes:
         about = self._archive.getinfo(self._root + name)
-        if about.compress_type != zipfile.ZIP_STORED:  # PyTorch packs nothing; a bomb would be
+        if about.compress_type != zipfile.ZIP_STORED:  # PyTorch packs nothing; a zip bomb is packed
             raise ValueError("it is packed")
         return self._archive.read(about)
 
     def native(self, path: Path, value: object) -> object:
-        """A value as it would be: a tensor, a mapping, the tensors of a network, or as it is."""
+        """What a description stands for: a tensor, a mapping, or the tensors of a network.
+
+        Any other value is returned as it is.
+        """
         if not isinstance(value, Call):
             return value
         if (made := self._tensor(path, value)) is not None:
@@ -277,13 +280,13 @@ _PARAMETERS = {
 
 
 def _is_network(value: object) -> bool:
-    """Whether a description is of an ``nn.Module``, by what modules keep in themselves."""
+    """Whether a description is of an ``nn.Module``, judged by its attributes."""
     fields = value.state if isinstance(value, Call) else None
     return isinstance(fields, dict) and {"_parameters", "_modules"} <= set(fields)
 
 
 def _items(value: object) -> list[tuple[str, Any]]:
-    """The items of a dictionary, which is described where it is an ordered one."""
+    """The items of a dictionary, or of the description of an ordered one."""
     items = value.items if isinstance(value, Call) else value
     if not isinstance(items, dict):
         return []

@@ -1,4 +1,4 @@
-"""Copies of networks, whatever they hold."""
+"""Copies networks, whatever they hold."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def without_numbers(network: Network) -> Network:
-    """A copy whose parameters and buffers have sizes only (on the meta device), shared as before.
+    """A copy whose parameters and buffers have sizes but no numbers (on torch's meta device).
 
-    Raises as :func:`copied` does.
+    Tensors that the network shares stay shared. Raises the same errors as :func:`copied`.
     """
     replaced: dict[int, Any] = {}
     for value in (*network.parameters(), *network.buffers()):
@@ -30,10 +30,10 @@ def without_numbers(network: Network) -> Network:
 
 
 def copied(network: Network, sharing: Iterable[Tensor] = ()) -> Network:
-    """A copy of ``network`` that shares nothing with it, but for the tensors ``sharing``.
+    """A copy of ``network`` that shares only the tensors in ``sharing`` with it.
 
-    Tensors that were computed with gradients are copied by value: the weights that masks or norms
-    of ``torch.nn.utils`` left at the last call, an activation that a hook keeps. Raises
+    Tensors that were computed with gradients are copied by value, such as the weights that masks or
+    norms of ``torch.nn.utils`` left at the last call, or an activation that a hook keeps. Raises
     :class:`InputError` where a module holds something that cannot be copied.
     """
     return _copied(network, {id(one): one for one in sharing})
@@ -50,7 +50,7 @@ def _copied(network: Network, replaced: dict[int, Any]) -> Network:
 
 
 class _ByValue(TorchFunctionMode):
-    """Lets ``copy.deepcopy`` take tensors that have a history, which torch refuses to copy."""
+    """Lets ``copy.deepcopy`` copy tensors with an autograd history, which torch refuses."""
 
     def __torch_function__(
         self,

@@ -1,4 +1,4 @@
-"""A batch to look at a network with, where there is no data: made up, or read from a file."""
+"""Example batches to inspect a network with when there is no data: made up or read from files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from trueoracle.errors import InputError, first_line, shown
 __all__ = ["ITEMS", "made_up", "read_inputs"]
 
 ITEMS = 2
-"""Items of a batch that is made up; of tokens, the second is padded."""
+"""The number of items in a made-up batch; in a batch of tokens, the second item is padded."""
 
 CONTEXT = 32
-"""Tokens of an item, if not told."""
+"""The number of tokens of an item by default."""
 
 _KINDS = ("int", "float", "ones")
 
@@ -28,8 +28,8 @@ def read_inputs(given: Sequence[str]) -> dict[str, Tensor]:
     """A batch from ``NAME=KIND:SHAPE`` and from files of named tensors (``.safetensors``).
 
     ``KIND`` is ``float`` (uniform below 1), ``ones``, or ``int`` (whole numbers below 10;
-    ``int50``: below 50); ``SHAPE`` such as ``2x32``, the items first. Raises :class:`InputError`
-    for others.
+    ``int50``: below 50). ``SHAPE`` is, for example, ``2x32``, with the number of items first.
+    Raises :class:`InputError` for anything else.
     """
     batch: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
@@ -66,11 +66,11 @@ def _from_file(path: Path) -> dict[str, Tensor]:
 
 
 def made_up(network: nn.Module, context: int | None = None) -> dict[str, Tensor] | None:
-    """A batch of random items for a network of transformers; None: it says nothing of its inputs.
+    """A batch of random items for a network of transformers; None where its inputs are unknown.
 
-    Tokens ``[ITEMS, context]`` (:data:`CONTEXT` if not told) of which the second item is padded by
-    a quarter, images of the size that the configuration says, or both. Raises :class:`InputError`
-    where its images cannot be put among its tokens.
+    The batch has tokens ``[ITEMS, context]`` (:data:`CONTEXT` by default), of which the last
+    quarter of the second item is padding, images of the configuration's size, or both. Raises
+    :class:`InputError` where the images cannot be put among the tokens.
     """
     config, main = getattr(network, "config", None), getattr(network, "main_input_name", None)
     if config is None or main not in ("input_ids", "pixel_values"):
@@ -107,7 +107,7 @@ def _images(config: Any) -> Tensor:
 
 
 def _with_images(network: nn.Module, batch: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
-    """Tokens of an image put before the words of each item, as many as the network makes of it."""
+    """Put as many image tokens before each item's words as the network makes of an image."""
     name = type(network).__name__
     token = getattr(network.config, "image_token_id", None)
     features = getattr(network, "get_image_features", None)
@@ -118,7 +118,7 @@ def _with_images(network: nn.Module, batch: dict[str, Tensor], images: Tensor) -
         try:
             with torch.no_grad():
                 count = _rows(features(pixel_values=given)) // ITEMS
-        except Exception as error:  # other networks want other things
+        except Exception as error:  # other networks expect other inputs
             said = first_line(error)
             continue
         places = torch.full((ITEMS, count), token)
@@ -134,7 +134,7 @@ def _with_images(network: nn.Module, batch: dict[str, Tensor], images: Tensor) -
 
 
 def _rows(features: Any) -> int:
-    """How many tokens the features of images are."""
+    """How many tokens the features of a batch of images make up."""
     pooled = getattr(features, "pooler_output", None)
     found = features if pooled is None else pooled
     if isinstance(found, Mapping):

@@ -1,7 +1,7 @@
-"""The config by which transformers builds a pruned network, where there is one.
+"""Finds the config from which transformers builds a pruned network, where there is one.
 
-A config has one number for all layers: one of intermediate_size, one of heads. Where every layer
-has lost as many units, numbers can be found that give the shapes that are left.
+A config has one number for all layers: one intermediate_size, one number of heads. Where every
+layer has lost the same number of units, numbers can be found that give the pruned shapes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def config_of(network: nn.Module) -> Any:
-    """The config of a network of transformers; None of another one."""
+    """The config of a network of transformers; None for any other network."""
     config = getattr(network, "config", None)
     is_theirs = hasattr(network, "save_pretrained") and hasattr(config, "to_dict")
     return config if is_theirs else None
 
 
 def plain_config(network: nn.Module) -> dict[str, Any] | None:
-    """The config of a network of transformers as ``config.json`` has it; None of another one."""
+    """The config of a network of transformers as in ``config.json``; None for any other network."""
     config = config_of(network)
     if config is None:
         return None
@@ -39,10 +39,11 @@ def plain_config(network: nn.Module) -> dict[str, Any] | None:
 
 
 def fitted_config(network: nn.Module) -> Any:
-    """A config from which transformers builds a network of this one's shapes; None: there is none.
+    """A config from which transformers builds a network of these shapes; None if there is none.
 
-    Numbers of the network's own config are changed until the shapes are right, one at a time; what
-    a config leaves to be computed, such as the width of a head, is said where that is needed.
+    Numbers of the network's own config are changed one at a time until the shapes are right. A
+    number that the config leaves to be computed, the width of a head, is written out where that is
+    needed.
     """
     wanted = _shapes(network)
     for with_head_dim in (False, True):
@@ -51,7 +52,7 @@ def fitted_config(network: nn.Module) -> Any:
             _say_head_dim(config)
         try:
             built = _built_shapes(network, config)
-        except Exception:  # it is not built by its config alone
+        except Exception:  # the network cannot be built from its config alone
             return None
         while wrong := _wrong(built, wanted):
             better = _better(network, config, built, wanted, wrong)
@@ -78,7 +79,7 @@ def _better(
         try:
             setattr(list(sections(tried))[place], key, value)
             found = _built_shapes(network, tried)
-        except Exception:  # noqa: S112 — a number that cannot be
+        except Exception:  # noqa: S112 — the config does not allow this number
             continue
         if _wrong(found, wanted) < wrong:
             return tried, found
@@ -86,7 +87,7 @@ def _better(
 
 
 def _trials(config: Any, changes: list[tuple[int, int]]) -> Iterator[tuple[int, str, int]]:
-    """Numbers to try, as (section, name, value): first those that are themselves a changed size."""
+    """Numbers to try, as (section, name, value); those that equal a changed size come first."""
     exact, scaled = [], []
     for place, section in enumerate(sections(config)):
         for key, value in vars(section).items():
@@ -102,7 +103,7 @@ def _trials(config: Any, changes: list[tuple[int, int]]) -> Iterator[tuple[int, 
 
 
 def sections(config: Any) -> Iterator[Any]:
-    """A config and those within it, such as ``text_config``."""
+    """A config and the configs within it, such as ``text_config``."""
     yield config
     for value in vars(config).values():
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
@@ -128,5 +129,5 @@ def _shapes(network: nn.Module) -> Shapes:
 
 
 def _wrong(built: Shapes, wanted: Shapes) -> int:
-    """How many tensors have another shape, or are not there, or should not be."""
+    """How many tensors have a wrong shape, are missing, or should not exist."""
     return sum(built.get(name) != wanted.get(name) for name in built.keys() | wanted.keys())

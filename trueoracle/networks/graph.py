@@ -1,7 +1,7 @@
-"""What a network does on one real batch: its ATen operations, in the order in which they ran.
+"""Records what a network does on one real batch: its ATen operations in the order they ran.
 
-The batch is really run, so a forward may branch on values, take several inputs or none that is an
-image. Nothing is compiled, and no import of ``torch.export`` (seconds) is needed.
+The batch is really run, so a forward may branch on values and take any number and kind of inputs.
+Nothing is compiled, and ``torch.export``, whose import takes seconds, is not needed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Tensors have a leading axis N.
 _LONGEST_LIST = 64
 
 OPAQUE = (nn.RNNBase,)
-"""Modules that are one operation each: their insides depend on sizes that no cut can reach."""
+"""Modules recorded as one operation each: their insides depend on sizes that no cut can reach."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,14 @@ class Ref:
 
 @dataclass(frozen=True)
 class Step:
-    """One operation: ``arguments`` by the names of its schema, tensors as :class:`Ref`.
+    """One operation of a run, with tensors as :class:`Ref`.
 
-    ``name`` is ATen's without the overload (``convolution``), or the class of an opaque module;
-    ``module`` the path of the innermost module that was running. ``results`` has one entry per
-    value that came out, None for what is no tensor: a new tensor, a ``view`` of the first argument,
-    or that argument itself, which the operation has written (``effect``).
+    - ``name`` is ATen's name without the overload (``convolution``), or an opaque module's class.
+    - ``arguments`` are by the names of the operation's schema.
+    - ``results`` has one entry per returned value, None for a value that is no tensor.
+    - ``module`` is the path of the innermost module that was running.
+    - ``effect`` says what the results are: ``new`` tensors, a ``view`` of the first argument, or
+      that argument itself, which the operation has written (``write``).
     """
 
     name: str
@@ -85,10 +87,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Norming:
-    """A call of a norm: its tensor ``given``, by its number, and the steps within.
+    """A call of a norm: its input ``given``, by its number, and the steps within the call.
 
-    That is a module called so by its class, from one tensor to one of the same shape, without other
-    parameters than one along each axis.
+    A norm is a module with "norm" in the name of its class that maps one tensor to one of the same
+    shape, and each of whose parameters varies along one axis at most.
     """
 
     module: str
@@ -98,11 +100,13 @@ class Norming:
 
 @dataclass
 class Graph:
-    """The operations of one run; ``shapes`` by the tensors' numbers.
+    """The operations of one run, whose tensors have numbers.
 
-    ``constants`` are the values of short lists of whole numbers that the forward itself writes.
-    ``named`` has the numbers of parameters and buffers (of one that is shared, under its first
-    name), ``inputs`` those of the batch, ``outputs`` those of the answer.
+    - ``shapes`` are the tensors' shapes, by number.
+    - ``named`` has the numbers of parameters and buffers; a shared one is under its first name.
+    - ``inputs`` are the numbers of the batch's tensors, ``outputs`` those of the network's answer.
+    - ``norms`` are the calls of norms.
+    - ``constants`` are the values of short lists of whole numbers that the forward itself writes.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -114,17 +118,17 @@ class Graph:
     constants: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def live(self) -> list[int]:
-        """The numbers of the steps that the answer depends on, in their order.
+        """The numbers of the steps that the answer depends on, in order.
 
-        A mean that a forward only branches on is none of them.
+        A mean that a forward only branches on, for example, is not among them.
         """
         return self._before(range(len(self.steps)), self.outputs, ())
 
     def unread(self) -> list[int]:
-        """The numbers of the other steps that take parameters or buffers, and of what leads there.
+        """The numbers of the other steps that take parameters or buffers, or lead to such steps.
 
-        They run, such as layers behind the one whose output is taken, and the answer does not
-        depend on them.
+        These steps run, but the answer does not depend on them: layers after the one whose output
+        is used, for example.
         """
         live = set(self.live())
         others = [at for at in range(len(self.steps)) if at not in live]
@@ -133,7 +137,7 @@ class Graph:
     def _before(
         self, steps: Sequence[int], results: Iterable[int], taken: Iterable[int]
     ) -> list[int]:
-        """Those of some steps that lead to some tensors, or to a step that takes one of others."""
+        """Those of ``steps`` that lead to ``results``, or to a step that takes one of ``taken``."""
         base: dict[int, int] = {}
         for step in self.steps:
             if step.effect == "view":
@@ -154,11 +158,10 @@ class Graph:
 
 
 def answer(network: nn.Module, example: Example) -> Any:
-    """What a network gives for an example batch; of an object with parts, the one that is read.
+    """A network's output for an example batch; for an output object, the part that a task reads.
 
-    Such an object has ``.logits``, say; a plain dictionary counts with all its tensors.
-
-    Raises :class:`TimeoutError` where that takes longer than ``watching.LIMIT`` allows.
+    An output object has ``.logits``, for example; a plain dictionary is returned whole. Raises
+    :class:`TimeoutError` where the run takes longer than ``watching.LIMIT`` allows.
     """
     with limited():
         if isinstance(example, Mapping):
@@ -173,10 +176,10 @@ def answer(network: nn.Module, example: Example) -> Any:
 
 
 def compared(output: Any, example: Example) -> list[Tensor]:
-    """The tensors of an answer in which two networks are to agree.
+    """The tensors of an answer in which two networks have to agree.
 
-    That is the part that is read, or all in floating point where none is. Caches are no part of it,
-    which have an entry for each layer.
+    These are the part that a task reads, or all floating-point tensors where there is no such part.
+    With such a part, caches are left out, which have an entry for each layer.
     """
     part, _ = read_part(output)
     leaves = pytree.tree_leaves(part if isinstance(part, Tensor) else output)
@@ -185,9 +188,9 @@ def compared(output: Any, example: Example) -> list[Tensor]:
 
 
 def without_padding(answers: Sequence[Tensor], example: Example) -> list[Tensor]:
-    """The same answers with zeros where the example's ``attention_mask`` ``[N, T]`` says padding.
+    """The same answers, zeroed where the example's ``attention_mask`` ``[N, T]`` marks padding.
 
-    Nobody reads what a network gives there; behind a softmax over no token it may be NaN.
+    The outputs at padding are never read, and after a softmax over no token they may be NaN.
     """
     mask = example.get("attention_mask") if isinstance(example, Mapping) else None
     if not isinstance(mask, Tensor) or mask.ndim != 2 or not bool(mask.any()):
@@ -201,7 +204,7 @@ def without_padding(answers: Sequence[Tensor], example: Example) -> list[Tensor]
 
 
 def converted(example: Example, dtype: torch.dtype) -> Any:
-    """An example batch whose floating-point tensors have another precision."""
+    """An example batch with its floating-point tensors converted to another precision."""
 
     def convert(one: Any) -> Any:
         return one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one
@@ -223,9 +226,10 @@ def record(network: nn.Module, example: Example) -> Graph:
 
 
 class Recorder(Watch):
-    """Runs a network, without gradients, and notes its operations.
+    """Runs a network without gradients and notes its operations.
 
-    ``watch`` is called after each of them with its number and its first result.
+    ``watch`` is called after each operation, with the operation's number and its result (of an
+    opaque module, the first result).
     """
 
     def __init__(
@@ -300,12 +304,12 @@ class Recorder(Watch):
 
     @contextmanager
     def _entering(self) -> Iterator[None]:
-        """Within the block, the paths of the modules that run are known."""
+        """Within the block, hooks on all modules report when a module starts and stops running."""
         handles = []
         for name, module in self._network.named_modules():
             handles += [
                 module.register_forward_pre_hook(_Enter(self, name)),
-                # Before the user's own hooks, which are no part of the layer.
+                # Placed before the user's own hooks, which are no part of the layer.
                 module.register_forward_hook(
                     _Leave(self, name), prepend=True, with_kwargs=True, always_call=True
                 ),
@@ -317,14 +321,14 @@ class Recorder(Watch):
                 handle.remove()
 
     def enter(self, module: nn.Module, name: str) -> None:
-        """A module begins to run."""
+        """Note that a module begins to run."""
         self._running.append(name)
         self._began.append(len(self.graph.steps))
         if isinstance(module, OPAQUE) and self._within is None:
             self._within = name
 
     def leave(self, module: nn.Module, name: str, given: Any, result: Any) -> None:
-        """A module has run."""
+        """Note that a module has run."""
         self._running.pop()
         steps = range(self._began.pop(), len(self.graph.steps))
         if self._within is None and (tensor := _normed(module, given, result)) is not None:
@@ -364,13 +368,13 @@ class _Leave:
 
 
 def _unpacked(values: Any) -> list[Any]:
-    """What stands in nested values, in one list; of packed sequences their numbers."""
+    """The leaves of nested values in one list; a packed sequence gives its data tensor."""
     leaves = pytree.tree_leaves(values, is_leaf=lambda one: isinstance(one, PackedSequence))
     return [one.data if isinstance(one, PackedSequence) else one for one in leaves]
 
 
 def _normed(module: nn.Module, given: Any, result: Any) -> Tensor | None:
-    """The tensor that a norm takes; None of what is no norm."""
+    """The tensor that a norm takes; None where the module is no norm."""
     tensors = [one for one in pytree.tree_leaves(given) if isinstance(one, Tensor)]
     is_one = len(tensors) == 1 and isinstance(result, Tensor) and result.shape == tensors[0].shape
     if not is_one or "norm" not in type(module).__name__.lower():

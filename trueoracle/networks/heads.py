@@ -1,8 +1,8 @@
-"""Attention modules of other packages, in a form that any number of heads can be cut from.
+"""Attention modules of other packages, in a form from which any number of heads can be cut.
 
-They compute a head's width as the model's width divided by the number of heads, or make a constant
-for every head outside. What takes their place here has the same parameters under the same names
-and computes the same function.
+The original modules compute a head's width as the model's width divided by the number of heads, or
+are given a constant for every head from outside. Their replacements here have the same parameters
+under the same names and compute the same function.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["MultiheadAttention", "fit_heads", "free_heads"]
 
 
 class MultiheadAttention(nn.MultiheadAttention):
-    """``torch.nn.MultiheadAttention`` in which heads · width of a head need not be ``embed_dim``.
+    """``torch.nn.MultiheadAttention`` whose heads · head width need not equal ``embed_dim``.
 
-    It has no fast path, which reads packed weights of the full size.
+    It has no fast path, since torch's fast path reads packed weights of the full size.
     """
 
     def free(self) -> None:
-        """Take over from torch's class."""
+        """Prepare a module that was of torch's class."""
         self._qkv_same_embed_dim = False  # keeps layers that hold it off their fast path
 
     def fit(self) -> None:
@@ -49,7 +49,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As in ``torch.nn.MultiheadAttention``."""
+        """Compute the same as ``torch.nn.MultiheadAttention``."""
         is_batched, is_first = query.ndim == 3, self.batch_first
         if not is_batched:
             query, key, value = (one.unsqueeze(0) for one in (query, key, value))
@@ -98,7 +98,7 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _mask(
         self, q: Tensor, keys: int, padding: Tensor | None, given: Tensor | None
     ) -> Tensor | None:
-        """What is added to the scores, ``[N or 1, heads or 1, L or 1, keys]``."""
+        """The mask to add to the scores, ``[N or 1, heads or 1, L or 1, keys]``; None for none."""
         masks = []
         if padding is not None:
             masks.append(_added(padding, q)[:, None, None])
@@ -110,14 +110,14 @@ class MultiheadAttention(nn.MultiheadAttention):
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:
-    """A mask as numbers to add: minus infinity where a boolean one is true."""
+    """A mask as numbers to add to scores: minus infinity where a boolean mask is true."""
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -math.inf)
 
 
 class _Windows:
-    """torchvision's ``ShiftedWindowAttention`` (and V2), in windows ``[N, H, W, C]``."""
+    """torchvision's ``ShiftedWindowAttention`` (and V2) over images ``[N, H, W, C]``."""
 
     qkv: nn.Linear
     proj: nn.Linear
@@ -125,7 +125,7 @@ class _Windows:
     head_dim: int
 
     def free(self) -> None:
-        """Take over from torchvision's class."""
+        """Prepare a module that was of torchvision's class."""
         self.head_dim = self.qkv.out_features // 3 // self.num_heads
 
     def fit(self) -> None:
@@ -133,7 +133,7 @@ class _Windows:
         self.num_heads = self.qkv.weight.shape[0] // 3 // self.head_dim
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        """As in torchvision's class."""
+        """Compute the same as torchvision's class."""
         height, width = x.shape[1:3]
         tall, wide = self.window_size
         x = functional.pad(x, (0, 0, 0, -width % wide, 0, -height % tall))
@@ -156,10 +156,10 @@ class _Windows:
         return x[:, :height, :width].contiguous()
 
     def _attended(self: Any, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """What the tokens ``[N · windows, L, C]`` of each window draw from one another."""
+        """Attend among the tokens ``[N · windows, L, C]`` of each window."""
         scale = getattr(self, "logit_scale", None)
         bias = self.qkv.bias
-        if scale is not None and bias is not None:  # keys have no bias there
+        if scale is not None and bias is not None:  # in V2, keys have no bias
             first, _, last = bias.unflatten(0, (3, -1)).unbind()
             bias = torch.stack([first, torch.zeros_like(first), last]).flatten()
         projected = functional.linear(tokens, self.qkv.weight, bias)
@@ -180,7 +180,7 @@ class _Windows:
     def _mask(
         self: Any, like: Tensor, windows: Iterable[int], size: Iterable[int], shift: list[int]
     ) -> Tensor:
-        """Which tokens of a window lay side by side before the shift, ``[windows, L, L]``."""
+        """A mask ``[windows, L, L]`` that keeps apart tokens which only the shift put together."""
         parts = []
         for length, window, by in zip(size, self.window_size, shift, strict=True):
             part = torch.zeros(length, device=like.device, dtype=like.dtype)
@@ -198,18 +198,19 @@ class _Windows:
 class _Alibi:
     """Attention that is given a bias per head (ALiBi: Press et al. 2021, arXiv 2108.12409).
 
-    The model makes it for all heads; ``kept_heads`` are the numbers of those that are left.
+    The model computes the bias for all heads; ``kept_heads`` are the numbers of the heads that are
+    left.
     """
 
     kept_heads: Tensor
 
     def free(self: Any) -> None:
-        """Take over from transformers' class."""
+        """Prepare a module that was of transformers' class."""
         device = next(self.parameters()).device
         self.register_buffer("kept_heads", torch.arange(self.num_heads, device=device))
 
     def fit(self: Any) -> None:
-        """Set the sizes that follow from the heads."""
+        """Set the number of heads to that of the heads kept."""
         self.num_heads = len(self.kept_heads)
 
     def forward(
@@ -220,7 +221,7 @@ class _Alibi:
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As in transformers' class."""
+        """Compute the same as transformers' class, with the biases of the heads kept."""
         if alibi is not None:
             is_folded = alibi.ndim == 3  # [N · heads, 1, L]
             each = alibi.unflatten(0, (len(hidden_states), -1)) if is_folded else alibi
@@ -239,13 +240,13 @@ _FREE: dict[str, type] = {
     "transformers.models.bloom.modeling_bloom.BloomAttention": _Alibi,
     "transformers.models.falcon.modeling_falcon.FalconAttention": _Alibi,
 }
-"""What takes the place of a class, or is put before it, by its name."""
+"""The class that replaces an attention class, or that is put before it in a new subclass."""
 
 
 def free_heads(network: nn.Module, cut: Iterable[str] | None = None) -> None:
-    """Let ``network``'s attention modules be cut, where their class would not run without a head.
+    """Make ``network``'s attention modules able to run with fewer heads, where they are not.
 
-    Of the modules only those within which a parameter or buffer of ``cut`` lies; None: all of them.
+    Only modules that contain a parameter or buffer named in ``cut`` are changed; None: all modules.
     """
     names = None if cut is None else list(cut)
     for path, module in network.named_modules():

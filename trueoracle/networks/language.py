@@ -1,6 +1,6 @@
-"""Small language models, and image-and-text ones, to be trained from scratch: transformers' own.
+"""Small language and image-and-text models of transformers, to be trained from scratch.
 
-Their vocabulary is that of the data, ``classes``.
+The size of their vocabulary is ``classes``, which comes from the data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def llama(
     """Llama (Touvron et al. 2023, arXiv 2302.13971) with grouped queries (arXiv 2305.13245).
 
     ``heads`` query heads share ``kv_heads`` keys and values; ``tie`` makes embedding and output
-    one tensor; ``context`` is the longest sequence that it is said to take, in tokens.
+    layer share one tensor; ``context`` is the stated length of the longest sequence, in tokens.
     """
     transformers = import_transformers("it")
     sizes = _Sizes(classes, hidden, layers, heads, kv_heads, mlp, tie, context)
@@ -60,8 +60,8 @@ def llava(
 ) -> nn.Module:
     """LLaVA (Liu et al. 2023, arXiv 2304.08485): a SigLIP tower, a projector and a Llama.
 
-    An image ``[C, H, H]`` becomes ``(H / patch)²`` tokens, which take the places of the token
-    ``image_token`` in ``input_ids``: by default that of the vocabularies that are trained here.
+    An image ``[C, H, H]`` becomes ``(H / patch)²`` tokens, which replace the token ``image_token``
+    in ``input_ids``; its default is the image token of the vocabularies that are trained here.
     """
     transformers = import_transformers("it")
     if not 0 <= image_token < classes:
@@ -92,13 +92,13 @@ def llava(
         tie_word_embeddings=tie,
     )
     made: nn.Module = transformers.LlavaForConditionalGeneration(config)
-    # The projector reads the last layer itself; the norm behind it has nothing to learn.
+    # The projector reads the last layer directly, so the norm after that layer cannot learn.
     made.get_submodule("model.vision_tower.post_layernorm").requires_grad_(False)
     return made
 
 
 class _Sizes(NamedTuple):
-    """Of a Llama."""
+    """The sizes of a Llama."""
 
     classes: int
     hidden: int

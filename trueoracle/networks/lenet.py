@@ -52,9 +52,10 @@ def lenet5_mini(
 ) -> nn.Module:
     """The paper's LeNet5-Mini: conv1/2/3 and fc1/2, ten filters each.
 
-    ``width`` is the number of conv1's filters (the paper's w20, w30 and w40); ``depth`` the number
-    of layers with weights, 5 to 9, where more are further 10-unit linear layers (its d6 … d9);
-    ``activation`` is "relu", or "identity" for its linear variant (only the pooling is not linear).
+    ``width`` is the number of conv1's filters (the paper's w20, w30 and w40). ``depth`` is the
+    number of layers with weights, 5 to 9; those beyond 5 are linear layers of 10 units (the paper's
+    d6 … d9). ``activation`` is "relu", or "identity" for the paper's linear variant (in which only
+    the pooling is not linear).
     """
     if not 5 <= depth <= 9:
         raise ValueError(f"depth must be 5 to 9, got {depth}")

@@ -23,7 +23,7 @@ def mlp(
     batch_norm: bool = False,
     activation: str = "relu",
 ) -> nn.Module:
-    """Linear layers fc1, fc2, … with ReLU between; ``hidden`` lists the units of all but the last.
+    """Linear layers fc1, fc2, … with ReLUs between; ``hidden`` has the units of all but the last.
 
     ``batch_norm`` puts a batch norm (norm1, …) before each ReLU; ``activation = "identity"`` leaves
     the ReLUs out.

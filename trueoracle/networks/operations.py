@@ -1,4 +1,4 @@
-"""The operations of a traced network: what each calls, what it reads, and what depends on it."""
+"""The operations of a traced network: what they call, what they read, and what depends on them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 def in_both_modes(
     network: nn.Module, inputs: Collection[str] = ()
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """A network traced in training mode, and in evaluation mode; its own modes stay as they are.
+    """A network traced in training and in evaluation mode; its own modes are left unchanged.
 
     ``inputs`` are those of :func:`trueoracle.networks.tracing.trace`. Raises whatever the network's
     forward raises.
@@ -43,7 +43,7 @@ def in_both_modes(
 
 
 def called(node: fx.Node) -> Callable[..., Any]:
-    """The function or the tensor's method that an operation calls, which is no module's."""
+    """The function or tensor method that an operation calls; the operation calls no module."""
     if node.op == "call_method":
         return functools.partial(_call_method, str(node.target))
     return cast(Callable[..., Any], node.target)
@@ -59,7 +59,7 @@ def constant(traced: fx.GraphModule, node: fx.Node) -> Any:
 
 
 def closure_of(nodes: set[fx.Node]) -> set[fx.Node]:
-    """The nodes and all that depends on them."""
+    """The nodes and all nodes that depend on them."""
     found, ahead = set(nodes), list(nodes)
     while ahead:
         fresh = [user for user in ahead.pop().users if user not in found]
@@ -69,7 +69,7 @@ def closure_of(nodes: set[fx.Node]) -> set[fx.Node]:
 
 
 def ancestors_of(node: fx.Node, stop: set[fx.Node]) -> set[fx.Node]:
-    """The node and all that it depends on, not going beyond ``stop``."""
+    """The node and all nodes that it depends on, without going beyond ``stop``."""
     found, ahead = {node}, [node]
     while ahead:
         last = ahead.pop()
@@ -80,7 +80,7 @@ def ancestors_of(node: fx.Node, stop: set[fx.Node]) -> set[fx.Node]:
 
 
 def last_uses(nodes: Sequence[fx.Node], keep: Iterable[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """For each operation, the values that none of the later ones reads."""
+    """For each operation, the values that no later operation reads."""
     drops: dict[fx.Node, list[fx.Node]] = {}
     seen = set(keep)
     for node in reversed(nodes):
@@ -100,10 +100,10 @@ class Slot(NamedTuple):
 class Step:
     """One operation as plain values, which ``torch.compile`` can follow.
 
-    - ``kind``: the operation's of :mod:`torch.fx`; ``name``: its target's;
+    - ``kind``: the kind of operation in :mod:`torch.fx`; ``name``: the name of its target;
     - ``slot``: the number of its value; ``dead``: the slots that no later step reads;
     - ``function``: what it calls, None for a module; ``constant``: what ``get_attr`` reads;
-    - ``args``, ``kwargs``: with a :class:`Slot` in the place of a value.
+    - ``args``, ``kwargs``: its arguments, with a :class:`Slot` in place of each earlier value.
     """
 
     kind: str
@@ -140,7 +140,7 @@ def program(traced: fx.GraphModule) -> list[Step]:
 
 
 def filled_in(argument: Any, values: Mapping[int, Any]) -> Any:
-    """An operation's arguments, with values in the place of the slots they come from."""
+    """An operation's arguments, with each :class:`Slot` replaced by its value."""
     if isinstance(argument, Slot):
         return values[argument.number]
     if isinstance(argument, tuple | list):

@@ -1,9 +1,10 @@
 """Networks that others made and trained: ``hf:``, ``timm:`` and ``torchvision:`` names.
 
-``hf:FOLDER`` and ``hf:ORGANISATION/NAME`` are built by transformers from a folder of config and
-safetensors (:mod:`trueoracle.spec.hub`); code that lies in such a folder is never run.
-``timm:NAME`` and ``torchvision:NAME`` are those libraries' networks with the weights that they
-offer. With ``pretrained = false`` they begin with random weights, which are trained here.
+``hf:FOLDER`` and ``hf:ORGANISATION/NAME`` are built by transformers from a folder with a config and
+safetensors, which is downloaded where it is missing (:mod:`trueoracle.spec.hub`); code in such a
+folder is never run. ``timm:NAME`` and ``torchvision:NAME`` are networks of these libraries, with
+the weights that the libraries offer. With ``pretrained = false`` all of them begin with random
+weights, which are trained here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 _ARGUMENTS = ("attn_implementation", "dtype", "pretrained", "revision")
-"""What ``network.arguments`` may say of a network ``hf:…``."""
+"""The names that ``network.arguments`` may contain for a network ``hf:…``."""
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -40,7 +41,7 @@ _KINDS = {
     "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
 }
-"""The classes of transformers that build what we can prune, and where it lists their networks."""
+"""The transformers classes whose networks can be pruned, and where transformers lists these."""
 
 
 def build_pretrained(
@@ -48,10 +49,10 @@ def build_pretrained(
 ) -> nn.Module:
     """The network of a name ``hf:…``, ``timm:…`` or ``torchvision:…``.
 
-    ``input_shape`` (of one example) and ``classes`` matter only where timm or torchvision build a
-    network that is to be trained here; of 0 classes it has its usual ones. Raises
-    :class:`InputError`, in one line, where the library, the network, its files or an argument
-    cannot be had.
+    ``input_shape`` (of one example) and ``classes`` matter only where timm or torchvision builds a
+    network that is to be trained here; with 0 classes the network keeps its usual number. Raises
+    :class:`InputError`, in one line, where the library, the network, its files or an argument is
+    not available.
     """
     given = dict(arguments)
     pretrained = given.pop("pretrained", True)
@@ -70,9 +71,10 @@ def build_pretrained(
 
 
 def build_from_config(config: Mapping[str, Any], what: str) -> nn.Module:
-    """The network of transformers that a config (as ``config.json`` has it) says, untrained.
+    """The untrained transformers network of a config, given as in ``config.json``.
 
-    Raises :class:`InputError`, naming ``what`` the config is of, where there is no such network.
+    Raises :class:`InputError`, naming ``what`` the config belongs to, where there is no such
+    network.
     """
     transformers = import_transformers(what)
     is_tiny = config.get("architectures") == [tinyllava.ARCHITECTURE]
@@ -85,20 +87,21 @@ def build_from_config(config: Mapping[str, Any], what: str) -> nn.Module:
             network: nn.Module = kind.from_config(
                 made, trust_remote_code=False, dtype=config.get("dtype") or "float32"
             )
-    except Exception as error:  # of numbers that do not fit
+    except Exception as error:  # the config's numbers may not fit together
         raise InputError(f"the network of {what} cannot be built: {first_line(error)}") from error
     return network
 
 
 def processor_of(name: str, revision: str | None = None) -> Any:
-    """What belongs to a network ``hf:…`` to make its inputs: a processor, tokenizer or both.
+    """The processor or tokenizer that makes the inputs of a network ``hf:…``.
 
-    Of an image-and-text network its ``ProcessorMixin`` (with ``.tokenizer``), of a language model
-    its tokenizer, of an image classifier its image processor. ``name`` may come without ``hf:``.
-    Raises :class:`InputError` where the files cannot be had, or hold none of these.
+    For an image-and-text network this is its ``ProcessorMixin`` (with ``.tokenizer``), for a
+    language model its tokenizer, for an image classifier its image processor. ``name`` may be given
+    without ``hf:``. Raises :class:`InputError` where the files are not available or contain none of
+    these.
     """
     named = name.removeprefix(HF)
-    folder = folder_of(named, revision)
+    folder = folder_of(named, revision, _in_silence)
     transformers = import_transformers(f"{HF}{named}")
     try:
         with quiet():
@@ -115,7 +118,7 @@ def processor_of(name: str, revision: str | None = None) -> Any:
 
 
 def import_transformers(what: str) -> Any:
-    """The library; raises :class:`InputError`, for ``what``, where it is not installed."""
+    """Import transformers; raises :class:`InputError`, naming ``what``, if it is not installed."""
     try:
         import transformers
     except ImportError as error:
@@ -127,7 +130,10 @@ def import_transformers(what: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars and remarks, of which those that matter are errors here."""
+    """Within the block, transformers shows no progress bars and no remarks.
+
+    The remarks that matter are raised as errors here.
+    """
     from transformers.utils import logging
 
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -142,7 +148,7 @@ def quiet() -> Iterator[None]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What a network's ``config.json`` says; raises :class:`InputError` for a damaged one."""
+    """The content of a network's ``config.json``; raises :class:`InputError` if it is damaged."""
     try:
         read = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -152,6 +158,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read
 
 
+def _in_silence(_: str) -> None:
+    """Report no download: a study and ``inspect`` have announced it before."""
+
+
 def _from_transformers(named: str, given: dict[str, Any], pretrained: bool) -> nn.Module:
     name = f"{HF}{named}"
     for argument in given:
@@ -159,7 +169,7 @@ def _from_transformers(named: str, given: dict[str, Any], pretrained: bool) -> n
             raise unknown(f"argument of network {name!r}", argument, _ARGUMENTS)
     if (dtype := given.setdefault("dtype", "float32")) not in _DTYPES:
         raise unknown(f"dtype of network {name!r}", str(dtype), _DTYPES)
-    folder = folder_of(named, given.pop("revision", None))
+    folder = folder_of(named, given.pop("revision", None), _in_silence)
     transformers, config = import_transformers(name), read_config(folder)
     if config.get("model_type") == tinyllava.MODEL_TYPE:
         with quiet():
@@ -177,9 +187,9 @@ def _from_transformers(named: str, given: dict[str, Any], pretrained: bool) -> n
             network, about = kind.from_pretrained(
                 str(folder), use_safetensors=True, output_loading_info=True, **safe, **given
             )
-    except Exception as error:  # of a damaged file, or an argument that the network does not take
+    except Exception as error:  # a damaged file, or an argument that the network does not take
         raise InputError(f"network {name!r} cannot be built: {first_line(error)}") from error
-    # transformers draws what a checkpoint lacks at random, and only remarks on it.
+    # transformers initialises missing weights at random and only logs a remark.
     if missing := sorted(about["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(f"{name} lacks the weights {missing[0]}{more}: it is not a whole network")
@@ -207,7 +217,7 @@ def _from_timm(named: str, given: dict[str, Any], pretrained: bool) -> nn.Module
     name = f"{TIMM}{named}"
     try:
         import timm
-    except Exception as error:  # it needs torchvision, which fails in its own ways
+    except Exception as error:  # timm needs torchvision, whose import can raise anything
         raise InputError(
             f"{name} needs timm, which does not import ({first_line(error)}): "
             "pip install 'trueoracle[vision]'"
@@ -221,7 +231,7 @@ def _from_torchvision(named: str, given: dict[str, Any], pretrained: bool) -> nn
     name = f"{TORCHVISION}{named}"
     try:
         from torchvision import models
-    except Exception as error:  # beside a torch of another release it fails in its own ways
+    except Exception as error:  # with a torch of another release its import can raise anything
         raise InputError(
             f"{name} needs torchvision, which does not import ({first_line(error)}): "
             "pip install 'trueoracle[vision]'"

@@ -1,4 +1,4 @@
-"""Networks by name: a factory takes the data's shape and its own arguments."""
+"""Networks by name, built by factories from the data's shape and arguments of their own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["NETWORKS", "build", "defaults", "is_shipped", "network"]
 Factory = Callable[..., nn.Module]
 NETWORKS: Registry[Factory] = Registry("network")
 
-# What the data set says rather than the user; a factory that names them is given them.
+# Arguments that come from the data set, not the user, for factories that have such parameters.
 _FROM_DATA = ("input_shape", "classes")
-# The same as ``classes`` in the words of torchvision and others; a user may say otherwise.
+# What torchvision and others call ``classes``; the user may override its value.
 _CLASSES = "num_classes"
 
 
@@ -36,7 +36,7 @@ def network(name: str) -> Callable[[Factory], Factory]:
 
 
 def is_shipped(name: str) -> bool:
-    """Whether a network's name says all about its architecture: it comes with the package."""
+    """Whether a network comes with this package, so that its name determines its architecture."""
     return name in NETWORKS and NETWORKS[name].__module__.startswith("trueoracle.")
 
 
@@ -47,13 +47,14 @@ def build(
     input_shape: tuple[int, ...],
     classes: int,
 ) -> nn.Module:
-    """Build a network by registered name, ``module:factory`` or a name of another library's.
+    """Build a network by registered name, ``module:factory`` or another library's name.
 
-    ``input_shape`` is one image's, ``(C, H, W)``, or another field's of an example; ``classes`` is
-    the number of outputs, such as the vocabulary of a language model. A factory is given as many
-    of ``input_shape``, ``classes`` and ``num_classes`` as it names; those of ``torchvision.models``
-    take the last without naming it. The initial weights come from torch's global generator. Raises
-    :class:`InputError` for an unknown name or argument, with the nearest ones.
+    ``input_shape`` is the shape of one image, ``(C, H, W)``, or of another field of an example;
+    ``classes`` is the number of outputs, such as the size of a language model's vocabulary. A
+    factory gets those of ``input_shape``, ``classes`` and ``num_classes`` that are among its
+    parameters; factories of ``torchvision.models`` also accept ``num_classes`` without naming it.
+    The initial weights come from torch's global generator. Raises :class:`InputError`, with the
+    nearest names, for an unknown name or argument.
     """
     if is_of_library(name):
         return build_pretrained(name, arguments or {}, input_shape=input_shape, classes=classes)
@@ -84,12 +85,12 @@ def build(
 
 
 def defaults(name: str) -> tuple[tuple[int, ...], int]:
-    """The image shape ``(C, H, W)`` and number of classes that a network takes if not told.
+    """The image shape ``(C, H, W)`` and the number of classes that a network has by default.
 
-    What its factory's signature says; ImageNet's, where it says nothing.
+    These are the defaults of its factory's signature, or ImageNet's where there are none.
     """
     found: dict[str, Any] = {"input_shape": (3, 224, 224), "classes": 1000}
-    with suppress(TypeError, ValueError):  # what cannot be called is refused by build
+    with suppress(TypeError, ValueError):  # build refuses a factory that cannot be called
         parameters = inspect.signature(NETWORKS.find(name)).parameters
         for key in found:
             if key in parameters and parameters[key].default is not inspect.Parameter.empty:

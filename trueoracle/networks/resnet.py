@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2016, arXiv 1512.03385), for small images and for ImageNet's.
+"""Residual networks (He et al. 2016, arXiv 1512.03385), for small images and for ImageNet.
 
 Modules and tensors have the names that torchvision gives them (conv1, bn1, layer1.0.conv1, …, fc),
 so that weights can be taken from there.
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; ``stride`` is the first one's."""
+    """Two 3x3 convolutions beside a shortcut; ``stride`` is that of the first convolution."""
 
     expansion = 1
 
@@ -48,9 +48,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut; ``stride`` is the 3x3 one's.
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut; ``stride`` is that of the 3x3 convolution.
 
-    The paper strides the first convolution; torchvision's weights are of networks like this one.
+    In the paper, the first convolution has the stride; torchvision's weights belong to networks
+    like this one.
     """
 
     expansion = 4
@@ -77,8 +78,8 @@ class Bottleneck(nn.Module):
 class PaddedShortcut(nn.Module):
     """A shortcut without parameters (the paper's option A).
 
-    It takes every ``stride``-th row and column of ``[N, C, H, W]``, and puts ``before`` channels of
-    zeros before the C and ``after`` behind them.
+    It takes every ``stride``-th row and column of ``[N, C, H, W]``, and adds ``before`` channels of
+    zeros before the C channels and ``after`` channels of zeros after them.
     """
 
     def __init__(self, stride: int, before: int, after: int) -> None:
@@ -94,7 +95,7 @@ class PaddedShortcut(nn.Module):
 
 
 def _shortcut(option: str, channels: int, outputs: int, stride: int) -> nn.Module | None:
-    """What brings a block's input to the shape of its output; None where it has it."""
+    """A module that gives a block's input the shape of its output; None if they are equal."""
     if channels == outputs and stride == 1:
         return None
     if option == "A":
@@ -142,7 +143,7 @@ def _check_width(width: int) -> None:
 def _small(
     blocks: int, input_shape: tuple[int, ...], classes: int, width: int, shortcut: str
 ) -> nn.Module:
-    """A network for small images: three stages of as many blocks."""
+    """A network for small images: three stages of ``blocks`` blocks each."""
     _check_width(width)
     if shortcut not in ("A", "B"):
         raise ValueError(f"shortcut must be 'A' or 'B', got {shortcut!r}")
@@ -161,7 +162,7 @@ def _large(
     classes: int,
     width: int,
 ) -> nn.Module:
-    """A network for ImageNet's images: a quarter of the height and width from the start."""
+    """A network for ImageNet, whose stem reduces height and width to a quarter."""
     _check_width(width)
     stem: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(input_shape[0], width, 7, 2, padding=3, bias=False),
@@ -180,7 +181,7 @@ def resnet20(
     width: int = 16,
     shortcut: str = "A",
 ) -> nn.Module:
-    """ResNet-20 for small images; ``width`` is the first stage's.
+    """ResNet-20 for small images; ``width`` is that of the first stage.
 
     ``shortcut`` says how a block's input reaches the shape of its output where they differ: "A" by
     leaving out every other row and column and padding with channels of zeros, "B" by a 1x1
@@ -217,7 +218,7 @@ def resnet110(
 def resnet18(
     input_shape: tuple[int, ...] = (3, 224, 224), classes: int = 1000, *, width: int = 64
 ) -> nn.Module:
-    """ResNet-18 for ImageNet; ``width`` is the first stage's."""
+    """ResNet-18 for ImageNet; ``width`` is that of the first stage."""
     return _large(BasicBlock, (2, 2, 2, 2), input_shape, classes, width)
 
 
@@ -225,7 +226,7 @@ def resnet18(
 def resnet34(
     input_shape: tuple[int, ...] = (3, 224, 224), classes: int = 1000, *, width: int = 64
 ) -> nn.Module:
-    """ResNet-34 for ImageNet; ``width`` is the first stage's."""
+    """ResNet-34 for ImageNet; ``width`` is that of the first stage."""
     return _large(BasicBlock, (3, 4, 6, 3), input_shape, classes, width)
 
 

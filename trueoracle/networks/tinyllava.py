@@ -1,10 +1,11 @@
 """Checkpoints in TinyLLaVA's own format: a language model, a vision tower and an MLP between them.
 
 Zhou et al. 2024, arXiv 2402.14289; the format is that of TinyLLaVA_Factory, whose
-``modeling_tinyllava.py`` and ``vision_tower/base.py`` say what is computed: the vision tower's
-second to last layer without its first token (of SigLIP's 729 patches 728 are left, though SigLIP
-has no class token), through ``linear, GELU, linear``, in the place of the image among the words.
-transformers' LLaVA computes the same; only its output layer has no bias, and Phi's has one.
+``modeling_tinyllava.py`` and ``vision_tower/base.py`` define what is computed. The output of the
+vision tower's second to last layer, without its first token (728 of SigLIP's 729 patches are left,
+although SigLIP has no class token), goes through ``linear, GELU, linear`` and replaces the image
+among the words. transformers' LLaVA computes the same, except that its output layer has no bias,
+while Phi's has one.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ ARCHITECTURE, MODEL_TYPE = "TinyLlavaForConditionalGeneration", "tinyllava"
 _IMAGE = "<image>"
 
 _STRATEGIES = {"patch": "default", "cls_patch": "full"}
-"""What is read of the vision tower, in TinyLLaVA's words and in those of transformers."""
+"""Which tokens of the vision tower are read: TinyLLaVA's name and that of transformers."""
 
 _RENAMED = (
     ("language_model.model.", ("model.language_model.",)),
     ("language_model.lm_head.", ("lm_head.",)),
-    # Of older releases of transformers the tower has one more level.
+    # In older releases of transformers the tower has one more level.
     (
         "vision_tower._vision_tower.vision_model.",
         ("model.vision_tower.", "model.vision_tower.vision_model."),
@@ -42,15 +43,15 @@ _RENAMED = (
 )
 
 _COMPUTED = ("position_ids", "inv_freq")
-"""How tensors end that older files hold and networks compute."""
+"""Endings of the names of tensors that older files hold but networks compute themselves."""
 
 
 def load_tinyllava(folder: Path, said: Mapping[str, Any], dtype: str, **options: Any) -> nn.Module:
-    """The network of a folder of TinyLLaVA's, with its weights.
+    """The network in a folder of TinyLLaVA's format, with its weights.
 
-    ``said`` is its ``config.json``. The image's token is ``<image>`` where the tokenizer has it,
-    else the first that it does not use. Raises :class:`InputError` where it is another kind of
-    TinyLLaVA, or the weights do not fit.
+    ``said`` is the content of its ``config.json``. The token for an image is ``<image>`` where the
+    tokenizer has it, else the first token that the tokenizer does not use. Raises
+    :class:`InputError` where the network is another kind of TinyLLaVA, or the weights do not fit.
     """
     network = build_tinyllava(_as_llava(folder, said), **options)
     read = [read_weights(path) for path in sorted(folder.glob("*.safetensors"))]
@@ -73,7 +74,7 @@ def load_tinyllava(folder: Path, said: Mapping[str, Any], dtype: str, **options:
 
 
 def build_tinyllava(config: Mapping[str, Any], **options: Any) -> nn.Module:
-    """The untrained network of a config as transformers' LLaVA has it."""
+    """The untrained network of a config in the form of transformers' LLaVA."""
     import transformers
 
     for option, value in options.items():
@@ -83,7 +84,7 @@ def build_tinyllava(config: Mapping[str, Any], **options: Any) -> nn.Module:
 
 
 def tinyllava_processor(folder: Path, said: Mapping[str, Any]) -> Any:
-    """transformers' processor for LLaVA, with the tokenizer of a folder of TinyLLaVA's."""
+    """transformers' processor for LLaVA, with the tokenizer in a folder of TinyLLaVA's format."""
     import transformers
 
     vision = _section(said, "vision_config")
@@ -107,7 +108,7 @@ def tinyllava_processor(folder: Path, said: Mapping[str, Any]) -> Any:
 
 @lru_cache(maxsize=1)
 def _kind() -> Any:
-    """LLaVA of transformers, with the bias that Phi's output layer has."""
+    """The class of transformers' LLaVA, extended by the bias of Phi's output layer."""
     import transformers
 
     class TinyLlavaForConditionalGeneration(

@@ -1,4 +1,4 @@
-"""What a network does, as a graph of operations."""
+"""Traces a network to a graph of operations (torch.fx)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ __all__ = ["trace", "why_not_traced"]
 def trace(network: nn.Module, inputs: Collection[str] = ()) -> fx.GraphModule:
     """Trace ``network(images)`` in its present mode; optional arguments keep their defaults.
 
-    ``inputs`` names those that are given as well, where a network takes several.
-
-    The graph calls the modules of ``network`` itself, which stays as it is. Raises whatever the
+    ``inputs`` names the optional arguments that are given too, where a network takes several. The
+    graph calls the modules of ``network`` itself, which is left unchanged. Raises whatever the
     network's forward raises when its input is a stand-in for a tensor.
     """
     parameters = list(inspect.signature(network.forward).parameters.values())
@@ -29,8 +28,8 @@ def trace(network: nn.Module, inputs: Collection[str] = ()) -> fx.GraphModule:
         for parameter in parameters[1:]
         if parameter.default is not parameter.empty and parameter.name not in inputs
     }
-    # Tracing stores the constants that a forward makes, and a forward or a hook may store
-    # stand-ins for its tensors: all of that happens to a copy. Parameters are stand-ins throughout.
+    # A copy is traced, since tracing stores the constants that a forward makes, and a forward or a
+    # hook may store stand-ins for its tensors. Parameters are stand-ins throughout.
     twin = copied(network, sharing=network.parameters())
     graph = _Tracer().trace(twin, concrete_args=defaults or None)
     with_constants = copy.copy(network)
@@ -40,10 +39,10 @@ def trace(network: nn.Module, inputs: Collection[str] = ()) -> fx.GraphModule:
 
 
 def why_not_traced(error: Exception) -> str:
-    """The end of a sentence on a network that ``torch.fx`` could not trace.
+    """The end of a message about a network that ``torch.fx`` could not trace.
 
-    Where it is no tracing error, a stand-in for a tensor met code that it was not made for, and
-    what that code says is of no use to a reader.
+    An error other than a tracing error comes from code that was given a stand-in for a tensor, and
+    the text of such an error does not help a reader.
     """
     is_known = isinstance(error, fx.proxy.TraceError)
     return f": {first_line(error)}" if is_known else " by torch.fx"
@@ -64,11 +63,11 @@ _HARMLESS = {
     *("__init__", "__repr__", "_get_name", "extra_repr", "reset_parameters"),
     *("__getstate__", "__setstate__", "__deepcopy__", "get_extra_state", "set_extra_state"),
 }
-"""Methods that a layer may have of its own and still compute what torch's does."""
+"""Methods that a layer may define itself while still computing the same as torch's layer."""
 
 
 def _computes_as_torchs(module: nn.Module) -> bool:
-    """Whether a module's class inherits from a layer of torch and changes nothing it computes."""
+    """Whether a module's class inherits from a layer of torch and computes the same."""
     ours = type(module).__mro__
     torchs = next((kind for kind in ours if kind.__module__.startswith("torch.nn")), nn.Module)
     if torchs in (nn.Module, nn.Sequential):

@@ -18,8 +18,9 @@ def _vgg(
 ) -> nn.Module:
     """Five stages of 3x3 convolutions with 2x2 max-pooling between, then one linear layer.
 
-    ``convolutions`` counts those of each stage. They are conv1, norm1, relu1, conv2, …, without
-    biases, which the norms would take away; the last stage is averaged over all positions.
+    ``convolutions`` is the number of convolutions in each stage. Layers are conv1, norm1, relu1,
+    conv2, …; the convolutions have no biases, which the norms would cancel. The output of the last
+    stage is averaged over all positions.
     """
     channels, height, breadth = input_shape
     if min(height, breadth) < 16:

@@ -1,8 +1,8 @@
 """The vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929).
 
 Modules and tensors have the names that torchvision gives them, so that weights can be taken from
-there. No shape is kept but in the tensors and in :class:`Attention`: heads, units of the
-multi-layer perceptrons and the width of the tokens can be removed.
+there. Shapes are kept only in the tensors and in :class:`Attention`, so that heads, units of the
+multi-layer perceptrons and channels of the tokens can be removed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ["Encoder", "EncoderBlock", "VisionTransformer", "vit_b_16"]
 
 
 class EncoderBlock(nn.Module):
-    """Attention, then a perceptron of one hidden layer, each behind a norm and beside a shortcut.
+    """Attention, then a perceptron of one hidden layer, each after a norm and beside a shortcut.
 
-    Tokens ``[N, L, width]`` in and out.
+    The input and the output are tokens ``[N, L, width]``.
     """
 
     def __init__(self, width: int, heads: int, mlp: int, dropout: float) -> None:
@@ -47,7 +47,7 @@ class EncoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Blocks over tokens ``[N, L, width]`` whose places are told apart by a learnt embedding."""
+    """Blocks over tokens ``[N, L, width]``, whose positions are given by a learnt embedding."""
 
     def __init__(
         self, tokens: int, layers: int, width: int, heads: int, mlp: int, dropout: float
@@ -69,9 +69,9 @@ class Encoder(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches of an image as tokens, and one more token that tells the class.
+    """Takes the patches of an image as tokens, and one more token from which it reads the class.
 
-    The last layer starts at zero, as published: a network that is not trained yet gives zeros.
+    The last layer starts at zero, as published, so an untrained network outputs zeros.
     """
 
     def __init__(
@@ -117,9 +117,10 @@ def vit_b_16(
     mlp: int = 3072,
     dropout: float = 0.0,
 ) -> nn.Module:
-    """ViT-B/16: square patches of ``patch`` pixels a side, ``width`` numbers a token.
+    """ViT-B/16: square patches of ``patch`` pixels per side, ``width`` numbers per token.
 
-    ``layers`` blocks of attention with ``heads`` heads and a perceptron of ``mlp`` hidden units.
+    It has ``layers`` blocks of attention with ``heads`` heads and a perceptron of ``mlp`` hidden
+    units.
     """
     numbers = {"patch": patch, "layers": layers, "heads": heads, "width": width, "mlp": mlp}
     for name, value in numbers.items():

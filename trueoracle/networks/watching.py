@@ -1,4 +1,4 @@
-"""Watching a network's operations as they run, and ending a run that takes too long."""
+"""Watches a network's operations as they run, and ends a run that takes too long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trueoracle.errors import InputError, shown
 __all__ = ["LIMIT", "Watch", "limited"]
 
 LIMIT = "TRUEORACLE_FORWARD_SECONDS"
-"""The environment variable that says after how many seconds a run on one batch is ended."""
+"""The environment variable with the number of seconds after which a run on one batch is ended."""
 
 _DEFAULT_LIMIT = 600.0
 
@@ -30,7 +30,7 @@ class Watch(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch imports its compiler, which takes a second
+        return False  # otherwise torch imports its compiler, which takes a second
 
     def __torch_dispatch__(
         self,
@@ -50,15 +50,16 @@ class Watch(TorchDispatchMode):
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """A block that raises :class:`TimeoutError` once it has run for the number of seconds allowed.
+    """A block that raises :class:`TimeoutError` once it has run for the allowed number of seconds.
 
-    The clock is read before every ATen operation. In the main thread an alarm (SIGALRM), a second
-    later, also ends Python code that runs none, unless somebody else listens to it. In another
-    thread, and on Windows, such code goes on until it is interrupted. No thread is started.
+    The clock is read before every ATen operation. In the main thread an alarm (SIGALRM) one second
+    later also ends Python code that runs no operation, unless the program has a handler for that
+    signal. In another thread, and on Windows, such code goes on until it is interrupted. No thread
+    is started.
     """
     seconds = _seconds()
     try:
-        # A second later than the clock, so that it never rings while a run is ended by that one.
+        # The alarm comes a second later, so that it never rings while the clock ends the run.
         with _Deadline(time.monotonic() + seconds), _alarm(seconds + 1):
             yield
     except _TimeUp:
@@ -68,7 +69,7 @@ def limited() -> Iterator[None]:
 
 
 class _TimeUp(BaseException):
-    """Time is up. No :class:`Exception`, so that a network's own handlers do not take it."""
+    """Time is up; no :class:`Exception`, so that a network's own handlers do not catch it."""
 
 
 class _Deadline(Watch):
@@ -101,13 +102,13 @@ def _alarm(seconds: float) -> Iterator[None]:
 
     signal.signal(signal.SIGALRM, ring)
     try:
-        # Again and again: Python drops what is raised in a destructor or a callback.
+        # It rings repeatedly, since Python drops what is raised in a destructor or a callback.
         signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         yield
     finally:
         try:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        finally:  # it may ring here, for the last time
+        finally:  # the alarm may ring here, for the last time
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
 

@@ -1,4 +1,4 @@
-"""Weights to and from files: safetensors, or a PyTorch checkpoint read without its code."""
+"""Writes and reads weights: safetensors, or PyTorch checkpoints read without running code."""
 
 from __future__ import annotations
 
@@ -36,31 +36,32 @@ __all__ = [
 
 _RENAMED = (
     (r"\b_orig_mod\.", ""),  # torch.compile
-    (r"\bmodule\.", ""),  # parallel training, of the whole or, in old VGGs, of a part
-    # Files of torchvision's hub that are older than its code, of vision transformers and DenseNets.
+    (r"\bmodule\.", ""),  # parallel training of the whole network or, in old VGGs, of a part
+    # Vision transformers and DenseNets in files of torchvision's hub that are older than its code.
     (r"\bmlp\.linear_1\.", "mlp.0."),
     (r"\bmlp\.linear_2\.", "mlp.3."),
     (r"\b(norm|conv)\.([12])\.", r"\1\2."),
     # The paper's released code: the last layer of ResNet-56 and of VGG-19 (its repository,
     # fscdc/Oracle-Pruning-Sanity-Check: pruning/model/resnet_cifar10.py and vgg.py).
     (r"^(linear|classifier)\.", "fc."),
-    (r"\bshortcut\.", "downsample."),  # akamaster/pytorch_resnet_cifar10, where that code is from
+    (r"\bshortcut\.", "downsample."),  # akamaster/pytorch_resnet_cifar10, the source of that code
 )
 
 
 def load_weights(network: nn.Module, source: Path | str) -> str:
     """Load a file, or ``torchvision:NAME``, into ``network``, in place.
 
-    What compiling, parallel training and training frameworks put before the names (``_orig_mod.``,
-    ``module.``, a prefix that all share) is taken off, and the names of the paper's released code
-    are known. Numbers are converted where the network has them in another precision, which must be
-    of the same kind (floating-point, whole, complex, bool); sparse tensors are made dense. Returns
-    what was rounded, in a sentence, or nothing. Raises :class:`InputError` naming the tensors,
-    types and shapes that do not fit, and what :func:`read_weights` raises.
+    Prefixes that compiling, parallel training and training frameworks add to the names
+    (``_orig_mod.``, ``module.``, a prefix that all names share) are removed, and the names of the
+    paper's released code are translated. Numbers are converted where the network has them in
+    another precision of the same kind (floating-point, whole, complex, bool); sparse tensors are
+    made dense. Returns a sentence about the tensors that were rounded, or an empty string. Raises
+    :class:`InputError` naming the tensors, types and shapes that do not fit, and whatever
+    :func:`read_weights` raises.
     """
     expected = state_tensors(network)
     tensors = _named_as(network, expected, read_weights(source), source)
-    for name, first in _shared(network).items():  # which a file holds once, or under each name
+    for name, first in _shared(network).items():  # a file has them once or under each name
         if name not in tensors and first in tensors:
             tensors[name] = tensors[first]
         elif first not in tensors and name in tensors:
@@ -70,7 +71,7 @@ def load_weights(network: nn.Module, source: Path | str) -> str:
         for name, value in expected.items()
         if name in tensors and not _is_extra(name) and tensors[name].shape != value.shape
     ]
-    # A missing counter of batches seen changes no result; old checkpoints lack it.
+    # Old checkpoints lack the counter of batches seen, which changes no result.
     missing = [n for n in expected if n not in tensors and not n.endswith("num_batches_tracked")]
     surplus = [n for n in tensors if n not in expected]
     problems += [f"{name} is missing" for name in missing]
@@ -97,10 +98,10 @@ def load_weights(network: nn.Module, source: Path | str) -> str:
 
 
 def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Put the state of :func:`state_tensors` back, in place, exactly.
+    """Load the state of :func:`state_tensors` back into a network, in place and exactly.
 
-    Raises :class:`InputError`, naming ``source``, where a network does not take it, or shares
-    tensors that differ in it.
+    Raises :class:`InputError`, naming ``source``, where the network does not accept the state, or
+    shares tensors that differ in the state.
     """
     own = network.state_dict()
     try:
@@ -110,7 +111,7 @@ def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: object
                 for name, value in tensors.items()
             }
         )
-    except Exception as error:  # what a module does with its extra state is the user's code
+    except Exception as error:  # the user's code handles a module's extra state
         raise InputError(f"{source} does not fit the network: {first_line(error)}") from error
     for name, value in network.state_dict().items():
         if isinstance(value, Tensor) and _bytes(value) != _bytes(tensors[name]):
@@ -123,11 +124,13 @@ def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: object
 def read_weights(source: Path | str) -> dict[str, Tensor]:
     """The tensors of a file, or of ``torchvision:NAME``, by name.
 
-    ``.safetensors`` files and PyTorch ones (no code is run) are read; what a ``state_dict`` is
-    wrapped in is taken off (:func:`trueoracle.networks.checkpoints.read_checkpoint`). Extra state
-    of modules is as in :func:`state_tensors`. A name is one of torchvision's, such as
-    ``torchvision:ResNet18_Weights.IMAGENET1K_V1``: downloaded once, checked, and kept where
-    ``torch.hub`` keeps its files. Raises :class:`InputError` for what cannot be found or read.
+    ``.safetensors`` files and PyTorch checkpoints are read, without running code; a ``state_dict``
+    is found wherever a checkpoint holds it
+    (:func:`trueoracle.networks.checkpoints.read_checkpoint`). Extra state of modules is as in
+    :func:`state_tensors`. ``NAME`` is one of torchvision's, such as
+    ``torchvision:ResNet18_Weights.IMAGENET1K_V1``; its file is downloaded once, checked, and kept
+    where ``torch.hub`` keeps its files. Raises :class:`InputError` where the source cannot be found
+    or read.
     """
     scheme, colon, name = str(source).partition(":")
     if isinstance(source, str) and colon and scheme == "torchvision":
@@ -135,7 +138,7 @@ def read_weights(source: Path | str) -> dict[str, Tensor]:
     path = Path(source)
     tensors = _read_file(path)
     for name in tensors:
-        if len(name) > 1000 or not name.isprintable():  # it will stand in messages
+        if len(name) > 1000 or not name.isprintable():  # names appear in messages
             raise InputError(f"{path} holds a tensor of the name {name[:100]!r}: it is damaged")
     return tensors
 
@@ -156,9 +159,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 def state_tensors(network: nn.Module) -> dict[str, Tensor]:
     """All of a network's state as tensors, by the names of its ``state_dict``.
 
-    Extra state of modules (``get_extra_state``) that is no tensor comes as the bytes, uint8, of its
-    JSON text, where JSON gives it back as it was. Raises :class:`InputError` naming what is neither
-    that nor a dense tensor: it could not be kept in a file, or told from another.
+    Extra state of modules (``get_extra_state``) that is no tensor is given as the bytes, uint8, of
+    its JSON text, provided that JSON restores it exactly. Raises :class:`InputError` naming any
+    value that is neither such state nor a dense tensor, since it could not be stored in a file or
+    hashed.
     """
     tensors = _as_tensors(network.state_dict(), "the network")
     for name, value in tensors.items():
@@ -189,7 +193,7 @@ def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, object])
     """Write a network's tensors and JSON metadata to a safetensors file, all or nothing.
 
     A tensor that several modules share is written once. Returns the SHA-256 of the file. Raises
-    :class:`StoreError` where the disk does not take it; an older file stays as it was.
+    :class:`StoreError` where the file cannot be written; an older file then stays as it was.
     """
     shared = _shared(network)
     state = {n: v for n, v in state_tensors(network).items() if n not in shared}
@@ -200,13 +204,13 @@ def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, object])
 def write_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> str:
-    """Write a safetensors file, all or nothing, with the rights that new files have here.
+    """Write a safetensors file, all or nothing, with the permissions of any new file.
 
-    Returns the SHA-256 of the file. Raises :class:`StoreError` where the disk does not take it; an
-    older file stays as it was.
+    Returns the SHA-256 of the file. Raises :class:`StoreError` where the file cannot be written; an
+    older file then stays as it was.
     """
     try:
-        # Not by safetensors' own writer, whose files nobody but their owner may read.
+        # The files of safetensors' own writer can be read by their owner only.
         content = save(dict(tensors), dict(metadata or {}))
     except SafetensorError as error:
         raise StoreError(f"cannot write {path}: {error}") from error
@@ -224,7 +228,7 @@ def read_metadata(path: Path) -> dict[str, object]:
 
 
 def weights_sha256(network: nn.Module) -> str:
-    """The SHA-256 over names, shapes and values of all tensors: the identity of a network."""
+    """The SHA-256 of the names, shapes and values of all tensors: the identity of a network."""
     digest = hashlib.sha256()
     for name, value in state_tensors(network).items():
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -233,11 +237,11 @@ def weights_sha256(network: nn.Module) -> str:
 
 
 def architecture_sha256(network: nn.Module) -> str:
-    """The SHA-256 over what a network computes with its tensors.
+    """The SHA-256 of what a network computes with its tensors.
 
-    Module names, types and settings; the traced operations in training and evaluation mode; buffers
-    (those too that no checkpoint holds); which parameters train; and the source text of the classes
-    that are not torch's own.
+    It covers module names, types and settings; the traced operations in training and evaluation
+    mode; buffers (including those that no checkpoint holds); which parameters train; and the source
+    text of the classes that are not torch's own.
     """
     digest = hashlib.sha256()
     for name, module in network.named_modules():
@@ -245,7 +249,7 @@ def architecture_sha256(network: nn.Module) -> str:
         digest.update(f"{name} {kind.__module__}.{kind.__qualname__}".encode())
         digest.update(module.extra_repr().encode())
         if not kind.__module__.startswith("torch."):
-            with suppress(OSError, TypeError):  # typed at a prompt: the operations must do
+            with suppress(OSError, TypeError):  # code typed at a prompt has no source text
                 digest.update(inspect.getsource(kind).encode())
             for key, value in sorted(vars(module).items()):
                 if isinstance(value, Tensor):
@@ -254,11 +258,11 @@ def architecture_sha256(network: nn.Module) -> str:
                     digest.update(f"{key}={value!r}".encode())
     modes = [(module, module.training) for module in network.modules()]
     for mode in (True, False):
-        with suppress(Exception):  # find_groups says in its own words what cannot be traced
+        with suppress(Exception):  # find_groups has its own message for what it cannot follow
             traced = trace(network.train(mode))
             digest.update(traced.code.encode())
             for name, constant in traced.named_buffers():
-                if name.startswith("_tensor_constant"):  # which the code only names
+                if name.startswith("_tensor_constant"):  # the code has only its name
                     digest.update(name.encode() + _bytes(constant))
     for module, training in modes:
         module.training = training
@@ -271,7 +275,7 @@ def architecture_sha256(network: nn.Module) -> str:
 
 
 def _shared(network: nn.Module) -> dict[str, str]:
-    """Further names of parameters and buffers that have one already, with that first one."""
+    """The further names of shared parameters and buffers, each with the first name."""
     found: dict[int, str] = {}
     shared = {}
     for name, value in network.state_dict(keep_vars=True).items():
@@ -281,7 +285,7 @@ def _shared(network: nn.Module) -> dict[str, str]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value's text says all about it."""
+    """Whether a value's ``repr`` determines the value."""
     if isinstance(value, tuple):
         return all(_is_plain(one) for one in value)
     return isinstance(value, int | float | str | None)
@@ -291,7 +295,7 @@ def _bytes(tensor: Tensor) -> bytes:
     dense = tensor.detach().cpu() if tensor.layout == torch.strided else tensor.detach().to_dense()
     if dense.is_quantized:
         dense = dense.dequantize()
-    # A conjugate or a negative may be a view that says so, with the numbers as they were.
+    # A conjugate or negative may be a lazy view, whose memory still holds the original numbers.
     numbers = dense.cpu().resolve_conj().resolve_neg().contiguous()
     return numbers.flatten().view(torch.uint8).numpy().tobytes()
 
@@ -301,7 +305,7 @@ def _is_extra(name: str) -> bool:
 
 
 def _encoded(name: str, value: object, source: str) -> Tensor:
-    """Extra state as bytes; refused where JSON does not give it back."""
+    """Extra state as bytes; raises :class:`InputError` where JSON does not restore it."""
     try:
         text = json.dumps(value)
         is_kept = json.loads(text) == value
@@ -349,7 +353,7 @@ def _converted(name: str, value: Tensor, dtype: torch.dtype, source: object) -> 
 
 def _kind(dtype: torch.dtype) -> torch.dtype:
     """The widest of the types that hold numbers of the same kind."""
-    if dtype in (torch.bool, torch.uint64):  # which no other holds
+    if dtype in (torch.bool, torch.uint64):  # no other type holds these
         return dtype
     if dtype.is_complex:
         return torch.complex128
@@ -366,9 +370,9 @@ def _named_as(
     tensors: Mapping[str, Tensor],
     source: object,
 ) -> dict[str, Tensor]:
-    """A file's tensors by the network's names, as far as its own can be told to be those.
+    """A file's tensors by the network's names, as far as the file's names can be matched.
 
-    What all names begin with is taken off where then all fit.
+    A prefix that all names share is removed where all names fit without it.
     """
     rules = _rules(network)
     prefix, names = "", list(tensors)
@@ -395,10 +399,10 @@ def _by_name(
 
 
 def _rules(network: nn.Module) -> list[tuple[str, str]]:
-    """What to replace in the names of a file, by regular expressions, one after the other."""
+    """Regular expressions and their replacements, to apply to a file's names in this order."""
     rules = list(_RENAMED)
     if isinstance(network, nn.Sequential):
-        # The layers of VGGs stand in our order in the paper's code and in torchvision, by number.
+        # The paper's code and torchvision number the layers of VGGs, in the same order as here.
         rules += [
             (rf"^features\.{number}\.", f"{name}.") for number, name in enumerate(network._modules)
         ]
@@ -406,7 +410,7 @@ def _rules(network: nn.Module) -> list[tuple[str, str]]:
 
 
 def _renamed(name: str, expected: Container[str], rules: Sequence[tuple[str, str]]) -> str:
-    """A tensor's name in the network: without what was put into it, where it is not known so."""
+    """A tensor's name in the network; the file's name where no replacement leads to a known one."""
     made, before = name, ""
     while made != before:
         before = made
@@ -418,11 +422,11 @@ def _renamed(name: str, expected: Container[str], rules: Sequence[tuple[str, str
 
 
 def _from_hub(name: str) -> dict[str, Tensor]:
-    """The weights that torchvision offers by this name, from its hub or from where it was kept."""
+    """The weights that torchvision offers by this name, downloaded or from torch.hub's cache."""
     reference = f"torchvision:{name}"
     try:
         from torchvision import models
-    except Exception as error:  # beside a torch of another release it fails in its own ways
+    except Exception as error:  # with a torch of another release its import can raise anything
         raise InputError(
             f"network.weights = {reference!r} is read through torchvision, which does not import "
             f"({first_line(error)}): pip install 'trueoracle[vision]'"

@@ -1,4 +1,4 @@
-"""The ways to prune a network: one list of candidates, whatever is pruned; here, filters."""
+"""The common interface of all lists of candidates, and the candidates that prune filters."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ __all__ = ["CandidateList", "Candidates", "Surgery", "Units", "list_candidates"]
 Surgery = Literal["exact", "as-released"]
 
 Units = Literal["filters", "weights", "layers"]
-"""What is pruned: filters (of any group: heads and hidden units too), single weights, layers."""
+"""What is pruned: filters (heads and hidden units included), single weights, or whole layers."""
 
 
 class CandidateList(Protocol):
-    """P ways to prune one network: what the stages of a study and criteria use of them."""
+    """P ways to prune one network, as the stages of a study and the criteria use them."""
 
     @property
     def units(self) -> Units:
-        """What is pruned. ``groups``, ``weights`` or ``layers`` says of which parts."""
+        """What is pruned; ``groups``, ``weights`` or ``layers`` names the parts concerned."""
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -42,11 +42,11 @@ class CandidateList(Protocol):
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The layers of whose ``weight`` single numbers are pruned."""
+        """The layers whose ``weight`` loses single numbers."""
 
     @property
     def layers(self) -> Mapping[str, tuple[str, ...]]:
-        """The layers that can be taken out as a whole, by the list that they stand in."""
+        """The layers that can be taken out as a whole, by the name of their list."""
 
     @property
     def surgery(self) -> Surgery:
@@ -54,15 +54,15 @@ class CandidateList(Protocol):
 
     @property
     def space(self) -> int | None:
-        """How many ways there are in all; None where their number is beyond writing."""
+        """How many ways there are in all; None where the number is too long to write."""
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """One stable id per candidate: 16 hex digits over all that tells it from others."""
+        """One stable id per candidate: 16 hex digits of a hash over what distinguishes it."""
 
     @property
     def is_uniform(self) -> bool:
-        """Whether the pruned networks compute alike, so that they can be trained as one."""
+        """Whether all pruned networks compute alike, so that they can be trained as one."""
 
     def __len__(self) -> int: ...
 
@@ -72,25 +72,25 @@ class CandidateList(Protocol):
         """Some of the candidates."""
 
     def pruned(self, index: int) -> Mapping[str, Any]:
-        """What one candidate prunes, in values that JSON knows."""
+        """What one candidate prunes, in values that JSON can hold."""
 
     def prune(self, dense: nn.Module, index: int) -> nn.Module:
         """The pruned network of one candidate: a copy."""
 
     def sum_pruned(self, importance: Importance) -> np.ndarray:
-        """Scores ``[P]``: the importance of what is pruned, summed."""
+        """Scores ``[P]``: the summed importance of what each candidate prunes."""
 
     def around(
         self, criterion: str, importance: Importance, count: int, share: float, seed: int
     ) -> CandidateList:
-        """As many candidates of this pruning, drawn around what a criterion would prune.
+        """Draw ``count`` candidates of this pruning around what a criterion would prune.
 
-        The first one prunes what is of least ``importance``; for each other one a ``share`` of the
-        importances changes places (:func:`trueoracle.pruning.ways.moved`).
+        The first candidate prunes what has the least ``importance``; for each other candidate a
+        ``share`` of the importances change places (:func:`trueoracle.pruning.ways.moved`).
         """
 
     def costs(self, dense: nn.Module, given: Sequence[int] | Example) -> list[Cost]:
-        """The cost of each pruned network, for one image ``[C, H, W]`` or item of an example."""
+        """The cost of each pruned network for one image ``[C, H, W]`` or one item of an example."""
 
     def listing(self) -> Listing:
         """What :func:`trueoracle.pruning.listing.write_listing` writes."""
@@ -127,7 +127,7 @@ class Candidates:
 
     @property
     def _ways(self) -> Space:
-        """The space that the candidates are from."""
+        """The space that the candidates come from."""
         pools = {group.name: group.filters for group in self.groups}
         return Space(pools, tuple(map(len, self.ways[0])))
 
@@ -143,7 +143,7 @@ class Candidates:
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        """One stable id per candidate: 16 hex digits over group names and pruned filters."""
+        """One stable id per candidate: 16 hex digits of a hash of groups and pruned filters."""
         return tuple(self._id(w) for w in self.ways)
 
     def _id(self, one: Way) -> str:
@@ -178,7 +178,7 @@ class Candidates:
         return prune(dense, self.groups, kept, read)
 
     def costs(self, dense: nn.Module, given: Sequence[int] | Example) -> list[Cost]:
-        """The cost of each pruned network: the same for all, since all have equal shapes."""
+        """The cost of each pruned network: the same for all candidates, whose shapes are equal."""
         return [cost(self.prune(dense, 0), given)] * len(self)
 
     def listing(self) -> Listing:
@@ -189,8 +189,8 @@ class Candidates:
     def sum_pruned(self, importance: Importance) -> np.ndarray:
         """Scores ``[P]``: per-filter ``importance`` ``[filters]`` summed over what is pruned.
 
-        ``importance`` has an entry for each group, by its name. Raises :class:`InputError` where it
-        does not give one number per filter.
+        ``importance`` has one entry per group, by its name. Raises :class:`InputError` where an
+        entry does not give one number per filter.
         """
         return self._ways.sum_removed(self.ways, importance)
 
@@ -210,12 +210,12 @@ def list_candidates(
 ) -> Candidates:
     """List the candidates of a pruning.
 
-    - ``ratios`` maps layer names or patterns to pruning ratios. A name stands for its group, be it
-      the group's first layer or another one. A pattern (``model.layers.*.mlp.*``) names the groups
-      whose first layer fits it; where none does, those of which any layer fits.
-    - ``count`` is ``"all"`` for every way in lexicographic order, how many distinct ones to sample
-      with ``seed``, or the file of a listing (``.json``, or a combination file of the paper's code,
-      ``.pkl``), whose candidates are taken in its order.
+    - ``ratios`` maps layer names or patterns to pruning ratios. A name stands for the whole group
+      of that layer. A pattern (``model.layers.*.mlp.*``) names the groups whose first layer matches
+      it; where no first layer does, the groups in which any layer matches.
+    - ``count`` is ``"all"`` for every way in lexicographic order, a number of distinct ways to
+      sample with ``seed``, or the file of a listing (``.json``, or a combination file of the
+      paper's code, ``.pkl``), whose candidates are taken in the file's order.
 
     Raises :class:`InputError` for a pattern without a prunable layer, a ratio that removes nothing
     or everything, a space too large to enumerate or too small for the sample, and a listing that
@@ -240,7 +240,7 @@ def list_candidates(
 
 
 def _match_groups(available: GroupMap, ratios: Mapping[str, float | str]) -> dict[str, Any]:
-    """The ratio of every group that is named: by one of its layers, or itself (LAYER:heads)."""
+    """The ratio of every group that a pattern names by one of its layers or as LAYER:heads."""
     group_of = {
         name: group
         for group in available.groups.values()
@@ -251,8 +251,8 @@ def _match_groups(available: GroupMap, ratios: Mapping[str, float | str]) -> dic
     for pattern, ratio in ratios.items():
         known = group_of
         if pattern not in group_of and any(fnmatchcase(one, pattern) for one in available.groups):
-            # What a block writes to a sum belongs to the group of the whole sum, which begins
-            # elsewhere: a pattern over a block's layers does not mean that one.
+            # A block's last layer belongs to the group of the whole residual sum, which begins in
+            # another block: a pattern over the layers of one block does not mean that group.
             known = {name: group for name, group in group_of.items() if name == group.name}
         for name in match_layers(known, available.refused, {pattern: ratio}):
             if name in named:
@@ -268,7 +268,7 @@ def _match_groups(available: GroupMap, ratios: Mapping[str, float | str]) -> dic
 
 
 def _check_alone(groups: Sequence[Group]) -> None:
-    """The released code cuts what follows one layer; it says nothing of layers that are coupled."""
+    """Refuse coupled layers: the released code only cuts what follows a single layer."""
     for group in groups:
         odd = len(group.layers) > 1 or any(
             part.offset or part.axis is not None for part in (*group.norms, *group.consumers)

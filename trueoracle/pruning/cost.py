@@ -36,15 +36,15 @@ def cost(network: nn.Module, given: Sequence[int] | Example) -> Cost:
 
     ``given`` is the shape of an image ``[C, H, W]``, or an example batch (a tensor, positional
     arguments, or keyword arguments by name), whose first item is taken. Zeros count like any other
-    weight. It is computed without numbers (on torch's meta device) where the network allows that,
-    else on the item itself. ``network`` stays as it is. Raises :class:`InputError` where it does
-    not run on one item.
+    weight. The cost is computed without numbers (on torch's meta device) where the network allows
+    that, else on the item itself. ``network`` is left unchanged. Raises :class:`InputError` where
+    the network does not run on one item.
     """
     return Cost(sum(p.numel() for p in network.parameters()), _macs(network, given)[0])
 
 
 def macs_by_parameter(network: nn.Module, given: Sequence[int] | Example) -> dict[str, int]:
-    """The MACs for one item that each named parameter takes part in; without entry: none.
+    """The MACs for one item that each parameter takes part in, by name; no entry means none.
 
     ``given`` is as in :func:`cost`.
     """
@@ -54,14 +54,15 @@ def macs_by_parameter(network: nn.Module, given: Sequence[int] | Example) -> dic
 def _macs(network: nn.Module, given: Sequence[int] | Example) -> tuple[int, dict[str, int]]:
     item = _first_item(given)
     try:
-        # A network may make tensors of its own as it goes, or branch on values: those are nowhere.
+        # This fails for a network that makes tensors of its own or branches on values, since the
+        # meta device has no values.
         return _count(without_numbers(network), item, torch.device("meta"))
     except Exception:  # the user's forward runs: anything can come out
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
     try:
         return _count(copied(network), item, device)
     except Exception as error:  # likewise
-        with suppress(Exception):  # its rows may be of no item alone, as patches of images are
+        with suppress(Exception):  # rows may not belong to single items (such as image patches)
             return _share_of_item(network, given, device)
         what = f"image of shape {list(given)}" if _is_shape(given) else "item of the example"
         raise InputError(
@@ -73,7 +74,7 @@ def _macs(network: nn.Module, given: Sequence[int] | Example) -> tuple[int, dict
 def _share_of_item(
     network: nn.Module, given: Any, device: torch.device
 ) -> tuple[int, dict[str, int]]:
-    """What a whole batch takes, by its number of items."""
+    """The MACs of a whole batch divided by its number of items."""
     items = _items(given)
     total, by_parameter = _count(copied(network), given, device)
     return total // items, {name: macs // items for name, macs in by_parameter.items()}
@@ -90,7 +91,7 @@ def _is_shape(given: Sequence[int] | Example) -> bool:
 
 
 def _first_item(given: Sequence[int] | Example) -> Any:
-    """A batch of one item, the first of an example."""
+    """A batch of one item: the first item of an example."""
     if _is_shape(given):
         return torch.zeros(1, *cast(Sequence[int], given))
     count = _items(given)
@@ -109,7 +110,7 @@ def _count(network: nn.Module, item: Any, device: torch.device) -> tuple[int, di
     by_storage = _ByStorage(counter)
     names = {_storage(value): name for name, value in network.named_parameters()}
     placed = pytree.tree_map(lambda one: one.to(device) if isinstance(one, Tensor) else one, item)
-    # Without autograd, and not in inference mode, in which layers arrive in one piece.
+    # No autograd, but not inference mode either: there layers are not split into operations.
     with plain_attention(), torch.no_grad(), counter, by_storage:
         answer(network.eval(), placed)
     found = {names[key]: macs for key, macs in by_storage.macs.items() if key in names}
@@ -117,9 +118,10 @@ def _count(network: nn.Module, item: Any, device: torch.device) -> tuple[int, di
 
 
 def _of_experts() -> dict[Any, Any]:
-    """The FLOPs of products of rows with their experts' matrices, which torch does not count.
+    """How to count the FLOPs of products of rows with experts' matrices, which torch does not.
 
-    A row ``[K]`` takes one expert's matrix ``[K, N]``, however many experts there are.
+    Each row ``[K]`` is multiplied by one expert's matrix ``[K, N]``, however many experts there
+    are.
     """
 
     def flops(rows: Sequence[int], matrices: Sequence[int], *_: Any, **__: Any) -> int:
@@ -131,7 +133,7 @@ def _of_experts() -> dict[Any, Any]:
 
 
 class _ByStorage(Watch):
-    """Notes the MACs of every operation with each storage that it reads."""
+    """Adds the MACs of every operation to each storage that the operation reads."""
 
     def __init__(self, counter: Any) -> None:
         super().__init__()
@@ -149,5 +151,5 @@ class _ByStorage(Watch):
 
 
 def _storage(value: Tensor) -> int:
-    """What tells a tensor's memory from others', for views of it alike."""
+    """A number that identifies a tensor's memory, the same for all views of it."""
     return int(value.untyped_storage()._cdata)

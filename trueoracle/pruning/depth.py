@@ -29,7 +29,7 @@ __all__ = ["DepthCandidates", "check_depth", "list_depth_candidates"]
 class DepthCandidates:
     """P ways to take layers out of one network.
 
-    ``ways`` has one entry per candidate: for each of the ``stacks``, which of its layers go.
+    ``ways`` has one entry per candidate: for each of the ``stacks``, the layers that are taken out.
     ``space`` is how many ways there are in all.
     """
 
@@ -59,7 +59,7 @@ class DepthCandidates:
 
     @property
     def is_uniform(self) -> bool:
-        """No: layers of one stack may differ in what no shape shows."""
+        """False: layers of one stack may differ in ways that their shapes do not show."""
         return False
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class DepthCandidates:
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        """One stable id per candidate: 16 hex digits over the stacks and the layers that go."""
+        """One stable id per candidate: 16 hex digits of a hash of stacks and removed layers."""
         return tuple(
             hashlib.sha256(f"layers/{self._named(index)}".encode()).hexdigest()[:16]
             for index in range(len(self))
@@ -93,14 +93,14 @@ class DepthCandidates:
         )
 
     def pruned(self, index: int) -> dict[str, tuple[int, ...]]:
-        """The places of the layers that go, by the name of their list."""
+        """The places of the layers that one candidate takes out, by the name of their list."""
         return {
             stack.name: tuple(stack.places[one] for one in which)
             for stack, which in zip(self.stacks, self.ways[index], strict=True)
         }
 
     def gone(self, index: int) -> dict[str, tuple[Stack, tuple[int, ...]]]:
-        """The same as :func:`cut_layers` takes it."""
+        """The layers that one candidate takes out, in the form that :func:`cut_layers` takes."""
         parts = zip(self.stacks, self.ways[index], strict=True)
         return {stack.name: (stack, which) for stack, which in parts}
 
@@ -109,9 +109,9 @@ class DepthCandidates:
         return cut_layers(dense, self.gone(index))
 
     def sum_pruned(self, importance: Importance) -> np.ndarray:
-        """Scores ``[P]``: per-layer ``importance``, by stack, summed over the layers that go.
+        """Scores ``[P]``: per-layer ``importance``, by stack, summed over the removed layers.
 
-        Raises :class:`InputError` where it does not give one number per layer.
+        Raises :class:`InputError` where ``importance`` does not give one number per layer.
         """
         return self._space.sum_removed(self.ways, importance)
 
@@ -121,7 +121,7 @@ class DepthCandidates:
         return replace(self, ways=self._space.around(importance, count, share, seed))
 
     def costs(self, dense: nn.Module, given: Sequence[int] | Example) -> list[Cost]:
-        """The cost of each pruned network; those that lose layers of equal costs cost the same."""
+        """The cost of each pruned network, computed once for candidates that lose equal costs."""
         plain = [
             [cost(cut_layers(dense, {s.name: (s, (one,))}), given) for one in range(len(s.layers))]
             for s in self.stacks
@@ -139,7 +139,7 @@ class DepthCandidates:
         return found
 
     def listing(self) -> Listing:
-        """The layers by stack, and of each candidate the numbers in these lists that go."""
+        """The layers by stack, and the positions in these lists that each candidate removes."""
         names = [stack.name for stack in self.stacks]
         entries = [dict(zip(names, one, strict=True)) for one in self.ways]
         return Listing(_header(self.stacks), tuple(entries))
@@ -158,9 +158,10 @@ def list_depth_candidates(
 ) -> DepthCandidates:
     """List the ways to take layers out.
 
-    ``ratios`` maps layers by name or pattern (``model.layers.*``), or a stack's own name, to the
-    share of the layers so named that go; layers of one stack take one ratio. ``count`` and ``seed``
-    are those of :func:`trueoracle.pruning.candidates.list_candidates`, which raises the same.
+    ``ratios`` maps layer names, patterns (``model.layers.*``) or the names of stacks to the share
+    of the named layers that is taken out; all layers of one stack have the same ratio. ``count``
+    and ``seed`` are those of :func:`trueoracle.pruning.candidates.list_candidates`, and the same
+    errors are raised.
     """
     stack_of = {path: stack for stack in available.stacks.values() for path in stack.layers}
     chosen: dict[str, tuple[Any, list[str]]] = {}
@@ -199,10 +200,10 @@ def list_depth_candidates(
 
 
 def check_depth(dense: nn.Module, candidates: DepthCandidates, example: Example) -> None:
-    """Check that taking layers out equals passing them by, and that what is left trains.
+    """Check that taking layers out equals bypassing them, and that the pruned networks train.
 
-    ``example`` is a batch of at least two. The first, middle and last candidate are tried. Raises
-    :class:`InputError`, also where the dense network itself does not answer or train.
+    ``example`` is a batch of at least two items. The first, middle and last candidate are tried.
+    Raises :class:`InputError`, also where the dense network itself does not run or train.
     """
     check_network(dense, example)
     check_training(dense, example)

@@ -25,12 +25,14 @@ __all__ = [
 ]
 
 Role = Literal["writes", "carries", "reads", "counts", "mixes"]
-"""What a place is to the filters that occur in it.
+"""What a place does with the filters that occur in it.
 
-``writes``: a layer puts them out. ``carries``: a norm, a depthwise convolution or a parameter has
-an entry for each. ``reads``: a layer's input weights. ``counts``: a number that says how many.
-``mixes``: a norm's statistics are taken over them; ``tensor`` is then the norm's path and ``axis``
-that of what it is given, from the last one.
+- ``writes``: weights of a layer that outputs the filters.
+- ``carries``: a norm, a depthwise convolution or a parameter with an entry for each filter.
+- ``reads``: a layer's input weights.
+- ``counts``: a number that says how many filters there are.
+- ``mixes``: a norm's statistics are taken over the filters; ``tensor`` is then the norm's path and
+  ``axis`` an axis of the norm's input, counted from the last one.
 """
 
 Kind = Literal["filters", "units", "heads", "key/value groups", "query heads"]
@@ -41,19 +43,20 @@ _OF_LAYERS = {
     *("in_proj_weight", "in_proj_bias", "num_features", "normalized_shape"),
     *("q_proj_weight", "k_proj_weight", "v_proj_weight", "bias_k", "bias_v", "kept_heads"),
 }
-"""Tensors and numbers that are a layer's own; others are named themselves."""
+"""Tensors and numbers that belong to their layer; any other is a member of a group by itself."""
 
 _OF_RECURRENT = re.compile(r"(weight|bias)_(ih|hh)(_l\d+(_reverse)?)?")
-"""Likewise of recurrent layers and cells; projections (``weight_hr_l0``) are named themselves."""
+"""The same for recurrent layers and cells; a projection (``weight_hr_l0``) stands by itself."""
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a group's filters lie in a parameter or buffer, or in a number that counts them.
 
-    ``tensor`` is its dotted name. Along ``axis``, from ``offset`` on, lie ``outer`` blocks of all
-    the filters, and in each block ``inner`` neighbouring entries for each filter. Of a number
-    (``axis`` is None), ``outer · inner`` go with each filter.
+    ``tensor`` is the dotted name of that parameter, buffer or number. Along ``axis``, from
+    ``offset`` on, there are ``outer`` blocks of all the filters; each block has ``inner``
+    neighbouring entries per filter. A number (``axis`` is None) falls by ``outer · inner`` with
+    each filter.
     """
 
     tensor: str
@@ -65,7 +68,7 @@ class Place:
 
     @property
     def owner(self) -> str:
-        """The path of the module that has the tensor."""
+        """The path of the module that holds the tensor."""
         return self.tensor.rpartition(".")[0]
 
     def entries(self, filters: Tensor, count: int) -> Tensor:
@@ -85,12 +88,12 @@ def entries(filters: Tensor, count: int, offset: int, outer: int, inner: int) ->
 
 @dataclass(frozen=True)
 class Part:
-    """Where a group's filters lie in what one module reads, or has an entry for.
+    """Where a group's filters lie in one module.
 
-    Filter i has the entries from ``offset + i · spread`` on: behind flattening, ``spread`` is H·W;
-    behind a concatenation, ``offset`` is the number of channels before; ``outer`` is how often
-    that is repeated, each time behind all filters. ``axis`` is that of a parameter which belongs to
-    no layer (``module`` is then its name), such as a position embedding.
+    Filter i has ``spread`` entries from ``offset + i · spread`` on. After flattening, ``spread`` is
+    H·W; after a concatenation, ``offset`` is the number of channels that come before. ``outer`` is
+    how many such blocks of all filters follow one another. ``axis`` is given for a parameter that
+    belongs to no layer, such as a position embedding; ``module`` is then the parameter's name.
     """
 
     module: str
@@ -114,14 +117,17 @@ class Part:
 class Group:
     """Filters that can only go together, and every place where their indices occur.
 
-    ``name`` is that of its first layer in forward order, ``filters`` how many there are to choose
-    from; each may be several filters of a layer (``unit`` says so). The
-    ``layers`` put the filters out (their outputs are added up where there are several), the
-    ``norms`` have one entry per channel (norms, depthwise convolutions, parameters of the
-    channels), the ``consumers`` one slice of input weights. ``kind`` is what a filter is: one of a
-    convolution, a hidden unit of a linear layer, or a part of attention. Where heads share keys and
-    values, a layer has two groups: its key/value groups, and (``LAYER:heads``) the query heads, of
-    which every key/value group loses the same ones.
+    - ``name`` is the name of the group's first layer in forward order.
+    - ``filters`` is how many filters there are to choose from; each of them may stand for several
+      filters of a layer (``unit`` says so).
+    - ``layers`` output the filters; where there are several layers, their outputs are added up.
+    - ``norms`` have one entry per channel: norms, depthwise convolutions, parameters of channels.
+    - ``consumers`` have one slice of input weights per channel.
+    - ``kind`` is what a filter is: a filter of a convolution, a hidden unit of a linear layer, or a
+      part of attention.
+
+    Where heads share keys and values, a layer has two groups: its key/value groups, and its query
+    heads (``LAYER:heads``), of which every key/value group loses the same ones.
     """
 
     name: str
@@ -143,7 +149,7 @@ class Group:
 
     @property
     def unit(self) -> str:
-        """What goes at a time, in words, where it is not one filter of each layer; else empty."""
+        """What one filter stands for, in words; empty where it is one filter of each layer."""
         taken: dict[str, dict[str, list[Place]]] = {}
         for place in self.places:
             if place.role == "writes":
@@ -163,7 +169,7 @@ class Group:
         return tuple(dict.fromkeys(part.module for part in parts))
 
     def _parts(self, role: Role) -> tuple[Part, ...]:
-        """The places of a role, by module: a bias or a running mean is no part of its own."""
+        """The places of a role as parts of modules; a bias or running mean is no separate part."""
         found: dict[Part, None] = {}
         for place in self.places:
             if place.role == role:
@@ -176,7 +182,7 @@ class Group:
 
 
 def _words(layer: str, places: Sequence[Place]) -> str:
-    """How many filters of a layer go at a time, and how they lie."""
+    """How many filters of a layer are removed together, and how they lie."""
     count = sum(place.inner * place.outer for place in places)
     inner = {place.inner for place in places}
     if inner == {count}:
@@ -187,7 +193,7 @@ def _words(layer: str, places: Sequence[Place]) -> str:
 
 
 def is_of_layer(name: str) -> bool:
-    """Whether a tensor or number of this name, the last of a path, is its module's as a layer."""
+    """Whether a tensor or number of this name (the last of a path) belongs to a layer."""
     return name in _OF_LAYERS or _OF_RECURRENT.fullmatch(name) is not None
 
 
@@ -204,13 +210,13 @@ def _part(place: Place) -> Part:
 
 @dataclass(frozen=True)
 class GroupMap:
-    """The prunable groups of a network, in forward order, and why other layers are none."""
+    """The prunable groups of a network, in forward order, and why other layers are refused."""
 
     groups: dict[str, Group] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
     def refuse(self, layers: Iterable[str], reason: str) -> None:
-        """Note why layers that hang together cannot be pruned."""
+        """Note why layers that belong together cannot be pruned."""
         names = list(layers)
         for name in names:
             others = [other for other in names if other != name]
@@ -221,7 +227,7 @@ class GroupMap:
 def filter_weights(network: nn.Module, group: Group) -> Tensor:
     """The weights ``[filters, n]`` that make up each filter of a group, over all its layers.
 
-    Of attention, a head's rows of the input projection.
+    For attention these are a head's rows of the input projection.
     """
     parts = [by_filter(rows, weight) for rows, weight in layer_weights(network, group).values()]
     return torch.cat(parts, dim=1)
@@ -232,7 +238,8 @@ def layer_weights(
 ) -> dict[str, tuple[tuple[int, tuple[Place, ...]], Tensor]]:
     """The weights that make up a group's filters, by their names, and where the filters lie.
 
-    With each weight (of two axes or more: no bias) comes what :func:`by_filter` takes.
+    Each value is a pair: the first argument of :func:`by_filter`, and the weight. Only weights of
+    two axes or more are listed, so no biases.
     """
     places: dict[str, list[Place]] = {}
     for place in group.places:
@@ -247,7 +254,7 @@ def layer_weights(
 
 
 def by_filter(rows: tuple[int, Sequence[Place]], values: Tensor) -> Tensor:
-    """Numbers shaped like a layer's weights, as ``[filters, n]``."""
+    """Rearrange numbers that are shaped like a layer's weights to ``[filters, n]``."""
     count, places = rows
     filters = torch.arange(count, device=values.device)
     parts = [

@@ -13,9 +13,9 @@ __all__ = ["Masked", "held_weight", "unmasked"]
 
 
 class Masked(nn.Module):
-    """A weight times a mask: what is zero stays zero, and its gradient is, too.
+    """Multiplies a weight by a mask: what is zero stays zero, and so does its gradient.
 
-    The mask is in the weight's own type, so that networks can be stacked and computed as one.
+    The mask has the weight's dtype, so that networks can be stacked and computed as one.
     """
 
     def __init__(self, mask: Tensor) -> None:
@@ -27,9 +27,9 @@ class Masked(nn.Module):
 
 
 def held_weight(layer: nn.Module) -> tuple[nn.Parameter, Tensor] | None:
-    """The parameter and the mask that a pruned layer's weight is computed from; None: it is plain.
+    """The parameter and the mask that a layer's weight is computed from; None for a plain weight.
 
-    The mask is 1 where a weight is kept, and shaped like the weight.
+    The mask has the weight's shape, and is 1 where a weight is kept.
     """
     if not parametrize.is_parametrized(layer, "weight"):
         return None
@@ -41,14 +41,14 @@ def held_weight(layer: nn.Module) -> tuple[nn.Parameter, Tensor] | None:
 
 
 def unmasked(network: nn.Module) -> nn.Module:
-    """A copy of a pruned network with plain weights, some of them zero: to save, or to hand on."""
+    """A copy of a pruned network with plain weights, some of them zero, to save or pass on."""
     plain = copied(network)
     for module in list(plain.modules()):
         if (held := held_weight(module)) is None:
             continue
         trains = held[0].requires_grad
         weight = nn.Parameter(cast(Tensor, module.weight).detach(), requires_grad=trains)
-        # Not by remove_parametrizations, which changes a class that copies share with the original.
+        # remove_parametrizations would change a class that copies share with the original.
         module.__class__ = parametrize.type_before_parametrizations(module)
         del module._modules["parametrizations"]
         module.register_parameter("weight", weight)

@@ -1,4 +1,4 @@
-"""Lists what of a network can be pruned, and what each filter and each whole layer costs."""
+"""Lists which parts of a network can be pruned, and what each filter and each layer costs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ __all__ = ["InspectedGroup", "InspectedStack", "Inspection", "inspect_network"]
 class InspectedGroup:
     """A group, and what one of its filters costs: ``parameters``, and ``macs`` for one item.
 
-    All filters of a group cost the same. None where it has but one, or runs with no fewer.
+    All filters of a group cost the same. Both costs are None where the group has only one filter,
+    or where the network does not run with fewer.
     """
 
     group: Group
@@ -49,7 +50,7 @@ class InspectedGroup:
 
 @dataclass(frozen=True)
 class InspectedStack:
-    """A list of whole layers that can be taken out, and what each costs, in their order."""
+    """A list of whole layers that can be taken out, and what each of them costs, in order."""
 
     stack: Stack
     parameters: tuple[int, ...]
@@ -67,9 +68,10 @@ class InspectedStack:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What of a network can be pruned, in forward order, and why the rest cannot.
+    """Which parts of a network can be pruned, in forward order, and why the rest cannot.
 
-    ``refused`` has the layers that are in no group, ``needed`` those that cannot be taken out.
+    ``refused`` gives a reason for each layer that is in no group, ``needed`` for each layer that
+    cannot be taken out.
     """
 
     cost: Cost
@@ -84,14 +86,14 @@ def inspect_network(network: nn.Module, given: Sequence[int] | Example) -> Inspe
 
     ``given`` is the shape of its images ``[C, H, W]``, or an example batch of at least two items: a
     tensor, a tuple of its arguments, or a dictionary of its keyword arguments. Raises
-    :class:`InputError` where the network does not take that or cannot be followed.
+    :class:`InputError` where the network does not accept this input or cannot be followed.
     """
     example: Any = given
     if not isinstance(given, Tensor | Mapping) and all(isinstance(n, int) for n in given):
         example = torch.rand(2, *given, generator=torch.Generator().manual_seed(0))
     found = find_groups(network, example)
     whole = cost(network, example)
-    # Only sizes count here, and tensors without numbers are cut in no time.
+    # Only sizes matter here, and cutting tensors without numbers takes no time.
     plain = without_numbers(network)
     inspected = []
     for group in found.groups.values():
@@ -103,7 +105,7 @@ def inspect_network(network: nn.Module, given: Sequence[int] | Example) -> Inspe
 
 
 def _layers(network: nn.Module, stack: Stack, example: Example, whole: Cost) -> InspectedStack:
-    """What each layer of a stack costs: the parameters and MACs that go with it."""
+    """What each layer of a stack costs: the parameters and MACs that are saved without it."""
     held = [*network.parameters(), *network.buffers()]  # which nothing here changes
     left = [
         cost(cut_layers(network, {stack.name: (stack, (index,))}, held), example)
@@ -119,7 +121,7 @@ def _layers(network: nn.Module, stack: Stack, example: Example, whole: Cost) -> 
 def _units(
     network: nn.Module, plain: nn.Module, group: Group, example: Example, whole: Cost
 ) -> tuple[int | None, int | None]:
-    """What one filter of a group costs: the parameters and MACs that go with it."""
+    """What one filter of a group costs: the parameters and MACs that are saved without it."""
     for gone in dict.fromkeys((1, group.filters // 2)):  # some kernels take even sizes only
         kept = {group.name: range(gone, group.filters)}
         for dense in (plain, network):  # the user's forward may need numbers

@@ -1,4 +1,4 @@
-"""Candidates as a file: ``candidates.json``, and the combination files of the paper's code."""
+"""Files of candidates: ``candidates.json``, and the combination files of the paper's code."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ __all__ = [
 LISTING_FORMAT = 1
 
 COMBINATION_BYTES = 2**26
-"""No larger combination file is read: 1,000 candidates of VGG-19 take 7 MB."""
+"""The largest combination file that is read: 1,000 candidates of VGG-19 take 7 MB."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Candidates in values that JSON knows: what is pruned at all, and one entry per candidate."""
+    """Candidates in values that JSON can hold: a header, and one entry per candidate.
+
+    The header names the groups, layers or weights from which the candidates prune.
+    """
 
     header: Mapping[str, Any]
     candidates: Sequence[Any]
 
 
 def write_listing(listing: Listing, path: Path) -> None:
-    """Write a listing, one candidate a line; the file is there whole, or as it was before.
+    """Write a listing, one candidate per line; the file is replaced whole or not at all.
 
-    Raises :class:`StoreError` where it cannot be written.
+    Raises :class:`StoreError` where the file cannot be written.
     """
     header = {"format": LISTING_FORMAT, **listing.header}
     header["sha256"] = _sha256({**header, "candidates": list(listing.candidates)})
@@ -92,11 +95,11 @@ def read_listing(path: Path, expected: Mapping[str, Any]) -> list[Any]:
 def read_combinations(path: Path, layers: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The entries of a combination file, one per candidate: what it prunes of each of ``layers``.
 
-    The paper's code writes it as ``ARCH-DATA-LR-combination.pkl``: a pickled list with a tuple for
-    each candidate, in which each pruned layer, in the network's order, has a tuple of the filters
-    that are pruned. It is read without running any code. What it prunes of a layer is as it stands
-    in the file: not yet known to be whole numbers. Raises :class:`InputError`, in one line, for a
-    file that is missing, too large, no pickle, empty, or of another layout.
+    The paper's code writes such a file as ``ARCH-DATA-LR-combination.pkl``: a pickled list with one
+    tuple per candidate, which holds one tuple of pruned filters per pruned layer, in the network's
+    order. The file is read without running any code. The filters are passed on as they stand in
+    the file, not checked to be whole numbers. Raises :class:`InputError`, in one line, for a file
+    that is missing, too large, no pickle, empty, or of another layout.
     """
     what = "a pickled list of candidates, each a tuple with one tuple of filters a layer"
     data = _bytes_of(path, COMBINATION_BYTES)
@@ -111,7 +114,7 @@ def read_combinations(path: Path, layers: Sequence[str]) -> Iterator[dict[str, A
     for place, entry in enumerate(content, start=1):
         if not isinstance(entry, list | tuple):
             raise InputError(f"{path} is not {what}: candidate {place} is {shown(entry)}")
-        # Before anything looks at its parts, of which a harmful file may have no end.
+        # Checked before any part is read, since a harmful file may have parts without end.
         if len(entry) != len(layers):
             raise InputError(
                 f"{path}: candidate {place} has {len(entry)} entries, expected {len(layers)}: one "
@@ -121,7 +124,7 @@ def read_combinations(path: Path, layers: Sequence[str]) -> Iterator[dict[str, A
 
 
 def _bytes_of(path: Path, most: int = -1) -> bytes:
-    """What a file holds, of at most so many bytes."""
+    """The content of a file, refused where it has more than ``most`` bytes (-1: no limit)."""
     try:
         with path.open("rb") as file:
             data = file.read(most if most < 0 else most + 1)
@@ -140,12 +143,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _sha256(content: Mapping[str, Any]) -> str:
-    """Of a listing without its checksum."""
+    """The checksum of a listing that does not contain one."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _shown(value: object) -> str:
-    """A header's value in one line of bearable length."""
+    """A header's value in one line, shortened where it is long."""
     if value is None:
         return "nothing"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Pruning without surgery: the dense network, with its pruned channels zeroed where read."""
+"""Pruning without surgery: the dense network, with pruned channels zeroed where they are read."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["masked"]
 
 @contextmanager
 def masked(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> Iterator[nn.Module]:
-    """Within the block, ``dense`` computes what it would without the filters not ``kept``.
+    """Within the block, ``dense`` computes what the network with only the ``kept`` filters would.
 
-    The input weights of each consumer are zeroed where the pruned filters lie. Zeroing there,
-    after norm and activation, is right also where a zero before them would not stay one (a batch
-    norm's bias, a sigmoid). A norm whose statistics mix the channels (a layer norm) takes those of
-    the kept ones only. When the block ends, the weights are what they were.
+    The input weights of each consumer are zeroed where the pruned filters lie. Zeroing there, after
+    norm and activation, is right even where a zero before them would not stay zero (a batch norm's
+    bias, a sigmoid). A norm whose statistics mix the channels (a layer norm) uses the statistics of
+    the kept channels only. When the block ends, the weights are restored.
     """
     before: list[tuple[Tensor, int, Tensor, Tensor]] = []
     handles = []
@@ -74,9 +74,9 @@ def _zero(
 
 
 class _MaskedNorm:
-    """A forward hook that norms the kept channels only, as the smaller norm would.
+    """A forward hook that normalises the kept channels only, as the pruned norm would.
 
-    It gives zeros elsewhere.
+    The other channels become zero.
     """
 
     def __init__(self, norm: nn.Module, name: str, groups: Sequence[Group], kept: Kept) -> None:

@@ -1,9 +1,9 @@
-"""Trying the surgery, before anything rests on it.
+"""Tries the surgery on a network before anything relies on it.
 
-Removing filters has to give the network in which the same filters are zeroed, in evaluation and in
-training mode. Following a network's operations does not show all that it does with its channels
-(one may be written by its index, or a number says how many there are), so every group is tried,
-with every filter of it pruned at least once.
+Removing filters must give the same function as zeroing them, in evaluation and in training mode.
+Following a network's operations does not show everything that it does with its channels (a channel
+may be written by its index, or a number may say how many there are). So every group is tried, and
+every filter of a group is pruned at least once.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["check_network", "check_parity", "check_training", "failures"]
 
 
 def check_network(network: nn.Module, example: Example) -> None:
-    """Check that a network answers, with finite numbers and always the same, before it is pruned.
+    """Check that a network gives finite outputs, and the same ones each time, before pruning.
 
-    ``example`` is a batch for it. Raises :class:`InputError` that says what is wrong: pruning is
-    not to be blamed for it.
+    ``example`` is a batch for the network. Raises :class:`InputError` that says what is wrong with
+    the network itself, so that pruning is not blamed for it.
     """
     name = type(network).__name__
     twin = copied(network).eval()
@@ -55,7 +55,7 @@ def check_network(network: nn.Module, example: Example) -> None:
 
 
 def _described(example: Example) -> str:
-    """What an example is, by its shapes without the leading axis."""
+    """An example in words, by its shapes without the leading axis."""
     if isinstance(example, Tensor):
         kind = "images" if example.ndim == 4 else "a batch of items"
         return f"{kind} of shape {list(example.shape[1:])}"
@@ -65,7 +65,7 @@ def _described(example: Example) -> str:
 
 
 def check_training(network: nn.Module, example: Example) -> None:
-    """Check that a network trains on a batch of at least two.
+    """Check that a network trains on a batch of at least two items.
 
     Raises :class:`InputError` where its forward or backward fails in training mode.
     """
@@ -79,11 +79,11 @@ def check_training(network: nn.Module, example: Example) -> None:
 
 
 def failures(network: nn.Module, groups: Sequence[Group], example: Example) -> dict[str, str]:
-    """Why groups of ``network`` cannot be pruned after all, by their names; tried on ``example``.
+    """Try groups of ``network`` on ``example``; return why some cannot be pruned, by name.
 
-    Half of each group's filters are pruned, and then the other half. All groups are tried together,
-    and where that fails, each half of them, down to single ones. A group of one filter has nothing
-    to try.
+    Half of each group's filters are pruned, and then the other half. All groups are tried together;
+    where that fails, each half of the groups is tried, down to single groups. A group of one filter
+    is not tried.
     """
     triable = [group for group in groups if group.filters > 1]
     return Trial(network, example).failures(triable) if triable else {}
@@ -92,10 +92,9 @@ def failures(network: nn.Module, groups: Sequence[Group], example: Example) -> d
 def check_parity(dense: nn.Module, candidates: Candidates, example: Example) -> None:
     """Check that exact surgery equals masking, and that the pruned networks train.
 
-    ``example`` is a batch of at least two. Every filter of the pruned groups is tried, then the
-    first, middle and last candidate. Raises :class:`InputError` naming the layers: a network that
-    computes with its channels in a way that following it does not show is noticed here, and not
-    after hours.
+    ``example`` is a batch of at least two items. Every filter of the pruned groups is tried, then
+    the first, middle and last candidate. Raises :class:`InputError` naming the layers. So a network
+    whose operations do not show all that it does with its channels fails here, and not after hours.
     """
     check_network(dense, example)
     check_training(dense, example)

@@ -1,4 +1,4 @@
-"""Which of the offered groups can be cut: found by trying them all, in as few runs as possible."""
+"""Finds which of the offered groups can be cut, by trying them all in as few runs as possible."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ __all__ = ["settled"]
 def settled(network: nn.Module, found: Offers, example: Example) -> GroupMap:
     """The offered groups that can be cut; the others are refused, each with its reason.
 
-    Where a module keeps a number that has to change with the cut (its heads, say), the group
-    remembers it. Where an axis is a product, its next index set is tried once the first has failed.
+    Where a module keeps a number that has to change with the cut (its number of heads, say), the
+    number becomes a place of the group. Where an axis is a product, so that there are several ways
+    to cut it, the next way is tried once the first has failed.
     """
     result = GroupMap({}, dict(found.refused))
     ways = {
@@ -50,7 +51,7 @@ def settled(network: nn.Module, found: Offers, example: Example) -> GroupMap:
             if shapes is None:
                 shapes, trial = _Shapes(network, example), Trial(network, example)
                 sorters = [_Sorter(network, shapes.reason), _Sorter(network, trial.reason)]
-            # Most that fails does not even run, which is seen without numbers, in no time.
+            # Most failing groups stop the network from running, which shows without numbers, fast.
             passed, without = sorters[0].sort([*passed.values()])
             failed = {n: why for n in without if (why := shapes.with_numbers(heads[n]))}
             passed |= {name: heads[name] for name in without if name not in failed}
@@ -75,7 +76,7 @@ def settled(network: nn.Module, found: Offers, example: Example) -> GroupMap:
 
 
 class _Shapes:
-    """Whether a network runs without some of its filters, whatever numbers it gives."""
+    """Tries whether a network runs without some of its filters, whatever numbers it gives."""
 
     def __init__(self, dense: nn.Module, example: Example) -> None:
         self._whole = dense, example
@@ -94,11 +95,11 @@ class _Shapes:
             return [one.shape for one in answers_of(answer(network.eval(), example), example)]
 
     def reason(self, groups: Sequence[Group]) -> str:
-        """Why groups cannot be cut together; empty: the network runs without half of each."""
+        """Why groups cannot be cut together; empty where the network runs without half of each."""
         return self._reason(groups, *self._fastest)
 
     def with_numbers(self, group: Group) -> str:
-        """The same of one group, as the network says it when it computes."""
+        """The same for one group, tried with real numbers."""
         return self._reason([group], *self._whole)
 
     def _reason(self, groups: Sequence[Group], network: nn.Module, example: Example) -> str:
@@ -113,22 +114,22 @@ class _Shapes:
 class _Sorter:
     """Sorts groups into those that can be cut and those that cannot, by why they cannot.
 
-    ``reason`` says of several groups why they cannot be cut together; empty: they can.
+    ``reason`` returns why several groups cannot be cut together; empty where they can.
     """
 
     def __init__(self, network: nn.Module, reason: Callable[[Sequence[Group]], str]) -> None:
         self._network, self._reason = network, reason
-        self._counts: list[Counts] = []  # that a group of this network was found to need
-        self._in_vain: set[Counts] = set()  # of which no choice helped a group
-        self._ways: dict[Group, Group] = {}  # with the numbers that they were found to need
+        self._counts: list[Counts] = []  # the numbers that a group was found to need
+        self._in_vain: set[Counts] = set()  # offered numbers of which no choice helped a group
+        self._ways: dict[Group, Group] = {}  # each group with the numbers that it needs
 
     def sort(
         self, groups: Sequence[Group], doubted: Collection[str] = ()
     ) -> tuple[dict[str, Group], dict[str, str]]:
         """The groups that can be cut, with the numbers that have to change, and why others cannot.
 
-        Both by name. Cutting what follows can hide a wrong cut, so the ``doubted`` groups, which
-        fail more often, are tried once more with the rest of the network whole.
+        Both are by name. A wrong cut can be hidden by the cuts of later layers, so the ``doubted``
+        groups, which fail more often, are tried once more with the rest of the network whole.
         """
         doubtful = [group for group in groups if group.name in doubted]
         plain = [group for group in groups if group.name not in doubted]
@@ -144,10 +145,10 @@ class _Sorter:
         return passed, failed
 
     def _sorted_out(self, groups: Sequence[Group]) -> list[Sequence[Group]]:
-        """The groups to try together: those that should pass, and each kind that likely fails.
+        """Sets of groups to try together: those likely to pass, and each kind likely to fail.
 
-        Networks repeat their blocks, so the first group of a kind stands for the others, and what
-        it needs (fewer heads) is known for them.
+        Networks repeat their blocks, so the first group of a kind is tried for all of them, and the
+        numbers that it needs (fewer heads, say) are then known for the others.
         """
         kinds: dict[object, list[Group]] = {}
         for group in groups:
@@ -165,7 +166,7 @@ class _Sorter:
         return [some for some in (hopeful, *apart) if some]
 
     def _kind(self, group: Group) -> object:
-        """What groups of repeated blocks have in common: what their places are of which modules."""
+        """What groups of repeated blocks have in common: their places and types of modules."""
         modules = dict(self._network.named_modules())
         return group.kind, frozenset(
             (type(modules.get(place.owner)), place.tensor.rpartition(".")[2], place.role)
@@ -173,7 +174,7 @@ class _Sorter:
         )
 
     def _settle(self, groups: Sequence[Group]) -> tuple[dict[str, Group], dict[str, str]]:
-        """As :meth:`sort`: all together, and where that fails, each half of them."""
+        """As :meth:`sort`: tries all groups together, and where that fails, each half of them."""
         reason = self._reason(groups)
         if reason and self._counts:
             known = [remembered(self._network, group, self._counts) for group in groups]
@@ -189,7 +190,7 @@ class _Sorter:
         return first[0] | second[0], first[1] | second[1]
 
     def _with_counts(self, group: Group) -> Group | None:
-        """The group with the numbers that have to change, once some are found that do."""
+        """The group with the numbers that have to change; None where no choice of them helps."""
         offered = choices(self._network, group)
         if offered in self._in_vain or group in self._ways:
             return self._ways.get(group)

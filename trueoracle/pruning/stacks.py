@@ -1,8 +1,8 @@
-"""Whole layers as units: which of a network can be taken out, and taking them out.
+"""Finds the whole layers of a network that can be taken out, and takes them out.
 
-A layer is an item of a ``ModuleList`` or ``Sequential`` (here: a stack) that adds to a stream which
-passes it by: a transformer's block, a residual block. Taking it out gives the network in which what
-it adds is zero, so that it is the identity.
+A layer is an item of a ``ModuleList`` or ``Sequential`` (here called a stack) that adds something
+to a residual stream: a transformer's block, a residual block. Taking a layer out gives the network
+in which the layer adds zero, and so is the identity.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ __all__ = [
 ]
 
 _TOLERANCE = 1e-5
-"""Of the largest output: nothing but the order of a few sums can differ."""
+"""Relative to the largest output: nothing but the order of a few sums can differ."""
 
 _COUNTS = re.compile(r"(num_(hidden_)?|n_|(en|de)coder_)?layers?|depth|num_blocks")
-"""What numbers of layers are called, in configurations and modules."""
+"""The names that configurations and modules give to the number of layers."""
 
 _NUMBERS = re.compile(r"(layer|block)_?(idx|id|index)")
-"""What a layer's own number is called."""
+"""The names that a layer gives to its own number."""
 
 _INDEX_LISTS = ("cross_attention_layers", "full_attn_idxs", "mlp_only_layers", "sparse_layers")
-"""Lists of layers' numbers in configurations; others have an entry for each layer."""
+"""Lists in configurations that hold layers' numbers; other lists have an entry for each layer."""
 
 
 @dataclass(frozen=True)
 class Stack:
     """Layers of one list that can be taken out.
 
-    ``name`` is the list's path, ``layers`` the paths of those layers and ``places`` where they
-    stand among its ``length`` items. ``values`` is how many values a layer gives; None: a tensor.
-    Where items cannot leave the list, since the network counts on their places, an identity stands
-    in for each (``in_place``).
+    ``name`` is the list's path, ``layers`` are the paths of those layers, and ``places`` are their
+    positions among the list's ``length`` items. ``values`` is how many values a layer returns, or
+    None where it returns a tensor. Where the network relies on the positions of the items, so that
+    none can leave the list, an identity replaces each removed layer (``in_place``).
     """
 
     name: str
@@ -66,19 +66,19 @@ class Stack:
 
 @dataclass(frozen=True)
 class StackMap:
-    """The stacks of a network by name, and why other items of lists cannot be taken out."""
+    """The stacks of a network by name, and why the other items of its lists cannot be removed."""
 
     stacks: dict[str, Stack] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
 
 def stream_of_layer(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """What a layer is given of the stream: its first tensor."""
+    """The stream that a layer is given: the first tensor among its arguments."""
     return next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
 
 
 def with_stream(output: Any, stream: Tensor) -> Any:
-    """A layer's output with another stream in it; what else it gives stays."""
+    """A layer's output with the stream replaced; its other values stay."""
     if isinstance(output, Tensor):
         return stream
     return type(output)((stream, *output[1:]))
@@ -98,7 +98,7 @@ class _Passing(nn.Module):
 
 @dataclass(frozen=True)
 class _Call:
-    """What a layer was given and gave, and the operations in between."""
+    """What a layer was given, what it returned, and the operations in between."""
 
     given: tuple[Sequence[Any], Mapping[str, Any]]
     result: Any
@@ -106,7 +106,7 @@ class _Call:
 
 
 class _Calls(Recorder):
-    """Notes the calls of some modules too; tensors by their numbers."""
+    """A recorder that also notes the calls of some modules, with tensors by their numbers."""
 
     def __init__(self, network: nn.Module, example: Example, names: Sequence[str]) -> None:
         super().__init__(network, example)
@@ -127,8 +127,8 @@ class _Calls(Recorder):
 def find_stacks(network: nn.Module, example: Example) -> StackMap:
     """Find the layers of ``network`` that can be taken out.
 
-    ``example`` is a batch for it. Each stack has been tried on it: taking every second layer out
-    equals passing them by. Raises :class:`InputError` where the network
+    ``example`` is a batch for the network. Each stack found has been tried on the batch: taking out
+    every second layer equals bypassing those layers. Raises :class:`InputError` where the network
     does not run.
     """
     check_network(network, example)
@@ -146,7 +146,7 @@ def find_stacks(network: nn.Module, example: Example) -> StackMap:
 
 
 def _offered(network: nn.Module, example: Example) -> StackMap:
-    """The stacks as one run shows them."""
+    """The stacks that one run of the network shows, not tried yet."""
     twin = copied(network).eval()
     lists = {
         name: list(module.named_children())
@@ -170,7 +170,7 @@ def _offered(network: nn.Module, example: Example) -> StackMap:
                 refused[path] = reason
             else:
                 fine.append((path, place))
-        if len(fine) > 1:  # of one, nothing would be left to choose
+        if len(fine) > 1:  # with one layer there would be nothing to choose
             layers, places = zip(*fine, strict=True)
             given = recorder.calls[layers[0]][0].result
             values = None if isinstance(given, Tensor) else len(given)
@@ -181,7 +181,7 @@ def _offered(network: nn.Module, example: Example) -> StackMap:
 
 
 def _why_needed(recorder: _Calls, path: str) -> str:
-    """Why an item of a list cannot be taken out; empty where its run does not say."""
+    """Why an item of a list cannot be taken out; empty where its run shows no reason."""
     calls = recorder.calls[path]
     if len(calls) != 1:
         return f"it is used {len(calls)} times" if calls else "it is not used"
@@ -203,15 +203,16 @@ _CARRYING = {
     *("native_group_norm", "_fused_rms_norm", "view", "_unsafe_view", "reshape", "detach"),
     *("permute", "transpose", "unsqueeze", "squeeze", "_to_copy", "alias", "contiguous", "t"),
 }
-"""Beside pointwise operations: what a stream may pass and still be the same stream."""
+"""Operations, beside pointwise ones, that a stream may pass and still be the same stream."""
 
 
 def _is_residual(graph: Graph, steps: range, start: int, end: int) -> bool:
-    """Whether what a layer is given reaches its output beside what is computed from it.
+    """Whether a layer's input is carried to its output and something is added to it on the way.
 
-    That is, by sums with other things that are made of it, pointwise operations and norms alone.
+    Only sums with values computed from that same input, pointwise operations and norms may lie in
+    between.
     """
-    made = {start}  # of what is given, in whatever way
+    made = {start}  # values computed from the input in whatever way
     carried = {start: False}  # the stream, and whether something has been added to it
     for index in steps:
         step = graph.steps[index]
@@ -233,18 +234,18 @@ def _is_residual(graph: Graph, steps: range, start: int, end: int) -> bool:
 
 
 Gone = Mapping[str, tuple[Stack, Sequence[int]]]
-"""By stack, which of its ``layers`` are taken out."""
+"""For each stack by name: the stack, and the indices of its ``layers`` that are taken out."""
 
 
 def _failure(network: nn.Module, stack: Stack, example: Example) -> str:
-    """What goes wrong once every second layer of a stack is taken out, or the others are."""
+    """What goes wrong when the even or the odd layers of a stack are taken out; empty: nothing."""
     halves = (range(start, len(stack.layers), 2) for start in (0, 1))
     reasons = (difference_without(network, {stack.name: (stack, half)}, example) for half in halves)
     return next(filter(None, reasons), "")
 
 
 def difference_without(network: nn.Module, gone: Gone, example: Example) -> str:
-    """How taking layers out differs from passing them by; empty: not at all."""
+    """How taking layers out differs from bypassing them; empty where it does not differ."""
     held = [*network.parameters(), *network.buffers()]  # which nothing here changes
     twin = copied(network, held).eval()
     try:
@@ -264,7 +265,7 @@ def difference_without(network: nn.Module, gone: Gone, example: Example) -> str:
 
 @contextmanager
 def without_layers(network: nn.Module, gone: Gone) -> Iterator[nn.Module]:
-    """Within the block, the stream passes the layers that are ``gone``: they add nothing."""
+    """Within the block, the stream bypasses the layers that are ``gone``: they add nothing."""
 
     def passed(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         return with_stream(output, stream_of_layer(args, kwargs))
@@ -284,9 +285,9 @@ def without_layers(network: nn.Module, gone: Gone) -> Iterator[nn.Module]:
 def cut_layers(network: nn.Module, gone: Gone, sharing: Sequence[Tensor] = ()) -> nn.Module:
     """A copy of ``network`` without the layers that are ``gone``.
 
-    Those that stay move up: their own numbers (``layer_idx``) follow, and so do the numbers and
-    lists of layers that configurations (``num_hidden_layers``, ``layer_types``) and the modules
-    around the stack hold. Tensors ``sharing`` are not copied.
+    The layers that stay move up, and their own numbers (``layer_idx``) are adapted. So are counts
+    of layers (``num_hidden_layers``) in configurations and in the module that holds the stack, and
+    lists of layers (``layer_types``) in configurations. The tensors in ``sharing`` are not copied.
     """
     made = copied(network, sharing)
     for stack, which in gone.values():
@@ -301,14 +302,14 @@ def cut_layers(network: nn.Module, gone: Gone, sharing: Sequence[Tensor] = ()) -
 
 
 def _pass(items: nn.Module, places: set[int], values: int | None) -> None:
-    """Put identities in the places of some items of a list."""
+    """Replace some items of a list by identities."""
     for place, key in enumerate(list(items._modules)):
         if place in places:
             items._modules[key] = _Passing(values)
 
 
 def _take_out(items: nn.Module, places: set[int]) -> None:
-    """Take some items out of a list; those that stay move up where they are numbered."""
+    """Take some items out of a list and renumber those that stay, where they are numbered."""
     before = list(items.named_children())
     is_numbered = all(key.isdecimal() for key, _ in before)
     kept = [
@@ -324,7 +325,7 @@ def _take_out(items: nn.Module, places: set[int]) -> None:
 
 
 def _fit_configurations(network: nn.Module, stack: Stack, kept: Sequence[int]) -> None:
-    """Make configurations, and the module that holds a stack, say how many layers are left."""
+    """Set how many layers are left in configurations and in the module that holds the stack."""
     path = stack.name.rpartition(".")[0]
     _count_layers(network.get_submodule(path), stack, kept, lists=False)
     while True:  # the configuration of the stack, and not of another part of the network
@@ -334,7 +335,8 @@ def _fit_configurations(network: nn.Module, stack: Stack, kept: Sequence[int]) -
         if not path:
             return
         path = path.rpartition(".")[0]
-    # Parts of a network may hold copies of it, such as the text part in that of the whole.
+    # Other modules may hold copies of this configuration: a text model has its own, and the
+    # configuration of the whole network contains the same one.
     said = config.to_dict()
     for one in _configurations(network):
         if type(one) is type(config) and one.to_dict() == said:
@@ -342,7 +344,7 @@ def _fit_configurations(network: nn.Module, stack: Stack, kept: Sequence[int]) -
 
 
 def _is_count(name: str, value: object, stack: Stack) -> bool:
-    """Whether a number says how many layers a stack has, and not its other half's."""
+    """Whether a number is this stack's length, not that of the other half (encoder, decoder)."""
     other = {"encoder": "decoder", "decoder": "encoder"}
     about_other = any(half in stack.name and name.startswith(other[half]) for half in other)
     return bool(
@@ -364,7 +366,7 @@ def _count_layers(holder: Any, stack: Stack, kept: Sequence[int], *, lists: bool
 
 
 def _configurations(network: nn.Module) -> list[Any]:
-    """All configurations that modules hold, and those within them, each once."""
+    """All configurations that modules hold, and those nested in them, each once."""
     found: dict[int, Any] = {}
     waiting = [getattr(module, "config", None) for module in network.modules()]
     while waiting:

@@ -1,4 +1,4 @@
-"""Removing filters: the pruned network is physically smaller, not masked."""
+"""Removes filters, so that the pruned network is physically smaller, not masked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trueoracle.pruning.groups import Group, Place, filter_weights
 __all__ = ["Kept", "l1_survivors", "prune"]
 
 Kept = Mapping[str, Sequence[int] | np.ndarray]
-"""For every pruned group's name, the indices of the kept filters, ascending."""
+"""For every pruned group, by name, the indices of the kept filters, ascending."""
 
 
 def prune(
@@ -33,11 +33,11 @@ def prune(
     """A copy of ``dense`` with only the ``kept`` filters of each group.
 
     The weights of the layers themselves are cut to ``kept``, the norms and consumers to ``read``.
-    Without ``read``, those are cut to ``kept`` as well: exact surgery, which computes the same
-    function as zeroing the channels (``masks.masked``). The paper's released code instead takes for
-    ``read`` the survivors of one L1 pass, whatever the candidate keeps (``l1_survivors``). A
-    network that ``is_shared`` has the parameters of ``dense`` itself where nothing is cut: to look
-    at, not to train.
+    Without ``read``, norms and consumers are cut to ``kept`` as well: this is exact surgery, which
+    gives the same function as zeroing the channels (``masks.masked``). The paper's released code
+    instead uses the survivors of one L1 pass as ``read``, whatever the candidate keeps
+    (``l1_survivors``). With ``is_shared``, the copy shares with ``dense`` all parameters that are
+    not cut, so it may be run but not trained.
     """
     touched = {place.tensor for group in groups for place in group.places}
     rest = [value for name, value in dense.named_parameters() if name not in touched]
@@ -71,9 +71,10 @@ def prune(
 
 
 def l1_survivors(dense: nn.Module, groups: Sequence[Group], kept: Kept) -> dict[str, np.ndarray]:
-    """For each group, as many filters as ``kept`` has, those of the largest mean |w|, ascending.
+    """For each group, the filters of the largest mean |w|, ascending, as many as ``kept`` has.
 
-    This is the L1 pass of the paper's released code, which decides there what later layers read.
+    This is the L1 pass of the paper's released code, which decides in that code which channels the
+    later layers read.
     """
     survivors = {}
     for group in groups:
@@ -88,9 +89,9 @@ def _indices(given: Sequence[int] | np.ndarray) -> Tensor:
 
 
 def _holders(network: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
-    """By the dotted name of each parameter and buffer: the modules that hold it, and its key there.
+    """The modules that hold each parameter and buffer, and its key there, by its dotted name.
 
-    A shared tensor has several holders, and is found under each of its names.
+    A shared tensor has several holders, and is listed under each of its names.
     """
     found: dict[int, list[tuple[nn.Module, str]]] = {}
     named = {}
@@ -108,7 +109,7 @@ def _cut(
     axis: int,
     found: Sequence[tuple[Place, int, Tensor]],
 ) -> None:
-    """Cut one axis of a parameter or buffer, wherever it is held."""
+    """Cut one axis of a parameter or buffer in all modules that hold it."""
     module, key = holders[0]
     value: Tensor = getattr(module, key)
     index = _left(value.shape[axis], found).to(value.device)
@@ -120,7 +121,7 @@ def _cut(
 
 
 def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
-    """The indices of an axis that stay: the kept filters of each group, and what is in none."""
+    """The indices of an axis that stay: the kept filters of each group, and all outside groups."""
     if all((kept.diff() > 0).all() for _, _, kept in found):
         stays = torch.ones(width, dtype=torch.bool)
         for place, count, kept in found:
@@ -128,7 +129,7 @@ def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
             goes[kept] = False
             stays[place.entries(goes.nonzero()[:, 0], count)] = False
         return stays.nonzero()[:, 0]
-    # The kept filters are in another order, or repeated: build each block of a group anew.
+    # The kept filters are not in ascending order, or repeated: build each block of a group anew.
     blocks = sorted(
         (place.offset + i * count * place.inner, count * place.inner, place.inner, kept)
         for place, count, kept in found
@@ -143,9 +144,10 @@ def _left(width: int, found: Sequence[tuple[Place, int, Tensor]]) -> Tensor:
 
 
 def _count_down(network: nn.Module, number: str, lowered: Sequence[tuple[Place, int, int]]) -> None:
-    """Lower a number that counts filters; in a shape, the size of the last axis.
+    """Lower a number that counts filters, or the size of the last axis where it is a shape.
 
-    ``lowered`` are its places, each with how many filters there were and how many are left.
+    ``lowered`` has the places of the number, each with how many filters there were and how many
+    are left.
     """
     module = _module_of(network, number)
     owner: Any = network.get_submodule(module)
@@ -157,7 +159,7 @@ def _count_down(network: nn.Module, number: str, lowered: Sequence[tuple[Place, 
     value = getattr(owner, path[-1])
     whole = value[-1] if isinstance(value, tuple) else value
     if all(count * place.outer * place.inner == whole for place, count, _ in lowered):
-        left = whole  # it is a product of several groups' numbers, or one group's
+        left = whole  # the number is one group's, or a product of several groups' numbers
         for _, count, kept in lowered:
             left = left // count * kept
     else:
@@ -180,7 +182,7 @@ def _module_of(network: nn.Module, name: str) -> str:
 
 
 def _fit(module: nn.Module) -> None:
-    """Set the sizes that a layer states to those of its tensors."""
+    """Set the sizes that a layer states in its attributes to those of its tensors."""
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, Attention):
         module.heads = module.in_proj_weight.shape[0] // (3 * module.head_dim)

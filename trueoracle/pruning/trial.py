@@ -1,4 +1,4 @@
-"""Surgery against masking: whether the network without some filters is the one with them zeroed."""
+"""Compares surgery with masking: filters removed against the same filters zeroed."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from trueoracle.pruning.surgery import Kept, prune
 __all__ = ["OTHER_SHAPE", "STOPS", "Trial", "answers_of", "equal"]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Of the largest output, by the coarsest numbers that the network computes with.
+"""Allowed differences relative to the largest output, by the coarsest dtype in the network.
 
-Rounding stays a hundred times below, and a channel wired wrongly lies far above: half of the
-filters are pruned.
+Rounding stays a hundred times below these, and a wrongly wired channel differs by far more, since
+half of the filters are pruned.
 """
 
 _SAFETY = 1000.0
-"""So many times what the weights' last digits make of the outputs counts as rounding."""
+"""Differences up to this many times the effect of the weights' last digits count as rounding."""
 
 _LARGEST_ALLOWED = 1e-4
-"""Of the largest output, however much a network enlarges rounding in training mode."""
+"""Relative to the largest output, however much the network enlarges rounding in training mode."""
 
 
 STOPS = "without some of its filters the network does not run: "
@@ -39,17 +39,17 @@ OTHER_SHAPE = "without some of its filters the network gives outputs of another 
 
 
 class Trial:
-    """Surgery against masking on one network, in double precision where it answers in that.
+    """Compares surgery with masking on one network, in double precision where the network allows.
 
-    Its weights are shaken, so that no layer is zero and hides what it reads, unless its answers are
-    no longer finite then.
+    Noise is added to the weights, so that no layer is zero and hides what it reads, unless the
+    outputs would then no longer be finite.
     """
 
     def __init__(self, dense: nn.Module, example: Example) -> None:
-        self._in_training: float | None = None  # what counts as rounding there
-        self._trains = True  # until it is seen not to
-        self._is_same: bool | None = None  # whether training mode computes the same to the digit
-        self._is_same_pruned = False  # and whether the network that was pruned last does
+        self._in_training: float | None = None  # the largest difference that counts as rounding
+        self._trains = True  # until a run shows that it does not
+        self._is_same: bool | None = None  # whether both modes give exactly the same outputs
+        self._is_same_pruned = False  # and whether they do in the network that was pruned last
         self._dense, self._given = dense, example
         self._prepare(is_double=True, is_shaken=True)
 
@@ -64,7 +64,7 @@ class Trial:
         self._coarsest = _Coarsest()
 
     def _run(self, network: nn.Module, *, training: bool) -> list[Tensor]:
-        """What a network gives in a mode; its buffers, which training changes, are put back."""
+        """A network's outputs in one mode; its buffers, which training changes, are restored."""
         before = [(buffer, buffer.clone()) for buffer in network.buffers()] if training else []
         try:
             with torch.no_grad(), self._coarsest, _Calm():
@@ -76,11 +76,11 @@ class Trial:
             network.eval()
 
     def _expected(self, groups: Sequence[Group], kept: Kept) -> list[Tensor]:
-        """What the network gives with the other filters zeroed, in evaluation mode.
+        """The outputs in evaluation mode with all but the kept filters zeroed.
 
-        It is prepared in another way where it does not run in double precision or gives no finite
-        numbers in it (a mask of double precision's lowest number is minus infinity in a softmax of
-        single precision), or grows beyond all bounds when it is shaken.
+        The network is prepared in another way where it does not run in double precision, gives no
+        finite numbers in it (an attention mask of double precision's lowest number is minus
+        infinity in a softmax of single precision), or gives none with noise on its weights.
         """
         while True:
             try:
@@ -105,7 +105,7 @@ class Trial:
     ) -> list[Tensor] | None:
         """The same in training mode; None where the network gives no finite numbers in it.
 
-        What shows once that it computes the same in both modes, to the last digit, is not run
+        Once both modes have given the same outputs to the last digit, training mode is not run
         again.
         """
         if self._is_same or not self._trains:
@@ -113,7 +113,7 @@ class Trial:
         try:
             with masked(self._network, groups, kept) as zeroed:
                 found = self._run(zeroed, training=True)
-        except Exception:  # whether it trains at all is another check's question
+        except Exception:  # whether the network trains at all is checked elsewhere
             found = []
         self._trains = bool(found) and all(one.isfinite().all() for one in found)
         if self._trains and self._is_same is None:
@@ -131,19 +131,18 @@ class Trial:
         return self.failures(groups[:half]) | self.failures(groups[half:])
 
     def reason(self, groups: Sequence[Group]) -> str:
-        """Why groups cannot be cut together; empty: they can."""
+        """Why groups cannot be cut together; empty where they can."""
         first, second = _cover(groups)
-        # Where both modes computed the same with the first half, to the last digit, in the dense
-        # network and in the pruned one, they are one function: the second half is tried in one.
+        # If both modes gave the same outputs with the first half, to the last digit, in the dense
+        # and in the pruned network, the second half needs to be tried in one mode only.
         return self.failure(groups, first) or self.failure(
             groups, second, both=not (self._is_same and self._is_same_pruned)
         )
 
     def failure(self, groups: Sequence[Group], kept: Kept, *, both: bool = True) -> str:
-        """What goes wrong once only the ``kept`` filters are left; empty: nothing.
+        """What goes wrong once only the ``kept`` filters are left; empty where nothing does.
 
-        In evaluation mode, and in training mode where the network has one (not ``both``: it is the
-        same).
+        Tried in evaluation mode and, with ``both``, in training mode where the network runs in it.
         """
         try:
             expected = self._expected(groups, kept)
@@ -168,8 +167,8 @@ class Trial:
     def _allowed(self) -> float:
         """The largest relative difference that counts as rounding in training mode.
 
-        Batch norms over a few numbers can enlarge rounding a million times. So it is measured what
-        weights that differ in their last digits make of the outputs.
+        Batch norms over a few numbers can enlarge rounding a million times. So this measures how
+        much the outputs change when the weights change in their last digits.
         """
         if self._in_training is None:
             nudged, generator = copied(self._network), torch.Generator().manual_seed(0)
@@ -189,7 +188,7 @@ class Trial:
     def _compared(
         self, found: Sequence[Tensor], expected: Sequence[Tensor], allowed: Callable[[], float]
     ) -> str:
-        """What is wrong with the answers found; ``allowed`` is measured only where it matters."""
+        """What is wrong with the outputs found; ``allowed`` is called only where it matters."""
         if [one.shape for one in found] != [one.shape for one in expected]:
             return OTHER_SHAPE
         for mine, theirs in zip(found, expected, strict=True):
@@ -203,7 +202,7 @@ class Trial:
 
 
 def answers_of(outputs: Any, example: Example) -> list[Tensor]:
-    """The tensors in what a network gives: one, or several in whatever form; no whole numbers."""
+    """The tensors in a network's outputs, whatever their structure; none of whole numbers."""
     found = [
         one
         for one in pytree.tree_leaves(outputs)
@@ -213,12 +212,12 @@ def answers_of(outputs: Any, example: Example) -> list[Tensor]:
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest of the expected numbers."""
+    """The largest absolute difference, relative to the largest expected absolute value."""
     return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 def _cover(groups: Sequence[Group]) -> Iterator[Kept]:
-    """Two sets of kept filters: a half of each group, drawn at random, and the other half."""
+    """Two choices of kept filters: a random half of each group, and the other half."""
     generator = random.Random(0)
     orders = {g.name: generator.sample(range(g.filters), g.filters) for g in groups}
     halves = {name: len(order) // 2 for name, order in orders.items()}
@@ -232,19 +231,19 @@ def equal(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
 
 
 def _shake(network: nn.Module) -> None:
-    """Move all weights a little, by noise of standard deviation 0.02."""
+    """Add noise of standard deviation 0.02 to all weights."""
     generator = torch.Generator().manual_seed(0)
     running = [(n, b) for n, b in network.named_buffers() if n.endswith(("_mean", "_var"))]
     with torch.no_grad():
         for name, value in (*network.named_parameters(), *running):
             if value.is_floating_point():
-                # Uniform, which is drawn far faster than normal numbers.
+                # Uniform noise, since it is drawn far faster than normal noise.
                 noise = torch.rand(value.shape, generator=generator).sub_(0.5).mul_(0.02 * 12**0.5)
                 value.add_(noise.to(value).abs_() if name.endswith("running_var") else noise)
 
 
 class _Coarsest(Watch):
-    """Notes the coarsest numbers among the results of all operations."""
+    """Notes the tolerance of the coarsest dtype among the results of all operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,7 +260,7 @@ class _Coarsest(Watch):
 
 
 class _Calm(Watch):
-    """Random numbers are their means: dropout drops nothing, in networks of any width alike."""
+    """Replaces random numbers by their means and stops dropout, whatever the network's width."""
 
     def call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -1,7 +1,7 @@
-"""Pruning single weights: masks that are made again from one number, and held in retraining.
+"""Prunes single weights by masks that follow from one number each and are held in retraining.
 
-Masks are random, or drawn around what a criterion would prune. What a weight competes with is said
-by the scope: its layer, its output row, all layers, or its few neighbours (N:M).
+Masks are random, or drawn around what a criterion would prune. The scope says which weights compete
+with each other: those of a layer, of an output row, of all layers, or a few neighbours (N:M).
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _DIGITS = frozenset("0123456789abcdef")
 
 OWN = 0
-"""The number of the mask that is a criterion's own choice."""
+"""The number that stands for the criterion's own choice, which is no random mask."""
 
 
 def has_outputs_last(module: nn.Module) -> bool:
-    """Whether a layer's weight is ``[in, out]``, as that of transformers' ``Conv1D`` is."""
+    """Whether a layer's weight is ``[in, out]``, as in the ``Conv1D`` of transformers."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
@@ -68,7 +68,7 @@ def has_outputs_last(module: nn.Module) -> bool:
 class Around:
     """What masks are drawn around: a criterion's name and its score of every weight, by layer.
 
-    ``share`` of the scores change places in each mask but the criterion's own.
+    For each mask but the criterion's own, a ``share`` of the scores change places.
     """
 
     criterion: str
@@ -77,7 +77,7 @@ class Around:
 
     @cached_property
     def digest(self) -> str:
-        """16 hex digits over the scores."""
+        """16 hex digits of a hash of the scores."""
         found = hashlib.sha256()
         for name, scores in self.scores.items():
             found.update(name.encode() + scores.astype("<f8").tobytes())
@@ -86,21 +86,23 @@ class Around:
 
 @dataclass(frozen=True, eq=False)
 class WeightCandidates:
-    """P masks over the weights of some layers, which prune by setting to zero.
+    """P masks over the weights of some layers, which prune weights by setting them to zero.
 
-    ``shapes`` maps each layer to the shape of its weight; those ``turned`` have it as ``[in,
-    out]``. ``counts`` says how many weights are zeroed: of each layer (scopes ``layer`` and
-    ``row``), or of all together (``global``: one entry, ``""``). ``patterns`` has N and M of each
-    layer where of every M consecutive input weights of a row N are kept; of a convolution, which
-    reads M input channels at one place of its kernel.
+    - ``shapes`` maps each layer to the shape of its weight; for the layers in ``turned`` that is
+      ``[in, out]``.
+    - ``counts`` says how many weights are zeroed: of each layer (scopes ``layer`` and ``row``), or
+      of all layers together (``global``: one entry, ``""``).
+    - ``patterns`` has N and M for each layer in which N of every M consecutive input weights of a
+      row are kept; in a convolution, these M weights read neighbouring input channels at one place
+      of the kernel.
 
-    Candidate i is the number ``masks[i]`` below 2⁶⁴, which seeds numpy's PCG64. One raw 64-bit
-    output belongs to each weight, in the order of layers and then of memory; of the weights that
-    compete with each other, those with the smallest ones are pruned. So every subset of the right
-    size is equally likely, candidates are independent, and nothing but the number is kept. With
-    ``around``, the raw outputs decide instead which of a criterion's scores change places
-    (:func:`trueoracle.pruning.ways.moved`; of one layer, or in scope ``global`` of all), and the
-    weights with the smallest scores are pruned; number 0 is the criterion's own choice.
+    Candidate i is the number ``masks[i]`` below 2⁶⁴, which seeds numpy's PCG64. Each weight gets
+    one raw 64-bit output, in the order of layers and then of memory; of the weights that compete
+    with each other, those with the smallest outputs are pruned. So every subset of the right size
+    is equally likely, candidates are independent, and only the number is stored. With
+    ``drawn_around``, the raw outputs decide instead which of a criterion's scores change places
+    (:func:`trueoracle.pruning.ways.moved`; within a layer, or in scope ``global`` among all), and
+    the weights with the smallest scores are pruned; number 0 is the criterion's own choice.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -121,7 +123,7 @@ class WeightCandidates:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The layers of whose weight single numbers are pruned."""
+        """The layers whose weight loses single numbers."""
         return tuple(self.shapes)
 
     @property
@@ -134,7 +136,7 @@ class WeightCandidates:
 
     @property
     def space(self) -> int | None:
-        """None: a number of thousands of digits."""
+        """None, since the number of masks would have thousands of digits."""
         return None
 
     @property
@@ -153,7 +155,7 @@ class WeightCandidates:
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
-        """One stable id per candidate: 16 hex digits over layers, shapes, counts and mask."""
+        """One stable id per candidate: 16 hex digits of a hash of layers, counts and mask."""
         layers = ";".join(f"{n}/{'x'.join(map(str, shape))}" for n, shape in self.shapes.items())
         counts = ";".join(f"{name}:{count}" for name, count in self.counts.items())
         common = f"weights/{self.scope}/{layers}/{counts}"
@@ -167,7 +169,7 @@ class WeightCandidates:
         )
 
     def pruned(self, index: int) -> dict[str, Any]:
-        """The number of the mask in 16 hex digits, and the sparsity by layer (or of all)."""
+        """The number of the mask in 16 hex digits, and the sparsity by layer (or of all layers)."""
         sparsity = {
             name or "*": round(count / self._sizes_by_count[name], 6)
             for name, count in self.counts.items()
@@ -190,7 +192,7 @@ class WeightCandidates:
         }
 
     def _keys(self, mask: int) -> dict[str, np.ndarray]:
-        """What the weights compete by, ``[weights]`` by layer: the smallest are pruned."""
+        """The numbers ``[weights]`` by layer that weights compete by: the smallest are pruned."""
         if self.drawn_around is None:
             return self._random(mask)
         scores = {name: self.drawn_around.scores[name].ravel() for name in self.shapes}
@@ -205,15 +207,15 @@ class WeightCandidates:
         return {name: moved(own, share, keys[name]) for name, own in scores.items()}
 
     def _random(self, mask: int) -> dict[str, np.ndarray]:
-        # The raw stream, which numpy promises not to change; what is drawn from it may.
+        # Numpy promises not to change the raw stream; the distributions drawn from it may change.
         stream = np.random.PCG64(mask)
         sizes = zip(self.shapes, self._sizes, strict=True)
         return {name: stream.random_raw(size) for name, size in sizes}
 
     def _competing(self, name: str, count: int) -> tuple[np.ndarray | None, int]:
-        """Which weights of a layer compete, ``[cells, weights]``, and how many of a cell go.
+        """The weights that compete, ``[cells, weights]``, and how many are pruned in each cell.
 
-        None stands for one cell of all.
+        None stands for one cell of all the layer's weights.
         """
         if self.scope == "layer" and name not in self.patterns:
             return None, count
@@ -230,13 +232,13 @@ class WeightCandidates:
 
     @cached_property
     def _sizes_by_count(self) -> dict[str, int]:
-        """Of how many weights each entry of ``counts`` says how many are pruned."""
+        """For each entry of ``counts``, the number of weights that its pruned ones are among."""
         if self.scope == "global":
             return {"": sum(self._sizes)}
         return dict(zip(self.shapes, self._sizes, strict=True))
 
     def prune(self, dense: nn.Module, index: int) -> nn.Module:
-        """A copy of ``dense`` whose pruned weights are zero, and stay so however it is trained.
+        """A copy of ``dense`` whose pruned weights are zero, and stay zero when it is trained.
 
         Each pruned layer's ``weight`` is computed from a parameter and the mask
         (``torch.nn.utils.parametrize``); :func:`unmasked` makes it plain again.
@@ -246,16 +248,16 @@ class WeightCandidates:
             layer = network.get_submodule(name)
             weight = layer.get_parameter("weight")
             mask = kept.to(weight)
-            with torch.no_grad():  # else weight decay would work on numbers that nobody reads
+            with torch.no_grad():  # else weight decay would act on numbers that are never read
                 weight.mul_(mask)
             parametrize.register_parametrization(layer, "weight", Masked(mask))
         return network
 
     def sum_pruned(self, importance: Importance) -> np.ndarray:
-        """Scores ``[P]``: the ``importance`` of each weight, summed over those that are pruned.
+        """Scores ``[P]``: the ``importance`` of each weight, summed over the pruned weights.
 
         ``importance`` maps each layer to numbers shaped like its weight. Raises
-        :class:`InputError` where there are none.
+        :class:`InputError` where a layer has none, or numbers of another shape.
         """
         flat = np.concatenate([one.ravel() for one in self._importance(importance).values()])
         return np.array([flat[~self._flat(index)].sum() for index in range(len(self))])
@@ -264,7 +266,7 @@ class WeightCandidates:
         return np.concatenate([kept.numpy().ravel() for kept in self.kept(index).values()])
 
     def _bits(self, index: int) -> bytes:
-        """What tells a mask from others."""
+        """A hash that is equal for equal masks."""
         return hashlib.sha256(np.packbits(self._flat(index)).tobytes()).digest()
 
     def _importance(self, importance: Importance) -> dict[str, np.ndarray]:
@@ -296,10 +298,10 @@ class WeightCandidates:
         return replace(made, masks=tuple(found.values()))
 
     def costs(self, dense: nn.Module, given: Sequence[int] | Example) -> list[Cost]:
-        """The cost of each pruned network, of which zeros are no part.
+        """The cost of each pruned network, in which zeros do not count.
 
-        A layer's MACs shrink with the share of its weights that are left. But in scope ``global``
-        that is the same for all candidates.
+        A layer's MACs are multiplied by the share of its weights that are left. This share is the
+        same for all candidates, except in scope ``global``.
         """
         whole, by_parameter = cost(dense, given), macs_by_parameter(dense, given)
         macs = [by_parameter.get(f"{name}.weight", 0) for name in self.shapes]
@@ -323,21 +325,21 @@ class WeightCandidates:
 
 
 def _rows(shape: tuple[int, ...], is_turned: bool) -> np.ndarray:
-    """Where the weights of each output lie in memory, ``[out, n]``, the inputs as neighbours."""
+    """Where each output's weights lie in memory, ``[out, n]``, with input channels adjacent."""
     places = np.arange(math.prod(shape)).reshape(shape)
     inputs_last = places.T if is_turned else np.moveaxis(places, 1, -1)
     return inputs_last.reshape(len(inputs_last), -1)
 
 
 def _kept(keys: np.ndarray, cells: np.ndarray | None, count: int) -> np.ndarray:
-    """Which weights ``[n]`` are kept: of every cell all but the ``count`` with the smallest keys.
+    """Which weights ``[n]`` are kept: in every cell all but the ``count`` with the smallest keys.
 
-    Of equal keys the first one in the cell goes.
+    Where keys are equal, the first weight in the cell is pruned.
     """
     kept = np.ones(len(keys), dtype=bool)
     if cells is None:
         cells = np.arange(len(keys))[None]
-    if keys.dtype == np.uint64:  # which hardly ever tie, and a partition is several times faster
+    if keys.dtype == np.uint64:  # random keys hardly ever tie, and a partition is much faster
         smallest = np.argpartition(keys[cells], count - 1, axis=1)[:, :count]
     else:
         smallest = np.argsort(keys[cells], axis=1, kind="stable")[:, :count]
@@ -355,11 +357,11 @@ def list_weight_candidates(
 ) -> WeightCandidates:
     """Sample masks over the weights of convolutions, linear layers and transformers' ``Conv1D``.
 
-    - ``sparsities`` maps layer names or patterns to the share of weights that are pruned, of each
-      layer, of each output row of it (scope ``row``), or of all of them together (scope
-      ``global``, where all are equal), rounded to whole weights by
-      :func:`trueoracle.pruning.ways.number_pruned`; or to ``"N:M"``: of every M consecutive input
-      weights of a row N are kept.
+    - ``sparsities`` maps layer names or patterns to the share of weights that are pruned: of each
+      layer, of each output row of it (scope ``row``), or of all layers together (scope ``global``,
+      where all shares are equal). The share is rounded to whole weights by
+      :func:`trueoracle.pruning.ways.number_pruned`. Instead of a share, ``"N:M"`` keeps N of every
+      M consecutive input weights of a row.
     - ``count`` is how many masks to draw with ``seed``, or the file of a listing.
 
     Raises :class:`InputError` for a pattern without such a layer, a sparsity that prunes nothing or
@@ -384,7 +386,8 @@ def list_weight_candidates(
         }
     made = WeightCandidates(shapes, counts, scope, (), turned, patterns)
     if isinstance(count, Path):
-        # Numbers of masks around a criterion's choice would be other masks here.
+        # A listing of masks around a criterion's choice is refused: here its numbers would stand
+        # for other masks.
         expected = {**_header(made), "around": None}
         return replace(made, masks=_masks_of(read_listing(count, expected), count))
     if count > ENUMERATION_LIMIT:
@@ -396,7 +399,7 @@ def list_weight_candidates(
 
 
 def _pattern(name: str, given: str, inputs: int) -> tuple[int, int]:
-    """N and M, where M divides a layer's inputs."""
+    """N and M of a pattern; raises :class:`InputError` where M does not divide the inputs."""
     kept, of = map(int, given.split(":"))
     if not 0 < kept < of:
         raise InputError(
@@ -430,7 +433,7 @@ def _number(sparsity: float | str, size: int, where: str) -> int:
 
 
 def _weighted_layers(network: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """The layers with weights of their own and their shapes; and why others have none."""
+    """The layers with weights of their own, with their shapes, and why other layers have none."""
     owners = Counter(
         id(p) for m in network.modules() for p in m._parameters.values() if p is not None
     )
@@ -449,7 +452,7 @@ def _weighted_layers(network: nn.Module) -> tuple[dict[str, tuple[int, ...]], di
 
 
 def _check_room(made: WeightCandidates, wanted: int) -> None:
-    """Refuse samples in which a mask would come twice, but for a chance of one in 100."""
+    """Refuse a sample in which some mask would come twice with a chance of over one in 100."""
     digits = 0.0
     for name, count in made.counts.items():
         size, cells = made._sizes_by_count[name], 1
@@ -468,7 +471,7 @@ def _check_room(made: WeightCandidates, wanted: int) -> None:
 
 
 def _digits(mask: int) -> str:
-    # As text, since many readers of JSON keep 53 bits of a number.
+    # As text, since many JSON readers keep only 53 bits of a number.
     return f"{mask:016x}"
 
 
@@ -487,7 +490,7 @@ def _header(made: WeightCandidates) -> dict[str, Any]:
 
 
 def _masks_of(entries: Sequence[Any], path: Path) -> tuple[int, ...]:
-    """The numbers that a listing's entries write, each of them checked."""
+    """The numbers of masks in a listing's entries, each of them checked."""
     places: dict[int, int] = {}
     for place, entry in enumerate(entries, start=1):
         where = f"{path}: candidate {place}"
@@ -501,11 +504,11 @@ def _masks_of(entries: Sequence[Any], path: Path) -> tuple[int, ...]:
 
 
 def check_masks(dense: nn.Module, candidates: WeightCandidates, example: Example) -> None:
-    """Check that a pruned network is the dense one with zeros, and that it trains.
+    """Check that a pruned network equals the dense one with zeros, and that it trains.
 
-    ``example`` is a batch for it, of at least two. The first and the last candidate are
-    tried, against weights multiplied by hand. Raises :class:`InputError`, also where the dense
-    network itself does not answer or train.
+    ``example`` is a batch of at least two items. The first and the last candidate are compared with
+    a network whose weights are multiplied by the mask directly. Raises :class:`InputError`, also
+    where the dense network itself does not run or train.
     """
     check_network(dense, example)
     check_training(dense, example)

@@ -1,7 +1,7 @@
-"""Finding the groups of a network: what must go with each layer's filters.
+"""Finds the groups of a network: what must be removed together with each layer's filters.
 
 One real batch is run, and every axis of every parameter is followed through the operations
-(``axes``). What is found so is an offer: ``parity`` tries each of them.
+(``axes``). This gives offers, and each of them is tried (``settling``).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["find_groups", "follow_groups"]
 def find_groups(
     network: nn.Module, example: Example, only: Collection[str] | None = None
 ) -> GroupMap:
-    """Find the prunable groups of ``network``, or those of the names in ``only``.
+    """Find the prunable groups of ``network``, or only those whose names are in ``only``.
 
-    ``example`` is a batch for it: a tensor ``[N, …]``, a tuple of its arguments, or a dictionary of
-    its keyword arguments. Each group has been tried on it: removing its filters equals zeroing
-    them, in evaluation and in training mode. One that fails is among the refused, with the reason.
-    Raises :class:`InputError` where the network cannot be run on the example, gives no finite
-    numbers, or does other things in training than in evaluation mode.
+    ``example`` is a batch for the network: a tensor ``[N, …]``, a tuple of its arguments, or a
+    dictionary of its keyword arguments. Each group has been tried on the batch: removing its
+    filters equals zeroing them, in evaluation and in training mode. A group that fails is refused,
+    with the reason. Raises :class:`InputError` where the network cannot be run on the example,
+    gives numbers that are not finite, or runs other operations in training than in evaluation mode.
     """
     offered = _offers(network, example)
     if only is not None:
@@ -44,7 +44,8 @@ def find_groups(
 def follow_groups(network: nn.Module, example: Example) -> GroupMap:
     """The groups as the network's operations show them, none of them tried.
 
-    For names and numbers only; see :func:`find_groups`, which raises the same.
+    They are good for names and numbers only; :func:`find_groups` tries them. Both functions raise
+    the same errors.
     """
     return _offers(network, example).first()
 
@@ -62,10 +63,10 @@ def _offers(network: nn.Module, example: Example) -> Offers:
 
 
 def _check_modes(network: nn.Module) -> None:
-    """Refuse a network that can be seen to be another one in training than in evaluation mode."""
+    """Refuse a network whose trace differs between training and evaluation mode."""
     modes = [(module, module.training) for module in network.modules()]
     traced = []
-    # A forward that branches on values cannot be traced so: parity looks at both modes.
+    # A forward that branches on values cannot be traced; the trial compares both modes anyway.
     with suppress(Exception):
         traced = [_operations(trace(network.train(mode))) for mode in (True, False)]
     for module, mode in modes:

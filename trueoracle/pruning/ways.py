@@ -1,9 +1,9 @@
-"""The ways to remove units: how many there are, all of them in order, or some.
+"""The ways to remove units: counts, enumerates and samples them.
 
-Units (filters, heads, whole layers) lie in pools, and a way removes equally many of a pool as any
-other. The ways of one pool are the combinations of units to remove, numbered in lexicographic
-order; the ways of several pools are the mixed-radix numbers over theirs. So the whole space is the
-integers below its size, and neither enumeration nor sampling ever builds it.
+Units (filters, heads, whole layers) lie in pools, and every way removes the same number of units
+from a pool. The ways of one pool are the combinations of units to remove, numbered in lexicographic
+order; the ways of several pools are numbered in mixed radix over those of each pool. So the space
+is the integers below its size, and neither enumeration nor sampling ever builds it.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ __all__ = [
 ]
 
 Way = tuple[tuple[int, ...], ...]
-"""One way to prune: for each pool, the units that go, ascending."""
+"""One way to prune: for each pool, the units that are removed, ascending."""
 
 Importance = Mapping[str, Tensor | np.ndarray | list[float]]
-"""What a criterion makes of each unit (by pool) or weight (by layer)."""
+"""What a criterion gives for each unit (by pool) or weight (by layer)."""
 
 ENUMERATION_LIMIT = 1_000_000
 
 TRIES = 1000
-"""Draws around a criterion's choice for each candidate, before too few different ones are said."""
+"""The most draws around a criterion's choice per wanted candidate; then :func:`too_few` holds."""
 
 
 def number_pruned(ratio: float, count: int, units: str = "filters") -> int:
     """How many of ``count`` units a pruning ratio removes: the nearest whole number, halves up.
 
-    The product is taken in decimal, as written: 0.7 of 10 is 7, 0.29 of 100 is 29. Raises
+    The product is computed in decimal: 0.7 of 10 is 7, 0.29 of 100 is 29. Raises
     :class:`InputError` where the ratio is outside (0, 1) or would remove nothing or everything.
     """
     if not 0 < ratio < 1:
@@ -113,15 +113,15 @@ def sample(size: int, count: int, seed: int) -> list[int]:
 
 
 def seed_of(seed: int, index: int, purpose: str) -> int:
-    """A 64-bit number for one draw of a sample: those of other seeds are unrelated."""
+    """A 64-bit number for one draw of a sample, unrelated to the numbers of other seeds."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}/{purpose}".encode()).digest()[:8], "big")
 
 
 def moved(scores: np.ndarray, share: float, keys: np.ndarray) -> np.ndarray:
     """``scores`` ``[n]``, of which a ``share`` have changed places at random.
 
-    Each takes part with probability ``share``; those that do are permuted among themselves.
-    ``keys`` ``[n]`` are 64-bit random numbers, by which both is decided.
+    Each score takes part with probability ``share``; the scores that take part are permuted among
+    themselves. ``keys`` ``[n]`` are 64-bit random numbers that decide both.
     """
     taking_part = np.flatnonzero(keys < np.uint64(min(share * 2.0**64, 2.0**64 - 2048)))
     order = taking_part[np.argsort(keys[taking_part], kind="stable")]
@@ -131,7 +131,7 @@ def moved(scores: np.ndarray, share: float, keys: np.ndarray) -> np.ndarray:
 
 
 def too_few(found: int, count: int, share: float) -> InputError:
-    """What is said where fewer different candidates come out around a choice than are wanted."""
+    """The error for fewer different candidates around a criterion's choice than are wanted."""
     return InputError(
         f"pruning.share = {share} brings {found:,} different candidates around the criterion's "
         f"choice, and pruning.count is {count:,}: raise the share, or lower the count"
@@ -139,7 +139,7 @@ def too_few(found: int, count: int, share: float) -> InputError:
 
 
 def as_numbers(given: Tensor | np.ndarray | list[float] | None) -> np.ndarray | None:
-    """What a criterion gives as the importance of one pool or layer, as float64."""
+    """The importance that a criterion gives for one pool or layer, as float64."""
     if given is None:
         return None
     if isinstance(given, Tensor):
@@ -149,9 +149,9 @@ def as_numbers(given: Tensor | np.ndarray | list[float] | None) -> np.ndarray | 
 
 @dataclass(frozen=True)
 class Space:
-    """All ways to remove ``removed[p]`` of the units of each pool; ``pools`` has their numbers.
+    """All ways to remove ``removed[p]`` of the units of each pool p.
 
-    ``units`` is what they are called.
+    ``pools`` maps the name of each pool to its number of units; ``units`` is what they are called.
     """
 
     pools: Mapping[str, int]
@@ -191,9 +191,9 @@ class Space:
     ) -> tuple[Way, ...]:
         """The way that removes the units of least importance, and ``count - 1`` others around it.
 
-        For each of these a ``share`` of the importances of a pool changes places at random
-        (:func:`moved`). All differ. Of equal importances the first unit goes. Raises
-        :class:`InputError` where so many different ones do not come out.
+        For each of the others, a ``share`` of the importances of a pool change places at random
+        (:func:`moved`). No two ways are equal. Where importances are equal, the first unit is
+        removed. Raises :class:`InputError` where fewer than ``count`` different ways come out.
         """
         scores = [self._importance(importance, name) for name in self.pools]
         found: dict[Way, None] = {self._least(scores): None}
@@ -214,9 +214,9 @@ class Space:
         return tuple(found)
 
     def _importance(self, importance: Importance, name: str) -> np.ndarray:
-        """One number for each unit of a pool; raises :class:`InputError` where that is not given.
+        """One number per unit of a pool; raises :class:`InputError` where that is not given.
 
-        NaN counts as large: what cannot be judged is not what the criterion would remove.
+        NaN sorts as the largest: the criterion would not remove a unit that it cannot judge.
         """
         given = as_numbers(importance.get(name))
         if given is None or given.shape != (self.pools[name],):
@@ -247,7 +247,7 @@ class Space:
     def read(self, path: Path, header: Mapping[str, Any]) -> tuple[Way, ...]:
         """The ways that a listing (``.json``) or a combination file (``.pkl``) names, in order.
 
-        Raises :class:`InputError` where it lists other things than this space has.
+        Raises :class:`InputError` where the file lists anything that is no way of this space.
         """
         if path.suffix == ".pkl":
             entries: Iterable[Any] = read_combinations(path, list(self.pools))
@@ -269,7 +269,7 @@ class Space:
         return tuple(places)
 
     def _part(self, given: Any, name: str, size: int, count: int, where: str) -> tuple[int, ...]:
-        """What an entry removes of one pool, checked."""
+        """The units of one pool that a listing's entry removes, checked and in ascending order."""
         # A bool is an int to Python, and 1.0 equals 1.
         is_list = isinstance(given, list | tuple)
         if not is_list or any(type(one) is not int for one in given):
@@ -283,7 +283,7 @@ class Space:
             one = self.units.removesuffix("s")
             raise InputError(f"{where}: {name} names a {one} twice: {shown(given)}")
         if len(given) != count:
-            # Whoever wrote the file may have rounded a ratio otherwise.
+            # The file's author may have rounded the ratio differently.
             hint = ""
             if 0 < len(given) < size:
                 ratio = round(len(given) / size, len(str(size)))
@@ -300,7 +300,7 @@ def match_layers(
 ) -> dict[str, Any]:
     """The ratio of every layer that a pattern of ``ratios`` names; each must name at least one.
 
-    A second kind of unit of a layer (``LAYER:heads``) is named only by a pattern with a colon:
+    A second kind of unit of a layer (``LAYER:heads``) is matched only by a pattern with a colon, so
     ``*`` means all layers. ``refused`` maps layers that cannot be pruned to the reason. Raises
     :class:`InputError` for a pattern that names none, and for a layer that several patterns name.
     """

@@ -1,4 +1,4 @@
-"""The rows of a record, chunk by chunk, and whether they are what was written."""
+"""The rows of a record, chunk by chunk, checked against what was written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHUNKED = 3
 """The first format that keeps checksums."""
 
 Rows = dict[int | None, list[tuple[Any, ...]]]
-"""Rows as SQLite gives them, each with its chunk as the last value, by chunk."""
+"""Rows by chunk, as SQLite returns them; the last value of each row is its chunk."""
 
 
 def schema_fault(db: sqlite3.Connection, version: int, tables: Iterable[Table]) -> str:
@@ -49,7 +49,7 @@ def schema_fault(db: sqlite3.Connection, version: int, tables: Iterable[Table]) 
 
 
 def read_seals(db: sqlite3.Connection) -> dict[tuple[str, int], Seal]:
-    """The checksums by table and chunk; raises :class:`ValueError` for a row that is none."""
+    """The checksums by table and chunk; raises :class:`ValueError` for a row that holds none."""
     query = f"SELECT {', '.join(CHECKSUMS.names)} FROM checksums ORDER BY chunk, of"
     columns = CHECKSUMS.read(db.execute(query).fetchall(), CHECKSUMS.columns)
     seals = [Seal(*row) for row in zip(*columns.values(), strict=True)]
@@ -62,10 +62,10 @@ def read_rows(
     version: int,
     on_error: Callable[[sqlite3.Error], None] | None = None,
 ) -> Rows:
-    """All rows of a table by chunk, each sorted by the table's key; None is no chunk.
+    """All rows of a table by chunk, each chunk sorted by the table's key; None stands for no chunk.
 
-    ``on_error`` is called with the error that ended reading early; without it, that is raised. A
-    table that the format does not have has no rows.
+    ``on_error`` is called with the error that ended reading early; without it, that error is
+    raised. A table that the format does not have has no rows.
     """
     if table.first > version:
         return {}
@@ -89,7 +89,7 @@ def unsealed(
 ) -> Columns:
     """The rows of one chunk; raises :class:`ValueError` where they are not what was written.
 
-    Rows of a format without checksums are checked for impossible values only.
+    In a format without checksums, rows are only checked for impossible values.
     """
     columns = table.read([row[:-1] for row in rows], table.since(version))
     if version < CHUNKED:
@@ -104,7 +104,7 @@ def unsealed(
 def sealed(
     table: Table, version: int, rows: Rows, seals: Mapping[tuple[str, int], Seal]
 ) -> Iterator[tuple[int | None, Columns | ValueError]]:
-    """Each chunk of a table: its rows, or what is wrong with them."""
+    """Each chunk of a table with its rows, or with the error that says what is wrong with them."""
     chunks: Iterable[int | None] = rows
     if version >= CHUNKED:
         chunks = dict.fromkeys([*rows, *(chunk for name, chunk in seals if name == table.name)])
@@ -141,11 +141,11 @@ _MAGIC = (0x377F0682, 0x377F0683)
 def journal_fault(database: Path) -> str:
     """What is wrong with the write-ahead log that a killed process left; empty where nothing is.
 
-    SQLite takes a log as far as its checksums hold and ignores the rest silently, since a process
-    may be killed while it writes: between the header of a frame and its page, say. In a log that is
-    written for the first time such a frame is cut off; in one that was begun anew it lies over an
-    older page, and older frames follow it. Any other wrong frame was committed. No process may be
-    writing meanwhile.
+    SQLite reads a log as far as its checksums hold and silently ignores the rest, since a process
+    may be killed while it writes, for example between the header of a frame and its page. In a log
+    that is written for the first time such a frame is cut off; in a log that was begun anew, the
+    frame lies over an older page, and older frames follow it. Any other wrong frame was committed.
+    No process may write to the log during the check.
     """
     path = database.with_name(f"{database.name}-wal")
     try:
@@ -162,7 +162,8 @@ def journal_fault(database: Path) -> str:
     salts, sums = content[16:24], head
     starts = range(_HEADER, len(content) - _FRAME - size + 1, _FRAME + size)
     frames = [content[start : start + _FRAME + size] for start in starts]
-    # A log that was begun anew leaves frames of the last one, with other salts, behind.
+    # Behind the frames of a log that was begun anew, frames of the one before remain, whose salts
+    # differ.
     own = list(takewhile(lambda f: f[8:12] == salts[:4] or f[12:16] == salts[4:], frames))
     for number, frame in enumerate(own, start=1):
         sums = _sums(frame[_FRAME:], order, _sums(frame[:8], order, sums))
@@ -177,7 +178,7 @@ def _pair(content: bytes) -> tuple[int, int]:
 
 
 def _sums(content: bytes, order: str, start: tuple[int, int]) -> tuple[int, int]:
-    """SQLite's checksum of a log, going on from ``start``."""
+    """SQLite's checksum of a log, continued from ``start``."""
     first, second = start
     words = np.frombuffer(content, order).tolist()
     for one, two in zip(words[::2], words[1::2], strict=True):

@@ -1,7 +1,7 @@
-"""The file of one study's record: SQLite, whose every commit leaves a checksum of what it wrote.
+"""The SQLite file of one study's record, in which every commit leaves a checksum of what it wrote.
 
-What the rows mean is in ``store.py``. Every error of the database becomes a :class:`StoreError`
-that says which file and what to do; what was committed stays. A checksum is compared whenever its
+``store.py`` says what the rows mean. Every error of the database becomes a :class:`StoreError` that
+names the file and says what to do; what was committed stays. A checksum is compared whenever its
 rows are read.
 """
 
@@ -48,8 +48,8 @@ SCHEMA_VERSION = 5
 
 _BEFORE_METRICS = [name for name, table in tables(()).items() if table.first < NAMED]
 # Format 1 had no costs, format 2 no checksums, format 3 no metrics and no labels of scores, and
-# format 4 no blocks of examples: an older record is read as one without, and completed when it is
-# written.
+# format 4 no blocks of examples. An older record is read without these, and is completed when it is
+# written to.
 _UPDATES = {
     1: tuple(
         f"ALTER TABLE {table} ADD COLUMN {name} INTEGER"
@@ -74,7 +74,7 @@ JUDGED = ("scores", "retrainings", "outcomes")
 
 
 def metrics_by_columns(db: sqlite3.Connection) -> tuple[Metric, ...]:
-    """The metrics of a record that does not name them, as far as its columns show them."""
+    """The metrics of a record that does not name any, as far as its columns show them."""
     found = [row[1] for row in db.execute("PRAGMA table_info(outcomes)")]
     names = [name.removeprefix("train_") for name in found if name.startswith("train_")]
     return tuple(Metric(name, name) for name in names)
@@ -97,7 +97,8 @@ class Database:
         if read_only and not self.path.is_file():
             raise StoreError(f"nothing is recorded in {folder}")
         with self._errors():
-            # A log is not read while another process writes to it; a writer here holds the lock.
+            # No log is read while another process writes to it. A process that opens the record to
+            # write holds the lock itself.
             if (not read_only or not is_locked(folder)) and (fault := journal_fault(self.path)):
                 raise sqlite3.DatabaseError(fault)
             uri = self.path.resolve().as_uri() + ("?mode=ro" if read_only else "")
@@ -105,7 +106,7 @@ class Database:
         try:
             with self._errors():
                 self._prepare(read_only)
-                if read_only:  # one moment of a study that may be running
+                if read_only:  # all is read as of one moment, since the study may be running
                     self._db.execute("BEGIN")
         except BaseException:
             self._db.close()
@@ -167,7 +168,7 @@ class Database:
     def _update(self) -> None:
         """Bring an older record to this format.
 
-        Rows without a checksum are given one of what is read now.
+        Rows without a checksum are given the checksum of what is read now.
         """
         before = self._version
         older = [table for table in self._tables.values() if table.first <= before]
@@ -213,7 +214,7 @@ class Database:
         try:
             yield
         except sqlite3.ProgrammingError:
-            raise  # a mistake of ours, not of the file's
+            raise  # the mistake is in the code, not in the file
         except sqlite3.OperationalError as error:
             if not self.path.exists():
                 raise StoreError(
@@ -299,7 +300,7 @@ class Database:
         )
 
     def _seal(self, name: str, chunk: int, *, later: int | None = None) -> None:
-        """Take the checksum of rows as they stand, which were changed within this transaction."""
+        """Take the checksum of rows as they are, after this transaction has changed them."""
         table, before = self._tables[name], self._seals.get((name, chunk))
         names, order = ", ".join(table.names), ", ".join(table.key or ("rowid",))
         rows = self._db.execute(
@@ -310,7 +311,7 @@ class Database:
         self._keep(table, chunk, later, rows)
 
     def _keep(self, table: Table, chunk: int, later: int, rows: Sequence[Sequence[Any]]) -> None:
-        """Write the checksum of rows that are in the table."""
+        """Write the checksum of rows that the table already holds."""
         network = self._network() if table.name in JUDGED else None
         columns = table.read(rows, table.columns)
         self._write_seal(Seal.of(table, SCHEMA_VERSION, chunk, network, later, columns))
@@ -321,7 +322,7 @@ class Database:
         self._seals[seal.table, seal.chunk] = seal
 
     def _drop(self, name: str, where: str = "1", values: Sequence[object] = ()) -> None:
-        """Delete rows that are whole chunks, and their checksums, within a transaction."""
+        """Delete rows, which make whole chunks, and their checksums, within a transaction."""
         query = f"SELECT DISTINCT chunk FROM {name} WHERE {where}"
         for (chunk,) in self._db.execute(query, values).fetchall():
             self._db.execute(f"DELETE FROM {name} WHERE chunk = ?", (chunk,))
@@ -337,8 +338,8 @@ class Database:
     ) -> None:
         """Write chunks of another record into this empty one, as a single file.
 
-        ``task`` is the other's, None where that is lost; ``metrics`` name its columns. ``epochs``
-        are those of the dense network's training, where the chunks lack them.
+        ``task`` is that of the other record, None where it is lost; ``metrics`` name the columns.
+        ``epochs`` are those of the dense network's training, where the chunks lack them.
         """
         with self._transaction():
             self._make_measured(tables(metrics))
@@ -360,10 +361,10 @@ class Database:
     # The task
 
     def record_task(self, name: str, metrics: Sequence[Metric]) -> None:
-        """Record what the study's task measures; comes before anything that is measured.
+        """Record what the study's task measures; must precede anything that is measured.
 
-        Where it is recorded already, that stays. Raises :class:`InputError` where other metrics
-        are, or the same ones in another direction.
+        A task that is recorded already stays. Raises :class:`InputError` where other metrics are
+        recorded, or the same metrics with another direction.
         """
         task = Task(name, check_metrics(metrics))
         if self.task is not None:
@@ -385,7 +386,7 @@ class Database:
         self._take_task(task)
 
     def _make_measured(self, known: Mapping[str, Table]) -> None:
-        """Make the tables that have a column for each metric anew; they are empty."""
+        """Make anew the tables that have a column for each metric; these tables are empty."""
         for name in MEASURED:
             self._db.execute(f"DROP TABLE {name}")
             self._db.execute(known[name].sql)

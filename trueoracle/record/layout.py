@@ -1,8 +1,8 @@
 """What a study's record holds: its tables, what their columns may hold, and their checksums.
 
 This list is the only one: tables are made from it, what is read is checked against it, and a
-checksum covers the columns in its order. The columns of what is measured follow from the task's
-metrics.
+checksum covers the columns in the list's order. The task's metrics decide the columns of what is
+measured.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ __all__ = [
 ]
 
 Columns = dict[str, Any]
-"""Rows by column: numbers as ``float64 [R]``, NaN where none is; all else as lists."""
+"""Rows by column: numbers as ``float64 [R]``, NaN where one is missing; all else as lists."""
 
 _MOST_WHOLE = 2**31 - 1
 _MOST_COST = 2**63 - 1  # what SQLite holds
 _DEEPEST_JSON = 32
 _MOST_FILTERS = 2**20
-_MOST_CELLS = 2**33  # candidates times filters, which are held as a table
+_MOST_CELLS = 2**33  # candidates times filters; the statistics hold a table of this size
 _Kind = Literal["text", "whole", "number", "object", "packed"]
 _SQL_TYPES = {
     "text": "TEXT",
@@ -66,9 +66,9 @@ _PACKED = "<f4"
 class Column:
     """One column: what its values may be.
 
-    ``number`` may always be absent, which stands for NaN; ``object`` is text that is a JSON object;
-    ``packed`` is any count of numbers, a float32 each, which :func:`unpacked` reads.
-    ``least`` and ``most`` bound whole numbers and numbers, ``since`` is the first format that has
+    The kind ``number`` may always be absent, which stands for NaN. ``object`` is text that is a
+    JSON object. ``packed`` is any count of numbers, a float32 each, which :func:`unpacked` reads.
+    ``least`` and ``most`` bound whole numbers and numbers; ``since`` is the first format that has
     the column.
     """
 
@@ -85,7 +85,7 @@ class Column:
 
     @property
     def expected(self) -> str:
-        """In words."""
+        """What the column's values may be, in words."""
         words = {
             "text": "text",
             "object": "a JSON object",
@@ -98,13 +98,13 @@ class Column:
     def plain(self, values: Iterable[Any]) -> list[str | int | float | bytes | None]:
         """Values as SQLite returns them."""
         if self.kind == "number":
-            # NaN becomes nothing; adding zero makes a negative one positive, as SQLite does.
+            # NaN becomes None; adding zero turns a negative zero positive, as SQLite does.
             return [None if v is None or v != v else float(v) + 0.0 for v in values]
         kind = {"whole": int, "packed": bytes}.get(self.kind, str)
         return [None if v is None or v != v else kind(v) for v in values]
 
     def array(self, values: Sequence[Any]) -> Any:
-        """The values for :data:`Columns`; raises :class:`ValueError` naming one that may not be."""
+        """The values for :data:`Columns`; raises :class:`ValueError` naming one not allowed."""
         kinds: dict[str, set[type]] = {"whole": {int}, "number": {int, float}, "packed": {bytes}}
         allowed = kinds.get(self.kind, {str})
         if self.optional or self.kind == "number":
@@ -146,12 +146,12 @@ class Column:
 
 def packed(numbers: Sequence[float] | np.ndarray) -> bytes:
     """Numbers as a column of kind ``packed`` holds them."""
-    with np.errstate(over="ignore"):  # too large is infinite
+    with np.errstate(over="ignore"):  # a number that is too large becomes infinite
         return np.asarray(numbers, dtype=np.float64).astype(_PACKED).tobytes()
 
 
 def unpacked(content: bytes) -> np.ndarray:
-    """What :func:`packed` was given, float64, to the precision of float32."""
+    """The numbers that :func:`packed` was given, as float64 with the precision of float32."""
     return np.frombuffer(content, dtype=_PACKED).astype(np.float64)
 
 
@@ -170,7 +170,7 @@ def json_object(text: str) -> dict[str, Any] | None:
 
 
 def _is_plain(value: object, depth: int) -> bool:
-    """Whether a value is nested no deeper than that, and its numbers are finite."""
+    """Whether a value is nested no deeper than ``depth``, and its numbers are finite."""
     if isinstance(value, float):
         return math.isfinite(value)
     if not isinstance(value, dict | list):
@@ -186,9 +186,9 @@ NOISE = "noise"
 def facts_fault(facts: Mapping[str, Any]) -> str:
     """What is wrong with a sitting's facts, as far as they are read back; empty where nothing is.
 
-    ``skipped`` has reasons by criterion, ``adopted`` rows by folder, ``engine`` is a name,
-    ``chance`` what the headline metric is without any learning, ``data`` what a report says of text
-    and questions, and ``noise`` how far pruned losses differ by the choice of examples alone.
+    ``skipped`` has reasons by criterion, ``adopted`` has rows by folder, and ``engine`` is a name.
+    ``chance`` is the headline metric without any learning, ``data`` what a report says of text and
+    questions, and ``noise`` how far pruned losses differ by the choice of examples alone.
     """
     if not isinstance(facts.get("data", {}), dict):
         return f"facts.data is {str(facts['data'])[:40]!r}, expected an object"
@@ -207,15 +207,16 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
 
 
 COUNTED = {"structured": "filters by group", "depth": "layers by list"}
-"""Kinds of pruning whose candidates name numbers, and what these are."""
+"""The kinds of pruning whose candidates name numbers, and what these numbers stand for."""
 
 
 def pruned_fault(kind: str, pruned: Sequence[Mapping[str, Any]], parameters: int | None) -> str:
     """What is wrong with what the candidates prune; empty where nothing is.
 
-    Of filters: for the same groups, equally many different filters of each, by their numbers from
-    0, which are fewer than the network's ``parameters``; of whole layers, the same by list. Of
-    weights: the ``mask``'s number and the ``sparsity`` by layer.
+    Candidates that prune filters name the same groups, and as many different filters of each, by
+    numbers from 0 that are below the network's ``parameters``. For whole layers, the same holds by
+    list. For single weights, a candidate has the number of the ``mask`` and the ``sparsity`` by
+    layer.
     """
     groups = (
         {name: len(v) for name, v in pruned[0].items() if isinstance(v, list)} if pruned else {}
@@ -249,9 +250,9 @@ def _are_filters(numbers: Sequence[Any], most: int) -> bool:
 class Table:
     """One table: ``key`` is unique and sorts its rows.
 
-    ``apart`` is the column that rows of one checksum share: what is written, dropped and done again
-    together. ``costs`` says that it has parameters and MACs, which are there together or not.
-    ``first`` is the first format that has the table.
+    ``apart`` is the column whose value all rows of one checksum share, which are written, dropped
+    and made again together. ``costs`` says that the table has parameters and MACs, of which a row
+    has both or neither. ``first`` is the first format that has the table.
     """
 
     name: str
@@ -279,7 +280,7 @@ class Table:
         return f"CREATE TABLE {self.name} ({', '.join(columns)}){without}"
 
     def since(self, version: int) -> tuple[Column, ...]:
-        """The columns of a record of this format."""
+        """The columns that a record of this format has."""
         return tuple(column for column in self.columns if column.since <= version)
 
     def plain(self, rows: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
@@ -290,9 +291,9 @@ class Table:
         return sorted(made, key=itemgetter(*places)) if places else made
 
     def read(self, rows: Sequence[Sequence[Any]], columns: Sequence[Column]) -> Columns:
-        """Rows by column, those that an older format lacks empty.
+        """Rows by column; columns that an older format lacks are empty.
 
-        Raises :class:`ValueError` naming a column, what it holds, and what it should.
+        Raises :class:`ValueError` naming a column, what it holds, and what it should hold.
         """
         by_column = list(zip(*rows, strict=True)) or [()] * len(columns)
         read = {c.name: c.array(values) for c, values in zip(columns, by_column, strict=True)}
@@ -308,10 +309,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Seal:
-    """The checksum of those rows of one table that one commit wrote (its ``chunk``).
+    """The checksum of the rows of one table that one commit wrote (its ``chunk``).
 
-    ``network`` is the SHA-256 of the dense network that was recorded then, whose scores and
-    outcomes the rows are; ``later`` says that they were recorded before checksums were kept.
+    ``network`` is the SHA-256 of the dense network that was recorded at that time, to which the
+    rows' scores and outcomes belong. ``later`` says that the rows were recorded before checksums
+    were kept.
     """
 
     chunk: int
@@ -331,7 +333,7 @@ class Seal:
         later: int,
         columns: Columns,
     ) -> Seal:
-        """The seal of rows, which are sorted by the table's key, in a record of this format."""
+        """The seal of rows in a record of this format; the rows are sorted by the table's key."""
         count = len(next(iter(columns.values())))
         own = table.since(version)
         said = [table.name, [column.name for column in own], chunk, count, network, later]
@@ -374,7 +376,7 @@ METRICS = Table(
     ("position",),
     first=4,
 )
-"""The task by its name, and what it measures: one row per metric, the loss first."""
+"""The task's name and what the task measures: one row per metric, the loss first."""
 
 
 BLOCKS = Table(
@@ -387,10 +389,10 @@ BLOCKS = Table(
     ("split", "position"),
     first=5,
 )
-"""The blocks of examples: of which split, and of how many examples.
+"""The blocks of examples, each with its split and its number of examples.
 
-The columns ``blocks`` of other tables have sums over each block: of the splits in the order of
-:data:`SPLITS`, of each split's metrics in their order, of each metric's blocks by position.
+The columns ``blocks`` of other tables have the sums over each block: split by split in the order of
+:data:`SPLITS`, within a split metric by metric, and within a metric block by block.
 """
 
 _SUMS = Column("blocks", "packed", optional=True, since=5)
@@ -413,9 +415,9 @@ class Task:
 
 
 def task_of(columns: Columns) -> Task | None:
-    """The task that the table of metrics names; None where it is empty.
+    """The task that the table of metrics names; None where the table is empty.
 
-    Raises :class:`ValueError` for what is none.
+    Raises :class:`ValueError` for rows that make no task.
     """
     names = set(columns["task"])
     if not names:
@@ -434,7 +436,7 @@ def task_of(columns: Columns) -> Task | None:
 def tables(metrics: tuple[Metric, ...]) -> Mapping[str, Table]:
     """The tables of a study whose task measures these metrics, by name.
 
-    Times are in seconds or ISO 8601; each metric says its own unit and bounds.
+    Durations are in seconds, times in ISO 8601; each metric has its own unit and bounds.
     """
     measured = tuple(
         Column(f"{split}_{metric.name}", "number", least=metric.low, most=metric.high)

@@ -18,7 +18,7 @@ __all__ = ["is_locked", "locked"]
 def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold a study's folder for writing; raises :class:`BusyError` where another process does.
 
-    ``patience`` is how many seconds to try: a reader holds the lock for a moment.
+    ``patience`` is how many seconds to keep trying, since a reader holds the lock for a moment.
 
     The operating system releases the lock when the process ends, however it ends.
     """
@@ -46,11 +46,11 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether some process is working on the study at this moment."""
+    """Whether some process is working on the study right now."""
     try:
         with locked(folder):
             return False
     except BusyError:
         return True
-    except StoreError:  # a folder that cannot be written is not being written
+    except StoreError:  # no process can be writing to a folder that cannot be written
         return False

@@ -1,4 +1,4 @@
-"""Which runs belong to a study over several dense networks: one each, beside its own folder."""
+"""The runs of a study over several dense networks: one per network, beside the study's folder."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _FORMAT = 1
 
 
 def write_networks(folder: Path, spec: StudySpec) -> None:
-    """Say in ``folder`` that the networks of ``spec`` are one study; raises :class:`StoreError`."""
+    """Note in ``folder`` that the networks of ``spec`` are a study; raises :class:`StoreError`."""
     fields = spec.model_dump(mode="json")
-    del fields["dense"]["seed"]  # dense.seeds say it
+    del fields["dense"]["seed"]  # dense.seeds has it
     text = json.dumps({"format": _FORMAT, "study": fields}, indent=2)
     write_text(folder / NETWORKS, text + "\n")
 
 
 def read_networks(folder: Path) -> StudySpec:
-    """The study of a folder; raises :class:`StoreError` where none, or none that is known."""
+    """The study of a folder; raises :class:`StoreError` where there is none, or an unknown one."""
     path = folder / NETWORKS
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
@@ -38,16 +38,16 @@ def read_networks(folder: Path) -> StudySpec:
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """The folders of a study's dense networks, recorded or not; of a run of one, its own."""
+    """The folders of a study's dense networks, recorded or not; a run of one is its own folder."""
     if not (folder / NETWORKS).is_file():
         return [folder]
     return [folder.parent / one.folder_name for one in read_networks(folder).networks]
 
 
 def is_recorded(folder: Path) -> bool:
-    """Whether anything is recorded of a study: of any of its dense networks.
+    """Whether anything is recorded of any of a study's dense networks.
 
-    Raises :class:`StoreError` where it cannot be told which they are.
+    Raises :class:`StoreError` where it cannot be told which networks these are.
     """
     return any((run / DATABASE).is_file() for run in runs_of(folder))
 
@@ -57,9 +57,9 @@ def status_of_networks(
 ) -> dict[str, Any]:
     """How far a study is, from the status of each dense network that is recorded, one or more.
 
-    The fields of :func:`trueoracle.record.status.status_of`, in sums, with that of each network as
-    ``networks``; ``candidates`` are those of a network. One that is not begun has as much to do as
-    the first.
+    The fields are those of :func:`trueoracle.record.status.status_of`, summed over networks, and
+    ``networks`` has the status of each network. ``candidates`` counts those of one network. A
+    network that is not begun is taken to have as much to do as the first.
     """
     count = len(spec.networks)
     states = {one["state"] for one in each}

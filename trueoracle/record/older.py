@@ -1,4 +1,4 @@
-"""What records of earlier formats leave out, as far as it is known."""
+"""What records of earlier formats lack, filled in as far as it is known."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLASSES = "classes"
 
 
 def with_chance(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """A sitting's facts with the headline's chance level; older ones lack it."""
+    """A sitting's facts with the headline metric's chance level, which older facts lack."""
     made = dict(facts)
     count = made.pop(_CLASSES, None)
     if count is not None and "chance" not in made:
@@ -29,5 +29,5 @@ def with_chance(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fallback_label(criterion: str) -> str:
-    """What a score is called where the record does not say."""
+    """The label of a score whose record has none."""
     return "pruned train loss" if criterion == "oracle" else f"score by {criterion}"

@@ -19,7 +19,7 @@ DATABASE = "study.sqlite"
 """All tables."""
 
 LOCK = "study.lock"
-"""Held by the process that works on the run."""
+"""The lock, which the process that works on the run holds."""
 
 DENSE = "dense.safetensors"
 """The dense network."""
@@ -32,18 +32,18 @@ RETRAINING = "retraining-*.partial.pt"
 
 
 def retraining_under_way(seed: int, candidate: str) -> str:
-    """The file of one of them, or of those that are trained as one with it."""
+    """The file of one retraining under way, or of all that are trained together with it."""
     return RETRAINING.replace("*", f"{seed}-{candidate}")
 
 
 CANDIDATES = "candidates.json"
-"""The candidates, which another study can take (``pruning.candidates``)."""
+"""The candidates, in a file that another study can use (``pruning.candidates``)."""
 
 AROUND = "around.safetensors"
-"""What the criterion says of each filter, weight or layer, around whose choice candidates are."""
+"""The importance of each filter, weight or layer, around whose choice candidates are drawn."""
 
 SEARCHES = "search"
 """The folder of the searches."""
 
 NETWORKS = "networks.json"
-"""In the folder of a study over several dense networks: the study, whose networks have theirs."""
+"""The study, in the folder of one over several dense networks, which have folders of their own."""

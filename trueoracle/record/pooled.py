@@ -1,4 +1,4 @@
-"""What a study over several dense networks has found: of each, and over all. Needs no torch."""
+"""What a study over several dense networks has found, in each and over all. Needs no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["PooledResults", "open_results"]
 
 
 def open_results(folder: Path) -> Results:
-    """What a folder holds: the results of one dense network, or of a study over several.
+    """The results in a folder, of one dense network or of a study over several.
 
     Raises :class:`StoreError` where nothing is recorded.
     """
@@ -38,15 +38,15 @@ def open_results(folder: Path) -> Results:
 class PooledResults(Results):
     """The results of a study over several dense networks, as far as it has come.
 
-    ``networks`` has the results of each that is recorded, by its ``dense.seed``. Statistics are
-    taken within networks and are means over them, with intervals over networks. Tables have the
-    rows of all, with the column ``dense_seed`` first. ``dense`` has the means of the networks'
-    metrics. What is of one network alone (:meth:`table`, :meth:`ranking`, :meth:`replay`) is asked
-    of one of ``networks``.
+    ``networks`` has the results of each network that is recorded, by its ``dense.seed``. Statistics
+    are computed within networks and averaged over them, with intervals over networks. Tables have
+    the rows of all networks, with the column ``dense_seed`` first. ``dense`` has the means of the
+    networks' metrics. What belongs to one network alone (:meth:`table`, :meth:`ranking`,
+    :meth:`replay`) is to be had from one of ``networks``.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read all records; raises :class:`StoreError` where there is none."""
+        """Read the records of all networks; raises :class:`StoreError` where there is none."""
         self.folder, self.short = Path(folder), None
         self.spec = read_networks(self.folder)
         runs = {one.dense.seed: self.folder.parent / one.folder_name for one in self.spec.networks}
@@ -73,12 +73,15 @@ class PooledResults(Results):
         self.dense_epochs = self._joined(lambda one: one.dense_epochs)
 
     def _joined(self, table: Callable[[Results], pd.DataFrame]) -> pd.DataFrame:
-        """The rows of all networks, each with its seed; empty tables decide no column's type."""
+        """The rows of all networks, each with its seed; empty tables do not affect column types."""
         found = {seed: table(one) for seed, one in self.networks.items()}
         filled = {seed: one for seed, one in found.items() if len(one)} or found
         return pd.concat(
             [one.assign(dense_seed=seed) for seed, one in filled.items()], ignore_index=True
         ).pipe(lambda rows: rows[["dense_seed", *rows.columns.drop("dense_seed")]])
+
+    def _blocks_table(self) -> pd.DataFrame:
+        return self._joined(lambda one: one._blocks_table())
 
     @property
     def networks(self) -> Mapping[int, Results]:
@@ -87,7 +90,7 @@ class PooledResults(Results):
 
     @property
     def retrained(self) -> dict[int, Results]:
-        """Those of the dense networks that have retrained any candidate."""
+        """The results of the dense networks of which any candidate is retrained."""
         return {seed: one for seed, one in self.networks.items() if not one.outcomes.empty}
 
     @property
@@ -141,7 +144,7 @@ class PooledResults(Results):
         rule: str = "last",
         criteria: Sequence[str] | None = None,
     ) -> list[CandidateTable]:
-        """What the statistics read: a table of each network that has retrained any."""
+        """What the statistics read: one table per network of which any candidate is retrained."""
         self._check_retrained()
         names = self.criteria if criteria is None else criteria
         return [one.table(column, rule, names) for one in self.retrained.values()]
@@ -156,11 +159,11 @@ class PooledResults(Results):
         raise self._of_one("table")
 
     def ranking(self, criterion: str = "oracle", sampled: int = 1000, seed: int = 0) -> Ranking:
-        """Raises :class:`InputError`: it is of the candidates of one network."""
+        """Raises :class:`InputError`: a ranking is of the candidates of one network."""
         raise self._of_one("ranking")
 
     def replay(self, criterion: str | None = None, by: str | None = None) -> pd.DataFrame:
-        """Raises :class:`InputError`: a search is of one network."""
+        """Raises :class:`InputError`: a search is among the candidates of one network."""
         raise self._of_one("replay")
 
     def _of_one(self, method: str) -> InputError:
@@ -200,7 +203,7 @@ class PooledResults(Results):
 
 
 def _mean_dense(each: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The means of the networks' numbers; of what is none, all that it is."""
+    """The means of the networks' numbers; of anything else, all of its values."""
     if not each:
         return None
     return {name: _mean(one[name] for one in each) for name in each[0]}

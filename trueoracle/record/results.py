@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["SHORT", "Results", "Score"]
 
 _UNITS = {"depth": "layer"}
-"""What goes at a time, where it is no filter, by the kind of pruning."""
+"""The unit that is pruned, by the kind of pruning, where the unit is no filter."""
 
 SHORT = "short retraining"
 """The column of scores that :meth:`Results.with_short` adds."""
@@ -48,7 +48,7 @@ SHORT = "short retraining"
 class Score:
     """One column of scores: ``values`` ``[P]`` in the order of the candidates, and its label.
 
-    The lowest score is the one that is chosen; where ``higher_is_chosen``, the highest.
+    The candidate of the lowest score is chosen or, where ``higher_is_chosen``, that of the highest.
     """
 
     values: np.ndarray
@@ -57,7 +57,7 @@ class Score:
 
 
 class Results:
-    """The recorded tables of one study, read once, as far as it has come.
+    """The recorded tables of one study, read once, as far as the study has come.
 
     - ``task``, ``metrics``: the task's name, and what it measures; the first metric is the loss;
     - ``candidates``: one row per candidate (``candidate``, ``position``, ``pruned``,
@@ -68,8 +68,8 @@ class Results:
     - ``retrainings``: one row per candidate and seed (``diverged``, ``seconds``);
     - ``dense``: the dense network's metrics, parameters and MACs.
 
-    Functions that take a ``column`` of outcomes take the first of ``default_outcomes`` where it is
-    left out, and ``rule`` says which epochs count (``last``, ``last-5``, ``best-on-validation``,
+    In methods with a ``column`` of outcomes, the default is the first of ``default_outcomes``, and
+    ``rule`` says which epochs count (``last``, ``last-5``, ``best-on-validation``,
     ``best-on-test``). They raise :class:`InputError` for unknown names, and where nothing has been
     retrained yet.
     """
@@ -126,9 +126,9 @@ class Results:
 
     @property
     def finished(self) -> bool:
-        """Whether every candidate is scored and retrained: by each criterion, with each seed.
+        """Whether every candidate is scored by each criterion and retrained with each seed.
 
-        Criteria that do not apply (``skipped``) have nothing to do.
+        Criteria that do not apply (``skipped``) do not count.
         """
         return bool(self.status()["state"] == "finished")
 
@@ -136,7 +136,8 @@ class Results:
     def criteria(self) -> list[str]:
         """The criteria that have scored candidates, in the study's order.
 
-        Without those that were skipped, though they may have scored some before they failed.
+        Criteria that were skipped are left out, though they may have scored some candidates before
+        they failed.
         """
         out = {"candidate", *self.skipped}
         return [name for name in self.scores.columns if name not in out]
@@ -144,9 +145,10 @@ class Results:
     def with_short(self, short: Results) -> Results:
         """The same results with one more column of scores, :data:`SHORT`.
 
-        It is what the candidates came to in ``short``, a shorter retraining: the same column of
-        outcomes, by the same rule, NaN where it has none. Raises :class:`InputError` where the two
-        prune different networks or share no candidate, and where either has retrained nothing.
+        The column has the candidates' outcomes in ``short``, a shorter retraining: the same column
+        of outcomes, by the same rule, NaN where ``short`` has none. Raises :class:`InputError`
+        where the two prune different networks or share no candidate, and where either has retrained
+        nothing.
         """
         ours, theirs = (one.dense or {} for one in (self, short))
         if ours.get("sha256") != theirs.get("sha256"):
@@ -221,7 +223,7 @@ class Results:
     ) -> CandidateTable:
         """Scores beside the outcome of every seed: what the statistics read.
 
-        Its rows are those of ``candidates``, its seeds those that all of them have, its scores
+        The rows are those of ``candidates``, the seeds those that all candidates have, the scores
         those of ``criteria``, by default all that are recorded.
         """
         outcome = self.outcome(column, rule)
@@ -245,7 +247,7 @@ class Results:
 
     @property
     def networks(self) -> Mapping[int, Results]:
-        """The results of each dense network by its ``dense.seed``: here these alone."""
+        """The results of each dense network by its ``dense.seed``: here only these results."""
         return {self.spec.dense.seed: self}
 
     def candidate_tables(
@@ -254,7 +256,7 @@ class Results:
         rule: str = "last",
         criteria: Sequence[str] | None = None,
     ) -> list[CandidateTable]:
-        """The :meth:`table` of each dense network: of this one, its own."""
+        """The :meth:`table` of each dense network: here that of the only one."""
         return [self.table(column, rule, criteria)]
 
     def assess(
@@ -265,7 +267,7 @@ class Results:
     ) -> list[Assessment]:
         """Criteria against one outcome, with intervals, permutation tests and ceiling.
 
-        P-values are adjusted for the ``criteria`` that are named, by default all that are recorded.
+        P-values are adjusted for the given ``criteria``, by default all that are recorded.
         """
         return assess(self.candidate_tables(column, rule, criteria))
 
@@ -281,8 +283,8 @@ class Results:
     def _blocks(self, outcome: Outcome, outcomes: pd.DataFrame) -> Blocks | None:
         """The last epoch's ``outcomes``, by candidate and seed, by blocks of examples.
 
-        None where some of them were recorded without, and of any other rule: the epochs before the
-        last are recorded over all examples alone.
+        None where some outcomes were recorded without blocks, and for any other rule, since the
+        epochs before the last are recorded over all examples only.
         """
         counts = self._block_sizes.get(outcome.split)
         if counts is None or outcome.rule != "last":
@@ -296,7 +298,7 @@ class Results:
         return None if lacking.any() else Blocks(sums.reshape(shape), np.array(counts))
 
     def _pruned_filters(self) -> tuple[np.ndarray | None, tuple[int, ...]]:
-        """Which filters (or layers) ``[P, F]`` each candidate prunes, and how many a group has.
+        """Which filters (or layers) ``[P, F]`` each candidate prunes, and how many each group has.
 
         None where single weights are pruned.
         """
@@ -305,14 +307,14 @@ class Results:
         return pruned_filters(self.candidates["pruned"].tolist())
 
     def ranking(self, criterion: str = "oracle", sampled: int = 1000, seed: int = 0) -> Ranking:
-        """What one criterion's scores say by themselves: the best, its margin, and what samples
-        miss.
+        """The best candidate by one criterion's scores, its margin, and what samples miss.
 
-        Where every way to prune is listed, ``sampled`` of them are compared with all: any such
-        sample, and the one that a study with ``pruning.candidates = sampled`` and ``pruning.seed =
-        seed`` draws. Raises :class:`InputError` for a criterion without finite scores.
+        Where every way to prune is listed, samples of ``sampled`` ways are compared with all ways:
+        any such sample, and the one that a study with ``pruning.candidates = sampled`` and
+        ``pruning.seed = seed`` draws. Raises :class:`InputError` for a criterion without finite
+        scores.
         """
-        # Imported here because it imports torch, which nothing else in this file needs.
+        # Imported here because this module imports torch, which nothing else in this file needs.
         from trueoracle.pruning.ways import sample
 
         scores = self.score(criterion).values
@@ -324,8 +326,8 @@ class Results:
     def replay(self, criterion: str | None = None, by: str | None = None) -> pd.DataFrame:
         """What searches on a budget would have found here: :func:`trueoracle.search.replay.replay`.
 
-        ``criterion`` (the first, by default) orders the candidates, ``by`` is the column that is
-        compared. Raises :class:`InputError` where no seed has every candidate retrained.
+        ``criterion`` (the first, by default) orders the candidates, ``by`` is the column that
+        searches compare. Raises :class:`InputError` where no seed has every candidate retrained.
         """
         from trueoracle.search.replay import replay
 
@@ -381,7 +383,7 @@ class Results:
         )
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """All tables by name, with values that CSV and Parquet hold alike."""
+        """All tables by name, with values that CSV and Parquet files can both hold."""
         candidates = self.candidates.copy()
         candidates["pruned"] = [json.dumps(pruned) for pruned in candidates["pruned"]]
         return {
@@ -416,7 +418,7 @@ class Results:
 
     def _metrics_table(self) -> pd.DataFrame:
         fields = ("name", "label", "unit", "better", "low", "high", "exponential")
-        # An empty text is written as missing: an empty cell, or null.
+        # Files have no empty text: they would hold an empty cell, or null.
         rows = [
             [None if (value := getattr(metric, field)) == "" else value for field in fields]
             for metric in self.metrics

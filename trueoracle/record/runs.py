@@ -27,8 +27,8 @@ __all__ = [
 def find_short(results: Results, others: Iterable[Results]) -> Results | None:
     """The short retraining of a study among others: the same pruning, retrained for fewer epochs.
 
-    It is an arm of the study whose role is ``short``. Of several, the one whose recipe and
-    candidates are most like the study's.
+    It is an arm of the study whose role is ``short``. Where there are several, it is the one whose
+    recipe and candidates are most like the study's.
     """
     fitting = [other for other in others if _is_short(results, other)]
     return max(fitting, key=lambda other: _likeness(results, other), default=None)
@@ -67,9 +67,9 @@ def recorded_runs(runs: Path) -> list[Path]:
 
 
 def recorded_studies(runs: Path) -> list[Path]:
-    """The same where those of several dense networks of a study are one: the study's folder."""
+    """The same, but the runs of a study over several dense networks count as one: its folder."""
     whole = {path.parent: _runs_of(path.parent) for path in runs.glob(f"*/{NETWORKS}")}
-    # What cannot be read is listed as such.
+    # A study that cannot be read is listed, too.
     whole = {folder: parts for folder, parts in whole.items() if not parts or is_recorded(folder)}
     parts = {part for several in whole.values() for part in several}
     found = [*whole, *(run for run in recorded_runs(runs) if run not in parts)]
@@ -77,7 +77,7 @@ def recorded_studies(runs: Path) -> list[Path]:
 
 
 def _runs_of(folder: Path) -> list[Path]:
-    """The folders of a study's dense networks; none where it cannot be read."""
+    """The folders of a study's dense networks; none where the study cannot be read."""
     try:
         return runs_of(folder)
     except StoreError:
@@ -85,7 +85,7 @@ def _runs_of(folder: Path) -> list[Path]:
 
 
 def _changed(folder: Path) -> float:
-    # A reader makes an empty write-ahead log, which is no change.
+    # A reader makes an empty write-ahead log, which does not count as a change.
     files = [run / name for run in _runs_of(folder) for name in (DATABASE, f"{DATABASE}-wal")]
     times = (path.stat().st_mtime for path in files if path.is_file() and path.stat().st_size)
     return max(times, default=0.0)
@@ -97,7 +97,7 @@ def last_run(runs: Path) -> Path:
 
 
 def _some_runs(runs: Path) -> list[Path]:
-    """The recorded studies, and then the networks of those that are over several."""
+    """The recorded studies, followed by the networks of those that have several."""
     studies = recorded_studies(runs)
     if not studies:
         raise InputError(f"no study is recorded in {runs}: 'trueoracle run STUDY' records one")
@@ -107,9 +107,13 @@ def _some_runs(runs: Path) -> list[Path]:
 def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None) -> Path:
     """The folder of a recorded study, over several dense networks or one.
 
-    ``reference`` is a run's folder (or its name below ``runs``), a shipped name, a ``.toml`` or a
-    grid's point, whose run with exactly its settings is meant, or another recorded name, whose last
-    changed run is meant. Raises :class:`InputError` where there is none.
+    ``reference`` is one of
+
+    - a run's folder, or its name below ``runs``;
+    - a shipped name, a ``.toml`` or a grid's point: the run with exactly its settings is meant;
+    - another recorded name: its last changed run is meant.
+
+    Raises :class:`InputError` where there is none.
     """
     for folder in (Path(reference), runs / reference):
         if (folder / DATABASE).is_file() or (folder / NETWORKS).is_file():
@@ -129,10 +133,10 @@ def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None
 
 
 def find_arms(results: Results) -> list[Results]:
-    """The recorded arms of a study, or the study and other arms of an arm; one run per name.
+    """The recorded arms of a study or, for an arm, the study and its other arms; one run per name.
 
-    The last changed run of each; of the study's short retraining the one that fits it best. Arms of
-    a study over several dense networks are over these, too.
+    Of each name the last changed run is taken; of the study's short retraining, the one that fits
+    the study best. The arms of a study over several dense networks are over several, too.
     """
     base = results.spec.name.partition("@")[0]
     arms: dict[str, list[Results]] = {}
@@ -143,7 +147,7 @@ def find_arms(results: Results) -> list[Results]:
         name = _name(run)
         if name.partition("@")[0] != base or name == results.spec.name:
             continue
-        # Of an arm of its own, each run may be the short retraining that fits.
+        # All runs of the study's own arms are kept: any may be the short retraining that fits.
         if name in arms and name.rpartition("@")[0] != results.spec.name:
             continue
         try:

@@ -30,7 +30,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def recorded_spec(store: Store, folder: Path) -> StudySpec:
-    """The study of a record; raises :class:`StoreError` where there is none, or an unknown one."""
+    """The study of a record; raises :class:`StoreError` where there is none, or none known here."""
     fields = store.spec()
     if fields is None:
         raise StoreError(f"nothing is recorded in {folder}")
@@ -41,9 +41,9 @@ def recorded_spec(store: Store, folder: Path) -> StudySpec:
 
 
 def skipped_in(provenance: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The criteria that the latest sitting to say so skipped, each with the reason.
+    """The criteria that the latest sitting to note skipped ones noted, each with the reason.
 
-    A record of an earlier version skips none.
+    In a record of an earlier version none is skipped.
     """
     said: list[dict[str, str]] = [one["skipped"] for one in provenance if "skipped" in one]
     return said[-1] if said else {}
@@ -94,7 +94,7 @@ def status_of(
 
 
 def _is_complete(search: Path) -> bool:
-    """Whether a search's record has all the rungs that were planned; not where it is damaged."""
+    """Whether a search's record has all planned rungs; False where the record is damaged."""
     try:
         record = json.loads(search.read_text(encoding="utf-8"))
         return len(record["rungs"]) == len(record["settings"]["rungs"])

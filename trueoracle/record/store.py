@@ -1,4 +1,4 @@
-"""The record of one study: what is written of it, and what is read. No torch."""
+"""The record of one study: what is written to it, and what is read from it. No torch."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from trueoracle.tasks.metric import SPLITS
 __all__ = ["Retrained", "Store"]
 
 Rows = Mapping[str, Sequence[Sequence[Any]]]
-"""Rows by table, in the order of its columns."""
+"""Rows by table, each in the order of the table's columns."""
 
 
 @dataclass(frozen=True)
 class Retrained:
     """One finished retraining: a candidate, a seed, and one mapping of values per epoch.
 
-    ``blocks`` has the sums over each block of examples by column (``test_loss``), as it ended.
+    ``blocks`` has the sums over each block of examples after the last epoch, by column
+    (``test_loss``).
     """
 
     candidate: str
@@ -55,7 +56,7 @@ class Store(Database):
         Raises :class:`StoreError` for a missing, damaged or newer file.
         """
         self._listed: Columns | None = None
-        """The candidates as they were read; None before, and after a change of them."""
+        """The candidates as they were read; None before the first reading and after a change."""
         super().__init__(folder, read_only=read_only)
 
     def check(self) -> None:
@@ -68,7 +69,7 @@ class Store(Database):
     def network(self) -> str | None:
         """The SHA-256 of the dense network whose scores and outcomes are recorded.
 
-        None where there are none, or where they are older than this is kept.
+        None where there are none, or where they were recorded before the SHA-256 was kept.
         """
         return next((seal.network for seal in self._seals.values() if seal.network), None)
 
@@ -89,7 +90,7 @@ class Store(Database):
         )
 
     def noted(self, name: str) -> Any:
-        """This fact, by the latest sitting that noted it; None where none did."""
+        """The named fact, from the latest sitting that noted it; None where no sitting did."""
         said = [sitting[name] for sitting in self.provenance() if name in sitting]
         return said[-1] if said else None
 
@@ -109,7 +110,7 @@ class Store(Database):
         return json_object(specs[-1]) if specs else None
 
     def provenance(self) -> list[dict[str, Any]]:
-        """All sittings, oldest first: started, ended and the facts of package and machine."""
+        """All sittings, oldest first: start, end, and the facts of package and machine."""
         columns, sittings = self._columns("provenance"), []
         for started, ended, text in zip(
             columns["started"], columns["ended"], columns["facts"], strict=True
@@ -135,8 +136,8 @@ class Store(Database):
     ) -> None:
         """Record the dense network: hashes, metrics, and the epochs where it was trained.
 
-        ``sha256`` is that of its weights, ``file_sha256`` of the file that holds them; ``blocks``
-        are as those of :class:`Retrained`.
+        ``sha256`` is that of the network's weights, ``file_sha256`` that of the file that holds
+        them; ``blocks`` are as those of :class:`Retrained`.
         """
         self._check_task()
         with self._transaction():
@@ -154,15 +155,15 @@ class Store(Database):
             )
 
     def record_dense_file(self, file_sha256: str) -> None:
-        """Record the SHA-256 of the dense network's file, which was written anew."""
+        """Record the SHA-256 of the dense network's file after it was written anew."""
         self._change_dense("file_sha256 = ?", (file_sha256,))
 
     def has_dense_blocks(self) -> bool:
-        """Whether the dense network is recorded by blocks of examples."""
+        """Whether the dense network's metrics are recorded by blocks of examples."""
         return any(sums is not None for sums in self._columns("dense")["blocks"])
 
     def record_dense_blocks(self, blocks: Mapping[str, Sequence[float]]) -> None:
-        """Record the dense network by blocks of examples, where an older record lacks them."""
+        """Record the dense network's sums over blocks of examples, which older records lack."""
         self._change_dense("blocks = ?", (self._in_blocks(blocks),))
 
     def _change_dense(self, change: str, values: Sequence[object]) -> None:
@@ -172,11 +173,10 @@ class Store(Database):
                 self._seal("dense", chunk)
 
     def dense(self) -> dict[str, Any] | None:
-        """The dense network's hashes, origin, seconds, metrics and cost; None before it is
-        recorded.
+        """The dense network's hashes, origin, seconds, metrics and cost; None if not recorded.
 
-        ``parameters``, ``macs`` and ``file_sha256`` are None where the record is older than they
-        are, metrics None where they are NaN.
+        ``parameters``, ``macs`` and ``file_sha256`` are None where the record was made before they
+        were kept; metrics are None where they are NaN.
         """
         columns = self._columns("dense")
         count = len(columns["sha256"])
@@ -193,7 +193,7 @@ class Store(Database):
     def record_blocks(self, examples: Mapping[str, Sequence[int]]) -> None:
         """Record the blocks of each split by their numbers of examples, before any sums.
 
-        Raises :class:`InputError` where others are recorded.
+        Raises :class:`InputError` where other blocks are recorded.
         """
         made = {split: list(counts) for split, counts in examples.items() if len(counts)}
         recorded = self.blocks()
@@ -220,14 +220,14 @@ class Store(Database):
     def block_sums(self) -> pd.DataFrame:
         """The recorded sums over blocks: one row per network, one column per metric and block.
 
-        Rows are (candidate, seed), and ("", -1) of the dense network; columns are (``test_loss``,
-        block).
+        Rows are (candidate, seed), and ("", -1) for the dense network; columns are (metric's
+        column, block), such as (``test_loss``, 0).
         """
         dense, columns = self._columns("dense"), self._of_candidates("retrainings")
         keys = [*zip(columns["candidate"], columns["seed"], strict=True)]
         keys += [("", -1) for _ in dense["blocks"]]
         contents = [*columns["blocks"], *dense["blocks"]]
-        names = self._block_columns()  # none where the blocks are to be recorded again
+        names = self._block_columns()  # empty where the blocks are to be recorded again
         known = [place for place, one in enumerate(contents) if one is not None and names]
         sums = [unpacked(contents[place]) for place in known]
         if any(len(one) != len(names) for one in sums):
@@ -241,13 +241,13 @@ class Store(Database):
         )
 
     def without_blocks(self) -> int:
-        """How many retrained networks are not recorded by blocks, and did not diverge."""
+        """How many retrained networks that did not diverge are recorded without blocks."""
         columns = self._columns("retrainings")
         both = zip(columns["blocks"], columns["diverged"], strict=True)
         return sum(sums is None and not diverged for sums, diverged in both)
 
     def _block_columns(self) -> list[tuple[str, int]]:
-        """What packed sums are of: column and block, in their order."""
+        """The column and block of each of the packed sums, in their order."""
         metrics = () if self.task is None else self.task.metrics
         return [
             (f"{split}_{metric.name}", block)
@@ -265,7 +265,7 @@ class Store(Database):
     # Candidates and scores
 
     def record_candidates(self, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-        """Record (id, what is pruned) in order; what is there already stays."""
+        """Record (id, what is pruned) in order; rows that are there already stay."""
         with self._transaction():
             known = self._candidates()
             there = set(known["position"]), set(known["id"])
@@ -278,7 +278,7 @@ class Store(Database):
             self._listed = None
 
     def _candidates(self) -> Columns:
-        """The table of candidates, whose ids and positions are each there once."""
+        """The table of candidates, in which each id and each position occurs once."""
         if self._listed is not None:
             return self._listed
         columns = self._columns("candidates")
@@ -302,7 +302,7 @@ class Store(Database):
         return [name for _, name in order]
 
     def has_costs(self) -> bool:
-        """Whether every candidate's cost is recorded, and the dense network's."""
+        """Whether the costs of every candidate and of the dense network are recorded."""
         (left,) = self._rows(
             "SELECT (SELECT count(*) FROM candidates WHERE macs IS NULL) + "
             "(SELECT count(*) FROM dense WHERE macs IS NULL)"
@@ -312,7 +312,7 @@ class Store(Database):
     def record_costs(
         self, dense: tuple[int, int], candidates: Iterable[tuple[str, int, int]]
     ) -> None:
-        """Record parameters and MACs: of the dense network, and by candidate id."""
+        """Record parameters and MACs of the dense network, and of candidates by id."""
         self._change_dense("parameters = ?, macs = ?", dense)
         with self._transaction():
             costs = {name: (int(parameters), int(macs)) for name, parameters, macs in candidates}
@@ -329,8 +329,8 @@ class Store(Database):
     ) -> bool:
         """Record a criterion; returns False, dropping its scores, where its code may have changed.
 
-        An empty fingerprint says that the code cannot be read, so that it may always have.
-        ``label`` is what its score is called in figures and sentences.
+        An empty fingerprint says that the code cannot be read, so that it may have changed at any
+        time. ``label`` is the name of the criterion's score in figures and sentences.
         """
         rows = list(zip(*self._columns("criteria").values(), strict=True))
         old = next((row for row in rows if row[0] == name), None)
@@ -345,13 +345,13 @@ class Store(Database):
         return not changed
 
     def labels(self) -> dict[str, str]:
-        """What the scores of criteria are called, by criterion, where that is recorded."""
+        """The labels of scores by criterion, where they are recorded."""
         columns = self._columns("criteria")
         both = zip(columns["name"], columns["label"], strict=True)
         return {name: label for name, label in both if label}
 
     def record_scores(self, criterion: str, rows: Iterable[tuple[str, float]]) -> None:
-        """Record (candidate id, score) of one criterion; what is there already stays."""
+        """Record (candidate id, score) of one criterion; scores that are there already stay."""
         there = self._scored(criterion)
         new = {name: value for name, value in rows if name not in there}
         with self._transaction():
@@ -374,7 +374,7 @@ class Store(Database):
     def record_retrained(self, finished: Iterable[Retrained]) -> None:
         """Record finished retrainings, each with all its epochs, in one transaction.
 
-        What is there already stays.
+        Retrainings that are there already stay.
         """
         self._check_task()
         there = "SELECT 1 FROM retrainings WHERE seed = ? AND candidate = ?"
@@ -420,10 +420,11 @@ class Store(Database):
     def offered(
         self, other: Store, *, criteria: Mapping[str, str], seeds: Sequence[int]
     ) -> list[Rows]:
-        """What another record holds of this one's candidates and this one lacks.
+        """The rows of another record about this record's candidates that this record lacks.
 
-        ``criteria`` maps the criteria whose scores to take to their fingerprints, ``seeds`` lists
-        the retrainings to take. The caller makes sure that both would compute the same numbers.
+        ``criteria`` maps the criteria whose scores to take to their fingerprints; ``seeds`` are
+        those of the retrainings to take. The caller makes sure that both studies would compute the
+        same numbers.
         Raises :class:`StoreError` where the other record is damaged.
         """
         ours, found = set(self.candidate_ids()), list[Rows]()
@@ -446,7 +447,7 @@ class Store(Database):
     def _some(
         self, name: str, candidates: set[str], column: str, value: object
     ) -> list[tuple[Any, ...]]:
-        """The rows of a table about some candidates and with one value of another column."""
+        """The rows of a table that are about some candidates and have ``value`` in ``column``."""
         columns = self._of_candidates(name)
         table = list(columns)
         at, other = table.index("candidate"), table.index(column)
@@ -454,7 +455,7 @@ class Store(Database):
         return [row for row in rows if row[at] in candidates and row[other] == value]
 
     def adopt(self, offered: Sequence[Rows]) -> int:
-        """Record what :meth:`offered` found; returns how many scores and retrainings."""
+        """Record what :meth:`offered` found; returns the number of scores and retrainings."""
         with self._transaction():
             for tables in offered:
                 chunk = self._new_chunk()
@@ -463,7 +464,7 @@ class Store(Database):
         return sum(len(one.get("scores", one.get("retrainings", ()))) for one in offered)
 
     def _of_candidates(self, name: str) -> Columns:
-        """A table whose rows are about candidates, all of which are listed."""
+        """A table whose rows are about candidates; checks that all of these are listed."""
         columns, listed = self._columns(name), set(self._candidates()["id"])
         if listed and (strange := set(columns["candidate"]) - listed):
             raise self._damaged(f"table {name}: {min(strange)!r} is no candidate of the study")
@@ -474,7 +475,7 @@ class Store(Database):
         if table == "candidates":
             columns = self._candidates()
             frame = pd.DataFrame(columns).sort_values("position", ignore_index=True)
-            # Whole numbers, also where an older record has none.
+            # The type is whole numbers also where an older record has no costs.
             return frame.astype(dict.fromkeys(COSTS, "Int64"))
         if table == "dense_epochs":
             return pd.DataFrame(self._columns(table)).sort_values("epoch", ignore_index=True)

@@ -1,4 +1,4 @@
-"""Whether a run's folder holds what was written to it, and what of it can be made again.
+"""Whether a run's folder holds what was written to it, and which damaged parts can be made again.
 
 Needs no torch.
 """
@@ -49,7 +49,7 @@ _AGAIN = {
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that is recorded: ``what`` is wrong with it, and how to ``mend`` it."""
+    """One recorded thing, with ``what`` is wrong with it and how to ``mend`` it."""
 
     name: str
     state: State
@@ -59,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Verified:
-    """The parts of a run; none where another process is working on it (``running``)."""
+    """The parts of a run; there are none while another process works on it (``running``)."""
 
     folder: Path
     parts: tuple[Part, ...]
@@ -71,7 +71,7 @@ class Verified:
 
     @property
     def state(self) -> str:
-        """The worst of its parts', or ``running``."""
+        """The worst state of any part, or ``running``."""
         states = {part.state for part in self.parts}
         if self.running:
             return "running"
@@ -94,10 +94,11 @@ def verify(folder: Path) -> Verified:
 
 
 def repair(folder: Path) -> list[str]:
-    """Set aside what is damaged, so that running makes it again; says what was done.
+    """Set aside what is damaged, so that running makes it again; returns what was done, in words.
 
-    The damaged files are kept in a folder ``damaged-…`` of the run. Of the database, what is whole
-    is written to a new one. Raises :class:`StoreError` where it is not known what is whole.
+    The damaged files are kept in a folder ``damaged-…`` of the run. What is whole of a damaged
+    database is written to a new one. Raises :class:`StoreError` where it is not known what is
+    whole.
     """
     with locked(folder, patience=1.0):
         remove_drafts(folder)
@@ -134,7 +135,7 @@ def repair(folder: Path) -> list[str]:
 
 @dataclass
 class _Survey:
-    """What can be read of a database: its chunks that are whole, and what is wrong elsewhere."""
+    """What can be read of a database: the chunks that are whole, and what is wrong with others."""
 
     version: int = 0
     faults: list[Part] = field(default_factory=list)
@@ -155,7 +156,7 @@ def _survey(folder: Path) -> _Survey:
         found.faults.append(Part(f"{DATABASE}-wal", "damaged", fault, mend))
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            # A byte that is no text makes its row wrong, not all of them unreadable.
+            # A byte that is no text makes one row wrong, but must not make all rows unreadable.
             db.text_factory = lambda text: text.decode(errors="replace")
             (found.version,) = db.execute("PRAGMA user_version").fetchone()
             if CHUNKED <= found.version <= SCHEMA_VERSION:
@@ -202,7 +203,7 @@ def _read_table(
     found: _Survey,
     seals: Mapping[tuple[str, int], Seal],
 ) -> None:
-    """Which chunks of a table are whole."""
+    """Find which chunks of a table are whole."""
     ended: list[sqlite3.Error] = []
     rows = read_rows(db, table, found.version, ended.append)
     for chunk, part in sealed(table, found.version, rows, seals):
@@ -216,7 +217,7 @@ def _read_table(
 
 
 def _read_older(folder: Path, found: _Survey) -> None:
-    """A record without checksums: whether it can be read at all."""
+    """Find whether a record without checksums can be read at all."""
     try:
         with Store(folder, read_only=True) as store:
             store.check()
@@ -226,7 +227,7 @@ def _read_older(folder: Path, found: _Survey) -> None:
 
 
 def _about(table: Table, rows: Sequence[Sequence[Any]]) -> str:
-    """Which rows are meant, such as ``(seed 0)``."""
+    """The rows that are meant, in words, such as ``(seed 0)``."""
     if table.apart is None or not rows:
         return ""
     place = table.names.index(table.apart)
@@ -262,7 +263,7 @@ def _rebuild(folder: Path, found: _Survey, aside: Path) -> list[str]:
     for file in (path, log):
         if file.exists():
             shutil.copy2(file, aside)
-    for ending in ("-wal", "-shm"):  # they belong to the old database, and go with it
+    for ending in ("-wal", "-shm"):  # these files belong to the old database, and go with it
         path.with_name(f"{DATABASE}{ending}").unlink(missing_ok=True)
     (draft / DATABASE).replace(path)
     shutil.rmtree(draft)
@@ -270,10 +271,10 @@ def _rebuild(folder: Path, found: _Survey, aside: Path) -> list[str]:
 
 
 def _kept(found: _Survey) -> tuple[dict[tuple[str, int], tuple[Seal, Columns]], list[str]]:
-    """The chunks that stay, and in words what does not.
+    """The chunks that stay and, in words, what does not.
 
-    What is whole by itself goes too where it means nothing without what is damaged: scores without
-    the record of their criterion, a retraining without its epochs.
+    A chunk that is whole is dropped, too, where it means nothing without a damaged one: scores
+    without the record of their criterion, or a retraining without its epochs.
     """
     kept = dict(found.whole)
     dropped = [part for part in found.faults if part.name.split()[0] in _AGAIN]
@@ -291,7 +292,7 @@ def _kept(found: _Survey) -> tuple[dict[tuple[str, int], tuple[Seal, Columns]], 
 
 
 def _retrained(found: _Survey, table: str) -> set[tuple[int, str]]:
-    """Of which seeds and candidates a table has whole rows."""
+    """The seeds and candidates of which a table has whole rows."""
     return {key for columns in found.chunks(table) for key in _keys(columns)}
 
 
@@ -300,7 +301,7 @@ def _keys(columns: Columns) -> set[tuple[int, str]]:
 
 
 def _epochs_in(path: Path) -> list[dict[str, Any]]:
-    """The epochs of the dense network's training, which its file holds as well."""
+    """The epochs of the dense network's training, which are also in the network's file."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     epochs: list[dict[str, Any]] = json.loads(header["__metadata__"]["epochs"])

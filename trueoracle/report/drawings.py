@@ -43,20 +43,20 @@ __all__ = [
 ]
 
 _MOST_SVG = 150_000
-"""Most bytes of a figure that a page holds as SVG; a larger one becomes a PNG."""
+"""The most bytes of a figure that a page holds as SVG; a larger one becomes a PNG."""
 
 _MOST_SPOTS = 500
 
 _LONGEST_NAME = 60
-"""Characters of a criterion's name in a file's."""
+"""The most characters of a criterion's name in a file's name."""
 
 
 @dataclass(frozen=True)
 class Drawn:
     """A figure in a page: the source of its picture, its content in words, and its caption.
 
-    ``spots`` are points with words to show under the pointer: (thousandths of the width from the
-    left, thousandths of the height from the top, words).
+    ``spots`` are points that show words under the pointer: (thousandths of the width from the left,
+    thousandths of the height from the top, words).
     """
 
     source: str
@@ -81,9 +81,9 @@ class Folder:
         caption: str = "",
         spots: Sequence[tuple[float, float, str]] = (),
     ) -> Drawn:
-        """Write a figure in all formats; raises :class:`StoreError` where it cannot.
+        """Write a figure in all formats; raises :class:`StoreError` where that fails.
 
-        ``spots`` are (x, y, words) in the data of its first axes.
+        ``spots`` are (x, y, words) in the data coordinates of the figure's first axes.
         """
         written = save_figure(figure, self.folder / stem, FORMATS)
         self.written += written
@@ -108,7 +108,7 @@ def _places(
 def _source(svg: Path, png: Path) -> str:
     """A figure as the source of a picture.
 
-    A data URI: an inline SVG's ids could clash with another figure's.
+    The source is a data URI, since the ids of an inline SVG could clash with another figure's.
     """
     slim = _slim(svg.read_text(encoding="utf-8")).encode()
     if len(slim) <= _MOST_SVG:
@@ -122,10 +122,10 @@ def _source(svg: Path, png: Path) -> str:
 
 def _slim(svg: str) -> str:
     """The same picture in half the bytes: two decimals, and each repeated style written once."""
-    # Each text names all fonts of a long list.
+    # Every text names a long list of fonts.
     fonts = "font-family: 'DejaVu Sans', Verdana, sans-serif"
     svg = re.sub(r"font-family: 'DejaVu Sans'[^;\"]*", fonts, svg)
-    # Coordinates only, never the text between the tags.
+    # Only coordinates are shortened, never the text between the tags.
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), svg)
     svg = re.sub(r"\n +", "\n", svg)
     often = [style for style, n in Counter(re.findall(r' style="([^"]*)"', svg)).items() if n > 4]
@@ -153,8 +153,11 @@ def ladder_in_words(relations: Sequence[Mapping[str, Any]]) -> str:
     for outcome in dict.fromkeys(r["outcome_name"] for r in relations):
         own = best_first([r for r in relations if r["outcome_name"] == outcome])
         rungs = ", ".join(f"{r['criterion']} {number(r['agreement'], 2)}" for r in own)
-        ceilings = [r["ceiling"] for r in own if r.get("ceiling") is not None]
-        above = f"; ceiling of retraining noise {number(ceilings[0], 2)}" if ceilings else ""
+        known = next((r for r in own if r.get("ceiling") is not None), None)
+        above = ""
+        if known is not None:
+            noise = "noise" if known.get("ceiling_of_examples") else "retraining noise"
+            above = f"; ceiling of {noise} {number(known['ceiling'], 2)}"
         said.append(f"Agreement with {outcome}: {rungs}{above}.")
     return " ".join(said)
 
@@ -169,7 +172,7 @@ def _agreement(relation: Mapping[str, Any]) -> tuple[float, float, float, bool]:
 
 
 def agreement_figure(agreement: Mapping[str, Any], title: str) -> Figure:
-    """Which criteria order the candidates alike."""
+    """How alike the criteria order the candidates."""
     criteria = list(agreement["criteria"])
     order = [
         criteria.index(one) if isinstance(one, str) else int(one)
@@ -240,7 +243,7 @@ def networks_figures(
     relation: Mapping[str, Any],
     rule: str,
 ) -> tuple[Figure, Figure]:
-    """One criterion in every dense network of a study: a forest of tau, and their scatters."""
+    """One criterion in every dense network of a study: a forest of tau, and the scatters."""
     name, column = relation["criterion"], relation["metric"]
     found = {
         f"dense network {network['dense_seeds'][0]}": one
@@ -285,7 +288,7 @@ def networks_figures(
 
 
 def analysis_figure(found: OwnAnalysis) -> Figure:
-    """The first score in a user's own tables: a forest of several studies, a scatter of one."""
+    """The first score in a user's own tables: a forest for several studies, a scatter for one."""
     if found.meta:
         first = found.meta[0]
         title = f"{len(first['studies'])} studies"
@@ -303,7 +306,7 @@ def analysis_figure(found: OwnAnalysis) -> Figure:
 
 
 def slug(criterion: str) -> str:
-    """A criterion's name as part of a file's, cut to what file systems take."""
+    """A criterion's name as part of a file's name, cut to a length that file systems allow."""
     text = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in criterion)
     if len(text) <= _LONGEST_NAME:
         return text

@@ -48,12 +48,14 @@ def summarise_grid(
 ) -> dict[str, Any]:
     """The summary of a grid, as far as it has come, as plain values.
 
-    ``recorded`` holds the results of points by label. Each entry of ``points`` has the point's
-    ``label``, ``values`` and ``summary`` (None where nothing is recorded). ``meta`` has one entry
-    per criterion, outcome and kind of pruning with two points or more: the fields of
-    :class:`trueoracle.analysis.meta.MetaAnalysis`, and ``slopes`` against what makes the points
-    harder, numbers on an axis and the dense network's test loss (``by``, and the fields of
-    :class:`trueoracle.analysis.meta.Slope`).
+    ``recorded`` holds the results of points by label. The summary has
+
+    - ``points``: one entry per point, with its ``label``, ``values`` and ``summary`` (None where
+      nothing is recorded);
+    - ``meta``: one entry per criterion, outcome and kind of pruning with two points or more, with
+      the fields of :class:`trueoracle.analysis.meta.MetaAnalysis`, and ``slopes`` against what
+      makes the points harder: numbers on an axis, and the dense network's test loss (``by``, and
+      the fields of :class:`trueoracle.analysis.meta.Slope`).
     """
     check_rule(rule)
     entries = []
@@ -133,7 +135,7 @@ def _meta(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Row:
-    """What one criterion has in one dense network of a point."""
+    """The result of one criterion in one dense network of a point."""
 
     entry: Mapping[str, Any]
     network: Mapping[str, Any]
@@ -150,7 +152,7 @@ def _networks_of(entry: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]
 
 
 def _cluster(network: Mapping[str, Any]) -> str | None:
-    """The dense network and its data, which studies can have in common; None where unknown."""
+    """The dense network and its data, which several studies can share; None where unknown."""
     weights = network["dense"].get("sha256")
     return None if weights is None else f"{weights} {network['data']}"
 
@@ -240,7 +242,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
         own = [(entry, relation) for entry, relation in found if relation["metric"] == column]
         outcome = own[0][1]["outcome_name"]
         ceilings = [
-            (_place(entry)[0], relation["sign"] * relation["ceiling"])  # as raw as tau beside it
+            (_place(entry)[0], relation["sign"] * relation["ceiling"])  # raw, as tau beside it is
             for entry, relation in own
             if relation.get("ceiling") is not None
         ]
@@ -331,7 +333,7 @@ def _panels(
 
 
 def _line(entry: Mapping[str, Any], relation: Mapping[str, Any]) -> str:
-    """The line that a value belongs to: a criterion, and the values of all axes but the first."""
+    """The line that a value belongs to, named by the criterion and all axes but the first."""
     others = [f"{axis} {value}" for axis, value in list(entry["values"].items())[1:]]
     return ", ".join([relation["score_name"], *others])
 

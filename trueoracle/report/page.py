@@ -62,7 +62,7 @@ __all__ = [
 _LARGEST_EXPONENT = 100.0
 
 FEW = 4
-"""Most criteria that each get a scatter; of more, only the best and the oracle get one."""
+"""The most criteria that all get a scatter; of more, only the best and the oracle get one."""
 
 _LADDER = (
     "Agreement is τ with its sign turned so that +1 is perfect; criteria are in the order of its "
@@ -83,10 +83,10 @@ class WrittenReport:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a page says of a study's criteria beside each other.
+    """What a page says of a study's criteria compared with each other.
 
-    ``combinations`` are sentences, each with the weights that it is about, the greatest first;
-    ``sums`` are sentences on additive models of the filters; ``over`` is what the intervals of
+    ``combinations`` are sentences, each with the weights that it is about, the greatest first.
+    ``sums`` are sentences on additive models of the filters. ``over`` says what the intervals of
     differences count, and what they take as given.
     """
 
@@ -102,7 +102,7 @@ class Comparison:
 class Section:
     """A study or an arm as the page shows it: its summary, sentences, tables and figures.
 
-    ``networks`` is the table of its dense networks, where they are several.
+    ``networks`` is the table of its dense networks, where there are several.
     """
 
     summary: dict[str, Any]
@@ -120,7 +120,7 @@ def write_report(
     """Write ``report.html``, ``summary.json`` and ``figures/`` below ``out``.
 
     ``arms`` are other recorded variants of the study, shown beside it. Raises :class:`StoreError`
-    where it cannot be written.
+    where the report cannot be written.
     """
     folder = Folder(out / "figures")
     summaries, sections = [], []
@@ -132,7 +132,7 @@ def write_report(
         sections.append(_section(one, summary, short, rule, folder))
     entries = [(_place(section, sections), r) for section in sections for r in section.relations]
     metrics = list(dict.fromkeys(relation["metric"] for _, relation in entries))
-    # Of all arms together, since they share a table.
+    # The entries of all arms are sorted together, since they share a table.
     entries.sort(key=lambda entry: (metrics.index(entry[1]["metric"]), *by_agreement(entry[1])))
     page, summary_path = out / "report.html", out / "summary.json"
     text = render(
@@ -247,12 +247,12 @@ def _place(section: Section, sections: Sequence[Section]) -> dict[str, str]:
 
 
 def _intervals(relations: Sequence[Mapping[str, Any]]) -> str:
-    """What the intervals are taken over."""
+    """What the intervals count, and what they take as given."""
     return "; ".join(dict.fromkeys(over for r in relations if (over := r.get("interval_over"))))
 
 
 def _alone(relations: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
-    """Which criteria have a scatter of their own, by (criterion, metric)."""
+    """The criteria that have a scatter of their own, as (criterion, metric)."""
     found = set()
     for metric in dict.fromkeys(r["metric"] for r in relations):
         own = best_first([r for r in relations if r["metric"] == metric])
@@ -264,9 +264,9 @@ def _alone(relations: Sequence[Mapping[str, Any]]) -> set[tuple[str, str]]:
 
 
 def _panels(results: Results, summary: Mapping[str, Any], rule: str, folder: Folder) -> list[Drawn]:
-    """One figure per outcome with every criterion, where not each has a scatter of its own."""
+    """One figure per outcome with all criteria, unless each has a scatter of its own."""
     drawn: list[Drawn] = []
-    if isinstance(results, PooledResults):  # whose networks are the panels
+    if isinstance(results, PooledResults):  # there, each network has a panel
         return drawn
     for metric in dict.fromkeys(r["metric"] for r in summary["relations"]):
         own = best_first([r for r in summary["relations"] if r["metric"] == metric])
@@ -284,7 +284,7 @@ def _panels(results: Results, summary: Mapping[str, Any], rule: str, folder: Fol
 
 
 def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None:
-    """None for one criterion; for two, only how they differ."""
+    """The comparison of criteria: None for one criterion, and only the difference for two."""
     found = {metric: one for metric, one in (summary.get("comparison") or {}).items() if one}
     outcomes = {r["metric"]: r["outcome_name"] for r in summary["relations"]}
     found = {outcomes[metric]: one for metric, one in found.items() if metric in outcomes}
@@ -292,7 +292,7 @@ def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None
         return None
     name, agreement, combinations, partial = summary["study"], None, [], []
     if len({r["criterion"] for r in summary["relations"]}) > 2:
-        # How criteria agree among each other is the same whatever the outcome.
+        # How far criteria agree with each other does not depend on the outcome.
         alike = next(iter(found.values()))["agreement"]
         agreement = folder.draw(
             agreement_figure(alike, summary["title"]),
@@ -343,7 +343,7 @@ def _alike_in_words(agreement: Mapping[str, Any]) -> str:
 
 
 def dense_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The dense network in numbers: (value, words) of each; none before it is recorded."""
+    """The dense network in numbers, each as (value, words); none before it is recorded."""
     dense = summary["dense"]
     if not dense:
         return []

@@ -20,7 +20,7 @@ def summarise_scores(results: Results, sample: int, seed: int) -> dict[str, Any]
     rankings = []
     for criterion in results.criteria:
         if not np.isfinite(results.scores[criterion]).any():
-            continue  # there is nothing to rank
+            continue  # nothing can be ranked
         ranking = results.ranking(criterion, sample, seed)
         label = results.score(criterion).label
         candidate, pruned = None, None

@@ -1,4 +1,4 @@
-"""Everything a report says, as plain values for JSON. No torch, no drawing."""
+"""Everything that a report says, as plain values for JSON. No torch, no drawing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def assess_together(
 ) -> list[Assessed]:
     """The assessments of studies that one page or table shows, each with its short retraining.
 
-    P-values are adjusted for all of them: criteria, outcomes, arms and points of a grid.
+    P-values are adjusted for all that is shown: criteria, outcomes, arms and points of a grid.
     """
     found: list[tuple[int, bool, str]] = []
     groups: list[list[Assessment]] = []
@@ -63,11 +63,11 @@ def summarise(
     short: Results | None = None,
     assessed: Assessed | None = None,
 ) -> dict[str, Any]:
-    """The summary of one recorded study, as far as it has come.
+    """The summary of one recorded study, as far as the study has come.
 
-    ``short`` is its short retraining (:func:`trueoracle.record.runs.find_short`), where there is
-    one; ``assessed`` is what :func:`assess_together` found where more than this study is shown.
-    NaN is given as None.
+    ``short`` is the study's short retraining (:func:`trueoracle.record.runs.find_short`), where
+    there is one; ``assessed`` is what :func:`assess_together` found where more than this study is
+    shown. NaN is given as None. The summary has, among others,
 
     - ``task``, ``metrics``: the task, and what it measures;
     - ``relations``: one entry for each criterion and outcome (``metric``): the fields of
@@ -77,14 +77,14 @@ def summarise(
     - ``comparison``: what :func:`trueoracle.analysis.comparison.compare` finds among criteria;
     - ``short_retraining``: the relations of the short retraining's outcomes to this study's;
     - ``warning``: that the dense network is hardly better than chance, or that pruned losses
-      differ by no more than the choice of examples makes them, where that is so;
-    - ``candidates_in_words``: what the candidates are, and what of them is random;
+      differ no more than by the choice of examples, where that is so;
+    - ``candidates_in_words``: what the candidates are, and which part of that is random;
     - ``data_facts``: what is recorded of text and questions; empty for other data;
     - ``changed``: the dotted fields whose values are not those of the shipped study of this name,
       which ``purpose`` describes;
     - ``cost``: what pruning saves; None where an older record does not hold it;
-    - ``dense_seeds``: of the dense networks, and where they are several, ``networks`` has the
-      summary of each, with its own p-values: then all of the above is over them.
+    - ``dense_seeds``: the seeds of the dense networks. Where there are several, ``networks`` has
+      the summary of each, with its own p-values, and all of the above is over the networks.
     """
     spec = results.spec
     retrainings = results.retrainings
@@ -148,7 +148,7 @@ def _warning(results: Results) -> str:
 
 
 def _cost(results: Results) -> dict[str, Any] | None:
-    """Parameters and MACs before and after pruning, medians where candidates differ."""
+    """Parameters and MACs before and after pruning, as medians where candidates differ."""
     costs = results.candidates[["parameters", "macs"]]
     dense = results.dense
     if dense is None or dense["macs"] is None or costs.empty or costs.isna().any(axis=None):
@@ -166,7 +166,7 @@ def _cost(results: Results) -> dict[str, Any] | None:
 
 
 def cost_in_words(cost: dict[str, Any]) -> str:
-    """Such as ``"each candidate: 1,924 of 3,210 parameters (compression 1.67x), …"``."""
+    """The cost, such as ``"each candidate: 1,924 of 3,210 parameters (compression 1.67x), …"``."""
     speedup = cost["theoretical_speedup"]
     faster = f" (speed-up {speedup:.2f}x)" if speedup else ""
     return (
@@ -226,7 +226,7 @@ def _ceilings(found: dict[str, list[Assessment]]) -> dict[str, Any]:
 
 
 def _comparison(results: Results, rule: str) -> dict[str, Any]:
-    """The criteria among each other, by outcome; empty where there is only one."""
+    """The criteria compared with each other, by outcome; empty where there is only one."""
     if len(results.criteria) < 2 or results.outcomes.empty:
         return {}
     return {one: compare(results.candidate_tables(one, rule)) for one in results.default_outcomes}

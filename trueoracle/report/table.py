@@ -1,7 +1,7 @@
 """Numbers as tables of text, for pages and terminals alike.
 
-A table is made here once; a page shows it by ``templates/parts.html``, a terminal by
-``cli/console.py``.
+Tables are made here only; ``templates/parts.html`` shows them on a page, ``cli/console.py`` in a
+terminal.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Entry = Mapping[str, Any]
 class TextTable:
     """Headings and rows of text; the first ``texts`` columns are words, the others numbers.
 
-    ``titles`` says in a few words what each column is; ``strong`` is the column that matters most,
-    -1 where none does, and ``marked`` are the rows that stand out.
+    ``titles`` says in a few words what each column is; ``strong`` is the column that matters most
+    (-1 for none), and ``marked`` are the rows that stand out.
     """
 
     headings: tuple[str, ...]
@@ -46,7 +46,7 @@ class TextTable:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading, what it is in a few words, and the cell of an entry."""
+    """A column: its heading, its meaning in a few words, and the function for an entry's cell."""
 
     heading: str
     title: str
@@ -54,7 +54,7 @@ class Column:
 
 
 def number_cell(name: str, digits: int) -> Callable[[Entry], str]:
-    """The cell of one of an entry's numbers."""
+    """The function that gives the cell of an entry's number ``name``."""
     return lambda entry: number(entry.get(name), digits)
 
 
@@ -146,7 +146,7 @@ _FURTHER = (
 
 
 def _p_or_textbook(entry: Entry) -> str:
-    """Holm's p-value; where what candidates prune is not known, the textbook's in brackets."""
+    """Holm's p-value or, where it is unknown what candidates prune, the textbook's in brackets."""
     if entry["adjusted_p_value"] is not None:
         return p_value(entry["adjusted_p_value"])
     textbook = entry["kendall_p_value"]
@@ -181,7 +181,7 @@ def brief_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTable
 def relations_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTable:
     """The main numbers, from (words by heading, relation) of each row.
 
-    Columns of which nothing is known are left out.
+    Columns without any value are left out.
     """
     return _of_relations(entries, _MAIN, strong="agreement")
 
@@ -192,7 +192,7 @@ def further_table(entries: Sequence[tuple[Mapping[str, str], Entry]]) -> TextTab
 
 
 def networks_table(summary: Mapping[str, Any]) -> TextTable:
-    """What was found in each dense network of a study over several, by outcome and criterion."""
+    """The results in each dense network of a study over several, by outcome and criterion."""
     entries = [
         (str(network["dense_seeds"][0]), relation)
         for over in summary["relations"]
@@ -227,7 +227,7 @@ def _of_relations(
 def differences_table(entries: Sequence[tuple[str, Entry]]) -> TextTable:
     """Paired differences of agreement between criteria, from (outcome, difference).
 
-    By outcome, and the most certain first.
+    Rows are sorted by outcome, and within an outcome from the most certain difference on.
     """
     columns = (
         Column("difference", "of agreement, paired", number_cell("difference", 2)),
@@ -244,7 +244,7 @@ def differences_table(entries: Sequence[tuple[str, Entry]]) -> TextTable:
         p, raw = (entry[1].get(name) for name in ("adjusted_p_value", "p_value"))
         if p is None or raw is None:
             return outcomes.index(entry[0]), 2.0, 2.0
-        # Adjusted p-values are often equal, at 1: then in the order of the unadjusted ones.
+        # Adjusted p-values are often all 1; rows then have the order of the unadjusted ones.
         return outcomes.index(entry[0]), float(p), float(raw)
 
     return _of_outcomes(sorted(entries, key=doubt), names, columns, "difference")
@@ -284,9 +284,9 @@ def text_table_of(
 ) -> TextTable:
     """A table with one row per entry.
 
-    ``words`` are (heading, title, cells) of columns that are given whole, ``names`` columns of
-    words, ``columns`` those of numbers. Of these, columns without any value are left out, unless
-    ``keep_empty``. ``strong`` is the heading of the column that matters most.
+    ``words`` are (heading, title, cells) of columns that are given whole; ``names`` are columns of
+    words, ``columns`` are columns of numbers. Columns of numbers without any value are left out,
+    unless ``keep_empty``. ``strong`` is the heading of the column that matters most.
     """
     filled = list(words)
     filled += [(one.heading, one.title, [one.cell(e) for e in entries]) for one in names]

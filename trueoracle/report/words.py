@@ -26,11 +26,11 @@ CERTAIN = "Holm's p over all that is shown < 0.05, and an interval over filters 
 """The rule of :attr:`trueoracle.analysis.assessment.Assessment.is_certain`."""
 
 FEW = 3
-"""Most criteria that each get a verdict at the head of a page."""
+"""The most criteria that all get a verdict at the head of a page."""
 
 
 def best_first(relations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The relations by outcome, and within one from the greatest agreement down."""
+    """The relations sorted by outcome, and within an outcome from the greatest agreement down."""
     outcomes = list(dict.fromkeys(relation["metric"] for relation in relations))
 
     def place(relation: Mapping[str, Any]) -> tuple[int, bool, float]:
@@ -65,7 +65,7 @@ def _is_oracle(relation: Mapping[str, Any]) -> bool:
 
 
 def _of_many(own: Sequence[Mapping[str, Any]]) -> str:
-    """Does any of many criteria predict the outcome: Yes, No or Unclear, and which are they?"""
+    """Whether any of many criteria predicts the outcome (Yes, No or Unclear), and which do."""
     best = own[0]
     answers = [one.get("answer") for one in own]
     yes, no = answers.count("Yes"), answers.count("No")
@@ -97,7 +97,7 @@ def _tau(relation: Mapping[str, Any]) -> str:
 
 
 def data_in_words(facts: Mapping[str, Any]) -> str:
-    """What examples of text or questions are made of, in a line; empty for other data."""
+    """What examples of text or questions are made of, in one line; empty for other data."""
     if not facts:
         return ""
     counted = ", ".join(f"{part} {n:,}" for part, n in (facts.get("tokens_counted") or {}).items())
@@ -118,7 +118,7 @@ def data_in_words(facts: Mapping[str, Any]) -> str:
 
 
 def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What noise leaves for any criterion, one sentence per outcome."""
+    """The agreement that noise leaves to any criterion, one sentence per outcome."""
     names = {one["metric"]: one["outcome_name"] for one in summary["relations"]}
     said = []
     for metric, known in (summary.get("ceilings") or {}).items():
@@ -147,18 +147,20 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
 def combination_sentence(combination: Mapping[str, Any], outcome: str) -> str:
     """How much a fitted combination of the criteria gains over the best of them."""
     gain = combination["gain"]
+    other = combination.get("other_examples")
+    examples = "other examples than they were fitted on" if other else "the same examples"
     gained = "a loss" if gain is not None and gain < 0 else "a gain"
     return (
         f"All criteria together, weighted to fit some candidates and tried on the others "
         f"({many(combination['folds'], 'fold')}), agree with {outcome} to "
         f"{number(combination['agreement'], 2)}; the best single one, {combination['single']}, to "
         f"{number(combination['single_agreement'], 2)}: {gained} of "
-        f"{number(None if gain is None else abs(gain), 2)} on the same examples."
+        f"{number(None if gain is None else abs(gain), 2)} on {examples}."
     )
 
 
 def additive_sentence(additive: Mapping[str, Any], outcome: str) -> str:
-    """How well a sum over filters agrees that is fitted to the outcomes of other candidates."""
+    """How well a sum over filters, fitted to the outcomes of other candidates, agrees."""
     text = (
         f"A sum of one number for each filter, fitted to the outcomes of some candidates and tried "
         f"on the others ({many(additive['folds'], 'fold')}), agrees with {outcome} to "
@@ -203,7 +205,7 @@ def slope_sentence(slope: Mapping[str, Any], score: str, outcome: str) -> str:
 
 
 def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
-    """The first sentences of a grid's page; of many criteria, on the pruned train loss."""
+    """The first sentences of a grid's page; where criteria are many, on the pruned train loss."""
     found = [
         relation
         for entry in summary["points"]
@@ -240,7 +242,7 @@ def kinds_in_words(kinds: Sequence[str]) -> str:
 
 
 def pruned_in_words(pruned: dict[str, Any]) -> str:
-    """Such as ``"conv1 2, 7; conv2 0, 3"``; of single weights ``"mask 9f86d081884c7d65"``."""
+    """What is pruned: ``"conv1 2, 7; conv2 0, 3"``, or ``"mask 9f86d081884c7d65"`` for weights."""
     if isinstance(pruned.get("mask"), str):
         if int(pruned["mask"], 16) == 0:  # as trueoracle.pruning.unstructured numbers it
             return "the criterion's own choice"

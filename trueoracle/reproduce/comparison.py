@@ -1,4 +1,4 @@
-"""Published values beside what is recorded here."""
+"""Published values beside recorded ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 Scale = Literal["full", "small"]
 
 STAND_IN = "mnist-5k"
-"""At small scale, the data set in place of one that is not at hand."""
+"""The data set that replaces, at small scale, one that is not at hand."""
 
 _CRITERION = "oracle"
 """What the published scatters relate to the headline metric on the test split: the accuracy."""
@@ -42,9 +42,10 @@ _CRITERION = "oracle"
 class Ours:
     """The results of one recorded study, to be put beside those of a published scatter.
 
-    ``scale_in_words`` says what a small-scale study has in place of the full-scale one's.
-    ``changed`` are the dotted fields whose values are not those of the shipped study. ``retrained``
-    of ``to_retrain`` networks are recorded; those of the short retraining count, if it takes one.
+    ``scale_in_words`` says how a small-scale study differs from the full-scale one. ``changed`` are
+    the dotted fields whose values are not those of the shipped study. ``retrained`` of
+    ``to_retrain`` networks are recorded, including those of the short retraining where the setting
+    takes one.
     """
 
     study: str
@@ -75,8 +76,8 @@ class Ours:
 def arm_reference(study: str, scale: Scale | None, surgery: str = "exact") -> str:
     """A study's reference with the arms for a scale and a surgery; small is laid before others.
 
-    Without a ``scale`` it is that of the reference. Raises :class:`InputError` where the reference
-    and the scale contradict each other.
+    Without a ``scale``, the reference's own scale is kept. Raises :class:`InputError` where the
+    reference and the scale contradict each other.
     """
     named = parse_reference(study)
     small, released = arm_for(named, "small"), arm_for(named, "as-released")
@@ -95,9 +96,9 @@ def short_reference(study: str) -> str:
 
 
 def has_published_values(spec: StudySpec) -> bool:
-    """Whether a study is what was published, or that at small scale or with the other wiring.
+    """Whether a study is a published one, also at small scale or with the other wiring.
 
-    Its other arms, such as a short retraining, are experiments of their own.
+    Other arms of a published study, such as a short retraining, are experiments of their own.
     """
     return all(spec.role(arm) in ("small", "as-released") for arm in spec.arms)
 
@@ -108,7 +109,7 @@ _SET_BY_THE_ARM = ("epochs", "milestones", "schedule")
 def check_direction(full: str, short: str, overrides: Mapping[str, Any]) -> None:
     """Check that ``short`` retrains for fewer epochs than ``full``, whatever the overrides.
 
-    These change both studies, so none may set the epochs or the schedule. Raises
+    The overrides change both studies, so none may set the epochs or the schedule. Raises
     :class:`InputError` in one line.
     """
     for field in _SET_BY_THE_ARM:
@@ -166,10 +167,10 @@ def recorded_ours(
 ) -> Ours | None:
     """The results below ``runs`` for a published setting: at full scale if finished, else small.
 
-    If neither is finished, they are the full-scale ones as far as they have come. ``scale``
+    If neither is finished, the full-scale results are given as far as they have come. ``scale``
     restricts the search to one scale. Only runs with exactly the shipped settings count; at small
-    scale, the stand-in for the data set is also accepted. Raises :class:`StoreError` for a damaged
-    record.
+    scale, the replacement of the data set is also accepted. Raises :class:`StoreError` for a
+    damaged record.
     """
     check_rule(rule)
     first = None

@@ -31,8 +31,8 @@ def _in_file() -> tuple[Published, ...]:
 def published(study: str) -> list[Published]:
     """The published values of the study that a reference names.
 
-    They are those of its own file, if there are any, and else those of the shipped study that has
-    the same digest. Raises :class:`InputError` in one line.
+    They are the values in the study's own file, if it has any, and otherwise those of the shipped
+    study that has the same digest. Raises :class:`InputError` in one line.
     """
     variant = load_variant(study)
     if variant.published:

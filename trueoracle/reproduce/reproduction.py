@@ -1,4 +1,4 @@
-"""The published settings with ours beside them, and running one of them."""
+"""Lists the published settings with our results beside them, and runs one of them."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ def reproduce(
 
 
 def _find(name: str) -> tuple[str, list[Published]]:
-    """The study that a name means, and the published settings that are asked for by it."""
+    """The study that a name means, and the published settings that belong to the name."""
     settings = {one.setting: one for one in all_settings()}
     if name in settings:
         return settings[name].study, [settings[name]] if settings[name].has_values else []
     if not is_reference(name):
         raise unknown("published setting or study", name, {*settings, *shipped_studies()})
     variant = load_variant(name)
-    # The settings of a user's own file have no names here: all of its values are meant.
+    # The settings of a user's own file cannot be named, so that all of its values are meant.
     own = comparison.has_published_values(variant.spec)
     return name, list(variant.published) if own else []
 
@@ -125,11 +125,11 @@ def _find(name: str) -> tuple[str, list[Published]]:
 def _setting(
     one: Published, runs: Path, scale: Scale | None, surgery: str, rule: str
 ) -> tuple[dict[str, Any], list[StudySpec]]:
-    """A published setting with ours, and the studies that it takes."""
+    """A published setting with our results, and the studies that it takes."""
     ours = comparison.recorded_ours(one, runs, scale=scale, surgery=surgery, rule=rule)
     shown = scale or (ours.scale if ours else "full")
     reference = comparison.arm_reference(one.study, shown, surgery)
-    data = {"data.name": ours.data} if ours else {}  # another one may stand in for it
+    data = {"data.name": ours.data} if ours else {}  # which may replace the setting's
     specs = [load_spec(reference, data)]
     if one.needs_short:
         specs.append(load_spec(comparison.short_reference(reference), data))

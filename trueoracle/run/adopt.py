@@ -1,4 +1,4 @@
-"""Taking over what a like study has recorded."""
+"""Takes over what a similar study has recorded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["adopt"]
 
 
 def adopt(at: Sitting) -> dict[str, int]:
-    """Copy what a like study (an arm, fewer seeds) recorded; returns the rows by its folder."""
+    """Copy what similar studies (an arm, fewer seeds) recorded; returns the rows by folder."""
     prepared, store, progress = at.prepared, at.store, at.progress
     spec, ours = prepared.spec, store.dense()
     taken: dict[str, int] = {}
@@ -29,7 +29,7 @@ def adopt(at: Sitting) -> dict[str, int]:
             continue
         if not other.name.endswith(theirs.digest):  # recorded under another DIGEST_FORMAT
             continue
-        # Only separable criteria: another one's scores belong to the list they were scored in.
+        # Only separable criteria: other scores belong to the list of candidates they were made for.
         criteria = {
             name: criterion.fingerprint
             for name, criterion in at.applying

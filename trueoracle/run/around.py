@@ -27,10 +27,10 @@ __all__ = ["candidates_for"]
 def candidates_for(prepared: Prepared, dense: nn.Module, folder: Path) -> Prepared:
     """The study with the candidates that belong to its dense network.
 
-    Those around a criterion's choice are drawn now; all others are as they were. What the criterion
-    says of each filter, weight or layer is kept in ``folder``, so that a study that is resumed, on
-    another machine too, has the same candidates to the bit. Raises :class:`InputError` where the
-    criterion gives no such numbers.
+    Candidates around a criterion's choice are drawn now; all others stay as they were. The
+    criterion's importance of each filter, weight or layer is kept in ``folder``, so that a resumed
+    study, on another machine too, has exactly the same candidates. Raises :class:`InputError` where
+    the criterion gives no such numbers.
     """
     pruning = prepared.spec.pruning
     if pruning.around is None:
@@ -55,7 +55,7 @@ def _drawn(
 def _importance(
     name: str, dense: nn.Module, candidates: CandidateList, data: Splits
 ) -> dict[str, torch.Tensor]:
-    """What a criterion says of each filter, weight or layer, in single precision."""
+    """The importance of each filter, weight or layer by a criterion, in single precision."""
     try:
         found = importance_of(find_criterion(name), copied(dense).eval(), candidates, data)
     except NotApplicableError as error:
@@ -64,7 +64,7 @@ def _importance(
 
 
 def _kept(path: Path, whose: str) -> Importance | None:
-    """What an earlier sitting kept; None where nothing is, or that of another network."""
+    """What an earlier sitting kept; None where it kept nothing, or that of another network."""
     try:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("of") != whose:

@@ -40,7 +40,7 @@ __all__ = ["check_dense_file", "make_dense", "read_dense", "warn_of_chance"]
 
 
 def make_dense(at: Sitting) -> nn.Module:
-    """The dense network: recorded, taken over from a like study, given, or trained now."""
+    """The dense network: recorded, taken over from a similar study, given, or trained now."""
     prepared, folder, store, progress = at.prepared, at.folder, at.store, at.progress
     spec, path, recorded = prepared.spec, folder / DENSE, store.dense()
     given = weights_sha256(prepared.network) if spec.network.arrives_trained else None
@@ -51,7 +51,7 @@ def make_dense(at: Sitting) -> nn.Module:
         )
     if recorded is not None and path.is_file():
         network = read_dense(prepared, folder, recorded)
-        if recorded["file_sha256"] is None:  # an older record: now its weights have been looked at
+        if recorded["file_sha256"] is None:  # an older record, whose weights have now been checked
             store.record_dense_file(sha256_of(path))
         if prepared.data.blocks and not store.has_dense_blocks():  # an older record, too
             measured = measure(network, prepared.data, 0, 0.0, by_block=True)
@@ -118,12 +118,12 @@ def check_dense_file(folder: Path, recorded: Mapping[str, Any]) -> None:
 
 
 def read_dense(prepared: Prepared, folder: Path, recorded: Mapping[str, Any]) -> nn.Module:
-    """The dense network of a run's folder; raises :class:`StoreError` for any other one."""
+    """The dense network of a run's folder; raises :class:`StoreError` if the file has another."""
     check_dense_file(folder, recorded)
     network = copied(prepared.network)
     try:
         load_weights(network, folder / DENSE)
-    except InputError as error:  # the user named no file here: it is the record's
+    except InputError as error:  # the file is the record's, not one that the user named
         raise StoreError(f"the record's own weights are damaged: {error}") from error
     if weights_sha256(network) != recorded["sha256"]:
         raise StoreError(f"{folder / DENSE} has changed since the study recorded it: put it back")
@@ -135,8 +135,8 @@ def _made(
 ) -> tuple[nn.Module, str, list[dict[str, Any]], float]:
     """A dense network, where it comes from, its epochs, and the seconds that training took.
 
-    ``wanted`` is the SHA-256 of the one that is known to be meant: a file of it that is there,
-    though nothing is recorded of it, is taken.
+    ``wanted`` is the SHA-256 of the network where that is known: a file that holds this network is
+    taken even if nothing is recorded of it.
     """
     prepared, folder, progress = at.prepared, at.folder, at.progress
     network = copied(prepared.network)
@@ -157,7 +157,7 @@ def _made(
 
 
 def _holds(network: nn.Module, path: Path, sha256: str) -> bool:
-    """Load a file, if there is one with these weights."""
+    """Load the file at ``path`` if it has these weights; returns whether it has."""
     tried = copied(network)
     with suppress(InputError, OSError):
         load_weights(tried, path)
@@ -185,7 +185,7 @@ def _train(network: nn.Module, at: Sitting, checkpoint: Checkpoint) -> list[dict
 
 
 def _like(at: Sitting) -> tuple[Path, list[dict[str, Any]]] | None:
-    """The folder and epochs of a dense network that depends on the very same fields and code."""
+    """The folder and epochs of another study's dense network made by the same fields and code."""
     prepared = at.prepared
     wanted = (prepared.spec.dense_digest, prepared.architecture)
     for other in at.siblings():

@@ -1,4 +1,4 @@
-"""What memory a study needs, computed before anything is built or loaded for it."""
+"""The memory that a study needs, computed before anything is built or loaded for it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from trueoracle.data.streaming import (
 )
 from trueoracle.engines.memory import (
     available_memory,
+    evaluated_at_once,
     readable_bytes,
     training_bytes,
     weight_bytes,
@@ -46,7 +47,7 @@ _FLOAT32 = 4
 
 
 class PartSizes(NamedTuple):
-    """How many images the parts of a data set have."""
+    """The number of images in each part of a data set."""
 
     train: int
     validation: int
@@ -54,7 +55,7 @@ class PartSizes(NamedTuple):
 
 
 def part_sizes(data: DataSpec) -> PartSizes | None:
-    """The sizes of a data set's parts, caps obeyed; None where only looking would tell."""
+    """The sizes of a data set's parts within the caps; None where only reading it shows them."""
     counts = datasets.DATASETS[data.name].images if data.name in datasets.DATASETS else None
     if counts is None:
         return None
@@ -72,7 +73,7 @@ def check_images(data: DataSpec, shape: tuple[int, ...]) -> None:
     counts = part_sizes(data)
     if counts is None or datasets.DATASETS[data.name].is_streamed:
         return
-    # Training images are there twice while they are parted from those for validation.
+    # Training images are held twice while the validation images are split off.
     images = 2 * (counts.train + counts.validation) + counts.test
     needed, free = images * math.prod(shape) * _FLOAT32, available_memory(_CPU)
     if needed > free:
@@ -87,11 +88,11 @@ def check_images(data: DataSpec, shape: tuple[int, ...]) -> None:
 def check_weights(spec: StudySpec, shape: tuple[int, ...], classes: int) -> None:
     """Refuse a network that comes with the package where memory does not hold its weights.
 
-    The factories of others are not called for this: what they do besides is not known.
+    Other factories are not called for this check, since what else they do is not known.
     """
     if not is_shipped(spec.network.name):
         return
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # which has shapes only
         network = build(
             spec.network.name, spec.network.arguments, input_shape=shape, classes=classes
         )
@@ -116,8 +117,8 @@ def check_training(
 ) -> None:
     """Refuse a dense network that memory does not hold while it is trained here.
 
-    ``count`` is how many examples there are to train on. How pruned networks are retrained, and
-    whether that fits, is found when the engine is chosen.
+    ``count`` is the number of examples to train on. How pruned networks are retrained, and whether
+    that fits memory, is found when the engine is chosen.
     """
     if spec.network.arrives_trained:
         return
@@ -135,14 +136,14 @@ def check_training(
 
 
 class Reading(NamedTuple):
-    """Reading images from files: seconds per image, with all threads at work, and what to say."""
+    """Reading images from files: seconds per image, with all threads at work, and notes on it."""
 
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
 
 def check_reading(data: Splits, batch: int) -> Reading:
-    """What reading images from files takes, and leaves out; nothing for images in memory.
+    """The time that reading images from files takes, and notes on it; none for images in memory.
 
     Refuses images that memory does not hold while they are decoded, by :class:`InputError`.
     """
@@ -182,7 +183,7 @@ def check_reading(data: Splits, batch: int) -> Reading:
 
 
 def _seconds_an_image(split: StreamedSplit, seen: Look, most: Look, alone: float) -> float:
-    """Of one thread, in the mean: a straight line over pixels, through a usual and the largest."""
+    """Mean seconds of one thread, linear in pixels through a usual and the largest image."""
     usual = seconds_to_read(split, seen.typical)
     further = math.prod(most.largest_shape) - seen.typical_pixels
     slope = max(0.0, (alone - usual) / further) if further > 0 else 0.0
@@ -200,7 +201,8 @@ def held_bytes(spec: StudySpec, network: nn.Module, data: Splits) -> int:
         for value in split.fields.values()
     )
     batch = min(recipe.batch_size, len(data.train))
-    return held + training_bytes(network, data.example(1), batch, recipe, data.task)
+    evaluated = evaluated_at_once(data)
+    return held + training_bytes(network, data.example(1), batch, recipe, data.task, evaluated)
 
 
 def _by(shape: Sequence[int]) -> str:

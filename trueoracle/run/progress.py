@@ -1,4 +1,4 @@
-"""What a run tells whoever is waiting for it."""
+"""What a run shows of its progress."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = [
     "printable",
 ]
 
-# Control characters but for tab and new line, what turns the direction of writing round, line
-# separators, and what a file's name has that is no text.
+# Control characters but for tab and new line, marks that change the direction of writing, line
+# separators, and the parts of a file's name that are no text.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def printable(text: str) -> str:
-    """Text as a terminal may show it: names from files may hold escape sequences."""
+    """Text that is safe to show in a terminal: names from files may hold escape sequences."""
     return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:
-    """The same without new lines."""
+    """Text as :func:`printable` gives it, in one line."""
     return printable(text).replace("\n", "\\n")
 
 
@@ -40,13 +40,13 @@ class Progress(Protocol):
     """Receives the course of a run; an implementation only shows it."""
 
     def stage(self, name: str, total: int, done: int, unit: str) -> None:
-        """A stage begins: ``done`` of ``total`` units are recorded already."""
+        """A stage begins, of which ``done`` of ``total`` units are recorded already."""
 
     def advance(self, count: float = 1, note: str = "") -> None:
-        """``count`` more units of the stage are done, or a fraction of one that is under way."""
+        """``count`` more units of the stage are done; a fraction is of a unit under way."""
 
     def message(self, text: str) -> None:
-        """Something worth a line of its own."""
+        """Show a text that is worth a line of its own."""
 
 
 class SilentProgress:
@@ -67,11 +67,11 @@ def as_progress(progress: bool | Progress) -> Progress:
 
 
 LEAST_SECONDS = 1.0
-"""Measured over less, a rate tells of the clock, not of the work."""
+"""The fewest seconds to measure a rate over: in less, the clock's error outweighs the work."""
 
 
 class Rate:
-    """Units an hour and seconds left, from the units done since the stage began."""
+    """Units per hour and seconds left, from the units done since the stage began."""
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.began_with = total, done
@@ -79,15 +79,15 @@ class Rate:
         self.started = time.monotonic()
 
     def add(self, count: float) -> None:
-        """More is done; fractions of units may stand for work that is not recorded yet."""
+        """Count more units as done; fractions may stand for work that is not recorded yet."""
         self.done += count
         if abs(self.done - self.total) < 1e-6:  # fractions need not add up to the last digit
             self.done = self.total
 
     def text(self, unit: str) -> str:
-        """Such as ``"620 networks/h, 4 min left"``; empty before the first unit is done.
+        """The rate, such as ``"620 networks/h, 4 min left"``; empty before the first unit is done.
 
-        Nothing is said of the rate before a second has passed.
+        The rate is left out before a second has passed.
         """
         fresh = self.done - self.began_with
         seconds = time.monotonic() - self.started
@@ -102,7 +102,7 @@ class Rate:
 
 
 class PlainProgress:
-    """One line at a stage's start and end and every ``interval`` seconds between."""
+    """Prints a line at a stage's start, at its end, and every ``interval`` seconds between."""
 
     def __init__(self, stream: TextIO | None = None, interval: float = 10.0) -> None:
         self._stream = stream or sys.stderr
@@ -139,7 +139,7 @@ class PlainProgress:
 def duration(seconds: float) -> str:
     """A time span in the two units that matter: ``"42 s"``, ``"4 min 10 s"``, ``"3 h 5 min"``.
 
-    A span of less than a second is said so, and never ``"0 s"``.
+    A span of less than a second is called that, never ``"0 s"``.
     """
     if 0 < seconds < 1:
         return "less than 1 s"
@@ -152,7 +152,7 @@ def duration(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """A time span that was estimated: ``"about 11 min"``, ``"about 2 h 20 min"``."""
+    """An estimated time span: ``"about 11 min"``, ``"about 2 h 20 min"``."""
     coarse = next(
         unit for span, unit in ((60, 1), (600, 10), (7200, 60), (1e99, 600)) if seconds < span
     )

@@ -1,8 +1,9 @@
-"""A study from start to end: its stages in order, each of which skips what is recorded."""
+"""A study from start to end: its stages in order; each stage skips what is recorded already."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 
 from trueoracle.analysis.numbers import many, quantity
@@ -14,10 +15,16 @@ from trueoracle.run.dense import make_dense, warn_of_chance
 from trueoracle.run.footprint import held_bytes
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
-from trueoracle.run.retrain import check_retraining, plan_retraining, retrain_candidates
+from trueoracle.run.retrain import (
+    check_retraining,
+    follow,
+    plan_retraining,
+    retrain_candidates,
+)
 from trueoracle.run.score import list_candidates, score_candidates
 from trueoracle.run.sitting import Sitting, sitting
 from trueoracle.tasks.base import as_input
+from trueoracle.training.team import find_team
 
 __all__ = ["run", "score"]
 
@@ -30,13 +37,18 @@ def run(
     engine: str = "auto",
     memory: int | None = None,
 ) -> None:
-    """Carry a study out in ``folder``, from wherever it stands to its end.
+    """Carry out a study in ``folder``, from where it stopped to its end.
 
     ``engine`` and ``memory`` (bytes) are those of :func:`trueoracle.engines.choose.plan`. Raises
-    what :func:`trueoracle.run.sitting.sitting` raises.
+    what :func:`trueoracle.run.sitting.sitting` raises. Where several processes were launched
+    together, they share only the retraining; the first one does everything else.
     """
     check_retraining(prepared, engine)
-    with sitting(prepared, folder, progress) as at:
+    team = find_team()
+    if team is not None and not team.is_main:
+        follow(prepared, team)
+        return
+    with team.leading() if team else nullcontext(), sitting(prepared, folder, progress) as at:
         tell_cost(at)
         plan = plan_retraining(at, engine, memory)
         dense = make_dense(at)
@@ -45,7 +57,7 @@ def run(
         adopt(at)
         tell_blocks(at)
         score_candidates(at, dense)
-        if plan is not None and at.left:  # a like study may have had them all
+        if plan is not None and at.left:  # all may have been adopted from a similar study
             retrain_candidates(at, dense, plan)
 
 
@@ -56,12 +68,12 @@ def score(
     *,
     criteria: Collection[str] | None = None,
 ) -> None:
-    """Score every candidate and retrain none, by the ``criteria`` named if some are.
+    """Score every candidate, by all criteria or by those given, and retrain none.
 
-    :func:`run` goes on from there.
+    :func:`run` continues from there.
     """
     with sitting(prepared, folder, progress) as at:
-        if criteria is None:  # a search says its own
+        if criteria is None:  # a search, which names criteria, says what it costs itself
             tell_cost(at)
         dense = make_dense(at)
         warn_of_chance(at)
@@ -71,7 +83,7 @@ def score(
 
 
 def tell_blocks(at: Sitting) -> None:
-    """Say so where outcomes that are there already will keep intervals from counting examples."""
+    """Warn where intervals cannot count examples because earlier outcomes lack blocks of them."""
     if at.prepared.data.blocks and (count := at.store.without_blocks()):
         at.progress.message(
             f"{many(count, 'outcome')} of an earlier version {'has' if count == 1 else 'have'} no "
@@ -81,14 +93,14 @@ def tell_blocks(at: Sitting) -> None:
 
 
 def tell_cost(at: Sitting) -> None:
-    """Say what the retraining that is left costs, before anything long begins."""
+    """Say what the remaining retraining costs, before any long work."""
     prepared, progress, left = at.prepared, at.progress, at.left
     if not left:
         return
     data = prepared.data
     recipe = prepared.spec.retraining
     examples, epochs = recipe.examples_in_epoch(len(data.train)), recipe.epochs
-    # Masked weights are multiplied all the same, so this is no candidate's recorded cost.
+    # Masked weights are still multiplied, so this cost is not the one recorded of a candidate.
     pruned = prepared.candidates.prune(prepared.network, 0)
     macs = cost(pruned, as_input(pruned, data.example(1))).macs
     training = f"{3 * macs * examples * epochs * left:.1e}".replace("e+", "e")
@@ -106,7 +118,7 @@ def tell_cost(at: Sitting) -> None:
 
 
 def _power(prepared: Prepared) -> str:
-    """What tau the study would tell from chance; empty where no filters are pruned, or too few."""
+    """The tau that the study would tell from chance; empty where no filters are pruned, or few."""
     sizes = [group.filters for group in prepared.candidates.groups]
     spec = prepared.spec
     if not sizes or sum(sizes) - len(sizes) < 2:
@@ -120,6 +132,7 @@ def _power(prepared: Prepared) -> str:
         candidates=sampled,
         seeds=len(spec.retraining.seeds),
         networks=prepared.place[1],
+        examples=len(prepared.data.test) if "test" in prepared.data.blocks else None,
         criteria=len(spec.criteria),
     )
     return f"power: {found.sentence()}"

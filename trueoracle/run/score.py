@@ -26,12 +26,12 @@ from trueoracle.tasks.base import as_input
 __all__ = ["list_candidates", "score_candidates"]
 
 ORACLE = "oracle"
-"""The criterion that is the pruned loss on all measured examples."""
+"""The criterion whose score is the pruned loss on all measured examples."""
 
 SCORE_CHUNK = 32
-"""Candidates scored before the first commit, where the criterion allows it; later chunks grow."""
+"""The candidates of the first commit, where the criterion allows chunks; later chunks grow."""
 CHUNK_SECONDS = 4.0
-"""A chunk that took less is followed by a larger one: what a kill loses is about twice this."""
+"""A chunk of fewer seconds is followed by a larger one; a kill loses about twice this time."""
 
 
 def list_candidates(at: Sitting, dense: nn.Module) -> Sitting:
@@ -74,7 +74,7 @@ def list_candidates(at: Sitting, dense: nn.Module) -> Sitting:
 
 
 def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | None = None) -> None:
-    """Score every candidate by every criterion, or by those ``wanted``; chunks are committed."""
+    """Score every candidate by every criterion or those ``wanted``, committing chunk by chunk."""
     prepared, store, progress = at.prepared, at.store, at.progress
     candidates, data = prepared.candidates, prepared.data
     skipped = dict(prepared.skipped)
@@ -88,7 +88,7 @@ def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | No
         progress.stage(
             f"score by {name}", len(candidates), len(candidates) - len(todo), "candidates"
         )
-        # Scores of a criterion that is not separable belong to the list they were scored in.
+        # Scores of a criterion that is not separable belong to the whole list of candidates.
         size, rest = SCORE_CHUNK, todo
         if criterion.at_once:
             size = len(todo)
@@ -97,7 +97,7 @@ def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | No
         while rest:
             chunk, rest = rest[:size], rest[size:]
             started = time.perf_counter()
-            # A copy: whatever a user's criterion does to it, the dense network stays as it is.
+            # A user's criterion gets a copy, so that it cannot change the dense network.
             network = copied(dense).eval()
             try:
                 values = criterion(
@@ -116,16 +116,16 @@ def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | No
             size = _next_size(size, time.perf_counter() - started)
     _note_noise(at, dense)
     asked = [name for name in prepared.spec.criteria if wanted is None or name in wanted]
-    if asked and all(name in skipped for name in asked):  # else all would be retrained for nothing
+    if asked and all(name in skipped for name in asked):  # going on would retrain all for nothing
         reasons = "; ".join(skipped[name] for name in asked)
         none = "no criterion of the study applies: " if wanted is None else ""
         raise NotApplicableError(f"{none}{reasons}")
 
 
 def _note_noise(at: Sitting, dense: nn.Module) -> None:
-    """Record how far pruned losses differ by their examples alone, and warn where that is all.
+    """Record how far pruned losses differ by their examples alone; warn where they differ no more.
 
-    Once every candidate's pruned loss is there.
+    This is done once the pruned loss of every candidate is recorded.
     """
     candidates, store = at.prepared.candidates, at.store
     frame = store.frame("scores")
@@ -135,7 +135,7 @@ def _note_noise(at: Sitting, dense: nn.Module) -> None:
     losses = scores.reindex(candidates.ids).to_numpy(dtype=np.float64)
     try:
         found = loss_noise(copied(dense).eval(), candidates, losses, at.prepared.data)
-    except Exception as error:  # a user's task runs: anything can come out
+    except Exception as error:  # a user's task runs, which can raise anything
         at.progress.message(f"how noisy pruned losses are is not known: {first_line(error)}")
         return
     if found is None or not math.isfinite(found["noise"]):
@@ -146,10 +146,10 @@ def _note_noise(at: Sitting, dense: nn.Module) -> None:
 
 
 def _next_size(size: int, seconds: float) -> int:
-    """The next chunk's size: so that it takes about as long as it should.
+    """The next chunk's size, chosen so that the chunk takes about as long as it should.
 
-    All are multiples of the first, so that the blocks within them hold the same candidates however
-    often a study is resumed, and its scores are the same to the bit.
+    All sizes are multiples of the first. The blocks within chunks then hold the same candidates
+    however often a study is resumed, and the study's scores are the same to the bit.
     """
     for growth in (8, 4, 2):
         if seconds * growth < 2 * CHUNK_SECONDS:

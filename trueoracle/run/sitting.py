@@ -20,10 +20,12 @@ from trueoracle.files import remove_drafts, write_text
 from trueoracle.record.lock import locked
 from trueoracle.record.paths import AROUND, DATABASE, DENSE
 from trueoracle.record.store import Store
+from trueoracle.run.material import hub_commit
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
 from trueoracle.spec.spec import CANDIDATE_FILES
 from trueoracle.training.recipe import Recipe
+from trueoracle.training.team import find_team
 from trueoracle.version import __version__
 
 __all__ = ["Sitting", "check_candidates", "sitting"]
@@ -31,7 +33,7 @@ __all__ = ["Sitting", "check_candidates", "sitting"]
 
 @dataclass(frozen=True, eq=False)
 class Sitting:
-    """What every stage works with; ``number`` is the sitting's in the record."""
+    """What every stage works with; ``number`` is the number of the sitting in the record."""
 
     prepared: Prepared
     folder: Path
@@ -41,7 +43,7 @@ class Sitting:
 
     @property
     def left(self) -> int:
-        """How many networks are still to be retrained."""
+        """The number of networks that are still to be retrained."""
         return self.prepared.retrainings - self.store.counts()["retrainings"]
 
     @property
@@ -52,7 +54,7 @@ class Sitting:
         return [(name, criterion) for name, criterion in named if name not in prepared.skipped]
 
     def note_skipped(self, skipped: Mapping[str, str]) -> None:
-        """Record the criteria that do not apply, with their reasons, and say so of new ones."""
+        """Record the criteria that do not apply, with their reasons, and report new ones."""
         before = self.store.noted("skipped") or {}
         for name, reason in skipped.items():
             if before.get(name) != reason:
@@ -68,7 +70,7 @@ class Sitting:
                 yield other
 
     def reading_seconds(self, recipe: Recipe) -> float:
-        """Of all images that one training reads from files, while it computes."""
+        """The seconds in which one training reads all its images from files while it computes."""
         data = self.prepared.data
         examples = len(data.train) + sum(len(split) for _, split in data.named())
         return recipe.epochs * examples * self.prepared.reading_seconds
@@ -76,12 +78,18 @@ class Sitting:
 
 @contextmanager
 def sitting(prepared: Prepared, folder: Path, progress: Progress) -> Iterator[Sitting]:
-    """Sit down at a study in ``folder``: lock it, open its record, check both.
+    """Begin work on a study in ``folder``: lock the folder, open its record, check both.
 
-    Raises :class:`BusyError` where another process is at it, :class:`StoreError` where the record
-    cannot be written, :class:`InputError` for the record of another network or other candidates.
-    Whatever ends a sitting, the next one goes on after the last commit.
+    Raises :class:`BusyError` where another process works on the study, :class:`StoreError` where
+    the record cannot be written, and :class:`InputError` for the record of another network or of
+    other candidates. Whatever ends a sitting, the next one goes on after the last commit. Of
+    processes that were launched together, only the first has a sitting.
     """
+    if (team := find_team()) is not None and not team.is_main:
+        raise InputError(
+            "of what is launched on several devices, only 'trueoracle run' uses them: start this "
+            "alone"
+        )
     with locked(folder, patience=1.0), Store(folder) as store:
         remove_drafts(folder)
         store.check()
@@ -115,7 +123,7 @@ def _begin(prepared: Prepared, store: Store) -> int:
                 f"the code of {what} {_named(prepared, what)!r} has changed since this study "
                 "began: give the study another name to start anew with it"
             )
-    if prepared.spec.pruning.around is None:  # else the dense network decides which they are
+    if prepared.spec.pruning.around is None:  # else candidates depend on the dense network
         check_candidates(prepared, store)
     facts = {
         "trueoracle": __version__,
@@ -126,6 +134,8 @@ def _begin(prepared: Prepared, store: Store) -> int:
         "git_commit": _git_commit(),
         "pid": os.getpid(),
     }
+    if (commit := hub_commit(prepared.spec)) is not None:
+        facts["network_commit"] = commit
     number = store.begin(_now(), prepared.spec.model_dump(mode="json"), facts)
     if prepared.code:
         store.note(number, "code", dict(prepared.code))
@@ -158,7 +168,7 @@ def _named(prepared: Prepared, what: str) -> str | None:
 
 
 def _what_changed(prepared: Prepared, before: str) -> str:
-    """In words, where the architecture of a record is not the one prepared."""
+    """In words, how the architecture of a record differs from the one prepared."""
     if prepared.architecture.partition("-images-")[0] == before.partition("-images-")[0]:
         if prepared.spec.data.is_language:
             return f"the text or tokenizer of data set {prepared.spec.data.name!r}"

@@ -1,4 +1,4 @@
-"""Whether a network of transformers takes what the data hold: positions, tokens, images."""
+"""Whether a network of transformers accepts what the data hold: positions, tokens, images."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _LOOKED_AT = 64
 
 
 def check_taking(network: nn.Module, data: Splits, example: Mapping[str, Tensor]) -> None:
-    """Refuse data that a network has no places for, which it would not say in words itself.
+    """Refuse data with tokens, positions or images that a network does not accept.
 
-    Nor at once: one rare token can stop a retraining in its middle, and rotary positions run on
-    beyond those that the network was trained on. ``example`` has a few examples of the data. Raises
-    :class:`InputError`.
+    The network's own error would come late and be unclear: one rare token can stop a retraining
+    half-way, and rotary positions go on without any error beyond those that the network was trained
+    on. ``example`` has a few examples of the data. Raises :class:`InputError`.
     """
     config, name = getattr(network, "config", None), type(network).__name__
     if config is None or _IDS not in example:
@@ -49,9 +49,9 @@ def check_taking(network: nn.Module, data: Splits, example: Mapping[str, Tensor]
 
 
 def _largest(data: Splits) -> int:
-    """The largest token of the data: of text all are looked at, of other data the first examples.
+    """The largest token of the data: among all tokens of text, or the first examples of other data.
 
-    Those of questions are made as they are needed.
+    Examples of questions are made only when they are needed.
     """
     found = -1
     for _, split in data.named():

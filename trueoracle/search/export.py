@@ -1,8 +1,8 @@
-"""The chosen network as a file: physically smaller, retrained, and built again from two lines.
+"""The chosen network as a file: physically smaller, retrained, and loaded by two lines of code.
 
-``.safetensors`` holds weights and what :func:`load` needs to build the network around them;
-``.onnx`` and ``.pt2`` (``torch.export``) hold the computation itself, for any number of examples; a
-path without an ending is a folder for transformers (:mod:`trueoracle.search.folder`).
+``.safetensors`` holds the weights and what :func:`load` needs to build their network. ``.onnx`` and
+``.pt2`` (``torch.export``) hold the computation itself, for any number of examples. A path without
+an ending is a folder for transformers (:mod:`trueoracle.search.folder`).
 """
 
 from __future__ import annotations
@@ -48,26 +48,28 @@ __all__ = ["Origin", "check_export", "export", "is_known", "load"]
 FORMAT = 2
 
 _IMAGES = ["images"]
-"""What an ONNX file calls a single input, as those written before tasks did."""
+"""The name of a single input in an ONNX file, the same as in files written before tasks existed."""
 
 _TORCHVISION = "torchvision.models:"
 
 
 Inputs = Mapping[str, tuple[tuple[int, ...], str]]
-"""Of each field its shape, without the axis of examples, and its type."""
+"""The shape of each field, without the axis of examples, and its type."""
 
 
 @dataclass(frozen=True)
 class Origin:
     """What a pruned network was made of: its dense network, and what was taken away.
 
-    ``name`` is None for a network given in Python. ``inputs`` has what the network is given: each
-    field's shape without the axis of examples, and its type. ``outputs`` is the number that a
-    registered network is built for (classes, say); None where it was given in Python. ``pruned``
-    maps groups to their pruned filters, or with ``units`` "layers" lists to the places of those
-    that are taken out, and is empty where single weights are zero. ``values`` has a few examples of
-    the inputs that are whole numbers, such as tokens, of which not all will do. ``config`` is that
-    of a dense network of transformers.
+    - ``name`` is None for a network given in Python;
+    - ``inputs`` has each input field's shape, without the axis of examples, and its type;
+    - ``outputs`` is the number of outputs (such as classes) that a registered network is built for;
+      None where the network was given in Python;
+    - ``pruned`` maps groups to their pruned filters or, where ``units`` is "layers", lists of
+      layers to the places of those that are taken out; it is empty where single weights are zero;
+    - ``values`` has a few examples of the inputs that are whole numbers, such as tokens, for which
+      not every number is valid;
+    - ``config`` is that of a dense network of transformers.
     """
 
     name: str | None
@@ -87,18 +89,19 @@ def export(
     facts: Mapping[str, object] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write ``network`` in the format that the file's ending says, all or nothing.
+    """Write ``network`` in the format of the file's ending, whole or not at all.
 
-    ``facts`` go into the metadata of ``.safetensors``, and into a folder, which ``files`` (texts by
-    name) are written into too. Raises what :func:`check_export` raises, :class:`InputError` for a
-    network that cannot be exported so, and :class:`StoreError` where the file cannot be written.
+    ``facts`` go into the metadata of ``.safetensors`` and into a folder; ``files`` (texts by name)
+    are written into a folder, too. Raises what :func:`check_export` raises, :class:`InputError` for
+    a network that cannot be exported in this format, and :class:`StoreError` where the file cannot
+    be written.
     """
     check_export(path)
     plain = unmasked(network).cpu().eval()
     for parameter in plain.parameters():
         parameter.grad = None
     if path.suffix in (".onnx", ".pt2") and (config := config_of(plain)) is not None:
-        for section in sections(config):  # what a next token would be told from is no output
+        for section in sections(config):  # a cache for the next token is no output
             section.use_cache = False
     if path.suffix:
         _WRITERS[path.suffix](plain, path, origin, dict(facts or {}))
@@ -110,7 +113,7 @@ def export(
 def check_export(path: Path, name: str = "") -> None:
     """Refuse, before long work, a file that could not be written in the end: one line says why.
 
-    ``name`` is the network's, which may say that it is none of transformers.
+    ``name`` is that of the network, which may show that the network is none of transformers.
     """
     if path.suffix and path.suffix not in _WRITERS:
         raise InputError(
@@ -144,11 +147,11 @@ def check_export(path: Path, name: str = "") -> None:
 
 
 _Kind = Literal["float32", "float64", "float16", "bfloat16", "int64", "bool"]
-"""What inputs may be."""
+"""The types that inputs may have."""
 
 
 class _Stored(BaseModel):
-    """An :class:`Origin` as a file has it, which anybody may have written."""
+    """An :class:`Origin` as read from a file, which anybody may have written."""
 
     model_config = ConfigDict(strict=True)
 
@@ -168,12 +171,12 @@ class _Stored(BaseModel):
 def load(path: str | Path, network: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
     """The network that ``trueoracle search --export`` wrote to a ``.safetensors`` file or a folder.
 
-    In evaluation mode, on the CPU. ``network`` is the dense architecture, with any weights, where
-    the search was given it in Python; it stays as it is. A file that names a ``module:factory`` of
-    somebody's own is refused without ``network`` or ``trust``, since building it runs that code;
-    networks known by name, those of ``torchvision.models`` and those of transformers are built
-    without. Raises :class:`InputError` for a missing file, another one, a damaged one, and a
-    network that cannot be built or does not fit.
+    The network is in evaluation mode, on the CPU. ``network`` is the dense architecture, with any
+    weights, where the search was given one in Python; it is not changed. A file that names somebody
+    else's ``module:factory`` is refused without ``network`` or ``trust``, since building that
+    network runs their code; registered networks, those of ``torchvision.models`` and those of
+    transformers need neither. Raises :class:`InputError` for a file that is missing, damaged or of
+    another kind, and for a network that cannot be built or does not fit.
     """
     path = Path(path)
     if path.is_dir():
@@ -220,14 +223,14 @@ def _stored(path: Path) -> _Stored:
 
 
 def _origin(path: Path, text: str) -> _Stored:
-    """What a file says that its network was made of."""
+    """The origin of a network, as its file states it."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: its origin is no JSON") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} was not written by 'trueoracle search --export'")
-    if fields.get("format") == 1:  # of classified images only
+    if fields.get("format") == 1:  # this format was for classified images only
         shape, outputs = fields.pop("input_shape", None), fields.pop("classes", None)
         fields |= {"format": FORMAT, "inputs": {INPUT: [shape, "float32"]}, "outputs": outputs}
         text = json.dumps(fields)
@@ -236,7 +239,7 @@ def _origin(path: Path, text: str) -> _Stored:
             f"{path} has format {fields.get('format')!r}, and this trueoracle reads {FORMAT}"
         )
     try:
-        # As JSON, in which a tuple is a list.
+        # Validated as JSON, in which a tuple is a list.
         return _Stored.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
@@ -245,25 +248,28 @@ def _origin(path: Path, text: str) -> _Stored:
 
 
 def may_be_of_transformers(name: str) -> bool:
-    """Whether a network of this name may be one of transformers': of ``hf:…`` and our own it is."""
+    """Whether a network of this name may be one of transformers.
+
+    It may if the name is ``hf:…``, that of a shipped language model, or that of a user's own.
+    """
     if is_of_library(name):
         return name.startswith(HF)
     return name not in NETWORKS or NETWORKS[name].__module__ == language.__name__
 
 
 def is_known(name: str) -> bool:
-    """Whether a file may name this network: what it builds is known to be a network's code.
+    """Whether a file may name this network, since the name leads to nothing but a network's code.
 
-    That is what is registered in this process, what is a library's by its name, and the builders
-    that torchvision lists; a dot would lead on from its models to anything else.
+    Such names are those registered in this process, those of a library's networks, and the builders
+    that torchvision lists. A dot in a name could lead from torchvision's models to anything else.
     """
     if is_of_library(name):
         return True
     if not name.startswith(_TORCHVISION):
-        return ":" not in name  # which is never imported
+        return ":" not in name  # a name without a colon is never imported
     try:
         from torchvision import models
-    except Exception:  # build says in its own words what fails
+    except Exception:  # building the network then gives a better error
         return name.removeprefix(_TORCHVISION).isidentifier()
     return name.removeprefix(_TORCHVISION) in models.list_models(models)
 
@@ -273,7 +279,7 @@ def _built(name: str, stored: _Stored, path: Path) -> nn.Module:
     arguments, usual = stored.arguments, 1
     if is_of_library(name):  # its weights are in the file
         arguments, usual = {**arguments, "pretrained": False}, 0
-    with torch.random.fork_rng(devices=[]):  # whoever loads has random numbers of their own
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         try:
             return build(
                 name,
@@ -286,11 +292,11 @@ def _built(name: str, stored: _Stored, path: Path) -> nn.Module:
 
 
 def _cut(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
-    """The shape that is left: which filters go does not matter, since weights are loaded."""
+    """The network in its pruned shape; weights are loaded later, so any filters can be cut."""
     pruned = stored.pruned
     try:
         groups = find_groups(dense, as_input(dense, _example(stored)), only=pruned).groups
-    except Exception as error:  # of a size that nothing holds, or that does not fit
+    except Exception as error:  # sizes too large for memory, or sizes that do not fit
         raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
     kept = {}
     for name, filters in pruned.items():
@@ -306,7 +312,7 @@ def _without(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
     """The network without the layers that were taken out."""
     try:
         stacks = find_stacks(dense, as_input(dense, _example(stored))).stacks
-    except Exception as error:  # of a size that nothing holds, or that does not fit
+    except Exception as error:  # sizes too large for memory, or sizes that do not fit
         raise InputError(f"{path} does not fit the network: {first_line(error)}") from error
     gone = {}
     for name, places in stored.pruned.items():
@@ -317,7 +323,7 @@ def _without(dense: nn.Module, stored: _Stored, path: Path) -> nn.Module:
 
 
 def _example(origin: Origin | _Stored) -> Batch:
-    """A few examples: one alone would be taken for a number of examples that is fixed."""
+    """A few examples, since a batch of one would be exported as a fixed number of examples."""
     made, generator = {}, torch.Generator().manual_seed(0)
     for name, (shape, kind) in origin.inputs.items():
         dtype: torch.dtype = getattr(torch, kind)
@@ -395,7 +401,7 @@ def _folder(
         )
     source = None
     if origin.name is not None and origin.name.startswith(HF):
-        with suppress(InputError):  # then nothing of it is there to copy
+        with suppress(InputError):  # there is then nothing to copy
             source = folder_of(origin.name.removeprefix(HF), origin.arguments.get("revision"))
     about = {"trueoracle": __version__, "origin": {"format": FORMAT, **asdict(origin)}, **facts}
     write_folder(
@@ -411,13 +417,13 @@ _WRITERS: dict[str, Callable[[nn.Module, Path, Origin, Mapping[str, object]], No
 
 
 def _written(write: Callable[[Path], None], path: Path, what: str) -> None:
-    """Write beside the file and put it in its place; an older one stays where that fails."""
+    """Write a file beside ``path`` and put it in its place; an older file stays if that fails."""
     try:
         with replacing(path) as draft, _quiet():
             write(draft)
     except StoreError:
         raise
-    except Exception as error:  # the network's own forward is traced: anything can come out
+    except Exception as error:  # the network's own forward is traced, which can raise anything
         raise InputError(
             f"the network cannot be exported to {what}: {_reason(error)}; .safetensors can be "
             "written of any network"
@@ -425,7 +431,7 @@ def _written(write: Callable[[Path], None], path: Path, what: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong first, without a terminal's colours."""
+    """The first cause of an error, without a terminal's colours."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return re.sub(r"\x1b\[[0-9;]*m", "", first_line(error))
@@ -433,7 +439,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch's exporters say of their own insides, which nobody here can mend."""
+    """Suppress what torch's exporters print of their internals, which users cannot act on."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     nowhere = io.StringIO()

@@ -1,8 +1,8 @@
-"""A pruned network of transformers as a folder, such as its other tools take.
+"""A pruned network of transformers as a folder, which other tools for transformers accept.
 
-Where every layer has lost as much, ``from_pretrained`` alone loads it: its config says the smaller
-sizes. Else :func:`trueoracle.load` does. Which one is tried on the files, and written down in
-``trueoracle.json``.
+Where every layer has lost as much, ``from_pretrained`` alone loads the folder, since the config has
+the smaller sizes. Otherwise :func:`trueoracle.load` does. Which of them loads it is tried on the
+files, and written down in ``trueoracle.json``.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from trueoracle.tasks.base import Batch, inputs_of, unwrap
 __all__ = ["FACTS", "check_folder", "is_plain", "write_folder"]
 
 FACTS = "trueoracle.json"
-"""What of the study and of the pruning is written beside a network's own files."""
+"""The file beside a network's own files that has facts of the study and of the pruning."""
 
 WEIGHTS = "model.safetensors"
 
 _TOLERANCE = 1e-5
-"""Of the largest output: the same operations on the same numbers."""
+"""The tolerance, relative to the largest output: operations and numbers are the same."""
 
 _NOT_COPIED = (".bin", ".h5", ".md", ".msgpack", ".onnx", ".pt", ".pth", ".py", ".safetensors")
 _OWN = (CONFIG, FACTS, "generation_config.json", "model.safetensors.index.json")
@@ -62,12 +62,12 @@ def write_folder(
     files: Mapping[str, str],
     example: Batch,
 ) -> None:
-    """Write ``network``, which is changed, its config, tokenizer and ``facts``, all or nothing.
+    """Write ``network``, its config, tokenizer and ``facts``, whole or not at all.
 
-    ``config`` is that of the dense network. From the folder ``source`` the tokenizer and processor
-    are copied; ``files`` are those of the tokenizer that it was trained with. ``example`` is a
-    batch on which what from_pretrained loads is compared. Raises :class:`StoreError` where the
-    folder cannot be written.
+    ``network`` is changed by it. ``config`` is that of the dense network. The tokenizer and
+    processor are copied from the folder ``source``; ``files`` are those of the tokenizer that the
+    network was trained with. ``example`` is a batch on which the network is compared with what
+    from_pretrained loads. Raises :class:`StoreError` where the folder cannot be written.
     """
     check_folder(path)
     with _replacing(path) as draft:
@@ -83,12 +83,12 @@ def write_folder(
 
 
 def is_plain(path: Path) -> bool:
-    """Whether from_pretrained alone loads an export; raises :class:`InputError` for other ones."""
+    """Whether from_pretrained alone loads an export; raises :class:`InputError` if it is none."""
     return bool(read_facts(path)["from_pretrained"])
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What is written of an export; raises :class:`InputError` where nothing can be read."""
+    """The facts that an export has; raises :class:`InputError` where they cannot be read."""
     try:
         facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -101,7 +101,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def _write_plain(network: nn.Module, draft: Path) -> bool:
-    """Write it as transformers does, if there is a config that says its sizes."""
+    """Write the network as transformers does, if some config has its sizes; returns whether."""
     config = fitted_config(network)
     if config is None:
         return False
@@ -113,7 +113,7 @@ def _write_plain(network: nn.Module, draft: Path) -> bool:
 
 
 def _loads(draft: Path, network: nn.Module, example: Batch) -> bool:
-    """Whether from_pretrained gives the same network, by its outputs."""
+    """Whether from_pretrained gives a network with the same outputs."""
     import transformers
 
     kind: Any = getattr(transformers, type(network).__name__, None)
@@ -128,7 +128,7 @@ def _loads(draft: Path, network: nn.Module, example: Batch) -> bool:
         args, kwargs = inputs_of(network, example)
         with torch.no_grad():
             ours, theirs = (unwrap(one.eval()(*args, **kwargs)) for one in (network, again))
-    except Exception:  # it is written the other way
+    except Exception:  # the network is then written the other way
         return False
     if about["missing_keys"] or ours.shape != theirs.shape:
         return False
@@ -136,18 +136,18 @@ def _loads(draft: Path, network: nn.Module, example: Batch) -> bool:
 
 
 def _write_own(network: nn.Module, draft: Path, config: Mapping[str, Any]) -> None:
-    """The tensors by the names that the modules have, and the config of before the cut."""
+    """Write the tensors by the modules' names, and the dense network's config."""
     for path in draft.iterdir():
         path.unlink()
     (draft / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
     if (generation := getattr(network, "generation_config", None)) is not None:
-        with suppress(Exception), quiet():  # a setting that it refuses is none to keep
+        with suppress(Exception), quiet():  # a setting that is refused need not be kept
             generation.save_pretrained(draft)
     save_weights(network, draft / WEIGHTS, {})
 
 
 def _copy_others(source: Path, draft: Path) -> None:
-    """The tokenizer's and processor's files, whatever they are called."""
+    """Copy the tokenizer's and processor's files, whatever their names are."""
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix not in _NOT_COPIED and path.name not in _OWN:
             shutil.copyfile(path, draft / path.name)

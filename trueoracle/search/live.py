@@ -1,4 +1,4 @@
-"""A search among networks in training: rung by rung, kept in a folder, resumed where it stopped."""
+"""A search among networks in training, rung by rung, kept in a folder, resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ __all__ = ["Search", "SearchRecord", "check_memory"]
 RECORD = "search.json"
 
 PART_SECONDS = 15.0
-"""The most training within a rung that a kill costs, beside that of the current population."""
+"""The most seconds of training in a rung that a kill can cost, besides the current population."""
 
 
 @dataclass
 class SearchRecord:
     """What is recorded of a search: each rung's candidates (ids), their epochs, and the engine.
 
-    ``epochs[id]`` are the records of one candidate, from the first epoch to its last; ``part`` are
-    the candidates that the current rung has trained; ``files`` has the SHA-256 of each file of
-    weights that belongs to the record.
+    ``epochs[id]`` are the records of one candidate, from the first epoch to its last. ``part`` has
+    the candidates that were trained so far in the current rung. ``files`` has the SHA-256 of each
+    file of weights that belongs to the record.
     """
 
     settings: dict[str, Any]
@@ -66,7 +66,7 @@ class SearchRecord:
     files: dict[str, str] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write it whole or not at all; raises :class:`StoreError` where it cannot be written."""
+        """Write the record, whole or not at all; raises :class:`StoreError` where that fails."""
         fields = asdict(self)
         fields["epochs"] = {
             name: [_plain(one.as_row()) for one in own] for name, own in self.epochs.items()
@@ -101,11 +101,11 @@ class SearchRecord:
 class Search:
     """All that a search needs, before it begins; :meth:`run` carries it out.
 
-    ``order`` are the candidates' numbers in the order in which they begin, or with ``pruned``
-    ``[P, F]`` (which filters each of them prunes) in which the first batch does; ``by`` is the
-    metric compared, ``seed`` the retraining's. ``folder`` keeps the record, and weights and
-    optimiser states after the last two rungs and after each population of the current one. Those of
-    dropped candidates are deleted.
+    - ``order``: the candidates' numbers in the order in which they begin; with ``pruned``
+      ``[P, F]`` (which filters each of them prunes), the order in which the first batch begins;
+    - ``by``: the metric that is compared; ``seed``: that of retraining;
+    - ``folder``: keeps the record, and weights and optimiser states after the last two rungs and
+      after each population of the current rung. Those of dropped candidates are deleted.
     """
 
     schedule: Schedule
@@ -130,12 +130,15 @@ class Search:
     ) -> tuple[SearchRecord, str, nn.Module]:
         """The record, the id of the chosen candidate, and its retrained network.
 
-        ``plan`` says how to train so many networks, given the engine of an earlier sitting (or
-        ``""``). ``on_rung`` is called before a rung begins or goes on (with its number, how many of
-        its candidates have been trained, and the plan), ``on_epoch`` after training (with the
-        epochs done, of one candidate), ``on_damage`` where kept weights are damaged (with a line
-        that says which): the search then goes on from the last rung whose weights are whole. Raises
-        :class:`TrainingError` where every network diverged.
+        - ``plan`` says how to train so many networks, given the engine of an earlier sitting (or
+          ``""``);
+        - ``on_rung`` is called before a rung begins or goes on, with its number, how many of its
+          candidates have been trained, and the plan;
+        - ``on_epoch`` is called after training, with the epochs of one candidate that were done;
+        - ``on_damage`` is called where kept weights are damaged, with a line that says which. The
+          search then goes on from the last rung whose weights are whole.
+
+        Raises :class:`TrainingError` where every network diverged.
         """
         remove_drafts(self.folder)
         record = SearchRecord.load(self.folder, dict(self.settings))
@@ -172,8 +175,8 @@ class Search:
     ) -> tuple[list[int], dict[int, _Member]]:
         """Train the candidates of a rung; returns those that go on, with weights and states.
 
-        Each member leaves ``members`` as its network is built, so that memory holds no more than go
-        on.
+        Each member is taken out of ``members`` when its network is built, so that memory holds no
+        more networks than go on.
         """
         ids, left = self.candidates.ids, self._left(number)
         epochs = range(self.schedule.starts[number], self.schedule.rungs[number].epochs)
@@ -266,7 +269,7 @@ class Search:
     # The folder
 
     def _damage(self, record: SearchRecord) -> str:
-        """Why this search cannot have written a record; empty where it can have."""
+        """Why this search cannot have written a record; empty where it may have written it."""
         if _text(record.settings) != _text(self.settings):
             return "its settings are those of another search"
         if len(record.rungs) > len(self.schedule.rungs):
@@ -312,7 +315,7 @@ class Search:
             return [], {}
         rung = len(record.rungs) - 1
         members = self._kept(self._checkpoint(rung), record.rungs[rung], rung)
-        # In the order in which they began, which decides between equals.
+        # The order in which candidates began decides between equal ones.
         going = [index for index in begun if index in members]
         if not set(record.part) <= {ids[index] for index in going}:
             path = self.folder / RECORD
@@ -364,7 +367,7 @@ class Search:
     def _back_to_whole(self, record: SearchRecord) -> str:
         """Drop from the record the rungs whose weights are missing or damaged; returns why, or "".
 
-        What was compared stays as it was recorded, so that the same candidates go on.
+        The compared values stay as they were recorded, so that the same candidates go on.
         """
         why = ""
         if record.part:
@@ -382,7 +385,7 @@ class Search:
         return why
 
     def _file_fault(self, path: Path, record: SearchRecord) -> str:
-        """What is wrong with a file of weights; empty where nothing is known to be."""
+        """What is wrong with a file of weights; empty where nothing is known to be wrong."""
         expected = record.files.get(path.name)
         try:
             if expected in (None, sha256_of(path)):
@@ -396,7 +399,7 @@ class Search:
     ) -> None:
         """Write weights, then the record that names them; delete all others but those ``before``.
 
-        With those, a search survives damage to the last rung's weights.
+        With the weights from ``before``, a search survives damage to the last rung's weights.
         """
         tensors: dict[str, Tensor] = {}
         for index, member in members.items():
@@ -433,14 +436,14 @@ class _Member:
 
 
 def folder_name(settings: Mapping[str, Any]) -> str:
-    """The folder of a search below its run's: another setting is another search."""
+    """The name of a search's folder within its run's; other settings have another folder."""
     digest = hashlib.sha256(_text(settings).encode()).hexdigest()
     return f"{settings['strategy']}-{digest[:8]}"
 
 
 def check_memory(example: nn.Module, schedule: Schedule, device: torch.device) -> None:
     """Refuse a search whose survivors memory cannot hold, by :class:`InputError`."""
-    # Candidates of the rung before leave memory as those that go on enter it.
+    # Candidates of the previous rung leave memory while those that go on enter it.
     most = max((rung.candidates for rung in schedule.rungs[1:]), default=1)
     # Weights, and up to two numbers per weight that the optimiser remembers.
     each = 3 * sum(v.numel() * v.element_size() for v in state_tensors(example).values())

@@ -1,6 +1,6 @@
-"""Searches among networks that were all retrained: what a budget would have cost in quality.
+"""Searches among networks that are all retrained already: what a budget would cost in quality.
 
-An engineer retrains once, so each search sees the curves of one retraining seed. Its choice is
+An engineer retrains once, so each search sees the curves of one retraining seed. The choice is
 judged twice: by that seed's own network, which would be used, and by the mean over the other seeds,
 which the search has not seen. Needs no torch.
 """
@@ -33,8 +33,8 @@ def selection_metric(by: str | None, metrics: Sequence[Metric], *, has_validatio
     """The column that a search compares: ``by``, or validation loss where there is a split for it.
 
     ``metrics`` are the task's. Any of them may be compared on the validation split, and the loss on
-    the training split; never one on the test split, which decides nothing. Raises
-    :class:`InputError` for another column, and for one of a split that is missing.
+    the training split. None may be compared on the test split, since no choice is made on it.
+    Raises :class:`InputError` for any other column, and for one of a split that is missing.
     """
     train_loss = f"train_{metrics[0].name}"
     validation = [f"validation_{metric.name}" for metric in metrics]
@@ -69,7 +69,7 @@ def replay(
 
     - ``outcomes``: one row per candidate, seed and epoch (``Results.outcomes``), with the columns
       of the task's ``metrics``;
-    - ``scores``: of the criterion that orders the candidates, by their ids;
+    - ``scores``: those of the criterion that orders the candidates, by the candidates' ids;
     - ``epochs``: those of the recipe;
     - ``by``: the column that is compared (:func:`selection_metric`);
     - ``pruned`` ``[P, F]``: which filters each candidate prunes; without it, strategies that learn
@@ -80,14 +80,14 @@ def replay(
     default outcomes) and ``network`` (``own``: of the seed that was searched; ``other seeds``: the
     mean of the others):
 
-    - ``share``, ``budget``: what may be spent, of the full budget and in epochs of one candidate;
-      ``spent``, ``spent_share``: what is;
-    - ``regret``: how much better the best candidate is, the mean over all searches; ``low`` to
-      ``high``: the middle 95 % of searches (seeds × random orders; for ``random``, all orders by
-      their chances), NaN where there is a single search;
-    - ``rank``: the mean of the chosen candidate's (1 is the best; equal ones share the better);
-    - ``in_top``: the share of searches whose choice is among the best 1 % (of fewer than 200
-      candidates: is the best one); ``searches``: how many seeds were searched.
+    - ``share``, ``budget``: what may be spent, as a share of the full budget and in epochs of one
+      candidate; ``spent``, ``spent_share``: what is spent;
+    - ``regret``: how much better than the choice the best candidate is, on average over all
+      searches; ``low`` to ``high``: the middle 95 % of searches (seeds × random orders; for
+      ``random``, all orders by their chances), NaN where there is a single search;
+    - ``rank``: the mean rank of the chosen candidate (1 is the best; equal ones share the better);
+    - ``in_top``: the share of searches whose choice is among the best 1 % (or, of fewer than 200
+      candidates, the best one); ``searches``: how many seeds were searched.
 
     A network that diverged counts as the worst that did not. Raises :class:`InputError` where no
     seed has every candidate retrained.
@@ -126,8 +126,8 @@ def replay(
 class _Record:
     """Recorded values as costs: their sign is turned so that lower is better.
 
-    ``curves[seed]`` ``[P, epochs]`` are of the column that is compared; ``final[column]``
-    ``[seeds, P]`` are the last epoch's.
+    ``curves[seed]`` ``[P, epochs]`` are the values of the compared column; ``final[column]``
+    ``[seeds, P]`` are those of the last epoch.
     """
 
     seeds: tuple[int, ...]
@@ -189,7 +189,7 @@ def _search(
     draws: int,
     pruned: np.ndarray | None,
 ) -> np.ndarray:
-    """How probable it is that each candidate is chosen, ``[P]``."""
+    """The probability ``[P]`` that each candidate is chosen."""
     curve = record.curves[seed]
     count, epochs = curve.shape
     schedule = strategy.plan(count, epochs, budget, eta)
@@ -210,14 +210,14 @@ def _search(
 
 
 def _best_of_random(costs: np.ndarray, drawn: int) -> np.ndarray:
-    """The chance of each candidate to be the best of ``drawn`` random ones, exactly.
+    """The exact chance of each candidate to be the best of ``drawn`` random ones.
 
-    Of equal ones each has the same, since the first in a random order is taken.
+    Equal candidates have the same chance, since the first in a random order is taken.
     """
     count = len(costs)
     comparable = np.where(np.isfinite(costs), costs, np.inf)
     place = np.argsort(np.argsort(comparable, kind="stable"))
-    worse = count - 1 - place  # the others that are drawn are among these
+    worse = count - 1 - place  # candidates among which the others must be drawn
     with np.errstate(invalid="ignore"):
         logarithm = _log_choose(worse, drawn - 1) - _log_choose(np.array(count), drawn)
     chance = np.where(worse >= drawn - 1, np.exp(logarithm), 0.0)
@@ -232,7 +232,7 @@ def _log_choose(n: np.ndarray, k: int) -> np.ndarray:
 
 
 def _judged(record: _Record, found: Sequence[np.ndarray]) -> list[dict[str, object]]:
-    """What the choices are worth by each outcome: of the own network, and of the other seeds'."""
+    """The worth of the choices by each outcome of the seed's own network and of the other seeds."""
     rows: list[dict[str, object]] = []
     weights = np.concatenate(found) / len(found)
     for column, values in record.final.items():
@@ -245,7 +245,7 @@ def _judged(record: _Record, found: Sequence[np.ndarray]) -> list[dict[str, obje
             rank = 1 + (target[:, None, :] < target[:, :, None]).sum(axis=2)
             top = rank <= max(1, target.shape[1] // 100)
             low, high = math.nan, math.nan
-            if len(found) > 1 or np.count_nonzero(weights) > 1:  # more searches than one
+            if len(found) > 1 or np.count_nonzero(weights) > 1:  # more than one search
                 low, high = _quantiles(regret.ravel(), weights)
             rows.append(
                 {

@@ -1,8 +1,8 @@
-"""Which candidates are retrained for how long: successive halving as a plan.
+"""Which candidates are retrained, and for how long: successive halving as a plan.
 
 Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943; within Hyperband, Li et al. 2018,
-arXiv 1603.06560) trains many a little, the better of them further, and few to the end. Here every
-rung goes on with the very same retraining, so that the candidates left at the end have had the
+arXiv 1603.06560) trains many candidates a little, the better of them further, and few to the end.
+Here every rung continues the same retraining, so that the candidates left at the end have had the
 whole recipe, learning rates included. Nothing here needs torch.
 """
 
@@ -18,19 +18,19 @@ from trueoracle.errors import InputError
 __all__ = ["ETA", "Rung", "Schedule", "halving", "parse_budget", "to_the_end"]
 
 ETA = 1.5
-"""Factor by which epochs grow from rung to rung, and candidates shrink, by default.
+"""The default factor by which epochs grow and candidates shrink from rung to rung.
 
-A rung costs nothing by itself, since the candidates that are left go on: on four recorded studies,
-small steps found better candidates than the usual 2 to 4 (``docs/search.md``).
+A rung costs nothing by itself, since the candidates that are left go on. On four recorded studies,
+small steps found better candidates than the usual factors of 2 to 4 (``docs/search.md``).
 """
 
 DEFAULT_SHARE = 0.1
-"""The default budget: this share of retraining every candidate."""
+"""The default budget, as a share of the cost of retraining every candidate."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """So many ``candidates`` are trained until they have had so many ``epochs``."""
+    """A step in which so many ``candidates`` are trained until they have had so many ``epochs``."""
 
     epochs: int
     candidates: int
@@ -38,13 +38,13 @@ class Rung:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Rungs of ascending epochs and descending candidates; the last one ends the recipe."""
+    """Rungs with ever more epochs and ever fewer candidates; the last one ends the recipe."""
 
     rungs: tuple[Rung, ...]
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """The epochs that the candidates of each rung have had before it."""
+        """The epochs that candidates have had before each rung."""
         return (0, *(rung.epochs for rung in self.rungs[:-1]))
 
     @property
@@ -61,18 +61,18 @@ def halving(
 
     ``epochs`` are those of the recipe, ``budget`` counts epochs of one candidate. The rungs end
     after ``epochs``, an ``eta``-th of them, and so on, to the nearest whole epoch, down to
-    ``first``. Rung r trains as many candidates as make (candidates × epochs) equal in all rungs, or
-    all there are. Where the first rung cannot hold all, those that are first in the strategy's
-    order begin. Rungs that would drop no candidate are left out, and the lowest ones where the
-    budget is too small for all. Raises :class:`InputError` where the budget does not finish one
-    network.
+    ``first``. The number of candidates in each rung is such that (candidates × epochs) is equal in
+    all rungs, or is that of all candidates. Where the first rung cannot hold all candidates, those
+    that are first in the strategy's order begin. Rungs that would drop no candidate are left out,
+    as are the lowest rungs where the budget is too small for all. Raises :class:`InputError` where
+    the budget does not finish one network.
     """
     _check(candidates, epochs, budget)
     if not eta > 1:
         raise InputError(f"eta is a number above 1, got {eta}")
     powers = (eta**k for k in range(1, 1 + math.ceil(math.log(2 * epochs, eta))))
     ends = sorted({epochs, *(end for p in powers if (end := round(epochs / p)) >= max(1, first))})
-    for first_rung in range(len(ends)):  # a small budget holds the upper rungs only
+    for first_rung in range(len(ends)):  # a small budget affords only the upper rungs
         found = _widest(candidates, ends[first_rung:], budget)
         if found is not None and len(found.rungs) > 1:
             return found
@@ -101,9 +101,9 @@ def to_the_end(candidates: int, epochs: int, budget: int) -> Schedule:
 def parse_budget(text: str | int | None, candidates: int, epochs: int) -> int:
     """A budget in epochs of one candidate, at most what retraining every candidate takes.
 
-    ``text`` is a whole number of epochs, or a share of that full budget (``"10%"``); None is
-    :data:`DEFAULT_SHARE`, or one network where that is more. Raises :class:`InputError` for what is
-    neither, and for less than finishes one network.
+    ``text`` is a whole number of epochs, or a share of that full budget (``"10%"``). None stands
+    for :data:`DEFAULT_SHARE`, or for one network where that is more. Raises :class:`InputError` for
+    any other text, and for a budget that does not finish one network.
     """
     full = candidates * epochs
     if text is None:
@@ -119,7 +119,7 @@ def parse_budget(text: str | int | None, candidates: int, epochs: int) -> int:
             f"a budget is a number of epochs, such as {max(epochs, full // 10)}, or a share of "
             f"retraining all, such as 10%; got {given!r}"
         )
-    # In whole epochs, and never a rounding error less than was meant.
+    # In whole epochs; a rounding error must not make the budget one epoch smaller.
     budget = int(value * full / 100 + 1e-6) if percent else int(value)
     _check(candidates, epochs, budget)
     return min(budget, full)

@@ -45,14 +45,19 @@ __all__ = ["SearchResult", "search"]
 class SearchResult:
     """One pruned network, and how it was chosen.
 
-    ``chosen`` is the candidate's id, ``pruned`` what it prunes, ``network`` its retrained network,
-    in evaluation mode. ``outcome`` has its ``metrics`` on every split after the last epoch, of
-    which the search compared ``by`` alone. ``history`` has one row per candidate and epoch:
-    ``candidate``, ``rung`` (from 1), ``epoch`` (from 0), the learning rate and all metrics.
-    ``budget``, ``spent`` and ``full_budget`` count epochs of one candidate; ``seconds`` is what
-    training took. ``folder`` keeps the search. ``normalised`` says by which mean and standard
-    deviation a channel the images were, where the data set has a name. ``files`` has the texts of
-    files that belong to the network, by name: a tokenizer that was trained for it.
+    - ``chosen`` is the candidate's id, ``pruned`` what it prunes, ``network`` its retrained
+      network, in evaluation mode;
+    - ``outcome`` has the network's ``metrics`` on every split after the last epoch, of which the
+      search compared ``by`` alone;
+    - ``history`` has one row per candidate and epoch: ``candidate``, ``rung`` (from 1), ``epoch``
+      (from 0), the learning rate and all metrics;
+    - ``budget``, ``spent`` and ``full_budget`` count epochs of one candidate; ``seconds`` is the
+      time that training took;
+    - ``folder`` keeps the search;
+    - ``normalised`` has the means and standard deviations per channel by which images were
+      normalised, where the data set has a name;
+    - ``files`` has the texts of files that belong to the network, by name, such as a tokenizer that
+      was trained for it.
     """
 
     study: str
@@ -83,8 +88,8 @@ class SearchResult:
     def export(self, path: str | Path) -> Path:
         """Write the network: ``.safetensors`` (for ``trueoracle.load``), ``.onnx`` or ``.pt2``.
 
-        A path without an ending is a folder for transformers. Raises :class:`InputError` for
-        another ending, and where the network cannot be written so.
+        A path without an ending is a folder for transformers. Raises :class:`InputError` for any
+        other ending, and where the network cannot be written in that format.
         """
         facts = {
             "study": self.study,
@@ -140,10 +145,10 @@ def search(
 ) -> SearchResult:
     """Choose one candidate of a study and retrain it, for at most the budget that is ``wanted``.
 
-    The default budget of the strategy ``full`` is all of it. ``engine`` and ``memory`` are those of
+    The strategy ``full`` has the full budget by default. ``engine`` and ``memory`` are those of
     :func:`trueoracle.engines.choose.plan`. The dense network and scores are taken from the record
-    in ``folder``, or made there; a search that was stopped goes on where it was. Raises
-    :class:`InputError` before any long work.
+    in ``folder``, or made and recorded there. A search that was stopped goes on where it stopped.
+    Raises :class:`InputError` before any long work.
     """
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
     if recipe.procedure is not None:
@@ -213,7 +218,7 @@ def _planned(
     schedule = way.plan(candidates, epochs, affordable, eta)
     if schedule.cost <= affordable:
         return schedule, affordable
-    if budget is not None:  # it retrains every candidate, whatever the budget
+    if budget is not None:  # the strategy retrains every candidate, whatever the budget
         raise InputError(
             f"strategy {way.name!r} takes all {candidates * epochs:,} epochs, and the budget is "
             f"{affordable:,}: leave the budget out, or take another strategy"
@@ -231,7 +236,7 @@ def _search_of(
     metric: str,
     seed: int,
 ) -> Search:
-    """The search among the study's candidates, in the order that ``prior``'s scores give them."""
+    """The search among the study's candidates, in the order that the scores of ``prior`` give."""
     recorded = Results(folder)
     dense = read_dense(prepared, folder, recorded.dense or {})
     candidates = candidates_for(prepared, dense, folder).candidates
@@ -266,7 +271,7 @@ def _search_of(
 def _ordering_scores(
     recorded: Results, prior: str, candidates: int, progress: Progress
 ) -> list[float]:
-    """The scores that order the candidates; zeros for an order that takes no criterion."""
+    """The scores that order the candidates; zeros where the order depends on no criterion."""
     if not prior:
         return [0.0] * candidates
     if prior not in recorded.scores or recorded.scores[prior].isna().all():
@@ -281,7 +286,7 @@ def _ordering_scores(
 
 
 def _strategy(prepared: Prepared, name: str | None) -> Strategy:
-    """The named strategy; by default, but of single weights, the one that learns what to prune."""
+    """The named strategy; the default learns what to prune, but not for single weights."""
     whole = prepared.candidates.units != "weights"
     way = find_strategy(name or ("guided" if whole else "halving"))
     if way.learns and not whole:
@@ -293,7 +298,7 @@ def _strategy(prepared: Prepared, name: str | None) -> Strategy:
 
 
 def _priors(prepared: Prepared, way: Strategy, named: str | None) -> tuple[list[str], str]:
-    """The criteria that may order the candidates; and why the study's first is not among them."""
+    """The criteria that may order the candidates, and why the study's first is not among them."""
     criteria, skipped = prepared.spec.criteria, prepared.skipped
     if named is not None and named not in criteria:
         raise unknown("criterion of this study", named, criteria)
@@ -314,13 +319,16 @@ def _priors(prepared: Prepared, way: Strategy, named: str | None) -> tuple[list[
 def _recorded(
     prepared: Prepared, folder: Path, progress: Progress, priors: list[str], passed_over: str
 ) -> str:
-    """Record the dense network and the scores of the first of ``priors`` that applies; its name."""
+    """Record the dense network and the scores of the first of ``priors`` that applies.
+
+    Returns that criterion's name.
+    """
     for place, prior in enumerate(priors, start=1):
         if passed_over:
             progress.message(f"candidates are ordered by {prior}, since {passed_over}")
         try:
             score(prepared, folder, progress, criteria=(prior,))
-        except NotApplicableError as reason:  # which shows on all examples only
+        except NotApplicableError as reason:  # this can show only on all examples
             if place == len(priors):
                 raise
             passed_over = str(reason)
@@ -378,7 +386,7 @@ def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:
     ):
         for name in names:
             own = [one for one in record.epochs[name] if start <= one.epoch < rung.epochs]
-            # A network that diverged has no more records: its last one stands for the later rungs.
+            # A network that diverged has no later records: its last one serves for later rungs.
             rows += [
                 {"candidate": name, "rung": number, **one.as_row()}
                 for one in own or record.epochs[name][-1:]

@@ -15,7 +15,7 @@ def _optional(text: str) -> Any:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How a search chooses; what is None takes the default that its help names."""
+    """How a search chooses; a field that is None has the default that its help names."""
 
     budget: str | None = _optional(
         "Epochs of one candidate to spend, or a share of retraining every candidate, such as 10% "

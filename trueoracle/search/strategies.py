@@ -1,7 +1,7 @@
 """Ways to choose one candidate on a budget: an order to begin in, and a schedule.
 
-What is compared is one number per candidate after so many epochs, lower being better; the caller
-takes it from a record, or from networks in training. Nothing here needs torch.
+Strategies compare one number per candidate after so many epochs, lower being better. The caller
+takes these numbers from a record, or from networks in training. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ __all__ = [
 ]
 
 BATCHES = 4
-"""How many batches begin, where a strategy learns; few, since a batch is trained as one."""
+"""The most batches in which candidates begin where a strategy learns.
+
+They are few, since a batch is trained as one.
+"""
 LEAST_BATCH = 4
 """The fewest candidates per batch: where few begin, there are fewer batches."""
 
 
 class Values(Protocol):
-    """A function that gives the numbers that are compared."""
+    """A function that returns the numbers that are compared."""
 
     def __call__(self, candidates: Sequence[int], epochs: int) -> Sequence[float]:
         """The value of each candidate after so many epochs, lower being better; NaN: diverged."""
@@ -49,7 +52,7 @@ class Strategy:
     words: str
     order: Literal["criterion", "random", "id"]
     plan: Callable[[int, int, int, float], Schedule]
-    """``(candidates, epochs, budget, eta)`` to a schedule."""
+    """Makes a schedule from ``(candidates, epochs, budget, eta)``."""
     learns: bool = False
     """Whether the first rung begins in batches, each chosen by the values of those before it."""
 
@@ -61,9 +64,9 @@ class Strategy:
     ) -> list[int]:
         """The rows of the candidates in the order in which they begin, which also breaks ties.
 
-        By ``scores`` ``[P]``, the lowest first and NaN last, or drawn with ``seed``, or by ``ids``
-        ``[P]``. Of equal scores the lower id comes first, so that the order in which candidates are
-        listed decides nothing.
+        The order is by ``scores`` ``[P]``, the lowest first and NaN last, or drawn with ``seed``,
+        or by ``ids`` ``[P]``. Where scores are equal the lower id comes first, so that the order in
+        which candidates are listed decides nothing.
         """
         by_id = np.array(sorted(range(len(ids)), key=ids.__getitem__), dtype=int)
         if self.order == "random":
@@ -76,8 +79,8 @@ class Strategy:
 
 
 def _guided(candidates: int, epochs: int, budget: int, eta: float) -> Schedule:
-    # Values after a fifth of the epochs predict better than after one, and the model makes up for
-    # beginning fewer (docs/search.md has the trial).
+    # Values after a fifth of the epochs predict better than those after one epoch. Fewer candidates
+    # can begin then, but the model makes up for that (docs/search.md has the trial).
     return halving(candidates, epochs, budget, eta, first=-(-epochs // 5))
 
 
@@ -86,7 +89,7 @@ def _to_the_end(candidates: int, epochs: int, budget: int, eta: float) -> Schedu
 
 
 def _one(candidates: int, epochs: int, budget: int, eta: float) -> Schedule:
-    to_the_end(candidates, epochs, budget)  # which refuses a budget that is too small
+    to_the_end(candidates, epochs, budget)  # called because it refuses a budget that is too small
     return to_the_end(candidates, epochs, epochs)
 
 
@@ -123,21 +126,21 @@ def find_strategy(name: str) -> Strategy:
 
 @dataclass(frozen=True)
 class Course:
-    """The course of a search: each rung's candidates, and their values after it."""
+    """The course of a search: each rung's candidates, and their values after the rung."""
 
     candidates: tuple[tuple[int, ...], ...]
     values: tuple[tuple[float, ...], ...]
 
     @property
     def chosen(self) -> int:
-        """The best of the last rung."""
+        """The best candidate of the last rung."""
         return survivors(self.candidates[-1], self.values[-1], 1)[0]
 
 
 def choose(
     order: Sequence[int], schedule: Schedule, values: Values, pruned: np.ndarray | None = None
 ) -> Course:
-    """Carry a schedule out: the first of ``order`` begin, the best of each rung go on.
+    """Carry out a schedule: the first of ``order`` begin, the best of each rung go on.
 
     With ``pruned``, the first rung's candidates are chosen batch by batch, as :func:`begin` does.
     """
@@ -159,10 +162,10 @@ def begin(
 ) -> tuple[list[int], list[float]]:
     """The first rung's candidates and their values: the first ``count`` of ``order``.
 
-    With ``pruned`` ``[P, F]``, the filters that each candidate prunes, they begin in batches. The
-    first batch is taken by ``order``; each later one holds the candidates that an additive model,
-    fitted to all before it, expects to do best (equal ones by ``order``). A filter is worth about
-    as much whatever else is pruned, so that a few dozen candidates predict all the others.
+    With ``pruned`` ``[P, F]``, the filters that each candidate prunes, candidates begin in batches.
+    The first batch is taken by ``order``. Each later batch holds the candidates that an additive
+    model, fitted to all earlier ones, expects to do best (equal ones by ``order``). A filter is
+    worth about as much whatever else is pruned, so that a few dozen candidates predict all others.
     """
     batches = 1 if pruned is None else max(1, min(BATCHES, count // LEAST_BATCH))
     going: list[int] = []
@@ -172,7 +175,7 @@ def begin(
         left = [one for one in order if one not in begun]
         if going and pruned is not None:
             comparable = [value if math.isfinite(value) else math.inf for value in found]
-            # Rounded, so that those of equal filters' worth stay equal on every machine.
+            # Rounded, so that candidates predicted to be equal stay equal on every machine.
             left.sort(key=predict_additive(pruned, going, comparable).round(9).__getitem__)
         batch = left[: len(some)]
         found += [float(value) for value in values(batch)]
@@ -183,7 +186,7 @@ def begin(
 def survivors(candidates: Sequence[int], values: Sequence[float], count: int) -> list[int]:
     """The ``count`` candidates of the lowest values, in the order given.
 
-    Of equal ones the first; a candidate that diverged (NaN, infinite) comes last.
+    Of equal candidates the first ones stay; one that diverged (NaN, infinite) comes last.
     """
     comparable = [value if math.isfinite(value) else math.inf for value in values]
     best = sorted(range(len(candidates)), key=comparable.__getitem__)[:count]

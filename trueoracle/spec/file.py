@@ -1,10 +1,10 @@
-"""From a study file, with arms and overrides, to the fields of a study."""
+"""Reads the fields of a study from a study file, with arms and overrides."""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -35,24 +35,25 @@ __all__ = [
     "shipped_grids",
     "shipped_studies",
     "spec_from",
+    "with_files",
     "without_arms",
 ]
 
 SHIPPED = Path(__file__).parent.parent / "studies"
-"""One file per study; a base, whose name begins with an underscore, may hold several in a table
-``[studies]``."""
+"""The folder of shipped studies, one file each; a base, whose name begins with an underscore, may
+hold several in a table ``[studies]``."""
 
 _STUDIES = "studies"
 _TOML = ".toml"
 
 _DEEPEST = 20
-"""Tables and lists within each other: an arm's network's arguments are five deep."""
+"""The deepest nesting of tables and lists: the arguments of an arm's network are five deep."""
 
 _REPLACED_WHOLE = {"layers"}
-"""Ratios belong together: a study that names other layers does not mean to add to its base's."""
+"""Tables that replace those of a base as a whole: a study's ratios by layer belong together."""
 
 _NAMED = {"network", "data"}
-"""Tables for which a name may stand: it means another one, not a change to that of the base."""
+"""Tables that a name may stand for: another name replaces the base's table, not a field of it."""
 
 
 PAPER = "Is Oracle Pruning the True Oracle? (arXiv 2412.00143)"
@@ -61,11 +62,11 @@ PAPER = "Is Oracle Pruning the True Oracle? (arXiv 2412.00143)"
 class Published(Frozen):
     """One published scatter with the values that are printed in it, or a setting without any.
 
-    ``study`` is the study that repeats it. ``x`` is what is related to ``y``: the pruned train
-    loss, or the accuracy of a short retraining (the study's arm with that role). ``p_value`` is as
-    printed, to five digits, so that 0 means less than half of the last one. ``anomaly_ratio`` is a
-    fraction, absent where none is printed. Of a setting that is named and not shown, all are
-    absent.
+    ``study`` is the study that repeats the scatter. ``x`` is what is related to ``y``: the pruned
+    train loss, or the accuracy of a short retraining (the study's arm with that role). ``p_value``
+    is as printed, to five digits, so that 0 means less than half of the last digit.
+    ``anomaly_ratio`` is a fraction, absent where none is printed. Where the paper names a setting
+    without a scatter, all values are absent.
     """
 
     setting: str
@@ -87,25 +88,25 @@ class Published(Frozen):
 
     @property
     def has_values(self) -> bool:
-        """Whether a scatter of it was published."""
+        """Whether a scatter of the setting was published."""
         return self.kendall_tau is not None
 
     @property
     def source(self) -> str:
-        """Where it was published."""
+        """Where the setting was published."""
         if not self.has_values:
             return f"{PAPER}, named there; no scatter on its project page"
         return f"{PAPER}, scatter {self.setting!r} on its project page"
 
     @property
     def needs_short(self) -> bool:
-        """Whether it takes two studies: the full retraining and a short one."""
+        """Whether the setting takes two studies: the full retraining and a short one."""
         return self.x == "short retraining"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What names a study: ``BASE``, ``BASE+POINT`` of a grid, and arms behind an ``@`` each.
+    """What names a study: ``BASE`` or a grid's ``BASE+POINT``, and arms, each after an ``@``.
 
     ``base`` is a shipped name or the path of a ``.toml``.
     """
@@ -122,8 +123,8 @@ class Reference:
 class StudyFile:
     """A study file with all that it extends and the arms that were laid on it.
 
-    ``fields`` are those of the study, its name included. ``arms``, ``grid`` and ``published`` stand
-    in the file beside the study, and are no part of it or of its digest.
+    ``fields`` are those of the study, including its name. ``arms``, ``grid`` and ``published`` are
+    in the file beside the study, and are no part of the study or its digest.
     """
 
     fields: Mapping[str, Any]
@@ -133,7 +134,7 @@ class StudyFile:
 
 
 def shipped_studies() -> dict[str, Path]:
-    """The studies that come with the package: the files in which they stand, by name."""
+    """The files of the studies that come with the package, by the studies' names."""
     files = {path.stem: path for path in SHIPPED.glob(f"[!_]*{_TOML}")}
     for path in _bases().values():
         files |= dict.fromkeys(_parsed(path).get(_STUDIES, ()), path)
@@ -141,7 +142,7 @@ def shipped_studies() -> dict[str, Path]:
 
 
 def shipped_grids() -> dict[str, Path]:
-    """The grids of studies that come with the package: their files by name."""
+    """The files of the grids that come with the package, by the grids' names."""
     return {path.stem: path for path in sorted((SHIPPED / "grids").glob(f"*{_TOML}"))}
 
 
@@ -152,7 +153,7 @@ def is_reference(text: str) -> bool:
 
 
 def parse_reference(text: str) -> Reference:
-    """Split a text into its parts, none of which is looked up."""
+    """Split a text into the parts of a reference, without looking any of them up."""
     folder, slash, name = text.rpartition("/")
     named, *arms = name.split("@")
     named = folder + slash + named
@@ -166,7 +167,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def without_arms(reference: str) -> str:
-    """The reference of the study itself."""
+    """The reference without its arms, which names the study itself."""
     return str(replace(parse_reference(reference), arms=()))
 
 
@@ -176,16 +177,16 @@ def arms_of(reference: str) -> list[str]:
 
 
 def arm_for(reference: Reference, role: Role) -> str:
-    """The name of a file's arm with that role; the role itself, where no arm has it."""
+    """The name of a file's arm with ``role``; the role itself where no arm has it."""
     arms = read_file(reference).arms
     return next((arm for arm in arms if arms[arm].get("role", arm) == role), role)
 
 
 def read_file(reference: Reference) -> StudyFile:
-    """Read a study file and lay the arms on it, one on another; the point is left aside.
+    """Read a study file and lay the arms on it, one on another; a grid's point is ignored.
 
-    Raises :class:`InputError`, in one line, for a file that is missing or no TOML, a name, an arm
-    or a role that is unknown, and an arm that would undo another.
+    Raises :class:`InputError`, in one line, for a file that is missing or no TOML, for an unknown
+    name, arm or role, and for an arm that would undo another.
     """
     file, roles = _read(reference.base), {}
     for arm in reference.arms:
@@ -197,7 +198,7 @@ def read_file(reference: Reference) -> StudyFile:
         elif role != arm:
             raise unknown(f"role of the arm {arm!r}", str(role), get_args(Role))
         if role == "small" and "short" in roles.values():
-            # The arm that is laid last has the last word, and small sets the epochs, too.
+            # The arm that is laid last prevails, and small sets the epochs, too.
             order = (arm, *(one for one in reference.arms if one != arm))
             raise InputError(
                 f"'{reference}' would not be short: lay {arm} first: "
@@ -209,39 +210,43 @@ def read_file(reference: Reference) -> StudyFile:
 
 
 def _with_arm(file: StudyFile, arm: str, where: str) -> StudyFile:
-    # What stands beside the study is changed, too: other arms are laid on this one.
+    # An arm changes what is beside the study, too, since other arms are laid on it.
     beside = {"arms": file.arms, "grid": file.grid, "published": [*file.published]}
     changes = {field: value for field, value in file.arms[arm].items() if field != "role"}
     return _split(merged({**file.fields, **beside}, changes), where)
 
 
 def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> StudySpec:
-    """A study from plain fields; raises :class:`InputError` in one line."""
+    """A study from plain fields; raises :class:`InputError`, in one line, where they make none."""
     given = override(fields, overrides or {})
     if wrong := _unfit(given):
         raise InputError(f"the study {wrong}")
     try:
-        return _with_files(StudySpec.model_validate(given))
+        return with_files(StudySpec.model_validate(given))
     except ValidationError as error:
         raise InputError(_one_line(error)) from error
 
 
-def _with_files(spec: StudySpec) -> StudySpec:
-    """The study with the hash of its network's files, where they are at hand."""
+def with_files(spec: StudySpec, download: Callable[[str], None] | None = None) -> StudySpec:
+    """The study with the hash of its network's files, where they are at hand.
+
+    With ``download``, missing files are downloaded from the hub, and ``download`` is called with a
+    line that says so; raises :class:`InputError` where that is impossible.
+    """
     network, files = spec.network, None
     if network.name.startswith(HF):
         revision = network.arguments.get("revision")
         name, wanted = network.name.removeprefix(HF), None if revision is None else str(revision)
-        # What cannot be had is said when it is needed: a study can be listed without it.
-        with suppress(InputError):
-            files = files_sha256(folder_of(name, wanted))
+        # A study can be listed without its files: missing ones are an error when they are needed.
+        with suppress(InputError) if download is None else nullcontext():
+            files = files_sha256(folder_of(name, wanted, download))
     if files == network.files:
         return spec
     return spec.model_copy(update={"network": network.model_copy(update={"files": files})})
 
 
 def override(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` with dotted fields set to values."""
+    """The ``fields`` with dotted fields set to the values of ``changes``."""
     plain = dict(fields)
     for field, value in changes.items():
         nested: Any = value
@@ -266,7 +271,7 @@ def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
-    """``field=value`` texts to values, read as TOML; what is no TOML value is taken as a string."""
+    """Values by field from ``field=value`` texts; a value that is no TOML is taken as a string."""
     values = {}
     for setting in settings:
         field, equals, text = setting.partition("=")
@@ -278,7 +283,7 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
             read = {}
         except ValueError as error:
             raise InputError(f"--set {field.strip()}: the value {error}") from error
-        # A new line may be followed by more TOML: then the text is not one value.
+        # More TOML may follow a new line: then the text is not a single value.
         values[field.strip()] = read["value"] if list(read) == ["value"] else text.strip()
     return values
 
@@ -306,9 +311,9 @@ def _read(base: str) -> StudyFile:
 
 
 def _fields(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What the file of a shipped name or a path says, on top of what it extends.
+    """The fields in the file of a shipped name or a path, on top of the file that it extends.
 
-    ``seen`` are the files that extend it.
+    ``seen`` are the files that extend this one.
     """
     path = Path(name)
     if not name.endswith(_TOML):
@@ -316,16 +321,16 @@ def _fields(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         if name not in known:
             raise unknown("study to extend" if seen else "study", name, known)
         path = known[name]
-        if path.stem != name:  # it stands in the table of its base
+        if path.stem != name:  # the study is in the table of its base
             return _extended(_fields(str(path)), {"name": name, **_parsed(path)[_STUDIES][name]})
     fields = _parsed(path, seen)
     if path.parent == SHIPPED:
         fields.pop(_STUDIES, None)
-    elif path.parent.parent != SHIPPED:  # of which the grids are
+    elif path.parent.parent != SHIPPED:  # a user's file: shipped grids lie in a subfolder
         note_code(path, fields)
     fields.setdefault("name", path.stem)
     base = fields.pop("extends", None)
-    _split(fields, str(path))  # each file by itself, so that the error names it
+    _split(fields, str(path))  # checks each file by itself, so that an error names the file
     if base is None:
         return fields
     if not isinstance(base, str):
@@ -335,7 +340,7 @@ def _fields(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _extended(base: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    # What a base is, the study that extends it is not.
+    # These fields say what the base itself is, and do not hold for a study that extends it.
     not_inherited = ("name", "purpose", "grid", "published")
     return merged({k: v for k, v in base.items() if k not in not_inherited}, fields)
 
@@ -350,7 +355,7 @@ def _parsed(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"no study file {path}") from error
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # no text, no name, a ring of links
+    except (OSError, ValueError, RuntimeError) as error:  # no text, no name, a loop of links
         raise InputError(f"cannot read the study file {path}: {first_line(error)}") from error
     try:
         return dict(_content(text))
@@ -362,12 +367,12 @@ def _parsed(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def _content(text: str) -> dict[str, Any]:
-    """What a file says; the bases are read for every study that stands in them."""
+    """The content of a file, kept since a base is read for every study in it."""
     return _toml(text)
 
 
 def _split(fields: Mapping[str, Any], where: str) -> StudyFile:
-    """Tell the study from what stands beside it, whose form is checked."""
+    """Separate the study from what the file has beside it, and check the form of the latter."""
     study = dict(fields)
     arms, grid = study.pop("arms", {}), study.pop("grid", {})
     published = study.pop("published", [])
@@ -377,19 +382,19 @@ def _split(fields: Mapping[str, Any], where: str) -> StudyFile:
         raise InputError(f"{where}: [grid] is a table of fields, each with a list of values")
     if not isinstance(published, list) or not all(isinstance(one, dict) for one in published):
         raise InputError(f"{where}: each published value is a table [[published]]")
-    read_published(where, "", published)  # a wrong value is an error, whatever reads the file
+    read_published(where, "", published)  # wrong values are an error for every reader of the file
     return StudyFile(study, arms, grid, tuple(published))
 
 
 def _toml(text: str) -> dict[str, Any]:
-    """What TOML says; raises ValueError with what is wrong, where its values are of no use."""
+    """The values of a TOML text; raises ValueError saying what is wrong where they are unusable."""
     try:
         read = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         raise
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
-    except ValueError as error:  # a number that Python does not read
+    except ValueError as error:  # a number that Python cannot read
         raise ValueError("holds a number of too many digits") from error
     if wrong := _unfit(read):
         raise ValueError(wrong)
@@ -397,9 +402,9 @@ def _toml(text: str) -> dict[str, Any]:
 
 
 def _unfit(fields: Mapping[str, Any]) -> str:
-    """What no study can hold, wherever in its fields it is; empty where there is nothing such.
+    """What is wrong with values that no study can hold, in any field; empty where there are none.
 
-    A null character can be in no name of a file, and half a character in no text.
+    A file's name cannot have a null character, and a text cannot have half a character.
     """
     left: list[tuple[object, int]] = [(fields, 0)]
     while left:
@@ -416,7 +421,7 @@ def _unfit(fields: Mapping[str, Any]) -> str:
 
 
 def _split_key(field: str) -> list[str]:
-    """``pruning.layers."layer1.0"`` to its keys, by TOML's own rules."""
+    """The keys of a dotted field such as ``pruning.layers."layer1.0"``, by TOML's own rules."""
     try:
         nested: object = _toml(f"{field} = 0")
         keys = []
@@ -429,7 +434,7 @@ def _split_key(field: str) -> list[str]:
 
 
 def _one_line(error: ValidationError) -> str:
-    """The first thing wrong, with the nearest field where one is unknown."""
+    """The first error in one line, with the nearest field where one is unknown."""
     first = error.errors(include_url=False)[0]
     where = [str(part) for part in first["loc"]]
     field = ".".join(where)

@@ -1,4 +1,4 @@
-"""From a reference to the studies that it comes to: one file may span several."""
+"""Resolves a reference to its studies, of which one file may span several."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _MOST_SHOWN = 12
 
 @dataclass(frozen=True)
 class Variant:
-    """One concrete study that a reference comes to.
+    """One concrete study that a reference resolves to.
 
-    ``grid`` is the name of the grid that was asked for as a whole, and empty for a single study.
-    ``label`` (``width-20``) is a point's part of the study's name, ``GRID+width-20``; ``values``
-    says by axis (such as ``width``) where in the grid it lies. ``published`` are the values of the
-    study's own file.
+    ``grid`` is the name of the grid where the reference names a whole grid, and empty for a single
+    study. ``label`` (``width-20``) is a point's part of the study's name, ``GRID+width-20``;
+    ``values`` has the point's place in the grid by axis (such as ``width``). ``published`` are the
+    values of the study's own file.
     """
 
     spec: StudySpec
@@ -56,7 +56,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class _Step:
-    """One value on an axis: what it changes in the study, and its part of the label."""
+    """One value on an axis: the changes that it makes in the study, and its part of the label."""
 
     axis: str
     value: Any
@@ -70,9 +70,9 @@ def variants(reference: str, overrides: Mapping[str, Any] | None = None) -> list
 
     A reference is a shipped name or the path of a ``.toml``, with ``+POINT`` for one study of a
     grid and ``@ARM`` for arms, which are laid one on another: ``STUDY@small@as-released``.
-    ``overrides`` maps dotted fields to values, changes all of the studies and has the last word.
-    Raises :class:`InputError`, in one line, where a file makes no study or an override sets what
-    the grid spans.
+    ``overrides`` maps dotted fields to values; they are set last, in all of the studies. Raises
+    :class:`InputError`, in one line, where a file makes no study or an override sets what the grid
+    spans.
     """
     named = parse_reference(reference)
     file = read_file(named)
@@ -144,7 +144,7 @@ def _points(file: StudyFile, overrides: Mapping[str, Any]) -> list[Variant]:
 
 
 def _word(key: str) -> str:
-    """The short name of a field: its last word; of data.name and network.name the first."""
+    """The short name of a field: its last word, but the first of data.name and network.name."""
     if key.partition(".")[0] not in StudySpec.model_fields:
         return key
     return key.removesuffix(".name").rpartition(".")[2].strip('"')
@@ -153,15 +153,15 @@ def _word(key: str) -> str:
 def _axis(grid: str, key: str, values: object, words: Mapping[str, int]) -> list[_Step]:
     """The steps of one axis: values of a dotted field, or tables of changes under a name.
 
-    A table is known by its ``value``, or else by the first of its changes. ``words`` says how many
-    fields of the grid have a short name in common.
+    A table is labelled by its ``value``, or else by the first of its changes. ``words`` says how
+    many fields of the grid share each short name.
     """
     if not isinstance(values, list) or not values:
         raise InputError(f"{grid}: grid.{key} takes a list of values, got {values!r}")
     if key.partition(".")[0] in StudySpec.model_fields:
         if key.partition(".")[0] in DESCRIPTIVE:
             raise InputError(f"{grid}: grid.{key} changes no number, and the points are named")
-        # Two fields may share a word, such as learning_rate: then the whole name is needed.
+        # Two fields may share a short name, such as learning_rate: then the whole name is needed.
         word = _word(key) if words[_word(key)] == 1 else key.replace('"', "")
         axis = word = word.removeprefix("pruning.layers.")
         if key.startswith("pruning.layers."):
@@ -186,7 +186,7 @@ def _axis(grid: str, key: str, values: object, words: Mapping[str, int]) -> list
 
 
 def _leaves(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[Any, Any]]:
-    """The dotted paths of a table and their values, in its order."""
+    """The dotted paths of a table and their values, in the table's order."""
     found: list[tuple[Any, Any]] = []
     for key, value in table.items():
         deeper = isinstance(value, Mapping) and value
@@ -208,7 +208,7 @@ def _text(value: object) -> str:
 
 
 def _label(axis: str, value: object) -> str:
-    """Such as ``width-20``: what a name may hold."""
+    """A label such as ``width-20``, of characters that a name may have."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{axis}-{_text(value)}").strip("-")
 
 

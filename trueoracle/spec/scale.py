@@ -1,4 +1,4 @@
-"""Small scale and other changes in words: a study that was cut down is not the paper's."""
+"""Small scale and other changes in words, since a study that was cut down is not the paper's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["changes_from_file", "changes_in_words", "scale_in_words"]
 
 
 def changes_from_file(spec: StudySpec) -> dict[str, Any]:
-    """The fields in which a study differs from the shipped one of its name: dotted field to value.
+    """The dotted fields, with values, in which a study differs from the shipped one of its name.
 
     The name includes the arms. Empty where nothing differs, and for a study that is not shipped.
     """
@@ -23,7 +23,7 @@ def changes_from_file(spec: StudySpec) -> dict[str, Any]:
 
 
 def changes_in_words(changes: Mapping[str, Any]) -> str:
-    """Such as ``"changed: retraining.epochs 3, data.name mnist-5k"``; empty where nothing is."""
+    """Changes, as in ``"changed: retraining.epochs 3, data.name mnist-5k"``; empty without any."""
     said = ", ".join(f"{field} {_value(field, value)}" for field, value in changes.items())
     return f"changed: {said}" if said else ""
 
@@ -31,8 +31,8 @@ def changes_in_words(changes: Mapping[str, Any]) -> str:
 def scale_in_words(*specs: StudySpec) -> str:
     """What small-scale studies have in place of the full-scale ones; empty at full scale.
 
-    Such as ``"small scale: mnist-5k in place of cifar10, 24 candidates in place of 1,000"``. For
-    several studies (the points of a grid) everything that any of them has.
+    An example is ``"small scale: mnist-5k in place of cifar10, 24 candidates in place of 1,000"``.
+    For several studies (the points of a grid), it is everything that any of them has.
     """
     small = [spec for spec in specs if spec.scale == "small"]
     if not small:
@@ -40,7 +40,7 @@ def scale_in_words(*specs: StudySpec) -> str:
     said: dict[str, None] = {}  # keeps the order
     for spec in small:
         full = _shipped(spec.without("small"))
-        if full is not None:  # the file of a user's own study is not known
+        if full is not None:  # it is None for a user's own study, whose file is not known
             said |= dict.fromkeys(_in_place(spec, full))
     return f"small scale: {', '.join(said)}" if said else "small scale"
 
@@ -70,7 +70,7 @@ def _in_place(spec: StudySpec, full: StudySpec) -> list[str]:
         if field in _SAID or field.startswith("network."):
             continue
         if field.startswith("dense.") and full.network.arrives_trained:
-            continue  # the recipe of a network that arrives trained has no effect
+            continue  # a network that arrives trained makes no use of the recipe
         words = field.replace(".", " ").replace("_", " ")
         said.append(f"{words} {_value(field, ours)} in place of {_value(field, theirs)}")
     return said
@@ -84,7 +84,7 @@ _SAID = {
     "retraining.epochs",
     "retraining.seeds",
 }
-"""The fields that have words of their own."""
+"""The fields that are described in words of their own."""
 
 
 def _differences(spec: StudySpec, other: StudySpec) -> list[tuple[str, tuple[Any, Any]]]:
@@ -99,7 +99,7 @@ def _differences(spec: StudySpec, other: StudySpec) -> list[tuple[str, tuple[Any
 
 
 def _leaves(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a study as dotted names; arguments and ratios are values of one field."""
+    """The fields of a study by dotted name; arguments and ratios count as one field each."""
     return {
         f"{name}.{field}" if isinstance(values, Mapping) else name: value
         for name, values in fields.items()

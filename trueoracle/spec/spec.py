@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 DIGEST_FORMAT = 2
-"""Raise when the meaning of a recorded number changes though no field does."""
+"""To be raised when the meaning of a recorded number changes though no field does."""
 
 MOST_IMAGES = 10**9
 MOST_CANDIDATES = 10**9
-"""Far more than a study has: numbers of no use are refused before anything is built for them."""
+"""Far more than any study has, so that absurd numbers are refused before anything is built."""
 
 STREAMED = ("imagenet", "folder")
 """Data sets that are read from image files as they are needed: too large for memory."""
@@ -47,16 +47,16 @@ QUESTIONS = ("easy-vqa", "instructions", "scienceqa", "textvqa", "gqa", "pope")
 """Data sets of questions with answers, most of them about an image; their task is ``answers``."""
 
 CANDIDATE_FILES = (".json", ".pkl")
-"""What lists candidates: a file of another study's, or of the paper's code."""
+"""The endings of files that list candidates: those of another study, or of the paper's code."""
 
 AROUND = "around:"
-"""``candidates`` that begins so names the criterion around whose choice candidates are drawn."""
+"""The start of ``candidates`` where it names the criterion around whose choice they are drawn."""
 
 AROUND_COUNT, AROUND_SHARE = 32, 0.1
-"""How many those are, and which share of the scores changes places, where nothing is said."""
+"""The default number of such candidates, and the default share of scores that change places."""
 
 _LARGEST = 10**18
-"""Of a network's arguments, which only the network understands."""
+"""The limit for a network's arguments, whose meaning only the network knows."""
 
 Whole = Annotated[int, Field(ge=-_LARGEST, le=_LARGEST)]
 Real = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
@@ -88,7 +88,7 @@ class NetworkSpec(Frozen):
     @field_validator("arguments", mode="before")
     @classmethod
     def _arguments_are_plain(cls, arguments: object) -> object:
-        # Said here, because a union's own errors speak of each of its members.
+        # Checked here, because a union's own errors name each of its members.
         for name, value in arguments.items() if isinstance(arguments, Mapping) else ():
             for one in value if isinstance(value, list | tuple) else (value,):
                 if not isinstance(one, int | float | str) or (
@@ -103,7 +103,7 @@ class NetworkSpec(Frozen):
     @field_validator("weights")
     @classmethod
     def _none_takes_weights_away(cls, weights: str | None) -> str | None:
-        # TOML has no null, and an arm may have to do without the weights of its study.
+        # TOML has no null, and an arm may have to remove the weights of its study.
         return None if weights == "none" else weights
 
     @property
@@ -115,7 +115,7 @@ class NetworkSpec(Frozen):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether its inputs and outputs are what they are, whatever the data is like."""
+        """Whether the network's inputs and outputs do not depend on the data."""
         if self.name.startswith(HF) or self.fingerprint is not None:
             return True
         return is_of_library(self.name) and self.weights is None and self.arrives_trained
@@ -237,7 +237,7 @@ class DataSpec(Frozen):
 
     @property
     def is_language(self) -> bool:
-        """Whether its examples are tokens, of text or of questions and answers."""
+        """Whether the examples are tokens, of text or of questions and answers."""
         return self.name in TEXTS + QUESTIONS
 
     @field_validator("blocks")
@@ -256,17 +256,17 @@ class DataSpec(Frozen):
     @model_validator(mode="after")
     def _large_sets_are_measured_in_part(self) -> DataSpec:
         if self.name in STREAMED and "measured_fraction" not in self.model_fields_set:
-            # A default, not a field that was set: what extends this has its own.
+            # This is a default and must not count as a field that was set.
             self.__dict__["measured_fraction"] = 0.1
         return self
 
 
 Kind = Literal["structured", "unstructured", "n:m", "depth"]
-"""What is pruned: filters, single weights, a share of every few weights, whole layers."""
+"""The kinds of pruning: filters, single weights, N of every M weights, whole layers."""
 
 
 class PruningSpec(Frozen):
-    """Which layers lose how many filters or weights, or which layers are lost, in which ways."""
+    """Which layers lose how many filters or weights, or are lost as a whole, and in which ways."""
 
     kind: Kind = Field(
         "structured",
@@ -312,7 +312,7 @@ class PruningSpec(Frozen):
     @field_validator("layers", mode="before")
     @classmethod
     def _ratios_or_patterns(cls, layers: object) -> object:
-        # Said here, because a union's own errors speak of each of its members.
+        # Checked here, because a union's own errors name each of its members.
         for name, value in layers.items() if isinstance(layers, Mapping) else ():
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (is_number and 0 < value < 1) and not (
@@ -327,7 +327,7 @@ class PruningSpec(Frozen):
     @field_validator("candidates", mode="before")
     @classmethod
     def _all_or_a_number(cls, value: object) -> object:
-        # Said here, because a union's own errors speak of each of its members.
+        # Checked here, because a union's own errors name each of its members.
         if value == "all" or (isinstance(value, str) and value.endswith(CANDIDATE_FILES)):
             return value
         if isinstance(value, str) and value.startswith(AROUND) and value != AROUND:
@@ -376,7 +376,7 @@ class PruningSpec(Frozen):
 
 
 def candidates_in_words(pruning: PruningSpec, count: int) -> str:
-    """What a study's candidates are, and what of them is random."""
+    """What a study's candidates are, and which part of that is random."""
     given = pruning.candidates
     if pruning.around is not None:
         share = AROUND_SHARE if pruning.share is None else pruning.share
@@ -407,7 +407,7 @@ study's own, ``as-released`` the wiring of the paper's released code.
 """
 
 DESCRIPTIVE = {"name", "purpose", "roles"}
-"""The fields of a study that change no number, and are no part of its digest."""
+"""The fields of a study that change no number and are therefore no part of its digest."""
 
 LANGUAGE_FIELDS = {
     "data.bos",
@@ -443,13 +443,14 @@ ADDED = {
     "retraining.steps_per_epoch",
     "retraining.warmup",
 }
-"""Fields that came after digests were recorded: at its default, such a field is no part of one."""
+"""Fields added after digests were recorded; at its default, such a field is no part of a digest."""
 
 
 class StudySpec(Frozen):
     """One dense network × one pruning × criteria × a retraining recipe × seeds.
 
-    With ``dense.seeds`` it is of several dense networks, each a study by itself (``networks``).
+    With ``dense.seeds`` the study is over several dense networks, each of which makes a study by
+    itself (``networks``).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*$", max_length=100)
@@ -508,19 +509,19 @@ class StudySpec(Frozen):
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The arms that are laid on the study, which its name ends in."""
+        """The arms that are laid on the study, with which its name ends."""
         return tuple(self.name.split("@")[1:])
 
     def role(self, arm: str) -> str:
-        """What an arm is for; one whose file does not say is for what it is called."""
+        """What an arm is for; where the arm's file does not say, its name is its role."""
         return self.roles.get(arm, arm)
 
     def has_role(self, role: Role) -> bool:
-        """Whether one of the study's arms has that role."""
+        """Whether one of the study's arms has ``role``."""
         return any(self.role(arm) == role for arm in self.arms)
 
     def without(self, role: Role) -> str:
-        """The name of the study without its arms of that role."""
+        """The name of the study without its arms of ``role``."""
         base = self.name.partition("@")[0]
         return "@".join([base, *(arm for arm in self.arms if self.role(arm) != role)])
 
@@ -530,7 +531,7 @@ class StudySpec(Frozen):
 
     @property
     def title(self) -> str:
-        """The name for headings; small scale is also said in words."""
+        """The name for headings, which also says small scale in words."""
         return f"{self.name} (small scale)" if self.scale == "small" else self.name
 
     @property
@@ -540,23 +541,23 @@ class StudySpec(Frozen):
 
     @property
     def dense_digest(self) -> str:
-        """What the dense network depends on: studies that agree in it share the network."""
+        """The digest of all that the dense network depends on; studies of one digest share it."""
         return _digest(self._fields(include={"task", "network", "data", "dense"}))
 
     @property
     def score_digest(self) -> str:
-        """What a criterion's score of one candidate depends on, besides the criterion."""
+        """The digest of all that a candidate's score depends on, besides the criterion."""
         return _digest([self.dense_digest, self.pruning.surgery])
 
     @property
     def outcome_digest(self) -> str:
-        """What the retraining of one candidate with one seed depends on."""
+        """The digest of all that the retraining of one candidate with one seed depends on."""
         recipe = self._fields(include={"retraining"})["retraining"]
         del recipe["seeds"]
         return _digest([self.dense_digest, self.pruning.surgery, recipe])
 
     def _fields(self, **choice: Any) -> dict[str, Any]:
-        """Fields as a digest takes them: one that was ``ADDED`` only where it was set."""
+        """The fields in a digest; those that were ``ADDED`` are left out at their default."""
         fields = self.model_dump(mode="json", **choice)
         for path in ADDED:
             room, _, name = path.rpartition(".")
@@ -564,10 +565,10 @@ class StudySpec(Frozen):
             if own and getattr(owner, name) == type(owner).model_fields[name].default:
                 own.pop(name, None)
         if "network" in fields and self.network.files is not None:
-            fields["network"]["name"] = HF  # its files say what it is, wherever they lie
+            fields["network"]["name"] = HF  # the files' hash says which network, wherever they lie
             fields["network"]["arguments"].pop("revision", None)
         for recipe in (fields[stage] for stage in ("dense", "retraining") if stage in fields):
-            # Digests have autocast as the field of its own that it was.
+            # In digests, autocast is still the field of its own that it used to be.
             precision = recipe.pop("precision")
             recipe["autocast"] = precision == "autocast"
             if precision == "bfloat16":

@@ -23,6 +23,7 @@ __all__ = [
     "Examples",
     "Targets",
     "Task",
+    "Wrapped",
     "as_input",
     "in_words",
     "inputs_of",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 Targets = Literal["classes", "indices", "numbers", "any"]
-"""Classes ``[N]`` or class probabilities; whole numbers; real numbers; whatever is given."""
+"""Classes ``[N]`` or class probabilities; whole numbers; real numbers; anything."""
 
 Batch = Mapping[str, Tensor]
 """Some examples: named tensors with a leading axis N."""
@@ -44,18 +45,18 @@ INPUT, TARGET = "input", "target"
 """The fields of examples that are given as pairs (input, target)."""
 
 TARGETS = (TARGET, "targets", "label", "labels")
-"""Fields that no network is given, by their usual names."""
+"""The usual names of targets: fields that are never a network's input."""
 
 _MASK, _POSITIONS = "attention_mask", "position_ids"
 _PIXELS, _GRID = "pixel_values", "image_grid_thw"
-"""transformers' names of inputs."""
+"""Names of inputs in transformers."""
 
 _READ = ("logits", "out")
-"""What is read of an output that has parts: transformers' and torchvision's names."""
+"""The part that is read of an output with several parts, as transformers or torchvision name it."""
 
 
 class Examples(Protocol):
-    """What a task is told of a split: ``trueoracle.data.splits.AnySplit`` is one."""
+    """What a task needs of a split; ``trueoracle.data.splits.AnySplit`` has it."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -63,7 +64,7 @@ class Examples(Protocol):
 
     @property
     def targets(self) -> Tensor:
-        """What the network is to tell of each example ``[N, ...]``."""
+        """What the network should predict for each example, ``[N, ...]``."""
 
     def __len__(self) -> int: ...
 
@@ -71,28 +72,29 @@ class Examples(Protocol):
 class Task(ABC):
     """What a network is trained for.
 
-    A task of one's own derives from this and says ``metrics``, :meth:`loss`, :meth:`sums` and
-    :meth:`finish`; the first metric is named ``loss``. Its functions are also called under
-    ``torch.vmap``, many networks at a time, so that they use torch operations only and branch on
-    shapes, never on values. A task that cannot be (``is_mappable = False``) is trained by the loop.
+    A task of one's own derives from this class and defines ``metrics``, :meth:`loss`, :meth:`sums`
+    and :meth:`finish`; the first metric is named ``loss``. Its functions are also called under
+    ``torch.vmap``, for many networks at a time, and must therefore use torch operations only and
+    branch on shapes, never on values. A task that cannot be called so (``is_mappable = False``) is
+    trained by the loop.
     """
 
     name: ClassVar[str] = ""
-    """How a study file names it; a task of one's own may leave it empty."""
+    """The task's name in a study file; a task of one's own may leave it empty."""
 
     metrics: Sequence[Metric]
     """What is measured on every split. The first one is the loss."""
 
     targets: ClassVar[Targets] = "any"
-    """What targets given in Python are read as."""
+    """The kind of numbers that targets given in Python are read as."""
     is_mappable: ClassVar[bool] = True
-    """Whether its functions work under ``torch.vmap``."""
+    """Whether the task's functions work under ``torch.vmap``."""
     has_spatial_targets: ClassVar[bool] = False
     """Whether targets lie over the images, so that shifting an image would have to shift them."""
 
     @classmethod
     def of(cls, train: Examples) -> Task:
-        """The task for these training examples, such as their number of classes."""
+        """The task for these training examples, from which it reads, say, the number of classes."""
         return cls()
 
     def forward(self, network: nn.Module, batch: Batch) -> Any:
@@ -106,45 +108,47 @@ class Task(ABC):
 
     @abstractmethod
     def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        """What the metrics are made of, each as a sum over the batch's examples.
+        """What the metrics are computed from, each as a sum over the batch's examples.
 
-        Sums and counts, so that those of all batches of a split can be added up.
+        They have to be sums and counts, which can be added up over all batches of a split, or over
+        a block of its examples.
         """
 
     @abstractmethod
     def finish(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The metrics of a split by name, from its added sums (float64).
 
-        The sums may have further axes in front, of which each is a network of its own.
+        The sums may have further axes in front: one entry per network.
         """
 
     def weight(self, batch: Batch) -> float:
-        """How much a batch's mean loss counts in a split's: its examples, pixels, tokens."""
+        """The weight of a batch's mean loss in a split's: its count of examples, pixels, tokens."""
         return len(next(iter(batch.values())))
 
     def check(self, outputs: Any, batch: Batch) -> Sequence[str]:
-        """Refuse outputs or targets that do not fit, by :class:`InputError`.
+        """Raise :class:`InputError` for outputs or targets that do not fit.
 
-        Returns what a user should know though it fits, each note a line.
+        Returns notes, one line each, on what fits but may surprise a user.
         """
         return ()
 
     def check_targets(self, split: Examples, where: str) -> None:  # noqa: B027
-        """Refuse targets of a split that cannot be meant, by :class:`InputError`."""
+        """Raise :class:`InputError` for targets of a split that cannot be meant."""
 
     def outputs(self, train: Examples) -> int:
-        """How many numbers a network is to give for an example, a pixel or a token.
+        """How many numbers a network should give for an example, a pixel or a token.
 
-        What a registered network is built for. Raises :class:`InputError` where it is not known.
+        Registered networks are built with as many outputs. Raises :class:`InputError` where the
+        number is not known.
         """
         raise InputError(f"task {self.label!r} does not say how many outputs a network needs")
 
     def chance(self) -> float | None:
-        """What the headline (the second metric) is without any learning; None: not known."""
+        """The headline's value (the second metric's) without any learning; None if not known."""
         return None
 
     def groups(self, split: Examples) -> Tensor:
-        """The kind ``[N]`` that each example counts as: draws take equal shares of each."""
+        """The kind ``[N]`` of each example; random draws take equal shares of every kind."""
         return torch.zeros(len(split), dtype=torch.int64)
 
     def logits(self, outputs: Any) -> Tensor:
@@ -155,29 +159,64 @@ class Task(ABC):
         raise InputError(f"task {self.label!r} has no logits")
 
     def counted(self, outputs: Any, batch: Batch) -> Tensor | None:
-        """Which of :meth:`logits` count, bool ``[...]``; None: all of them."""
+        """Which of the :meth:`logits` count, bool ``[...]``; None where all of them do."""
         return None
 
     def options(self) -> dict[str, Any]:
-        """What :meth:`of` read off the data, as plain values: part of the data's identity."""
+        """What :meth:`of` read from the data, as plain values: part of the data's identity."""
         return {}
 
     @property
     def label(self) -> str:
-        """Its name in messages."""
+        """The task's name in messages."""
         return self.name or type(self).__name__
 
 
+class Wrapped(Task):
+    """A task that passes everything on to another ``task``; what derives from it changes a part."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.metrics = task, task.metrics
+
+    def forward(self, network: nn.Module, batch: Batch) -> Any:
+        return self.task.forward(network, batch)
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        return self.task.loss(outputs, batch)
+
+    def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        return self.task.sums(outputs, batch)
+
+    def finish(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.task.finish(sums)
+
+    def weight(self, batch: Batch) -> float:
+        return self.task.weight(batch)
+
+    def groups(self, split: Examples) -> Tensor:
+        return self.task.groups(split)
+
+    def logits(self, outputs: Any) -> Tensor:
+        return self.task.logits(outputs)
+
+    def counted(self, outputs: Any, batch: Batch) -> Tensor | None:
+        return self.task.counted(outputs, batch)
+
+    @property
+    def label(self) -> str:
+        return self.task.label
+
+
 def is_positional(field: str) -> bool:
-    """Whether a field's name only says its place: ``input``, ``input_1`` and so on."""
+    """Whether a field's name only gives its place: ``input``, ``input_1`` and so on."""
     return re.fullmatch(rf"{INPUT}(_\d+)?", field) is not None
 
 
 def inputs_of(network: nn.Module, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """What of a batch the network is given: positional and keyword arguments.
+    """The network's arguments from a batch: positional and keyword ones.
 
-    All fields but the targets: by keyword where ``forward`` knows all their names, else in order.
-    Where texts are padded, and the network takes them, the positions of tokens are given too.
+    These are all fields but the targets: by keyword where ``forward`` has all their names, else in
+    order. Where texts are padded, and the network takes positions, those of the tokens are added.
     """
     fields = {name: value for name, value in batch.items() if name not in TARGETS}
     if all(map(is_positional, fields)):  # given as a tuple
@@ -196,12 +235,12 @@ def inputs_of(network: nn.Module, batch: Batch) -> tuple[tuple[Tensor, ...], dic
 
 
 def _places_itself(network: nn.Module) -> bool:
-    """Whether a token's position is more than a number, as of images in Qwen2-VL."""
+    """Whether a network computes positions of several numbers itself, as Qwen2-VL for images."""
     return any(hasattr(module, "get_rope_index") for module in network.modules())
 
 
 def target_of(batch: Batch) -> Tensor:
-    """What the network is to tell: the field of one of the targets' names."""
+    """What the network should predict: the field that has one of the names of targets."""
     for name in TARGETS:
         if name in batch:
             return batch[name]
@@ -220,10 +259,10 @@ def unwrap(output: Any) -> Tensor:
 
 
 def read_part(output: Any) -> tuple[Any, str]:
-    """The part of an output that is read, and which one in words; None where there is none.
+    """The part of an output that is read, and a description of it; None where there is none.
 
-    A tensor is itself, without a word; of an object or mapping ``logits`` or ``out`` is read, else
-    the first tensor of a mapping; of a tuple or list the first element.
+    A tensor is read as a whole, with an empty description. Of an object or mapping ``logits`` or
+    ``out`` is read, else the first tensor of a mapping; of a tuple or list, the first element.
     """
     if isinstance(output, Tensor):
         return output, ""
@@ -240,7 +279,7 @@ def read_part(output: Any) -> tuple[Any, str]:
 
 
 def as_input(network: nn.Module, batch: Batch) -> Any:
-    """What a network is given, as its tracing takes it: a tensor, a tuple, or keywords."""
+    """The network's input in the form that tracing takes: a tensor, a tuple, or keywords."""
     args, kwargs = inputs_of(network, batch)
     if kwargs:
         return kwargs
@@ -268,10 +307,10 @@ def run_network(network: nn.Module, batch: Batch, task: Task) -> Any:
 
 
 def is_by_example(task: Task, outputs: Any, batch: Batch) -> bool:
-    """Whether a task's sums over a batch are those over its first example and over the others.
+    """Whether a batch's sums equal those of its first example plus those of the others.
 
-    They are not where an example is compared with those beside it, and where the outputs cannot be
-    cut, which are then no tensors ``[N, ...]``.
+    They do not where an example is compared with others of its batch, and where the outputs cannot
+    be cut because they are not tensors ``[N, ...]``.
     """
     count = len(next(iter(batch.values())))
     leaves = pytree.tree_leaves(outputs)

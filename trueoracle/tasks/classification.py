@@ -32,7 +32,7 @@ class Classification(Task):
 
     @classmethod
     def of(cls, train: Examples) -> Classification:
-        """As many classes as the largest training label says, or as there are probabilities."""
+        """As many classes as the largest training label implies, or as there are probabilities."""
         targets = train.targets
         return cls(int(targets.max()) + 1 if targets.ndim == 1 else targets.shape[1])
 
@@ -105,7 +105,8 @@ class Classification(Task):
 class Smoothed(Classification):
     """Classification whose training loss spreads a share of each label over all classes.
 
-    Label smoothing (Szegedy et al. 2016, arXiv 1512.00567, section 7); what is measured stays.
+    This is label smoothing (Szegedy et al. 2016, arXiv 1512.00567, section 7). Metrics are measured
+    without it.
     """
 
     def __init__(self, classes: int, smoothing: float) -> None:
@@ -120,8 +121,9 @@ class Smoothed(Classification):
 class Multilabel(Task):
     """Any number of labels for each example: logits and targets ``[N, labels]``.
 
-    The loss is the mean binary cross-entropy (nats) over examples and labels, accuracy the share of
-    labels that are told right (logit above 0), ``f1`` is over all labels together.
+    The loss is the mean binary cross-entropy (nats) over examples and labels. A label is predicted
+    where its logit is above 0: accuracy is the share of right predictions, and ``f1`` is computed
+    over all labels together.
     """
 
     name: ClassVar[str] = "multilabel"
@@ -178,7 +180,7 @@ class Multilabel(Task):
 
 
 def _probabilities(outputs: Tensor, target: Tensor) -> Tensor:
-    """Class probabilities for as many classes as there are logits; classes as they are."""
+    """Class probabilities, padded to the number of logits; class indices are left unchanged."""
     if not target.is_floating_point():
         return target
     missing = outputs.shape[-1] - target.shape[-1]

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trueoracle.tasks.base import Batch, Examples, Task
+from trueoracle.tasks.base import Batch, Task, Wrapped
 
 __all__ = ["Distilled"]
 
 
-class Distilled(Task):
+class Distilled(Wrapped):
     """A task whose training loss is in part the distance from a teacher's answers.
 
-    ``(1 - weight) · loss + weight · T² · KL(teacher ‖ student)`` at temperature T (Hinton et al.
-    2015, arXiv 1503.02531, section 2), the mean over examples (pixels, tokens). The teacher runs in
-    evaluation mode on the batch that the student sees. What is measured stays the task's.
+    The loss is ``(1 - weight) · loss + weight · T² · KL(teacher ‖ student)`` at temperature T
+    (Hinton et al. 2015, arXiv 1503.02531, section 2), the mean over examples (pixels, tokens). The
+    teacher runs in evaluation mode on the batch that the student sees. The metrics are those of the
+    task.
     Raises :class:`InputError` for a task without logits.
     """
 
     def __init__(self, task: Task, teacher: nn.Module, weight: float, temperature: float) -> None:
-        self.task, self.teacher = task, teacher.eval().requires_grad_(False)
+        super().__init__(task)
+        self.teacher = teacher.eval().requires_grad_(False)
         self.share, self.temperature = weight, temperature
-        self.metrics = task.metrics
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The mixed loss of a batch."""
@@ -42,25 +42,3 @@ class Distilled(Task):
         mean = apart.sum() / count.clamp(min=1)
         own = self.task.loss(outputs, batch)
         return (1 - self.share) * own + self.share * self.temperature**2 * mean
-
-    def forward(self, network: nn.Module, batch: Batch) -> Any:
-        return self.task.forward(network, batch)
-
-    def sums(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        return self.task.sums(outputs, batch)
-
-    def finish(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return self.task.finish(sums)
-
-    def logits(self, outputs: Any) -> Tensor:
-        return self.task.logits(outputs)
-
-    def weight(self, batch: Batch) -> float:
-        return self.task.weight(batch)
-
-    def groups(self, split: Examples) -> Tensor:
-        return self.task.groups(split)
-
-    @property
-    def label(self) -> str:
-        return self.task.label

@@ -1,4 +1,4 @@
-"""Tokens: the next one of a text, or those of an answer."""
+"""Predicting tokens: the next one of a text, or those of an answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trueoracle.tasks.metric import Metric
 __all__ = ["IGNORED", "Answers", "NextToken"]
 
 IGNORED = -100
-"""The label of a token that counts nowhere, as transformers has it."""
+"""The label of a token that does not count, as in transformers."""
 
 
 _LOSS = Metric("loss", "loss", unit="nats", exponential="perplexity")
@@ -26,17 +26,17 @@ _ANSWER_TOKENS = Metric(
 )
 
 _SHORT = 8
-"""Tokens of a short answer, at most."""
+"""The most tokens of a short answer."""
 _LOOKED_AT = 64
 
 
 class NextToken(Task):
     """Cross-entropy (nats) and accuracy of the next token, over the tokens that count.
 
-    Examples have ``input_ids`` ``[N, T]`` and, where they are padded, ``attention_mask``; the
-    network gives logits ``[N, T, V]``. Position t is compared with token t + 1, where neither is
-    padding, which may be on either side. ``labels``, where they are there, say which tokens count
-    (-100 does not). ``vocabulary`` is how many different tokens there are, where that is known.
+    Examples have ``input_ids`` ``[N, T]`` and, where they are padded (on either side),
+    ``attention_mask``; the network gives logits ``[N, T, V]``. Position t is compared with token
+    t + 1, where neither is padding. ``labels``, where there are any, say which tokens count: not
+    those of label -100. ``vocabulary`` is the number of different tokens, where it is known.
     """
 
     name: ClassVar[str] = "next-token"
@@ -51,7 +51,7 @@ class NextToken(Task):
 
     @classmethod
     def of(cls, train: Examples) -> NextToken:
-        """For the vocabulary of a text's tokenizer; of tokens of one's own it is not known."""
+        """For the vocabulary of a text's tokenizer; that of a user's own tokens is not known."""
         return cls(getattr(train, "vocabulary", None))
 
     def outputs(self, train: Examples) -> int:
@@ -84,15 +84,15 @@ class NextToken(Task):
         return outputs
 
     def counted(self, outputs: Tensor, batch: Batch) -> Tensor:
-        told = self.labels(batch)[:, 1:] != IGNORED  # by the position before each
+        told = self.labels(batch)[:, 1:] != IGNORED  # each token is predicted one position earlier
         return functional.pad(told, (0, 1))
 
     def labels(self, batch: Batch) -> Tensor:
-        """The tokens ``[N, T]`` that positions before them are to tell, -100 where none counts."""
+        """The tokens ``[N, T]`` to be predicted one position earlier; -100 where none counts."""
         labels = batch.get("labels", batch["input_ids"])
         if "attention_mask" in batch:
             seen = batch["attention_mask"] != 0
-            # The first token of a text padded on the left follows nothing, as that of any other.
+            # The first token of a text follows no token, also where it is padded on the left.
             follows = functional.pad(seen[:, :-1], (1, 0), value=True)
             labels = labels.masked_fill(~(seen & follows), IGNORED)
         return labels
@@ -123,10 +123,10 @@ class NextToken(Task):
 class Answers(NextToken):
     """As ``next-token``, over the tokens of the answers alone.
 
-    Examples have ``labels`` ``[N, T]``, which are -100 everywhere but in the answer; beside
-    ``input_ids`` there may be whatever else the network takes, such as ``pixel_values``. An answer
-    is right where each of its tokens is the likeliest one after those before it. Where answers are
-    long, the accuracy of tokens is spoken of first: hardly a whole one is right.
+    Examples have ``labels`` ``[N, T]``, which are -100 everywhere but in the answer; besides
+    ``input_ids`` there may be any other input of the network, such as ``pixel_values``. An answer
+    is right where each of its tokens is the likeliest one after the tokens before it. Where answers
+    are long, the accuracy of tokens is the headline, since hardly any whole answer is right.
     """
 
     name: ClassVar[str] = "answers"

@@ -1,4 +1,4 @@
-"""What is measured of a network, and which way it is better. Needs no torch."""
+"""What is measured of a network, and which direction is better; this module needs no torch."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Metric:
       up to 40 lower-case letters, digits and underscores, a letter first;
     - ``label``: what sentences and figures call it;
     - ``unit``: empty where it has none;
-    - ``better``: which way it improves;
-    - ``low``, ``high``: its values lie between them, both included;
-    - ``exponential``: what its exponential is called, such as ``"perplexity"``, where readers
-      expect to see that beside it; it is shown, and never a finding of its own.
+    - ``better``: which direction is better;
+    - ``low``, ``high``: the smallest and the largest possible value;
+    - ``exponential``: the name of its exponential, such as ``"perplexity"``, where readers expect
+      to see that too; it is shown beside the metric, and never a finding of its own.
 
-    Raises :class:`InputError` for a value that none of these can be.
+    Raises :class:`InputError` for a value that a field cannot have.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Metric:
     exponential: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse what could not be recorded or said."""
+        """Raise :class:`InputError` for a value that could not be recorded or shown."""
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise InputError(
                 f"a metric's name is {self.name!r}, expected up to 40 lower-case letters, digits "
@@ -77,16 +77,16 @@ class Metric:
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether more of it is better."""
+        """Whether a higher value is better."""
         return self.better == "higher"
 
     @property
     def is_share(self) -> bool:
-        """Whether it is a share from 0 to 1, which is shown in percent."""
+        """Whether the metric is a share from 0 to 1, which is shown in percent."""
         return (self.low, self.high, self.unit) == (0, 1, "")
 
 
-# Not from 0 on: rounding can take the loss of a network that is sure of everything below it.
+# The lower bound is not 0: rounding can make the loss of a network that is never wrong negative.
 LOSS = Metric("loss", "loss", unit="nats")
 """A cross-entropy."""
 
@@ -94,14 +94,14 @@ ACCURACY = Metric("accuracy", "accuracy", better="higher", low=0.0, high=1.0)
 """The share of examples that are classified right."""
 
 CLASSIFICATION = (LOSS, ACCURACY)
-"""What every record held before it named its metrics."""
+"""The metrics of every record from before records named their metrics."""
 
 
 def check_metrics(metrics: Sequence[Metric]) -> tuple[Metric, ...]:
     """The metrics of a task, of which the first is the loss.
 
-    Raises :class:`InputError` where there is none, where two share a name, or where more of the
-    first would be better.
+    Raises :class:`InputError` where there is none, where two share a name, or where a higher value
+    of the first would be better.
     """
     checked = tuple(metrics)
     names = [metric.name for metric in checked]
@@ -122,5 +122,5 @@ def columns_of(metrics: Sequence[Metric]) -> tuple[str, ...]:
 
 
 def headline(metrics: Sequence[Metric]) -> Metric:
-    """The metric that is spoken of first: the second one, or the loss where it is alone."""
+    """The metric that reports name first: the second one, or the loss where it is the only one."""
     return metrics[1] if len(metrics) > 1 else metrics[0]

@@ -23,7 +23,7 @@ from trueoracle.tasks.segmentation import Segmentation
 __all__ = ["GIVEN", "TASKS", "find_task", "given_task"]
 
 GIVEN = "given:"
-"""What the name of a task that was given in Python begins with."""
+"""The beginning of the name of a task that was given in Python."""
 
 TASKS: Registry[Any] = Registry("task")
 for _task in (Classification, Multilabel, Regression, Segmentation, NextToken, Answers):
@@ -31,9 +31,9 @@ for _task in (Classification, Multilabel, Regression, Segmentation, NextToken, A
 
 
 def given_task(task: Task | type[Task]) -> str:
-    """How a study names a task that is given in Python: by its code and what it holds."""
+    """The name in a study of a task that is given in Python: made of its code and its content."""
     kind = task if inspect.isclass(task) else type(task)
-    # What a shipped task read off the data is the data's, whose fingerprint has it.
+    # What a shipped task reads from the data is part of the data, and of the data's fingerprint.
     if TASKS.get(getattr(kind, "name", "")) is kind:
         return str(kind.name)
     code = code_fingerprint(kind) or kind.__qualname__
@@ -43,7 +43,7 @@ def given_task(task: Task | type[Task]) -> str:
 
 
 def _content(value: object) -> str:
-    """What a task holds, in full: torch prints long tensors in part."""
+    """A task's content in full, since torch abbreviates long tensors when it prints them."""
     if isinstance(value, Tensor):
         plain = value.detach().cpu().contiguous()
         numbers = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -58,7 +58,7 @@ def _content(value: object) -> str:
 def find_task(reference: str | Task | type[Task], train: Examples) -> Task:
     """A task by name or ``module:attribute`` (a class or an object), made for training examples.
 
-    Raises :class:`InputError` for an unknown one, and for what is no task.
+    Raises :class:`InputError` for an unknown name, and for an attribute that is no task.
     """
     found: object = TASKS.find(reference) if isinstance(reference, str) else reference
     if inspect.isclass(found) and issubclass(found, Task):

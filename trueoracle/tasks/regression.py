@@ -19,9 +19,9 @@ __all__ = ["Regression"]
 class Regression(Task):
     """Mean squared error and R² of outputs and targets of one shape, ``[N, ...]`` or ``[N]``.
 
-    Outputs ``[N, 1]`` are compared with targets ``[N]``. R² is over all numbers of a split
-    together, against their mean: 1 is perfect, 0 as good as the mean, NaN where all targets are
-    the same.
+    Outputs ``[N, 1]`` are compared with targets ``[N]``. R² is computed over all numbers of a split
+    together, relative to their mean: 1 is perfect, 0 is as good as predicting the mean, and NaN
+    means that all targets are equal.
     """
 
     name: ClassVar[str] = "regression"

@@ -16,15 +16,15 @@ from trueoracle.tasks.metric import LOSS, Metric
 __all__ = ["IGNORED", "Segmentation"]
 
 IGNORED = 255
-"""The class of pixels that count nowhere, as in PASCAL VOC's masks."""
+"""The class of pixels that do not count, as in PASCAL VOC's masks."""
 
 
 class Segmentation(Task):
     """Cross-entropy (nats) over pixels and mean IoU of logits ``[N, C, H, W]``.
 
-    Targets are classes ``[N, H, W]`` (any number of spatial axes), of which 255 is ignored. The
-    intersection over union of a class is over all pixels of a split together; its mean is over the
-    classes that occur, in targets or in predictions.
+    Targets are classes ``[N, H, W]`` (with any number of spatial axes); class 255 is ignored. The
+    intersection over union of a class is computed over all pixels of a split together, and averaged
+    over the classes that occur in targets or predictions.
     """
 
     name: ClassVar[str] = "segmentation"
@@ -41,7 +41,7 @@ class Segmentation(Task):
 
     @classmethod
     def of(cls, train: Examples) -> Segmentation:
-        """As many classes as the largest training target that is not ignored says."""
+        """As many classes as the largest training target implies, ignored ones left out."""
         known = train.targets[train.targets != IGNORED]
         return cls(int(known.max()) + 1 if len(known) else 1)
 
@@ -49,7 +49,7 @@ class Segmentation(Task):
         return {"classes": self.classes}
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        # Written out: the mean of a batch without any pixel that counts is 0, not 0 / 0.
+        # The mean is written out: for a batch without any pixel that counts it is 0, not 0 / 0.
         total = functional.cross_entropy(
             outputs, target_of(batch), ignore_index=IGNORED, reduction="sum"
         )

@@ -28,10 +28,11 @@ _NAME = "default"
 class Adapters:
     """The adapters of one network, from attaching them to merging them.
 
-    A layer of weights W computes with W + (alpha / rank) · BA, of which A ``[rank, in]`` and B
+    A layer with weights W computes with W + (alpha / rank) · BA, of which A ``[rank, in]`` and B
     ``[out, rank]`` are trained (Hu et al. 2021, arXiv 2106.09685, section 4.1). Where a mask M
-    holds zeros in W, it is W + (alpha / rank) · M∘(BA): merging keeps every zero. All else is
-    frozen, but for parameters that ``lora.train`` names. A is drawn by ``seed``; B begins at zero.
+    holds zeros in W, the layer computes with W + (alpha / rank) · M∘(BA), so that merging keeps
+    every zero. All other parameters are frozen, except those that ``lora.train`` names. A is drawn
+    from ``seed``; B begins at zero.
     Raises :class:`InputError` where peft is missing, or a pattern fits nothing.
     """
 
@@ -54,7 +55,7 @@ class Adapters:
         self._layers: dict[str, Any] = {name: network.get_submodule(name) for name in names}
         for layer in self._layers.values():
             for part in (layer.lora_A, layer.lora_B):
-                if part[_NAME].weight.dtype is torch.bfloat16:  # steps are too small for it
+                if part[_NAME].weight.dtype is torch.bfloat16:  # too coarse for small steps
                     part[_NAME].float()
             if held_weight(layer.get_base_layer()) is not None:
                 layer.lora_variant[_NAME] = _UnderMask
@@ -62,7 +63,7 @@ class Adapters:
             parameter.requires_grad_(True)
 
     def state(self, *, base: bool) -> MemberState:
-        """What is trained, and with ``base`` the weights that adapters are added to, on the CPU."""
+        """The trained values, on the CPU; ``base`` adds the weights that the adapters change."""
         trained = {
             f"{VALUE}/{name}": parameter
             for name, parameter in self._network.named_parameters()
@@ -77,7 +78,7 @@ class Adapters:
         return [n for n, one in self._layers.items() if one.lora_B[_NAME].weight.grad is None]
 
     def restore(self, state: MemberState) -> None:
-        """Put in what :meth:`state` gave."""
+        """Put back the values that :meth:`state` returned."""
         trained = dict(self._network.named_parameters())
         for key, value in state.items():
             kind, _, name = key.partition("/")
@@ -88,7 +89,7 @@ class Adapters:
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Within the block, the network computes with the merged weights, as it will in the end."""
+        """Within the block, the network computes with merged weights, as it will in the end."""
         before = [_weight(layer).detach().clone() for layer in self._layers.values()]
         for layer in self._layers.values():
             layer.merge()
@@ -101,7 +102,7 @@ class Adapters:
                 layer.merged_adapters.clear()
 
     def finish(self) -> None:
-        """Merge the adapters and take them off; what trained before is trainable again."""
+        """Merge and remove the adapters; parameters that were trainable before are so again."""
         self._tuner.merge_and_unload()
         for name in ("peft_config", "active_peft_config"):
             self._network.__dict__.pop(name, None)
@@ -121,7 +122,7 @@ def _peft() -> tuple[Any, Any]:
 
 
 class _UnderMask:
-    """How peft is to compute, and merge, the adapter of a layer whose zeros are held."""
+    """How peft computes and merges the adapter of a layer whose zeros are held."""
 
     @staticmethod
     def forward(layer: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
@@ -154,7 +155,7 @@ def _weight(layer: Any) -> nn.Parameter:
 def layers_to_adapt(network: nn.Module, lora: Lora) -> list[str]:
     """The names of the layers that get adapters: those that ``lora.targets`` fits.
 
-    Without targets, all linear layers but that of the output, of those that transformers says.
+    Without targets, all linear layers get one, except the output layer if transformers names it.
     Raises :class:`InputError` for a pattern that fits no layer which can have an adapter.
     """
     output = getattr(network, "get_output_embeddings", lambda: None)()
@@ -177,7 +178,7 @@ def layers_to_adapt(network: nn.Module, lora: Lora) -> list[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    # torch's attention reads the weights of its output layer itself, past any adapter.
+    # torch's attention reads the weights of its output layer directly, without any adapter.
     if isinstance(module, nn.Linear):
         return not isinstance(module, NonDynamicallyQuantizableLinear)
     return type(module).__module__ == "transformers.pytorch_utils" and type(module).__name__ == (

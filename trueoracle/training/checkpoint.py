@@ -1,4 +1,4 @@
-"""A training under way, kept in a file so that an interruption costs little."""
+"""The state of a running training, kept in a file so that an interruption costs little."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from trueoracle.training.continuing import MemberState
 __all__ = ["Checkpoint", "Keepable", "Kept"]
 
 EVERY_SECONDS = 30.0
-"""Shorter trainings are not kept: they are done again as fast as they are read."""
+"""Shorter trainings are not kept: repeating one takes little longer than reading the file."""
 
 SHARE = 0.05
-"""Most of the time that keeping may take."""
+"""The largest share of the time that writing checkpoints may take."""
 
 
 Keepable = tuple[Mapping[str, Any], MemberState]
-"""Of one network: the tensors that training changes, and the optimiser's state."""
+"""What is kept of one network: the tensors that training changes, and the optimiser's state."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a training goes on from, network by network.
+    """What a training continues from, network by network.
 
-    ``states`` are what their optimisers remember, ``records`` the rows of the epochs that are done.
+    ``states`` are the states of the optimisers, ``records`` the rows of the finished epochs.
     """
 
     states: list[MemberState]
@@ -41,12 +41,12 @@ class Kept:
 
 
 class Checkpoint:
-    """The state of some networks in training, when it was last kept.
+    """The last kept state of some networks in training.
 
-    ``path`` is the file, ``identity`` says which training it is of: a file of another one, or a
-    damaged one (:attr:`is_damaged`), is as none. Since all random numbers come from seed, epoch and
-    step, a training that goes on from here ends with the same numbers as one that was never
-    interrupted.
+    ``path`` is the file, ``identity`` says which training it belongs to. The file of another
+    training, or a damaged one (:attr:`is_damaged`), is treated as if there were none. Since all
+    random numbers come from seed, epoch and step, a training that continues from a checkpoint ends
+    with the same numbers as one that was never interrupted.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -56,16 +56,16 @@ class Checkpoint:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether a file is there that is not what was written."""
+        """Whether there is a file whose content is not what was written."""
         return self._path.exists() and read_checked(self._path) is None
 
     @property
     def is_due(self) -> bool:
-        """Whether the last time is long enough ago."""
+        """Whether the last checkpoint was written long enough ago."""
         return time.monotonic() - self._kept >= max(EVERY_SECONDS, self._took / SHARE)
 
     def load(self, networks: Sequence[nn.Module]) -> Kept | None:
-        """Put the kept weights into the networks; None, and no change, where there are none."""
+        """Load the kept weights into the networks; None, and no change, where nothing is kept."""
         content = read_checked(self._path)
         if content is None:
             return None
@@ -78,7 +78,7 @@ class Checkpoint:
                 if network.load_state_dict(weights, strict=False).unexpected_keys:
                     return None
             return Kept(found["states"], found["records"])
-        except Exception:  # of another version, say, which can raise anything
+        except Exception:  # a file of another version, say, can raise anything
             for network, weights in zip(networks, initial, strict=True):
                 network.load_state_dict(weights)
             return None
@@ -88,9 +88,9 @@ class Checkpoint:
         members: Sequence[Keepable],
         records: Sequence[Sequence[Mapping[str, Any]]],
     ) -> None:
-        """Keep what training changed of each network, its optimiser's state, its epochs so far.
+        """Keep each network's changed tensors, its optimiser's state, and its epochs so far.
 
-        Raises :class:`StoreError` where the disk does not take it.
+        Raises :class:`StoreError` where the file cannot be written.
         """
         started = time.monotonic()
         state = {
@@ -106,5 +106,5 @@ class Checkpoint:
         self._took = self._kept - started
 
     def remove(self) -> None:
-        """Forget the training: it is done."""
+        """Remove the file, since the training is finished."""
         self._path.unlink(missing_ok=True)

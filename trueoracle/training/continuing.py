@@ -1,8 +1,9 @@
-"""What an optimiser remembers, member by member: so that a training can stop, lose members, go on.
+"""An optimiser's state, member by member, so that training can stop, lose members and continue.
 
-A state maps ``kind/parameter`` (``momentum_buffer/conv1.weight``, as torch calls its kinds) to a
-tensor. All engines give and take the same ones, so that weights and state are all a member is.
-Where a network is trained by adapters, its state holds them too, and the weights under them.
+A state maps ``kind/parameter`` (such as ``momentum_buffer/conv1.weight``; the kinds have torch's
+names) to a tensor. All engines use the same states, so that a member is no more than its weights
+and its state. Where a network is trained by adapters, its state also holds the adapters and the
+weights under them.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from torch import Tensor, optim
 __all__ = ["BASE", "STEP", "STREAM", "VALUE", "MemberState", "restore", "state_of"]
 
 MemberState = Mapping[str, Tensor]
-"""One network's optimiser, by ``kind/parameter``; empty before the first step."""
+"""The optimiser's state of one network, by ``kind/parameter``; empty before the first step."""
 
 STEP = "step"
-"""The kind that counts steps: one number per parameter, the same for all members."""
+"""The kind that counts the steps: one number per parameter, the same for all members."""
 
 VALUE, BASE = "value", "base"
-"""The kinds of what adapters train, and of the weights that they are added to."""
+"""The kinds of the values that adapters train, and of the weights that adapters are added to."""
 
 STREAM = "stream"
-"""The kind that says how far an epoch has come: its step, and the state of random numbers."""
+"""The kind for progress within an epoch: the finished steps, and the state of random numbers."""
 
 _NOT_THE_OPTIMIZERS = {VALUE, BASE, STREAM}
 
@@ -32,9 +33,9 @@ _NOT_THE_OPTIMIZERS = {VALUE, BASE, STREAM}
 def state_of(
     optimizer: optim.Optimizer, parameters: Mapping[str, Tensor], member: int | None = None
 ) -> MemberState:
-    """A copy of what ``optimizer`` remembers of its ``parameters``, on the CPU.
+    """A copy of the optimiser's state of its ``parameters``, on the CPU.
 
-    ``member``: where they are stacked ``[P, ...]``, whose.
+    Where the parameters are stacked ``[P, ...]``, ``member`` says whose state is copied.
     """
     found = {}
     for name, parameter in parameters.items():
@@ -52,7 +53,7 @@ def restore(
     *,
     stacked: bool,
 ) -> None:
-    """Put an optimiser where :func:`state_of` found it: of one network, or of all, stacked."""
+    """Put states from :func:`state_of` into the optimiser of one network, or of all, stacked."""
     kinds = {key.partition("/")[0] for key in states[0]} - _NOT_THE_OPTIMIZERS
     for name, parameter in parameters.items():
         for kind in kinds:

@@ -1,4 +1,4 @@
-"""A task's metrics of networks on one split."""
+"""Evaluate networks on one split by a task's metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _MOST_EXAMPLES = 500
-"""So many small images fit a CPU's cache, where larger batches measured slower."""
+"""Most examples in a batch: 500 small images fit a CPU's cache, and larger batches were slower."""
 
 _MOST_NUMBERS = 128 * 3 * 224 * 224
 """Most numbers in a batch: large images, and logits of a vocabulary, take memory."""
@@ -36,7 +36,7 @@ _MOST_TOKENS = 8192
 def evaluation_batch(split: AnySplit) -> int:
     """How many examples are evaluated at a time: 500 small ones, fewer large ones.
 
-    A text counts by what a network gives for it: a number for each token and each of a vocabulary.
+    The size of a text is that of its logits: one number for each token and each vocabulary entry.
     """
     tokens = math.prod(split.shapes.get("input_ids", ()))
     numbers = sum(math.prod(shape) for shape in split.shapes.values())
@@ -71,7 +71,7 @@ def tally_together(
     batch_size: int | None = None,
     blocks: Tensor | None = None,
 ) -> list[Tally]:
-    """Of each network the sums over a split, and over the ``blocks`` ``[N]`` of its examples."""
+    """Each network's sums over a split, and over the ``blocks`` ``[N]`` of its examples."""
     modes = [network.training for network in networks]
     tallies = [Tally(task, blocks) for _ in networks]
     for network in networks:
@@ -88,10 +88,10 @@ def tally_together(
 
 
 class Tally:
-    """What a task's metrics are made of, added up over the batches of a split in float64.
+    """A task's sums for its metrics, added up over the batches of a split in float64.
 
-    ``blocks`` ``[N]``: the block of each example, each of which is added up by itself as well;
-    without them that costs nothing. ``stacked``: outputs are ``[P, N, ...]``, of P networks.
+    ``blocks`` ``[N]`` is the block of each example; each block is also added up by itself. With
+    ``stacked``, outputs are ``[P, N, ...]``, of P networks.
     """
 
     def __init__(self, task: Task, blocks: Tensor | None = None, *, stacked: bool = False) -> None:
@@ -104,7 +104,7 @@ class Tally:
         self._parts: list[dict[str, Tensor]] = [{} for _ in self._sizes]
 
     def add(self, outputs: Any, batch: Batch) -> None:
-        """Add what networks give for the next examples of the split."""
+        """Add the networks' outputs for the next examples of the split."""
         add_sums(self._totals, self._sums(outputs, dict(batch)))
         if self._blocks is None:
             return
@@ -124,9 +124,9 @@ class Tally:
     def by_block(self) -> dict[str, Tensor]:
         """The sums of each metric over the examples of each block, ``[B]`` or ``[P, B]``.
 
-        What is a mean over examples has such sums. Of any other metric they are the weighted
-        jackknife's pseudo-values (Busing et al. 1999, Statistics and Computing 9, section 2): the
-        number of examples times the metric, less the same without the block.
+        A metric that is a mean over examples has such sums. For any other metric they are the
+        weighted jackknife's pseudo-values (Busing et al. 1999, Statistics and Computing 9, section
+        2): the number of examples times the metric, less the same product without the block.
         """
         totals: dict[str, Tensor] = {}
         for part in self._parts:
@@ -139,7 +139,7 @@ class Tally:
             rest = self._finish({name: total - part[name] for name, total in totals.items()})
             for name, value in whole.items():
                 pseudo, total = count * value - (count - size) * rest[name], size * own[name]
-                # Of a mean both are the same, but for the rounding of a difference.
+                # For a mean, pseudo-values equal the sums, but for the rounding of a difference.
                 same = torch.isclose(pseudo, total, rtol=1e-9, atol=1e-9)
                 found[name].append(torch.where(same, total, pseudo))
         return {name: torch.stack(values, dim=-1) for name, values in found.items()}

@@ -23,6 +23,7 @@ from trueoracle.training.continuing import STREAM, MemberState, restore, state_o
 from trueoracle.training.evaluate import tally_together
 from trueoracle.training.recipe import Recipe, Retraining
 from trueoracle.training.savings import Rounded, checkpointed
+from trueoracle.training.team import Team
 
 __all__ = ["EpochRecord", "Stream", "Training", "train"]
 
@@ -34,9 +35,9 @@ Stream = tuple[int, str]
 class EpochRecord:
     """One network after one epoch (counted from 0).
 
-    ``values`` has every metric of the task on every split (``test_accuracy``): NaN where there is
-    no validation split, and in the losses of a network that diverged. ``blocks`` has, by the same
-    names, the sums over each block of examples, where they were asked for: after the last epoch.
+    ``values`` has every metric of the task on every split (such as ``test_accuracy``): NaN where
+    there is no validation split, and for the losses of a network that diverged. ``blocks`` has, by
+    the same names, the sums over each block of examples; only the last epoch is measured by blocks.
     """
 
     epoch: int
@@ -59,7 +60,7 @@ class EpochRecord:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> EpochRecord:
-        """The record of such fields; a metric without a number is NaN."""
+        """The record from such a row; a metric without a number is NaN."""
         values = {n: math.nan if v is None else float(v) for n, v in row.items() if n not in _PLAIN}
         return cls(int(row["epoch"]), float(row["learning_rate"]), values)
 
@@ -74,7 +75,7 @@ def epoch_record(
     task: Task,
     blocks: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> EpochRecord:
-    """What was ``measured`` by split and metric as a record; NaN where there is no validation."""
+    """A record of the values ``measured`` by split and metric; NaN without a validation split."""
     values = {f"validation_{metric.name}": math.nan for metric in task.metrics}
     columns = {
         f"{split}_{metric.name}": of_split[metric.name]
@@ -105,7 +106,8 @@ def train(
     All random numbers (batch order, augmentation, dropout) come from ``seed``, the epoch and
     ``stream``: two networks with the same three see the same batches. A network whose training
     loss is no longer finite is stopped; its last record says so (``diverged``). With a
-    ``checkpoint``, training goes on from what it keeps; ``on_epoch`` is told of those epochs too.
+    ``checkpoint``, training continues from what the checkpoint holds; ``on_epoch`` is also called
+    for the epochs that it holds.
     """
     records: list[EpochRecord] = []
     kept = None if checkpoint is None else checkpoint.load([network])
@@ -136,10 +138,11 @@ def train(
 
 
 class Training:
-    """One network in training, with its optimiser and what the recipe lays on it until the end.
+    """One network in training, with its optimiser and, until the end, its adapters and rounding.
 
-    ``state`` is what an earlier one gave: then it goes on from there. Raises :class:`InputError`
-    for a recipe that does not fit the network.
+    ``state`` is that of an earlier training, which this one continues. With a ``team``, all its
+    processes train the network together; a network that is sharded among them stays sharded. Raises
+    :class:`InputError` for a recipe that does not fit the network.
     """
 
     def __init__(
@@ -149,14 +152,18 @@ class Training:
         recipe: Recipe,
         stream: Stream,
         state: MemberState | None = None,
+        team: Team | None = None,
     ) -> None:
         self.network = network
+        self._team = team
         self._data, self._recipe, self._stream = data, recipe, stream
         self._rounded = Rounded(network) if recipe.precision == "bfloat16" else None
         self._adapters = None
         if isinstance(recipe, Retraining) and recipe.lora is not None:
             seed = stream_seed(stream[0], 0, "adapters", stream[1])
             self._adapters = Adapters(network, recipe.lora, seed)
+        if team is not None and team.is_sharded:
+            team.shard(network)
         self._optimizer = make_optimizer(network.parameters(), recipe)
         self._begun: Begun | None = None
         if state:
@@ -166,9 +173,9 @@ class Training:
             self._begun = Begun.read(state)
 
     def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
-        """One pass over the training examples, or the rest of one that was begun.
+        """One pass over the training examples, or the rest of a pass that was begun.
 
-        ``between_steps`` is called where :meth:`kept` is something to go on from.
+        ``between_steps`` is called after steps where training could continue from :meth:`kept`.
         """
         begun, self._begun = self._begun, None
 
@@ -187,10 +194,11 @@ class Training:
             self._stream,
             begun=begun,
             between_steps=pause,
+            team=self._team,
         )
 
     def check(self, batch: Batch) -> None:
-        """Refuse a recipe by which the network computes no gradients, by :class:`InputError`."""
+        """Raise :class:`InputError` for a recipe by which the network computes no gradients."""
         task = training_task(self._data.task, self._recipe)
         self.network.train()
         try:
@@ -211,9 +219,11 @@ class Training:
 
     @contextmanager
     def measured(self) -> Iterator[nn.Module]:
-        """The network as it would be handed out now: with its adapters merged."""
+        """The network as it would be if training ended now: with its adapters merged."""
         with nullcontext() if self._adapters is None else self._adapters.merged():
             yield self.network
+            if self._team is not None:
+                self._team.shard_again(self.network)
 
     def measure(self, epoch: int) -> EpochRecord:
         """All metrics on every split, after an epoch."""
@@ -223,9 +233,9 @@ class Training:
             return measure(network, self._data, epoch, rate)
 
     def state(self, *, base: bool = True) -> MemberState:
-        """What going on needs beside the network as :meth:`finish` leaves it.
+        """What is needed to continue later, besides the network as :meth:`finish` leaves it.
 
-        Without ``base``, it goes on from the network that was handed in, and takes less.
+        Without ``base``, the state is smaller, and continues from the network as it was given.
         """
         found = dict(state_of(self._optimizer, dict(self.network.named_parameters())))
         if self._adapters is not None:
@@ -235,7 +245,7 @@ class Training:
         return found
 
     def kept(self) -> Keepable:
-        """What a checkpoint keeps of it; with adapters, of the network's own tensors buffers."""
+        """What a checkpoint keeps; of the network's own tensors, with adapters, only buffers."""
         tensors = dict(self.network.state_dict())
         if self._adapters is not None:
             buffers = {name for name, _ in self.network.named_buffers()}
@@ -243,7 +253,9 @@ class Training:
         return tensors, self.state(base=False)
 
     def finish(self) -> None:
-        """Leave the network as it was handed in, but trained."""
+        """Leave the network in its given form, but trained; a sharded one stays sharded."""
+        if self._team is not None and self._team.is_sharded:
+            return
         if self._adapters is not None:
             self._adapters.finish()
         if self._rounded is not None:
@@ -265,7 +277,7 @@ class Begun:
 
     @classmethod
     def read(cls, state: MemberState) -> Begun | None:
-        """That of a state; None where it is one between epochs."""
+        """Read the progress from a state; None where the state is one between epochs."""
         if f"{STREAM}/step" not in state:
             return None
         return cls(
@@ -277,7 +289,7 @@ class Begun:
         return {f"{STREAM}/{name}": v for name, v in numbers.items() if v is not None}
 
     def go_on(self, device: torch.device) -> None:
-        """Put torch's random numbers where they stood."""
+        """Set torch's random number generators to where they stood."""
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, device)
@@ -293,11 +305,12 @@ def train_epoch(
     *,
     begun: Begun | None = None,
     between_steps: Callable[[Begun], None] | None = None,
+    team: Team | None = None,
 ) -> None:
     """One pass over the training examples, in training mode, at the recipe's learning rates.
 
-    ``begun``: the epoch goes on from there. ``between_steps`` is told after each step but the last
-    how far it has come.
+    With ``begun``, the epoch continues from there. ``between_steps`` is called after each step but
+    the last, with the progress so far. With a ``team``, its processes share the work of every step.
     """
     task, device = training_task(data.task, recipe), data.train.device
     steps = recipe.steps_in_epoch(len(data.train))
@@ -312,7 +325,10 @@ def train_epoch(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate_at(epoch, step, steps)
             optimizer.zero_grad()
-            add_gradients(network, task, batch, recipe)
+            if team is not None and not team.is_main:  # what it drops is its own, also after a kill
+                own = ("network", stream[1], str(step), str(team.rank))
+                torch.manual_seed(stream_seed(stream[0], epoch, *own))
+            add_gradients(network, task, batch, recipe, team)
             if recipe.gradient_clip is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
             optimizer.step()
@@ -320,18 +336,29 @@ def train_epoch(
                 between_steps(Begun.now(step + 1, device))
 
 
-def add_gradients(network: nn.Module, task: Task, batch: Batch, recipe: Recipe) -> None:
+def add_gradients(
+    network: nn.Module, task: Task, batch: Batch, recipe: Recipe, team: Team | None = None
+) -> None:
     """Add the gradients of a batch's mean loss to those of the network.
 
-    With ``accumulate``, in parts: each part's mean weighs as much as what counts in it (tokens,
-    pixels, examples), so that the sum is the gradient of the whole batch's mean.
+    With ``accumulate``, the batch is computed in parts. Each part's mean is weighted by how much in
+    it counts (tokens, pixels, examples), so that the sum is the gradient of the whole batch's mean.
+    The processes of a ``team`` compute different parts of the same batch, and end with the same
+    sum.
     """
-    parts = [batch] if recipe.accumulate == 1 else _parted(batch, recipe.examples_at_once)
+    size = recipe.examples_at_once if team is None else -(-recipe.examples_at_once // team.size)
+    parts = [batch] if team is None and recipe.accumulate == 1 else _parted(batch, size)
     weights = [1.0] if len(parts) == 1 else [task.weight(part) for part in parts]
     whole = sum(weights) or 1.0
-    for part, weight in zip(parts, weights, strict=True):
-        loss = loss_of(network, task, part, recipe)
-        (loss if len(parts) == 1 else loss * (weight / whole)).backward()
+    if team is None:
+        for part, weight in zip(parts, weights, strict=True):
+            loss = loss_of(network, task, part, recipe)
+            (loss if len(parts) == 1 else loss * (weight / whole)).backward()
+        return
+    for place, part, counts in team.own(parts):
+        share = team.size * weights[place] / whole if counts else 0.0  # averaged over processes
+        (loss_of(network, task, part, recipe) * share).backward()
+    team.add_up(network.parameters())
 
 
 def loss_of(network: nn.Module, task: Task, batch: Batch, recipe: Recipe) -> Tensor:
@@ -349,16 +376,17 @@ def _parted(batch: Batch, size: int) -> list[Batch]:
 def batches(
     data: Splits, recipe: Recipe, seed: int, epoch: int, stream: str = "", *, first: int = 0
 ) -> Iterator[Batch]:
-    """The batches of one epoch from the ``first`` on, shuffled and augmented.
+    """The batches of one epoch from number ``first`` on, shuffled and augmented.
 
-    The last one may be smaller. Targets are class probabilities ``[N, classes]`` with mixup or
-    cutmix. Random numbers are drawn on the CPU, so that every device sees the same batches.
+    The last batch may be smaller. With mixup or cutmix, targets are class probabilities
+    ``[N, classes]``. Random numbers are drawn on the CPU, so that every device sees the same
+    batches.
     """
     generator = torch.Generator().manual_seed(stream_seed(seed, epoch, "batches", stream))
     order = torch.randperm(len(data.train), generator=generator)
     indices = order.split(recipe.batch_size)[: recipe.steps_per_epoch]
     augmented = recipe.shift or recipe.flip or recipe.mixup or recipe.cutmix
-    # What is drawn batch by batch has to be drawn for those that are passed over, too.
+    # Random numbers that are drawn batch by batch have to be drawn for skipped batches, too.
     skipped = 0 if augmented or recipe.resized_crop else first
     drawn = data.train.training_batches(
         indices[skipped:], recipe.resized_crop, seed=stream_seed(seed, epoch, "crops", stream)
@@ -387,14 +415,14 @@ def _augmented(batch: Batch, data: Splits, recipe: Recipe, generator: torch.Gene
 
 
 def training_task(task: Task, recipe: Recipe) -> Task:
-    """The task with what the recipe does to its loss."""
+    """The task with the recipe's changes to its loss."""
     if recipe.label_smoothing and isinstance(task, Classification):
         return Smoothed(task.classes, recipe.label_smoothing)
     return task
 
 
 def make_optimizer(parameters: Iterable[Tensor], recipe: Recipe) -> optim.Optimizer:
-    """The recipe's optimiser over those parameters that train."""
+    """The recipe's optimiser over the trainable parameters."""
     parameters = [p for p in parameters if p.requires_grad]
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "adam":
@@ -412,7 +440,7 @@ def measure(
     *,
     by_block: bool = False,
 ) -> EpochRecord:
-    """Evaluate a network on every split there is, and on the data's blocks of examples."""
+    """Evaluate a network on every split there is, and ``by_block`` on the data's blocks too."""
     measured, blocks = {}, {}
     for name, split in data.named():
         own = data.blocks.get(name) if by_block else None

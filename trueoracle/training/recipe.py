@@ -18,7 +18,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 class Frozen(BaseModel):
     """A value object: immutable, and strict about unknown fields.
 
-    Every number has a range, beyond which it is of no use to anyone; tests find one that has none.
+    Every number has a range, outside which it is of no use; tests find a number that has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -109,7 +109,7 @@ class Recipe(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _autocast_is_a_precision(cls, fields: object) -> object:
-        # The field had a name and a value of its own, which study files and records still have.
+        # Older study files and records have the field `autocast` in the place of `precision`.
         if not isinstance(fields, Mapping) or "autocast" not in fields:
             return fields
         rest = {name: value for name, value in fields.items() if name != "autocast"}
@@ -143,11 +143,11 @@ class Recipe(Frozen):
         return self
 
     def steps_in_epoch(self, examples: int) -> int:
-        """The steps of one epoch on so many training ``examples``."""
+        """The number of steps in one epoch, given the number of training ``examples``."""
         return min(-(-examples // self.batch_size), self.steps_per_epoch or examples)
 
     def examples_in_epoch(self, examples: int) -> int:
-        """How many of so many training ``examples`` one epoch trains on."""
+        """How many examples one epoch trains on, given the number of training ``examples``."""
         return min(examples, self.steps_in_epoch(examples) * self.batch_size)
 
     @property
@@ -163,8 +163,8 @@ class Recipe(Frozen):
     def learning_rate_at(self, epoch: int, step: int = 0, steps: int = 1) -> float:
         """The learning rate of a step of an epoch, both counted from 0.
 
-        ``steps`` is how many an epoch has. During warm-up the rate is (steps so far + 1) / warm-up
-        of what it would be; a schedule by steps begins when the warm-up ends.
+        ``steps`` is the number of steps in an epoch. During warm-up the rate is (steps so far + 1)
+        / warm-up of what it would be without; a schedule by steps begins when the warm-up ends.
         """
         done, total = epoch * steps + step, self.epochs * steps
         warm = self.warmup if self.warmup >= 1 else math.ceil(self.warmup * total)
@@ -175,7 +175,7 @@ class Recipe(Frozen):
         return rising * self._scheduled(done, share)
 
     def _scheduled(self, place: int, share: float) -> float:
-        """The rate without warm-up: ``place`` in epochs or steps, and as a share of them all."""
+        """The rate without warm-up at ``place`` (an epoch or step), which is a ``share`` of all."""
         span = self.learning_rate - self.final_learning_rate
         if self.schedule == "step":
             return self.learning_rate * self.gamma ** sum(place >= m for m in self.milestones)
@@ -236,7 +236,7 @@ class DenseTraining(Recipe):
             )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
-        # The first network's, for what is asked of one; a single one is a study of that seed.
+        # Code that trains one network reads the first seed; a list of one seed is that seed.
         self.__dict__["seed"] = self.seeds[0]
         if len(self.seeds) == 1:
             self.__dict__["seeds"] = None

@@ -1,4 +1,4 @@
-"""What saves memory in training: weights in bfloat16, and forward passes that are run again."""
+"""Two ways to save memory in training: weights in bfloat16, and recomputed forward passes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch.utils.checkpoint import checkpoint
 from trueoracle.errors import InputError
 from trueoracle.training.recipe import Recipe
 
-__all__ = ["Rounded", "checkpointed"]
+__all__ = ["Rounded", "blocks_of", "checkpointed"]
 
 
 class Rounded:
     """A network whose floating-point weights are in bfloat16 until :meth:`finish`.
 
-    Its inputs are rounded too, and its outputs given in float32, so that losses are summed in it.
-    Buffers, and the weights of batch norms, keep their precision: statistics would suffer.
+    The inputs are rounded too. The outputs are converted to float32, so that losses are summed in
+    float32. Buffers, and the weights of batch norms, keep their precision: statistics would suffer.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -40,7 +40,7 @@ class Rounded:
         ]
 
     def finish(self) -> None:
-        """The weights in the precision that they had, with the values that they have."""
+        """Give the weights their former precision, with the values that they have now."""
         for hook in self._hooks:
             hook.remove()
         for parameter, dtype in self._before:
@@ -64,11 +64,11 @@ def _cast(values: Any, dtype: torch.dtype) -> Any:
 
 @contextmanager
 def checkpointed(network: nn.Module, recipe: Recipe) -> Iterator[None]:
-    """Within the block, with ``gradient_checkpointing``, only the inputs of blocks are kept.
+    """In this context, with ``gradient_checkpointing``, only the inputs of blocks are kept.
 
-    What a block computes within is computed again for the gradients (Chen et al. 2016,
-    arXiv 1604.06174). Blocks are those that a network of transformers names, else the modules with
-    parts of their own that stand in a row (``nn.Sequential``, ``nn.ModuleList``). Raises
+    A block's inner values are computed again for the gradients (Chen et al. 2016,
+    arXiv 1604.06174). The blocks are those that a transformers network names, else the modules with
+    submodules that stand in a row (``nn.Sequential``, ``nn.ModuleList``). Raises
     :class:`InputError` for a network without blocks, or with batch norms in them.
     """
     if not recipe.gradient_checkpointing:
@@ -80,7 +80,7 @@ def checkpointed(network: nn.Module, recipe: Recipe) -> Iterator[None]:
         finally:
             switch("disable")
     else:
-        blocks = _blocks(network)
+        blocks = _blocks_to_run_again(network)
         for block in blocks:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
         try:
@@ -91,19 +91,20 @@ def checkpointed(network: nn.Module, recipe: Recipe) -> Iterator[None]:
 
 
 def _switch_of_transformers(network: nn.Module) -> Callable[..., None] | None:
-    """How to turn it on and off where the network does it itself; None where it does not."""
+    """The function that turns a network's own checkpointing on and off; None where it has none."""
     if not hasattr(network, "supports_gradient_checkpointing"):
         return None
     if not network.supports_gradient_checkpointing:
         raise InputError(
             f"gradient_checkpointing: {type(network).__name__} does not support it: leave it out"
         )
-    names = ("activation_checkpointing", "gradient_checkpointing")  # new, and before version 6
+    names = ("activation_checkpointing", "gradient_checkpointing")  # from version 6 on, and before
     name = next(name for name in names if hasattr(network, f"{name}_enable"))
     return lambda what, *given: getattr(network, f"{name}_{what}")(*given)
 
 
-def _blocks(network: nn.Module) -> list[nn.Module]:
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The outermost modules with submodules that stand in a row; there may be none."""
     found: list[nn.Module] = []
     for module in network.modules():
         if isinstance(module, nn.Sequential | nn.ModuleList):
@@ -111,6 +112,11 @@ def _blocks(network: nn.Module) -> list[nn.Module]:
             inner = {id(m) for block in found for m in block.modules()}
             if len(composite) > 1:
                 found += [block for block in composite if id(block) not in inner]
+    return found
+
+
+def _blocks_to_run_again(network: nn.Module) -> list[nn.Module]:
+    found = blocks_of(network)
     if not found:
         raise InputError(
             f"gradient_checkpointing needs blocks that stand in a row, and {type(network).__name__}"

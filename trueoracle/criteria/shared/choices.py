@@ -21,7 +21,7 @@ class CannotShareError(Exception):
 
 
 def check_plain(dense: nn.Module, candidates: Candidates) -> None:
-    """Refuse groups that share a reader with other channels, and readers that mix channels."""
+    """Raise :class:`CannotShareError` unless readers read one group each and mix no channels."""
     for group in candidates.groups:
         for part in group.consumers:
             consumer = dense.get_submodule(part.module)
@@ -40,8 +40,8 @@ def check_plain(dense: nn.Module, candidates: Candidates) -> None:
 class _Sum:
     """A group that enters its consumers as a sum of contributions.
 
-    ``chosen`` is bool ``[P, C]``: which of the C contributions each candidate adds up;
-    ``count`` how many those are, the same for all.
+    ``chosen`` is bool ``[P, C]``: which of the C contributions each candidate adds up; ``count`` is
+    how many contributions a candidate adds up, the same number for all.
     """
 
     group: Group
@@ -53,8 +53,8 @@ class _Sum:
 class _Mask:
     """A group that is masked where it is read.
 
-    ``read`` is bool ``[P, filters]``: the consumer's channels that are not zeroed; ``source``, of
-    the released wiring only, int64 ``[P, filters]``: the filter that feeds each channel.
+    ``read`` is bool ``[P, filters]``: the consumer's channels that are not zeroed. ``source``, for
+    the released wiring only, is int64 ``[P, filters]``: the filter that feeds each channel.
     """
 
     group: Group
@@ -65,7 +65,7 @@ class _Mask:
 def choices_of(
     dense: nn.Module, candidates: Candidates, summed: Sequence[Group]
 ) -> tuple[list[_Sum], list[_Mask]]:
-    """How each group of the candidates enters, by sums or by masks."""
+    """How each group of the candidates enters its consumers: as a sum or by a mask."""
     device = next(dense.parameters()).device
     sums, masks = [], []
     for position, group in enumerate(candidates.groups):
@@ -83,14 +83,14 @@ def choices_of(
 
 
 def _flags(kept: np.ndarray, filters: int) -> np.ndarray:
-    """Bool ``[P, filters]``: which are among the kept ``[P, K]``."""
+    """Which filters are among the kept ones ``[P, K]``, bool ``[P, filters]``."""
     flags = np.zeros((len(kept), filters), dtype=bool)
     np.put_along_axis(flags, kept, True, axis=1)
     return flags
 
 
 def _placed(kept: np.ndarray, filters: int) -> np.ndarray:
-    """Bool ``[P, K·room]``: which (filter, place) each candidate has, in :func:`_places`' order."""
+    """Which (filter, place) each candidate has, bool ``[P, K·room]``, in :func:`_places`' order."""
     count = kept.shape[1]
     room = filters - count + 1
     places = np.arange(count)
@@ -98,7 +98,7 @@ def _placed(kept: np.ndarray, filters: int) -> np.ndarray:
 
 
 def _places(filters: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every (filter, place) that can occur: the j-th of K ascending ones is among j … j+C-K."""
+    """Every (filter, place) that can occur: the j-th of K ascending filters is in j … j+C-K."""
     place = np.repeat(np.arange(count), filters - count + 1)
     offset = np.tile(np.arange(filters - count + 1), count)
     return place + offset, place

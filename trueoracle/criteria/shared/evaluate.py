@@ -1,4 +1,4 @@
-"""The loss of every candidate: shared where that is right, else one network at a time."""
+"""The loss of every candidate: by shared computation where possible, else one at a time."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 
 STREAMED_NETWORKS = 8
-"""Networks that see a streamed image each time that it is decoded, where they share nothing."""
+"""How many networks that share nothing are evaluated per decoding of a streamed image."""
 
 STREAMED_IMAGES = 256
 """Streamed images whose losses are computed at a time."""
 
 TRIED_IMAGES = 16
-"""Images on which the shared computation is tried against the pruned networks themselves."""
+"""Images on which the shared computation is compared with the pruned networks themselves."""
 
 
 def evaluate_each(
@@ -41,7 +41,7 @@ def evaluate_each(
 ) -> np.ndarray:
     """The task's loss ``[P]`` of each pruned network, one network at a time.
 
-    ``indices`` are the candidates to evaluate, all where left out. The reference of
+    ``indices`` are the candidates to evaluate; by default all. This is the reference for
     :func:`evaluate_all`.
     """
     wanted = list(range(len(candidates)) if indices is None else indices)
@@ -61,8 +61,8 @@ def evaluate_all(
 ) -> np.ndarray:
     """The task's loss ``[P]`` of each pruned network, in evaluation mode.
 
-    Evaluated one at a time are networks whose candidates cannot share, tasks other than
-    classification, and candidates whose loss is not finite: a pruned channel that overflows does
+    Candidates are evaluated one at a time where the network's candidates cannot share, where the
+    task is not classification, and where a loss is not finite: a pruned channel that overflows does
     not vanish when multiplied by zero.
     """
     # Masks of single weights, and networks of fewer layers, leave nothing to share.
@@ -86,7 +86,7 @@ def evaluate_all(
 
 
 def _tells_classes(split: AnySplit, task: Task) -> bool:
-    """Whether examples are (input, class), which is all that is computed at once."""
+    """Whether examples are (input, class), the only kind that can be computed together."""
     return (
         type(task) is Classification
         and split.shapes.keys() == {INPUT, TARGET}
@@ -95,7 +95,7 @@ def _tells_classes(split: AnySplit, task: Task) -> bool:
 
 
 def _tried(dense: nn.Module, candidates: Candidates, images: Tensor) -> SharedLosses | None:
-    """The shared computation, where it gives what the pruned networks give; else None."""
+    """The shared computation, if it agrees with the pruned networks; else None."""
     try:
         exact = SharedLosses(dense, candidates, images)
         if exact.agrees(images):

@@ -1,4 +1,4 @@
-"""What of a traced network is shared, and what follows for each candidate."""
+"""Which operations of a traced network candidates share, and which run for each candidate."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 CONTRIBUTIONS_BYTES = 64 * 2**20
-"""Most that the contributions of one image may take; beyond it the group is masked instead."""
+"""Most bytes that one image's contributions may take; a group that needs more is masked."""
 
 
 def summable_groups(graph: fx.GraphModule, candidates: Candidates, image: Tensor) -> list[Group]:
-    """The groups whose consumers read what no candidate changes, and that fit in memory as sums."""
+    """The groups that fit in memory as sums, and whose consumers' inputs no candidate changes."""
     by_target = {str(n.target): n for n in graph.graph.nodes if n.op == "call_module"}
     late = closure_of(set(consumers_of(by_target, candidates.groups)))
     consumers = {r.module: graph.get_submodule(r.module) for r in _readers(candidates.groups)}
@@ -48,7 +48,7 @@ def summable_groups(graph: fx.GraphModule, candidates: Candidates, image: Tensor
 def _output_bytes(
     network: nn.Module, modules: dict[str, nn.Module], images: Tensor
 ) -> dict[str, int]:
-    """What each of some modules puts out when the network runs on images."""
+    """The bytes of each module's output when the network runs on these images."""
     sizes = {}
     handles = [
         module.register_forward_hook(
@@ -70,7 +70,7 @@ def _readers(groups: Iterable[Group]) -> list[Part]:
 
 
 def consumers_of(by_target: dict[str, fx.Node], groups: Iterable[Group]) -> dict[fx.Node, Part]:
-    """The operations that read the groups' filters, each with what it reads."""
+    """The operations that read the groups' filters, each with the part that it reads."""
     return {by_target[r.module]: r for group in groups for r in group.consumers}
 
 

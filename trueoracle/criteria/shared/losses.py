@@ -1,4 +1,4 @@
-"""The losses of many candidates, from contributions that are computed once."""
+"""The losses of many candidates, computed from contributions that they share."""
 
 from __future__ import annotations
 
@@ -48,25 +48,25 @@ log = logging.getLogger(__name__)
 
 
 BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
-"""Aim for the largest temporary of a chunk of images or a block of candidates.
+"""About the most bytes of a temporary tensor for a chunk of images or a block of candidates.
 
-A CPU's is what stays in cache, with room for a few at a time; smaller blocks cost calls.
+On a CPU, a few tensors of this size fit the cache; smaller blocks would cost more calls.
 """
 
 BLOCK_CANDIDATES = 32
 """Most candidates in a block, and so the most that padding the last block can waste."""
 
 NATIVE_BYTES = 128 * 2**20
-"""Most that the weights of candidates take which the native kernels score together."""
+"""Most bytes of weights of the candidates that the native kernels score together."""
 
 
 @dataclass(frozen=True)
 class Shared:
     """What all candidates share of one chunk of N images.
 
-    ``contributions`` maps consumers to ``[N, C, F, H, W]`` (or ``[N, C, F]`` for a linear one): the
-    C filters' parts of its output, each with its share of the bias. In memory, F comes last.
-    ``values`` are other activations that later operations read.
+    ``contributions`` maps consumers to ``[N, C, F, H, W]`` (``[N, C, F]`` for a linear consumer):
+    the C filters' parts of the consumer's output, each with its share of the bias. In memory, F
+    comes last. ``values`` are other activations that later operations read.
     """
 
     contributions: dict[fx.Node, Tensor]
@@ -77,15 +77,15 @@ class Shared:
 class SharedLosses:
     """Computes the losses of P candidates, sharing what does not depend on the candidate.
 
-    ``tail`` is what follows the contributions as a plain list of modules, where that is all that
-    follows: one group's one consumer, then a chain. Elsewhere it is None.
+    ``tail`` is the list of modules after the contributions, where these form a plain chain after
+    the single consumer of a single group; else it is None.
     """
 
     def __init__(self, dense: nn.Module, candidates: Candidates, example: Tensor) -> None:
         """Plan the computation; ``example`` is a batch ``[N, …]`` that the network takes.
 
-        ``dense`` stays as it is. Raises :class:`CannotShareError`, or whatever tracing and running
-        the network raise.
+        ``dense`` stays unchanged. Raises :class:`CannotShareError`, and whatever tracing and
+        running the network raise.
         """
         self._dense, self._candidates = dense, candidates
         check_plain(dense, candidates)
@@ -96,7 +96,7 @@ class SharedLosses:
         if candidates.surgery == "as-released" and wanted:
             network = widened(dense, candidates, wanted).eval()
             graph = trace(network)
-        # Measured fastest on CPUs: pooling and grouped convolutions above all.
+        # This layout is the fastest on CPUs, above all for pooling and grouped convolutions.
         self._graph = graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._modules = dict(graph.named_modules())
         self._example = example
@@ -124,7 +124,7 @@ class SharedLosses:
         by_target = {str(node.target): node for node in nodes if node.op == "call_module"}
         self._summed = consumers_of(by_target, (one.group for one in self._sums))
         self._masked = consumers_of(by_target, (one.group for one in self._masks))
-        # Under the released wiring, a masked group's channels change places where they come out.
+        # Under the released wiring, a masked group's channels change places where they are made.
         self._moved = {
             by_target[one.group.name]: one.source for one in self._masks if one.source is not None
         }
@@ -136,7 +136,7 @@ class SharedLosses:
         self._shared_nodes = [n for n in nodes if n not in late and n.op != "output"]
         self._output = only_input(nodes[-1])
         values = self._run_shared(self._example[:2], keep=None)
-        # Numbers read off a batch, such as its size, are others when candidates are merged in it.
+        # Numbers read from a batch, such as its size, change when candidates are merged into it.
         self._counts = {
             node
             for node in self._of_images - late
@@ -191,10 +191,10 @@ class SharedLosses:
     # Trying
 
     def agrees(self, images: Tensor) -> bool:
-        """Whether the first and last candidate give what their pruned networks give.
+        """Whether the first and last candidate have the same outputs as their pruned networks.
 
-        The logits ``[N, classes]`` of some images are compared, to the square root of the
-        precision: rounding stays far below, a channel wired wrongly far above.
+        The logits ``[N, classes]`` of some images are compared, with the square root of the
+        precision as tolerance: rounding stays far below it, a wrongly wired channel far above.
         """
         tried = sorted({0, len(self._candidates) - 1})
         with torch.inference_mode():
@@ -210,7 +210,7 @@ class SharedLosses:
         return True
 
     def use_native(self, images: Tensor) -> None:
-        """Let the native kernels compute the tail, where they can and agree on some images."""
+        """Let the native kernels compute the tail, if they can and agree on some ``images``."""
         if self.tail is None or images.device.type != "cpu":
             return
         labels = torch.zeros(len(images), dtype=torch.long)
@@ -255,7 +255,7 @@ class SharedLosses:
     def _over_chunks(
         self, function: Callable[[Shared], Tensor], images: Tensor, labels: Tensor
     ) -> Tensor:
-        """The sum over chunks of images of a function of what candidates share of each."""
+        """The sum, over chunks of images, of a function of what candidates share."""
 
         def of_chunk(some: Tensor, their: Tensor) -> Tensor:
             with torch.inference_mode():
@@ -263,7 +263,7 @@ class SharedLosses:
 
         chunks = images.split(self.chunk_images), labels.split(self.chunk_images)
         with _each_on_one_thread(images.device) as apply:
-            # Added up in order, whichever chunk is done first.
+            # The chunks' results are added in order, whichever chunk is finished first.
             return sum(apply(of_chunk, *chunks), start=torch.zeros((), dtype=torch.float64))
 
     def share(self, images: Tensor, labels: Tensor) -> Shared:
@@ -275,9 +275,9 @@ class SharedLosses:
     def sum_losses(self, shared: Shared) -> Tensor:
         """The candidates' sums of cross-entropy float64 ``[P]`` over one chunk of images.
 
-        From contributions, choices and labels: all that a faster way for a plain ``tail`` needs.
-        Blocks have one size, the last one filled up: a candidate's loss then does not depend on how
-        many others it is evaluated with.
+        They are computed from contributions, choices and labels, which is all that a faster way for
+        a plain ``tail`` needs. All blocks have one size, the last one padded, so that a candidate's
+        loss does not depend on how many others it is evaluated with.
         """
         count, size = len(self._candidates), self.block_candidates
         labels = shared.labels.repeat_interleave(size)
@@ -313,9 +313,9 @@ class SharedLosses:
         return parts
 
     def _run_late(self, shared: Shared, block: Tensor, sizes: list[int] | None = None) -> Tensor:
-        """The outputs ``[N·P, …]`` of a block ``[P]`` of candidates; they change fastest.
+        """The outputs ``[N·P, …]`` of a block ``[P]`` of candidates, which vary fastest.
 
-        The bytes of every value are put down in ``sizes``, where it is given.
+        The bytes of every value are appended to ``sizes``, where it is given.
         """
         count = len(block)
         values: dict[fx.Node, Any] = {}
@@ -361,7 +361,7 @@ class SharedLosses:
             return constant(self._graph, node)
         args, kwargs = fx.map_arg(node.args, fetch), fx.map_arg(node.kwargs, fetch)
         if node.op == "call_method" and node.target == "view":
-            # Channels last, axes that follow each other need not do so in memory.
+            # With channels last, neighbouring axes need not be neighbours in memory.
             return cast(Any, args[0]).reshape(*args[1:], **kwargs)
         if node.op != "call_module":
             return called(node)(*args, **kwargs)
@@ -378,17 +378,18 @@ class SharedLosses:
 
 @contextmanager
 def _each_on_one_thread(device: torch.device) -> Iterator[Callable[..., Iterable[Tensor]]]:
-    """A ``map`` over chunks; on a CPU, as many at once as torch has threads, each on one.
+    """A ``map`` over chunks; on a CPU, each thread of torch computes a chunk of its own.
 
-    The operations on a chunk are too short to split among threads: waiting for each other after
-    every one costs a fifth of the time, and many times that where others use the machine too.
+    The operations on a chunk are too short to split among threads: if threads waited for each other
+    after every operation, this would cost a fifth of the time, and many times that where other
+    programs use the machine, too.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
         yield map
         return
     try:
-        # The setting is each thread's own; what later threads begin with is put back below.
+        # Each thread has its own setting; the default for later threads is restored below.
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool.map
     finally:

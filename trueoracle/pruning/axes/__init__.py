@@ -1,1 +1,1 @@
-"""Which indices of which tensors can only go together, found by following every axis."""
+"""Finds which indices of which tensors can only be removed together, by following every axis."""

@@ -1,9 +1,10 @@
 """Axes of tensors as sums of products of index sets.
 
 An *atom* is a set of indices that nothing has divided yet. At first, each axis of each parameter is
-one atom. A view divides an atom into a product (``[heads · head_dim]``), a slice into a sum
-(``[query | key | value]``). Where two axes meet, their atoms become one. An axis is a sequence of
-segments, each a product of factors, the outermost first. A factor is an atom or a fixed size.
+one atom. A view divides an atom into a product (``[heads · head_dim]``), a slice divides it into a
+sum (``[query | key | value]``). Where two axes meet, their atoms become one. An axis is a sequence
+of segments; a segment is a product of factors, the outermost first; a factor is an atom or a fixed
+size.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ __all__ = ["Atom", "Axis", "Factor", "Fixed", "Segment", "atoms_of", "fixed", "l
 
 
 class Atom:
-    """A set of indices; removing one removes it wherever the atom occurs.
+    """A set of indices; removing one index removes it wherever the atom occurs.
 
-    ``reason`` says in words why none can be removed; it is empty while nothing forbids it.
+    ``reason`` says in words why no index can be removed; it is empty while nothing forbids that.
     ``number`` orders atoms by creation.
     """
 
@@ -26,7 +27,7 @@ class Atom:
 
     def __init__(self, size: int, reason: str = "") -> None:
         self.size, self.reason = size, reason
-        self.cut_by = ""  # the operation that divided it into a sum, in words
+        self.cut_by = ""  # the operation that cut it out of a larger atom, in words
         self._multiplied = False
         self.product: tuple[Atom, ...] = ()
         self.sum: tuple[Atom, ...] = ()
@@ -43,17 +44,17 @@ class Atom:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is undivided."""
+        """Whether the atom is undivided."""
         return not self.product and not self.sum
 
     @property
     def is_multiplied(self) -> bool:
-        """Whether tensors, none of them weights, are multiplied and summed over it."""
+        """Whether tensors that are no weights are multiplied and summed over the atom."""
         atom = self.root()
         return atom._multiplied or any(part.is_multiplied for part in (*atom.product, *atom.sum))
 
     def multiply(self) -> None:
-        """Note that tensors are multiplied and summed over it."""
+        """Note that tensors that are no weights are multiplied and summed over the atom."""
         self.root()._multiplied = True
 
     def lock(self, reason: str) -> None:
@@ -73,13 +74,13 @@ class Atom:
             first._multiplied = first._multiplied or second._multiplied
 
     def factor(self, outer: int) -> None:
-        """Divide into a product of ``outer`` and the rest."""
+        """Divide the atom into a product of ``outer`` and the rest."""
         self.product = (Atom(outer, self.reason), Atom(self.size // outer, self.reason))
         for part in self.product:
             part.cut_by, part._multiplied = self.cut_by, self._multiplied
 
     def cut(self, sizes: Sequence[int], why: str) -> None:
-        """Divide into a sum of parts that follow one another; ``why`` in words."""
+        """Divide the atom into a sum of consecutive parts; ``why`` says in words what cut it."""
         self.sum = tuple(Atom(size, self.reason) for size in sizes)
         for part in self.sum:
             part.cut_by, part._multiplied = self.cut_by or why, self._multiplied
@@ -87,7 +88,7 @@ class Atom:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A factor of constant size. ``uniform``: the values there are the same for every index."""
+    """A factor of constant size; ``uniform`` if the values are the same for every index."""
 
     size: int
     uniform: bool = False
@@ -100,7 +101,7 @@ Segment = tuple[Factor, ...]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a tensor. ``origin``: the parameter and axis that it is a view of, if any."""
+    """One axis of a tensor; ``origin`` is the parameter and axis that it is a view of, if any."""
 
     segments: tuple[Segment, ...]
     origin: tuple[str, int] | None = None
@@ -127,7 +128,7 @@ def resolved(axis: Axis) -> Axis:
 
 
 def _resolved(segment: Segment) -> list[Segment]:
-    """One segment, as the segments that it has become."""
+    """The segments that one segment has become."""
     found: list[Segment] = [()]
     for factor in segment:
         if isinstance(factor, Atom):
@@ -140,7 +141,7 @@ def _resolved(segment: Segment) -> list[Segment]:
                 inner, more = (_kept(factor),), []
             found = [(*one, *inner) for one in found] + [(*found[0], *one) for one in more]
         elif all(size_of(one) == 1 for one in found):
-            # (a | b) · c is a · c | b · c; behind an outer factor, the parts would be interleaved.
+            # (a | b) · c is a · c | b · c; with a factor before it, the parts would be interleaved.
             found = [(*found[0], *one) for part in factor.sum for one in _resolved((part,))]
         else:
             found = [(*one, _kept(factor)) for one in found]

@@ -1,10 +1,10 @@
-"""Numbers that modules keep and that have to change with a cut: of heads, of channels.
+"""Numbers of heads or channels that modules keep and that have to change with a cut.
 
 A module may view its queries as ``[N, L, self.num_heads, self.head_dim]``: after it has lost a head
 it runs only with a smaller ``num_heads``. A cut of attention always lowers the numbers of heads
-that go by their usual names, since one example may run with a stale one and the next may not.
-Which further numbers have to change is found by trying those that the group's modules hold, known
-names first.
+that have one of the usual names, since one example may run with an outdated number and the next may
+not. Which further numbers have to change is found by trying the numbers that the group's modules
+hold, known names first.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from trueoracle.pruning.groups import Group, Kind, Place
 __all__ = ["Counts", "choices", "counted", "counts_of", "remembered", "with_usual"]
 
 Counts = frozenset[tuple[type, str]]
-"""Numbers by their modules' classes, such as ``(GPT2Attention, "split_size")``."""
+"""Numbers, each by its module's class and its name: ``(GPT2Attention, "split_size")``."""
 
 MOST_TRIED = 40
 """The most sets of numbers that are tried for one group."""
 
 LEVELS = 2
-"""How many levels above a group's layers modules are searched for numbers."""
+"""Modules are searched for numbers up to this many levels above a group's layers."""
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead")
 _SHARED = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_head_kv")
@@ -44,7 +44,7 @@ _UNTOUCHED: dict[Kind, tuple[str, ...]] = {
     "key/value groups": _EACH,
     "query heads": _SHARED,
 }
-"""Names of numbers that stay as they are when something of this kind is cut."""
+"""Names of numbers that stay as they are when a group of this kind is cut."""
 
 
 def with_usual(network: nn.Module, group: Group) -> Group:
@@ -74,7 +74,10 @@ def with_usual(network: nn.Module, group: Group) -> Group:
 
 
 def _kind_by_numbers(network: nn.Module, group: Group) -> Kind:
-    """Heads are groups of them where their module has as many keys and values, but more heads."""
+    """The kind of a group, corrected by the numbers that its modules keep.
+
+    Heads are key/value groups if a module has as many keys and values but another number of heads.
+    """
     if group.kind != "heads":
         return group.kind
     for path in _owners(group):
@@ -87,8 +90,8 @@ def _kind_by_numbers(network: nn.Module, group: Group) -> Kind:
 
 
 def counted(network: nn.Module, group: Group) -> Iterator[Group]:
-    """The group with more numbers that may have to change with it, the likeliest sets first."""
-    kinds: dict[tuple[type, str], list[Place]] = {}  # the same number of every block at once
+    """The group with further numbers that may have to change, the likeliest sets first."""
+    kinds: dict[tuple[type, str], list[Place]] = {}  # a number is changed in every block at once
     for place in _numbers(network, group):
         path, key = _split(network, place.tensor)
         kinds.setdefault((type(network.get_submodule(path)), key), []).append(place)
@@ -100,12 +103,12 @@ def counted(network: nn.Module, group: Group) -> Iterator[Group]:
 
 
 def choices(network: nn.Module, group: Group) -> Counts:
-    """Which numbers may have to change with a group, by their modules' classes."""
+    """The numbers that may have to change with a group, by their modules' classes."""
     return _kinds(network, _numbers(network, group))
 
 
 def counts_of(network: nn.Module, group: Group) -> Counts:
-    """Which numbers a group changes, by their modules' classes."""
+    """The numbers that a group changes, by their modules' classes."""
     return _kinds(network, [place for place in group.places if place.role == "counts"])
 
 
@@ -115,7 +118,7 @@ def _kinds(network: nn.Module, places: Sequence[Place]) -> Counts:
 
 
 def remembered(network: nn.Module, group: Group, known: Sequence[Counts]) -> Group:
-    """The group with the numbers that another group was found to need."""
+    """The group with the numbers that an earlier group was found to need, where they fit."""
     has = counts_of(network, group)
     numbers = _numbers(network, group)
     for counts in reversed(known):
@@ -133,7 +136,7 @@ def remembered(network: nn.Module, group: Group, known: Sequence[Counts]) -> Gro
 def _numbers(network: nn.Module, group: Group) -> list[Place]:
     """Numbers that are a multiple of the group's filters and not among its places yet.
 
-    Those of known names come first.
+    Numbers with known names come first.
     """
     has = {place.tensor for place in group.places}
     untouched = _UNTOUCHED.get(group.kind, ())
@@ -156,7 +159,7 @@ def _numbers(network: nn.Module, group: Group) -> list[Place]:
 
 
 def _owners(group: Group) -> list[str]:
-    """The modules that hold the group's tensors and those above them, the lowest first."""
+    """The modules that hold the group's tensors and the modules above them, the lowest first."""
     found: dict[str, int] = {}
     for place in group.places:
         path = place.owner

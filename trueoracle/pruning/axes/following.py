@@ -14,21 +14,25 @@ __all__ = ["Follower", "Rule"]
 
 
 class Follower:
-    """What is known of a run's tensors so far, by their numbers.
+    """Collects what the operations of a run show about its tensors, which have numbers.
 
-    ``reads`` are the axes of parameters that an operation sums over, ``writes`` those along which
-    its results lie, with the number of the first operation that did so: the layers' inputs and
-    outputs. ``met`` has the number of the first operation that took each parameter or buffer;
-    ``readings`` names, for each use of a layer's weights, the operation and what it reads;
-    ``mixing`` are the norms that mix channels, by their numbers among the run's;
-    ``computing`` are the modules whose weights are not parameters but computed from them;
-    ``carried`` says, for an axis of a parameter, along which part of it a layer keeps the indices
-    of its input apart: a grouped convolution its convolution groups. ``sizes`` are numbers that
-    modules keep, by their dotted names, with the axes whose indices they count; ``parted`` the
-    equal parts that axes were cut into, and in words by what. ``slices`` has the slices that are
-    taken of each tensor. ``experts`` are parameters with an entry for each expert, of which a
-    router chooses some for each token. What the answer does not depend on is followed too, since it
-    has to run once it is cut; nothing of it is read, written or met.
+    - ``reads``: axes of parameters that an operation sums over (a layer's inputs).
+    - ``writes``: axes of parameters along which an operation's results lie (a layer's outputs),
+      with the number of the first such operation.
+    - ``met``: for each parameter or buffer, the number of the first operation that takes it.
+    - ``readings``: for each use of a layer's weights, the operation and the tensor that it reads.
+    - ``mixing``: the norms that mix channels, by their numbers among the run's norms.
+    - ``computing``: modules whose weights are computed from parameters.
+    - ``carried``: for an axis of a parameter, the part of it along which a layer keeps the indices
+      of its input apart, such as the convolution groups of a grouped convolution.
+    - ``sizes``: numbers that modules keep, by their dotted names, with the axes that they count.
+    - ``parted``: the equal parts that axes were cut into, and in words what cut them.
+    - ``slices``: the slices that are taken of each tensor.
+    - ``experts``: parameters with an entry for each expert, of which a router chooses some for each
+      token.
+
+    Operations that the network's output does not depend on are followed too, since they still have
+    to run after a cut; but they count neither as reading or writing a parameter nor as meeting it.
     """
 
     def __init__(self, network: nn.Module, graph: Graph) -> None:
@@ -107,7 +111,7 @@ class Follower:
             if is_parameter:
                 self._from_parameters.add(ref.number)
 
-    # What rules ask
+    # For rules: what is known
 
     def axes(self, ref: Ref | None) -> list[Axis]:
         """The axes of a tensor."""
@@ -125,7 +129,7 @@ class Follower:
         return self._axes[number]
 
     def shape(self, step: Step, position: int = 0) -> tuple[int, ...]:
-        """The shape of what an operation puts out."""
+        """The shape of one of an operation's results."""
         ref = step.results[position]
         if ref is None:
             raise TypeError("expected a tensor")
@@ -136,11 +140,11 @@ class Follower:
         return ref.number in self._from_parameters and ref.number not in self._from_inputs
 
     def module(self, step: Step) -> nn.Module | None:
-        """The innermost module that was running."""
+        """The innermost module that was running when the operation was called."""
         return self._modules.get(step.module)
 
     def place(self, step: Step) -> str:
-        """Where an operation happens, in words: its layer if torch's own, else its name."""
+        """Where an operation happens, in words: the layer if it is torch's own, else the name."""
         module = self._modules.get(step.module)
         is_torchs = type(module).__module__.startswith("torch.") and not list(
             module.children() if module is not None else ()
@@ -150,20 +154,20 @@ class Follower:
         return repr(step.name.rstrip("_"))
 
     def meets(self, step: Step) -> str:
-        """The beginning of most reasons."""
+        """What the operation's inputs meet, in words: the beginning of most reasons."""
         if step.tensors and all(self.is_computed(ref) for ref in step.tensors):
             return f"its weights are used in {self.place(step)}"
         return f"its output meets {self.place(step)}"
 
     def is_normed(self) -> bool:
-        """Whether the operation is part of a norm, which may mix channels: masking does it too."""
+        """Whether the operation is part of a norm, which may mix channels, as masking allows."""
         if self.now not in self._norming:
             return False
         if self.now not in self._unread:
             self.mixing[self._norming[self.now]] = None
         return True
 
-    # What rules do
+    # For rules: what they note
 
     def refuse(self, step: Step, reason: str) -> None:
         """Lock all axes of an operation's inputs."""
@@ -172,7 +176,7 @@ class Follower:
                 lock(axis, reason)
 
     def meet(self, refs: Sequence[Ref], shape: Sequence[int], meets: str) -> list[Axis]:
-        """The axes of tensors that meet entry by entry, as broadcasting does."""
+        """The axes of the result where tensors meet entry by entry, with broadcasting."""
         found: list[Axis | None] = [None] * len(shape)
         for ref in refs:
             axes = self._of(ref.number)
@@ -187,18 +191,19 @@ class Follower:
         return [axis or fixed(size, True) for axis, size in zip(found, shape, strict=True)]
 
     def in_parts(self, axis: Axis, sizes: Sequence[int], meets: str) -> list[Axis] | None:
-        """An axis in parts that follow one another; None: it cannot be cut so.
+        """An axis cut into consecutive parts; None if it cannot be cut so.
 
-        Parts that differ go their own ways, as do those that it was put together of.
+        Parts of different sizes can lose different indices, and so can the parts of a
+        concatenation.
         """
         if len(set(sizes)) > 1 or ends_at(axis, sizes):
             return cut(axis, sizes, f"{meets} into unequal parts")
         return self.in_equal_parts(axis, sizes, meets)
 
     def in_equal_parts(self, axis: Axis, sizes: Sequence[int], meets: str) -> list[Axis] | None:
-        """An axis in parts that lose the same indices, so that they stay equal; None: it cannot be.
+        """An axis in parts that lose the same indices and so stay equal; None if impossible.
 
-        What code holds is then one size, or the number of parts.
+        The network's code then holds only one size, or the number of parts.
         """
         pieces = parts(axis, len(sizes), f"{meets} into equal parts")
         if pieces is not None:
@@ -208,11 +213,12 @@ class Follower:
     def sum_over(
         self, step: Step, first: tuple[Ref, int], second: tuple[Ref, int], within: int = 1
     ) -> None:
-        """Two tensors are multiplied and summed over an axis of each; one is a layer's weights.
+        """Note that two tensors are multiplied and summed over an axis of each.
 
-        The indices of a layer's inputs can go: masking zeroes the weights. Where neither is a
-        parameter as it stands, nothing could be zeroed. The first axis may have several blocks,
-        each summed ``within`` itself, all with the second axis.
+        If one of them is a layer's weights, the indices summed over can be removed, since masking
+        zeroes those weights. If neither is a parameter itself, nothing could be zeroed, and the
+        axes are locked. The first axis may consist of ``within`` blocks, each of which is summed
+        with the second axis.
         """
         sides = [(ref, self.axes(ref), axis) for ref, axis in (first, second)]
         weights = [side for side in sides if side[1][side[2]].origin is not None]
@@ -240,9 +246,10 @@ class Follower:
                 atom.multiply()
 
     def weighs(self, axes: Sequence[Axis], axis: int, given: tuple[int, Ref] | None) -> None:
-        """A parameter is a layer's: it reads along one axis, and puts out along the others.
+        """Note that a parameter is a layer's weight: it reads along ``axis`` and writes the others.
 
-        It reads a tensor ``given`` by the steps before a number; None: one that no step puts out.
+        ``given`` is the number of a step and the tensor that is read, as it is before that step;
+        None for a tensor that is no step's result.
         """
         read = axes[axis].origin
         if read is not None and self.now not in self._unread:
@@ -253,7 +260,7 @@ class Follower:
             self.puts_out(other)
 
     def puts_out(self, axis: Axis) -> None:
-        """An axis is that of a layer's outputs."""
+        """Note that an axis is that of a layer's outputs."""
         if self.now in self._unread:
             return
         carried = self.carried.get(axis.origin) if axis.origin is not None else None
@@ -262,4 +269,4 @@ class Follower:
 
 
 Rule = Callable[[Follower, Step], list[list[Axis]] | None]
-"""What becomes of the axes: those of each result; None: it cannot be followed."""
+"""Returns the axes of each result of an operation; None where it cannot be followed."""

@@ -57,7 +57,7 @@ def _ends(segments: Sequence[Segment]) -> list[int]:
 def _aligned(
     first: Axis, second: Axis, why: str
 ) -> tuple[tuple[Segment, ...], tuple[Segment, ...]] | None:
-    """The segments of two axes, each cut at the ends of the other's; None if that is impossible."""
+    """The segments of two axes, cut at the ends of each other's; None if that is impossible."""
     for _ in range(8):  # a cut may divide what the other axis consists of
         mine, theirs = resolved(first).segments, resolved(second).segments
         ends = sorted({*_ends(mine), *_ends(theirs)})
@@ -71,7 +71,7 @@ def _aligned(
 
 
 def _at(segments: Sequence[Segment], ends: Sequence[int]) -> tuple[Segment, ...]:
-    """The segments, those of fixed size cut at all ``ends``."""
+    """The segments, with those of fixed size cut at all ``ends``."""
     found: list[Segment] = []
     end = 0
     for segment in segments:
@@ -118,7 +118,7 @@ def _united(first: Segment, second: Segment, meets: str) -> Segment | None:
         x, y = a[0], b[0]
         if x.size == y.size:
             found.append(_joined(a.pop(0), b.pop(0), meets))
-        elif x.size == 1 and _holds(a[1:], y):  # dividing it by 1 would divide both without end
+        elif x.size == 1 and _holds(a[1:], y):  # dividing y by 1 would divide both without end
             found.append(a.pop(0))
         elif y.size == 1 and _holds(b[1:], x):
             found.append(b.pop(0))
@@ -128,7 +128,7 @@ def _united(first: Segment, second: Segment, meets: str) -> Segment | None:
 
 
 def _holds(factors: Sequence[Factor], wanted: Factor) -> bool:
-    """Whether an atom is among factors or what they were divided into."""
+    """Whether an atom is among ``factors`` or the products that they were divided into."""
     atoms = [one.root() for one in factors if isinstance(one, Atom)]
     return any(atom is wanted or _holds(atom.product, wanted) for atom in atoms)
 
@@ -180,7 +180,7 @@ def follow_on(axes: Sequence[Axis]) -> Axis:
 
 
 def ends_at(axis: Axis, sizes: Sequence[int]) -> bool:
-    """Whether an axis was put together of parts that end where those of some ``sizes`` do."""
+    """Whether a segment of the axis ends wherever a part of the given ``sizes`` would end."""
     return {*accumulate(sizes)} <= {*_ends(resolved(axis).segments)}
 
 
@@ -202,7 +202,7 @@ def cut(axis: Axis, sizes: Sequence[int], why: str) -> list[Axis] | None:
 def parts(axis: Axis, count: int, why: str) -> list[Axis] | None:
     """An axis cut into ``count`` equal pieces that lose the same indices; None if impossible.
 
-    Code that asks for a number of pieces, or for pieces of one size, then still gets equal ones.
+    Code that cuts an axis into a number of pieces, or pieces of one size, still gets equal ones.
     """
     inner = axis.size // count
     if (found := _split_off(axis, inner)) is not None:
@@ -278,9 +278,9 @@ def _divided_into(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
 
 
 def divided(axis: Axis, count: int, meets: str) -> tuple[Axis, Axis]:
-    """An axis as a product: ``count`` outer indices, and the inner ones of each.
+    """An axis as a product: ``count`` outer indices, and the inner indices of each.
 
-    Where it cannot be divided so, it is locked; ``meets`` says in words what happens to it.
+    An axis that cannot be divided so is locked; ``meets`` says in words what happens to the axis.
     """
     inner = axis.size // count
     found = _split_off(axis, inner)
@@ -307,7 +307,7 @@ def _split_off(axis: Axis, inner: int) -> tuple[list[Segment], list[Segment]] | 
 
 
 def _parted(segment: Segment, outer: int) -> tuple[Segment, Segment] | None:
-    """A product as an outer one of a given size and the rest, dividing an atom if needed."""
+    """A product as an outer part of a given size and the rest; an atom is divided if needed."""
     taken: list[Factor] = []
     rest = list(segment)
     while rest and (size := size_of(tuple(taken))) <= outer:

@@ -1,4 +1,4 @@
-"""From followed axes to groups: what can be offered, and why the rest cannot."""
+"""Turns followed axes into groups: what can be offered, and why the rest cannot."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ __all__ = ["Offers", "layout", "offers"]
 
 @dataclass
 class Offers:
-    """Groups by their first layer, each with what could be cut instead, and what is refused.
+    """Groups by their first layer, each with alternatives to cut instead, and refused layers.
 
-    Where an axis is a product, what comes first is a head of attention, else the index set with the
-    most indices. ``notes`` say of groups what may be to blame where they cannot be cut after all.
+    Where an axis is a product, attention's heads are the first alternative; without heads it is the
+    index set with the most indices. ``notes`` say what the likely cause is if a group turns out to
+    be impossible to cut.
     """
 
     alternatives: dict[str, list[Group]] = field(default_factory=dict)
@@ -43,7 +44,7 @@ def offers(network: nn.Module, graph: Graph) -> Offers:
 
 
 class _Sorting:
-    """Sorts the atoms of one network into those whose indices can be removed, and the others."""
+    """Sorts the atoms of one network into those whose indices can be removed and the others."""
 
     def __init__(self, network: nn.Module, known: Follower) -> None:
         self._network, self._known = network, known
@@ -95,7 +96,7 @@ class _Sorting:
         return found
 
     def _refuse_experts(self, found: Offers) -> None:
-        """Whole experts stay, since the router gives each a share of what it gives."""
+        """Refuse whole experts, since the router has an output for each of them."""
         held: dict[str, list[Tensor]] = {}
         for tensor in dict.fromkeys(self._known.experts):
             owner = tensor.rpartition(".")[0] or tensor
@@ -148,7 +149,7 @@ class _Sorting:
         return "query heads" if puts_out == reads else "heads"  # which have no keys or values
 
     def _is_second(self, atom: Atom) -> bool:
-        """Whether its indices lie within others of the same layer that can go as well."""
+        """Whether an atom lies within another removable one in the outputs of the same layer."""
         for place in self._places[atom]:
             if (place.tensor, place.axis) not in self._known.writes:
                 continue
@@ -159,14 +160,15 @@ class _Sorting:
         return False
 
     def _rank(self, place: Place) -> tuple[int, int]:
-        """Order by first use in the run, then by position in the network."""
+        """A place's first use in the run, then its position in the network, to sort by."""
         at = self._known.met.get(place.tensor, self._owners.get(place.owner, len(self._order)))
         return at, self._order.get(place.tensor, 0)
 
     def _covering(self, axis: Axis) -> list[Atom]:
-        """The atoms that can go from a layer's outputs, the outermost first.
+        """The atoms whose indices a layer's outputs can lose, the outermost first.
 
-        Those in every part of the outputs; of attention also those in some: queries and not keys.
+        These are the atoms in every part of the outputs; in attention, also those in only some of
+        the parts, such as in the queries and not in the keys.
         """
         of_attention = [
             segment for segment in axis.segments if any(one.is_multiplied for one in segment)
@@ -199,7 +201,7 @@ class _Sorting:
         return ""
 
     def _beside(self, atom: Atom) -> set[Factor]:
-        """What an atom is multiplied with in the outputs of layers, itself included."""
+        """The factors that layers' outputs contain beside an atom, the atom itself included."""
         return {
             factor
             for place in self._places[atom]
@@ -209,7 +211,7 @@ class _Sorting:
         }
 
     def _refuse(self, found: Offers, name: str, axis: Axis) -> None:
-        # What there is most of says most; of two alike, the inner one.
+        # The largest atom gives the reason; of two equally large ones, the inner one.
         atoms = sorted(_atoms(axis), key=lambda atom: atom.size)[::-1]
         reasons = [reason for atom in atoms if (reason := self._unfit(atom))]
         reasons += [atom.cut_by for atom in atoms if atom.cut_by]
@@ -228,7 +230,7 @@ class _Sorting:
         shown.refuse([*names] if _layer(name) in names else [_layer(name)], reason)
 
     def _is_unseen(self, module: nn.Module, name: str) -> bool:
-        """Whether a module has weights of more than one axis that no operation was seen to use."""
+        """Whether a module has weights of two axes or more that no operation was seen to use."""
         if name in self._known.computing:
             return any(value.ndim > 1 for value in module.parameters())
         weights = [value for value in module._parameters.values() if value is not None]
@@ -260,7 +262,7 @@ class _Sorting:
         if (name, position) in self._known.reads:
             roles.append("reads")
         if (name, position) in self._known.writes or self._is_bias(name):
-            roles.append("writes")  # of an embedding that is a reader too, both
+            roles.append("writes")  # an embedding that is also an output layer has both roles
         carried = self._known.carried.get((name, position))
         apart = set() if carried is None else set(atoms_of(carried))
         for atom, offset, outer, inner in layout(axis.segments):
@@ -268,12 +270,12 @@ class _Sorting:
                 yield atom, Place(name, position, offset, outer, inner, role)
 
     def _is_bias(self, name: str) -> bool:
-        """Whether a tensor of one axis belongs to a layer that puts out filters."""
+        """Whether a tensor is the bias of a layer that outputs filters."""
         owner, _, last = name.rpartition(".")
         return owner in self._owners and name not in self._written and "bias" in last
 
     def _count(self, module: str, axis: Axis) -> None:
-        """Count a norm's channels where it has no tensors, but a number that says how many."""
+        """Add the number of channels of a norm that has no tensors to the places of its atoms."""
         owner = self._network.get_submodule(module)
         key = "normalized_shape" if isinstance(owner, nn.LayerNorm) else "num_features"
         has_tensors = any(isinstance(getattr(owner, n, None), Tensor) for n in _NORM_TENSORS)
@@ -282,7 +284,7 @@ class _Sorting:
         value = getattr(owner, key)
         is_whole = axis.size == (value[-1] if isinstance(value, tuple) else value)
         for atom, _, outer, inner in layout(resolved(axis).segments):
-            outer = outer if is_whole else 1  # a norm of instances has folded them into the axis
+            outer = outer if is_whole else 1  # an instance norm folds the instances into the axis
             place = Place(f"{module}.{key}", None, 0, outer, inner, "counts")
             self._add(atom, place)
 
@@ -320,7 +322,7 @@ def layout(segments: tuple[Segment, ...]) -> Iterator[tuple[Atom, int, int, int]
 
 
 def _layer(tensor: str) -> str:
-    """The name of a layer: the module that has the weight, else the parameter itself."""
+    """The name of a tensor's layer: the module that holds it, else the parameter itself."""
     owner, _, last = tensor.rpartition(".")
     is_layers = is_of_layer(last) and not last.startswith(("bias", "running"))
     return owner if owner and is_layers else tensor

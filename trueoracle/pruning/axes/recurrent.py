@@ -1,8 +1,8 @@
 """What becomes of axes in torch's recurrent layers: ``nn.LSTM``, ``nn.GRU``, ``nn.RNN``.
 
-A unit is a hidden unit: its rows in the weights of all gates, and what reads it. A layer has one
-``hidden_size`` for its whole stack and both directions, so the unit of one number goes in all of
-them.
+A unit is a hidden unit: its rows in the weights of all gates, and the weights that read it. One
+``hidden_size`` holds for the whole stack of a layer and for both directions, so units with the same
+number are removed from all of them together.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ def _lock_but_last(known: Follower, step: Step, refs: Iterable[Ref]) -> None:
 
 
 class _Stack:
-    """The weights of one recurrent layer, the same units united.
+    """The weights of one recurrent layer, in which units with the same number are united.
 
-    ``cells`` are the hidden units, ``states`` what they hand on: themselves, or their projection.
+    ``cells`` are the hidden units; ``states`` are the values passed on: the hidden units
+    themselves, or their projection.
     """
 
     def __init__(self, known: Follower, step: Step, module: nn.RNNBase) -> None:
@@ -65,7 +66,7 @@ class _Stack:
             self.states = self._united(self._axes(f"weight_hr_{name}")[0] for name in all_names)
 
     def read(self, given: Ref) -> Axis:
-        """Layer after layer reads what the one below puts out; the axis of the last's output."""
+        """Note that each layer reads the output of the one below; return the last output's axis."""
         known = self._known
         axis, output = known.axes(given)[-1], self._step.results[0]
         for layer in self._layers:
@@ -82,7 +83,7 @@ class _Stack:
         return axis
 
     def _weigh(self, name: str, axis: Axis, given: tuple[int, Ref] | None) -> None:
-        """Weights read an axis along their second one: that of a tensor ``given`` by some step."""
+        """Note that weights read an axis of the tensor ``given`` along their own second axis."""
         weights = self._axes(name)
         united(axis, weights[1], self._known.meets(self._step))
         self._known.weighs(weights, 1, given)
@@ -91,7 +92,7 @@ class _Stack:
         return self._known.axes(self._own[name])
 
     def _rows(self, name: str) -> list[Axis]:
-        """The hidden units in each tensor that has some for every gate."""
+        """The hidden units in each tensor that has rows for every gate."""
         found = []
         for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
             if (key := f"{kind}_{name}") in self._own:
@@ -109,7 +110,7 @@ class _Stack:
 
 
 def _packed(known: Follower, step: Step) -> Results:
-    """Sequences ``[L, N, …]`` one behind the other, without their padding: ``[steps, …]``."""
+    """Sequences ``[L, N, …]`` packed without their padding: ``[steps, …]``."""
     axes = known.axes(step.arguments["input"])
     for axis in axes[:2]:
         lock(axis, known.meets(step))

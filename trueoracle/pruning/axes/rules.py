@@ -39,12 +39,12 @@ def _same(known: Follower, step: Step) -> Results:
 
 
 def _filled(known: Follower, step: Step) -> Results:
-    """One value everywhere, or none yet: the axes take the size of whatever they meet."""
+    """One value everywhere, or no value yet, so the axes take the size of whatever they meet."""
     return [[Axis(((Atom(size),),)) for size in known.shape(step)]]
 
 
 def _created(known: Follower, step: Step) -> Results:
-    """Numbers that a forward creates: positions, noise."""
+    """Numbers that the network's forward creates, such as positions or noise."""
     return [[fixed(size) for size in known.shape(step)]]
 
 
@@ -81,9 +81,10 @@ def _convolution(known: Follower, step: Step) -> Results:
 def _grouped(known: Follower, step: Step) -> Axis:
     """The output channels of a grouped convolution: convolution group · position in the group.
 
-    A convolution group goes as a whole, from what is read to what is put out, like a channel of a
-    norm. A position goes in all groups at once, so that they stay equal: on the side of the inputs
-    it is what the layer before puts out, on that of the outputs what this layer does.
+    A convolution group is removed whole, with its inputs and its outputs, like a channel of a norm.
+    A position is removed from all convolution groups at once, so that they stay equal. A position
+    among the inputs belongs to the output of the layer before, a position among the outputs to the
+    output of this layer.
     """
     given, weight, bias = (step.arguments[name] for name in ("input", "weight", "bias"))
     count, is_transposed = step.arguments["groups"], step.arguments["transposed"]
@@ -138,7 +139,7 @@ def _biased(known: Follower, step: Step, result: list[Axis], bias: Ref) -> list[
 
 
 def _scattered(known: Follower, step: Step) -> Results:
-    """Rows of one tensor take places among those of another, as images' tokens among words'."""
+    """Rows of one tensor replace rows of another, as image tokens take places among words."""
     axes, source = known.axes(step.arguments["self"]), known.axes(step.arguments["source"])
     if not axes or not source or axes[-1].size != source[-1].size:
         return None
@@ -149,7 +150,7 @@ def _scattered(known: Follower, step: Step) -> Results:
 
 
 def _of_experts(known: Follower, step: Step) -> Results:
-    """Rows that are sorted by their expert, each multiplied with the expert's matrix."""
+    """Rows sorted by expert, each multiplied by the matrix of its expert."""
     a, b = step.arguments["self"], step.arguments["mat2"]
     rows, own = known.axes(a), known.axes(b)
     if (len(rows), len(own)) != (2, 3):

@@ -25,7 +25,7 @@ def _transposed(known: Follower, step: Step) -> Results:
     if "dim0" in step.arguments:
         a, b = step.arguments["dim0"], step.arguments["dim1"]
     else:
-        a, b = 0, len(axes) - 1  # of a matrix, or a vector that stays one
+        a, b = 0, len(axes) - 1  # ``t``: of a matrix, or of a vector, which stays as it is
     if axes:
         axes[a], axes[b] = axes[b], axes[a]
     return [axes]
@@ -139,7 +139,7 @@ def _split(known: Follower, step: Step) -> Results:
 
 def _concatenated(known: Follower, step: Step) -> Results:
     refs, shape = step.tensors, known.shape(step)
-    refs = [ref for ref in refs if len(known.axes(ref)) == len(shape)]  # an empty one has one axis
+    refs = [ref for ref in refs if len(known.axes(ref)) == len(shape)]  # empty ones have one axis
     dim = step.arguments["dim"] % len(shape)
     parts = [known.axes(ref)[dim] for ref in refs]
     others = [*shape[:dim], 1, *shape[dim + 1 :]]
@@ -161,7 +161,7 @@ def _stacked(known: Follower, step: Step) -> Results:
 def _met_but(
     known: Follower, step: Step, given: Sequence[list[Axis]], dim: int, shape: Sequence[int]
 ) -> list[Axis]:
-    """Tensors that meet along all axes but one."""
+    """The axes of a result in which tensors meet along all axes but one."""
     result = [Axis(axis.segments) for axis in given[0]]
     for axes in given[1:]:
         for position, axis in enumerate(axes):
@@ -172,7 +172,7 @@ def _met_but(
 
 
 def _padded(known: Follower, step: Step) -> Results:
-    """A border of one value, which belongs to nobody."""
+    """A border of one value, whose indices belong to no parameter."""
     axes, given = known.axes(step.arguments["self"]), step.arguments["pad"]
     for back in range(len(given) // 2):
         low, high = given[2 * back : 2 * back + 2]
@@ -187,7 +187,7 @@ def _padded(known: Follower, step: Step) -> Results:
 
 
 def _indexed(known: Follower, step: Step) -> Results:
-    """Some entries by their numbers, along some axes."""
+    """Some entries along some axes, chosen by their numbers."""
     axes, shape = known.axes(step.arguments["self"]), known.shape(step)
     indices = [*step.arguments["indices"]]
     indices += [None] * (len(axes) - len(indices))
@@ -206,14 +206,14 @@ def _indexed(known: Follower, step: Step) -> Results:
 
 
 def _run_of(known: Follower, index: Ref) -> range | None:
-    """The entries that a list in the forward names, where they are neighbours: ``x[:, [-1]]``."""
+    """The entries that a constant list chooses, if they are neighbours: ``x[:, [-1]]``."""
     entries = known.graph.constants.get(index.number, ())
     run = range(entries[0], entries[0] + len(entries)) if entries else None
     return run if run is not None and tuple(run) == entries else None
 
 
 def _taken(known: Follower, step: Step, dim: int, run: range) -> Results:
-    """A run of neighbouring entries, as a slice takes it."""
+    """A run of neighbouring entries, treated as a slice."""
     axes = known.axes(step.arguments["self"])
     size = axes[dim].size
     low = run.start % size
@@ -226,7 +226,7 @@ def _taken(known: Follower, step: Step, dim: int, run: range) -> Results:
 
 
 def _looked_up(known: Follower, step: Step) -> Results:
-    """Entries of one axis by a list of numbers, whose own axis takes its place."""
+    """Entries of one axis chosen by a list of numbers; the list's axis replaces that axis."""
     axes, index = known.axes(step.arguments["self"]), step.arguments["index"]
     dim = step.arguments["dim"] % max(len(axes), 1)
     lock(axes[dim], known.meets(step))
@@ -235,7 +235,7 @@ def _looked_up(known: Follower, step: Step) -> Results:
 
 
 def _shuffled(known: Follower, step: Step) -> Results:
-    """Channels become pixels: as many neighbours as a pixel becomes go together."""
+    """Channels become pixels: the neighbouring channels that fill one pixel go together."""
     axes, shape = known.axes(step.arguments["self"]), known.shape(step)
     left, inner = divided(axes[-3], shape[-3], known.meets(step))
     lock(inner, known.meets(step))
@@ -250,7 +250,7 @@ def _channel_shuffled(known: Follower, step: Step) -> Results:
 
 
 def _unshuffled(known: Follower, step: Step) -> Results:
-    """Pixels become channels: each channel becomes several, which are neighbours."""
+    """Pixels become channels: each channel becomes several neighbouring ones."""
     axes, shape = known.axes(step.arguments["self"]), known.shape(step)
     factor = step.arguments["downscale_factor"]
     spread = product([axes[-3], fixed(factor * factor)])
@@ -265,7 +265,7 @@ def _unfolded(known: Follower, step: Step) -> Results:
 
 
 def _restrided(known: Follower, step: Step) -> Results:
-    """Only what a shape that stays is laid out like in memory can be followed."""
+    """Other strides, which can be followed only where the shape stays the same."""
     axes = known.axes(step.arguments["self"])
     return [axes] if tuple(axis.size for axis in axes) == known.shape(step) else None
 
