@@ -21,6 +21,7 @@ from trueoracle.analysis.numbers import many
 from trueoracle.analysis.table import CandidateTable
 
 __all__ = [
+    "LEAST_NETWORKS",
     "NO_INTERVAL",
     "Interval",
     "Jackknife",
@@ -333,18 +334,19 @@ def combine_leaves(
     layers: Sequence[Hashable] | None = None,
     families: Sequence[Hashable] | None = None,
 ) -> Jackknife:
-    """The weighted mean of K statistics over tables, with the variance of that mean.
+    """The weighted sum of K statistics over tables, with the variance of that sum.
 
-    ``networks`` names the dense network of each table (by default each has its own), ``layers``
-    what is pruned in it. Tables of one network and layer share their filters, which are left out of
-    all of these tables at once; all tables share their seeds and their examples. From
-    :data:`LEAST_NETWORKS` dense networks on, whole networks are left out instead of seeds and
-    filters, since the scatter of networks includes theirs. ``families`` groups dense networks that
-    are meant to differ: networks are then left out within their family, where each has two or more.
+    ``weights`` sum to 1, and the sum is a mean (the plain one by default); where they sum to 0, it
+    is the difference of two means. ``networks`` names the dense network of each table (by default
+    each has its own), ``layers`` what is pruned in it. Tables of one network and layer share their
+    filters, which are left out of all of these tables at once; all tables share their seeds and
+    their examples. From :data:`LEAST_NETWORKS` dense networks on, whole networks are left out
+    instead of seeds and filters, since the scatter of networks includes theirs. ``families`` groups
+    dense networks that are meant to differ: networks are then left out within their family, where
+    each has two or more.
     """
     count = len(leaves)
-    share = np.ones(count) if weights is None else np.array(weights, dtype=np.float64)
-    share = share / share.sum()
+    share = np.full(count, 1 / count) if weights is None else np.array(weights, dtype=np.float64)
     networks = list(range(count)) if networks is None else list(networks)
     layers = [0] * count if layers is None else list(layers)
     whole = np.array([one.whole for one in leaves])

@@ -4,7 +4,8 @@
     trueoracle run bench-digits --runs RUNS           # any of its grids, or single points
     python -m trueoracle.bench.build RUNS             # what is finished joins the bench
 
-Points that are not finished are left out.
+A dense network joins when all of its points are finished. Scores are written after each criterion,
+those first that took least before: the same command goes on from what was killed.
 """
 
 from __future__ import annotations
@@ -60,13 +61,19 @@ Point = tuple[str, Variant, Results]
 
 
 def recorded(runs: Path) -> list[Point]:
-    """The finished points of all families below ``runs``."""
+    """The points of each family below ``runs``, of dense networks with all points finished."""
     found = []
     for family in FAMILIES:
+        networks: dict[int, list[Variant]] = {}
         for point in variants(grid_of(family)):
-            folder = runs / point.spec.folder_name
-            if (folder / DATABASE).is_file() and (results := Results(folder)).finished:
-                found.append((family, point, results))
+            networks.setdefault(point.spec.dense.seed, []).append(point)
+        for points in networks.values():
+            folders = [runs / point.spec.folder_name for point in points]
+            if not all((folder / DATABASE).is_file() for folder in folders):
+                continue
+            results = [Results(folder) for folder in folders]
+            if all(one.finished for one in results):
+                found += [(family, *one) for one in zip(points, results, strict=True)]
     return found
 
 
@@ -129,27 +136,22 @@ def build(
     before = None if onto is None else read_bench(onto)
     if before is None and rescore:
         raise InputError("a bench made anew is scored anew: leave --rescore out")
+    told: dict[str, Any] = {} if before is None else before.card
     if before is not None:
         points = _new_points(points, before)
         rescore = {*rescore, *_outdated(before)}
-    if not points and not (before and rescore):
+    if not points and not rescore and not told.get("unscored"):
         which = "finished" if before is None else "finished and not in the bench yet"
         grids = ", ".join(map(grid_of, FAMILIES))
         raise InputError(f"no point of the bench is {which}: trueoracle run records them ({grids})")
-    parts = [_rows(*point) for point in points]  # before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    files = {(f, point.spec.dense.seed): results.folder / DENSE for f, point, results in points}
-    if onto is not None and before is not None:
-        held = {one.dense for one in before.studies}
-        files |= {dense: dense_file(*dense, onto) for dense in held}
-        parts.append(
-            (
-                pd.read_parquet(onto / OUTCOMES),
-                pd.read_parquet(onto / BLOCKS),
-            )
-        )
     for _, _, results in points:
         check_dense_file(results.folder, results.dense or {})
+    parts = [_rows(*point) for point in points]
+    files = {(f, point.spec.dense.seed): results.folder / DENSE for f, point, results in points}
+    if onto is not None and before is not None:
+        files |= {one.dense: dense_file(*one.dense, onto) for one in before.studies}
+        parts.append((pd.read_parquet(onto / OUTCOMES), pd.read_parquet(onto / BLOCKS)))
+    out.mkdir(parents=True, exist_ok=True)
     for dense, file in files.items():
         if file != dense_file(*dense, out):
             write_bytes(dense_file(*dense, out), file.read_bytes())
@@ -158,30 +160,39 @@ def build(
     order = outcomes.sort_values([*KEYS, "seed"], kind="stable").index
     outcomes, blocks = outcomes.loc[order], blocks.loc[order]
     keys = outcomes[KEYS].drop_duplicates().reset_index(drop=True)
-    card = _card(points, outcomes, {} if before is None else before.card)
-    bench = Bench(keys, {}, {}, {}, {}, card)
-    scores, seconds = keys.copy(), {}
     had = [] if before is None else [name for name in before.scores if name not in CRITERIA]
-    for name in criteria or [*CRITERIA, *had]:
-        started = time.perf_counter()
-        column = _known(bench, name, None if name in rescore else before)
-        left = [one for one in bench.studies if np.isnan(column[one.rows]).any()]
-        if left:
-            fresh = score_bench(find_criterion(name), bench, progress, left, folder=out)
-            column = np.where(np.isnan(column), fresh, column)
-        spent = time.perf_counter() - started
-        if before is not None and name not in rescore:
-            spent += before.card["seconds_to_score"].get(name, 0.0)
-        seconds[name] = round(spent, 1)
-        if np.isfinite(column).any():
-            scores[name] = column
-    # Files are written once all is scored; until then an earlier bench stays as it was.
+    seconds: dict[str, float] = dict(told.get("seconds_to_score", {}))
+    names = sorted(criteria or [*CRITERIA, *had], key=lambda name: seconds.get(name, 0.0))
+    bench = Bench(keys, {}, {}, {}, {}, _card(points, outcomes, told))
+    columns = {name: _known(bench, name, None if name in rescore else before) for name in names}
     _write(outcomes, out / OUTCOMES)
     _write(blocks, out / BLOCKS)
-    _write(scores, out / SCORES)
-    named = [str(name) for name in scores if name not in KEYS]
-    card["criteria"] = {name: find_criterion(name).fingerprint for name in named}
-    write_text(out / CARD, json.dumps(card | {"seconds_to_score": seconds}, indent=2) + "\n")
+    _write_scores(bench, columns, out, seconds, names)
+    for number, name in enumerate(names, start=1):
+        started = time.perf_counter()
+        left = [one for one in bench.studies if np.isnan(columns[name][one.rows]).any()]
+        if left:
+            fresh = score_bench(find_criterion(name), bench, progress, left, folder=out)
+            columns[name] = np.where(np.isnan(columns[name]), fresh, columns[name])
+        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 1)
+        _write_scores(bench, columns, out, seconds, names[number:])
+
+
+def _write_scores(
+    bench: Bench,
+    columns: Mapping[str, np.ndarray],
+    out: Path,
+    seconds: Mapping[str, float],
+    unscored: Sequence[str],
+) -> None:
+    known = {name: column for name, column in columns.items() if np.isfinite(column).any()}
+    _write(bench.keys.assign(**known), out / SCORES)
+    card = bench.card | {
+        "seconds_to_score": seconds,
+        "criteria": {name: find_criterion(name).fingerprint for name in known},
+        "unscored": list(unscored),
+    }
+    write_text(out / CARD, json.dumps(card, indent=2) + "\n")
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:

@@ -12,16 +12,23 @@ import numpy as np
 from trueoracle.analysis.additive import additive
 from trueoracle.analysis.assessment import SIGNIFICANT
 from trueoracle.analysis.comparison import adjusted_p_values
-from trueoracle.analysis.correlation import kendalls
+from trueoracle.analysis.correlation import kendalls, kendalls_of_each
 from trueoracle.analysis.interactions import standardised_ranks
-from trueoracle.analysis.jackknife import Jackknife, Leaves, combine_leaves, in_words, leave_out
+from trueoracle.analysis.jackknife import (
+    LEAST_NETWORKS,
+    Jackknife,
+    Leaves,
+    combine_leaves,
+    in_words,
+    leave_out,
+)
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.reliability import noise_ceiling
-from trueoracle.analysis.selection import held_out_regret
+from trueoracle.analysis.selection import held_out_regrets
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.bench.table import Bench, BenchStudy
 
-__all__ = ["Known", "Place", "additive_agreement", "leaderboard"]
+__all__ = ["Known", "Place", "additive_agreement", "by_layer", "leaderboard"]
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ class OfStudy:
     random: float
 
 
-Known = dict[tuple[str, str, tuple[str, ...]], OfStudy]
-"""Results that several places can share, by metric, study and criteria."""
+Known = dict[tuple[str, str, tuple[str, ...], bool], OfStudy]
+"""Results that several places can share, by metric, study, criteria and what is left out."""
 
 
 def leaderboard(
@@ -98,11 +105,15 @@ def leaderboard(
     names = tuple(name for name, share in coverage.items() if share == 1)
     tables = [bench.table(study, metric) for study in chosen]
     weights = np.array([len(one) for one in tables], dtype=np.float64)
-    whole = [_known(shared, metric, s, t, names) for s, t in zip(chosen, tables, strict=True)]
     networks = [one.dense for one in chosen]
+    alone = len(set(networks)) < LEAST_NETWORKS  # else networks are left out, not what is in them
+    whole = [
+        _known(shared, metric, study, table, names, alone)
+        for study, table in zip(chosen, tables, strict=True)
+    ]
     found = combine_leaves(
         [one.leaves for one in whole],
-        weights=list(weights),
+        weights=list(weights / weights.sum()),
         networks=networks,
         layers=[one.layer for one in chosen],
         families=[one.family for one in chosen],
@@ -150,26 +161,44 @@ def leaderboard(
 
 
 def _known(
-    shared: Known, metric: str, study: BenchStudy, table: CandidateTable, names: tuple[str, ...]
+    shared: Known,
+    metric: str,
+    study: BenchStudy,
+    table: CandidateTable,
+    names: tuple[str, ...],
+    alone: bool,
 ) -> OfStudy:
-    """One study's agreements and then their differences, with units left out, and its regrets."""
-    key = metric, study.name, names
+    """One study's agreements and then their differences, with units left out, and its regrets.
+
+    ``alone``: also seeds, filters and candidates are left out.
+    """
+    key = metric, study.name, names, alone
     if key not in shared:
         signs = np.array([table.sign(name) for name in names])
         pairs = np.triu_indices(len(names), 1)
+        scores = np.stack([table.scores[name] for name in names])
+
+        def with_differences(taus: np.ndarray) -> np.ndarray:
+            agreements = signs * np.nan_to_num(taus)
+            gains = agreements[..., pairs[0]] - agreements[..., pairs[1]]
+            return np.concatenate([agreements, gains], axis=-1)
 
         def agreements(one: CandidateTable) -> np.ndarray:
-            scores = np.stack([one.scores[name] for name in names])
-            taus = signs * np.nan_to_num(kendalls(scores, one.outcome))
-            return np.append(taus, taus[pairs[0]] - taus[pairs[1]])
+            columns = np.stack([one.scores[name] for name in names])
+            return with_differences(kendalls(columns, one.outcome))
 
-        ranks = standardised_ranks(np.stack([table.scores[name] for name in names]))
-        columns = np.vstack([ranks, ranks[pairs[0]] - ranks[pairs[1]]])
+        if alone:
+            ranks = standardised_ranks(scores)
+            columns = np.vstack([ranks, ranks[pairs[0]] - ranks[pairs[1]]])
+            leaves = leave_out(table, agreements, columns=columns)
+        else:
+            found = with_differences(kendalls_of_each(scores, table.without_blocks))
+            nothing = found[:0]
+            leaves = Leaves(found[0], nothing, found[1:], (), nothing, None)
+        chance = np.zeros((1, len(table)))
+        *regrets, random = held_out_regrets(table, np.vstack([scores, chance]))
         shared[key] = OfStudy(
-            leave_out(table, agreements, columns=columns),
-            noise_ceiling(table).ceiling,
-            np.array([held_out_regret(table, table.scores[name]) for name in names]),
-            held_out_regret(table, np.zeros(len(table))),
+            leaves, noise_ceiling(table).ceiling, np.array(regrets), float(random)
         )
     return shared[key]
 
@@ -190,15 +219,27 @@ def _ranks(found: Jackknife, criteria: int) -> list[tuple[int, int]]:
 def additive_agreement(
     bench: Bench, metric: str, studies: Sequence[BenchStudy] | None = None
 ) -> float:
-    """The agreement that a sum over filters reaches, fitted to other candidates of the study.
+    """The agreement that a sum over filters reaches, fitted to other candidates and examples.
 
-    It is the mean over studies that hold enough candidates, weighted by their numbers of
-    candidates; NaN where no study does. See :func:`trueoracle.analysis.additive.additive`.
+    It is fitted to all ratios of a layer at once, and it is the mean over layers of dense networks,
+    weighted by their numbers of candidates; NaN where none holds enough candidates. See
+    :func:`trueoracle.analysis.additive.additive`.
     """
     chosen = bench.studies if studies is None else studies
-    found = [(len(one.rows), additive(bench.table(one, metric))) for one in chosen]
-    known = [(size, made.agreement) for size, made in found if made is not None]
+    known = []
+    for layer in by_layer(chosen):
+        made = additive([bench.table(one, metric) for one in layer])
+        if made is not None:
+            known.append((sum(len(one.rows) for one in layer), made.agreement))
     if not known:
         return math.nan
     sizes, values = zip(*known, strict=True)
     return float(np.average(values, weights=sizes))
+
+
+def by_layer(studies: Sequence[BenchStudy]) -> list[list[BenchStudy]]:
+    """The studies of each layer of each dense network, which differ in their ratios."""
+    together: dict[tuple[str, int, str], list[BenchStudy]] = {}
+    for one in studies:
+        together.setdefault((one.family, one.network, one.layer), []).append(one)
+    return list(together.values())
