@@ -4,8 +4,9 @@
     trueoracle run bench-digits --runs RUNS           # any of its grids, or single points
     python -m trueoracle.bench.build RUNS             # what is finished joins the bench
 
-A dense network joins when all of its points are finished. Scores are written after each criterion,
-those first that took least before: the same command goes on from what was killed.
+A dense network joins when all of its points are finished, a family with three networks or more.
+Scores are written after each criterion, those first that took least before: the same command goes
+on from what was killed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
+from trueoracle.analysis.jackknife import LEAST_NETWORKS
 from trueoracle.analysis.outcomes import default_outcomes
 from trueoracle.bench.scoring import score_bench
 from trueoracle.bench.table import (
@@ -61,20 +63,29 @@ Point = tuple[str, Variant, Results]
 
 
 def recorded(runs: Path) -> list[Point]:
-    """The points of each family below ``runs``, of dense networks with all points finished."""
-    found = []
+    """The points below ``runs`` of dense networks with all points finished, family by family.
+
+    A family of fewer such networks than :data:`~trueoracle.analysis.jackknife.LEAST_NETWORKS` says
+    nothing of other networks and is left out.
+    """
+    found: list[Point] = []
     for family in FAMILIES:
         networks: dict[int, list[Variant]] = {}
         for point in variants(grid_of(family)):
             networks.setdefault(point.spec.dense.seed, []).append(point)
-        for points in networks.values():
-            folders = [runs / point.spec.folder_name for point in points]
-            if not all((folder / DATABASE).is_file() for folder in folders):
-                continue
-            results = [Results(folder) for folder in folders]
-            if all(one.finished for one in results):
-                found += [(family, *one) for one in zip(points, results, strict=True)]
+        whole = [made for points in networks.values() if (made := _finished(points, runs))]
+        if len(whole) >= LEAST_NETWORKS:
+            found += [(family, *one) for made in whole for one in made]
     return found
+
+
+def _finished(points: Sequence[Variant], runs: Path) -> list[tuple[Variant, Results]]:
+    """The points with what is recorded of them; empty where one is not finished."""
+    folders = [runs / point.spec.folder_name for point in points]
+    if not all((folder / DATABASE).is_file() for folder in folders):
+        return []
+    results = [Results(folder) for folder in folders]
+    return list(zip(points, results, strict=True)) if all(r.finished for r in results) else []
 
 
 def start(runs: Path, progress: Progress, source: Path = DATA) -> None:

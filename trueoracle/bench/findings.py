@@ -57,8 +57,8 @@ class Finding:
     - ``p_value``: of its being zero, and ``equivalence_p_value``: of its size being
       :data:`~trueoracle.analysis.assessment.MATTERS` or more (a difference: :data:`LITTLE`). Both
       are Holm's over all findings; those of the best criterion over all criteria;
-    - ``could_be_best``: the number of criteria that could be the best; None for other questions;
-    - ``over``: what the interval counts, in words.
+    - ``networks``: the number of dense networks; ``over``: what the interval counts, in words;
+    - ``could_be_best``: the number of criteria that could be the best; None for other questions.
     """
 
     question: str
@@ -72,6 +72,7 @@ class Finding:
     at_most: float
     p_value: float
     equivalence_p_value: float
+    networks: int
     over: str
     could_be_best: int | None = None
 
@@ -146,7 +147,10 @@ def _of_metric(
         return replace(found, **named, what=of[0], less=less)
 
     made = [finding("oracle", scope, share, (ORACLE, ""), "") for scope, share in shares.items()]
-    made += [_best(metric, scope, own) for scope, own in places.items()]
+    made += [
+        _best(metric, scope, own, len({one.dense for one in scopes[scope]}))
+        for scope, own in places.items()
+    ]
     for scope, share in shares.items():
         made += [finding("sum", scope, share, (SUM, less), less) for less in ("", best)]
     for question, pairs in COMPARED.items():
@@ -221,11 +225,12 @@ def _finding(
         equivalence_p_value=found.equivalence_p_value(
             LITTLE if is_difference else MATTERS, place
         ),
+        networks=len(set(networks)),
         over=in_words([some[0].table], networks=len(set(networks))),
     )  # fmt: skip
 
 
-def _best(metric: str, scope: str, places: Sequence[Place]) -> Finding:
+def _best(metric: str, scope: str, places: Sequence[Place], networks: int) -> Finding:
     """The criterion of the highest agreement, and how many criteria could have it."""
     first = places[0]
     return Finding(
@@ -240,6 +245,7 @@ def _best(metric: str, scope: str, places: Sequence[Place]) -> Finding:
         at_most=first.at_most,
         p_value=first.adjusted_p_value,
         equivalence_p_value=math.nan,
+        networks=networks,
         over=first.interval_over,
         could_be_best=sum(one.rank_low == 1 for one in places),
     )

@@ -13,7 +13,10 @@ from trueoracle.bench.leaderboard import Known, Place, additive_agreement, leade
 from trueoracle.bench.table import METRICS, Bench, BenchStudy
 from trueoracle.errors import InputError, unknown
 
-__all__ = ["Places", "all_statistics", "choose_studies", "hold", "label_of"]
+__all__ = ["COLUMNS", "Places", "all_statistics", "choose_studies", "hold", "label_of"]
+
+COLUMNS = tuple(reversed(default_outcomes(METRICS)))
+"""The columns that criteria are compared with, the loss first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +48,15 @@ class Places:
 def hold(bench: Bench, studies: Sequence[BenchStudy]) -> Places:
     """The places of all criteria that the bench has scores of, the best first."""
     known: Known = {}
-    chosen, columns, parts = list(studies), _columns(), _parts(studies)
+    chosen, parts = list(studies), _parts(studies)
     return Places(
         chosen,
-        {metric: leaderboard(bench, metric, chosen, known) for metric in columns},
+        {metric: leaderboard(bench, metric, chosen, known) for metric in COLUMNS},
         {
             metric: {part: leaderboard(bench, metric, own, known) for part, own in parts.items()}
-            for metric in columns
+            for metric in COLUMNS
         },
-        {metric: additive_agreement(bench, metric, chosen) for metric in columns},
+        {metric: additive_agreement(bench, metric, chosen) for metric in COLUMNS},
     )
 
 
@@ -93,7 +96,7 @@ def all_statistics(
     """All statistics of one criterion, or of all criteria, in every study."""
     places, tables = [], []
     for study in studies:
-        for metric in _columns():
+        for metric in COLUMNS:
             one = whole.table(study, metric)
             if name is not None:
                 one = replace(one, scores={name: one.scores[name]})
@@ -113,11 +116,6 @@ def all_statistics(
         for (study, metric), assessments in zip(places, found, strict=True)
         for assessment in assessments
     ]
-
-
-def _columns() -> list[str]:
-    """The outcomes that criteria are compared with, the loss first."""
-    return list(reversed(default_outcomes(METRICS)))
 
 
 def _parts(studies: Sequence[BenchStudy]) -> dict[str, list[BenchStudy]]:

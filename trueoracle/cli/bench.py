@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from math import isfinite
 from typing import Annotated, Any
@@ -10,8 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from trueoracle.analysis.numbers import ABSENT, interval, many, number, p_value, percent
+from trueoracle.bench.findings import COMPARED, QUESTIONS, Finding, findings
 from trueoracle.bench.leaderboard import Place
-from trueoracle.bench.places import Places, all_statistics, choose_studies, hold, label_of
+from trueoracle.bench.places import (
+    COLUMNS,
+    Places,
+    all_statistics,
+    choose_studies,
+    hold,
+    label_of,
+)
 from trueoracle.bench.table import Bench, BenchStudy, read_bench
 from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress, text_table
@@ -35,6 +43,10 @@ def bench(
     network: Annotated[int | None, typer.Option(help="Only dense networks of this seed.")] = None,
     studies: Annotated[
         bool, typer.Option("--studies", help="Also one row per layer and ratio.")
+    ] = False,
+    about: Annotated[
+        bool,
+        typer.Option("--findings", help="Instead: what the bench says of pruning (a minute)."),
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -60,10 +72,17 @@ def bench(
     - trueoracle bench taylor --family digits --layer conv2 --ratio 0.5
 
     - trueoracle bench my_criterion.py:score --json > place.json
+
+    - trueoracle bench --findings
     """
     if studies and criterion is None:
         raise InputError("--studies is about one criterion: name it")
     shipped = read_bench()
+    if about:
+        if (criterion, family, layer, ratio, network) != (None,) * 5:
+            raise InputError("--findings are about the whole bench: name nothing else")
+        _show_findings(shipped, as_json=as_json, quiet=quiet)
+        return
     chosen = choose_studies(shipped, family, layer, ratio, network)
     name, whole = None, shipped
     if criterion is not None:
@@ -76,6 +95,48 @@ def bench(
         _print(whole, places, name)
         if studies and name is not None:
             _print_studies(all_statistics(whole, chosen, name))
+
+
+def _show_findings(shipped: Bench, *, as_json: bool, quiet: bool) -> None:
+    found = findings(shipped, COLUMNS)
+    if as_json:
+        print_json({"card": shipped.card, "findings": [one.as_dict() for one in found]})
+    elif not quiet:
+        for question, words in QUESTIONS.items():
+            own = [one for one in found if one.question == question]
+            out().print(words if own else f"{words} The bench lacks networks to compare.")
+            if own:
+                out().print(text_table(_findings_table(own)))
+            out().print()
+        out().print("95% and p: over dense networks, and blocks of test examples")
+
+
+def _findings_table(found: list[Finding]) -> TextTable:
+    """One row per finding."""
+    words = [
+        ("outcome", "", [label_of(one.metric) for one in found]),
+        ("family", "", [_difference(one.families, one, COMPARED) for one in found]),
+        ("criterion", "", [_difference(one.what, one, ("sum",)) for one in found]),
+    ]
+    numbers = (
+        Column("networks", "", lambda f: str(f["networks"])),
+        Column("agreement", "", lambda f: number(f["value"], 2)),
+        Column("95%", "", lambda f: interval(f["low"], f["high"])),
+        Column("at most", "", lambda f: number(f["at_most"], 2)),
+        Column("p (Holm)", "", lambda f: p_value(f["p_value"])),
+        Column("answer", "", _answer),
+    )
+    return text_table_of(words, (), numbers, [one.as_dict() for one in found], keep_empty=True)
+
+
+def _difference(of: str, finding: Finding, questions: Collection[str]) -> str:
+    """What is measured, and what it is less, where a question is about that."""
+    return f"{of} − {finding.less}" if finding.less and finding.question in questions else of
+
+
+def _answer(finding: Mapping[str, Any]) -> str:
+    could, answer = finding["could_be_best"], str(finding["answer"])
+    return answer if could in (None, 1) else f"{answer}: {could} could be"
 
 
 def _with_own(
