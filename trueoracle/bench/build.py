@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from trueoracle.analysis.jackknife import LEAST_NETWORKS
@@ -305,8 +306,7 @@ def _card(
             },
         )
         ((layer, _),) = point.spec.pruning.layers.items()
-        (width,) = results.table(criteria=()).groups  # each filter is pruned by some candidate
-        about["filters"] |= {layer: width}
+        about["filters"] |= {layer: _width(results.folder / DENSE, layer)}
         dense = results.dense or {}
         facts = {name: dense[name] for name in ("sha256", *_COLUMNS) if name in dense}
         about["dense"] |= {str(point.spec.dense.seed): facts}
@@ -328,6 +328,12 @@ def _card(
         "engines": sorted(engines | set(before.get("engines", ()))),
         "versions": sorted(versions | set(before.get("versions", ()))),
     }
+
+
+def _width(dense: Path, layer: str) -> int:
+    """The number of a layer's filters; some may be pruned by no candidate."""
+    with safe_open(dense, framework="np") as file:
+        return int(file.get_slice(f"{layer}.weight").get_shape()[0])
 
 
 def _counts(results: Results) -> list[int]:
