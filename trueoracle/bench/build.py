@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from trueoracle.analysis.jackknife import LEAST_NETWORKS
 from trueoracle.analysis.outcomes import default_outcomes
-from trueoracle.bench.scoring import score_bench
+from trueoracle.bench.scoring import Material, score_bench
 from trueoracle.bench.table import (
     BLOCKS,
     CARD,
@@ -180,11 +180,12 @@ def build(
     _write(outcomes, out / OUTCOMES)
     _write(blocks, out / BLOCKS)
     _write_scores(bench, columns, out, seconds, names)
+    material: Material = {}
     for number, name in enumerate(names, start=1):
         started = time.perf_counter()
         left = [one for one in bench.studies if np.isnan(columns[name][one.rows]).any()]
         if left:
-            fresh = score_bench(find_criterion(name), bench, progress, left, folder=out)
+            fresh = score_bench(find_criterion(name), bench, progress, left, out, material)
             columns[name] = np.where(np.isnan(columns[name]), fresh, columns[name])
         seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - started, 1)
         _write_scores(bench, columns, out, seconds, names[number:])

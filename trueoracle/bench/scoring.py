@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,22 +30,30 @@ def spec_of(study: BenchStudy) -> StudySpec:
     return load_spec(study.name)
 
 
+Material = dict[str, tuple[StudySpec, Candidates, torch.nn.Module, Splits]]
+"""The fields, candidates, dense network and data of studies by name, for several criteria."""
+
+
 def score_bench(
     criterion: Criterion,
     bench: Bench,
     progress: Progress,
     studies: Sequence[BenchStudy] | None = None,
     folder: Path = DATA,
+    material: Material | None = None,
 ) -> np.ndarray:
     """Scores ``[R]`` of a criterion; NaN outside of ``studies``, and where it does not apply.
 
-    ``folder`` has the dense weights. Raises :class:`InputError` where the criterion fails or
-    returns another shape.
+    ``folder`` has the dense weights. ``material`` is filled with what other criteria need as well.
+    Raises :class:`InputError` where the criterion fails or returns another shape.
     """
     chosen = bench.studies if studies is None else list(studies)
+    shared: Material = {} if material is None else material
+    shared |= _prepared(bench, [one for one in chosen if one.name not in shared], folder)
     scores = np.full(len(bench.keys), np.nan)
     progress.stage(f"score by {criterion.name}", sum(len(s.rows) for s in chosen), 0, "candidates")
-    for study, spec, candidates, dense, data in _prepared(bench, chosen, folder):
+    for study in chosen:
+        spec, candidates, dense, data = shared[study.name]
         try:
             values = criterion(copied(dense).eval(), candidates, data, spec.retraining)
         except NotApplicableError as reason:
@@ -56,21 +64,19 @@ def score_bench(
     return scores
 
 
-def _prepared(
-    bench: Bench, studies: Sequence[BenchStudy], folder: Path
-) -> Iterator[tuple[BenchStudy, StudySpec, Candidates, torch.nn.Module, Splits]]:
-    """Each study with its fields, candidates, dense network and data."""
+def _prepared(bench: Bench, studies: Sequence[BenchStudy], folder: Path) -> Material:
+    made: Material = {}
     data: dict[str, Splits] = {}
     networks = {}
     for study in studies:
         spec = spec_of(study)
-        if study.family not in data:  # the data are the same for a whole family
-            data = {study.family: load_data(spec)}
+        if study.family not in data:
+            data[study.family] = load_data(spec)
         if study.dense not in networks:
             dense, shape = build_study(spec)
             load_weights(dense, dense_file(*study.dense, folder))
             example = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
-            networks = {study.dense: (dense, find_groups(dense, example))}
+            networks[study.dense] = dense, find_groups(dense, example)
         dense, groups = networks[study.dense]
         ways = ways_of(bench.keys["pruned"].to_numpy()[study.rows])
         group = groups.groups[study.layer]
@@ -80,4 +86,5 @@ def _prepared(
             surgery=spec.pruning.surgery,
             space=space_size([group.filters], [len(ways[0])]),
         )
-        yield study, spec, candidates, dense, data[study.family]
+        made[study.name] = spec, candidates, dense, data[study.family]
+    return made
