@@ -30,9 +30,8 @@ def made_bench(
                 seen = worth + noise * generator.normal(size=FILTERS)
                 for count in (3, 6):
                     drawn = generator.random((10 * CANDIDATES, FILTERS)).argsort(axis=1) < count
-                    ways = np.unique(drawn, axis=0)
-                    ways = ways[generator.permutation(len(ways))[:CANDIDATES]]
-                    masks = np.sort(ways @ (1 << np.arange(FILTERS)))
+                    known = np.unique(drawn, axis=0) @ (1 << np.arange(FILTERS))
+                    masks = np.sort(generator.permutation(known)[:CANDIDATES])
                     ways = masks[:, None] >> np.arange(FILTERS) & 1
                     keys += [(family, network, layer, mask) for mask in masks]
                     shape = (CANDIDATES, 2, BLOCKS)

@@ -143,8 +143,9 @@ def _of_metric(
 
     def finding(question: str, scope: str, share: np.ndarray, of: Column, less: str) -> Finding:
         found = _finding(layers, share, columns.index(of), is_difference=less != "")
-        named = {"question": question, "metric": metric, "families": scope}
-        return replace(found, **named, what=of[0], less=less)
+        return replace(
+            found, question=question, metric=metric, families=scope, what=of[0], less=less
+        )
 
     made = [finding("oracle", scope, share, (ORACLE, ""), "") for scope, share in shares.items()]
     made += [
@@ -205,7 +206,7 @@ def _finding(
     layers: Sequence[_Layer], weights: np.ndarray, place: int, *, is_difference: bool
 ) -> Finding:
     """The weighted sum over layers of what stands in one place of their columns."""
-    some = [layers[one] for one in np.flatnonzero(weights)]
+    some = [one for one, weight in zip(layers, weights, strict=True) if weight]
     networks = [one.study.dense for one in some]
     found = combine_leaves(
         [one.leaves for one in some],
