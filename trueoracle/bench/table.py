@@ -6,7 +6,6 @@ once, and look up results from then on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,9 @@ import pandas as pd
 from trueoracle.analysis.outcomes import default_outcomes, find_outcome
 from trueoracle.analysis.table import Blocks, CandidateTable
 from trueoracle.errors import StoreError, first_line
+from trueoracle.files import parse_json
 from trueoracle.tasks.metric import CLASSIFICATION, columns_of
+from trueoracle.trust import note_code
 
 __all__ = [
     "DATA",
@@ -143,11 +144,14 @@ def read_bench(folder: Path = DATA) -> Bench:
         outcomes = pd.read_parquet(folder / OUTCOMES)
         blocks = pd.read_parquet(folder / BLOCKS)
         scores = pd.read_parquet(folder / SCORES)
-        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card = parse_json((folder / CARD).read_bytes())
         seeds, own = int(card["seeds"]), default_outcomes(METRICS)
         keys = scores[KEYS].reset_index(drop=True)
         if not outcomes[KEYS].iloc[::seeds].reset_index(drop=True).equals(keys):
             raise ValueError("its outcomes and scores are of other networks")
+        names = [name for name in scores.columns if name not in KEYS]
+        if folder != DATA:
+            note_code(folder, {"criteria": names})
         return Bench(
             keys,
             {name: _by_seed(outcomes[name], seeds) for name in columns_of(METRICS)},
@@ -158,11 +162,7 @@ def read_bench(folder: Path = DATA) -> Bench:
                 for name in own
             },
             {name: np.array(one["blocks"]) for name, one in card["families"].items()},
-            {
-                name: scores[name].to_numpy(dtype=np.float64)
-                for name in scores.columns
-                if name not in KEYS
-            },
+            {name: scores[name].to_numpy(dtype=np.float64) for name in names},
             card,
         )
     except (OSError, ValueError, KeyError) as error:
