@@ -57,12 +57,12 @@ def study(tiny_fields: dict[str, Any], finished: Results) -> Study:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, fails: Fails) -> list[int]:
-    """Let chunks fail; returns the list of how many networks each tried chunk has."""
+    """Let chunks fail; returns how many networks each tried chunk trains in a call."""
     tried: list[int] = []
     whole = driver.retrain_chunk
 
     def chunk_or_error(chunk: Chunk, *args: Any) -> Any:
-        tried.append(len(chunk.members))
+        tried.append(len(chunk.calls[0]))
         if (error := fails(chunk)) is not None:
             raise error
         return whole(chunk, *args)
@@ -177,13 +177,13 @@ def test_too_little_memory_halves_all_later_chunks(
     study: Study, finished: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(chunk: Chunk) -> Exception | None:
-        return torch.OutOfMemoryError("CUDA out of memory") if len(chunk.members) > 3 else None
+        return torch.OutOfMemoryError("CUDA out of memory") if len(chunk.calls[0]) > 3 else None
 
     many = Plan("loop", "a test's", group=4, groups=1)
     monkeypatch.setattr(runner, "plan_retraining", lambda *_: many)
     tried = failing(monkeypatch, fails)
     results = study.run(progress=False)
-    assert tried == [4, 2, 2, 2, 2, 2]
+    assert tried == [4, 2, 2, 2]  # the chunks stay whole: two of them have two calls
     assert results.finished
     assert results.provenance[-1]["most_at_once"] == 2
     pd.testing.assert_frame_equal(rows(results), rows(finished), rtol=1e-5)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from trueoracle.cli import doors
 from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress
 from trueoracle.cli.grids import print_grid
-from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, command_line
+from trueoracle.cli.options import (
+    Chosen,
+    Machine,
+    Output,
+    RetryFailed,
+    StudyName,
+    Workers,
+    command_line,
+)
 from trueoracle.cli.tables import networks_table, notes, relations_of, relations_table
 from trueoracle.report.words import verdicts
 
 
 @guarded
 def run(
-    study: Annotated[str, typer.Argument(help="A shipped study, or the path of a .toml; @arm.")],
+    study: StudyName,
     chosen: Chosen,
     machine: Machine,
+    workers: Workers,
     output: Output,
     retry_failed: RetryFailed = False,
 ) -> None:
@@ -40,13 +47,20 @@ def run(
 
     - trueoracle run lenet5-mini-width@small
 
+    - trueoracle run my-study.toml --executor ray --address auto --gpus 0.5
+
     - trueoracle run my-study.toml --quiet --json > summary.json
     """
     grid = doors.Grid(study, overrides=chosen.overrides, runs=chosen.runs)
     team = doors.find_team()
     helps = team is not None and not team.is_main  # the first process speaks for all
-    with shown_progress(quiet=output.quiet or helps) as progress:
-        found = grid.run(progress=progress, retry_failed=retry_failed, **asdict(machine))
+    with (
+        workers.opened(chosen.runs) as executor,
+        shown_progress(quiet=output.quiet or helps) as progress,
+    ):
+        found = grid.run(
+            progress=progress, executor=executor, retry_failed=retry_failed, **asdict(machine)
+        )
     if helps:
         return
     if output.as_json:
@@ -63,7 +77,7 @@ def _show(summary: dict[str, Any]) -> None:
     console.print()
     console.print(relations_table([summary]))
     for note in notes(relations_of(summary)):
-        console.print(note, soft_wrap=True)
+        console.print(note)
     console.print()
     if summary["networks"]:
         console.print(networks_table(summary))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def reproduce(
     device: str = "auto",
     engine: str = "auto",
     memory: str | None = None,
+    executor: Executor | None = None,
     retry_failed: bool = False,
 ) -> dict[str, Any]:
     """Run the study of a published setting, or a study, and compare it with what was published.
@@ -99,6 +101,7 @@ def reproduce(
                 device=device,
                 engine=engine,
                 memory=memory,
+                executor=executor,
                 retry_failed=retry_failed,
             )
         )
