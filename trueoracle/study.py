@@ -5,22 +5,23 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from trueoracle.criteria.base import given_criterion
 from trueoracle.data.given import as_splits
 from trueoracle.data.splits import Splits
 from trueoracle.engines.memory import parse_bytes
-from trueoracle.errors import InputError, first_line
+from trueoracle.errors import InputError, first_line, unknown
 from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import architecture_sha256, weights_sha256
 from trueoracle.record.networks import write_networks
 from trueoracle.record.pooled import open_results
 from trueoracle.record.results import Results
-from trueoracle.record.runs import find_arms
 from trueoracle.run import runner
 from trueoracle.run.prepare import Prepared, prepare
 from trueoracle.run.progress import Progress, as_progress
@@ -84,6 +85,8 @@ class Study:
         - ``data`` is a name, fields, or splits as :func:`trueoracle.data.given.as_splits` takes
           them, with ``columns`` to name their fields.
         - ``task`` is a name, or a :class:`trueoracle.Task` of one's own.
+        - ``criteria``, one of the ``fields``, lists names and functions of one's own
+          (:func:`trueoracle.criteria.base.given_criterion`).
         - ``overrides`` maps dotted fields to values.
         - Results are kept below ``runs``.
         - With ``allow_code``, a study file outside the current project may also name code
@@ -109,6 +112,10 @@ class Study:
             task = data.task
         self._task = None if isinstance(task, str) else task
         changes: dict[str, Any] = dict(fields)
+        overrides = dict(overrides or {})
+        for given in (changes, overrides):
+            if isinstance(given.get("criteria"), list | tuple):
+                given["criteria"] = [given_criterion(one) for one in given["criteria"]]
         if isinstance(network, nn.Module):
             changes["network"] = {
                 "name": type(network).__name__,
@@ -278,7 +285,7 @@ class Study:
             self.prepare(device, progress=shown),
             self.folder,
             shown,
-            replace(budget, **settings),
+            _with_settings(budget, settings),
             engine=engine,
             memory=None if memory is None else parse_bytes(memory),
         )
@@ -289,15 +296,20 @@ class Study:
         Recorded arms of the study are shown beside it. ``out`` is the folder to write to, by
         default ``report/`` in the study's own folder. ``outcome`` says which epochs count.
         """
-        from trueoracle.report.page import write_report
-
-        results = self.results()
-        folder = self.folder / "report" if out is None else Path(out)
-        return write_report(results, find_arms(results), folder, outcome)
+        return self.results().report(out, outcome)
 
     def results(self) -> Results:
         """The results recorded so far; raises :class:`StoreError` where nothing is recorded."""
         return open_results(self.folder)
+
+
+def _with_settings(wanted: SearchSettings, settings: Mapping[str, Any]) -> SearchSettings:
+    """A search's settings with some changed; raises :class:`InputError` for an unknown one."""
+    known = {one.name for one in dataclass_fields(SearchSettings)}
+    for name in settings:
+        if name not in known:
+            raise unknown("setting of a search", name, known)
+    return replace(wanted, **settings)
 
 
 def _called(network: nn.Module | str) -> str:

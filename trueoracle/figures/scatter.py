@@ -11,11 +11,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trueoracle.analysis.numbers import interval, number, percent
 from trueoracle.analysis.relation import Relation, relate
+from trueoracle.figures.drawing import new_figure
 from trueoracle.files import make_folder, replacing
 
 __all__ = [
@@ -106,8 +106,7 @@ def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> F
     Where several candidates share that score, each has a star, and the lines cross at the mean of
     their outcomes.
     """
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size)
     axes = figure.subplots()
     draw_points(axes, data)
     axes.set(xlabel=plain(data.x_label), ylabel=plain(data.y_label))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import webbrowser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,8 @@ from trueoracle.record.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from trueoracle.report.page import WrittenReport
 
 __all__ = ["SHORT", "Results", "Score"]
 
@@ -427,12 +430,12 @@ class Results:
         made.insert(0, "task", self.task)
         return made
 
-    def export(self, out: Path, form: Literal["csv", "parquet"] = "csv") -> list[Path]:
+    def export(self, out: str | Path, form: Literal["csv", "parquet"] = "csv") -> list[Path]:
         """Write every table to ``out``; raises :class:`StoreError` where it cannot be written."""
         written = []
         for name, table in self.tables().items():
-            path = out / f"{name}.{form}"
-            make_folder(out)
+            path = Path(out) / f"{name}.{form}"
+            make_folder(path.parent)
             with replacing(path) as draft:
                 if form == "csv":
                     table.to_csv(draft, index=False)
@@ -440,6 +443,58 @@ class Results:
                     table.to_parquet(draft, index=False)
             written.append(path)
         return written
+
+    @property
+    def best(self) -> pd.Series[Any]:
+        """The candidate with the best mean outcome: a row of :meth:`points`.
+
+        It is the best of many, so that luck is part of its outcome. Raises :class:`InputError`
+        where nothing has been retrained yet.
+        """
+        outcome = self.outcome()
+        points = self.points(self.criteria[0]).dropna(subset="outcome")
+        values = points["outcome"] if outcome.higher_is_better else -points["outcome"]
+        return points.loc[values.idxmax()].drop("score")
+
+    def summary(self, outcome: str = "last") -> dict[str, Any]:
+        """What is found, as plain values: the fields that docs/tables.md lists.
+
+        ``outcome`` says which epochs count.
+        """
+        from trueoracle.report.summary import summarise  # imports matplotlib, which is slow
+
+        return summarise(self, outcome)
+
+    def report(self, out: str | Path | None = None, outcome: str = "last") -> WrittenReport:
+        """Write ``report.html``, ``summary.json`` and the figures; returns where they are.
+
+        Recorded arms of the study are shown beside it. ``out`` is the folder to write to, by
+        default ``report/`` in the study's own folder. ``outcome`` says which epochs count.
+        """
+        from trueoracle.record.runs import find_arms
+        from trueoracle.report.page import write_report
+
+        folder = self.folder / "report" if out is None else Path(out)
+        return write_report(self, find_arms(self), folder, outcome)
+
+    def open(self) -> Path:
+        """Write the report and show it in the browser; returns its page."""
+        page = self.report().page.resolve()
+        webbrowser.open(page.as_uri())
+        return page
+
+    def __repr__(self) -> str:
+        status = self.status()
+        return (
+            f"<{type(self).__name__} of {self.spec.name}: {status['state']}, "
+            f"{status['retrained']:,} of {status['to_retrain']:,} networks retrained, in "
+            f"{self.folder}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from trueoracle.report.notebook import results_html
+
+        return results_html(self)
 
     def status(self) -> dict[str, Any]:
         """How far the study is, as plain values."""
