@@ -66,6 +66,7 @@ class Grid:
         device: str = "auto",
         engine: str = "auto",
         memory: str | None = None,
+        track: str | None = None,
     ) -> dict[str, Results]:
         """Run every study from where it stopped, and return the results by the points' labels.
 
@@ -76,7 +77,9 @@ class Grid:
         self._check(shown, device, engine)
         return self._each(
             shown,
-            lambda study: study.run(progress=shown, device=device, engine=engine, memory=memory),
+            lambda study: study.run(
+                progress=shown, device=device, engine=engine, memory=memory, track=track
+            ),
         )
 
     def score(

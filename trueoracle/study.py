@@ -26,6 +26,7 @@ from trueoracle.run import runner
 from trueoracle.run.prepare import Prepared, prepare
 from trueoracle.run.progress import Progress, as_progress
 from trueoracle.run.retrain import check_retraining
+from trueoracle.run.tracking import check_tracker, tracked
 from trueoracle.search.settings import SearchSettings
 from trueoracle.spec.file import merged, spec_from, with_files
 from trueoracle.spec.grid import load_spec
@@ -203,6 +204,7 @@ class Study:
         device: str = "auto",
         engine: str = "auto",
         memory: str | None = None,
+        track: str | None = None,
     ) -> Results:
         """Carry the study out, or go on where it stopped, and return its results.
 
@@ -214,15 +216,18 @@ class Study:
           results.
         - ``memory`` (such as ``"4GB"``) bounds how many candidates are retrained at once; by
           default half of the free memory is used.
+        - ``track`` also logs what is recorded, live, to ``"tensorboard"``, ``"wandb"`` or
+          ``"mlflow"`` (:mod:`trueoracle.run.tracking`).
         """
         budget = None if memory is None else parse_bytes(memory)
-        return self._each(
-            as_progress(progress),
-            device,
-            lambda prepared, folder, shown: runner.run(
-                prepared, folder, shown, engine=engine, memory=budget
-            ),
-        )
+        if track is not None:
+            check_tracker(track)
+
+        def carry_out(prepared: Prepared, folder: Path, progress: Progress) -> None:
+            with tracked(track, prepared.spec, folder, progress) as shown:
+                runner.run(prepared, folder, shown, engine=engine, memory=budget)
+
+        return self._each(as_progress(progress), device, carry_out)
 
     def score(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
         """Score every candidate without retraining any; :meth:`run` goes on from there.

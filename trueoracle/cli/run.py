@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress
@@ -19,6 +21,12 @@ def run(
     chosen: Chosen,
     machine: Machine,
     output: Output,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            help="Also log live to tensorboard, wandb or mlflow (pip install '.[track]')."
+        ),
+    ] = None,
 ) -> None:
     """Run a study, or all studies of a grid; run it again to resume.
 
@@ -42,7 +50,7 @@ def run(
     team = doors.find_team()
     helps = team is not None and not team.is_main  # the first process speaks for all
     with shown_progress(quiet=output.quiet or helps) as progress:
-        grid.run(progress=progress, **asdict(machine))
+        grid.run(progress=progress, track=track, **asdict(machine))
     if helps:
         return
     if output.as_json:

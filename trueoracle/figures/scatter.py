@@ -166,16 +166,23 @@ def plain(label: str) -> str:
     return label.replace("$", r"\$")
 
 
-def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+def save_figure(
+    figure: Figure, stem: Path, formats: Sequence[str] = FORMATS, *, outlines: bool = False
+) -> list[Path]:
     """Write ``stem.png``, ``.svg`` and ``.pdf``; raises :class:`StoreError` where that fails.
 
-    All files have the layout of the first. Text stays text in SVG and PDF, and files have no date,
-    so that the same figure gives the same bytes.
+    All files have the layout of the first. Text stays text in SVG and PDF (in SVG, with
+    ``outlines``, the letters' outlines are drawn instead), and files have no date, so that the same
+    figure gives the same bytes.
     """
     written = []
     layout = figure.get_layout_engine()
     with mpl.rc_context(
-        {"svg.fonttype": "none", "pdf.fonttype": PDF_FONTS, "svg.hashsalt": "trueoracle"}
+        {
+            "svg.fonttype": "path" if outlines else "none",
+            "pdf.fonttype": PDF_FONTS,
+            "svg.hashsalt": "trueoracle",
+        }
     ):
         try:
             for form in formats:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
     from trueoracle.report.page import WrittenReport
 
-__all__ = ["SHORT", "Results", "Score"]
+__all__ = ["SHORT", "Form", "Results", "Score"]
+
+Form = Literal["csv", "parquet", "latex", "markdown"]
+"""Formats of tables."""
 
 _UNITS = {"depth": "layer"}
 """The unit that is pruned, by the kind of pruning, where the unit is no filter."""
@@ -430,8 +433,33 @@ class Results:
         made.insert(0, "task", self.task)
         return made
 
-    def export(self, out: str | Path, form: Literal["csv", "parquet"] = "csv") -> list[Path]:
-        """Write every table to ``out``; raises :class:`StoreError` where it cannot be written."""
+    def figures(
+        self,
+        out: str | Path,
+        formats: Sequence[str] = ("pdf",),
+        columns: int = 1,
+        outcome: str = "last",
+    ) -> list[Path]:
+        """Write figures as wide as 1 or 2 columns of a paper, each with its values as CSV.
+
+        See :func:`trueoracle.report.paper.write_figures`. ``formats`` are of pdf, svg and png.
+        """
+        from trueoracle.report.paper import write_figures
+
+        return write_figures(self, Path(out), formats, columns, outcome)
+
+    def export(self, out: str | Path, form: Form = "csv") -> list[Path]:
+        """Write every table to ``out``, or as ``latex`` or ``markdown`` that of the statistics.
+
+        With the latter, the values of the table are written as CSV, too. Raises
+        :class:`StoreError` where a file cannot be written.
+        """
+        if form not in get_args(Form):
+            raise unknown("format of tables", form, get_args(Form))
+        if form in ("latex", "markdown"):
+            from trueoracle.report.paper import write_relations
+
+            return write_relations(self, Path(out), form)
         written = []
         for name, table in self.tables().items():
             path = Path(out) / f"{name}.{form}"
