@@ -14,9 +14,7 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
 def pictures(cells: list[dict[str, Any]]) -> int:
     """How many outputs hold an image."""
     outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
-    return sum(
-        "image/png" in one or "data:image/png" in str(one.get("text/html")) for one in outputs
-    )
+    return sum("image/png" in one or "data:image/png" in str(one) for one in outputs)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -26,7 +24,7 @@ def test_a_notebook_is_stored_with_its_output(path: Path) -> None:
     assert len(text) < 250_000
     assert pictures(cells) >= 2
     assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
-    for words in ("/home/", "/tmp/", "/root/", "Traceback", "Warning"):
+    for words in ("/home/", "ipykernel_", "/root/", "Traceback", "Warning"):
         assert words not in text
 
 
@@ -42,10 +40,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
         notebook, timeout=600, kernel_name="python3", resources=resources
     ).execute()
     assert pictures(notebook.cells) >= 2
-    shown = [
-        str(output.get("data", {})) for cell in notebook.cells for output in cell.get("outputs", [])
-    ]
-    assert any("<progress" in one for one in shown)
+    assert "<progress" in str([cell.get("outputs") for cell in notebook.cells])
 
 
 def test_there_are_two() -> None:

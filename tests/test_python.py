@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import linecache
 import pydoc
+import re
+import sys
 import traceback
 import webbrowser
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
 from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import Results
+from trueoracle.sources import code_fingerprint
 from trueoracle.study import Study
 
 PNG = b"\x89PNG"
@@ -24,8 +29,8 @@ PNG = b"\x89PNG"
 def test_completion_and_help_list_every_public_name() -> None:
     assert set(trueoracle.__all__) <= set(dir(trueoracle))
     text = pydoc.render_doc(trueoracle, renderer=pydoc.plaintext)
-    for name in trueoracle.__all__:
-        assert name in text
+    for name in {*trueoracle.__all__} - {"__version__"}:
+        assert re.search(rf"^    (class )?{name}\(", text, re.MULTILINE), name
 
 
 def test_results_show_themselves(finished: Results) -> None:
@@ -128,6 +133,38 @@ def fewest_first(dense: Any, candidates: Any, data: Any) -> list[float]:
     return [float(sum(candidates.pruned(i)["conv1"])) for i in range(len(candidates))]
 
 
+def another(score: float) -> Any:
+    """Another function of the same name."""
+
+    def fewest_first(dense: Any, candidates: Any, data: Any) -> list[float]:
+        return [score] * len(candidates)
+
+    return fewest_first
+
+
+def typed(code: str) -> Any:
+    """The function ``own`` of a notebook's cell."""
+    name = f"<cell {hash(code)}>"
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    made: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code, name, "exec"), made)  # noqa: S102
+    return made["own"]
+
+
+def test_a_notebooks_function_is_known_by_its_code_and_what_it_uses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    code = "FACTOR = 2\ndef part(x):\n    return x\ndef own(x):\n    return FACTOR * part(x)\n"
+    first = code_fingerprint(typed(code))
+    assert first
+    assert code_fingerprint(typed(code)) == first
+    for change in (("= 2", "= 3"), ("return x", "return -x"), ("FACTOR *", "FACTOR +")):
+        assert code_fingerprint(typed(code.replace(*change))) not in ("", first)
+    # Nothing certain can be said of a function that uses an object of the notebook.
+    assert not code_fingerprint(typed("class A: ...\none = A()\ndef own(x):\n    return one\n"))
+
+
 @pytest.fixture(autouse=True)
 def _own_criteria_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA._entries))
@@ -144,10 +181,9 @@ def test_a_function_is_a_criterion(tiny_fields: dict[str, Any], tmp_path: Path) 
     # The same function goes on; another of the same name, whose code differs, is scored anew.
     again = Study(**fields, runs=tmp_path).score(progress=False)
     assert again.scores.equals(scored.scores)
-    source = "def fewest_first(dense, candidates, data):\n    return [7.0] * len(candidates)\n"
-    made: dict[str, Any] = {"__name__": fewest_first.__module__}
-    exec(source, made)  # noqa: S102
-    other = Study(**{**fields, "criteria": ["l1", made["fewest_first"]]}, runs=tmp_path)
+    CRITERIA._entries.pop("fewest_first")
+    CRITERIA._origins.pop("fewest_first")
+    other = Study(**{**fields, "criteria": ["l1", another(7.0)]}, runs=tmp_path)
     assert other.spec.digest == study.spec.digest
     assert other.score(progress=False).scores["fewest_first"].tolist() == [7.0] * 10
 
