@@ -39,6 +39,10 @@ def report(
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder to write to; default: report/ in the run.")
     ] = None,
+    share: Annotated[
+        bool,
+        typer.Option("--share", help="Leave out host, user and absolute paths: for others to see."),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -69,7 +73,7 @@ def report(
                 f"no point of {whole.name} is recorded in {runs} with these settings; this records "
                 f"them: {command_line('run', study, settings, runs)}"
             )
-        grid = whole.report(to, outcome)
+        grid = whole.report(to, outcome, share=share)
         if as_json:
             print_json(grid.summary)
             return
@@ -79,7 +83,10 @@ def report(
     run = doors.find_run(study, runs, overrides) if study else doors.last_run(runs)
     results = doors.open_results(run)
     folder = to or results.folder / "report"
-    written = doors.write_report(results, doors.find_arms(results), folder, outcome)
+    arms = doors.find_arms(results)
+    if share:
+        results, arms = results.to_share(), [arm.to_share() for arm in arms]
+    written = doors.write_report(results, arms, folder, outcome)
     if as_json:
         print_json(written.summaries)
         return
