@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch
-STUDY ?= digits-conv1-0.2
+STUDY ?= glyphs-fc1-0.2
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(TORCH)
 
-.PHONY: demo test test-slow coverage test-torchvision lint format clean
+.PHONY: demo test test-slow coverage test-torchvision docs lint format clean
 
 demo: $(READY)
 	$(BIN)/trueoracle run $(STUDY)
@@ -32,6 +32,10 @@ test-torchvision:
 test-vision: $(READY)
 	$(PYTEST) tests/data tests/networks tests/pruning/test_dependencies.py \
 		tests/spec/test_spec.py tests/run/test_prepare.py
+
+# The pages of docs/ as a site, into site/; a link that leads nowhere is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What docs/bench.md, docs/statistics.md and the README say of the shipped table, computed again.
+"""What docs/bench.md and docs/statistics.md say of the shipped table, computed again.
 
 Where a figure has changed because the table has grown, the failing line shows what to write.
 """
@@ -15,7 +15,7 @@ import pytest
 from tests.cli.test_cli import call
 from trueoracle.analysis.additive import additive
 from trueoracle.analysis.correlation import kendall
-from trueoracle.analysis.numbers import interval, number
+from trueoracle.analysis.numbers import interval
 from trueoracle.analysis.reliability import noise_ceiling
 from trueoracle.analysis.table import Blocks, CandidateTable
 from trueoracle.bench.findings import Finding, findings
@@ -165,14 +165,3 @@ def test_what_the_statistics_page_says_of_images(
     ) in page
     ceiling = places[LOSS][0].ceiling
     assert f"have τ {np.mean(taus):.2f}, where the ceiling is {ceiling:.2f}" in said
-
-
-@pytest.mark.slow
-def test_what_the_readme_says(shipped: Bench, places: dict[str, list[Place]]) -> None:
-    page = text_of("README.md")
-    oracle, first = place_of(places[LOSS], "oracle"), places[LOSS][0]
-    certain = [one for one in places[LOSS] if one.adjusted_p_value < 0.05]
-    assert f"holds it against {shipped.card['retrained_networks']:,} retrained networks" in page
-    assert f"{len(certain)} of {first.of} criteria differ from chance" in page
-    assert f"has τ {oracle.agreement:.2f} {interval(oracle.low, oracle.high)}" in page
-    assert f"the best {number(first.agreement, 2)}" in page

@@ -21,7 +21,7 @@ from trueoracle.bench.places import (
     label_of,
 )
 from trueoracle.bench.table import Bench, BenchStudy, read_bench
-from trueoracle.cli import doors
+from trueoracle.cli import completion, doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress, text_table
 from trueoracle.cli.options import Debug, Json, Quiet
 from trueoracle.cli.tables import notes
@@ -33,7 +33,10 @@ from trueoracle.report.table import Column, TextTable, brief_table, number_cell,
 def bench(
     criterion: Annotated[
         str | None,
-        typer.Argument(help="A file.py (or file.py:NAME), a registered name, or module:attribute."),
+        typer.Argument(
+            help="A file.py (or file.py:NAME), a registered name, or module:attribute.",
+            autocompletion=completion.criteria,
+        ),
     ] = None,
     family: Annotated[
         str | None, typer.Option(help="Only this family of networks, such as glyphs-62.")
