@@ -132,7 +132,7 @@ def test_links_and_studies_that_documents_name_exist(path: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (path.parent / link).exists(), link
     for study in re.findall(
-        r"trueoracle (?:run|report|export|score) ([a-z0-9.+-]+)(?=[\s@`])", text
+        r"trueoracle (?:run|report|export|score) ([a-z0-9][a-z0-9.+-]*)(?=[\s@`])", text
     ):
         shipped = shipped_studies() | shipped_grids()
         assert study.endswith(".toml") or study.partition("+width-")[0] in shipped, study
