@@ -122,7 +122,9 @@ def _connect(ray: Any, address: str | None) -> None:
     try:
         ray.init(address or "local", log_to_driver=False, logging_level="error", **own)
     except Exception as error:  # Ray raises many kinds
-        where = f"at {address!r} answers" if address else "can be started here"
+        where = "can be started here"
+        if address:
+            where = f"at {address!r} answers (RAY_AUTH_MODE=token where the cluster has a token)"
         raise InputError(f"no Ray {where}: {first_line(error)}") from error
     finally:
         for number, handler in handlers.items():
