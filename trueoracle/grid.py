@@ -167,11 +167,14 @@ class Grid:
             raise InputError(f"{self.name} is not recorded in {self.runs} with these settings")
         return summarise(found[self.name], outcome)
 
-    def report(self, out: str | Path | None = None, outcome: str = "last") -> WrittenGrid:
+    def report(
+        self, out: str | Path | None = None, outcome: str = "last", *, share: bool = False
+    ) -> WrittenGrid:
         """Write ``report.html``, ``summary.json`` and the figures of what is recorded of a grid.
 
         ``out`` is the folder to write to, by default one below ``runs`` that is named after the
-        grid. ``outcome`` says which epochs count. Raises :class:`InputError` where no point of the
+        grid. ``outcome`` says which epochs count. With ``share``, host, user and absolute paths
+        are left out. Raises :class:`InputError` where no point of the
         grid is recorded, and for a plain study.
         """
         from trueoracle.report.grid import write_grid_report
@@ -182,8 +185,12 @@ class Grid:
             raise InputError(
                 f"no point of {self.name} is recorded in {self.runs} with these settings"
             )
+        points = self.variants
+        if share:
+            found = {label: one.to_share() for label, one in found.items()}
+            points = tuple(_to_share(one) for one in points)
         own = self.runs / f"{self.name}-{grid_digest(self.variants)}" / "report"
-        return write_grid_report(self.variants, found, Path(out or own), outcome)
+        return write_grid_report(points, found, Path(out or own), outcome)
 
     def _each(
         self, progress: Progress, carry_out: Callable[[Study], Results]
@@ -221,6 +228,14 @@ class Grid:
         from trueoracle.study import Study  # imports torch, which a report does not need
 
         return Study(variant.spec, runs=self.runs)
+
+
+def _to_share(variant: Variant) -> Variant:
+    """The variant, whose purpose is the only field of it that is shown and may hold a path."""
+    from trueoracle.report.share import without_places
+
+    purpose = without_places(variant.spec.purpose)
+    return replace(variant, spec=variant.spec.model_copy(update={"purpose": purpose}))
 
 
 def _label(variant: Variant) -> str:

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 
 from trueoracle.analysis.assessment import Assessment, assess, judged_together
+from trueoracle.analysis.cells import shown_cells
 from trueoracle.analysis.numbers import many
 from trueoracle.analysis.outcomes import (
     Outcome,
@@ -75,6 +76,9 @@ class Results:
     retrained yet.
     """
 
+    is_shared = False
+    """Whether reports leave out host, user and absolute paths."""
+
     def __init__(self, folder: Path) -> None:
         """Read the record in ``folder``; raises :class:`StoreError` where there is none."""
         self.folder = Path(folder)
@@ -105,6 +109,12 @@ class Results:
         order = [name for name in self.spec.criteria if name in wide.columns]
         self.scores = wide.reindex(index=candidates["candidate"], columns=order).reset_index()
         self.scores.columns.name = None
+
+    def to_share(self) -> Self:
+        """The same results, of which reports leave out host, user and absolute paths."""
+        made = copy.copy(self)
+        made.is_shared = True
+        return made
 
     @property
     def default_outcomes(self) -> tuple[str, ...]:
@@ -447,14 +457,18 @@ class Results:
         return made
 
     def export(self, out: Path, form: Literal["csv", "parquet"] = "csv") -> list[Path]:
-        """Write every table to ``out``; raises :class:`StoreError` where it cannot be written."""
+        """Write every table to ``out``; raises :class:`StoreError` where it cannot be written.
+
+        In CSV files, texts that a spreadsheet would compute have an apostrophe in front
+        (:mod:`trueoracle.analysis.cells`).
+        """
         written = []
         for name, table in self.tables().items():
             path = out / f"{name}.{form}"
             make_folder(out)
             with replacing(path) as draft:
                 if form == "csv":
-                    table.to_csv(draft, index=False)
+                    shown_cells(table).to_csv(draft, index=False)
                 else:
                     table.to_parquet(draft, index=False)
             written.append(path)

@@ -15,6 +15,7 @@ from trueoracle.errors import InputError
 from trueoracle.record.database import JUDGED, Database
 from trueoracle.record.layout import (
     COSTS,
+    UNTOLD,
     Columns,
     facts_fault,
     json_object,
@@ -127,7 +128,7 @@ class Store(Database):
             facts = with_chance(json_object(text) or {})
             if fault := facts_fault(facts):
                 raise self._damaged(f"table provenance: {fault}")
-            sittings.append(facts | {"started": started, "ended": ended})
+            sittings.append(UNTOLD | facts | {"started": started, "ended": ended})
         return sittings
 
     # Dense network

@@ -19,6 +19,7 @@ from trueoracle.analysis.outcomes import (
 from trueoracle.record.layout import NOISE
 from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import SHORT, Results
+from trueoracle.report.share import without_places
 from trueoracle.spec.scale import changes_from_file, scale_in_words
 from trueoracle.spec.spec import candidates_in_words
 
@@ -92,7 +93,7 @@ def summarise(
     known = assessed or assess_together([(results, short)], rule)[0]
     found = known.outcomes
     status = results.status()
-    return {
+    made = {
         **status,
         "purpose": spec.purpose,
         "changed": changes_from_file(spec),
@@ -127,6 +128,7 @@ def summarise(
         "dense_seeds": [one.dense.seed for one in spec.networks],
         "networks": _networks(results, rule),
     }
+    return dict(without_places(made)) if results.is_shared else made
 
 
 def _networks(results: Results, rule: str) -> list[dict[str, Any]]:
