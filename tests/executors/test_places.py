@@ -79,4 +79,3 @@ def test_another_study_than_the_drivers_is_refused(
     retrain_chunk(Chunk(**{**vars(chunk), "members": chunk.members[:1]}))  # built anew, and equal
     with pytest.raises(InputError, match="another study here than where it was started"):
         retrain_chunk(Chunk(**{**vars(chunk), "identity": "that of the driver"}), place)
-
