@@ -98,6 +98,7 @@ def compared(study: Study, given: argparse.Namespace) -> list[dict[str, Any]]:
         device="cpu",
         threads=1,
     )
+    retrain_chunk(first, place)  # warms up
     a_group = timed(lambda: retrain_chunk(first, place))
     calls = max(1, round(given.seconds / a_group))
     members = tuple((seed, name) for seed in range(calls) for name in ids[:group])

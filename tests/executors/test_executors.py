@@ -29,6 +29,7 @@ from trueoracle.executors.ray import RayExecutor
 from trueoracle.executors.slurm import SlurmExecutor
 from trueoracle.record.results import Results
 from trueoracle.record.store import Store
+from trueoracle.run.progress import SilentProgress
 
 WAIT = 300
 """Seconds after which a result will not come, however busy the machine is."""
@@ -111,7 +112,8 @@ class Backwards(ChunkExecutor):
         self.order.append(number)
         if self.held:
             self.later()
-        future.set_result(value)
+        if future.set_running_or_notify_cancel():
+            future.set_result(value)
 
 
 def test_results_in_any_order_make_the_same_record(local: Results, tmp_path: Path) -> None:
@@ -119,6 +121,22 @@ def test_results_in_any_order_make_the_same_record(local: Results, tmp_path: Pat
     compare(ran(executor, tmp_path), local)
     assert executor.order != sorted(executor.order)
     assert executor.most == 3  # of 12 networks, no more waited at a time
+
+
+def test_an_interrupted_run_keeps_what_came_and_goes_on_elsewhere(
+    local: Results, tmp_path: Path
+) -> None:
+    class Stopper(SilentProgress):
+        def advance(self, count: float = 1, note: str = "") -> None:
+            if len(executor.order) == 5:
+                raise KeyboardInterrupt
+
+    executor, study = Backwards(), small_study(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(progress=Stopper(), engine="loop", executor=executor)
+    assert 4 <= study.results().counts["retrainings"] <= 5
+    assert len(executor.order) <= 8  # nothing more was submitted
+    compare(ran(InThisProcess(), tmp_path), local)
 
 
 @pytest.mark.slow

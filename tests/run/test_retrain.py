@@ -55,7 +55,7 @@ def test_another_process_gives_what_the_study_recorded(tmp_path: Path) -> None:
                 assert row[column] == recorded.loc[(one.candidate, row["epoch"]), column]
 
 
-class Killed(Exception):  # noqa: N818
+class Killed(BaseException):
     pass
 
 

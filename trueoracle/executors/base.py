@@ -206,10 +206,9 @@ def completed(
                 return
             done, _ = wait(under_way, return_when=FIRST_COMPLETED)
             for future in done:
-                if not future.cancelled() and isinstance(
-                    error := future.exception(), BrokenExecutor
-                ):
-                    raise _broken(error) from error
+                raised = None if future.cancelled() else future.exception()
+                if isinstance(raised, BrokenExecutor):
+                    raise _broken(raised) from raised
                 yield under_way.pop(future), future
     finally:
         for future in under_way:

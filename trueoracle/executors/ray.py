@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
+from trueoracle.analysis.numbers import many
 from trueoracle.errors import InputError, first_line
 from trueoracle.executors.base import AT_ONCE, ChunkExecutor
 
@@ -109,9 +110,9 @@ class RayExecutor(ChunkExecutor):
 
     def __str__(self) -> str:
         found = self._ray.cluster_resources()
+        nodes = many(sum(node["Alive"] for node in self._ray.nodes()), "node")
         gpus = f", {found['GPU']:g} GPUs" if "GPU" in found else ""
-        nodes = sum(name.startswith("node:") and "internal" not in name for name in found)
-        return f"Ray ({nodes} nodes, {found.get('CPU', 0):g} CPUs{gpus})"
+        return f"Ray ({nodes}, {found.get('CPU', 0):g} CPUs{gpus})"
 
 
 def _connect(ray: Any, address: str | None) -> None:
@@ -122,7 +123,9 @@ def _connect(ray: Any, address: str | None) -> None:
     try:
         ray.init(address or "local", log_to_driver=False, logging_level="error", **own)
     except Exception as error:  # Ray raises many kinds
-        where = f"at {address!r} answers" if address else "can be started here"
+        where = "can be started here"
+        if address:
+            where = f"at {address!r} answers (RAY_AUTH_MODE=token where the cluster has a token)"
         raise InputError(f"no Ray {where}: {first_line(error)}") from error
     finally:
         for number, handler in handlers.items():

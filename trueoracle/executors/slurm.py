@@ -155,8 +155,8 @@ class SlurmExecutor(ChunkExecutor):
             for future, job in list(self._jobs.items()):
                 try:
                     outcome = self._outcome(job) if job.now.done() else None
-                except Exception as error:  # of the queue, whose commands can fail
-                    outcome = None, error
+                except Exception as failure:  # of the queue, whose commands can fail
+                    outcome = None, failure
                 if outcome is None or not future.set_running_or_notify_cancel():
                     continue
                 value, error = outcome

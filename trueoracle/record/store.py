@@ -158,7 +158,7 @@ class Store(Database):
             values: dict[str, Any] = {name: metrics[name] for name in self._measured}
             values |= {"sha256": sha256, "architecture": architecture, "origin": origin}
             values |= {"seconds": seconds, "file_sha256": file_sha256}
-            values["blocks"] = self._in_blocks(blocks or {})
+            (values["blocks"],) = self._in_blocks([blocks or {}])
             names = self._tables["dense"].names
             self._insert("dense", chunk, [[values.get(name) for name in names]])
             self._insert(
@@ -175,7 +175,7 @@ class Store(Database):
 
     def record_dense_blocks(self, blocks: Mapping[str, Sequence[float]]) -> None:
         """Record the dense network's sums over blocks of examples, which older records lack."""
-        self._change_dense("blocks = ?", (self._in_blocks(blocks),))
+        self._change_dense("blocks = ?", self._in_blocks([blocks]))
 
     def _change_dense(self, change: str, values: Sequence[object]) -> None:
         with self._transaction():
@@ -267,11 +267,13 @@ class Store(Database):
             for block in range(len(counts))
         ]
 
-    def _in_blocks(self, blocks: Mapping[str, Sequence[float]]) -> bytes | None:
-        """Sums over blocks as they are recorded; None where there are none."""
-        if not blocks:
-            return None
-        return packed([blocks[column][block] for column, block in self._block_columns()])
+    def _in_blocks(self, all_blocks: Iterable[Mapping[str, Sequence[float]]]) -> list[bytes | None]:
+        """Sums over blocks of several networks as they are recorded; None where there are none."""
+        names = self._block_columns()
+        return [
+            packed([blocks[column][block] for column, block in names]) if blocks else None
+            for blocks in all_blocks
+        ]
 
     # Candidates and scores
 
@@ -391,9 +393,10 @@ class Store(Database):
         there = "SELECT 1 FROM retrainings WHERE seed = ? AND candidate = ?"
         new = {(one.seed, one.candidate): one for one in finished}
         new = {key: one for key, one in new.items() if not self._rows(there, key)}
+        sums = self._in_blocks(one.blocks for one in new.values())
         retrainings = [
-            (one.candidate, one.seed, one.diverged, one.seconds, self._in_blocks(one.blocks))
-            for one in new.values()
+            (one.candidate, one.seed, one.diverged, one.seconds, own)
+            for one, own in zip(new.values(), sums, strict=True)
         ]
         outcomes = [
             (one.candidate, one.seed, *(epoch[name] for name in self._of_epoch))

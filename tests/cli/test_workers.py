@@ -1,0 +1,66 @@
+"""The options that say where chunks run."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from trueoracle.cli.app import app
+from trueoracle.cli.options import Workers
+from trueoracle.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--address", "auto"], "--address does nothing with --executor local"),
+        (["--at-once", "3"], "--at-once does nothing with --executor local"),
+        (["--executor", "ray", "--slurm", "time=5"], "--slurm does nothing with --executor ray"),
+        (["--executor", "slurm", "--address", "auto"], "--address does nothing with --executor sl"),
+        (["--executor", "slurm", "--slurm", "time"], "--slurm time: expected KEY=VALUE, as part"),
+        (["--executor", "dask"], "'dask' is not one of 'local', 'ray', 'slurm'"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(words: list[str], said: str, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["run", "digits-conv1-0.2", "--runs", str(tmp_path), *words])
+    assert found.exit_code == 2
+    assert said in " ".join(found.output.replace("│", " ").split())
+    assert not [*tmp_path.iterdir()]
+
+
+def test_this_process_is_the_default(tmp_path: Path) -> None:
+    with Workers().opened(tmp_path) as executor:
+        assert executor is None
+
+
+@pytest.mark.parametrize("name", ["ray", "slurm"])
+def test_a_missing_extra_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library = {"ray": "ray", "slurm": "submitit"}[name]
+    monkeypatch.setitem(sys.modules, library, None)
+    workers = Workers(executor="ray" if name == "ray" else "slurm")
+    with (
+        pytest.raises(InputError, match=rf"pip install 'trueoracle\[{name}\]'"),
+        workers.opened(tmp_path),
+    ):
+        pass
+
+
+def test_slurm_has_to_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with (
+        pytest.raises(InputError, match="there is no command 'sbatch' here"),
+        Workers(executor="slurm").opened(tmp_path),
+    ):
+        pass
+    with (
+        pytest.raises(InputError, match=r"a job of Slurm has whole GPUs, got 0.5"),
+        Workers(executor="slurm", gpus=0.5).opened(tmp_path),
+    ):
+        pass

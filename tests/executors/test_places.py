@@ -1,0 +1,81 @@
+"""What is built once for all chunks arrives whole in another process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.executors.work import small_study
+from trueoracle.errors import InputError
+from trueoracle.executors.base import Pickled, PickledFile, opened, pickled
+from trueoracle.networks.weights import weights_sha256
+from trueoracle.record.paths import DENSE
+from trueoracle.record.store import Retrained
+from trueoracle.run.dense import read_dense
+from trueoracle.run.retrain import Chunk, Place, retrain_chunk
+from trueoracle.study import Study
+
+
+def sent(study: Study) -> tuple[Place, Chunk]:
+    """The place of a scored study, and a chunk of two candidates."""
+    results = study.score(progress=False, device="cpu")
+    prepared = study.prepare("cpu")
+    place = Place.of(prepared, read_dense(prepared, study.folder, results.dense or {}))
+    members = tuple((0, name) for name in place.candidates.ids[:2])
+    chunk = Chunk(study.spec, study.folder / DENSE, members, "loop", place.identity, device="cpu")
+    return place, chunk
+
+
+def numbers(found: list[Retrained]) -> list[Any]:
+    return [(one.candidate, one.seed, one.epochs, one.blocks) for one in found]
+
+
+def check(study: Study, folder: Path) -> None:
+    place, chunk = sent(study)
+    (folder / "place").write_bytes(pickled(place))
+    wanted = retrain_chunk(chunk, place)
+    for parcel in (Pickled(pickled(place)), PickledFile(folder / "place")):
+        arrived = opened(parcel)
+        assert weights_sha256(arrived.dense) == weights_sha256(place.dense)
+        assert repr(numbers(retrain_chunk(chunk, parcel))) == repr(numbers(wanted))
+
+
+def test_a_network_given_in_python(tmp_path: Path) -> None:
+    check(small_study(tmp_path), tmp_path)
+
+
+def test_a_network_by_name(tiny_fields: dict[str, Any], tmp_path: Path) -> None:
+    tiny_fields["pruning"]["candidates"] = 2
+    check(Study(**tiny_fields | {"criteria": ["l1"]}, runs=tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_network_of_transformers_and_its_tokenizer(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from tests.run import test_transformers as hub
+
+    folder = hub.folder.__wrapped__(tmp_path)  # type: ignore[attr-defined]
+    check(hub.study(folder, layers={"model.layers.*.mlp.*": 0.5}, candidates=2), tmp_path)
+
+
+def test_calls_are_parts_of_a_chunk(tmp_path: Path) -> None:
+    """Networks trained in several calls end as in one."""
+    place, chunk = sent(small_study(tmp_path))
+    one_by_one = Chunk(**{**vars(chunk), "together": 1})
+    assert [len(one) for one in one_by_one.calls] == [1, 1]
+    assert repr(numbers(retrain_chunk(one_by_one, place))) == repr(
+        numbers(retrain_chunk(chunk, place))
+    )
+
+
+def test_another_study_than_the_drivers_is_refused(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """As where a worker has other code or data."""
+    tiny_fields["pruning"]["candidates"] = 2
+    place, chunk = sent(Study(**tiny_fields | {"criteria": ["l1"]}, runs=tmp_path))
+    retrain_chunk(Chunk(**{**vars(chunk), "members": chunk.members[:1]}))  # built anew, and equal
+    with pytest.raises(InputError, match="another study here than where it was started"):
+        retrain_chunk(Chunk(**{**vars(chunk), "identity": "that of the driver"}), place)
