@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -675,3 +677,41 @@ def test_extra_state_stays_with_a_network(tmp_path: Path, engine: str) -> None:
     loaded: Any = trueoracle.load(tmp_path / "found.safetensors", network=network)
     assert loaded[4].scale == 3
     assert torch.equal(loaded(images), found.network.eval()(images))
+
+
+def test_a_finished_study_is_searched_in_its_record(
+    finished: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(finished.spec, runs=finished.folder.parent)
+    # The same search among networks in training, in a folder that has no outcomes yet.
+    live = Study(finished.spec, runs=finished.folder.parent.parent / "anew").search(
+        12, progress=False, engine="loop"
+    )
+    assert not live.from_record
+
+    def refuse(*_: object, **__: object) -> object:
+        raise AssertionError("a network is retrained")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trueoracle.search.live.retrain", refuse)
+        found = study.search(12, progress=False)
+        assert found.from_record
+        assert found.seconds == 0
+        assert (found.chosen, found.spent) == (live.chosen, live.spent)
+        columns = ["candidate", "rung", "epoch"]
+        pd.testing.assert_frame_equal(found.history[columns], live.history[columns])
+        np.testing.assert_allclose(
+            found.history["validation_loss"], live.history["validation_loss"], rtol=1e-3
+        )
+        assert found.dense == {n: v for n, v in live.dense.items() if n in found.dense}
+        assert found.dense["test_accuracy"] == finished.dense["test_accuracy"]  # type: ignore[index]
+        assert found.cost == live.cost == {"parameters": 5224, "macs": 404_100}
+        with pytest.raises(AssertionError, match="is retrained"):
+            _ = found.network
+    # Only the chosen one is retrained, when its weights are asked for.
+    theirs = dict(live.network.named_parameters())
+    for name, ours in found.network.named_parameters():
+        torch.testing.assert_close(ours, theirs[name], rtol=1e-3, atol=1e-4)
+    assert found.network is found.network
+    # A seed that the study has not retrained is searched in training.
+    assert not study.search(2, seed=7, strategy="criterion", progress=False).from_record

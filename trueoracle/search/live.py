@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from trueoracle.networks.weights import (
     write_tensors,
 )
 from trueoracle.pruning.candidates import CandidateList
-from trueoracle.search.schedule import Schedule
+from trueoracle.search.schedule import Schedule, to_the_end
 from trueoracle.search.strategies import begin, survivors
 from trueoracle.training.checkpoint import Checkpoint
 from trueoracle.training.continuing import MemberState
@@ -171,14 +171,37 @@ class Search:
             going, members = self._rung(number, going, members, chosen, record, on_epoch, say)
             self._keep(self._checkpoint(number), self._checkpoint(number - 1), members, record)
         (name,) = (self.candidates.ids[index] for index in going)
+        self.check_chosen(record, name)
+        network = self._network(going[0])
+        self._give(network, members[going[0]])
+        return record, name, network.eval()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a search with these settings has left a record of its own."""
+        return (self.folder / RECORD).exists()
+
+    def of_one(self, index: int, epochs: int) -> Search:
+        """A search among one candidate: its retraining, kept in a folder beside this one's."""
+        alone = {"rungs": [[1, epochs]], "candidate": self.candidates.ids[index]}
+        settings = {**self.settings, **alone}
+        return replace(
+            self,
+            schedule=to_the_end(1, epochs, epochs),
+            order=[index],
+            settings=settings,
+            folder=self.folder.parent / folder_name(settings),
+            pruned=None,
+        )
+
+    @staticmethod
+    def check_chosen(record: SearchRecord, name: str) -> None:
+        """Raise :class:`TrainingError` where the chosen candidate, and so every one, diverged."""
         if record.epochs[name][-1].diverged:
             raise TrainingError(
                 "every network of the search diverged: lower retraining.learning_rate, or set "
                 "retraining.gradient_clip"
             )
-        network = self._network(going[0])
-        self._give(network, members[going[0]])
-        return record, name, network.eval()
 
     def _rung(
         self,
@@ -231,7 +254,7 @@ class Search:
                 done.extend(chunk)
                 begun.update(chunk)
                 # A candidate that can no longer go on is neither kept nor copied.
-                best = survivors(done, [self._value(fresh[ids[i]]) for i in done], left)
+                best = survivors(done, [self.value(fresh[ids[i]]) for i in done], left)
                 new = dict(zip(chunk, zip(networks, after, strict=True), strict=True))
                 kept = {
                     index: kept[index] if index in kept else _Member.of(*new[index])
@@ -246,7 +269,7 @@ class Search:
                     path = self._checkpoint(number, len(done))
                     self._keep(path, self._checkpoint(number - 1), kept, record)
                     saved = time.perf_counter()
-            return [self._value(fresh[ids[index]]) for index in some]
+            return [self.value(fresh[ids[index]]) for index in some]
 
         if number:
             trained(going)
@@ -319,7 +342,8 @@ class Search:
             reason = " ".join(str(error).split())
             raise _unreadable(self.folder, f"weights in it do not fit: {reason[:120]}") from error
 
-    def _value(self, own: Sequence[EpochRecord]) -> float:
+    def value(self, own: Sequence[EpochRecord]) -> float:
+        """What is compared of a candidate after the last of its epochs: lower is better."""
         if own[-1].diverged:
             return math.nan
         value = own[-1].values[self.by]
@@ -424,7 +448,7 @@ class Search:
             own = [record.epochs.get(ids[index], [])[: first.epochs] for index in some]
             if not all(own):
                 raise _NotRecordedError
-            return [self._value(one) for one in own]
+            return [self.value(one) for one in own]
 
         with suppress(_NotRecordedError):
             begin(self.order, first.candidates, recorded, self.pruned)
