@@ -8,11 +8,13 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from tests.chaos.faults import FAULTS, Bench, Tally, Unavailable
+from trueoracle.cli.app import COMMANDS
 from trueoracle.data import datasets
 from trueoracle.study import Study
 
@@ -76,6 +78,8 @@ def _import_everything(bench: Bench) -> None:
     )
     bench.clean()
     study = Study(bench.work / "chaos.toml", runs=bench.folder / "warm")
+    for name in COMMANDS:
+        import_module(f"trueoracle.cli.{name}")
     for engine in ("loop", "wide"):
         Study(bench.work / "chaos.toml", runs=bench.folder / engine).run(
             engine=engine, progress=False
