@@ -62,10 +62,11 @@ class TrainingError(TrueOracleError):
     exit_code = 5
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
+def first_line(error: BaseException, longest: int = 500) -> str:
+    """The first line of an error's text, shortened, or its type where it has none."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    return line if len(line) <= longest else f"{line[:longest]}…"
 
 
 _BRIEF = reprlib.Repr()

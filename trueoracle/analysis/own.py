@@ -301,7 +301,7 @@ def _numeric(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:
     try:
         return pd.Series([_number(cell) for cell in frame[name]], dtype=np.float64)
     except ValueError as error:
-        raise InputError(f"column {name!r} of {path} is not numeric: {error}") from error
+        raise InputError(f"column {name!r} of {path} is not numeric: {first_line(error)}") from error
 
 
 def _as_counted(name: str) -> tuple[float, str]:
