@@ -29,7 +29,7 @@ import tomllib
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ from trueoracle.pruning.candidates import list_candidates
 from trueoracle.pruning.groups import Group, GroupMap, Place
 from trueoracle.pruning.listing import write_listing
 from trueoracle.record.networks import read_networks, write_networks
-from trueoracle.record.paths import DATABASE
+from trueoracle.record.paths import DATABASE, UNDER_WAY
 from trueoracle.record.results import Results
 from trueoracle.record.status import read_status
 from trueoracle.record.store import Store
@@ -76,14 +76,13 @@ Read = Callable[[Path], object]
 
 @dataclass(frozen=True)
 class Door:
-    """Where files come in: ``make`` writes real ones into a folder, ``reads`` are their readers.
+    """Where files come in: ``make`` writes real ones into a folder.
 
-    ``files`` are those that are changed, one at a time.
+    ``reads`` are the readers of the files that are changed, one at a time, by the files' names.
     """
 
     make: Callable[[Path], None]
-    files: tuple[str, ...]
-    reads: Sequence[Read]
+    reads: Mapping[str, Sequence[Read]]
 
 
 # Real files
@@ -137,7 +136,7 @@ def _exports(folder: Path) -> None:
 
 def _training(folder: Path) -> None:
     network = nn.Linear(2, 3)
-    checkpoint = Checkpoint(folder / "dense.partial.pt", "it")
+    checkpoint = Checkpoint(folder / UNDER_WAY, "it")
     checkpoint.save([(network.state_dict(), {"momentum": torch.zeros(2)})], [[{"epoch": 0}]])
 
 
@@ -202,6 +201,10 @@ def _study(path: Path) -> None:
         assert one.spec.digest
 
 
+def _of_listing(name: str) -> Read:
+    return lambda folder: list_candidates(GROUPS, RATIOS, count=folder / name)
+
+
 def _of_table(name: str) -> Read:
     def read(folder: Path) -> None:
         for more in ({}, {"kind": "kind", "pruned": "pruned"}):
@@ -253,63 +256,52 @@ def _of_record(where: str) -> Iterator[Read]:
     yield written
 
 
+EXPORT = "e.safetensors"
 RECORDS = ("v2/run-1", "v4/run-1", "new/run-1")
 SEARCHED = "v2/run-1/search/guided-586827ad/search.json"
 
 DOORS: dict[str, Door] = {
-    "study": Door(_studies, ("*.toml",), (_study,)),
-    "listing": Door(
-        _listing,
-        ("list.json", "list.pkl"),
-        tuple(
-            lambda folder, name=name: list_candidates(GROUPS, RATIOS, count=folder / name)  # type: ignore[misc]
-            for name in ("list.json", "list.pkl")
-        ),
-    ),
+    "study": Door(_studies, {"*.toml": (_study,)}),
+    "listing": Door(_listing, {name: (_of_listing(name),) for name in ("list.json", "list.pkl")}),
     "table": Door(
-        _tables,
-        (tables := ("t.csv", "t.parquet", "t.csv.gz")),
-        tuple(map(_of_table, tables)),
+        _tables, {name: (_of_table(name),) for name in ("t.csv", "t.parquet", "t.csv.gz")}
     ),
     "checkpoint": Door(
         _checkpoints,
-        (weights := ("w.safetensors", "w.pt", "old.pt", "object.pt")),
-        tuple(map(_of_weights, weights)),
+        {name: (_of_weights(name),) for name in ("w.safetensors", "w.pt", "old.pt", "object.pt")},
     ),
-    "export": Door(_exports, ("e.safetensors",), (lambda folder: load(folder / "e.safetensors"),)),
+    "export": Door(_exports, {EXPORT: (lambda folder: load(folder / EXPORT),)}),
     "training": Door(
         _training,
-        ("dense.partial.pt",),
-        (lambda folder: Checkpoint(folder / "dense.partial.pt", "it").load([nn.Linear(2, 3)]),),
+        {UNDER_WAY: (lambda folder: Checkpoint(folder / UNDER_WAY, "it").load([nn.Linear(2, 3)]),)},
     ),
-    "images": Door(_images, ("train/*/*", "val/*/*"), (_pictures,)),
-    "text": Door(_texts, ("t.jsonl", "t.txt"), (_text,)),
+    "images": Door(_images, {"*/*/*": (_pictures,)}),
+    "text": Door(_texts, {"t.*": (_text,)}),
     "questions": Door(
         _questions,
-        ("*/*.json", "*/*.jsonl"),
-        (
-            _of_questions("instructions", "llava"),
-            _of_questions("instructions", "rows"),
-            _of_questions("textvqa", "text"),
-            _of_questions("gqa", "gqa"),
-            _of_questions("pope", "pope"),
-            _of_questions("scienceqa", "science"),
-        ),
+        {
+            "llava/*": (_of_questions("instructions", "llava"),),
+            "rows/*": (_of_questions("instructions", "rows"),),
+            "text/*": (_of_questions("textvqa", "text"),),
+            "gqa/*": (_of_questions("gqa", "gqa"),),
+            "pope/*": (_of_questions("pope", "pope"),),
+            "science/*": (_of_questions("scienceqa", "science"),),
+        },
     ),
-    "idx": Door(_digits, ("MNIST/raw/*",), (_idx,)),
+    "idx": Door(_digits, {"MNIST/raw/*": (_idx,)}),
     "record": Door(
-        _record,
-        tuple(f"{where}/{DATABASE}" for where in RECORDS),
-        tuple(read for where in RECORDS for read in _of_record(where)),
+        _record, {f"{where}/{DATABASE}": tuple(_of_record(where)) for where in RECORDS}
     ),
     "record's other files": Door(
         _record,
-        (SEARCHED, "v2/several-1/networks.json", "v2/run-1/dense.safetensors"),
-        (
-            lambda folder: read_status(folder / "v2/run-1"),
-            lambda folder: verify(folder / "v2/run-1"),
-            lambda folder: read_networks(folder / "v2/several-1"),
-        ),
+        {
+            SEARCHED: (
+                lambda folder: read_status(folder / "v2/run-1"),
+                lambda folder: verify(folder / "v2/run-1"),
+            ),
+            "v2/run-1/*.safetensors": (lambda folder: verify(folder / "v2/run-1"),),
+            "v2/several-1/*": (lambda folder: read_networks(folder / "v2/several-1"),),
+        },
     ),
 }
 
@@ -457,16 +449,17 @@ def one_case(seed: int, number: int, real: Path, place: Path) -> str:
     draw = random.Random(f"{seed}-{number}")
     name = list(DOORS)[number % len(DOORS)]
     door = DOORS[name]
-    files = sorted(path for pattern in door.files for path in (real / name).glob(pattern))
-    chosen = draw.choice(files)
+    files = [(path, reads) for one, reads in door.reads.items() for path in (real / name).glob(one)]
+    chosen, reads = draw.choice(sorted(files, key=lambda file: file[0]))
     folder = place / "files"
     if name == "study":  # each is a case of its own
         folder.mkdir()
         shutil.copy(chosen, folder / chosen.name)
     else:
-        shutil.copytree(real / name, folder)
+        top = chosen.relative_to(real / name).parts[0] if name.startswith("record") else "."
+        shutil.copytree(real / name / top, folder / top)
     _changed(draw, folder / chosen.relative_to(real / name))
-    for read in door.reads:
+    for read in reads:
         if finding := _finding(read, folder):
             return f"case {number} ({name}, {chosen.relative_to(real / name)}): {finding}"
     return ""
@@ -555,6 +548,7 @@ def main() -> None:
     """Carry cases out, print what was found, and fail where there is anything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--begin", type=int, default=0, help="the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of cases, shown in full")
     parser.add_argument("--memory", type=int, default=2**30, help="bytes beyond the first")
@@ -564,7 +558,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         real = Path(folder)
         make_real(real)
-        numbers = range(given.cases) if given.only is None else given.only
+        numbers = range(given.begin, given.begin + given.cases) if given.only is None else given.only
         limits = {"memory": given.memory, "seconds": given.seconds}
         for number, found in run(numbers, seed=given.seed, real=real, **limits):
             doors[list(DOORS)[number % len(DOORS)]] += 1

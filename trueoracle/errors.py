@@ -13,6 +13,7 @@ __all__ = [
     "StoreError",
     "TrainingError",
     "TrueOracleError",
+    "brief",
     "first_line",
     "shown",
     "unknown",
@@ -23,6 +24,10 @@ class TrueOracleError(Exception):
     """Base of all expected errors; the message is one line that says what to do."""
 
     exit_code = 1
+
+    def __init__(self, *given: object) -> None:
+        # A name in it may be of any length.
+        super().__init__(*(brief(one) if isinstance(one, str) else one for one in given))
 
 
 class InputError(TrueOracleError, ValueError):
@@ -60,6 +65,12 @@ class TrainingError(TrueOracleError):
     """The dense network's training diverged, so that there is nothing to prune."""
 
     exit_code = 5
+
+
+def brief(line: str, longest: int = 2000) -> str:
+    """A line without its middle where that makes it too long: the whole of a name says no more."""
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
 
 
 def first_line(error: BaseException, longest: int = 500) -> str:
