@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 
 __all__ = [
+    "RETRY",
     "BusyError",
+    "FailedError",
     "InputError",
     "NotApplicableError",
     "StoreError",
     "TrainingError",
     "TrueOracleError",
     "brief",
+    "causes",
     "first_line",
+    "is_out_of_memory",
     "shown",
     "unknown",
 ]
@@ -73,6 +77,36 @@ def brief(line: str, longest: int = 2000) -> str:
     return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
 
 
+RETRY = "the same command with --retry-failed (retry_failed=True) tries them again"
+
+
+class FailedError(TrueOracleError):
+    """Some networks of a study could not be retrained; all others are recorded."""
+
+    exit_code = 6
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and the errors that it was raised from, the latest first."""
+    one: BaseException | None = error
+    while one is not None:
+        yield one
+        one = one.__cause__
+
+
+_OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+"""Words of PyTorch's errors on the CPU, on CUDA, of C++, and of CUDA's libraries."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was too small."""
+    return any(
+        isinstance(one, MemoryError)
+        or (isinstance(one, RuntimeError) and any(w in str(one) for w in _OUT_OF_MEMORY))
+        for one in causes(error)
+    )
+
+
 def first_line(error: BaseException, longest: int = 500) -> str:
     """The first line of an error's text, shortened, or its type where it has none."""
     text = str(error).strip()
@@ -94,10 +128,16 @@ def shown(value: object, longest: int = 200) -> str:
     return text if len(text) <= longest else f"{text[:longest]}…"
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not among ``known``; its message suggests the nearest names."""
+def unknown(
+    kind: str, name: str, known: Iterable[str], near: Sequence[str] | None = None
+) -> InputError:
+    """The error for a name that is not among ``known``; its message suggests the nearest names.
+
+    Which are the nearest is found by their letters, unless ``near`` gives them.
+    """
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    if near is None:
+        near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     shown = ", ".join(names) if len(names) <= 12 else ", ".join(names[:12]) + ", …"
     return InputError(f"unknown {kind} {name!r}: {hint}available: {shown}")

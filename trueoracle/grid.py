@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,8 @@ class Grid:
         device: str = "auto",
         engine: str = "auto",
         memory: str | None = None,
+        executor: Executor | None = None,
+        retry_failed: bool = False,
     ) -> dict[str, Results]:
         """Run every study from where it stopped, and return the results by the points' labels.
 
@@ -76,7 +79,14 @@ class Grid:
         self._check(shown, device, engine)
         return self._each(
             shown,
-            lambda study: study.run(progress=shown, device=device, engine=engine, memory=memory),
+            lambda study: study.run(
+                progress=shown,
+                device=device,
+                engine=engine,
+                memory=memory,
+                executor=executor,
+                retry_failed=retry_failed,
+            ),
         )
 
     def score(
@@ -86,6 +96,51 @@ class Grid:
         shown = as_progress(progress)
         self._check(shown, device, None)
         return self._each(shown, lambda study: study.score(progress=shown, device=device))
+
+    def plan(
+        self,
+        workers: Sequence[int],
+        *,
+        threads: int = 1,
+        networks: int | None = None,
+        executor: str = "ray",
+        progress: bool | Progress = False,
+        device: str = "auto",
+        engine: str = "auto",
+        memory: str | None = None,
+    ) -> dict[str, Any]:
+        """How long retraining takes on so many workers, by a simulation of measured chunks.
+
+        Several studies, and several dense networks, are retrained one after the other. The fields
+        are listed in ``docs/tables.md``.
+
+        - ``workers``: how many there are; one plan is made for each number;
+        - ``threads``: CPU threads of each worker;
+        - ``networks``: how many to retrain, instead of all of the study's;
+        - ``executor``: ``"ray"`` or ``"slurm"``, whose lengths of chunks are taken.
+
+        Raises :class:`InputError` for ``networks`` of several studies.
+        """
+        from trueoracle.run.workload import plans  # imports torch
+
+        shown = as_progress(progress)
+        studies = [one for variant in self.variants for one in self._study(variant).networks]
+        if networks is not None and len(studies) > 1:
+            raise InputError(f"networks are of one study, and {self.name} has {len(studies)}")
+        shown.stage("measure", len(studies), 0, "studies")
+        each = []
+        for study in studies:
+            each.append((study.prepare(device), study.folder))
+            shown.advance()
+        return plans(
+            each,
+            workers,
+            threads=threads,
+            networks=networks,
+            executor=executor,
+            engine=engine,
+            memory=memory,
+        )
 
     def folders(self) -> dict[str, Path]:
         """The folders of the studies that are recorded so far, by label."""

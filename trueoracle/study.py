@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,6 +199,8 @@ class Study:
         device: str = "auto",
         engine: str = "auto",
         memory: str | None = None,
+        executor: Executor | None = None,
+        retry_failed: bool = False,
     ) -> Results:
         """Carry the study out, or go on where it stopped, and return its results.
 
@@ -209,13 +212,24 @@ class Study:
           results.
         - ``memory`` (such as ``"4GB"``) bounds how many candidates are retrained at once; by
           default half of the free memory is used.
+        - ``executor`` runs the retraining: a :class:`trueoracle.RayExecutor`, a
+          :class:`trueoracle.SlurmExecutor`, or any ``concurrent.futures.Executor`` of processes; by
+          default this process does. It changes no results.
+        - A network whose retraining raises an error is recorded in ``Results.failures``, and the
+          study goes on. Running again leaves it so, unless ``retry_failed`` is true.
         """
         budget = None if memory is None else parse_bytes(memory)
         return self._each(
             as_progress(progress),
             device,
             lambda prepared, folder, shown: runner.run(
-                prepared, folder, shown, engine=engine, memory=budget
+                prepared,
+                folder,
+                shown,
+                engine=engine,
+                memory=budget,
+                executor=executor,
+                retry_failed=retry_failed,
             ),
         )
 

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.cli import doors
-from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
-from trueoracle.cli.options import Chosen, Machine, Output, command_line
+from trueoracle.cli.completion import studies
+from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress, table
+from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, Workers, command_line
 from trueoracle.cli.tables import notes, relations_of, relations_table
 from trueoracle.errors import InputError
 from trueoracle.run.progress import duration
@@ -46,14 +47,17 @@ def reproduce(
     arms: Arms,
     chosen: Chosen,
     machine: Machine,
+    workers: Workers,
     output: Output,
     name: Annotated[
         str | None,
         typer.Argument(
             help="A published setting, a study (its name or .toml) or a grid's point, GRID+POINT; "
-            "left out: list the settings."
+            "left out: list the settings.",
+            autocompletion=studies,
         ),
     ] = None,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """List the paper's 45 published settings with ours beside them, or run one.
 
@@ -80,13 +84,17 @@ def reproduce(
             "--set and --weights change the study that is run: name a setting or a study"
         )
     how: dict[str, Any] = {"scale": arms.scale, "surgery": arms.surgery, "rule": arms.outcome}
-    with shown_progress(quiet=output.quiet) as progress:
+    with (
+        workers.opened(chosen.runs) as executor,
+        shown_progress(quiet=output.quiet) as progress,
+    ):
         how["progress"] = progress
         if name is None:
             device = machine.device if arms.times else None
             rows = doors.list_settings(chosen.runs, device=device, **how)
         else:
-            how |= {"overrides": chosen.overrides, **asdict(machine)}
+            how |= {"overrides": chosen.overrides, "retry_failed": retry_failed}
+            how |= {"executor": executor, **asdict(machine)}
             results = doors.reproduce(name, chosen.runs, **how)
     if output.as_json:
         print_json(rows if name is None else results)
@@ -94,6 +102,8 @@ def reproduce(
         _print_rows(rows)
     elif not output.quiet:
         _print_comparison(results)
+    if name is not None:
+        check_failures(results["summary"]["failed"])
 
 
 COLUMNS = ("n", "tau", "p", "anomalies")
@@ -102,7 +112,10 @@ COLUMNS = ("n", "tau", "p", "anomalies")
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     ours = tuple(f"our {name}" for name in COLUMNS)
     right = (*COLUMNS, *ours, "networks", "time here")
-    made = table("setting", "study", *COLUMNS, *ours, "scale", "networks", "time here", right=right)
+    made = table(
+        "setting", "study", *COLUMNS, *ours, "scale", "networks", "time here",
+        right=right, drops=("n", "our n", "study", "p", "our p", "scale", "time here", "networks"),
+    )  # fmt: skip
     for row in rows:
         seconds = row["seconds"]
         made.add_row(
@@ -154,7 +167,7 @@ def _print_comparison(results: dict[str, Any]) -> None:
     summary = results["summary"]
     console.print(relations_table([summary]))
     for note in notes(relations_of(summary)):
-        console.print(note, soft_wrap=True)
+        console.print(note)
     console.print()
     if results["comparisons"]:
         console.print(_comparison_table(results["comparisons"], results["scale"]))
@@ -172,7 +185,7 @@ def _print_comparison(results: dict[str, Any]) -> None:
 
 
 def _comparison_table(comparisons: list[dict[str, Any]], scale: str) -> Table:
-    made = table("setting", "whose", "x", *COLUMNS, "scale", right=COLUMNS)
+    made = table("setting", "whose", "x", *COLUMNS, "scale", right=COLUMNS, drops=["n", "p"])
     for one in comparisons:
         made.add_row(one["setting"], "published", one["x"], *_published_cells(one["published"]), "")
         surgery = f"ours, {one['ours']['surgery']}" if one["ours"] else "ours"

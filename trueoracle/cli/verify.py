@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from trueoracle.cli.completion import recorded
 from trueoracle.cli.console import err, guarded, out, print_json
 from trueoracle.cli.options import Debug, Json, Runs, Settings
 from trueoracle.errors import StoreError
 from trueoracle.record.networks import runs_of
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.runs import find_run, recorded_runs
-from trueoracle.record.verify import Verified, repair
+from trueoracle.record.verify import FAILURES, Verified, repair
 from trueoracle.record.verify import verify as verified
 from trueoracle.spec.file import parse_overrides
 
@@ -23,7 +24,9 @@ def verify(
     studies: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[STUDY]...", help="Recorded studies: names, .toml or folders [default: all]."
+            metavar="[STUDY]...",
+            help="Recorded studies: names, .toml or folders [default: all].",
+            autocompletion=recorded,
         ),
     ] = None,
     mend: Annotated[
@@ -78,6 +81,6 @@ def _show(found: list[Verified], runs: Path) -> None:
         counts = f" ({len(one.parts)} parts)" if one.parts else ""
         console.print(f"{one.folder.name}: {one.state}{counts}", soft_wrap=True)
         for part in one.parts:
-            if part.state != "whole":
+            if part.state != "whole" or part.name == FAILURES:
                 mend = f"; {part.mend}" if part.mend else ""
                 console.print(f"  {part.state}  {part.name}: {part.what}{mend}", soft_wrap=True)

@@ -29,6 +29,7 @@ __all__ = [
     "COUNTED",
     "MEASURED",
     "METRICS",
+    "MOST_AT_ONCE",
     "NOISE",
     "UNTOLD",
     "Column",
@@ -189,6 +190,10 @@ UNTOLD: Mapping[str, Any] = {
 
 NOISE = "noise"
 """The fact that :func:`trueoracle.criteria.noise.loss_noise` gives."""
+
+
+MOST_AT_ONCE = "most_at_once"
+"""The fact that says how many networks memory held at once, where more were tried."""
 
 
 def facts_fault(facts: Mapping[str, Any]) -> str:
@@ -520,6 +525,13 @@ def tables(metrics: tuple[Metric, ...]) -> Mapping[str, Table]:
             "seed",
         ),
         Table("outcomes", (_CANDIDATE, _SEED, *epoch), ("seed", "candidate", "epoch"), "seed"),
+        Table(
+            "failures",
+            (_CANDIDATE, _SEED, Column("error", "text")),
+            ("seed", "candidate"),
+            "candidate",
+            first=6,
+        ),
     )
     return {table.name: table for table in every}
 

@@ -71,6 +71,8 @@ def status_of_networks(
         state = "running"
     elif len(each) == count and len(states) == 1:
         (state,) = states
+    elif len(each) == count and states == {"finished", "failed"}:
+        state = "failed"
     waiting = count - len(each)
 
     def total(name: str, left: int = 0) -> int:
@@ -88,6 +90,7 @@ def status_of_networks(
         "retrained": total("retrained"),
         "to_retrain": total("to_retrain", waiting),
         "diverged": total("diverged"),
+        "failed": total("failed"),
         "started": min(one["started"] for one in each),
         "last_started": max(one["last_started"] for one in each),
         "ended": max(one["ended"] for one in each) if state == "finished" else None,

@@ -62,18 +62,18 @@ def status_of(
     skipped = skipped_in(provenance)
     to_score = counts["candidates"] * (len(spec.criteria) - len(skipped))
     to_retrain = counts["candidates"] * len(spec.retraining.seeds)
-    finished = (
+    tried = (
         counts["candidates"] > 0
         and counts["scores"] >= to_score
-        and counts["retrainings"] >= to_retrain
+        and counts["retrainings"] + counts["failed"] >= to_retrain
     )
     scored = 0 < to_score <= counts["scores"] and counts["retrainings"] == 0
     ended = provenance[-1]["ended"] is not None
     searches = list(folder.glob(f"{SEARCHES}/*/*.json"))
     if is_locked(folder):
         state = "running"
-    elif finished:
-        state = "finished"
+    elif tried:
+        state = "failed" if counts["failed"] else "finished"
     elif searches and ended and counts["retrainings"] == 0:
         state = "searched" if any(map(_is_complete, searches)) else "interrupted"
     else:
@@ -90,6 +90,7 @@ def status_of(
         "retrained": counts["retrainings"],
         "to_retrain": to_retrain,
         "diverged": counts["diverged"],
+        "failed": counts["failed"],
         "started": provenance[0]["started"],
         "last_started": provenance[-1]["started"],
         "ended": provenance[-1]["ended"],

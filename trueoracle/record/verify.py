@@ -26,7 +26,10 @@ from trueoracle.record.paths import CANDIDATES, DATABASE, DENSE, RETRAINING, SEA
 from trueoracle.record.store import Store
 from trueoracle.tasks.metric import Metric
 
-__all__ = ["Part", "Verified", "repair", "verify"]
+__all__ = ["FAILURES", "Part", "Verified", "repair", "verify"]
+
+FAILURES = "failures"
+"""The table of retrainings that raised an error."""
 
 State = Literal["whole", "unchecked", "damaged"]
 
@@ -42,6 +45,7 @@ _AGAIN = {
     "scores": "running scores these candidates again",
     "retrainings": "running retrains these candidates again",
     "outcomes": "running retrains these candidates again",
+    "failures": "running retrains these candidates again",
 }
 """What happens after damaged rows are dropped."""
 
@@ -246,7 +250,10 @@ def _database_parts(folder: Path, found: _Survey) -> Iterator[Part]:
         if seals:
             rows = many(sum(seal.rows for seal in seals), "row")
             later = f", {_BEFORE} and sealed later" if any(seal.later for seal in seals) else ""
-            yield Part(name, "whole", f"{rows} in {many(len(seals), 'commit')}{later}")
+            what = f"{rows} in {many(len(seals), 'commit')}{later}"
+            if name == FAILURES:
+                what += ", each a retraining that failed"
+            yield Part(name, "whole", what)
 
 
 def _rebuild(folder: Path, found: _Survey, aside: Path) -> list[str]:

@@ -12,6 +12,7 @@ from trueoracle.analysis.numbers import finite_or_none, quantity
 from trueoracle.analysis.outcomes import (
     baseline_in_words,
     chance_in_words,
+    failures_in_words,
     noise_in_words,
     rule_in_words,
 )
@@ -114,6 +115,7 @@ def summarise(
         "outcome_in_words": rule_in_words(rule, results.metrics),
         "dense": finite_or_none(results.dense or {}),
         "warning": _warning(results),
+        "failures_in_words": failures_in_words(results.failures["error"], status["to_retrain"]),
         "candidates_in_words": candidates_in_words(spec.pruning, status["candidates"]),
         "cost": _cost(results),
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
