@@ -162,13 +162,29 @@ def _questions(folder: Path) -> None:
         path.write_text("\n".join(map(json.dumps, value)) if lines else json.dumps(value))
 
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
-    write("llava/c.json", [{"id": f"{i}", "image": "a.png", "conversations": turns} for i in (1, 2)])
+    write(
+        "llava/c.json", [{"id": f"{i}", "image": "a.png", "conversations": turns} for i in (1, 2)]
+    )
     write("rows/c.jsonl", [{"prompt": "What?", "answer": "Yes."} for _ in range(3)], lines=True)
     asked = {"question": "Who?", "image_id": "a", "answers": ["me", "me", "you"]}
     write("text/TextVQA_0.5.1_train.json", {"data": [asked, asked]})
-    write("gqa/train_balanced_questions.json", {"1": {"question": "Is it?", "imageId": "a", "answer": "no"}})
-    write("pope/coco_pope_random.json", [{"text": "A cat?", "image": "a.jpg", "label": "yes"}], lines=True)
-    problem = {"hint": "", "question": "Q", "choices": ["a", "b"], "answer": 1, "image": None, "split": "train"}
+    write(
+        "gqa/train_balanced_questions.json",
+        {"1": {"question": "Is it?", "imageId": "a", "answer": "no"}},
+    )
+    write(
+        "pope/coco_pope_random.json",
+        [{"text": "A cat?", "image": "a.jpg", "label": "yes"}],
+        lines=True,
+    )
+    problem = {
+        "hint": "",
+        "question": "Q",
+        "choices": ["a", "b"],
+        "answer": 1,
+        "image": None,
+        "split": "train",
+    }
     write("science/problems.json", {"1": problem, "2": problem, "3": problem})
     write("science/pid_splits.json", {"train": ["1"], "val": ["2"], "test": ["3"]})
 
@@ -289,9 +305,7 @@ DOORS: dict[str, Door] = {
         },
     ),
     "idx": Door(_digits, {"MNIST/raw/*": (_idx,)}),
-    "record": Door(
-        _record, {f"{where}/{DATABASE}": tuple(_of_record(where)) for where in RECORDS}
-    ),
+    "record": Door(_record, {f"{where}/{DATABASE}": tuple(_of_record(where)) for where in RECORDS}),
     "record's other files": Door(
         _record,
         {
@@ -310,8 +324,8 @@ DOORS: dict[str, Door] = {
 
 NUMBERS = (0, -1, 1, 2**31, 2**63, 10**30, 0.5, 1e308, float("nan"), float("inf"))
 VALUES: tuple[Any, ...] = (
-    *NUMBERS, None, True, "", "x" * 5000, "\x1b[31m", "=1+1", "../../etc/passwd", "\0", "\u202e", "é",
-    "os:system", "around:", "@", "[", [], {}, [[]], {"a": {}}, ["a"] * 1000,
+    *NUMBERS, None, True, "", "x" * 5000, "\x1b[31m", "=1+1", "../../etc/passwd", "\0", "\u202e",
+    "é", "os:system", "around:", "@", "[", [], {}, [[]], {"a": {}}, ["a"] * 1000,
 )  # fmt: skip
 BYTES = (b"\0", b"\xff" * 4, b"\0" * 8, b"\x7f\xff\xff\xff", b"[" * 3000, b"\n", b'"', b"9" * 400)
 
@@ -442,14 +456,15 @@ def _change_row(draw: random.Random, path: Path) -> None:
 
 
 def one_case(seed: int, number: int, real: Path, place: Path) -> str:
-    """Carry out a case; the finding, or empty where the files were read or refused as they should.
+    """Carry out a case; the finding, or empty where files were read or refused as they should.
 
     ``real`` has a folder of real files for each door; ``place`` is an empty folder.
     """
     draw = random.Random(f"{seed}-{number}")
     name = list(DOORS)[number % len(DOORS)]
     door = DOORS[name]
-    files = [(path, reads) for one, reads in door.reads.items() for path in (real / name).glob(one)]
+    below = real / name
+    files = [(path, reads) for one, reads in door.reads.items() for path in below.glob(one)]
     chosen, reads = draw.choice(sorted(files, key=lambda file: file[0]))
     folder = place / "files"
     if name == "study":  # each is a case of its own
@@ -558,7 +573,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         real = Path(folder)
         make_real(real)
-        numbers = range(given.begin, given.begin + given.cases) if given.only is None else given.only
+        numbers = (
+            range(given.begin, given.begin + given.cases) if given.only is None else given.only
+        )
         limits = {"memory": given.memory, "seconds": given.seconds}
         for number, found in run(numbers, seed=given.seed, real=real, **limits):
             doors[list(DOORS)[number % len(DOORS)]] += 1
