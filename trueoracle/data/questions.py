@@ -109,9 +109,11 @@ def find_questions(
         raise InputError(f"data.path = {path!r} is not there: expected {_EXPECTED[name]}")
     try:
         parts = _READERS[name](where)
+    except InputError:
+        raise
     except OSError as error:  # a name that no file can have
         raise InputError(f"{path} names a file that cannot be read: {first_line(error)}") from error
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise InputError(
             f"{path} is not in the format of data set {name!r} "
             f"({type(error).__name__}: {first_line(error)}): expected {_EXPECTED[name]}"
