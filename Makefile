@@ -8,7 +8,7 @@ READY = $(VENV)/.ready-$(TORCH)
 # The demo needs no more than the package itself.
 BARE = $(if $(wildcard $(READY)),$(READY),$(VENV)/.ready-bare)
 
-.PHONY: demo test test-slow coverage test-torchvision sanitize fuzz docs lint format clean
+.PHONY: demo test test-slow coverage test-torchvision sanitize fuzz chaos docs lint format clean
 
 demo: $(BARE)
 	$(BIN)/trueoracle run $(STUDY)
@@ -42,6 +42,11 @@ sanitize: $(READY)
 # 10,000 real files, changed at random, at every door through which files of others come in.
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 10000
+
+# Faults injected into runs for real: kills, full disks, damaged files, … (Linux; disks need root)
+chaos: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --rounds $(ROUNDS)
+ROUNDS ?= 20
 
 # The pages of docs/ as a site, into site/; a link that leads nowhere is an error.
 docs: $(READY)
