@@ -60,7 +60,8 @@ def write_figures(
             stem = out / f"{results.spec.name}-{name}"
             written += save_figure(figure, stem, formats, outlines=True)
             path = stem.parent / f"{stem.name}.csv"
-            write_text(path, shown_cells(values).to_csv(index=False))
+            content = shown_cells(values)
+            write_text(path, content.to_csv(index=False))
             written.append(path)
     return written
 
@@ -153,7 +154,8 @@ def write_relations(results: Results, out: Path, form: str, rule: str = "last") 
     ending, write = TABLES[form]
     paths = [out / f"relations.{ending}", out / "relations.csv"]
     write_text(paths[0], write(made))
-    write_text(paths[1], shown_cells(results.correlate(rule=rule)).to_csv(index=False))
+    content = shown_cells(results.correlate(rule=rule))
+    write_text(paths[1], content.to_csv(index=False))
     return paths
 
 
