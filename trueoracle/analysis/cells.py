@@ -46,5 +46,5 @@ def _with_texts(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFra
         if dtype.kind == "O" or isinstance(dtype, pd.StringDtype):
             column = frame.iloc[:, place]
             texts = column.map(lambda cell: change(cell) if isinstance(cell, str) else cell)
-            made.isetitem(place, texts.astype(dtype))
+            made.isetitem(place, texts.astype(dtype).array)
     return made

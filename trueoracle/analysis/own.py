@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from trueoracle.files import parse_json
 __all__ = ["read_tables"]
 
 _XZ = b"\xfd7zXZ"
-_PACKED: dict[bytes, Callable[[io.BytesIO], IO[bytes]]] = {
+_PACKED: dict[bytes, Callable[[io.BytesIO], io.BufferedIOBase]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
     _XZ: lzma.LZMAFile,
@@ -241,7 +241,8 @@ def _parquet(data: bytes) -> pd.DataFrame:
         if size > MOST_BYTES:
             raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
         parts.append(part)
-    return pa.Table.from_batches(parts, file.schema_arrow).to_pandas()
+    made: pd.DataFrame = pa.Table.from_batches(parts, file.schema_arrow).to_pandas()
+    return made
 
 
 def _decoded(data: bytes) -> str:
