@@ -8,7 +8,7 @@ READY = $(VENV)/.ready-$(TORCH)
 # The demo needs no more than the package itself.
 BARE = $(if $(wildcard $(READY)),$(READY),$(VENV)/.ready-bare)
 
-.PHONY: demo test test-slow coverage test-torchvision chaos docs lint format clean
+.PHONY: demo test test-slow coverage test-torchvision sanitize fuzz chaos docs lint format clean
 
 demo: $(BARE)
 	$(BIN)/trueoracle run $(STUDY)
@@ -34,6 +34,14 @@ test-torchvision:
 test-vision: $(READY)
 	$(PYTEST) tests/data tests/networks tests/pruning/test_dependencies.py \
 		tests/spec/test_spec.py tests/run/test_prepare.py
+
+# The kernels with AddressSanitizer and UndefinedBehaviorSanitizer, over random shapes.
+sanitize: $(READY)
+	$(BIN)/python -m tests.native.sanitized
+
+# 10,000 real files, changed at random, at every door through which files of others come in.
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 10000
 
 # Faults injected into runs for real: kills, full disks, damaged files, … (Linux; disks need root)
 chaos: $(READY)

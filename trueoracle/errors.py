@@ -15,6 +15,7 @@ __all__ = [
     "StoreError",
     "TrainingError",
     "TrueOracleError",
+    "brief",
     "causes",
     "first_line",
     "is_out_of_memory",
@@ -27,6 +28,10 @@ class TrueOracleError(Exception):
     """Base of all expected errors; the message is one line that says what to do."""
 
     exit_code = 1
+
+    def __init__(self, *given: object) -> None:
+        # A name in it may be of any length.
+        super().__init__(*(brief(one) if isinstance(one, str) else one for one in given))
 
 
 class InputError(TrueOracleError, ValueError):
@@ -66,6 +71,12 @@ class TrainingError(TrueOracleError):
     exit_code = 5
 
 
+def brief(line: str, longest: int = 2000) -> str:
+    """A line without its middle where that makes it too long: the whole of a name says no more."""
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
+
+
 RETRY = "the same command with --retry-failed (retry_failed=True) tries them again"
 
 
@@ -96,10 +107,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
+def first_line(error: BaseException, longest: int = 500) -> str:
+    """The first line of an error's text, shortened, or its type where it has none."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    return line if len(line) <= longest else f"{line[:longest]}…"
 
 
 _BRIEF = reprlib.Repr()

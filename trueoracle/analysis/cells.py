@@ -43,8 +43,8 @@ def _is_formula(text: str) -> bool:
 def _with_texts(frame: pd.DataFrame, change: Callable[[str], str]) -> pd.DataFrame:
     made = frame.rename(columns=lambda name: change(name) if isinstance(name, str) else name)
     for place, dtype in enumerate(frame.dtypes):
-        if dtype == object or isinstance(dtype, pd.StringDtype):
+        if dtype.kind == "O" or isinstance(dtype, pd.StringDtype):
             column = frame.iloc[:, place]
             texts = column.map(lambda cell: change(cell) if isinstance(cell, str) else cell)
-            made.isetitem(place, texts.astype(dtype))
+            made.isetitem(place, texts.astype(dtype).array)
     return made

@@ -10,7 +10,7 @@ import json
 import lzma
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ from trueoracle.errors import InputError, first_line, shown, unknown
 from trueoracle.files import parse_json
 
 __all__ = ["read_tables"]
+
+_XZ = b"\xfd7zXZ"
+_PACKED: dict[bytes, Callable[[io.BytesIO], io.BufferedIOBase]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    _XZ: lzma.LZMAFile,
+}
+"""What reads packed files, by how they begin."""
 
 MOST_BYTES, MOST_CELLS = 2**28, 2**26
 """The most that a packed table comes to: thousands of times what 37 thousand networks take."""
@@ -202,24 +210,20 @@ def _bytes(path: Path) -> bytes:
     A few bytes may come to more than there is memory for.
     """
     data = path.read_bytes()
-    packed, file = io.BytesIO(data), None
-    if data.startswith(b"\x1f\x8b"):
-        file = gzip.GzipFile(fileobj=packed)
-    elif data.startswith(b"BZh"):
-        file = bz2.BZ2File(packed)
-    elif data.startswith(b"\xfd7zXZ"):
+    if data.startswith(_XZ):  # its dictionary may be too large
         lzma.LZMADecompressor(memlimit=MOST_BYTES).decompress(data, max_length=1)
-        file = lzma.LZMAFile(packed)
-    if file is None:
+    opener = next((opener for mark, opener in _PACKED.items() if data.startswith(mark)), None)
+    if opener is None:
         return data
-    content = file.read(MOST_BYTES + 1)
+    with opener(io.BytesIO(data)) as file:
+        content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes: unpack it first")
     return content
 
 
 def _parquet(data: bytes) -> pd.DataFrame:
-    """A Parquet table; raises ValueError where a few bytes come to more than there is memory for."""
+    """A Parquet table; raises ValueError where its few bytes come to far too much."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -237,7 +241,8 @@ def _parquet(data: bytes) -> pd.DataFrame:
         if size > MOST_BYTES:
             raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
         parts.append(part)
-    return pa.Table.from_batches(parts, file.schema_arrow).to_pandas()
+    made: pd.DataFrame = pa.Table.from_batches(parts, file.schema_arrow).to_pandas()
+    return made
 
 
 def _decoded(data: bytes) -> str:
@@ -301,7 +306,9 @@ def _numeric(frame: pd.DataFrame, name: str, path: Path) -> pd.Series[Any]:
     try:
         return pd.Series([_number(cell) for cell in frame[name]], dtype=np.float64)
     except ValueError as error:
-        raise InputError(f"column {name!r} of {path} is not numeric: {error}") from error
+        raise InputError(
+            f"column {name!r} of {path} is not numeric: {first_line(error)}"
+        ) from error
 
 
 def _as_counted(name: str) -> tuple[float, str]:

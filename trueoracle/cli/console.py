@@ -28,6 +28,7 @@ from trueoracle.errors import (
     InputError,
     StoreError,
     TrueOracleError,
+    brief,
     first_line,
     is_out_of_memory,
 )
@@ -53,8 +54,6 @@ __all__ = [
 ]
 
 INTERRUPTED = 130
-_LONGEST = 2000
-"""Characters of an error's line: the whole of a long name says no more."""
 
 
 class PlainConsole(Console):
@@ -179,9 +178,7 @@ def _ending(error: BaseException) -> tuple[str, int]:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    line = one_line(message)
-    if len(line) > _LONGEST:
-        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
+    line = brief(one_line(message))
     with suppress(OSError):  # the exit code says it too
         err().print(line)
     raise typer.Exit(code)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trueoracle.data.text import part_name, read_jsonl
-from trueoracle.errors import InputError, first_line
+from trueoracle.errors import InputError, first_line, shown
 from trueoracle.files import parse_json
 
 __all__ = ["Baseline", "Question", "Read", "answer_without_images", "find_questions", "hold_out"]
@@ -49,7 +49,16 @@ class _Where:
         return self.path if self.path.is_dir() else self.path.parent
 
     def image(self, name: str, *below: str) -> Path:
-        """The path of an image by its name: in the first of the usual folders that has it."""
+        """The path of an image by its name: in the first of the usual folders that has it.
+
+        Raises :class:`InputError` for a name that leads out of them, since the file of questions
+        may be somebody else's.
+        """
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(
+                f"{self.path}: the image {shown(name)} lies outside of the folder of images, which "
+                "data.image_folder names"
+            )
         bases = [self.images] if self.images is not None else [self.folder / "images", self.folder]
         names = [str(Path(part) / name) for part in below] + [name]
         places = [base / one for base in bases for one in names]
@@ -100,7 +109,11 @@ def find_questions(
         raise InputError(f"data.path = {path!r} is not there: expected {_EXPECTED[name]}")
     try:
         parts = _READERS[name](where)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except InputError:
+        raise
+    except OSError as error:  # a name that no file can have
+        raise InputError(f"{path} names a file that cannot be read: {first_line(error)}") from error
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise InputError(
             f"{path} is not in the format of data set {name!r} "
             f"({type(error).__name__}: {first_line(error)}): expected {_EXPECTED[name]}"

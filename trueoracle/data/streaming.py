@@ -50,8 +50,8 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 """The suffixes of image files; all other files are skipped."""
 
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What an image file may hold, whatever its name: of the formats that Pillow reads, some are programs
-(EPS), which it would run."""
+"""What an image file may hold, whatever its name: Pillow also reads programs (EPS), by running
+them."""
 
 MOST_PIXELS = 178_956_970
 """The most pixels of an image that is decoded, which is Pillow's own limit, or to which it is

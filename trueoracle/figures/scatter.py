@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 
 from trueoracle.analysis.numbers import interval, number, percent
 from trueoracle.analysis.relation import Relation, relate
+from trueoracle.errors import brief
 from trueoracle.figures.drawing import new_figure
 from trueoracle.files import make_folder, replacing
+from trueoracle.run.progress import one_line
 
 __all__ = [
     "FORMATS",
@@ -162,8 +164,10 @@ def draw_points(axes: Axes, data: ScatterData) -> None:
 
 
 def plain(label: str) -> str:
-    """A label without mathematics, since a user's names may hold dollar signs."""
-    return label.replace("$", r"\$")
+    """A label as a line of text: names of others may hold mathematics, or characters that no font
+    has, or may be longer than any figure.
+    """
+    return brief(one_line(label), 72).replace("$", r"\$")
 
 
 def save_figure(

@@ -206,8 +206,8 @@ def _from_transformers(named: str, given: dict[str, Any], pretrained: bool) -> n
             raise unknown(f"argument of network {name!r}", argument, _ARGUMENTS)
     if _has_slash(given.get("attn_implementation")):
         raise InputError(
-            f"attn_implementation of network {name!r} is one of transformers' own, such as 'eager', "
-            f"got {given['attn_implementation']!r}: code of others is not run"
+            f"attn_implementation of network {name!r} is one of transformers' own, such as "
+            f"'eager', got {given['attn_implementation']!r}: code of others is not run"
         )
     if (dtype := given.setdefault("dtype", "float32")) not in _DTYPES:
         raise unknown(f"dtype of network {name!r}", str(dtype), _DTYPES)

@@ -95,6 +95,9 @@ class Database:
         self._tables = tables(())
         self.path = folder / DATABASE
         self._seals: dict[tuple[str, int], Seal] = {}
+        # A commit may not take longer the more there were before: neither of these is made anew.
+        self._seals_before: dict[tuple[str, int], Seal | None] = {}
+        self._last_chunk: int | None = None
         if read_only and not self.path.is_file():
             raise StoreError(f"nothing is recorded in {folder}")
         with self._errors():
@@ -242,12 +245,13 @@ class Database:
     def _transaction(self) -> Iterator[None]:
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
-            before = dict(self._seals)
+            self._seals_before = {}
             try:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                self._seals = before
+                for key, seal in self._seals_before.items():
+                    self._keep_seal(key, seal)
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
@@ -277,7 +281,9 @@ class Database:
         return joined(table, parts)
 
     def _new_chunk(self) -> int:
-        return 1 + max((chunk for _, chunk in self._seals), default=0)
+        if self._last_chunk is None:
+            self._last_chunk = max((chunk for _, chunk in self._seals), default=0)
+        return 1 + self._last_chunk
 
     def _network(self) -> str | None:
         """The SHA-256 of the dense network that is recorded now."""
@@ -320,7 +326,17 @@ class Database:
     def _write_seal(self, seal: Seal) -> None:
         marks = ", ".join("?" * len(CHECKSUMS.names))
         self._db.execute(f"INSERT OR REPLACE INTO checksums VALUES ({marks})", astuple(seal))
-        self._seals[seal.table, seal.chunk] = seal
+        self._keep_seal((seal.table, seal.chunk), seal)
+
+    def _keep_seal(self, key: tuple[str, int], seal: Seal | None) -> None:
+        """Keep in mind what the table of checksums holds; None where it holds nothing now."""
+        self._seals_before.setdefault(key, self._seals.get(key))
+        if seal is None:
+            self._seals.pop(key, None)
+            self._last_chunk = None
+        else:
+            self._seals[key] = seal
+            self._last_chunk = None if self._last_chunk is None else max(self._last_chunk, key[1])
 
     def _drop(self, name: str, where: str = "1", values: Sequence[object] = ()) -> None:
         """Delete rows, which make whole chunks, and their checksums, within a transaction."""
@@ -328,7 +344,7 @@ class Database:
         for (chunk,) in self._db.execute(query, values).fetchall():
             self._db.execute(f"DELETE FROM {name} WHERE chunk = ?", (chunk,))
             self._db.execute("DELETE FROM checksums WHERE chunk = ? AND of = ?", (chunk, name))
-            self._seals.pop((name, chunk), None)
+            self._keep_seal((name, chunk), None)
 
     def restore(
         self,

@@ -182,7 +182,7 @@ def _is_plain(value: object, depth: int) -> bool:
     return depth > 0 and all(_is_plain(one, depth - 1) for one in inner)
 
 
-UNTOLD: Mapping[str, Any] = {
+UNTOLD: dict[str, Any] = {
     **dict.fromkeys(("trueoracle", "torch", "python", "device", "threads"), "unknown"),
     "git_commit": None,
 }

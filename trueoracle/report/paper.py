@@ -12,6 +12,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from trueoracle.analysis.cells import shown_cells
 from trueoracle.errors import InputError, unknown
 from trueoracle.figures.agreement import agreement_data, draw_agreement
 from trueoracle.figures.ladder import draw_ladder, ladder_data
@@ -59,7 +60,8 @@ def write_figures(
             stem = out / f"{results.spec.name}-{name}"
             written += save_figure(figure, stem, formats, outlines=True)
             path = stem.parent / f"{stem.name}.csv"
-            write_text(path, values.to_csv(index=False))
+            content = shown_cells(values)
+            write_text(path, content.to_csv(index=False))
             written.append(path)
     return written
 
@@ -152,7 +154,8 @@ def write_relations(results: Results, out: Path, form: str, rule: str = "last") 
     ending, write = TABLES[form]
     paths = [out / f"relations.{ending}", out / "relations.csv"]
     write_text(paths[0], write(made))
-    write_text(paths[1], results.correlate(rule=rule).to_csv(index=False))
+    content = shown_cells(results.correlate(rule=rule))
+    write_text(paths[1], content.to_csv(index=False))
     return paths
 
 

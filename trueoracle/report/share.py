@@ -13,7 +13,7 @@ _LEFT_OUT = {"address", "host", "hostname", "node", "pid", "user"}
 
 _START = r"(?:~[^/\\]*|\.\.|[A-Za-z]:)?[/\\]"
 _WHOLE = re.compile(rf"((?:[a-z-]+:)?)(?!//)(?={_START})(?:.*[/\\])?([^/\\]+)[/\\]*")
-"""A text that is a path to somewhere outside of the working folder, maybe with ``hf:`` before it."""
+"""A text that is a path out of the working folder, maybe with ``hf:`` before it."""
 _WITHIN = re.compile(rf"(?<![\w.:/\\]){_START}(?:[^\s/\\'\",;)\]]+[/\\])+([^\s/\\'\",;)\]]*)")
 """Such a path within a sentence."""
 
