@@ -11,6 +11,7 @@ from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.cli import doors
 from trueoracle.cli.completion import studies
 from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress, table
+from trueoracle.cli.fitted import FittedTable
 from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, Workers, command_line
 from trueoracle.cli.tables import notes, relations_of, relations_table
 from trueoracle.errors import InputError
