@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
 from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.cli import doors
 from trueoracle.cli.completion import studies
 from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress, table
+from trueoracle.cli.fitted import FittedTable
 from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, Workers, command_line
 from trueoracle.cli.tables import notes, relations_of, relations_table
 from trueoracle.errors import InputError
@@ -184,7 +184,7 @@ def _print_comparison(results: dict[str, Any]) -> None:
     console.print(f"the figures: {figures}", soft_wrap=True)
 
 
-def _comparison_table(comparisons: list[dict[str, Any]], scale: str) -> Table:
+def _comparison_table(comparisons: list[dict[str, Any]], scale: str) -> FittedTable:
     made = table("setting", "whose", "x", *COLUMNS, "scale", right=COLUMNS, drops=["n", "p"])
     for one in comparisons:
         made.add_row(one["setting"], "published", one["x"], *_published_cells(one["published"]), "")

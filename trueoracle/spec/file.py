@@ -458,8 +458,9 @@ def _unknown_field(field: str) -> InputError:
     """
 
     def likeness(path: str) -> float:
-        ends = (one.rpartition(".")[2] for one in (field, path))
-        return max(SequenceMatcher(None, field, path).ratio(), SequenceMatcher(None, *ends).ratio())
+        own, its = (one.rpartition(".")[2] for one in (field, path))
+        whole = SequenceMatcher(None, field, path).ratio()
+        return max(whole, SequenceMatcher(None, own, its).ratio())
 
     paths = list(reversed(field_paths()))
     best = sorted(paths, key=likeness, reverse=True)[:3]
