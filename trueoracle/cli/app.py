@@ -28,6 +28,9 @@ COMMANDS = {
     "report": (
         "Write report.html, summary.json and the figures (PNG, SVG, PDF) of a recorded study."
     ),
+    "figures": (
+        "Write the figures of a recorded study as wide as a paper's columns, with their values."
+    ),
     "export": "Write the tables candidates, scores, outcomes, retrainings and dense_epochs.",
     "analyse": "Apply the statistics of a study to tables of your own.",
     "verify": (

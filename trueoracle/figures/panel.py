@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trueoracle.errors import InputError
+from trueoracle.figures.drawing import new_figure
 from trueoracle.figures.scatter import ScatterData, draw_points, plain, scatter_data
 
 __all__ = ["PanelData", "draw_panel", "panel_data"]
@@ -71,8 +71,7 @@ def draw_panel(data: PanelData, size: tuple[float, float] = (3.3, 2.9)) -> Figur
     """Draw the panel; ``size`` is that of one scatter, in inches. Each has axes of its own."""
     columns = data.columns
     rows = math.ceil(len(data.scatters) / columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((size[0] * columns, size[1] * rows))
     grid = figure.subplots(rows, columns, squeeze=False)
     for place, axes in enumerate(grid.flat):
         if place >= len(data.scatters):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class WrittenReport:
     page: Path
     summary: Path
     figures: tuple[Path, ...]
-    summaries: tuple[dict[str, Any], ...]
+    summaries: tuple[dict[str, Any], ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
