@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -174,8 +175,9 @@ def build(
     keys = outcomes[KEYS].drop_duplicates().reset_index(drop=True)
     had = [] if before is None else [name for name in before.scores if name not in CRITERIA]
     seconds: dict[str, float] = dict(told.get("seconds_to_score", {}))
-    took = read_bench().card["seconds_to_score"] | seconds
-    names = sorted(criteria or [*CRITERIA, *had], key=lambda name: took.get(name, 0.0))
+    shipped = read_bench()
+    took = {name: shipped.card["seconds_to_score"][name] for name in shipped.scores}
+    names = sorted(criteria or [*CRITERIA, *had], key=lambda name: took.get(name, math.inf))
     bench = Bench(keys, {}, {}, {}, {}, _card(points, outcomes, told))
     columns = {name: _known(bench, name, None if name in rescore else before) for name in names}
     _write(outcomes, out / OUTCOMES)
