@@ -416,13 +416,13 @@ def _changed(draw: random.Random, path: Path) -> None:
             about["origin"] = json.dumps(_with_value(draw, json.loads(about["origin"])))
         else:
             header = _with_value(draw, header)
-        text = json.dumps(header).encode()
-        path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+        packed = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(packed)) + packed + data[8 + size :])
     elif path.suffix == ".csv" and by_value:
         frame = pd.read_csv(path).astype(object)
         for _ in range(draw.choice((1, 3, 20))):
-            place = draw.randrange(len(frame)), draw.randrange(len(frame.columns))
-            frame.iloc[place] = str(draw.choice(VALUES))
+            cell = draw.randrange(len(frame)), draw.randrange(len(frame.columns))
+            frame.iloc[cell] = str(draw.choice(VALUES))
         frame.to_csv(path, index=False)
     elif path.suffix == ".gz" and by_value:
         path.write_bytes(gzip.compress(_flipped(draw, gzip.decompress(data))))

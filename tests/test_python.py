@@ -28,7 +28,7 @@ PNG = b"\x89PNG"
 
 def test_completion_and_help_list_every_public_name() -> None:
     assert set(trueoracle.__all__) <= set(dir(trueoracle))
-    text = pydoc.render_doc(trueoracle, renderer=pydoc.plaintext)
+    text = pydoc.render_doc(trueoracle, renderer=pydoc.plaintext)  # type: ignore[attr-defined]
     for name in {*trueoracle.__all__} - {"__version__"}:
         assert re.search(rf"^    (class )?{name}\(", text, re.MULTILINE), name
 

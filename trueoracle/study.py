@@ -148,8 +148,8 @@ class Study:
             self.spec = spec_from(changes, overrides)
         else:
             base = study.model_dump(exclude_unset=True)
-            for field, given in (("network", network), ("data", data)):
-                if given is not None and not isinstance(given, Mapping):
+            for field, value in (("network", network), ("data", data)):
+                if value is not None and not isinstance(value, Mapping):
                     base.pop(field, None)  # it is replaced as a whole, not merged
             self.spec = spec_from(merged(base, changes), overrides)
         self.folder = Path(runs) / self.spec.folder_name

@@ -73,11 +73,8 @@ def compare(found: Results, wanted: Results) -> None:
     pd.testing.assert_frame_equal(found.outcomes, wanted.outcomes)
     pd.testing.assert_frame_equal(found.scores, wanted.scores)
     pd.testing.assert_frame_equal(found.candidates, wanted.candidates)
-    sums = []
-    for folder in (found.folder, wanted.folder):
-        with Store(folder, read_only=True) as store:
-            sums.append(store.block_sums().sort_index())
-    pd.testing.assert_frame_equal(*sums)
+    with Store(found.folder, read_only=True) as one, Store(wanted.folder, read_only=True) as two:
+        pd.testing.assert_frame_equal(one.block_sums().sort_index(), two.block_sums().sort_index())
 
 
 def ran(executor: Executor, runs: Path) -> Results:
@@ -159,7 +156,7 @@ def test_slurm_records_the_same(local: Results, tmp_path: Path, slurm: SlurmExec
 
 def check_work(executor: ChunkExecutor, folder: Path) -> None:
     """What every executor owes: results, errors, and another try after a death."""
-    futures = {
+    futures: dict[str, Future[Any]] = {
         "sum": executor.submit(add, 1, b=2),
         "error": executor.submit(fail, "no such luck"),
         "again": executor.submit(die_once, folder / "died"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -295,10 +296,11 @@ def test_a_config_by_which_code_of_others_runs_is_refused(
 ) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | fields))
-    for read in (
+    reads: tuple[Callable[[], object], ...] = (
         lambda: build(f"hf:{folder}", {}, input_shape=(), classes=0),
         lambda: build_from_config(config | fields, "an export"),
-    ):
+    )
+    for read in reads:
         with pytest.raises(InputError, match="which could run code of others") as error:
             read()
         assert "\n" not in str(error.value)

@@ -54,8 +54,8 @@ def test_each_figure_has_the_values_that_it_shows(finished: Results, tmp_path: P
     found = finished.correlate(["test_loss"]).set_index("criterion")
     np.testing.assert_allclose(ladder["agreement"], found["agreement"].loc[ladder.index])
     agreement = pd.read_csv(tmp_path / "tiny-agreement.csv").set_index("criterion")
-    assert agreement.loc["oracle", "oracle"] == 1
-    assert agreement.loc["oracle", "l1"] == agreement.loc["l1", "oracle"]
+    assert agreement["oracle"]["oracle"] == 1
+    assert agreement["oracle"]["l1"] == agreement["l1"]["oracle"]
 
 
 def test_figures_of_several_networks(three_networks: PooledResults, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_report_to_share_says_nothing_of_the_machine(results: Results, tmp_pat
 
 def test_a_grid_to_share(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = results.spec
-    monkeypatch.setattr(Results, "__init__", lambda self, _: vars(self).update(vars(results)))
+    monkeypatch.setattr(Results, "__init__", lambda self, _: self.__dict__.update(results.__dict__))
     monkeypatch.setattr(Grid, "folders", lambda self: {"one": results.folder})
     points = [Variant(spec, grid="made", label="one", values={"width": 1})]
     Grid(points, runs=tmp_path).report(tmp_path / "plain")

@@ -102,9 +102,10 @@ def _logged(tracker: str, finished: Results) -> Path:
 
 def test_tensorboard_reads_what_was_logged(finished: Results) -> None:
     pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing import event_accumulator
 
-    events = EventAccumulator(str(_logged("tensorboard", finished) / "tensorboard"))
+    logged = _logged("tensorboard", finished) / "tensorboard"
+    events = event_accumulator.EventAccumulator(str(logged))
     events.Reload()
     assert [one.step for one in events.Scalars("dense/test_loss")] == [0, 1, 2, 3]
     assert [one.step for one in events.Scalars("retrained/test_loss")] == list(range(1, 21))

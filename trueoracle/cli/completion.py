@@ -91,7 +91,8 @@ def criteria(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
     for word in words[2:]:
         if doors.is_reference(word):
-            return doors.variants(word)[0].spec.criteria
+            named: Iterable[str] = doors.variants(word)[0].spec.criteria
+            return named
     return shipped_criteria()
 
 

@@ -181,10 +181,10 @@ def _beside_dense(found: doors.SearchResult) -> FittedTable:
             f"{column.partition('_')[0]} {metric.label}", before, _value(metric, value), by
         )
     for name, words in (("parameters", "compression"), ("macs", "speed-up")):
-        dense, value = found.dense.get(name), found.cost[name]
-        if dense is not None and value is not None:
-            times = f"{words} {dense / value:.2f}x" if value else ""
-            made.add_row(name.replace("macs", "MACs"), f"{dense:,}", f"{value:,}", times)
+        full, left = found.dense.get(name), found.cost[name]
+        if full is not None and left is not None:
+            times = f"{words} {full / left:.2f}x" if left else ""
+            made.add_row(name.replace("macs", "MACs"), f"{full:,}", f"{left:,}", times)
     return made
 
 

@@ -7,7 +7,7 @@ take its place (a process pool, Dask's ``client.get_executor()``, loky's, MPI's)
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -105,7 +105,7 @@ class ChunkExecutor(Executor):
 
     def carried(
         self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
-    ) -> tuple[object, ...]:
+    ) -> tuple[Any, ...]:
         """The arguments that go with every chunk.
 
         ``place`` is all that is built once for the chunks. Where ``is_plain``, a chunk alone says
@@ -142,7 +142,7 @@ class InThisProcess(ChunkExecutor):
 
     def carried(
         self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
-    ) -> tuple[object, ...]:
+    ) -> tuple[Any, ...]:
         return place, on_epoch
 
     def __str__(self) -> str:
@@ -186,7 +186,7 @@ def as_executor(given: Executor | None) -> ChunkExecutor:
 
 def completed(
     submit: Callable[[T], Future[R]], take: Callable[[], T | None], at_once: int
-) -> Iterator[tuple[T, Future[R]]]:
+) -> Generator[tuple[T, Future[R]]]:
     """Submit every chunk, and give each with its future once it is done, in any order.
 
     ``take`` returns the next chunk, or None where there is none for now: a chunk that failed may

@@ -95,7 +95,7 @@ class RayExecutor(ChunkExecutor):
 
     def carried(
         self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
-    ) -> tuple[object, ...]:
+    ) -> tuple[Any, ...]:
         if self._shared is None or self._shared[0] is not place:
             self._shared = place, self._ray.put(place)
         return (self._shared[1],)

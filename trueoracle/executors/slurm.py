@@ -124,7 +124,7 @@ class SlurmExecutor(ChunkExecutor):
 
     def carried(
         self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
-    ) -> tuple[object, ...]:
+    ) -> tuple[Any, ...]:
         if self._shared is None or self._shared[0] is not place:
             self._forget()
             path = self._folder / f"place-{secrets.token_hex(8)}.pickle"

@@ -512,7 +512,8 @@ class Results:
         outcome = self.outcome()
         points = self.points(self.criteria[0]).dropna(subset="outcome")
         values = points["outcome"] if outcome.higher_is_better else -points["outcome"]
-        return points.loc[values.idxmax()].drop("score")
+        best: pd.Series[Any] = points.drop(columns="score").iloc[int(values.argmax())]
+        return best
 
     def summary(self, outcome: str = "last") -> dict[str, Any]:
         """What is found, as plain values: the fields that docs/tables.md lists.

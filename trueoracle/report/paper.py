@@ -28,7 +28,7 @@ __all__ = ["TABLES", "WIDTHS", "write_figures", "write_relations"]
 WIDTHS = {1: 3.5, 2: 7.16}
 """Inches of one column and of both, in the two-column papers of most journals."""
 
-_STYLE: Mapping[str, Any] = {"font.size": 8, "axes.linewidth": 0.6, "lines.linewidth": 1.0}
+_STYLE: dict[Any, Any] = {"font.size": 8, "axes.linewidth": 0.6, "lines.linewidth": 1.0}
 
 Made = tuple[str, pd.DataFrame, Figure]
 """A figure: its name, its values and its drawing."""
@@ -55,7 +55,7 @@ def write_figures(
     if columns not in WIDTHS:
         raise InputError(f"figures are 1 or 2 columns wide, got {columns}")
     written = []
-    with mpl.rc_context(dict(_STYLE)):
+    with mpl.rc_context(_STYLE):
         for name, values, figure in _figures(results, WIDTHS[columns], rule):
             stem = out / f"{results.spec.name}-{name}"
             written += save_figure(figure, stem, formats, outlines=True)

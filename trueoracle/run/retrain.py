@@ -116,8 +116,13 @@ class Place:
     def of(cls, prepared: Prepared, dense: nn.Module) -> Place:
         """The place of a prepared study whose dense network is given."""
         spec = prepared.spec
-        parts = [spec.outcome_digest, weights_sha256(dense), prepared.architecture]
-        parts += [dict(prepared.code), prepared.candidates.ids]
+        parts = (
+            spec.outcome_digest,
+            weights_sha256(dense),
+            prepared.architecture,
+            dict(prepared.code),
+            prepared.candidates.ids,
+        )
         identity = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         return cls(spec, prepared.candidates, prepared.data, dense, identity)
 
@@ -154,11 +159,13 @@ def retrain_chunk(
     impossible, since network, data or task were given in Python, and where something else than on
     the driver's machine was built.
     """
+    at: Place
     if place is None:
-        place = _built(chunk.spec.model_dump_json(), chunk.dense, chunk.device or "auto")
-    elif not isinstance(place, Place):
-        place = opened(place)
-    at = place if chunk.device is None else place.on(find_device(chunk.device))
+        at = _built(chunk.spec.model_dump_json(), chunk.dense, chunk.device or "auto")
+    else:
+        at = place if isinstance(place, Place) else opened(place)
+    if chunk.device is not None:
+        at = at.on(find_device(chunk.device))
     if chunk.identity not in ("", at.identity):
         raise InputError(
             f"{chunk.spec.name} is another study here than where it was started: code, data or "

@@ -232,7 +232,7 @@ def search(
         chosen=name,
         pruned=candidates.pruned(index),
         dense={n: v for n, v in dense.items() if n in COSTS or n in record.epochs[name][-1].values},
-        cost={n: None if isna(v := costs.loc[name, n]) else int(v) for n in COSTS},
+        cost={n: None if isna(costs[n][name]) else int(costs[n][name]) for n in COSTS},
         outcome=record.epochs[name][-1],
         history=_history(record, schedule),
         schedule=schedule,
@@ -262,7 +262,10 @@ def _recorded_epochs(
     if not set(ids) <= set(rows["candidate"]):
         return None
     return {
-        str(name): [EpochRecord.from_row(row) for row in own.to_dict("records")]
+        str(name): [
+            EpochRecord.from_row({str(column): value for column, value in row.items()})
+            for row in own.to_dict("records")
+        ]
         for name, own in rows.drop(columns=["candidate", "seed"]).groupby(rows["candidate"])
     }
 
