@@ -187,7 +187,7 @@ class Assessment:
         if not self.is_certain and not math.isnan(self.at_most):
             said += f", of size {number(self.at_most, 2)} at most with 95%"
         if not self.counts_filters:
-            return f"{said}; that other filters would give another one is not counted"
+            return f"{said}; that other filters would give another τ is not counted"
         ceiling = self.reliability.ceiling
         if ceiling < LEAST_CEILING:
             said += ", and outcomes repeat themselves too little to say what it is without noise"

@@ -221,7 +221,7 @@ def study_page(
     sections = []
     for one, short, assessed in zip(everyone, shorts, together, strict=True):
         summary = summarise(one, rule, short, assessed)
-        sections.append(_section(one, summary, short, rule, folder, results))
+        sections.append(_section(one, summary, short, results, rule, folder))
     main, summaries = sections[0].summary, [section.summary for section in sections]
     views = _views(sections, folder, rule)
     tables = tables_of(
@@ -301,9 +301,9 @@ def _section(
     results: Results,
     summary: dict[str, Any],
     short: Results | None,
+    main: Results,
     rule: str,
     folder: Folder,
-    main: Results,
 ) -> Section:
     after = (summary["short_retraining"] or {"relations": []})["relations"]
     relations = best_first([*summary["relations"], *after])

@@ -19,12 +19,12 @@ function columnsOf(network) {
 
 const cellOf = (column, row) => (column.text ? column.text(row) : column.number ? shown(column.value(row)) : String(column.value(row)));
 
-/** The rows that the filter leaves, in the order of the chosen column; missing values come last. */
+/** The rows whose words the filter finds (a number as a whole), in the order of the chosen column; missing values come last. */
 function rowsOf(network, columns) {
   const words = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
   const rows = network.ids.map((_, row) => row).filter((row) => {
     if (!words.length) return true;
-    const text = ` ${columns.map((one) => cellOf(one, row)).join(" ").toLowerCase().replaceAll(/[,;]/g, " ")} `;
+    const text = ` ${columns.filter((one) => !one.number).map((one) => cellOf(one, row)).join(" ").toLowerCase().replaceAll(/[,;]/g, " ")} `;
     return words.every((word) => text.includes(/^\d+$/.test(word) ? ` ${word} ` : word));
   });
   const column = columns.find((one) => one.key === state.sort) ?? columns[3];
@@ -80,9 +80,9 @@ function makeTable(root) {
       said.textContent = `Copied ${rows.length.toLocaleString("en")} rows as ${name}.`;
     } }, `Copy ${name}`));
   root.replaceChildren(
-    element("div", { class: "tools" }, element("label", { for: "filter" }, "Filter "), filter, ...copy, said),
+    element("div", { class: "tools" }, element("label", { for: "filter" }, "Filter by what is pruned "), filter, ...copy, said),
     element("p", { class: "soft" }, element("span", { "data-count": "" })),
-    element("div", { class: "card scroll tall", tabindex: "0", role: "region", "aria-label": "Candidates" },
+    element("div", { class: "card scroll tall", tabindex: "0", role: "region", "aria-label": "Candidates, one per row" },
       element("table", { id: "candidate-table" }, element("thead"), element("tbody"))),
     element("p", { class: "only-print soft" }, "On paper, the first 12 rows only."),
   );
