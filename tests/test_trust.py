@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.cli.test_cli import call
+from tests.record.records import older_record
 from trueoracle import trust
 from trueoracle.criteria.base import find_criterion
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS
+from trueoracle.record.networks import read_networks, write_networks
+from trueoracle.record.paths import DATABASE
+from trueoracle.record.results import Results
 from trueoracle.spec.grid import load_spec
 from trueoracle.study import Study
 
@@ -34,6 +41,8 @@ NAMES = {
     "around a criterion": '[pruning]\nkind = "unstructured"\ncandidates = "around:theirs:network"',
     "task": 'task = "theirs:network"',
     "procedure": '[retraining]\nprocedure = "theirs:network"',
+    "criterion that is named as one to draw around": 'criteria = ["around:theirs:network"]',
+    "table of a grid": '[grid]\nwidth = [{ network.name = "theirs:network" }]',
     "arm": 'arms.mine.network = "theirs:network"',
     "grid": '[grid]\n"network.name" = ["theirs:network"]',
 }
@@ -43,6 +52,7 @@ NAMES = {
 def _anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A project with a module in it, a folder beside it, and nothing believed yet."""
     monkeypatch.setattr(trust, "_doubted", {})
+    monkeypatch.setattr(trust, "_vouched", set())
     monkeypatch.setattr(trust, "_allowed", False)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
@@ -98,6 +108,68 @@ def test_an_extended_file_from_elsewhere_is_not_believed_either() -> None:
     load_spec("mine.toml")
     with pytest.raises(InputError, match="elsewhere"):
         NETWORKS.find("theirs:network")
+
+
+def test_a_file_from_elsewhere_extends_only_what_came_with_it(tmp_path: Path) -> None:
+    study("elsewhere", "")
+    (tmp_path / "elsewhere" / "inner").mkdir()
+    inner = study("elsewhere/inner", "")
+    for named in ("../study.toml", str(tmp_path / "elsewhere" / "study.toml")):
+        inner.write_text(f'extends = "{named}"\n')
+        with pytest.raises(InputError, match="which lies outside of its folder"):
+            load_spec(str(inner))
+    Path("../elsewhere/above.toml").write_text('extends = "inner/base.toml"\n')
+    inner.with_name("base.toml").write_text('extends = "digits-conv1-0.2"\n')
+    assert load_spec("../elsewhere/above.toml").name == "above"
+    Path("mine.toml").write_text('extends = "../elsewhere/study.toml"\n')
+    assert load_spec("mine.toml").name == "mine"
+
+
+def test_a_repository_within_the_project_is_not_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "project" / "theirs" / ".git").mkdir(parents=True)
+    load_spec(str(study("project/theirs", 'network = "theirs:network"')))
+    with pytest.raises(InputError, match="--allow-code"):
+        NETWORKS.find("theirs:network")
+
+
+def test_what_lies_below_the_home_folder_is_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert trust.is_own(Path("mine.toml"))
+    assert not trust.is_own(Path("elsewhere/study.toml"))
+    monkeypatch.chdir(tmp_path / "project")
+    assert trust.project() == (tmp_path / "project").resolve()
+    assert not trust.is_own(tmp_path / "elsewhere" / "study.toml")
+
+
+def test_what_the_user_types_is_the_users_own() -> None:
+    path = study("elsewhere", 'network = "theirs:network"')
+    load_spec(str(path), {"network.name": "theirs:network", "criteria": ["theirs:ne"]})
+    assert callable(NETWORKS.find("theirs:network"))
+    trust.note_code(path, {"task": "heirs:network"})  # which is within what was typed
+    with pytest.raises(InputError, match="--allow-code"):
+        NETWORKS.find("heirs:network")
+
+
+def test_a_record_from_elsewhere_is_not_believed_either(tmp_path: Path) -> None:
+    folder = older_record(tmp_path / "elsewhere")  # whose rows have no checksums
+    spec = {**Results(folder).spec.model_dump(mode="json"), "network": {"name": "theirs:network"}}
+    with closing(sqlite3.connect(folder / DATABASE)) as database, database:
+        database.execute("UPDATE provenance SET spec = ?", (json.dumps(spec),))
+    recorded = Results(folder).spec
+    assert recorded.network.name == "theirs:network"
+    Study(recorded)
+    with pytest.raises(InputError, match=f"{folder} would run"):
+        NETWORKS.find("theirs:network")
+    write_networks(folder, recorded)
+    trust._doubted.clear()
+    Study(read_networks(folder))
+    with pytest.raises(InputError, match=f"{folder} would run"):
+        NETWORKS.find("theirs:network")
+    assert not Path("was-run").exists()
 
 
 def test_a_study_of_the_project_is_the_users_own(tmp_path: Path) -> None:

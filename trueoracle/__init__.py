@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from trueoracle.criteria.base import criterion
     from trueoracle.data.splits import Split, Splits
     from trueoracle.errors import TrueOracleError
+    from trueoracle.executors.ray import RayExecutor
+    from trueoracle.executors.slurm import SlurmExecutor
     from trueoracle.grid import Grid
     from trueoracle.networks.registry import network
     from trueoracle.record.results import Results
@@ -29,8 +31,10 @@ __all__ = [
     "CandidateTable",
     "Grid",
     "Metric",
+    "RayExecutor",
     "Relation",
     "Results",
+    "SlurmExecutor",
     "Split",
     "Splits",
     "Study",
@@ -53,8 +57,10 @@ _HOMES = {
     "CandidateTable": "analysis.table",
     "Grid": "grid",
     "Metric": "tasks.metric",
+    "RayExecutor": "executors.ray",
     "Relation": "analysis.relation",
     "Results": "record.results",
+    "SlurmExecutor": "executors.slurm",
     "Split": "data.splits",
     "Splits": "data.splits",
     "Study": "study",

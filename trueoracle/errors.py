@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 __all__ = [
+    "RETRY",
     "BusyError",
+    "FailedError",
     "InputError",
     "NotApplicableError",
     "StoreError",
     "TrainingError",
     "TrueOracleError",
+    "causes",
     "first_line",
+    "is_out_of_memory",
     "shown",
     "unknown",
 ]
@@ -60,6 +64,36 @@ class TrainingError(TrueOracleError):
     """The dense network's training diverged, so that there is nothing to prune."""
 
     exit_code = 5
+
+
+RETRY = "the same command with --retry-failed (retry_failed=True) tries them again"
+
+
+class FailedError(TrueOracleError):
+    """Some networks of a study could not be retrained; all others are recorded."""
+
+    exit_code = 6
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and the errors that it was raised from, the latest first."""
+    one: BaseException | None = error
+    while one is not None:
+        yield one
+        one = one.__cause__
+
+
+_OUT_OF_MEMORY = ("allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+"""Words of PyTorch's errors on the CPU, on CUDA, of C++, and of CUDA's libraries."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was too small."""
+    return any(
+        isinstance(one, MemoryError)
+        or (isinstance(one, RuntimeError) and any(w in str(one) for w in _OUT_OF_MEMORY))
+        for one in causes(error)
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "check_writable",
     "checked_json",
     "make_folder",
+    "parse_json",
     "read_checked",
     "read_checked_json",
     "remove_drafts",
@@ -104,15 +105,20 @@ def checked_json(fields: Mapping[str, Any]) -> str:
     return json.dumps({**fields, "sha256": _sha256_of_fields(fields)}, allow_nan=False)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What a text of JSON holds; raises :class:`ValueError` for any text that cannot be read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+
+
 def read_checked_json(text: str) -> dict[str, Any]:
     """The fields of such a text, without the checksum, which older versions did not write.
 
     Raises :class:`ValueError` for other text, and where the fields are not what was written.
     """
-    try:
-        fields = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its JSON is nested too deep") from error
+    fields = parse_json(text)
     if not isinstance(fields, dict):
         raise ValueError(f"it holds {type(fields).__name__}, expected an object")
     digest = fields.pop("sha256", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,8 @@ class Grid:
         device: str = "auto",
         engine: str = "auto",
         memory: str | None = None,
+        executor: Executor | None = None,
+        retry_failed: bool = False,
     ) -> dict[str, Results]:
         """Run every study from where it stopped, and return the results by the points' labels.
 
@@ -76,7 +79,14 @@ class Grid:
         self._check(shown, device, engine)
         return self._each(
             shown,
-            lambda study: study.run(progress=shown, device=device, engine=engine, memory=memory),
+            lambda study: study.run(
+                progress=shown,
+                device=device,
+                engine=engine,
+                memory=memory,
+                executor=executor,
+                retry_failed=retry_failed,
+            ),
         )
 
     def score(
@@ -86,6 +96,51 @@ class Grid:
         shown = as_progress(progress)
         self._check(shown, device, None)
         return self._each(shown, lambda study: study.score(progress=shown, device=device))
+
+    def plan(
+        self,
+        workers: Sequence[int],
+        *,
+        threads: int = 1,
+        networks: int | None = None,
+        executor: str = "ray",
+        progress: bool | Progress = False,
+        device: str = "auto",
+        engine: str = "auto",
+        memory: str | None = None,
+    ) -> dict[str, Any]:
+        """How long retraining takes on so many workers, by a simulation of measured chunks.
+
+        Several studies, and several dense networks, are retrained one after the other. The fields
+        are listed in ``docs/tables.md``.
+
+        - ``workers``: how many there are; one plan is made for each number;
+        - ``threads``: CPU threads of each worker;
+        - ``networks``: how many to retrain, instead of all of the study's;
+        - ``executor``: ``"ray"`` or ``"slurm"``, whose lengths of chunks are taken.
+
+        Raises :class:`InputError` for ``networks`` of several studies.
+        """
+        from trueoracle.run.workload import plans  # imports torch
+
+        shown = as_progress(progress)
+        studies = [one for variant in self.variants for one in self._study(variant).networks]
+        if networks is not None and len(studies) > 1:
+            raise InputError(f"networks are of one study, and {self.name} has {len(studies)}")
+        shown.stage("measure", len(studies), 0, "studies")
+        each = []
+        for study in studies:
+            each.append((study.prepare(device), study.folder))
+            shown.advance()
+        return plans(
+            each,
+            workers,
+            threads=threads,
+            networks=networks,
+            executor=executor,
+            engine=engine,
+            memory=memory,
+        )
 
     def folders(self) -> dict[str, Path]:
         """The folders of the studies that are recorded so far, by label."""
@@ -112,11 +167,14 @@ class Grid:
             raise InputError(f"{self.name} is not recorded in {self.runs} with these settings")
         return summarise(found[self.name], outcome)
 
-    def report(self, out: str | Path | None = None, outcome: str = "last") -> WrittenGrid:
+    def report(
+        self, out: str | Path | None = None, outcome: str = "last", *, share: bool = False
+    ) -> WrittenGrid:
         """Write ``report.html``, ``summary.json`` and the figures of what is recorded of a grid.
 
         ``out`` is the folder to write to, by default one below ``runs`` that is named after the
-        grid. ``outcome`` says which epochs count. Raises :class:`InputError` where no point of the
+        grid. ``outcome`` says which epochs count. With ``share``, host, user and absolute paths
+        are left out. Raises :class:`InputError` where no point of the
         grid is recorded, and for a plain study.
         """
         from trueoracle.report.grid import write_grid_report
@@ -127,8 +185,12 @@ class Grid:
             raise InputError(
                 f"no point of {self.name} is recorded in {self.runs} with these settings"
             )
+        points = self.variants
+        if share:
+            found = {label: one.to_share() for label, one in found.items()}
+            points = tuple(_to_share(one) for one in points)
         own = self.runs / f"{self.name}-{grid_digest(self.variants)}" / "report"
-        return write_grid_report(self.variants, found, Path(out or own), outcome)
+        return write_grid_report(points, found, Path(out or own), outcome)
 
     def _each(
         self, progress: Progress, carry_out: Callable[[Study], Results]
@@ -166,6 +228,14 @@ class Grid:
         from trueoracle.study import Study  # imports torch, which a report does not need
 
         return Study(variant.spec, runs=self.runs)
+
+
+def _to_share(variant: Variant) -> Variant:
+    """The variant, whose purpose is the only field of it that is shown and may hold a path."""
+    from trueoracle.report.share import without_places
+
+    purpose = without_places(variant.spec.purpose)
+    return replace(variant, spec=variant.spec.model_copy(update={"purpose": purpose}))
 
 
 def _label(variant: Variant) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.base import Task
 from trueoracle.tasks.registry import GIVEN, find_task, given_task
-from trueoracle.trust import believe
+from trueoracle.trust import believe, vouch
 
 if TYPE_CHECKING:
     from trueoracle.report.page import WrittenReport
@@ -131,6 +132,8 @@ class Study:
                 "validation_images": len(self._data.validation or ()),
                 "fingerprint": self._data.fingerprint(),
             }
+        vouch(changes)
+        vouch(overrides or {})
         if study is None:
             if "name" not in changes:
                 raise InputError("a study needs a name, such as Study(name='mine', …)")
@@ -196,6 +199,8 @@ class Study:
         device: str = "auto",
         engine: str = "auto",
         memory: str | None = None,
+        executor: Executor | None = None,
+        retry_failed: bool = False,
     ) -> Results:
         """Carry the study out, or go on where it stopped, and return its results.
 
@@ -207,13 +212,24 @@ class Study:
           results.
         - ``memory`` (such as ``"4GB"``) bounds how many candidates are retrained at once; by
           default half of the free memory is used.
+        - ``executor`` runs the retraining: a :class:`trueoracle.RayExecutor`, a
+          :class:`trueoracle.SlurmExecutor`, or any ``concurrent.futures.Executor`` of processes; by
+          default this process does. It changes no results.
+        - A network whose retraining raises an error is recorded in ``Results.failures``, and the
+          study goes on. Running again leaves it so, unless ``retry_failed`` is true.
         """
         budget = None if memory is None else parse_bytes(memory)
         return self._each(
             as_progress(progress),
             device,
             lambda prepared, folder, shown: runner.run(
-                prepared, folder, shown, engine=engine, memory=budget
+                prepared,
+                folder,
+                shown,
+                engine=engine,
+                memory=budget,
+                executor=executor,
+                retry_failed=retry_failed,
             ),
         )
 
@@ -283,17 +299,23 @@ class Study:
             memory=None if memory is None else parse_bytes(memory),
         )
 
-    def report(self, out: str | Path | None = None, outcome: str = "last") -> WrittenReport:
+    def report(
+        self, out: str | Path | None = None, outcome: str = "last", *, share: bool = False
+    ) -> WrittenReport:
         """Write ``report.html``, ``summary.json`` and the figures of what is recorded so far.
 
         Recorded arms of the study are shown beside it. ``out`` is the folder to write to, by
-        default ``report/`` in the study's own folder. ``outcome`` says which epochs count.
+        default ``report/`` in the study's own folder. ``outcome`` says which epochs count. With
+        ``share``, host, user and absolute paths are left out.
         """
         from trueoracle.report.page import write_report
 
         results = self.results()
+        arms = find_arms(results)
+        if share:
+            results, arms = results.to_share(), [arm.to_share() for arm in arms]
         folder = self.folder / "report" if out is None else Path(out)
-        return write_report(results, find_arms(results), folder, outcome)
+        return write_report(results, arms, folder, outcome)
 
     def results(self) -> Results:
         """The results recorded so far; raises :class:`StoreError` where nothing is recorded."""

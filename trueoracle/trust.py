@@ -1,15 +1,15 @@
-"""Decides which study files may run code: only those of the user or those the user trusts.
+"""Decides which files may run code: only those of the user or those the user trusts.
 
 A study file may name a network, task, criterion or training procedure as ``module:attribute``, and
-naming it runs it. Files in the current project are the user's own, and so is whatever the user
-types. Any other file is trusted only where the user says so: by ``--allow-code``, by
-``Study(…, allow_code=True)``, or once and for all in the configuration.
+naming it runs it; a recorded study names what it was made with. Files in the current project are
+the user's own, and so is whatever the user types. Any other file is trusted only where the user
+says so: by ``--allow-code``, by ``Study(…, allow_code=True)``, or once and for all in the
+configuration.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -17,31 +17,47 @@ from pathlib import Path
 
 from trueoracle.errors import InputError, first_line
 
-__all__ = ["believe", "check_trusted", "configuration", "note_code", "project"]
+__all__ = [
+    "AROUND",
+    "believe",
+    "check_trusted",
+    "check_within",
+    "configuration",
+    "is_own",
+    "note_code",
+    "project",
+    "vouch",
+]
 
-_CODE = re.compile(r"(?:around:)?([^:]+:.*?)(?::[^:]*=[^:]*)?", re.DOTALL)
-"""A name ``module:attribute`` that would be imported, without a criterion's parameters."""
-_PLACES = {"around", "candidates", "criteria", "name", "network", "procedure", "task"}
-"""The fields that can name code."""
+AROUND = "around:"
+"""The start of ``pruning.candidates`` where it names the criterion that they are drawn around."""
 
 _MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg")
 
 _doubted: dict[str, Path] = {}
-"""Code named by files that are not the user's own, and a file that names it."""
+"""Texts with a colon in files that are not the user's own, each with a file that has it."""
+
+_vouched: set[str] = set()
+"""Texts with a colon that the user typed, or that a file of the user's own has."""
 
 _allowed = False
 
 
 def believe() -> None:
-    """Trust every study file from here on, in this process."""
+    """Trust every file from here on, in this process."""
     global _allowed
     _allowed = True
 
 
 def project() -> Path:
-    """The current project's folder: the nearest with version control or packaging, or this one."""
+    """The current project's folder: the nearest with version control or packaging, or this one.
+
+    The user's home folder, and what is above it, is no project: whatever was downloaded lies there.
+    """
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):
+        if _is_above_home(folder):
+            break
         if any((folder / mark).exists() for mark in _MARKS):
             return folder
     return here
@@ -53,12 +69,24 @@ def configuration() -> Path:
     return Path(base) / "trueoracle" / "config.toml"
 
 
+def vouch(fields: object) -> None:
+    """Trust the code that these fields of a study name, since the user typed them."""
+    _vouched.update(_named(fields))
+
+
 def note_code(path: Path, fields: Mapping[str, object]) -> None:
-    """Note the code that a study file names, where the file is not the user's own."""
+    """Note the code that a file (or a run's folder) names: own code is trusted, other is doubted.
+
+    Code may be named in any field, so any text with a colon counts.
+    """
     named = {*_named(fields)}
-    if named and not _is_own(path.resolve()):
-        for name in named:
-            _doubted.setdefault(name, path)
+    if not named:
+        return
+    if is_own(path):
+        _vouched.update(named)
+        return
+    for name in named:
+        _doubted.setdefault(name, path)
 
 
 def check_trusted(kind: str, name: str) -> None:
@@ -72,7 +100,10 @@ def check_trusted(kind: str, name: str) -> None:
         raise InputError(
             f"the {kind} {name!r} is looked for in Python's standard library, which has none"
         )
-    if not _allowed and (path := _doubted.get(name)) is not None:
+    if _allowed or any(_is_of(text, name) for text in _vouched):
+        return
+    path = next((path for text, path in _doubted.items() if name in text), None)
+    if path is not None:
         raise InputError(
             f"{path} would run {name!r} as the {kind}, and lies outside of the current project "
             f"({project()}): --allow-code runs it, or the line allow_code = "
@@ -80,20 +111,58 @@ def check_trusted(kind: str, name: str) -> None:
         )
 
 
-def _named(fields: object, place: str = "") -> Iterator[str]:
-    """What fields name as ``module:attribute``, including those of arms and grids."""
+def check_within(path: Path, named: Path) -> None:
+    """Refuse a file that another one extends and that lies outside the other one's folder.
+
+    This holds for files that are not the user's own: they read nothing but what came with them.
+    Raises :class:`InputError`.
+    """
+    if _allowed or is_own(path) or named.resolve().is_relative_to(path.resolve().parent):
+        return
+    raise InputError(
+        f"{path} extends {named}, which lies outside of its folder, and is not of the current "
+        f"project ({project()}): --allow-code reads it all the same"
+    )
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is the user's own: in the current project, or in a folder that is allowed.
+
+    A repository within the project (cloned or unpacked there) is not the user's own.
+    """
+    path, own = path.resolve(), project()
+    if any(path.is_relative_to(folder) for folder in _configured()):
+        return True
+    if _is_above_home(own):
+        return path.parent == own
+    within = path.is_relative_to(own)
+    return within and not any(
+        (folder / ".git").exists() for folder in path.parents if own in folder.parents
+    )
+
+
+def _is_above_home(folder: Path) -> bool:
+    try:
+        return Path.home().resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # there is no home
+        return False
+
+
+def _is_of(text: str, name: str) -> bool:
+    """Whether a text names this code: maybe with "around:" before it, and parameters after it."""
+    return any(f"{one}:".startswith(f"{name}:") for one in (text, text.removeprefix(AROUND)))
+
+
+def _named(fields: object) -> Iterator[str]:
+    """Every text that may name code as ``module:attribute``, in arms and grids, too."""
     if isinstance(fields, Mapping):
-        for key, value in fields.items():
-            yield from _named(value, str(key).rpartition(".")[2])
-    elif isinstance(fields, list):
+        for value in fields.values():
+            yield from _named(value)
+    elif isinstance(fields, list | tuple):
         for value in fields:
-            yield from _named(value, place)
-    elif place in _PLACES and isinstance(fields, str) and (found := _CODE.fullmatch(fields)):
-        yield found[1]
-
-
-def _is_own(path: Path) -> bool:
-    return any(path.is_relative_to(folder) for folder in (project(), *_configured()))
+            yield from _named(value)
+    elif isinstance(fields, str) and ":" in fields:
+        yield fields
 
 
 def _configured() -> list[Path]:

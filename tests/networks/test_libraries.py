@@ -71,3 +71,11 @@ def test_what_is_built_for_the_data() -> None:
 def test_a_file_may_name_them() -> None:
     for name in ("hf:a/b", "timm:resnet18", "torchvision:resnet18"):
         assert is_known(name)
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"])
+def test_a_file_that_timm_would_unpickle_is_refused(argument: str) -> None:
+    """Whether timm is installed or not."""
+    for arguments in ({argument: "weights.pth"}, {argument: {"file": "weights.pth"}}):
+        with pytest.raises(InputError, match=f"takes no {argument}, whose file could run code"):
+            build("timm:resnet18", arguments, input_shape=(3, 32, 32), classes=10)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trueoracle import Study
 from trueoracle.errors import InputError
-from trueoracle.networks.pretrained import processor_of
+from trueoracle.networks.pretrained import build_from_config, processor_of
 from trueoracle.networks.registry import build
 from trueoracle.spec.file import spec_from
 from trueoracle.spec.hub import files_sha256, folder_of
@@ -278,3 +278,33 @@ def test_without_transformers_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"needs transformers: pip install 'trueoracle\[transf"):
         built(f"hf:{folder}")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attn_implementation": "someone/kernels"},
+        {"vision_config": {"_attn_implementation": {"": "someone/kernels@main:flash"}}},
+        {"model_args": {"checkpoint_path": "weights.pth"}},
+        {"vision_config": {"model_args": {"pretrained_cfg": {"file": "weights.pth"}}}},
+        {"layers": [{"checkpoint_path": "weights.pth"}]},
+    ],
+)
+def test_a_config_by_which_code_of_others_runs_is_refused(
+    folder: Path, fields: dict[str, Any]
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    for read in (
+        lambda: build(f"hf:{folder}", {}, input_shape=(), classes=0),
+        lambda: build_from_config(config | fields, "an export"),
+    ):
+        with pytest.raises(InputError, match="which could run code of others") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+def test_attention_of_others_is_refused_as_an_argument(folder: Path) -> None:
+    given = {"attn_implementation": "someone/kernels"}
+    with pytest.raises(InputError, match="code of others is not run"):
+        build(f"hf:{folder}", given, input_shape=(), classes=0)

@@ -139,13 +139,13 @@ def test_records_before_metrics_are_of_classification(version: int, tmp_path: Pa
     assert results.score("l1").label == "score by l1"
     assert results.provenance[-1]["chance"] == 0.1
     assert results.relation("l1").n > 0
-    assert len(results.export(tmp_path / "out")) == 7
+    assert len(results.export(tmp_path / "out")) == 8
     assert set(results.replay()["outcome"]) >= {"test_accuracy", "test_loss"}
 
 
 @pytest.mark.slow
 def test_a_classification_record_of_each_format_says_the_same(tmp_path: Path) -> None:
-    for version in (2, 3, 4):
+    for version in (2, 3, 4, 5):
         folder = older_record(tmp_path / str(version), version)
         before = Results(folder)
         with Store(folder) as store:

@@ -58,7 +58,8 @@ def test_what_was_recorded_is_read_back(folder: Path) -> None:
         assert store.provenance()[0]["ended"] is None
         assert store.scored("l1") == {"aa", "bb"}
         assert store.retrained() == {(0, "aa"), (0, "bb")}
-        assert store.counts() == {"candidates": 2, "scores": 2, "retrainings": 2, "diverged": 0}
+        names = ("candidates", "scores", "retrainings", "diverged", "failed")
+        assert store.counts() == dict(zip(names, (2, 2, 2, 0, 0), strict=True))
         outcomes = store.frame("outcomes")
         assert outcomes["candidate"].tolist() == ["aa", "aa", "bb", "bb"]
         assert outcomes["epoch"].tolist() == [0, 1, 0, 1]
@@ -306,7 +307,7 @@ def test_another_format_is_refused(folder: Path) -> None:
     with sqlite3.connect(folder / DATABASE) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(StoreError, match="has format 99, and this trueoracle reads 5"):
+    with pytest.raises(StoreError, match="has format 99, and this trueoracle reads 6"):
         Store(folder)
 
 

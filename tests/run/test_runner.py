@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from torch import nn
 import trueoracle
 from trueoracle.criteria.base import find_criterion
 from trueoracle.data.splits import Splits
-from trueoracle.engines.choose import Plan
 from trueoracle.errors import BusyError, InputError, StoreError, TrainingError
 from trueoracle.networks.registry import build
 from trueoracle.networks.weights import (
@@ -162,9 +160,9 @@ def test_an_interrupted_study_goes_on(
     study = Study(**tiny_fields, runs=tmp_path / "part")
 
     def seed_by_seed(
-        left: Mapping[int, Sequence[int]], plan: Plan
+        left: Mapping[int, Sequence[int]], group: int, groups: int
     ) -> Iterator[list[tuple[int, int]]]:
-        return chunks(left, replace(plan, group=10, groups=1))
+        return chunks(left, 10, 1)
 
     monkeypatch.setattr(retrain, "chunks", seed_by_seed)
 
@@ -240,8 +238,7 @@ def test_an_engine_that_cannot_is_refused_before_anything_is_written(
 def test_chunks_hold_every_network_once_and_one_seed_a_group(
     left: dict[int, list[int]], group: int, groups: int
 ) -> None:
-    plan = Plan("native", "a test", group, groups)
-    found = list(chunks(left, plan))
+    found = list(chunks(left, group, groups))
     members = [member for chunk in found for member in chunk]
     assert members == [(seed, index) for seed, indices in left.items() for index in indices]
     assert all(0 < len(chunk) <= group * groups for chunk in found)

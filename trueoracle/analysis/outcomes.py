@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from trueoracle.analysis.numbers import many
 from trueoracle.errors import InputError, unknown
 from trueoracle.tasks.metric import SPLITS, Metric, columns_of, headline
 
@@ -20,6 +22,7 @@ __all__ = [
     "chance_in_words",
     "check_rule",
     "default_outcomes",
+    "failures_in_words",
     "final_outcomes",
     "find_outcome",
     "noise_in_words",
@@ -162,6 +165,18 @@ def rule_in_words(rule: str, metrics: Sequence[Metric]) -> str:
         "best-on-validation": f"epoch of lowest validation {metrics[0].label}",
         "best-on-test": f"epoch of best test {best}: chosen on the test set, as in the paper",
     }[rule]
+
+
+def failures_in_words(errors: Iterable[str], total: int) -> str:
+    """How many of ``total`` retrainings failed, and by which errors; empty where none did."""
+    counts = Counter(errors)
+    if not counts:
+        return ""
+    (first, often), *others = counts.most_common()
+    share = f" ({often:,} times)" if others else ""
+    more = f", and {many(len(others), 'other error')}" if others else ""
+    failed = counts.total()
+    return f"{failed:,} of {many(total, 'retraining')} failed: {first}{share}{more}"
 
 
 def seed_outcomes(epochs: pd.DataFrame, outcome: Outcome) -> pd.DataFrame:

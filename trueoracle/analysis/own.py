@@ -10,17 +10,25 @@ import json
 import lzma
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from trueoracle.analysis.cells import plain_cells, plain_text
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError, first_line, shown, unknown
+from trueoracle.files import parse_json
 
 __all__ = ["read_tables"]
+
+MOST_BYTES, MOST_CELLS = 2**28, 2**26
+"""The most that a packed table comes to: thousands of times what 37 thousand networks take."""
+
+_TOGETHER = 4096
+"""How many rows of a Parquet table are unpacked at a time."""
 
 MOST_FILTERS = 100_000
 """The most filters of a group: no layer has more."""
@@ -162,11 +170,11 @@ def _read(path: Path, wanted: Sequence[str], numbers: Sequence[str]) -> pd.DataF
     try:
         data = _bytes(path)
         if data[:4] == b"PAR1":
-            return _checked(_as_text(pd.read_parquet(io.BytesIO(data))), path)
+            return _checked(_as_text(_parquet(data)), path)
         text = _decoded(data)
         separator = _separator(text, wanted)
-        frame = pd.read_csv(io.StringIO(text), dtype=str, sep=separator)
-        header = next(csv.reader(io.StringIO(text), delimiter=separator), [])
+        frame = plain_cells(pd.read_csv(io.StringIO(text), dtype=str, sep=separator))
+        header = _header(text, separator)
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
     except Exception as error:  # from file system, decompression, encoding or parser
@@ -189,12 +197,47 @@ def _checked(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _bytes(path: Path) -> bytes:
-    """The file's content, decompressed."""
+    """The file's content, decompressed; raises ValueError where it is too much.
+
+    A few bytes may come to more than there is memory for.
+    """
     data = path.read_bytes()
-    openers: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
-        (b"\x1f\x8b", gzip.decompress), (b"BZh", bz2.decompress), (b"\xfd7zXZ", lzma.decompress),
-    )  # fmt: skip
-    return next((opened(data) for mark, opened in openers if data.startswith(mark)), data)
+    packed, file = io.BytesIO(data), None
+    if data.startswith(b"\x1f\x8b"):
+        file = gzip.GzipFile(fileobj=packed)
+    elif data.startswith(b"BZh"):
+        file = bz2.BZ2File(packed)
+    elif data.startswith(b"\xfd7zXZ"):
+        lzma.LZMADecompressor(memlimit=MOST_BYTES).decompress(data, max_length=1)
+        file = lzma.LZMAFile(packed)
+    if file is None:
+        return data
+    content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes: unpack it first")
+    return content
+
+
+def _parquet(data: bytes) -> pd.DataFrame:
+    """A Parquet table; raises ValueError where a few bytes come to more than there is memory for."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    about = parquet.read_metadata(io.BytesIO(data))
+    leaves = [about.schema.column(place) for place in range(about.num_columns)]
+    # A text that many cells share is held once.
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    file = parquet.ParquetFile(io.BytesIO(data), read_dictionary=texts)
+    cells = about.num_rows * about.num_columns
+    if cells > MOST_CELLS:
+        raise ValueError(f"it says that it has {cells:,} cells, more than {MOST_CELLS:,}")
+    size, parts = 0, []
+    for part in file.iter_batches(batch_size=_TOGETHER):
+        size += part.nbytes
+        if size > MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+        parts.append(part)
+    return pa.Table.from_batches(parts, file.schema_arrow).to_pandas()
 
 
 def _decoded(data: bytes) -> str:
@@ -203,11 +246,16 @@ def _decoded(data: bytes) -> str:
     return data.decode("utf-16" if utf16 else "utf-8-sig")
 
 
+def _header(text: str, separator: str) -> list[str]:
+    first = next(csv.reader(io.StringIO(text), delimiter=separator), [])
+    return [plain_text(name) for name in first]
+
+
 def _separator(text: str, wanted: Sequence[str]) -> str:
     """The separator of cells: the one by which the header has the most of the wanted columns."""
 
     def fields(separator: str) -> tuple[int, int]:
-        header = next(csv.reader(io.StringIO(text), delimiter=separator), [])
+        header = _header(text, separator)
         return len({*header} & {*wanted}), len(header)
 
     return max((",", ";", "\t"), key=fields)
@@ -229,13 +277,20 @@ def _with_points(column: pd.Series[Any]) -> pd.Series[Any]:
 
 def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
     """Cells as a CSV file would hold them: numbers in full, lists and mappings as JSON."""
+    size = 0
 
     def text(cell: Any) -> str | None:
         if isinstance(cell, np.ndarray):
             cell = cell.tolist()
         if isinstance(cell, list | dict):
-            return json.dumps(cell)
-        return None if pd.isna(cell) else str(cell)
+            cell = json.dumps(cell)
+        elif pd.isna(cell):
+            return None
+        nonlocal size
+        size += len(said := str(cell))
+        if size > MOST_BYTES:  # many cells may share a long text
+            raise ValueError(f"its cells come to more than {MOST_BYTES:,} characters")
+        return said
 
     made: pd.DataFrame = frame.astype(object).map(text)
     made.columns = [str(name) for name in frame.columns]
@@ -309,10 +364,10 @@ def _pruned_filters(
 def _way(cell: object, path: Path, column: str) -> dict[str, list[int]]:
     text = str(cell).strip()
     try:
-        read = json.loads(text) if text[:1] in "{[" else re.split(r"[,;\s]+", text)
+        read = parse_json(text) if text[:1] in "{[" else re.split(r"[,;\s]+", text)
         groups = read if isinstance(read, dict) else {"": read}
         way = {str(name): [_filter(one) for one in which] for name, which in groups.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"column {column!r} of {path} takes pruned filters such as '0 3 7' or "
             f'{{"conv1": [0, 3]}}, got {shown(text)}'

@@ -6,7 +6,6 @@ once, and look up results from then on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,9 @@ import pandas as pd
 from trueoracle.analysis.outcomes import default_outcomes, find_outcome, shared_outcomes
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import StoreError, first_line
+from trueoracle.files import parse_json
 from trueoracle.tasks.metric import CLASSIFICATION
+from trueoracle.trust import note_code
 
 __all__ = ["DATA", "GRID", "METRICS", "Bench", "BenchStudy", "dense_file", "read_bench", "ways_of"]
 
@@ -135,11 +136,13 @@ def read_bench(folder: Path = DATA) -> Bench:
     try:
         epochs = pd.read_parquet(folder / "outcomes.parquet")
         scores = pd.read_parquet(folder / "scores.parquet")
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        card = parse_json((folder / "card.json").read_bytes())
     except (OSError, ValueError) as error:
         raise StoreError(f"the bench of {GRID} cannot be read: {first_line(error)}") from error
     keys = scores[KEYS].reset_index(drop=True)
     names = [name for name in scores.columns if name not in KEYS]
+    if folder != DATA:
+        note_code(folder, {"criteria": names})
     numbered = keys.assign(candidate=np.arange(len(keys)))
     epochs = epochs.merge(numbered, on=KEYS).drop(columns=KEYS)
     columns = {name: scores[name].to_numpy(dtype=np.float64) for name in names}

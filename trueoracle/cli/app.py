@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "Show what of a network can be pruned, and say why the rest cannot be.",
     "studies": "List the shipped studies: what each is for and how many networks it retrains.",
     "criteria": "List the criteria: what each computes, its paper, and whose definition it is.",
+    "plan": "Say how long a study takes on so many workers, how idle they are, what they cost.",
     "power": "Say which tau a study would tell from chance, before anything is retrained.",
     "bench": "Test a criterion against networks whose every pruning has been retrained.",
     "reproduce": "List the paper's 45 published settings with ours beside them, or run one.",
@@ -27,6 +28,7 @@ COMMANDS = {
     "report": (
         "Write report.html, summary.json and the figures (PNG, SVG, PDF) of a recorded study."
     ),
+    "watch": "Serve the report of a study while it runs: the page fills in as outcomes arrive.",
     "export": "Write the tables candidates, scores, outcomes, retrainings and dense_epochs.",
     "analyse": "Apply the statistics of a study to tables of your own.",
     "verify": (
@@ -66,8 +68,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
         "Exit codes: 0 done · 1 unexpected error · 2 bad input · 3 another process is at the "
-        "study · 4 a file cannot be read or written · 5 the dense network diverged · "
-        "130 interrupted · 143 terminated"
+        "study · 4 a file cannot be read or written · 5 the dense network diverged · 6 some "
+        "networks failed, and all others are recorded · 130 interrupted · 143 terminated"
     ),
     **_SETTINGS,
 )

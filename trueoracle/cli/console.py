@@ -22,7 +22,15 @@ from rich.table import Table
 from rich.text import Text
 
 from trueoracle.cli import signals
-from trueoracle.errors import InputError, StoreError, TrueOracleError, first_line
+from trueoracle.errors import (
+    RETRY,
+    FailedError,
+    InputError,
+    StoreError,
+    TrueOracleError,
+    first_line,
+    is_out_of_memory,
+)
 from trueoracle.report.table import TextTable
 from trueoracle.run.progress import (
     PlainProgress,
@@ -34,6 +42,7 @@ from trueoracle.run.progress import (
 )
 
 __all__ = [
+    "check_failures",
     "err",
     "guarded",
     "one_line_errors",
@@ -104,6 +113,13 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+def check_failures(failed: int) -> None:
+    """Raise :class:`FailedError` where retrainings failed, after all else has been printed."""
+    if failed:
+        many = "retrainings" if failed > 1 else "retraining"
+        raise FailedError(f"{failed:,} {many} failed, all others are recorded; {RETRY}")
+
+
 def _options(group: type) -> list[inspect.Parameter]:
     """The fields of a dataclass as parameters of a command."""
     hints = get_type_hints(group, include_extras=True)
@@ -154,8 +170,7 @@ def _ending(error: BaseException) -> tuple[str, int]:
         wrong_name = error.errno == errno.ENAMETOOLONG
         code = InputError.exit_code if wrong_name else StoreError.exit_code
         return f"error: cannot read or write{what}: {error.strerror or error}", code
-    torchs = ("allocate memory", "out of memory")  # of torch, on the CPU and on CUDA
-    if isinstance(error, MemoryError) or any(words in reason for words in torchs):
+    if is_out_of_memory(error):
         return f"error: out of memory: {reason}", InputError.exit_code
     if isinstance(error, SystemExit):
         return f"error: code of your own ended the program: {error!r}", InputError.exit_code

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from trueoracle.cli import doors
+from trueoracle.errors import InputError
 from trueoracle.spec.file import parse_overrides
 from trueoracle.trust import believe
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 __all__ = [
     "AllowCode",
@@ -24,9 +31,11 @@ __all__ = [
     "Memory",
     "Output",
     "Quiet",
+    "RetryFailed",
     "Runs",
     "Settings",
     "Weights",
+    "Workers",
     "command_line",
     "with_weights",
 ]
@@ -60,6 +69,10 @@ Memory = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")]
+RetryFailed = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Retrain the networks whose retraining failed, too."),
+]
 Runs = Annotated[
     Path,
     typer.Option("--runs", envvar="TRUEORACLE_RUNS", help="Folder of the recorded studies."),
@@ -116,6 +129,62 @@ class Machine:
         }
 
 
+_BELONGS = {"address": "ray", "slurm": "slurm"}
+"""The options of one executor alone."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Options that say where chunks of networks are retrained."""
+
+    executor: Annotated[
+        Literal["local", "ray", "slurm"],
+        typer.Option(help="Where networks are retrained: this process, a Ray cluster, or Slurm."),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Of the Ray cluster [default: $RAY_ADDRESS, or start one]."
+        ),
+    ] = None
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of sbatch, as partition=gpu; repeated."),
+    ] = None
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="CPUs of each chunk of networks [default: 1].")
+    ] = None
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each; on Ray a fraction too [default: 0].")
+    ] = None
+    at_once: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most chunks that run or wait [default: Ray 1024, Slurm 64]."),
+    ] = None
+
+    @contextmanager
+    def opened(self, runs: Path) -> Iterator[Executor | None]:
+        """The executor, until the block ends; None for this process.
+
+        Raises :class:`InputError` for options that belong to another executor.
+        """
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        kind = given.pop("executor")
+        for name in given:
+            if kind == "local" or (name in ("address", "slurm") and kind != _BELONGS[name]):
+                option = name.replace("_", "-")
+                raise InputError(f"--{option} does nothing with --executor {kind}")
+        if kind == "local":
+            yield None
+        elif kind == "ray":
+            with doors.RayExecutor(**given) as ray:
+                yield ray
+        else:
+            options = _sbatch(given.pop("slurm", ()))
+            with doors.SlurmExecutor(runs / ".jobs", options=options, **given) as slurm:
+                yield slurm
+
+
 @dataclass(frozen=True)
 class Output:
     """Options that say what is printed."""
@@ -123,6 +192,15 @@ class Output:
     quiet: Quiet = False
     as_json: Json = False
     debug: Debug = False
+
+
+def _sbatch(given: Iterable[str]) -> dict[str, str]:
+    """Options of sbatch as they are given, KEY=VALUE; raises :class:`InputError`."""
+    pairs = [one.partition("=") for one in given]
+    for key, mark, value in pairs:
+        if not (key and mark and value):
+            raise InputError(f"--slurm {key}{mark}{value}: expected KEY=VALUE, as partition=gpu")
+    return {key: value for key, _, value in pairs}
 
 
 def with_weights(settings: list[str] | None, weights: str | None) -> list[str]:

@@ -38,6 +38,10 @@ def report(
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder to write to; default: report/ in the run.")
     ] = None,
+    share: Annotated[
+        bool,
+        typer.Option("--share", help="Leave out host, user and absolute paths: for others to see."),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -74,7 +78,7 @@ def report(
                 f"no point of {whole.name} is recorded in {runs} with these settings; this records "
                 f"them: {command_line('run', study, settings, runs)}"
             )
-        grid = whole.report(to, outcome)
+        grid = whole.report(to, outcome, share=share)
         if as_json:
             print_json(grid.summary)
             return
@@ -86,6 +90,8 @@ def report(
     folder = to or results.folder / "report"
     beside = [doors.open_results(doors.find_run(one, runs, overrides)) for one in others]
     arms = beside if others else doors.find_arms(results)
+    if share:
+        results, arms = results.to_share(), [arm.to_share() for arm in arms]
     written = doors.write_report(results, arms, folder, outcome)
     if as_json:
         print_json(written.summaries)

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.cli import doors
-from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
-from trueoracle.cli.options import Chosen, Machine, Output, command_line
+from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress, table
+from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, Workers, command_line
 from trueoracle.cli.tables import notes, relations_of, relations_table
 from trueoracle.errors import InputError
 from trueoracle.run.progress import duration
@@ -46,6 +46,7 @@ def reproduce(
     arms: Arms,
     chosen: Chosen,
     machine: Machine,
+    workers: Workers,
     output: Output,
     name: Annotated[
         str | None,
@@ -54,6 +55,7 @@ def reproduce(
             "left out: list the settings."
         ),
     ] = None,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """List the paper's 45 published settings with ours beside them, or run one.
 
@@ -80,13 +82,17 @@ def reproduce(
             "--set and --weights change the study that is run: name a setting or a study"
         )
     how: dict[str, Any] = {"scale": arms.scale, "surgery": arms.surgery, "rule": arms.outcome}
-    with shown_progress(quiet=output.quiet) as progress:
+    with (
+        workers.opened(chosen.runs) as executor,
+        shown_progress(quiet=output.quiet) as progress,
+    ):
         how["progress"] = progress
         if name is None:
             device = machine.device if arms.times else None
             rows = doors.list_settings(chosen.runs, device=device, **how)
         else:
-            how |= {"overrides": chosen.overrides, **asdict(machine)}
+            how |= {"overrides": chosen.overrides, "retry_failed": retry_failed}
+            how |= {"executor": executor, **asdict(machine)}
             results = doors.reproduce(name, chosen.runs, **how)
     if output.as_json:
         print_json(rows if name is None else results)
@@ -94,6 +100,8 @@ def reproduce(
         _print_rows(rows)
     elif not output.quiet:
         _print_comparison(results)
+    if name is not None:
+        check_failures(results["summary"]["failed"])
 
 
 COLUMNS = ("n", "tau", "p", "anomalies")

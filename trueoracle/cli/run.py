@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from trueoracle.cli import doors
-from trueoracle.cli.console import guarded, out, print_json, shown_progress
+from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress
 from trueoracle.cli.grids import print_grid
-from trueoracle.cli.options import Chosen, Machine, Output, command_line
+from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, Workers, command_line
 from trueoracle.cli.tables import networks_table, notes, relations_of, relations_table
 from trueoracle.report.words import verdicts
 
@@ -20,13 +20,16 @@ def run(
     study: Annotated[str, typer.Argument(help="A shipped study, or the path of a .toml; @arm.")],
     chosen: Chosen,
     machine: Machine,
+    workers: Workers,
     output: Output,
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Run a study, or all studies of a grid; run it again to resume.
 
     Everything is recorded below --runs as it is found. A run that was stopped, in whatever way,
-    goes on after the last network it finished. Launched by *accelerate launch -m trueoracle run*,
-    each network is retrained on several devices together.
+    goes on after the last network it finished. A network whose retraining fails is recorded with
+    its error, and the study goes on; exit code 6 says that there are such. Launched by *accelerate
+    launch -m trueoracle run*, each network is retrained on several devices together.
 
     Examples:
 
@@ -38,13 +41,20 @@ def run(
 
     - trueoracle run lenet5-mini-width@small
 
+    - trueoracle run my-study.toml --executor ray --address auto --gpus 0.5
+
     - trueoracle run my-study.toml --quiet --json > summary.json
     """
     grid = doors.Grid(study, overrides=chosen.overrides, runs=chosen.runs)
     team = doors.find_team()
     helps = team is not None and not team.is_main  # the first process speaks for all
-    with shown_progress(quiet=output.quiet or helps) as progress:
-        grid.run(progress=progress, **asdict(machine))
+    with (
+        workers.opened(chosen.runs) as executor,
+        shown_progress(quiet=output.quiet or helps) as progress,
+    ):
+        found = grid.run(
+            progress=progress, executor=executor, retry_failed=retry_failed, **asdict(machine)
+        )
     if helps:
         return
     if output.as_json:
@@ -53,6 +63,7 @@ def run(
         _show_grid(grid, command_line("report", study, chosen.changes, chosen.runs))
     elif not output.quiet:
         _show(grid.summary())
+    check_failures(sum(one.counts["failed"] for one in found.values()))
 
 
 def _show(summary: dict[str, Any]) -> None:
@@ -71,6 +82,8 @@ def _show(summary: dict[str, Any]) -> None:
         console.print(f"warning: {summary['warning']}")
     if summary["diverged"]:
         console.print(f"{summary['diverged']} retrainings diverged and have no outcome.")
+    if summary["failures_in_words"]:
+        console.print(f"{summary['failures_in_words']}; their candidates are left out.")
     if summary["cost"]:
         console.print(doors.cost_in_words(summary["cost"]))
     console.print(f"\nrecorded in {summary['folder']}")

@@ -17,8 +17,9 @@ from trueoracle.record.status import read_status
 def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = False) -> None:
     """Show the recorded studies and how far each has come, the last changed one first.
 
-    A study is running, finished, scored (and nothing retrained), searched (for one network, and
-    nothing else retrained), interrupted (running it again goes on), or unreadable.
+    A study is running, finished, failed (every network was tried, and some failed: exit code 6 of
+    run), scored (and nothing retrained), searched (for one network, and nothing else retrained),
+    interrupted (running it again goes on), or unreadable.
 
     Examples:
 
@@ -33,10 +34,12 @@ def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = Fals
     if not rows:
         out().print(f"no study is recorded in {runs}: 'trueoracle run STUDY' records one")
         return
-    made = table("study", "digest", "state", "scored", "retrained", "diverged", "last started")
+    made = table(
+        "study", "digest", "state", "scored", "retrained", "diverged", "failed", "last started"
+    )
     for row in rows:
         if row["state"] == "unreadable":
-            made.add_row(row["study"], row["digest"], row["state"], "", "", "", row["error"])
+            made.add_row(row["study"], row["digest"], row["state"], "", "", "", "", row["error"])
             continue
         seeds = row.get("dense_seeds") or ()
         networks = f", {many(len(seeds), 'dense network')}" if seeds else ""
@@ -47,6 +50,7 @@ def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = Fals
             f"{row['scored']:,}/{row['to_score']:,}",
             f"{row['retrained']:,}/{row['to_retrain']:,}",
             str(row["diverged"]),
+            str(row["failed"]),
             row["last_started"],
         )
     out().print(made)

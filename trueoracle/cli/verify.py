@@ -13,7 +13,7 @@ from trueoracle.errors import StoreError
 from trueoracle.record.networks import runs_of
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.runs import find_run, recorded_runs
-from trueoracle.record.verify import Verified, repair
+from trueoracle.record.verify import FAILURES, Verified, repair
 from trueoracle.record.verify import verify as verified
 from trueoracle.spec.file import parse_overrides
 
@@ -78,6 +78,6 @@ def _show(found: list[Verified], runs: Path) -> None:
         counts = f" ({len(one.parts)} parts)" if one.parts else ""
         console.print(f"{one.folder.name}: {one.state}{counts}", soft_wrap=True)
         for part in one.parts:
-            if part.state != "whole":
+            if part.state != "whole" or part.name == FAILURES:
                 mend = f"; {part.mend}" if part.mend else ""
                 console.print(f"  {part.state}  {part.name}: {part.what}{mend}", soft_wrap=True)

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from trueoracle.data.questions import Question
 from trueoracle.data.splits import Split
-from trueoracle.data.streaming import in_colour, printable
+from trueoracle.data.streaming import in_colour, opened, printable
 from trueoracle.data.tokens import IMAGE, Tokenizer
 from trueoracle.errors import InputError, first_line
 from trueoracle.tasks.base import Batch
@@ -257,9 +257,9 @@ def _one(pixels: Tensor) -> Tensor:
 
 def _opened(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            return in_colour(opened)
+        with opened(path) as file:
+            file.load()
+            return in_colour(file)
     except Exception as error:  # a damaged file brings Pillow to many kinds of error
         raise InputError(
             f"{printable(path)} cannot be read as an image ({first_line(error)}): replace it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from trueoracle.data.text import part_name, read_jsonl
 from trueoracle.errors import InputError, first_line
+from trueoracle.files import parse_json
 
 __all__ = ["Baseline", "Question", "Read", "answer_without_images", "find_questions", "hold_out"]
 
@@ -196,7 +196,7 @@ def _usual(answers: Counter[str], overall: Mapping[str, int] | None = None) -> s
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text("utf-8"))
+        return parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as JSON: {first_line(error)}") from error
 

@@ -14,6 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -39,6 +40,7 @@ __all__ = [
     "in_colour",
     "look",
     "open_folder",
+    "opened",
     "parts_of",
     "printable",
     "seconds_to_read",
@@ -46,6 +48,14 @@ __all__ = [
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 """The suffixes of image files; all other files are skipped."""
+
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What an image file may hold, whatever its name: of the formats that Pillow reads, some are programs
+(EPS), which it would run."""
+
+MOST_PIXELS = 178_956_970
+"""The most pixels of an image that is decoded, which is Pillow's own limit, or to which it is
+resized: a few bytes can say that they are more than there is memory for."""
 
 BATCHES_AHEAD = 3
 """Batches that are decoded at a time: one is waited for, the others keep all threads busy."""
@@ -201,9 +211,10 @@ def _cores() -> int:
 def _read(path: Path, size: int, crop: Sequence[float] | None, least_area: float) -> np.ndarray:
     """One image, cut and resized: uint8 ``[size, size, 3]``; an error names the file."""
     try:
-        with Image.open(path) as opened:
-            opened.load()
-            image = in_colour(opened)
+        with opened(path) as file:
+            _check_resized(*file.size, size)
+            file.load()
+            image = in_colour(file)
         if crop is None:
             return np.asarray(_middle(image, size))
         top, left, height, width = crop_box(crop, image.height, image.width, least_area)
@@ -211,6 +222,22 @@ def _read(path: Path, size: int, crop: Sequence[float] | None, least_area: float
         return np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
     except Exception as error:  # a damaged file brings Pillow to many kinds of error
         raise _unreadable(path, error) from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """An image file of a usual format, not decoded yet; raises ``ValueError`` where it is huge."""
+    with Image.open(path, formats=_FORMATS) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(
+                f"it has {image.width:,} × {image.height:,} pixels, more than {MOST_PIXELS:,}"
+            )
+        yield image
+
+
+def _check_resized(width: int, height: int, size: int) -> None:
+    if prod(_resized_shape(width, height, size)) > MOST_PIXELS:
+        raise ValueError(f"it is {width:,} × {height:,} pixels: too narrow to be resized to {size}")
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
@@ -335,7 +362,8 @@ def _header(path: Path, size: int) -> _Header:
         with warnings.catch_warnings():
             # Pillow warns of large images; here the memory that they take is computed instead.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with opened(path) as image:
+                _check_resized(*image.size, size)
                 resized = _BYTES["RGB"] * prod(_resized_shape(*image.size, size))
                 return _Header(
                     *image.size,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ from torch import Tensor
 from trueoracle.data.splits import Split
 from trueoracle.data.tokens import Tokenizer
 from trueoracle.errors import InputError, StoreError, first_line
-from trueoracle.files import replacing
+from trueoracle.files import parse_json, replacing
 from trueoracle.tasks.base import Batch
 from trueoracle.tasks.language import IGNORED
 
@@ -106,7 +105,7 @@ def find_texts(name: str, path: str | None, columns: Mapping[str, str]) -> dict[
     where, column = Path(path).expanduser(), _column(columns)
     if where.is_file():
         return {"train": Text(where.name, lambda: _of_files([where], column))}
-    files = sorted(f for f in where.rglob("*") if f.suffix in _TEXTS) if where.is_dir() else []
+    files = sorted(f for f in where.rglob("*") if f.suffix in _TEXTS and f.is_file()) if where.is_dir() else []
     if not files:
         raise InputError(f"data.path = {path!r} is no .txt or .jsonl file, nor a folder of them")
     by_part: dict[str, list[Path]] = {}
@@ -169,7 +168,7 @@ def read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
-                record = json.loads(line)
+                record = parse_json(line)
                 if not isinstance(record, dict):
                     raise InputError(f"{file}, line {number}: expected a JSON object")
                 yield number, record

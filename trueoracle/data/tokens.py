@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def _trained(
         begins=False,
         json=text,
         sha256=_sha256(text),
-        encode=lambda texts: [one.ids for one in made.encode_batch_fast(list(texts))],
+        encode=partial(_encode, made),
     )
 
 
@@ -199,19 +200,29 @@ def _read(name: str, processor: Any) -> Tokenizer:
         begins=own.bos_token_id is not None and begun == [own.bos_token_id],
         json=text,
         sha256=_sha256(text or repr(sorted(own.get_vocab().items()))),
-        encode=lambda texts: (
-            own(
-                list(texts),
-                add_special_tokens=False,
-                split_special_tokens=True,
-                return_attention_mask=False,
-                verbose=False,
-            )["input_ids"]
-            if texts
-            else []
-        ),
+        encode=partial(_encode_by_transformers, own),
         processor=processor,
     )
+
+
+# A task may hold a tokenizer, and be sent to another process: functions of a module can be.
+
+
+def _encode(made: Any, texts: Sequence[str]) -> list[list[int]]:
+    return [one.ids for one in made.encode_batch_fast(list(texts))]
+
+
+def _encode_by_transformers(own: Any, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    found: list[list[int]] = own(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
+    return found
 
 
 def _tokenizer_of(name: str) -> Any:

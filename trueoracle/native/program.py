@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from trueoracle.errors import TrainingError
 from trueoracle.native.library import Block, Kernel, Optimizer, Unit, kernels, missing
 from trueoracle.native.lowering import CannotLowerError, Lowered
 
@@ -176,7 +175,7 @@ class Program:
             ctypes.byref(optimizer or Optimizer()),
         )
         if code:
-            raise TrainingError("not enough memory for the networks' activations: lower --memory")
+            raise MemoryError("for the networks' activations: lower --memory")
         return results
 
     def _results(

@@ -16,7 +16,7 @@ import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from trueoracle.errors import InputError, first_line
 from trueoracle.pickled import Call, Name, Stored, read_pickle
 
-__all__ = ["EXTRA_STATE", "read_checkpoint"]
+__all__ = ["EXTRA_STATE", "check_stored", "read_checkpoint"]
 
 EXTRA_STATE = "_extra_state"
 """The ending of the names under which modules keep what is no tensor (``get_extra_state``)."""
@@ -34,6 +34,8 @@ _USUAL = ("state_dict", "model", "model_state_dict", "net", "network")
 
 _MOST_LAYERS, _DEEPEST = 1_000_000, 500
 """The most layers that a network may have, and the deepest level at which anything is read."""
+
+_ZIP = b"PK\x03\x04"
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -51,6 +53,17 @@ _DTYPES = {
 }
 
 
+def check_stored(file: IO[bytes]) -> None:
+    """Refuse an archive whose content is packed: PyTorch packs nothing, and a few bytes could
+    become more than there is memory. Raises an exception for such an archive, or a damaged one.
+    """
+    if file.read(4) == _ZIP:
+        with zipfile.ZipFile(file) as archive:
+            if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+                raise ValueError("it is packed, and PyTorch writes its files unpacked")
+    file.seek(0)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The ``state_dict`` that a checkpoint holds: tensors by name.
 
@@ -64,6 +77,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         # Training scripts often save their arguments beside the weights: these are plain values.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols and deprecated types
+            with path.open("rb") as file:
+                check_stored(file)
             content: object = torch.load(path, map_location="cpu", weights_only=True)
             objects = None
     except FileNotFoundError as error:
@@ -144,7 +159,14 @@ def _same(one: Tensor, other: Tensor) -> bool:
         return False
     if one.layout != torch.strided or one.shape != other.shape:
         return False
+    if any(tensor.numel() > _held(tensor) for tensor in (one, other)):
+        return False  # a number that is repeated without end takes no room in a file
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _held(tensor: Tensor) -> int:
+    """How many numbers are behind a tensor."""
+    return tensor.untyped_storage().nbytes() // tensor.element_size()
 
 
 def _is_state_dict(mapping: Mapping[str, Any]) -> bool:
@@ -182,7 +204,10 @@ class _Objects:
     """A checkpoint whose objects are read as descriptions (:class:`Call`); tensors are built."""
 
     def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            check_stored(file)
         self._archive = zipfile.ZipFile(path)
+        self._stored: dict[str, bytearray] = {}
         names = self._archive.namelist()
         roots = [n.removesuffix("data.pkl") for n in names if n.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -202,10 +227,7 @@ class _Objects:
         self._archive.close()
 
     def _read(self, name: str) -> bytes:
-        about = self._archive.getinfo(self._root + name)
-        if about.compress_type != zipfile.ZIP_STORED:  # PyTorch packs nothing; a zip bomb is packed
-            raise ValueError("it is packed")
-        return self._archive.read(about)
+        return self._archive.read(self._root + name)
 
     def native(self, path: Path, value: object) -> object:
         """What a description stands for: a tensor, a mapping, or the tensors of a network.
@@ -243,7 +265,9 @@ class _Objects:
             raise ValueError("its numbers are not in the file")
         _, kind, key, *_ = stored.identity
         dtype = _DTYPES[kind.text.removeprefix("torch.")]
-        numbers = bytearray(self._read(f"data/{key}"))
+        # Tensors that share numbers share them here, too: a file may name the same ones often.
+        if (numbers := self._stored.get(key)) is None:
+            numbers = self._stored[key] = bytearray(self._read(f"data/{key}"))
         flat = torch.frombuffer(numbers, dtype=dtype) if numbers else torch.empty(0, dtype=dtype)
         return flat.as_strided(size, stride, offset)
 

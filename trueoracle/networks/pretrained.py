@@ -9,7 +9,6 @@ weights, which are trained here.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from trueoracle.errors import InputError, first_line, unknown
+from trueoracle.errors import InputError, first_line, shown, unknown
+from trueoracle.files import parse_json
 from trueoracle.networks import tinyllava
 from trueoracle.spec.hub import CONFIG, HF, TIMM, TORCHVISION, folder_of
 
@@ -32,6 +32,12 @@ __all__ = [
 
 _ARGUMENTS = ("attn_implementation", "dtype", "pretrained", "revision")
 """The names that ``network.arguments`` may contain for a network ``hf:…``."""
+
+_OF_FILES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+"""Arguments of timm's networks that name files, which may be pickles."""
+
+_IMPLEMENTATION = "_implementation"
+"""The ending of the fields of a config that choose code."""
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 
@@ -55,6 +61,12 @@ def build_pretrained(
     not available.
     """
     given = dict(arguments)
+    for argument in _OF_FILES if not name.startswith(HF) else ():
+        if argument in given:
+            raise InputError(
+                f"network {name!r} takes no {argument}, whose file could run code: network.weights "
+                "takes a file of weights, which is read as data"
+            )
     pretrained = given.pop("pretrained", True)
     if not isinstance(pretrained, bool):
         raise InputError(f"pretrained of network {name!r} takes true or false, got {pretrained!r}")
@@ -77,6 +89,7 @@ def build_from_config(config: Mapping[str, Any], what: str) -> nn.Module:
     network.
     """
     transformers = import_transformers(what)
+    _check_config(config, what)
     is_tiny = config.get("architectures") == [tinyllava.ARCHITECTURE]
     kind = None if is_tiny else getattr(transformers, _kind(what, config))
     try:
@@ -150,12 +163,36 @@ def quiet() -> Iterator[None]:
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of a network's ``config.json``; raises :class:`InputError` if it is damaged."""
     try:
-        read = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        read = parse_json((folder / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read {folder / CONFIG}: {first_line(error)}") from error
     if not isinstance(read, dict):
         raise InputError(f"{folder / CONFIG} is no network's config: expected a JSON object")
+    _check_config(read, str(folder / CONFIG))
     return read
+
+
+def _check_config(config: object, what: str, within: str = "") -> None:
+    """Refuse a config by which transformers or timm would run code that comes with no library.
+
+    That is attention in a repository of kernels (``ORGANISATION/NAME``), and a file for timm, which
+    may be a pickle.
+    """
+    if isinstance(config, list):
+        for value in config:
+            _check_config(value, what, within)
+    for key, value in config.items() if isinstance(config, Mapping) else ():
+        # Configs on the hub have a pretrained_cfg, which is used where it is an argument only.
+        is_file = key in _OF_FILES and (key != "pretrained_cfg" or within.endswith("args"))
+        if is_file or (key.endswith(_IMPLEMENTATION) and _has_slash(value)):
+            raise InputError(f"{what} says {key} = {shown(value)}, which could run code of others")
+        _check_config(value, what, key)
+
+
+def _has_slash(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_slash, value.values()))
+    return isinstance(value, str) and "/" in value
 
 
 def _in_silence(_: str) -> None:
@@ -167,6 +204,11 @@ def _from_transformers(named: str, given: dict[str, Any], pretrained: bool) -> n
     for argument in given:
         if argument not in _ARGUMENTS:
             raise unknown(f"argument of network {name!r}", argument, _ARGUMENTS)
+    if _has_slash(given.get("attn_implementation")):
+        raise InputError(
+            f"attn_implementation of network {name!r} is one of transformers' own, such as 'eager', "
+            f"got {given['attn_implementation']!r}: code of others is not run"
+        )
     if (dtype := given.setdefault("dtype", "float32")) not in _DTYPES:
         raise unknown(f"dtype of network {name!r}", str(dtype), _DTYPES)
     folder = folder_of(named, given.pop("revision", None), _in_silence)

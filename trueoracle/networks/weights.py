@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from trueoracle.errors import InputError, StoreError, first_line, unknown
-from trueoracle.files import write_bytes
+from trueoracle.files import parse_json, write_bytes
 from trueoracle.networks.checkpoints import EXTRA_STATE, read_checkpoint
 from trueoracle.networks.tracing import trace
 
@@ -222,8 +222,8 @@ def read_metadata(path: Path) -> dict[str, object]:
     """The metadata of :func:`save_weights`; raises :class:`StoreError` for a damaged file."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+            return {k: parse_json(v) for k, v in (file.metadata() or {}).items()}
+    except (OSError, SafetensorError, ValueError) as error:
         raise StoreError(f"cannot read {path}: {error}; move it away to make it anew") from error
 
 
@@ -320,7 +320,7 @@ def _encoded(name: str, value: object, source: str) -> Tensor:
 
 
 def _decoded(extra: Tensor) -> Any:
-    return json.loads(bytes(extra.tolist()))
+    return parse_json(bytes(extra.tolist()))
 
 
 def _converted(name: str, value: Tensor, dtype: torch.dtype, source: object) -> tuple[Tensor, bool]:

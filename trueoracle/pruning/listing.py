@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import InputError, StoreError, first_line, shown
-from trueoracle.files import write_bytes
+from trueoracle.files import parse_json, write_bytes
 from trueoracle.pickled import read_pickle
 
 __all__ = [
@@ -63,11 +63,9 @@ def read_listing(path: Path, expected: Mapping[str, Any]) -> list[Any]:
     lists candidates of something else.
     """
     try:
-        content = json.loads(_bytes_of(path).decode("utf-8"))
+        content = parse_json(_bytes_of(path).decode("utf-8"))
     except ValueError as error:  # no text, or no JSON
         raise InputError(f"{path} is damaged: {first_line(error)}") from error
-    except RecursionError as error:
-        raise InputError(f"{path} is damaged: its values are nested too deeply") from error
     if not isinstance(content, dict) or not isinstance(content.get("candidates"), list):
         raise InputError(f"{path} holds no list of candidates, such as a run's candidates.json")
     if content.get("format") != LISTING_FORMAT:

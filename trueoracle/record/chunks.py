@@ -16,6 +16,7 @@ __all__ = [
     "CHUNKED",
     "joined",
     "journal_fault",
+    "kinds_fault",
     "read_rows",
     "read_seals",
     "schema_fault",
@@ -30,13 +31,23 @@ Rows = dict[int | None, list[tuple[Any, ...]]]
 """Rows by chunk, as SQLite returns them; the last value of each row is its chunk."""
 
 
+def kinds_fault(db: sqlite3.Connection) -> str:
+    """What a database has besides tables and indices, since a view or a trigger is code, and a
+    virtual table too; empty where there is nothing.
+    """
+    for kind, name, root in db.execute("SELECT type, name, rootpage FROM sqlite_master"):
+        if kind not in ("table", "index") or not root:
+            kind = f"virtual {kind}" if kind == "table" else kind
+            return f"it holds the {kind} {name!r}, which no record has"
+    return ""
+
+
 def schema_fault(db: sqlite3.Connection, version: int, tables: Iterable[Table]) -> str:
     """How the tables differ from those of a record of this format; empty where they do not."""
     known = [table for table in (*tables, CHECKSUMS) if table.first <= version]
+    if fault := kinds_fault(db):
+        return fault
     made = db.execute("SELECT type, name FROM sqlite_master").fetchall()
-    for kind, name in made:
-        if kind not in ("table", "index"):
-            return f"it holds the {kind} {name!r}, which no record has"
     for table in known:
         expected = [column.name for column in table.since(version)]
         expected += ["chunk"] if version >= CHUNKED and table is not CHECKSUMS else []
@@ -135,6 +146,8 @@ def _many(rows: Sequence[object]) -> str:
 # The write-ahead log
 
 _HEADER, _FRAME = 32, 24
+_NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
+"""The end of a rollback journal that names a file, which SQLite removes when it is done with it."""
 _MAGIC = (0x377F0682, 0x377F0683)
 
 
@@ -147,6 +160,9 @@ def journal_fault(database: Path) -> str:
     frame lies over an older page, and older frames follow it. Any other wrong frame was committed.
     No process may write to the log during the check.
     """
+    journal = database.with_name(f"{database.name}-journal")
+    if journal.is_file() and journal.read_bytes().endswith(_NAMES_ANOTHER):
+        return f"{journal.name} names another file, which would be removed"
     path = database.with_name(f"{database.name}-wal")
     try:
         content = path.read_bytes()

@@ -44,12 +44,12 @@ from trueoracle.tasks.metric import Metric, check_metrics, columns_of
 
 __all__ = ["SCHEMA_VERSION", "Database", "metrics_by_columns"]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 _BEFORE_METRICS = [name for name, table in tables(()).items() if table.first < NAMED]
-# Format 1 had no costs, format 2 no checksums, format 3 no metrics and no labels of scores, and
-# format 4 no blocks of examples. An older record is read without these, and is completed when it is
-# written to.
+# Format 1 had no costs, format 2 no checksums, format 3 no metrics and no labels of scores,
+# format 4 no blocks of examples, and format 5 no failures. An older record is read without these,
+# and is completed when it is written to.
 _UPDATES = {
     1: tuple(
         f"ALTER TABLE {table} ADD COLUMN {name} INTEGER"
@@ -67,9 +67,10 @@ _UPDATES = {
         "ALTER TABLE retrainings ADD COLUMN blocks BLOB",
         BLOCKS.sql,
     ),
+    5: (tables(())["failures"].sql,),
 }
 
-JUDGED = ("scores", "retrainings", "outcomes")
+JUDGED = ("scores", "retrainings", "outcomes", "failures")
 """The tables whose rows belong to the dense network that was recorded when they were written."""
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from trueoracle.errors import InputError
+from trueoracle.files import parse_json
 from trueoracle.tasks.metric import SPLITS, Metric, check_metrics
 
 __all__ = [
@@ -28,7 +29,9 @@ __all__ = [
     "COUNTED",
     "MEASURED",
     "METRICS",
+    "MOST_AT_ONCE",
     "NOISE",
+    "UNTOLD",
     "Column",
     "Columns",
     "Seal",
@@ -163,8 +166,8 @@ def _extremes(values: Sequence[Any]) -> list[int]:
 def json_object(text: str) -> dict[str, Any] | None:
     """The JSON object that a text holds; None for anything else, and for one nested too deep."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) and _is_plain(value, _DEEPEST_JSON) else None
 
@@ -179,8 +182,18 @@ def _is_plain(value: object, depth: int) -> bool:
     return depth > 0 and all(_is_plain(one, depth - 1) for one in inner)
 
 
+UNTOLD: Mapping[str, Any] = {
+    **dict.fromkeys(("trueoracle", "torch", "python", "device", "threads"), "unknown"),
+    "git_commit": None,
+}
+"""The facts that every sitting notes, as they are given where a record of others lacks them."""
+
 NOISE = "noise"
 """The fact that :func:`trueoracle.criteria.noise.loss_noise` gives."""
+
+
+MOST_AT_ONCE = "most_at_once"
+"""The fact that says how many networks memory held at once, where more were tried."""
 
 
 def facts_fault(facts: Mapping[str, Any]) -> str:
@@ -190,6 +203,8 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
     ``chance`` is the headline metric without any learning, ``data`` what a report says of text and
     questions, and ``noise`` how far pruned losses differ by the choice of examples alone.
     """
+    if not isinstance(facts.get("git_commit"), str | None):
+        return f"facts.git_commit is {str(facts['git_commit'])[:40]!r}, expected a text"
     if not isinstance(facts.get("data", {}), dict):
         return f"facts.data is {str(facts['data'])[:40]!r}, expected an object"
     for name, kind, inner in (("skipped", dict, str), ("adopted", dict, int)):
@@ -510,6 +525,13 @@ def tables(metrics: tuple[Metric, ...]) -> Mapping[str, Table]:
             "seed",
         ),
         Table("outcomes", (_CANDIDATE, _SEED, *epoch), ("seed", "candidate", "epoch"), "seed"),
+        Table(
+            "failures",
+            (_CANDIDATE, _SEED, Column("error", "text")),
+            ("seed", "candidate"),
+            "candidate",
+            first=6,
+        ),
     )
     return {table.name: table for table in every}
 

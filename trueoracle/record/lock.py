@@ -24,6 +24,8 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / LOCK).is_symlink():  # locking may empty the file that it leads to
+            raise OSError("its lock is a link to another file")
         lock = FileLock(folder / LOCK, timeout=patience)
         lock.acquire()
     except Timeout as error:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import StoreError, first_line
-from trueoracle.files import write_text
+from trueoracle.files import parse_json, write_text
 from trueoracle.record.paths import DATABASE, NETWORKS
 from trueoracle.spec.spec import StudySpec
+from trueoracle.trust import note_code
 
 __all__ = ["is_recorded", "read_networks", "runs_of", "status_of_networks", "write_networks"]
 
@@ -29,12 +30,14 @@ def read_networks(folder: Path) -> StudySpec:
     """The study of a folder; raises :class:`StoreError` where there is none, or an unknown one."""
     path = folder / NETWORKS
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = parse_json(path.read_bytes())
         if read["format"] != _FORMAT:
             raise StoreError(f"{path} was written by another version of trueoracle")
-        return StudySpec.model_validate(read["study"])
+        spec = StudySpec.model_validate(read["study"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(f"cannot read {path}: {first_line(error)}") from error
+    note_code(folder, read["study"])
+    return spec
 
 
 def runs_of(folder: Path) -> list[Path]:
@@ -68,6 +71,8 @@ def status_of_networks(
         state = "running"
     elif len(each) == count and len(states) == 1:
         (state,) = states
+    elif len(each) == count and states == {"finished", "failed"}:
+        state = "failed"
     waiting = count - len(each)
 
     def total(name: str, left: int = 0) -> int:
@@ -85,6 +90,7 @@ def status_of_networks(
         "retrained": total("retrained"),
         "to_retrain": total("to_retrain", waiting),
         "diverged": total("diverged"),
+        "failed": total("failed"),
         "started": min(one["started"] for one in each),
         "last_started": max(one["last_started"] for one in each),
         "ended": max(one["ended"] for one in each) if state == "finished" else None,

@@ -70,6 +70,7 @@ class PooledResults(Results):
         self.scores = self._joined(lambda one: one.scores)
         self.outcomes = self._joined(lambda one: one.outcomes)
         self.retrainings = self._joined(lambda one: one.retrainings)
+        self.failures = self._joined(lambda one: one.failures)
         self.dense_epochs = self._joined(lambda one: one.dense_epochs)
 
     def _joined(self, table: Callable[[Results], pd.DataFrame]) -> pd.DataFrame:

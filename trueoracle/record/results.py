@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 
 from trueoracle.analysis.assessment import Assessment, assess, judged_together
+from trueoracle.analysis.cells import shown_cells
 from trueoracle.analysis.numbers import many
 from trueoracle.analysis.outcomes import (
     Outcome,
@@ -66,6 +67,7 @@ class Results:
     - ``outcomes``: one row per candidate, seed and epoch, with the learning rate and a column
       ``{split}_{metric}`` for each split and metric (``test_loss``);
     - ``retrainings``: one row per candidate and seed (``diverged``, ``seconds``);
+    - ``failures``: one row per candidate and seed whose retraining raised an ``error``;
     - ``dense``: the dense network's metrics, parameters and MACs.
 
     In methods with a ``column`` of outcomes, the default is the first of ``default_outcomes``, and
@@ -73,6 +75,9 @@ class Results:
     ``best-on-test``). They raise :class:`InputError` for unknown names, and where nothing has been
     retrained yet.
     """
+
+    is_shared = False
+    """Whether reports leave out host, user and absolute paths."""
 
     def __init__(self, folder: Path) -> None:
         """Read the record in ``folder``; raises :class:`StoreError` where there is none."""
@@ -94,6 +99,7 @@ class Results:
             self._labels = store.labels()
             self.outcomes = store.frame("outcomes")
             self.retrainings = store.frame("retrainings")
+            self.failures = store.frame("failures")
             self.dense_epochs = store.frame("dense_epochs")
             self._block_sizes = store.blocks()
             self._block_sums = store.block_sums()
@@ -103,6 +109,12 @@ class Results:
         order = [name for name in self.spec.criteria if name in wide.columns]
         self.scores = wide.reindex(index=candidates["candidate"], columns=order).reset_index()
         self.scores.columns.name = None
+
+    def to_share(self) -> Self:
+        """The same results, of which reports leave out host, user and absolute paths."""
+        made = copy.copy(self)
+        made.is_shared = True
+        return made
 
     @property
     def default_outcomes(self) -> tuple[str, ...]:
@@ -131,6 +143,21 @@ class Results:
         Criteria that do not apply (``skipped``) do not count.
         """
         return bool(self.status()["state"] == "finished")
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """The candidates that statistics leave out, since a retraining of theirs failed.
+
+        A candidate that failed with one seed is left out with all seeds, so that all others keep
+        all of theirs. Where that would leave none, none is left out.
+        """
+        failed = frozenset(self.failures["candidate"])
+        return failed if set(self.outcomes["candidate"]) - failed else frozenset()
+
+    @property
+    def _counted(self) -> pd.DataFrame:
+        """The rows of ``outcomes`` that statistics read."""
+        return self.outcomes[~self.outcomes["candidate"].isin(self.left_out)]
 
     @cached_property
     def criteria(self) -> list[str]:
@@ -174,7 +201,7 @@ class Results:
         if criterion == SHORT and self.short is not None:
             ours = outcome or self.outcome()
             theirs = self.short.outcome(ours.column, ours.rule)
-            found = final_outcomes(self.short.outcomes, theirs)
+            found = final_outcomes(self.short._counted, theirs)
             epochs = many(self.short.spec.retraining.epochs, "epoch")
             return Score(
                 found.reindex(self.candidates["candidate"]).to_numpy(dtype=np.float64),
@@ -199,7 +226,7 @@ class Results:
         score = self.score(criterion, outcome)
         self._check_retrained()
         table = self.candidates[["candidate", "pruned"]].assign(score=score.values)
-        return table.merge(final_outcomes(self.outcomes, outcome), on="candidate", how="left")
+        return table.merge(final_outcomes(self._counted, outcome), on="candidate", how="left")
 
     def relation(
         self, criterion: str = "oracle", column: str | None = None, rule: str = "last"
@@ -228,7 +255,7 @@ class Results:
         """
         outcome = self.outcome(column, rule)
         self._check_retrained()
-        outcomes = shared_outcomes(self.outcomes, outcome)
+        outcomes = shared_outcomes(self._counted, outcome)
         names = self.criteria if criteria is None else criteria
         scores = {name: self.score(name, outcome) for name in names}
         pruned, groups = self._pruned_filters()
@@ -336,13 +363,14 @@ class Results:
             raise unknown("recorded criterion", name, self.criteria)
         self._check_retrained()
         pruned, _ = self._pruned_filters()
+        rows = ~self.candidates["candidate"].isin(self.left_out).to_numpy()
         return replay(
-            self.outcomes,
-            self.scores.set_index("candidate")[name],
+            self._counted,
+            self.scores[rows].set_index("candidate")[name],
             metrics=self.metrics,
             epochs=self.spec.retraining.epochs,
             by=by,
-            pruned=pruned,
+            pruned=None if pruned is None else pruned[rows],
         )
 
     def correlate(self, columns: Sequence[str] | None = None, rule: str = "last") -> pd.DataFrame:
@@ -391,6 +419,7 @@ class Results:
             "scores": self.scores,
             "outcomes": self.outcomes,
             "retrainings": self.retrainings,
+            "failures": self.failures,
             "dense_epochs": self.dense_epochs,
             "metrics": self._metrics_table(),
             "blocks": self._blocks_table(),
@@ -428,14 +457,18 @@ class Results:
         return made
 
     def export(self, out: Path, form: Literal["csv", "parquet"] = "csv") -> list[Path]:
-        """Write every table to ``out``; raises :class:`StoreError` where it cannot be written."""
+        """Write every table to ``out``; raises :class:`StoreError` where it cannot be written.
+
+        In CSV files, texts that a spreadsheet would compute have an apostrophe in front
+        (:mod:`trueoracle.analysis.cells`).
+        """
         written = []
         for name, table in self.tables().items():
             path = out / f"{name}.{form}"
             make_folder(out)
             with replacing(path) as draft:
                 if form == "csv":
-                    table.to_csv(draft, index=False)
+                    shown_cells(table).to_csv(draft, index=False)
                 else:
                     table.to_parquet(draft, index=False)
             written.append(path)

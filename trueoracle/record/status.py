@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import StoreError
+from trueoracle.files import parse_json
 from trueoracle.record.lock import is_locked
 from trueoracle.record.networks import read_networks, status_of_networks
 from trueoracle.record.paths import DATABASE, NETWORKS, SEARCHES
 from trueoracle.record.store import Store
 from trueoracle.spec.spec import StudySpec
+from trueoracle.trust import note_code
 
 __all__ = ["read_status", "recorded_spec", "skipped_in", "status_of"]
 
@@ -35,9 +36,11 @@ def recorded_spec(store: Store, folder: Path) -> StudySpec:
     if fields is None:
         raise StoreError(f"nothing is recorded in {folder}")
     try:
-        return StudySpec.model_validate(fields)
+        spec = StudySpec.model_validate(fields)
     except ValueError as error:
         raise StoreError(f"{folder} was recorded by another version of trueoracle") from error
+    note_code(folder, fields)
+    return spec
 
 
 def skipped_in(provenance: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -59,18 +62,18 @@ def status_of(
     skipped = skipped_in(provenance)
     to_score = counts["candidates"] * (len(spec.criteria) - len(skipped))
     to_retrain = counts["candidates"] * len(spec.retraining.seeds)
-    finished = (
+    tried = (
         counts["candidates"] > 0
         and counts["scores"] >= to_score
-        and counts["retrainings"] >= to_retrain
+        and counts["retrainings"] + counts["failed"] >= to_retrain
     )
     scored = 0 < to_score <= counts["scores"] and counts["retrainings"] == 0
     ended = provenance[-1]["ended"] is not None
     searches = list(folder.glob(f"{SEARCHES}/*/*.json"))
     if is_locked(folder):
         state = "running"
-    elif finished:
-        state = "finished"
+    elif tried:
+        state = "failed" if counts["failed"] else "finished"
     elif searches and ended and counts["retrainings"] == 0:
         state = "searched" if any(map(_is_complete, searches)) else "interrupted"
     else:
@@ -87,6 +90,7 @@ def status_of(
         "retrained": counts["retrainings"],
         "to_retrain": to_retrain,
         "diverged": counts["diverged"],
+        "failed": counts["failed"],
         "started": provenance[0]["started"],
         "last_started": provenance[-1]["started"],
         "ended": provenance[-1]["ended"],
@@ -96,7 +100,7 @@ def status_of(
 def _is_complete(search: Path) -> bool:
     """Whether a search's record has all planned rungs; False where the record is damaged."""
     try:
-        record = json.loads(search.read_text(encoding="utf-8"))
+        record = parse_json(search.read_bytes())
         return len(record["rungs"]) == len(record["settings"]["rungs"])
     except (OSError, ValueError, TypeError, KeyError):
         return False

@@ -15,6 +15,7 @@ from trueoracle.errors import InputError
 from trueoracle.record.database import JUDGED, Database
 from trueoracle.record.layout import (
     COSTS,
+    UNTOLD,
     Columns,
     facts_fault,
     json_object,
@@ -25,7 +26,7 @@ from trueoracle.record.layout import (
 from trueoracle.record.older import with_chance
 from trueoracle.tasks.metric import SPLITS
 
-__all__ = ["Retrained", "Store"]
+__all__ = ["Failed", "Retrained", "Store"]
 
 Rows = Mapping[str, Sequence[Sequence[Any]]]
 """Rows by table, each in the order of the table's columns."""
@@ -45,6 +46,15 @@ class Retrained:
     seconds: float
     epochs: Sequence[Mapping[str, Any]]
     blocks: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A retraining that raised an error, which is given in one line; it has no outcome."""
+
+    candidate: str
+    seed: int
+    error: str
 
 
 class Store(Database):
@@ -118,7 +128,7 @@ class Store(Database):
             facts = with_chance(json_object(text) or {})
             if fault := facts_fault(facts):
                 raise self._damaged(f"table provenance: {fault}")
-            sittings.append(facts | {"started": started, "ended": ended})
+            sittings.append(UNTOLD | facts | {"started": started, "ended": ended})
         return sittings
 
     # Dense network
@@ -143,6 +153,7 @@ class Store(Database):
         with self._transaction():
             self._drop("dense")
             self._drop("dense_epochs")
+            self._drop("failures")  # of another network
             chunk = self._new_chunk()
             values: dict[str, Any] = {name: metrics[name] for name in self._measured}
             values |= {"sha256": sha256, "architecture": architecture, "origin": origin}
@@ -393,6 +404,25 @@ class Store(Database):
             chunk = self._new_chunk()
             self._insert("retrainings", chunk, retrainings)
             self._insert("outcomes", chunk, outcomes)
+            self._forget_failures(new)
+
+    def record_failed(self, failed: Iterable[Failed]) -> None:
+        """Record retrainings that failed, instead of earlier failures of the same networks."""
+        rows = [(one.candidate, one.seed, one.error) for one in failed]
+        with self._transaction():
+            self._forget_failures((seed, candidate) for candidate, seed, _ in rows)
+            for row in rows:  # a chunk each, so that each can be dropped alone
+                self._insert("failures", self._new_chunk(), [row])
+
+    def _forget_failures(self, keys: Iterable[tuple[int, str]]) -> None:
+        for key in keys:
+            self._drop("failures", "seed = ? AND candidate = ?", key)
+
+    def failed(self) -> dict[tuple[int, str], str]:
+        """The retrainings that failed, as (seed, candidate id), each with its error in one line."""
+        columns = self._of_candidates("failures")
+        keys = zip(columns["seed"], columns["candidate"], strict=True)
+        return dict(zip(keys, columns["error"], strict=True))
 
     def _check_task(self) -> None:
         if self.task is None:
@@ -407,13 +437,14 @@ class Store(Database):
         return {(seed, c) for seed, c in self._rows("SELECT seed, candidate FROM retrainings")}
 
     def counts(self) -> dict[str, int]:
-        """How many candidates, scores, retrainings and diverged retrainings are recorded."""
+        """How many candidates, scores, and finished, diverged and failed retrainings there are."""
         (row,) = self._rows(
             "SELECT (SELECT count(*) FROM candidates), (SELECT count(*) FROM scores), "
             "(SELECT count(*) FROM retrainings), "
             "(SELECT count(*) FROM retrainings WHERE diverged)"
         )
-        return dict(zip(("candidates", "scores", "retrainings", "diverged"), row, strict=True))
+        names = ("candidates", "scores", "retrainings", "diverged")
+        return dict(zip(names, row, strict=True)) | {"failed": len(self.failed())}
 
     # Copies and tables
 
@@ -461,6 +492,7 @@ class Store(Database):
                 chunk = self._new_chunk()
                 for name, rows in tables.items():
                     self._insert(name, chunk, rows)
+                self._forget_failures((row[1], row[0]) for row in tables.get("retrainings", ()))
         return sum(len(one.get("scores", one.get("retrainings", ()))) for one in offered)
 
     def _of_candidates(self, name: str) -> Columns:
@@ -471,7 +503,7 @@ class Store(Database):
         return columns
 
     def frame(self, table: str) -> pd.DataFrame:
-        """One of the tables candidates, scores, outcomes, retrainings, dense_epochs, whole."""
+        """One table, whole: candidates, scores, outcomes, retrainings, failures or dense_epochs."""
         if table == "candidates":
             columns = self._candidates()
             frame = pd.DataFrame(columns).sort_values("position", ignore_index=True)

@@ -5,7 +5,6 @@ Needs no torch.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +16,8 @@ from typing import Any, Literal
 
 from trueoracle.analysis.numbers import many
 from trueoracle.errors import StoreError
-from trueoracle.files import read_checked, read_checked_json, remove_drafts, sha256_of
-from trueoracle.record.chunks import CHUNKED, journal_fault, read_rows, sealed
+from trueoracle.files import parse_json, read_checked, read_checked_json, remove_drafts, sha256_of
+from trueoracle.record.chunks import CHUNKED, journal_fault, kinds_fault, read_rows, sealed
 from trueoracle.record.database import SCHEMA_VERSION, metrics_by_columns
 from trueoracle.record.layout import CHECKSUMS, METRICS, Columns, Seal, Table, Task, tables, task_of
 from trueoracle.record.lock import is_locked, locked
@@ -27,7 +26,10 @@ from trueoracle.record.paths import CANDIDATES, DATABASE, DENSE, RETRAINING, SEA
 from trueoracle.record.store import Store
 from trueoracle.tasks.metric import Metric
 
-__all__ = ["Part", "Verified", "repair", "verify"]
+__all__ = ["FAILURES", "Part", "Verified", "repair", "verify"]
+
+FAILURES = "failures"
+"""The table of retrainings that raised an error."""
 
 State = Literal["whole", "unchecked", "damaged"]
 
@@ -43,6 +45,7 @@ _AGAIN = {
     "scores": "running scores these candidates again",
     "retrainings": "running retrains these candidates again",
     "outcomes": "running retrains these candidates again",
+    "failures": "running retrains these candidates again",
 }
 """What happens after damaged rows are dropped."""
 
@@ -158,6 +161,9 @@ def _survey(folder: Path) -> _Survey:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
             # A byte that is no text makes one row wrong, but must not make all rows unreadable.
             db.text_factory = lambda text: text.decode(errors="replace")
+            db.execute("PRAGMA trusted_schema = OFF")
+            if fault := kinds_fault(db):
+                raise sqlite3.DatabaseError(fault)
             (found.version,) = db.execute("PRAGMA user_version").fetchone()
             if CHUNKED <= found.version <= SCHEMA_VERSION:
                 _read(db, found)
@@ -244,7 +250,10 @@ def _database_parts(folder: Path, found: _Survey) -> Iterator[Part]:
         if seals:
             rows = many(sum(seal.rows for seal in seals), "row")
             later = f", {_BEFORE} and sealed later" if any(seal.later for seal in seals) else ""
-            yield Part(name, "whole", f"{rows} in {many(len(seals), 'commit')}{later}")
+            what = f"{rows} in {many(len(seals), 'commit')}{later}"
+            if name == FAILURES:
+                what += ", each a retraining that failed"
+            yield Part(name, "whole", what)
 
 
 def _rebuild(folder: Path, found: _Survey, aside: Path) -> list[str]:
@@ -303,8 +312,11 @@ def _keys(columns: Columns) -> set[tuple[int, str]]:
 def _epochs_in(path: Path) -> list[dict[str, Any]]:
     """The epochs of the dense network's training, which are also in the network's file."""
     with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    epochs: list[dict[str, Any]] = json.loads(header["__metadata__"]["epochs"])
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise ValueError("its header is longer than the file")
+        header = parse_json(file.read(size))
+    epochs: list[dict[str, Any]] = parse_json(header["__metadata__"]["epochs"])
     return epochs
 
 

@@ -29,6 +29,7 @@ from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
 from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import Results
+from trueoracle.report.share import recorded_name
 from trueoracle.report.words import best_first
 
 __all__ = [
@@ -166,7 +167,7 @@ def agreement_figure(agreement: Mapping[str, Any], title: str) -> Figure:
 def scatter_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Figure:
     """One criterion against one outcome."""
     outcome = results.outcome(relation["metric"], rule)
-    points = results.points(relation["criterion"], outcome.column, rule)
+    points = results.points(recorded_name(results, relation["criterion"]), outcome.column, rule)
     data = scatter_data(
         points["score"].to_numpy(),
         points["outcome"].to_numpy(),
@@ -187,7 +188,7 @@ def panel_figure(
     """Every criterion against one outcome, in the order given."""
     outcome, points = results.outcome(column, rule), []
     for relation in relations:
-        table = results.points(relation["criterion"], column, rule)
+        table = results.points(recorded_name(results, relation["criterion"]), column, rule)
         columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
         points.append((relation["criterion"], *columns))
     data = panel_data(
@@ -209,7 +210,9 @@ def arms_figure(
     """One criterion against one outcome in several studies, on equal axes."""
     points = []
     for label, results in studies:
-        table = results.points(relation["criterion"], relation["metric"], rule)
+        table = results.points(
+            recorded_name(results, relation["criterion"]), relation["metric"], rule
+        )
         points.append((label, table["score"].to_numpy(), table["outcome"].to_numpy()))
     outcome = studies[0][1].outcome(relation["metric"], rule)
     data = panel_data(
@@ -234,7 +237,7 @@ def learning_figure(results: Results, relation: Mapping[str, Any], rule: str) ->
 def worth_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Figure | None:
     """Which filters matter in one dense network; None where candidates prune none."""
     outcome = results.outcome(relation["metric"], rule)
-    worth = filter_worth(results.table(outcome.column, rule, [relation["criterion"]]))
+    worth = filter_worth(results.table(outcome.column, rule, []))
     if worth is None:
         return None
     data = filters_data(
@@ -299,7 +302,7 @@ def networks_figures(
     )
     points = []
     for seed, one in results.retrained.items():
-        table = one.points(name, column, rule)
+        table = one.points(recorded_name(one, name), column, rule)
         columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
         points.append((f"dense network {seed}", *columns))
     panel = panel_data(

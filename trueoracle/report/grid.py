@@ -30,6 +30,7 @@ from trueoracle.report.page import (
     tables_of,
 )
 from trueoracle.report.summary import assess_together, summarise
+from trueoracle.report.share import recorded_name
 from trueoracle.report.table import costs_table
 from trueoracle.report.words import (
     FEW,
@@ -449,7 +450,9 @@ def _panels(
                 for one in network["relations"]:
                     if (one["criterion"], one["metric"]) == (criterion, column):
                         results = networks[network["dense_seeds"][0]]
-                        table = results.points(criterion, column, summary["outcome"])
+                        table = results.points(
+                            recorded_name(results, criterion), column, summary["outcome"]
+                        )
                         columns = table["score"].to_numpy(), table["outcome"].to_numpy()
                         points.append((label, *columns))
                         intervals[label] = one["kendall_low"], one["kendall_high"]

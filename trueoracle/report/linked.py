@@ -26,6 +26,7 @@ from trueoracle.errors import InputError
 from trueoracle.record.paths import DENSE
 from trueoracle.record.results import SHORT, Results
 from trueoracle.report.drawings import filter_names
+from trueoracle.report.share import recorded_name
 from trueoracle.report.words import pruned_in_words
 
 __all__ = ["MEAN", "kernels", "linked"]
@@ -145,7 +146,8 @@ def _network(results: Results, summary: Summary, rule: str, stride: int) -> dict
     spec, candidates = results.spec, results.candidates
     columns = list(dict.fromkeys(one["metric"] for one in summary["relations"]))
     criteria = list(dict.fromkeys(one["criterion"] for one in summary["relations"]))
-    tables = {column: results.table(column, rule, criteria) for column in columns}
+    own = {name: recorded_name(results, name) for name in criteria}
+    tables = {column: results.table(column, rule, [*own.values()]) for column in columns}
     outcomes = {column: results.outcome(column, rule) for column in columns}
     first = seed_outcomes(results.outcomes, outcomes[columns[0]])
     names = filter_names(results)
@@ -156,7 +158,7 @@ def _network(results: Results, summary: Summary, rule: str, stride: int) -> dict
         "pruned": [pruned_in_words(one) for one in candidates["pruned"]],
         "filters": names,
         "prunes": [] if pruned is None else [np.flatnonzero(row).tolist() for row in pruned],
-        "scores": {name: _column(results.score(name).values) for name in criteria},
+        "scores": {name: _column(results.score(one).values) for name, one in own.items()},
         "outcomes": {
             column: _outcomes(results, outcomes[column], tables[column]) for column in columns
         },
@@ -188,9 +190,10 @@ def _relations(
     for relation in summary["relations"]:
         name, column = relation["criterion"], relation["metric"]
         own = found.setdefault(name, {}).setdefault(column, {})
-        scores = results.score(name).values
+        scores = results.score(recorded_name(results, name)).values
         own[MEAN] = _of_study(relation) | _chosen(relation, scores)
-        each = seed_outcomes(results.outcomes, results.outcome(column, rule))
+        counted = results.outcomes[~results.outcomes["candidate"].isin(results.left_out)]
+        each = seed_outcomes(counted, results.outcome(column, rule))
         each = each.reindex(results.candidates["candidate"])
         for seed in each.columns:
             try:

@@ -42,6 +42,7 @@ from trueoracle.report.drawings import (
 from trueoracle.report.glossary import GLOSSARY, term_of
 from trueoracle.report.headline import badge, conditions, headline, other_outcomes
 from trueoracle.report.linked import linked
+from trueoracle.report.share import recorded_name, without_places
 from trueoracle.report.summary import assess_together, summarise
 from trueoracle.report.table import (
     PublishedTable,
@@ -309,6 +310,7 @@ def _section(
     relations = best_first([*summary["relations"], *after])
     shown = results if short is None else results.with_short(short)
     beside = None if results is main else main.spec
+    words = badge(results.spec, summary, beside)
     stills = {}
     if relations:
         is_first = results is main
@@ -320,7 +322,7 @@ def _section(
         results=shown,
         summary=summary,
         label=_label(summary["study"], main.spec.name),
-        badge=badge(results.spec, summary, beside),
+        badge=str(without_places(words)) if results.is_shared else words,
         relations=tuple(relations),
         networks=networks_table(summary) if summary["networks"] and relations else None,
         comparison=comparison,
@@ -455,7 +457,7 @@ def _views(sections: Sequence[Section], folder: Folder, rule: str) -> dict[str, 
         shared = [
             (section.label, section.results)
             for section in known
-            if relation["criterion"] in section.results.criteria
+            if recorded_name(section.results, relation["criterion"]) in section.results.criteria
             and relation["metric"] in section.results.default_outcomes
             and len(section.results.networks) == 1
         ]
@@ -483,7 +485,7 @@ def candidates_table(results: Results, relation: Mapping[str, Any], rule: str) -
     """The best candidates by outcome, of the first dense network: what each prunes and comes to."""
     one = _each(results)[0]
     outcome = one.outcome(relation["metric"], rule)
-    table = one.points(relation["criterion"], outcome.column, rule)
+    table = one.points(recorded_name(one, relation["criterion"]), outcome.column, rule)
     best = table.sort_values("outcome", ascending=not outcome.higher_is_better, kind="stable")
     rows = tuple(
         (pruned_in_words(row.pruned), number(_finite(row.score), 4), number(_finite(row.outcome), 4))

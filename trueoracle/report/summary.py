@@ -12,12 +12,14 @@ from trueoracle.analysis.numbers import finite_or_none, quantity
 from trueoracle.analysis.outcomes import (
     baseline_in_words,
     chance_in_words,
+    failures_in_words,
     noise_in_words,
     rule_in_words,
 )
 from trueoracle.record.layout import NOISE
 from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import SHORT, Results
+from trueoracle.report.share import without_places
 from trueoracle.spec.scale import changes_from_file, scale_in_words
 from trueoracle.spec.spec import candidates_in_words
 
@@ -91,7 +93,7 @@ def summarise(
     known = assessed or assess_together([(results, short)], rule)[0]
     found = known.outcomes
     status = results.status()
-    return {
+    made = {
         **status,
         "purpose": spec.purpose,
         "changed": changes_from_file(spec),
@@ -113,6 +115,7 @@ def summarise(
         "outcome_in_words": rule_in_words(rule, results.metrics),
         "dense": finite_or_none(results.dense or {}),
         "warning": _warning(results),
+        "failures_in_words": failures_in_words(results.failures["error"], status["to_retrain"]),
         "candidates_in_words": candidates_in_words(spec.pruning, status["candidates"]),
         "cost": _cost(results),
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
@@ -125,6 +128,7 @@ def summarise(
         "dense_seeds": [one.dense.seed for one in spec.networks],
         "networks": _networks(results, rule),
     }
+    return dict(without_places(made)) if results.is_shared else made
 
 
 def _networks(results: Results, rule: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def reproduce(
     device: str = "auto",
     engine: str = "auto",
     memory: str | None = None,
+    executor: Executor | None = None,
+    retry_failed: bool = False,
 ) -> dict[str, Any]:
     """Run the study of a published setting, or a study, and compare it with what was published.
 
@@ -92,7 +95,16 @@ def reproduce(
         made = Study(load_spec(reference, changes), runs=runs)
         if len(references) > 1:
             shown.message(f"{place} of {len(references)}: {made.spec.name}")
-        found.append(made.run(progress=shown, device=device, engine=engine, memory=memory))
+        found.append(
+            made.run(
+                progress=shown,
+                device=device,
+                engine=engine,
+                memory=memory,
+                executor=executor,
+                retry_failed=retry_failed,
+            )
+        )
     results, short_results = found[0], found[1] if len(found) > 1 else None
     if not wanted and comparison.has_published_values(load_spec(study)):
         wanted = [one for one in published(without_arms(study)) if not one.needs_short]

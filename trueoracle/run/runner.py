@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from pathlib import Path
 
 from trueoracle.analysis.numbers import many, quantity
+from trueoracle.analysis.outcomes import failures_in_words
 from trueoracle.analysis.power import power
 from trueoracle.engines.memory import readable_bytes
+from trueoracle.errors import RETRY
+from trueoracle.executors.base import as_executor
 from trueoracle.pruning.cost import cost
 from trueoracle.run.adopt import adopt
 from trueoracle.run.dense import make_dense, warn_of_chance
@@ -16,6 +20,7 @@ from trueoracle.run.footprint import held_bytes
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
 from trueoracle.run.retrain import (
+    check_executor,
     check_retraining,
     follow,
     plan_retraining,
@@ -36,21 +41,29 @@ def run(
     *,
     engine: str = "auto",
     memory: int | None = None,
+    executor: Executor | None = None,
+    retry_failed: bool = False,
 ) -> None:
     """Carry out a study in ``folder``, from where it stopped to its end.
 
-    ``engine`` and ``memory`` (bytes) are those of :func:`trueoracle.engines.choose.plan`. Raises
+    ``engine`` and ``memory`` (bytes) are those of :func:`trueoracle.engines.choose.plan`;
+    ``executor`` runs the retraining, by default this process. A network
+    whose retraining fails is recorded with its error, and the study goes on without it; with
+    ``retry_failed``, networks that failed in earlier sittings are retrained as well. Raises
     what :func:`trueoracle.run.sitting.sitting` raises. Where several processes were launched
     together, they share only the retraining; the first one does everything else.
     """
     check_retraining(prepared, engine)
+    workers = as_executor(executor)
+    check_executor(prepared, workers)
     team = find_team()
     if team is not None and not team.is_main:
         follow(prepared, team)
         return
-    with team.leading() if team else nullcontext(), sitting(prepared, folder, progress) as at:
+    sat = sitting(prepared, folder, progress, retry_failed=retry_failed)
+    with team.leading() if team else nullcontext(), sat as at:
         tell_cost(at)
-        plan = plan_retraining(at, engine, memory)
+        plan = plan_retraining(at, engine, memory, workers)
         dense = make_dense(at)
         warn_of_chance(at)
         at = list_candidates(at, dense)
@@ -58,7 +71,8 @@ def run(
         tell_blocks(at)
         score_candidates(at, dense)
         if plan is not None and at.left:  # all may have been adopted from a similar study
-            retrain_candidates(at, dense, plan)
+            retrain_candidates(at, dense, plan, workers)
+        tell_failures(at)
 
 
 def score(
@@ -90,6 +104,12 @@ def tell_blocks(at: Sitting) -> None:
             "blocks of examples: intervals take the examples as given (to count them, retrain all "
             "under another name)"
         )
+
+
+def tell_failures(at: Sitting) -> None:
+    """Say how many retrainings failed, and how to try them again."""
+    if said := failures_in_words(at.store.failed().values(), at.prepared.retrainings):
+        at.progress.message(f"{said}; {RETRY}")
 
 
 def tell_cost(at: Sitting) -> None:

@@ -33,18 +33,29 @@ __all__ = ["Sitting", "check_candidates", "sitting"]
 
 @dataclass(frozen=True, eq=False)
 class Sitting:
-    """What every stage works with; ``number`` is the number of the sitting in the record."""
+    """What every stage works with; ``number`` is the number of the sitting in the record.
+
+    ``retry_failed`` says that networks whose retraining failed before are retrained, too.
+    """
 
     prepared: Prepared
     folder: Path
     store: Store
     progress: Progress
     number: int
+    retry_failed: bool = False
 
     @property
     def left(self) -> int:
         """The number of networks that are still to be retrained."""
-        return self.prepared.retrainings - self.store.counts()["retrainings"]
+        counts = self.store.counts()
+        tried = counts["retrainings"] + (0 if self.retry_failed else counts["failed"])
+        return self.prepared.retrainings - tried
+
+    def done(self) -> set[tuple[int, str]]:
+        """The networks, as (seed, candidate id), that are not to be retrained in this sitting."""
+        failed = set() if self.retry_failed else self.store.failed().keys()
+        return self.store.retrained() | failed
 
     @property
     def applying(self) -> list[tuple[str, Criterion]]:
@@ -77,7 +88,9 @@ class Sitting:
 
 
 @contextmanager
-def sitting(prepared: Prepared, folder: Path, progress: Progress) -> Iterator[Sitting]:
+def sitting(
+    prepared: Prepared, folder: Path, progress: Progress, *, retry_failed: bool = False
+) -> Iterator[Sitting]:
     """Begin work on a study in ``folder``: lock the folder, open its record, check both.
 
     Raises :class:`BusyError` where another process works on the study, :class:`StoreError` where
@@ -97,7 +110,8 @@ def sitting(prepared: Prepared, folder: Path, progress: Progress) -> Iterator[Si
         store.record_task(task.label, tuple(task.metrics))
         for name, text in prepared.data.files.items():
             write_text(folder / name, text)
-        begun = Sitting(prepared, folder, store, progress, _begin(prepared, store))
+        number = _begin(prepared, store)
+        begun = Sitting(prepared, folder, store, progress, number, retry_failed)
         sizes = {name: own.bincount().tolist() for name, own in prepared.data.blocks.items()}
         store.record_blocks(sizes)
         for note in prepared.notes:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from trueoracle.errors import InputError, StoreError, first_line
-from trueoracle.files import check_writable, replacing
+from trueoracle.files import check_writable, parse_json, replacing
 from trueoracle.networks import language
 from trueoracle.networks.copying import copied
 from trueoracle.networks.fitting import config_of, plain_config, sections
@@ -225,8 +225,8 @@ def _stored(path: Path) -> _Stored:
 def _origin(path: Path, text: str) -> _Stored:
     """The origin of a network, as its file states it."""
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(text)
+    except ValueError as error:
         raise InputError(f"{path} is damaged: its origin is no JSON") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} was not written by 'trueoracle search --export'")

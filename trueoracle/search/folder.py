@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from trueoracle.errors import InputError, StoreError, first_line
+from trueoracle.files import parse_json
 from trueoracle.networks.fitting import fitted_config
 from trueoracle.networks.pretrained import quiet
 from trueoracle.networks.weights import save_weights
@@ -90,10 +91,10 @@ def is_plain(path: Path) -> bool:
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts that an export has; raises :class:`InputError` where they cannot be read."""
     try:
-        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+        facts = parse_json((path / FACTS).read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path} was not written by 'trueoracle search --export'") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path / FACTS} is damaged: {first_line(error)}") from error
     if not isinstance(facts, dict) or "from_pretrained" not in facts:
         raise InputError(f"{path / FACTS} is damaged: it does not say how to load the network")

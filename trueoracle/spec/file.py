@@ -16,7 +16,7 @@ from trueoracle.errors import InputError, first_line, shown, unknown
 from trueoracle.spec.hub import HF, files_sha256, folder_of
 from trueoracle.spec.spec import Role, StudySpec
 from trueoracle.training.recipe import Frozen
-from trueoracle.trust import note_code
+from trueoracle.trust import check_within, note_code
 
 __all__ = [
     "PAPER",
@@ -335,7 +335,10 @@ def _fields(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return fields
     if not isinstance(base, str):
         raise InputError(f"{path}: extends takes a shipped study or a .toml, got {base!r}")
-    above = str(path.parent / base) if base.endswith(_TOML) else base
+    above = base
+    if base.endswith(_TOML):
+        check_within(path, path.parent / base)
+        above = str(path.parent / base)
     return _extended(_fields(above, (*seen, path.resolve())), fields)
 
 
@@ -350,6 +353,8 @@ def _parsed(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         if path.resolve() in seen:
             raise InputError(f"{path} extends itself")
+        if path.exists() and not path.is_file():  # reading a pipe might wait for ever
+            raise InputError(f"cannot read the study file {path}: it is no file")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise InputError(f"no study file {path}") from error

@@ -24,6 +24,7 @@ from trueoracle.spec.file import (
     spec_from,
 )
 from trueoracle.spec.spec import DESCRIPTIVE, StudySpec
+from trueoracle.trust import vouch
 
 __all__ = ["Variant", "grid_digest", "load_spec", "load_variant", "variants"]
 
@@ -75,6 +76,7 @@ def variants(reference: str, overrides: Mapping[str, Any] | None = None) -> list
     spans.
     """
     named = parse_reference(reference)
+    vouch(overrides or {})
     file = read_file(named)
     if file.grid:
         points = _points(file, overrides or {})

@@ -8,7 +8,6 @@ cache lacks: configs, tokenizers and safetensors, never a pickle or code.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import InputError, first_line
+from trueoracle.files import parse_json
 
 __all__ = [
     "CONFIG",
@@ -141,7 +141,7 @@ def _has_weights(folder: Path) -> bool:
     if not index.is_file():
         return any(folder.glob(_WEIGHTS))
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(parse_json(index.read_bytes())["weight_map"].values())
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return False
     return all((folder / str(one)).is_file() for one in named)

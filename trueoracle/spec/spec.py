@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from trueoracle.errors import shown
 from trueoracle.spec.hub import HF, is_of_library
 from trueoracle.training.recipe import DenseTraining, Frozen, Retraining, Seed
+from trueoracle.trust import AROUND
 
 __all__ = [
     "AROUND",
@@ -48,9 +49,6 @@ QUESTIONS = ("easy-vqa", "instructions", "scienceqa", "textvqa", "gqa", "pope")
 
 CANDIDATE_FILES = (".json", ".pkl")
 """The endings of files that list candidates: those of another study, or of the paper's code."""
-
-AROUND = "around:"
-"""The start of ``candidates`` where it names the criterion around whose choice they are drawn."""
 
 AROUND_COUNT, AROUND_SHARE = 32, 0.1
 """The default number of such candidates, and the default share of scores that change places."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from trueoracle.files import read_checked, write_checked
+from trueoracle.networks.checkpoints import check_stored
 from trueoracle.training.continuing import MemberState
 
 __all__ = ["Checkpoint", "Keepable", "Kept"]
@@ -71,7 +72,9 @@ class Checkpoint:
             return None
         initial = [copy.deepcopy(network.state_dict()) for network in networks]
         try:
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            file = io.BytesIO(content)
+            check_stored(file)
+            found = torch.load(file, map_location="cpu", weights_only=True)
             if found["identity"] != self._identity:
                 return None
             for network, weights in zip(networks, found["weights"], strict=True):

@@ -15,7 +15,7 @@ from trueoracle.record.store import Retrained, Store
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.metric import SPLITS, Metric
 
-__all__ = ["NOISES", "older_record", "stopped_early", "synthetic"]
+__all__ = ["NOISES", "older_record", "stopped_early", "synthetic", "without_seed"]
 
 NOISES = {"oracle": 0.05, "l1": 5.0, "random": 9.0}
 """How much noise each criterion of :func:`synthetic` adds to what it scores by."""
@@ -24,10 +24,11 @@ NOISES = {"oracle": 0.05, "l1": 5.0, "random": 9.0}
 def older_record(runs: Path, version: int = 2) -> Path:
     """A copy below ``runs`` of a run of an earlier format.
 
-    The second kept no checksums, the third named no metrics, the fourth had no blocks of examples.
-    All are of the study of the fixture ``tiny_fields``. The second and the third were stopped while
-    they retrained with the second seed, and have been searched with 50 % of the budget; the fourth
-    was stopped before the second seed. The folder has the name that the study has today.
+    The second kept no checksums, the third named no metrics, the fourth had no blocks of examples,
+    the fifth no failures. All are of the study of the fixture ``tiny_fields``. The second and the
+    third were stopped while they retrained with the second seed, and have been searched with 50 %
+    of the budget; the fourth and the fifth were stopped before the second seed. The folder has the
+    name that the study has today.
     """
     (source,) = (Path(__file__).parent / f"format-{version}").iterdir()
     draft = runs / source.name
@@ -39,14 +40,27 @@ def older_record(runs: Path, version: int = 2) -> Path:
 
 def stopped_early(folder: Path) -> None:
     """Make a run one that has retrained a single network: its first candidate."""
+    _keep(folder, "candidate == candidate.iloc[0] and seed == seed.min()")
+
+
+def without_seed(folder: Path, seed: int) -> None:
+    """Make a run one that has retrained no network with one of its seeds."""
+    _keep(folder, f"seed != {seed}")
+
+
+def _keep(folder: Path, chosen: str) -> None:
+    """Drop all retrainings but those that a query chooses."""
     with Store(folder) as store:
-        own = store.frame("outcomes").query("candidate == candidate.iloc[0] and seed == seed.min()")
-        rows = [{str(k): v for k, v in row.items()} for row in own.to_dict("records")]
+        own = store.frame("outcomes").query(chosen)
         with store._transaction():
             store._drop("retrainings")
             store._drop("outcomes")
-        first = Retrained(own["candidate"].iloc[0], int(own["seed"].iloc[0]), False, 1.0, rows)
-        store.record_retrained([first])
+        for _, epochs in own.groupby(["candidate", "seed"], sort=False):
+            rows = [{str(k): v for k, v in row.items()} for row in epochs.to_dict("records")]
+            first = rows[0]
+            store.record_retrained(
+                [Retrained(str(first["candidate"]), int(first["seed"]), False, 1.0, rows)]
+            )
 
 
 def synthetic(

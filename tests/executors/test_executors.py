@@ -1,0 +1,256 @@
+"""A study on any executor records what it records in this process, row by row."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.executors.work import add, die, die_once, fail, small_study, wait_beside
+from trueoracle.errors import InputError, TrueOracleError
+from trueoracle.executors.base import ChunkExecutor, InThisProcess, as_executor, completed
+from trueoracle.executors.ray import RayExecutor
+from trueoracle.executors.slurm import SlurmExecutor
+from trueoracle.record.results import Results
+from trueoracle.record.store import Store
+
+WAIT = 300
+"""Seconds after which a result will not come, however busy the machine is."""
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What this process records."""
+    torch.set_num_threads(1)
+    return small_study(tmp_path_factory.mktemp("local")).run(progress=False, engine="loop")
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[RayExecutor]:
+    """Ray on this machine, with two CPUs."""
+    library = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    library.init("local", _node_ip_address="127.0.0.1", num_cpus=2, include_dashboard=False)
+    try:
+        with RayExecutor(retries=1) as executor:
+            yield executor
+    finally:
+        library.shutdown()
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[SlurmExecutor]:
+    """Jobs as processes of this machine."""
+    pytest.importorskip("submitit")
+    with SlurmExecutor(
+        tmp_path / "jobs", options={"cluster": "local"}, retries=1, at_once=2
+    ) as executor:
+        executor.workers, executor.seconds = 1, (0.0, 60.0)  # four jobs, of a second in all
+        yield executor
+
+
+def compare(found: Results, wanted: Results) -> None:
+    pd.testing.assert_frame_equal(found.outcomes, wanted.outcomes)
+    pd.testing.assert_frame_equal(found.scores, wanted.scores)
+    pd.testing.assert_frame_equal(found.candidates, wanted.candidates)
+    sums = []
+    for folder in (found.folder, wanted.folder):
+        with Store(folder, read_only=True) as store:
+            sums.append(store.block_sums().sort_index())
+    pd.testing.assert_frame_equal(*sums)
+
+
+def ran(executor: Executor, runs: Path) -> Results:
+    return small_study(runs).run(progress=False, engine="loop", executor=executor)
+
+
+class Backwards(ChunkExecutor):
+    """Carries chunks out at once, and gives the result of the last one first."""
+
+    at_once, workers, seconds = 3, 12, (0.0, 60.0)
+
+    def __init__(self) -> None:
+        self.held: list[tuple[Future[Any], Any, int]] = []
+        self.order: list[int] = []
+        self.most = 0
+        self.timer = threading.Timer(0.0, self.give)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.timer.cancel()
+        future: Future[Any] = Future()
+        self.held.append((future, fn(*args, **kwargs), len(self.held) + len(self.order)))
+        self.most = max(self.most, len(self.held))
+        self.later()
+        return future
+
+    def later(self) -> None:
+        self.timer = threading.Timer(0.05, self.give)
+        self.timer.start()
+
+    def give(self) -> None:
+        future, value, number = self.held.pop()
+        self.order.append(number)
+        if self.held:
+            self.later()
+        future.set_result(value)
+
+
+def test_results_in_any_order_make_the_same_record(local: Results, tmp_path: Path) -> None:
+    executor = Backwards()
+    compare(ran(executor, tmp_path), local)
+    assert executor.order != sorted(executor.order)
+    assert executor.most == 3  # of 12 networks, no more waited at a time
+
+
+@pytest.mark.slow
+def test_a_pool_of_processes_records_the_same(local: Results, tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, mp_context=SPAWN) as pool:
+        compare(ran(pool, tmp_path), local)
+
+
+@pytest.mark.slow
+def test_ray_records_the_same(local: Results, tmp_path: Path, ray: RayExecutor) -> None:
+    compare(ran(ray, tmp_path), local)
+
+
+@pytest.mark.slow
+def test_slurm_records_the_same(local: Results, tmp_path: Path, slurm: SlurmExecutor) -> None:
+    compare(ran(slurm, tmp_path / "runs"), local)
+    slurm.shutdown()
+    assert not (tmp_path / "jobs").exists()
+
+
+def check_work(executor: ChunkExecutor, folder: Path) -> None:
+    """What every executor owes: results, errors, and another try after a death."""
+    futures = {
+        "sum": executor.submit(add, 1, b=2),
+        "error": executor.submit(fail, "no such luck"),
+        "again": executor.submit(die_once, folder / "died"),
+        "dead": executor.submit(die),
+    }
+    assert futures["sum"].result(WAIT) == 3
+    assert futures["again"].result(WAIT) == "alive"
+    with pytest.raises(ValueError, match=r"^no such luck$"):
+        futures["error"].result(WAIT)
+    with pytest.raises(Exception, match=r"died|without a result"):
+        futures["dead"].result(WAIT)
+
+
+def check_cancelling(executor: ChunkExecutor, folder: Path) -> None:
+    """A chunk that is cancelled is not computed on."""
+    future = executor.submit(wait_beside, folder / "waits")
+    job = executor._jobs[future].now if isinstance(executor, SlurmExecutor) else None
+    process = None
+    for _ in range(10 * WAIT):
+        with suppress(FileNotFoundError):
+            process = int((folder / "waits").read_text())
+            break
+        time.sleep(0.1)
+    assert process is not None
+    assert future.cancel()
+    for _ in range(10 * WAIT):
+        if not Path(f"/proc/{process}").exists():
+            assert job is None or job.done()  # which also ends what Python keeps of the process
+            return
+        time.sleep(0.1)
+    pytest.fail("the chunk is still computed")
+
+
+@pytest.mark.slow
+def test_ray_tries_again_and_cancels(tmp_path: Path, ray: RayExecutor) -> None:
+    check_work(ray, tmp_path)
+    check_cancelling(ray, tmp_path)
+
+
+@pytest.mark.slow
+def test_slurm_tries_again_and_cancels(tmp_path: Path, slurm: SlurmExecutor) -> None:
+    check_work(slurm, tmp_path)
+    check_cancelling(slurm, tmp_path)
+
+
+def test_this_process_keeps_errors_for_the_future() -> None:
+    executor = InThisProcess()
+    assert executor.submit(add, 1, 2).result() == 3
+    with pytest.raises(ValueError, match="no such luck"):
+        executor.submit(fail, "no such luck").result()
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        executor.submit(interrupted)
+
+
+def test_what_came_is_kept_and_the_rest_cancelled() -> None:
+    futures: list[Future[int]] = []
+
+    def submit(number: int) -> Future[int]:
+        futures.append(Future())
+        if number % 2 == 0:
+            futures[-1].set_result(number)
+        return futures[-1]
+
+    found = completed(submit, iter([*range(100)]).__next__, at_once=4)
+    with closing(found):
+        assert sorted(number for number, _ in (next(found), next(found))) == [0, 2]
+        assert len(futures) <= 6
+    assert [one.cancelled() for one in futures] == [i % 2 == 1 for i in range(len(futures))]
+
+
+def test_an_executor_that_breaks_down_ends_the_run(local: Results, tmp_path: Path) -> None:
+    def broken(_: int) -> Future[int]:
+        future: Future[int] = Future()
+        future.set_exception(BrokenExecutor("a process died"))
+        return future
+
+    with pytest.raises(TrueOracleError, match="the executor broke down: a process died"):
+        next(completed(broken, lambda: 1, at_once=2))
+    pool = ProcessPoolExecutor(1)
+    pool.shutdown()
+    with pytest.raises(TrueOracleError, match="broke down: cannot schedule new futures after sh"):
+        ran(pool, tmp_path)
+    compare(ran(InThisProcess(), tmp_path), local)  # and the study goes on
+
+
+def test_threads_and_other_things_are_no_executors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="random numbers that threads share: take processes"):
+        ran(ThreadPoolExecutor(1), tmp_path)
+    with pytest.raises(InputError, match=r"type str, expected one of concurrent.futures"):
+        as_executor("ray")  # type: ignore[arg-type]
+
+
+def test_a_study_that_cannot_be_sent_says_so(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    assert study._network is not None
+    study._network.register_forward_hook(lambda *_: None)
+    with (
+        ProcessPoolExecutor(1, mp_context=SPAWN) as pool,
+        pytest.raises(InputError, match=r"cannot be sent to another process: .*lambda"),
+    ):
+        study.run(progress=False, executor=pool)
+
+
+def test_gpus_are_asked_for_where_networks_need_them(tmp_path: Path) -> None:
+    class WithGpus(Backwards):
+        gpus = 0.5
+
+    with pytest.raises(InputError, match=r"asks for 0.5 GPUs a chunk, and .* computes on cpu"):
+        small_study(tmp_path).run(progress=False, device="cpu", executor=WithGpus())

@@ -1,0 +1,134 @@
+"""Chunks on a Ray cluster, or on a Ray of this machine alone. Needs the extra ``ray``."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, ParamSpec, TypeVar
+
+from trueoracle.errors import InputError, first_line
+from trueoracle.executors.base import AT_ONCE, ChunkExecutor
+
+__all__ = ["RayExecutor"]
+
+RETRIES = 3
+"""How often a chunk is tried again whose worker died."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class RayExecutor(ChunkExecutor):
+    """Runs every chunk as a task of Ray; use as a context manager.
+
+    - ``address``: of the cluster (``"auto"``, ``"HOST:6379"``, ``"ray://HOST:10001"``); None for
+      the one in ``RAY_ADDRESS``, or else for a Ray that is started here and stopped at the end;
+    - ``cpus``, ``gpus``: what a chunk needs; fractions of a GPU let chunks share it;
+    - ``retries``: how often a chunk is tried again whose worker died;
+    - ``at_once``: the most chunks that wait for Ray, run or are to be recorded.
+
+    Where this process is connected to Ray already, that connection is used and stays. Data and the
+    dense network are put into Ray's object store once. Raises :class:`InputError` where Ray is not
+    installed, or does not answer.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        cpus: int = 1,
+        gpus: float = 0.0,
+        retries: int = RETRIES,
+        at_once: int = AT_ONCE,
+    ) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise InputError("executor 'ray' needs Ray: pip install 'trueoracle[ray]'") from error
+        self.threads, self.gpus, self.at_once = max(1, cpus), gpus, at_once
+        self._ray: Any = ray
+        self._is_own = not ray.is_initialized()
+        if self._is_own:
+            _connect(ray, address or os.environ.get("RAY_ADDRESS"))
+        found = ray.cluster_resources()
+        per_cpu = int(found.get("CPU", 0) / cpus) if cpus else AT_ONCE
+        self.workers = min(per_cpu, int(found.get("GPU", 0) / gpus)) if gpus else per_cpu
+        task = ray.remote(_call)
+        self._task: Any = task.options(
+            num_cpus=cpus, num_gpus=gpus, max_retries=retries, name="trueoracle chunk"
+        )
+        self._open: set[Future[Any]] = set()
+        self._shared: tuple[object, Any] | None = None
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Submit a task; arguments that :meth:`carried` put into the object store are found there.
+
+        The future has the exception that the function raised, or Ray's where the worker died more
+        often than ``retries``.
+        """
+        reference = self._task.remote(fn, *args, **kwargs)
+        future: Future[R] = Future()
+        self._open.add(future)
+
+        def settle(inner: Future[R]) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            error = inner.exception()
+            if error is None:
+                future.set_result(inner.result())
+            else:
+                future.set_exception(getattr(error, "cause", None) or error)
+
+        def close(done: Future[R]) -> None:
+            self._open.discard(done)
+            if done.cancelled():
+                with suppress(Exception):  # of a cluster that is gone
+                    self._ray.cancel(reference, force=True)
+
+        future.add_done_callback(close)
+        reference.future().add_done_callback(settle)
+        return future
+
+    def carried(
+        self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
+    ) -> tuple[object, ...]:
+        if self._shared is None or self._shared[0] is not place:
+            self._shared = place, self._ray.put(place)
+        return (self._shared[1],)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Stop the chunks that run or wait, and what was started or connected for this executor."""
+        self._shared = None
+        for future in list(self._open) if cancel_futures else ():
+            future.cancel()
+        if self._is_own:
+            self._ray.shutdown()
+
+    def __str__(self) -> str:
+        found = self._ray.cluster_resources()
+        gpus = f", {found['GPU']:g} GPUs" if "GPU" in found else ""
+        nodes = sum(name.startswith("node:") and "internal" not in name for name in found)
+        return f"Ray ({nodes} nodes, {found.get('CPU', 0):g} CPUs{gpus})"
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start one on this machine; this process's signals stay its own."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level="error", **own)
+    except Exception as error:  # Ray raises many kinds
+        where = f"at {address!r} answers" if address else "can be started here"
+        raise InputError(f"no Ray {where}: {first_line(error)}") from error
+    finally:
+        for number, handler in handlers.items():
+            with suppress(ValueError, TypeError):  # in another thread than the main one
+                signal.signal(number, handler)
+
+
+def _call(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    return fn(*args, **kwargs)

@@ -1,0 +1,190 @@
+"""Chunks as jobs of a Slurm queue, by submitit. Needs the extra ``slurm``."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from trueoracle.errors import InputError
+from trueoracle.executors.base import ChunkExecutor, PickledFile, pickled
+from trueoracle.files import make_folder, write_bytes
+
+__all__ = ["SlurmExecutor"]
+
+RETRIES = 2
+"""How often a chunk is submitted again whose job ended without a result."""
+
+MINUTES = 240
+"""How long Slurm lets a job run, unless ``time`` says otherwise."""
+
+_LOOK_SECONDS = 0.5
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass
+class _Job:
+    """One chunk in the queue: how to submit it, submitit's job, and how often it may be again."""
+
+    submit: Callable[[], Any]
+    now: Any
+    retries: int
+
+
+class SlurmExecutor(ChunkExecutor):
+    """Runs every chunk as a job of its own; use as a context manager.
+
+    - ``folder``: where the jobs, their results and logs are kept while they run. Like the folder of
+      runs, it has to be on a file system that the nodes share;
+    - ``cpus``, ``gpus``: what a job asks for;
+    - ``options``: more of ``sbatch``'s, such as ``{"partition": "gpu", "time": "2:00:00"}``;
+      ``{"cluster": "local"}`` runs the jobs on this machine instead, to try it;
+    - ``at_once``: the most jobs in the queue.
+
+    A job takes some seconds to begin, so that chunks are longer than elsewhere. Raises
+    :class:`InputError` where submitit is not installed, or there is no Slurm.
+    """
+
+    seconds = (300.0, 1800.0)
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        cpus: int = 1,
+        gpus: float = 0,
+        options: Mapping[str, str] | None = None,
+        retries: int = RETRIES,
+        at_once: int = 64,
+    ) -> None:
+        more = dict(options or {})
+        cluster = more.pop("cluster", "slurm")
+        if gpus != int(gpus):
+            raise InputError(f"a job of Slurm has whole GPUs, got {gpus:g}")
+        try:
+            import submitit
+        except ImportError as error:
+            raise InputError(
+                "executor 'slurm' needs submitit: pip install 'trueoracle[slurm]'"
+            ) from error
+        if cluster == "slurm" and shutil.which("sbatch") is None:
+            raise InputError("executor 'slurm' needs Slurm, and there is no command 'sbatch' here")
+        self.threads, self.gpus, self.at_once = max(1, cpus), gpus, at_once
+        self.workers = at_once
+        self._retries, self._folder = retries, folder.absolute()
+        make_folder(self._folder)
+        self._queue: Any = submitit.AutoExecutor(folder=self._folder / "%j", cluster=cluster)
+        self._queue.update_parameters(
+            name="trueoracle",
+            timeout_min=MINUTES,
+            cpus_per_task=cpus,
+            gpus_per_node=int(gpus),
+            **({"slurm_additional_parameters": more} if more else {}),
+        )
+        self._died: type[Exception] = submitit.core.utils.UncompletedJobError
+        self._jobs: dict[Future[Any], _Job] = {}
+        self._shared: tuple[object, PickledFile] | None = None
+        self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Submit a job; the future has the exception of the function, or of a job that died."""
+
+        def submit() -> Any:
+            return self._queue.submit(_tried, fn, *args, **kwargs)
+
+        future: Future[R] = Future()
+        job = _Job(submit, submit(), self._retries)
+
+        def close(done: Future[R]) -> None:
+            self._jobs.pop(done, None)
+            if done.cancelled():
+                with suppress(Exception):  # Slurm may have ended it
+                    job.now.cancel(check=False)
+
+        self._jobs[future] = job
+        future.add_done_callback(close)
+        return future
+
+    def carried(
+        self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
+    ) -> tuple[object, ...]:
+        if self._shared is None or self._shared[0] is not place:
+            self._forget()
+            path = self._folder / f"place-{secrets.token_hex(8)}.pickle"
+            write_bytes(path, pickled(place))
+            self._shared = place, PickledFile(path)
+        return (self._shared[1],)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Cancel the jobs that run or wait, and remove the files that were kept for them."""
+        self._ended.set()
+        if wait:
+            self._watcher.join()
+        for future in list(self._jobs) if cancel_futures else ():
+            future.cancel()
+        self._forget()
+        with suppress(OSError):  # logs of jobs that failed stay
+            for folder in (self._folder / "%j", self._folder):
+                folder.rmdir()
+
+    def _forget(self) -> None:
+        if self._shared is not None:
+            self._shared[1].path.unlink(missing_ok=True)
+            self._shared = None
+
+    def _watch(self) -> None:
+        """Settle the futures of jobs as they end; runs in a thread."""
+        while not self._ended.wait(_LOOK_SECONDS):
+            for future, job in list(self._jobs.items()):
+                try:
+                    outcome = self._outcome(job) if job.now.done() else None
+                except Exception as error:  # of the queue, whose commands can fail
+                    outcome = None, error
+                if outcome is None or not future.set_running_or_notify_cancel():
+                    continue
+                value, error = outcome
+                if error is None:
+                    future.set_result(value)
+                else:
+                    future.set_exception(error)
+
+    def _outcome(self, job: _Job) -> tuple[Any, Exception | None] | None:
+        """What the function returned or raised; None where the job is submitted again."""
+        try:
+            outcome: tuple[Any, Exception | None] = job.now.result()
+        except self._died as death:
+            if job.retries:
+                job.retries -= 1
+                job.now = job.submit()
+                return None
+            return None, RuntimeError(f"the job ended without a result: {_last(death)}")
+        shutil.rmtree(job.now.paths.folder, ignore_errors=True)
+        return outcome
+
+    def __str__(self) -> str:
+        return f"Slurm (at most {self.at_once} jobs)"
+
+
+def _last(death: Exception) -> str:
+    """The last line that a job wrote."""
+    return next((line for line in reversed(str(death).splitlines()) if line.strip("- ")), "")
+
+
+def _tried(
+    fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
+) -> tuple[R | None, Exception | None]:
+    """What a function returns or raises, of which submitit would keep a text only."""
+    try:
+        return fn(*args, **kwargs), None
+    except Exception as error:
+        return None, error
