@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trueoracle.cli import doors, signals
+from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out
 from trueoracle.cli.options import Debug, Runs, Settings
 from trueoracle.errors import InputError
@@ -51,7 +51,4 @@ def watch(
     doors.check_rule(outcome)
     watched = doors.Watched(run, outcome)
     watched.version()  # so that a record that cannot be read is said here
-    try:
-        doors.serve(watched, port, lambda address: out().print(f"{address}  ·  Ctrl-C ends it"))
-    except (signals.Interrupted, KeyboardInterrupt):
-        out().print("no longer served; the study is as it was")
+    doors.serve(watched, port, lambda address: out().print(f"{address}  ·  Ctrl-C ends it"))

@@ -52,7 +52,7 @@ GLOSSARY = (
 
 def term_of(heading: str) -> str:
     """The id of the term that explains a heading, whatever its k; empty for words alone."""
-    plain = re.sub(r"\b\d+\b", "{k}", heading)
+    plain = re.sub(r"\b(\d+|k)\b", "{k}", heading)
     for term in GLOSSARY:
         if heading in term.headings or plain in term.headings:
             return term.id

@@ -57,7 +57,7 @@ def headline(summary: Summary) -> str:
         answer, said = "Unclear", f"No criterion of {count} is certain to predict {outcome}"
     text = f"{answer}. {said}. Best: {_name(best)} {_reached(best)}"
     if oracle is not None and oracle is not best:
-        text += f"; {_short(oracle['score_name'], 4)} {number(oracle['agreement'], 2)}"
+        text += f"; {_short(oracle['score_name'], 3)} {number(oracle['agreement'], 2)}"
     return f"{text}."
 
 
@@ -82,7 +82,7 @@ def _reached(relation: Mapping[str, Any]) -> str:
 
 
 def _name(relation: Mapping[str, Any]) -> str:
-    return _short(relation["criterion"], 3)
+    return _short(relation["criterion"], 2)
 
 
 def _short(name: str, words: int) -> str:
