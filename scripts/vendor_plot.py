@@ -1,7 +1,7 @@
 """Makes trueoracle/report/vendor/plot.min.js anew from npm's packages, and checks its hash.
 
     python scripts/vendor_plot.py             # says whether the file is what the packages give
-    python scripts/vendor_plot.py --write     # after a change in scripts/plot: writes it and its hash
+    python scripts/vendor_plot.py --write     # after a change in scripts/plot: writes both
 
 Needs npm and the network. Versions are those of scripts/plot/package-lock.json, whose hashes npm
 checks; esbuild bundles what scripts/plot/entry.js names, and leaves out the rest.

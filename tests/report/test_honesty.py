@@ -68,7 +68,9 @@ def test_what_is_drawn_is_what_is_recorded(page: tuple[str, list[dict[str, Any]]
     (network,) = data_of(text)["studies"][0]["networks"]
     for column in results.default_outcomes:
         points = results.points("oracle", column)
-        assert network["outcomes"][column]["mean"] == pytest.approx(points["outcome"].tolist(), rel=1e-5)
+        assert network["outcomes"][column]["mean"] == pytest.approx(
+            points["outcome"].tolist(), rel=1e-5
+        )
         assert network["scores"]["oracle"] == pytest.approx(points["score"].tolist(), rel=1e-5)
         relation = results.relation("oracle", column)
         drawn = network["relations"]["oracle"][column]["mean"]

@@ -90,10 +90,10 @@ def test_the_page_says_what_the_summary_says_and_needs_nothing_else(
     for relation in written.summaries[0]["relations"]:
         assert relation["verdict"] in text
         assert number(relation["kendall_tau"], 2) in text
-    # One picture of each view: scatter, ladder, learning curves, filters, agreement of criteria.
-    assert len(page.links) == 5
+    # One picture of each view: scatter, ladder, learning curves, filters.
+    assert len(page.links) == 4
     assert all(link.startswith("data:image/") for link in page.links)
-    assert len(written.figures) == 8 * 3  # and a scatter of each criterion and outcome
+    assert len(written.figures) == 7 * 3  # and a scatter of each criterion and outcome
     assert all(path.stat().st_size > 1000 for path in written.figures)
     assert json.loads(written.summary.read_text())[0]["study"] == "tiny"
 

@@ -70,9 +70,7 @@ def test_a_report_to_share_says_nothing_of_the_machine(results: Results, tmp_pat
     assert told(tables) == {}
 
 
-def test_a_grid_to_share(
-    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_grid_to_share(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = results.spec
     monkeypatch.setattr(Results, "__init__", lambda self, _: vars(self).update(vars(results)))
     monkeypatch.setattr(Grid, "folders", lambda self: {"one": results.folder})

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def run(tmp_path: Path) -> Path:
 def port(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A server of the run, until the test ends."""
     made: list[object] = []
-    plain = watch.ThreadingHTTPServer
+    plain = ThreadingHTTPServer
 
     def kept(*args: object) -> object:
         made.append(plain(*args))  # type: ignore[arg-type]
@@ -68,7 +69,13 @@ def test_only_its_own_address_is_answered(port: int) -> None:
     assert headers["Cache-Control"] == "no-store"
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert ask(port, Host=f"localhost:{port}")[0] == 200
-    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", "", f"{LOOPBACK}:{port}.evil"):
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1",
+        "",
+        f"{LOOPBACK}:{port}.evil",
+    ):
         assert ask(port, Host=host)[0] == 403
     assert ask(port, Origin=f"http://{LOOPBACK}:{port}")[0] == 200
     for origin in ("http://evil.example", "null", f"https://{LOOPBACK}:{port}"):

@@ -92,7 +92,8 @@ def test_the_ceiling_is_told_where_it_is_known() -> None:
     summary["ceilings"] = {"test_accuracy": known, "test_loss": None}
     assert ceiling_sentences(summary) == [
         "The ceiling of 0.63 for final test accuracy counts retraining noise only (τ = 0.45 "
-        "between halves of the seeds): about so far could a perfect criterion agree on these examples. "
+        "between halves of the seeds): about so far could a perfect criterion agree on these "
+        "examples. "
         "The record has no outcomes by blocks of examples: how other examples would order the "
         "candidates is not known."
     ]

@@ -25,8 +25,8 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="[STUDY]...",
-            help="Recorded studies, each by its name, .toml or folder: the first one, and others to "
-            "show beside it. Left out: the last changed one.",
+            help="Recorded studies, each by its name, .toml or folder: the first one, and others "
+            "to show beside it. Left out: the last changed one.",
         ),
     ] = None,
     settings: Settings = None,

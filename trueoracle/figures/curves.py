@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from trueoracle.analysis.curves import Curves, spread
 from trueoracle.figures.scatter import ANOMALY, CHOSEN, USUAL, plain
@@ -47,7 +48,7 @@ def draw_curves(data: CurvesData, size: tuple[float, float] = (6.4, 3.6)) -> Fig
     for (label, values), colour in zip(data.lines, (CHOSEN, ANOMALY, USUAL), strict=False):
         axes.plot(data.epochs, values, color=colour, linewidth=1.6, marker=".", label=plain(label))
     axes.set(xlabel="epoch of retraining", ylabel=plain(data.y_label))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(fontsize="small", frameon=False)

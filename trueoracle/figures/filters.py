@@ -51,7 +51,7 @@ def draw_filters(data: FiltersData) -> Figure:
     paired = worth.pairs is not None and bool(np.isfinite(worth.pairs).any())
     figure = Figure(figsize=(8.4 if paired else 5.0, 1.2 + 0.24 * count), layout="constrained")
     FigureCanvasAgg(figure)
-    axes, *right = np.atleast_1d(figure.subplots(1, 2 if paired else 1))
+    axes, *right = figure.subplots(1, 2 if paired else 1, squeeze=False)[0]
     rows = np.arange(count)
     axes.hlines(rows, worth.kept, worth.pruned, color="0.75", linewidth=1.2)
     axes.plot(worth.kept, rows, "o", mfc="white", mec=USUAL, ms=5, label="kept")
@@ -59,7 +59,9 @@ def draw_filters(data: FiltersData) -> Figure:
     axes.set_yticks(rows, [plain(name) for name in data.names], fontsize="small")
     axes.invert_yaxis()
     axes.set_xlabel(f"mean {plain(data.label)}")
-    axes.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    axes.legend(
+        fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     for other in right:

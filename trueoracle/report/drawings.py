@@ -20,6 +20,7 @@ from trueoracle.analysis.curves import learning_curves
 from trueoracle.analysis.filters import filter_worth
 from trueoracle.analysis.numbers import number
 from trueoracle.analysis.several import OwnAnalysis
+from trueoracle.errors import InputError
 from trueoracle.figures.agreement import agreement_data, draw_agreement
 from trueoracle.figures.curves import curves_data, draw_curves
 from trueoracle.figures.filters import draw_filters, filters_data
@@ -67,7 +68,7 @@ class Drawn:
 
 
 class Folder:
-    """The folder of a report's figures, and the files written so far; None writes and draws none."""
+    """The folder of a report's figures, and the files written so far; without one, none is."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -234,12 +235,12 @@ def learning_figure(results: Results, relation: Mapping[str, Any], rule: str) ->
     return draw_curves(curves_data(curves, lines=lines, y_label=axis, title=results.spec.title))
 
 
-def worth_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Figure | None:
-    """Which filters matter in one dense network; None where candidates prune none."""
+def worth_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Figure:
+    """Which filters matter in one dense network, of a study whose candidates prune filters."""
     outcome = results.outcome(relation["metric"], rule)
     worth = filter_worth(results.table(outcome.column, rule, []))
     if worth is None:
-        return None
+        raise InputError(f"{results.spec.name} prunes no filters")
     data = filters_data(
         worth,
         filter_names(results),

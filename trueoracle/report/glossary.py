@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a term is one line
 """The words of a page, each in one line, and which table headings they explain."""
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ from trueoracle.report.page import (
     render,
     tables_of,
 )
-from trueoracle.report.summary import assess_together, summarise
 from trueoracle.report.share import recorded_name
+from trueoracle.report.summary import assess_together, summarise
 from trueoracle.report.table import costs_table
 from trueoracle.report.words import (
     FEW,
@@ -225,14 +225,15 @@ def grid_page(
     signs = {(r["criterion"], r["metric"]): r["sign"] for _, r in found}
     criteria = list(dict.fromkeys(criterion for criterion, _ in names))
     shown = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
-    forests, panels = _forests(summary, names, signs, folder), _panels(found, recorded, summary, folder)
+    forests, panels = (
+        _forests(summary, names, signs, folder),
+        _panels(found, recorded, summary, folder),
+    )
     entries = [entry for entry in summary["points"] if entry["summary"]]
     badges = {entry["label"]: _badge(entry["summary"]) for entry in entries}
     first = next(entry for entry in entries if entry["summary"]["relations"])
     views = {
-        "trend": View(
-            "Agreement over the grid", stills=tuple(_trends(found, summary, folder)[:1])
-        ),
+        "trend": View("Agreement over the grid", stills=tuple(_trends(found, summary, folder)[:1])),
         "forest": View(
             "All studies together",
             stills=tuple(drawn for criterion, drawn in forests if criterion in shown)[:1],
@@ -290,10 +291,7 @@ def grid_page(
         dense={entry["label"]: headline_in_words(entry["summary"]) for entry in entries},
         costs=costs_table([(entry["label"], entry["summary"]) for entry in entries]),
         data=linked(
-            [
-                (recorded[e["label"]], e["summary"], e["label"], badges[e["label"]])
-                for e in entries
-            ],
+            [(recorded[e["label"]], e["summary"], e["label"], badges[e["label"]]) for e in entries],
             rule,
         )
         | {"grid": _drawn_from(summary, found, names, signs)},

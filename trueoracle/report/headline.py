@@ -52,7 +52,8 @@ def headline(summary: Summary) -> str:
         answer, said = "Yes", f"{yes} of {count} criteria {_predict(yes)} {outcome}"
     elif no == count:
         answer = "No"
-        said = f"{'Neither criterion' if count == 2 else f'None of {count} criteria'} predicts {outcome}"
+        which = "Neither criterion" if count == 2 else f"None of {count} criteria"
+        said = f"{which} predicts {outcome}"
     else:
         answer, said = "Unclear", f"No criterion of {count} is certain to predict {outcome}"
     text = f"{answer}. {said}. Best: {_name(best)} {_reached(best)}"
@@ -164,7 +165,8 @@ def grid_headline(summary: Summary) -> str:
     yes, no, count = answers.count("Yes"), answers.count("No"), len(own)
     answer = "Yes" if yes == count else "No" if no == count else "Unclear"
     score, outcome = _short(own[0]["score_name"], 4), _short(own[0]["outcome_name"], 4)
-    text = f"{answer}. {_capital(score)} predicts {outcome} in {yes} of {many(count, 'study', 'studies')}"
+    text = f"{answer}. {_capital(score)} predicts {outcome} in {yes} of "
+    text += many(count, "study", "studies")
     if no:
         text += f", not in {no}"
     metas = [
@@ -173,7 +175,9 @@ def grid_headline(summary: Summary) -> str:
         if (one["criterion"], one["metric"]) == (name, metric)
     ]
     if len(metas) == 1 and metas[0]["tau"] is not None:
-        turned = sorted(own[0]["sign"] * metas[0][end] for end in ("low", "high") if metas[0][end] is not None)
+        turned = sorted(
+            own[0]["sign"] * metas[0][end] for end in ("low", "high") if metas[0][end] is not None
+        )
         around = f" {interval(*turned)}" if len(turned) == 2 else ""
         text += f"; agreement over all {number(own[0]['sign'] * metas[0]['tau'], 2)}{around}"
     return f"{text}."

@@ -236,8 +236,8 @@ def study_page(
     limits = limits_in_words(main, _power(results, main))
     shown = {"found", "costs", "glossary", "provenance", *views}
     shown |= {
-        id
-        for id, one in {"numbers": views, "published": published_rows, "power": limits}.items()
+        section
+        for section, one in {"numbers": views, "published": published_rows, "power": limits}.items()
         if one
     }
     text = render(
@@ -270,7 +270,7 @@ def study_page(
 
 def navigation(shown: Collection[str]) -> list[tuple[str, str]]:
     """The links to a page's sections, in their order: (id, name)."""
-    return [(id, name) for id, (_, name) in _HEADINGS.items() if id in shown]
+    return [(one, name) for one, (_, name) in _HEADINGS.items() if one in shown]
 
 
 def tables_of(
@@ -435,8 +435,8 @@ def _views(sections: Sequence[Section], folder: Folder, rule: str) -> dict[str, 
         return {}
     first = known[0]
 
-    def view(id: str, **fields: Any) -> View:
-        return View(_HEADINGS[id][0], stills=first.stills.get(id, ()), **fields)
+    def view(name: str, **fields: Any) -> View:
+        return View(_HEADINGS[name][0], stills=first.stills.get(name, ()), **fields)
 
     relation = next(r for r in first.relations if r["criterion"] != SHORT)
     views = {
@@ -461,7 +461,7 @@ def _views(sections: Sequence[Section], folder: Folder, rule: str) -> dict[str, 
             and relation["metric"] in section.results.default_outcomes
             and len(section.results.networks) == 1
         ]
-        stills = ()
+        stills: tuple[Drawn, ...] = ()
         if len(shared) > 1:
             drawn = folder.draw(
                 lambda: arms_figure(shared, relation, rule),
@@ -487,10 +487,9 @@ def candidates_table(results: Results, relation: Mapping[str, Any], rule: str) -
     outcome = one.outcome(relation["metric"], rule)
     table = one.points(recorded_name(one, relation["criterion"]), outcome.column, rule)
     best = table.sort_values("outcome", ascending=not outcome.higher_is_better, kind="stable")
-    rows = tuple(
-        (pruned_in_words(row.pruned), number(_finite(row.score), 4), number(_finite(row.outcome), 4))
-        for row in best.head(_ROWS).itertuples()
-    )
+    head = best.head(_ROWS)
+    numbers = [[number(_finite(one), 4) for one in head[name]] for name in ("score", "outcome")]
+    rows = tuple(zip(map(pruned_in_words, head["pruned"]), *numbers, strict=True))
     headings = (f"prunes (best {_ROWS} of {len(table):,})", relation["criterion"], outcome.name)
     return TextTable(headings, headings, rows, texts=1)
 
@@ -558,7 +557,7 @@ def _networks(
 
 
 def _place(section: Section, sections: Sequence[Section]) -> dict[str, str]:
-    """The study or arm that a row of the table belongs to, with its badge, where there are several."""
+    """Which study or arm a row of the table belongs to, with its badge, where there are several."""
     if len(sections) == 1:
         return {}
     label = section.label if section.badge == "" else f"{section.label} ({section.badge})"

@@ -143,7 +143,7 @@ _MAIN = (
     ),
 )
 _FURTHER = (
-    Column("Kendall's τ", "the same as agreement, its sign as it is", number_cell("kendall_tau", 2)),
+    Column("Kendall's τ", "agreement, its sign as it is", number_cell("kendall_tau", 2)),
     Column("n", "candidates", lambda r: f"{r['n']:,}"),
     Column("top-weighted", "agreement, the best count most", number_cell("weighted_agreement", 2)),
     Column("Spearman", "rank correlation", number_cell("spearman_r", 2)),
@@ -296,11 +296,11 @@ def costs_table(studies: Sequence[tuple[str, Entry]]) -> TextTable:
         return cell
 
     columns = (
-        Column("parameters", "of a candidate, of the dense network", cost("parameters", "dense_parameters")),
+        Column("parameters", "of the dense network's", cost("parameters", "dense_parameters")),
         Column("compression", "dense by pruned parameters", times("compression_ratio")),
         Column("MACs", "for one example, of the dense network's", cost("macs", "dense_macs")),
-        Column("theoretical speed-up", "dense by pruned MACs: not measured", times("theoretical_speedup")),
-        Column("networks retrained", "so far", lambda s: f"{s['retrained']:,} of {s['to_retrain']:,}"),
+        Column("theoretical speed-up", "by MACs, not measured", times("theoretical_speedup")),
+        Column("retrained", "networks", lambda s: f"{s['retrained']:,} of {s['to_retrain']:,}"),
         Column("time retraining", "of all networks", lambda s: duration(s["retraining_seconds"])),
     )  # fmt: skip
     words = [("study", "which", [label for label, _ in studies])]

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import cast
 
 from trueoracle.errors import InputError, TrueOracleError
 from trueoracle.record.pooled import open_results
@@ -86,10 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "trueoracle", ""
     timeout = 30  # seconds until a connection that says nothing is closed
 
-    def do_GET(self) -> None:  # noqa: N802 - the library's name
+    def do_GET(self) -> None:
         self._answer(*self._content())
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer(*self._content(), body=False)
 
     def _content(self) -> tuple[int, str, str]:
@@ -106,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         return 404, "text/plain", "there is / alone\n"
 
     def _is_own(self) -> bool:
-        port = self.server.server_address[1]
+        _, port = cast(tuple[str, int], self.server.server_address)
         hosts = {f"{name}:{port}" for name in (LOOPBACK, "localhost")}
         origin = self.headers.get("Origin")
         return self.headers.get_all("Host", []) in [[host] for host in hosts] and (
@@ -124,5 +125,5 @@ class _Handler(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(content)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the library has it
         """Nothing: the terminal is the study's."""

@@ -135,11 +135,12 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
         order = "" if alike is None else f" (τ = {number(alike, 2)} between halves of the {halves})"
         text = f"The ceiling of {ceiling} for {names[metric]}"
         if known.get("blocks"):
-            text += f" counts the noise of {halves}{order}: about so far could a perfect criterion agree."
+            text += f" counts the noise of {halves}{order}: "
+            text += "about so far could a perfect criterion agree."
         else:
             text += (
-                f" counts retraining noise only{order}: about so far could a perfect criterion agree on "
-                "these examples. The record has no outcomes by blocks of examples: how other "
+                f" counts retraining noise only{order}: about so far could a perfect criterion agree "
+                "on these examples. The record has no outcomes by blocks of examples: how other "
                 "examples would order the candidates is not known."
             )
         above = [
@@ -166,7 +167,8 @@ def limits_in_words(summary: Mapping[str, Any], plan: Power | None) -> list[str]
             said.append(f"For {name}, each criterion has an answer.")
             continue
         which = many(len(open_ones), "criterion", "criteria")
-        text = f"For {name}, {which} of {len(own)} {'has' if len(open_ones) == 1 else 'have'} no answer"
+        verb = "has" if len(open_ones) == 1 else "have"
+        text = f"For {name}, {which} of {len(own)} {verb} no answer"
         if bounds:
             most = max(bounds, key=lambda one: float(one["at_most"]))
             text += (
@@ -215,8 +217,8 @@ def meta_sentence(
     """
 
     def turned(low: str, high: str) -> str:
-        ends = [meta.get(low), meta.get(high)]
-        return ABSENT if None in ends else interval(*sorted(sign * float(end) for end in ends))
+        ends = [sign * end for end in (meta.get(low), meta.get(high)) if end is not None]
+        return interval(min(ends), max(ends)) if len(ends) == 2 else ABSENT
 
     count = len(meta["studies"])
     over = many(count, "study", "studies") + (f" of kind {kind!r}" if kind else "")
