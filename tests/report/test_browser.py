@@ -25,7 +25,8 @@ from trueoracle.tasks.metric import CLASSIFICATION
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
@@ -236,7 +237,8 @@ def test_every_point_is_reached_by_keyboard_and_lights_up_everywhere(opened: Ope
     reached = set()
     for _ in range(45):
         said = one.page.evaluate(
-            "((now) => [now.getAttribute('aria-label'), now.dataset.candidate])(document.activeElement)"
+            "((now) => [now.getAttribute('aria-label'), now.dataset.candidate])"
+            "(document.activeElement)"
         )
         reached.add(said[1])
         assert re.match(

@@ -21,7 +21,7 @@ from trueoracle.spec.spec import StudySpec
 def relation(criterion: str, agreement: float | None, answer: str, **known: Any) -> dict[str, Any]:
     return {
         "criterion": criterion, "metric": "test_accuracy", "agreement": agreement, "answer": answer,
-        "score_name": "pruned train loss" if criterion == "oracle" else f"{criterion} of what it is",
+        "score_name": "pruned train loss" if criterion == "oracle" else f"{criterion} of what is",
         "outcome_name": "final test accuracy", "ceiling": 0.71, "sign": -1, "at_most": 0.4,
         "interval_over": "2 retraining seeds and 10 filters, given the dense network",
     } | known  # fmt: skip
@@ -45,7 +45,7 @@ def test_the_first_word_answers_for_all_criteria_and_the_numbers_are_theirs() ->
     unclear = relation("l1", 0.2, "Unclear")
     assert said(no, unclear).startswith("Unclear. No criterion of 2 is certain to predict ")
     assert said(yes) == (
-        "Yes. L1 of what it… predicts final test accuracy: agreement 0.45 of about 0.71 possible."
+        "Yes. L1 of what is predicts final test accuracy: agreement 0.45 of about 0.71 possible."
     )
     assert headline({"relations": []}).startswith("Unclear. No network")
 
@@ -78,8 +78,8 @@ def test_other_outcomes_and_conditions_are_one_line() -> None:
     )
     assert conditions(summary) == (
         "Holds for lenet5-mini on mnist-5k, conv1 0.2, 15 epochs of retraining, outcome at the "
-        "last epoch; certainty is over 2 retraining seeds and 10 filters, given the dense network; so "
-        "far 3 of 90 networks are retrained."
+        "last epoch; certainty is over 2 retraining seeds and 10 filters, given the dense network; "
+        "so far 3 of 90 networks are retrained."
     )
 
 
