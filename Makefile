@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch
-STUDY ?= digits-conv1-0.2
+STUDY ?= glyphs-fc1-0.2
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(TORCH)
+# The demo needs no more than the package itself.
+BARE = $(if $(wildcard $(READY)),$(READY),$(VENV)/.ready-bare)
 
-.PHONY: demo test test-slow coverage test-torchvision lint format clean
+.PHONY: demo test test-slow coverage test-torchvision docs lint format clean
 
-demo: $(READY)
+demo: $(BARE)
 	$(BIN)/trueoracle run $(STUDY)
 	$(BIN)/trueoracle report $(STUDY)
 
@@ -33,6 +35,10 @@ test-vision: $(READY)
 	$(PYTEST) tests/data tests/networks tests/pruning/test_dependencies.py \
 		tests/spec/test_spec.py tests/run/test_prepare.py
 
+# The pages of docs/ as a site, into site/; a link that leads nowhere is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,12 +48,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-EXTRAS ?= dev,transformers
-$(READY): pyproject.toml constraints/tested.txt constraints/$(TORCH).txt
+EXTRAS ?= dev,transformers,ray,slurm
+$(VENV)/.ready-bare: EXTRAS =
+$(VENV)/.ready-bare $(READY): pyproject.toml constraints/tested.txt constraints/$(TORCH).txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("trueoracle needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.12 …" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints/tested.txt -c constraints/$(TORCH).txt --editable '.[$(EXTRAS)]'
+		-c constraints/tested.txt -c constraints/$(TORCH).txt --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 clean:

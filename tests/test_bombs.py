@@ -138,7 +138,9 @@ def test_a_number_that_is_repeated_without_end_takes_no_memory(tmp_path: Path) -
 
 
 HEADERS: dict[str, dict[str, Any]] = {
-    "more numbers than the file": {"w": {"dtype": "F32", "shape": [10**15], "data_offsets": [0, 4]}},
+    "more numbers than the file": {
+        "w": {"dtype": "F32", "shape": [10**15], "data_offsets": [0, 4]}
+    },
     "offsets far out": {"w": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}},
     "a size beyond 64 bits": {"w": {"dtype": "F32", "shape": [2**40] * 3, "data_offsets": [0, 4]}},
 }
@@ -180,9 +182,7 @@ def png(width: int, height: int) -> bytes:
         (1, 100_000, "too narrow to be resized to 64"),
     ],
 )
-def test_an_image_of_too_many_pixels(
-    width: int, height: int, message: str, tmp_path: Path
-) -> None:
+def test_an_image_of_too_many_pixels(width: int, height: int, message: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "images", {"train": colours(6), "val": colours(6)})
     named = sorted((folder / "train").rglob("*.*"))[0]
     named.write_bytes(png(width, height))

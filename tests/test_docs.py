@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 
 from tests.criteria.tiny import chain, every_way, images, masks
 from tests.spec.test_spec import fields_of
 from trueoracle.analysis.relation import relate
-from trueoracle.criteria.base import CRITERIA, criterion, find_criterion
+from trueoracle.criteria.base import CRITERIA, criterion
 from trueoracle.errors import NotApplicableError
 from trueoracle.record.results import Results
 from trueoracle.spec.file import shipped_grids, shipped_studies, spec_from
@@ -56,19 +58,12 @@ def test_every_field_of_a_relation_is_documented() -> None:
 def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    blocks = fences(ROOT / "README.md", "python")
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+    (block,) = fences(ROOT / "README.md", "python")
+    exec(compile(block, "README.md", "exec"), names)  # noqa: S102
     results = names["results"]
     assert isinstance(results, Results)
     assert results.finished
     assert (tmp_path / "scatter.png").is_file()
-    study = names["study"]
-    assert isinstance(study, Study)
-    prepared = study.prepare()
-    score = find_criterion("largest-weight")(prepared.network, prepared.candidates, prepared.data)
-    assert score.shape == (20,)
 
 
 def test_the_criteria_are_documented() -> None:
@@ -168,3 +163,55 @@ def test_every_task_is_documented() -> None:
     text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
     for name in TASKS:
         assert f"| `{name}` |" in text, name
+
+
+def commands() -> list[tuple[str, str]]:
+    """Every command line of the documents' fences: the document, and what is typed."""
+    found = []
+    for path in documents():
+        for block in re.findall(r"```(?:sh|console)?\n(.*?)```", path.read_text("utf-8"), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                typed = re.sub(r"\s#.*", "", line).strip().removeprefix(".venv/bin/")
+                if typed.startswith("trueoracle "):
+                    found.append((path.name, typed))
+    return found
+
+
+@pytest.mark.parametrize(("page", "typed"), commands())
+def test_the_commands_in_the_documents_are_understood(page: str, typed: str) -> None:
+    # All that can be known of a command line without hours of retraining.
+    from trueoracle.cli.app import app
+
+    group: Any = typer.main.get_command(app)
+    args = shlex.split(re.split(r" [>|] ", typed)[0])[1:]
+    if args == ["--help"]:
+        return
+    name, command, rest = group.resolve_command(group.context_class(group), args)
+    command.make_context(name, rest)
+
+
+@pytest.mark.parametrize("page", ["first-study.md", "network.md"])
+def test_the_python_of_the_pages_for_beginners_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    blocks = fences(ROOT / "docs" / page, "python")
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)  # noqa: S102
+    if "results" in names:
+        assert names["results"].finished
+
+
+def test_the_python_page_lists_every_public_name() -> None:
+    import trueoracle
+
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = {place.rpartition(".")[2] for place in re.findall(r"^::: (\S+)$", text, re.M)}
+    assert listed == set(trueoracle.__all__) - {"__version__"}
+
+
+def test_every_page_can_be_reached() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    assert set(re.findall(r"[a-z-]+\.md", nav)) == {p.name for p in (ROOT / "docs").glob("*.md")}

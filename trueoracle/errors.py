@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 
 __all__ = [
@@ -116,10 +116,16 @@ def shown(value: object, longest: int = 200) -> str:
     return text if len(text) <= longest else f"{text[:longest]}…"
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not among ``known``; its message suggests the nearest names."""
+def unknown(
+    kind: str, name: str, known: Iterable[str], near: Sequence[str] | None = None
+) -> InputError:
+    """The error for a name that is not among ``known``; its message suggests the nearest names.
+
+    Which are the nearest is found by their letters, unless ``near`` gives them.
+    """
     names = sorted(known)
-    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    if near is None:
+        near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     shown = ", ".join(names) if len(names) <= 12 else ", ".join(names[:12]) + ", …"
     return InputError(f"unknown {kind} {name!r}: {hint}available: {shown}")

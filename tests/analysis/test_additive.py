@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -97,3 +98,25 @@ def test_what_is_learnt_of_the_examples_does_not_count_on_others() -> None:
     assert same.agreement > 0.8
     even, odd = (by_block[:, 0, start::2].mean(axis=1) for start in (0, 1))
     assert found.agreement == pytest.approx(kendall(even, odd).value, abs=0.15)
+
+
+def test_ratios_of_a_layer_are_fitted_together() -> None:
+    """What a filter is worth is the same whatever the number of filters that are pruned."""
+    generator = np.random.default_rng(4)
+    worth = generator.normal(size=8)
+    tables = []
+    for count in (2, 5):
+        pruned = every(8, count)[generator.permutation(20)]
+        # Another ratio has another level, which says nothing of its candidates.
+        outcome = (10 * count + pruned @ worth)[:, None]
+        tables.append(CandidateTable(outcome, {}, False, pruned=pruned, groups=(8,)))
+    assert additive(tables[0]) is None  # 20 candidates of 8 filters are too few
+    found = additive(tables)
+    assert found is not None
+    assert found.agreement > 0.9
+    opposite = [tables[0], replace(tables[1], outcomes=-tables[1].outcomes)]
+    against = additive(opposite)
+    assert against is not None
+    assert against.agreement < found.agreement - 0.5
+    whole = CandidateTable(np.arange(56.0)[:, None], {}, False, pruned=every(8, 3), groups=(8,))
+    assert additive([whole]) == additive(whole)

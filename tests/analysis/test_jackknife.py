@@ -146,6 +146,30 @@ def test_networks_are_left_out_whole_and_those_of_one_together() -> None:
     assert paired.standard_error() == pytest.approx(np.std(by_network, ddof=1) / math.sqrt(3))
 
 
+def test_networks_are_left_out_within_their_families() -> None:
+    """The mean over two families has the error of Welch's test, and so has their difference."""
+    generator = np.random.default_rng(5)
+    tables = [made(generator.normal(size=(1, 4)) + 100 * (i > 3)) for i in range(7)]
+    leaves = [leave_out(table, mean) for table in tables]
+    means = np.array([table.outcome.mean() for table in tables])
+    one, other = means[:4], means[4:]
+    families = ["a"] * 4 + ["b"] * 3
+    variance = one.var(ddof=1) / 4 + other.var(ddof=1) / 3
+    welch = stats.ttest_ind(one, other, equal_var=False)
+    weights = [1 / 4] * 4 + [-1 / 3] * 3
+    apart = combine_leaves(leaves, weights=weights, families=families)
+    assert apart.estimate[0] == pytest.approx(one.mean() - other.mean())
+    assert apart.standard_error() == pytest.approx(math.sqrt(variance))
+    assert apart.freedom() == pytest.approx(welch.df)
+    assert apart.p_value() == pytest.approx(welch.pvalue)
+    halves = [1 / 8] * 4 + [1 / 6] * 3
+    both = combine_leaves(leaves, weights=halves, families=families)
+    assert both.standard_error() == pytest.approx(math.sqrt(variance) / 2)
+    # Of a family with one network nothing is known: all networks count as one family.
+    alone = combine_leaves(leaves[:5], families=["a"] * 4 + ["b"])
+    assert alone.standard_error() == pytest.approx(combine_leaves(leaves[:5]).standard_error())
+
+
 def test_ratios_of_one_network_share_their_filters() -> None:
     # The same study twice says no more than once; of two networks it is half the variance.
     table = of_filters()

@@ -34,6 +34,7 @@ from trueoracle.analysis.correlation import (
     kendall,
     kendall_of_finite,
     kendalls,
+    kendalls_of_each,
     pearson,
     spearman,
     top_weighted,
@@ -59,7 +60,7 @@ from trueoracle.analysis.permutation import (
 from trueoracle.analysis.ranking import rank
 from trueoracle.analysis.relation import relate
 from trueoracle.analysis.reliability import noise_ceiling, without_noise
-from trueoracle.analysis.selection import select
+from trueoracle.analysis.selection import held_out_regrets, select
 from trueoracle.analysis.table import CandidateTable, pruned_filters
 from trueoracle.analysis.ties import chances_of_lowest, count_above, lowest
 from trueoracle.tasks.metric import CLASSIFICATION, columns_of
@@ -130,6 +131,7 @@ def taus(one: CandidateTable) -> np.ndarray:
 
 OF_TABLES: dict[str, Callable[[CandidateTable], Any]] = {
     "additive": lambda one: (made := additive(one)) and made.as_dict(),
+    "held_out_regrets": lambda one: held_out_regrets(one, np.stack(list(one.scores.values()))),
     "assess": lambda one: [assessed(one), assessed(one, one)],
     "jackknife": lambda one: jackknife([one], taus).standard_error(),
     "leave_out": lambda one: leave_out(one, taus).seeds,
@@ -171,6 +173,7 @@ OF_COLUMNS: dict[str, Callable[..., Any]] = {
             {"higher_is_better": False, "higher_score_is_better": True},
         )
     ],
+    "kendalls_of_each": lambda a, b, y: kendalls_of_each(np.stack([a, b]), np.stack([y, -y])),
     "kendalls": lambda a, b, y: kendalls(np.stack([a, b]), y),
     "standardised_ranks": lambda a, b, y: np.sort(standardised_ranks(np.stack([a, b])), axis=1),
     "lowest": lambda a, b, y: int(lowest(a).sum()),

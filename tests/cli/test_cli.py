@@ -20,6 +20,7 @@ from trueoracle.cli.app import COMMANDS, app
 from trueoracle.cli.console import guarded
 from trueoracle.cli.options import Output
 from trueoracle.record.lock import locked
+from trueoracle.record.results import Results
 from trueoracle.study import Study
 
 TINY = """
@@ -87,6 +88,14 @@ def test_run_records_and_says_the_verdict(study: Path, runs: Path) -> None:
     assert len(summary["relations"]) == 4
 
 
+def test_a_grids_point_is_reported_by_the_name_of_its_folder(finished: Results) -> None:
+    point = finished.folder.with_name("lenet5-mini-width+width-20-0123456789ab")
+    finished.folder.rename(point)
+    called = call("report", point.name, "--runs", point.parent)
+    assert (called.code, called.err) == (0, "")
+    assert str(point / "report" / "report.html") in called.out
+
+
 def test_quiet_is_quiet(study: Path, runs: Path) -> None:
     called = call("run", study, "--runs", runs, "--quiet")
     assert (called.code, called.out, called.err) == (0, "", "")
@@ -135,6 +144,9 @@ def test_score_ranks_without_retraining(study: Path, runs: Path) -> None:
     assert "score by" not in run.err
     assert "retrain: 10/10 networks" in run.err
     assert json.loads(call("status", "--runs", runs, "--json").out)[0]["state"] == "finished"
+    scored = call("score", study, "--runs", runs)
+    assert f"all are retrained; the figures: trueoracle report {study} --runs {runs}" in scored.out
+    assert "to retrain them" not in scored.out
 
 
 def test_score_says_what_a_sampled_list_cannot(study: Path, runs: Path) -> None:
@@ -479,7 +491,7 @@ def test_help_teaches_by_example() -> None:
         text = call(command, "--help").out
         assert "Examples" in text
         assert f"trueoracle {command}" in text
-    assert "130 interrupted" in call("--help").out
+    assert "130 interrupted" in " ".join(call("--help").out.split())
     assert re.match(r"trueoracle \d+\.\d+", call("--version").out)
 
 

@@ -64,6 +64,7 @@ def slurm(tmp_path: Path) -> Iterator[SlurmExecutor]:
         tmp_path / "jobs", options={"cluster": "local"}, retries=1, at_once=2
     ) as executor:
         executor.workers, executor.seconds = 1, (0.0, 60.0)  # four jobs, of a second in all
+        executor.grace = 0.0
         yield executor
 
 

@@ -73,7 +73,9 @@ def test_a_file_may_name_them() -> None:
         assert is_known(name)
 
 
-@pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"])
+@pytest.mark.parametrize(
+    "argument", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"]
+)
 def test_a_file_that_timm_would_unpickle_is_refused(argument: str) -> None:
     """Whether timm is installed or not."""
     for arguments in ({argument: "weights.pth"}, {argument: {"file": "weights.pth"}}):

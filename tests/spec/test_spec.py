@@ -482,7 +482,7 @@ def test_every_shipped_arm_says_what_it_is_for() -> None:
 
 def test_a_base_holds_studies_only_where_they_are_shipped(write_study: Writer) -> None:
     path = write_study('extends = "digits-conv1-0.2"\n[studies.a]\ndense.seed = 2\n')
-    with pytest.raises(InputError, match="unknown field of the study 'studies'"):
+    with pytest.raises(InputError, match="unknown field 'studies"):
         load_spec(str(path))
 
 
@@ -558,8 +558,12 @@ def test_arguments_are_merged_and_ratios_replaced() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"retraining.epoch": 3}, "unknown field of retraining 'epoch': did you mean 'epochs'"),
-        ({"retrain.epochs": 3}, "unknown field of the study 'retrain': did you mean 'retraining'"),
+        ({"retraining.epoch": 3}, "'retraining.epoch': did you mean 'retraining.epochs'"),
+        ({"retrain.epochs": 3}, "'retrain.epochs': did you mean 'retraining.epochs'"),
+        ({"epochs": 3}, "unknown field 'epochs': did you mean 'retraining.epochs' or 'dense.epo"),
+        ({"surgery": "x"}, "unknown field 'surgery': did you mean 'pruning.surgery'? available: "),
+        ({"retraining.lora.ran": 2}, "did you mean 'retraining.lora.rank'"),
+        ({"qqqq": 2}, "unknown field 'qqqq': available: criteria, data.…, dense.…, name, "),
         (
             {"pruning.layers.conv1": 1.5},
             "pruning.layers: conv1 takes a ratio between 0 and 1, or in kind 'n:m' a pattern "

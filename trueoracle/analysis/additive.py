@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from trueoracle.analysis.correlation import kendall
+from trueoracle.analysis.correlation import kendalls
+from trueoracle.analysis.interactions import standardised_ranks
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.table import CandidateTable
 
@@ -35,12 +36,22 @@ def predict_additive(
     lowest value; infinite values rank last.
     """
     from scipy.stats import rankdata
-    from sklearn.linear_model import Ridge
 
-    features = pruned.astype(np.float64)
-    model = Ridge(alpha=PENALTY).fit(features[np.asarray(known)], rankdata(values))
-    predicted: np.ndarray = model.predict(features)
+    some, ranks = pruned[np.asarray(known)], rankdata(values)
+    predicted: np.ndarray = ranks.mean() + (pruned - some.mean(axis=0)) @ _worths([(some, ranks)])
     return predicted
+
+
+def _worths(known: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """What pruning each filter is worth ``[F]``, from lists of candidates and their values.
+
+    Candidates are compared within their own list ``[K, F]`` only.
+    """
+    features = np.concatenate([pruned - pruned.mean(axis=0) for pruned, _ in known])
+    centred = np.concatenate([values - values.mean() for _, values in known])
+    penalty = PENALTY * np.eye(features.shape[1])
+    worths: np.ndarray = np.linalg.solve(features.T @ features + penalty, features.T @ centred)
+    return worths
 
 
 @dataclass(frozen=True)
@@ -63,25 +74,41 @@ class Additive:
         return finite_or_none(asdict(self))
 
 
-def additive(table: CandidateTable, *, folds: int = FOLDS, seed: int = 0) -> Additive | None:
+def additive(
+    tables: CandidateTable | Sequence[CandidateTable], *, folds: int = FOLDS, seed: int = 0
+) -> Additive | None:
     """The additive model of a table's mean outcome, cross-validated over candidates.
 
-    Where the table has blocks of examples, the model is fitted on every other block and judged on
-    the blocks between, and the other way round. None where the table does not say which filters
-    candidates prune, and for fewer than four candidates per filter or per fold.
+    Several tables prune different numbers of the same filters. What a filter is worth is then
+    fitted to all of them at once, and judged within each. Where tables have blocks of examples, the
+    model is fitted on every other block and judged on the blocks between, and the other way round.
+    None where a table does not say which filters candidates prune, and for fewer than four
+    candidates per filter or per fold.
     """
-    rows = table.order[np.isfinite(table.outcome[table.order])]
-    if table.pruned is None or len(rows) < max(4 * folds, LEAST_A_FILTER * table.pruned.shape[1]):
+    several = [tables] if isinstance(tables, CandidateTable) else list(tables)
+    lists = []
+    for table in several:
+        rows = table.order[np.isfinite(table.outcome[table.order])]
+        if table.pruned is None or len(rows) < 4 * folds:
+            return None
+        fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows)) % folds
+        halves = [(one[rows], other[rows]) for one, other in table.fitted_and_judged]
+        lists.append((table.pruned[rows], fold, halves))
+    if sum(len(fold) for _, fold, _ in lists) < LEAST_A_FILTER * lists[0][0].shape[1]:
         return None
-    parts = table.fitted_and_judged
-    fold = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows)) % folds
     taus = []
-    for fitted, judged in parts:
+    parts = len(lists[0][2])
+    for part in range(parts):
         for one in range(folds):
-            held = fold == one
-            predicted = predict_additive(
-                table.pruned[rows], np.flatnonzero(~held), fitted[rows][~held]
-            )
-            taus.append(kendall(predicted[held], judged[rows][held]).value)
+            seen = [
+                (pruned[fold != one], standardised_ranks(halves[part][0][None, fold != one])[0])
+                for pruned, fold, halves in lists
+            ]
+            worths = _worths(seen)
+            for pruned, fold, halves in lists:
+                predicted = (pruned[fold == one] @ worths).round(9)
+                judged = halves[part][1][fold == one]
+                taus.append(float(kendalls(predicted[None], judged)[0]))
     known = [tau for tau in taus if math.isfinite(tau)]
-    return Additive(float(np.mean(known)) if known else math.nan, folds, len(parts) > 1)
+    agreement = float(np.mean(known)) if known else math.nan
+    return Additive(agreement, folds, parts > 1)

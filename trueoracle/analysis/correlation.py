@@ -14,6 +14,7 @@ __all__ = [
     "kendall",
     "kendall_of_finite",
     "kendalls",
+    "kendalls_of_each",
     "pearson",
     "sign_of",
     "spearman",
@@ -96,15 +97,26 @@ def kendalls(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
     return taus
 
 
+def kendalls_of_each(columns: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
+    """The same ``[M, K]`` with every one of the ``outcomes`` ``[M, n]``."""
+    if outcomes.shape[1] > FEW_PAIRS or not (
+        np.isfinite(columns).all() and np.isfinite(outcomes).all()
+    ):
+        return np.array([kendalls(columns, y) for y in outcomes])
+    return _kendalls_of_few(columns, outcomes)
+
+
 def _kendalls_of_few(columns: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The same for finite values, computed from all pairs of rows at once."""
-    one, other = np.triu_indices(len(y), 1)
-    of_y = np.sign(y[one] - y[other]).astype(np.float32)
+    """The same for finite values of y ``[n]`` or ``[M, n]``, from all pairs of rows at once."""
+    one, other = np.triu_indices(y.shape[-1], 1)
+    of_y = np.sign(y[..., one] - y[..., other]).astype(np.float32)
     of_x = np.sign(columns[:, one] - columns[:, other]).astype(np.float32)
-    untied = np.count_nonzero(of_x, axis=1) * float(np.count_nonzero(of_y))
+    pairs = np.count_nonzero(of_y, axis=-1)[..., None].astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         # There are fewer pairs than a float32 can count exactly.
-        taus: np.ndarray = (of_x @ of_y).astype(np.float64) / np.sqrt(untied)
+        taus: np.ndarray = (of_y @ of_x.T).astype(np.float64) / np.sqrt(
+            np.count_nonzero(of_x, axis=1) * pairs
+        )
     return taus
 
 

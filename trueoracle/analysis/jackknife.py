@@ -21,6 +21,7 @@ from trueoracle.analysis.numbers import many
 from trueoracle.analysis.table import CandidateTable
 
 __all__ = [
+    "LEAST_NETWORKS",
     "NO_INTERVAL",
     "Interval",
     "Jackknife",
@@ -331,18 +332,21 @@ def combine_leaves(
     weights: Sequence[float] | None = None,
     networks: Sequence[Hashable] | None = None,
     layers: Sequence[Hashable] | None = None,
+    families: Sequence[Hashable] | None = None,
 ) -> Jackknife:
-    """The weighted mean of K statistics over tables, with the variance of that mean.
+    """The weighted sum of K statistics over tables, with the variance of that sum.
 
-    ``networks`` names the dense network of each table (by default each has its own), ``layers``
-    what is pruned in it. Tables of one network and layer share their filters, which are left out of
-    all of these tables at once; all tables share their seeds and their examples. From
-    :data:`LEAST_NETWORKS` dense networks on, whole networks are left out instead of seeds and
-    filters, since the scatter of networks includes theirs.
+    ``weights`` sum to 1, and the sum is a mean (the plain one by default); where they sum to 0, it
+    is the difference of two means. ``networks`` names the dense network of each table (by default
+    each has its own), ``layers`` what is pruned in it. Tables of one network and layer share their
+    filters, which are left out of all of these tables at once; all tables share their seeds and
+    their examples. From :data:`LEAST_NETWORKS` dense networks on, whole networks are left out
+    instead of seeds and filters, since the scatter of networks includes theirs. ``families`` groups
+    dense networks that are meant to differ: networks are then left out within their family, where
+    each has two or more.
     """
     count = len(leaves)
-    share = np.ones(count) if weights is None else np.array(weights, dtype=np.float64)
-    share = share / share.sum()
+    share = np.full(count, 1 / count) if weights is None else np.array(weights, dtype=np.float64)
     networks = list(range(count)) if networks is None else list(networks)
     layers = [0] * count if layers is None else list(layers)
     whole = np.array([one.whole for one in leaves])
@@ -350,7 +354,7 @@ def combine_leaves(
     parts: dict[str, Part] = {}
     apart = list(dict.fromkeys(networks))
     if len(apart) >= LEAST_NETWORKS:
-        parts["networks"] = _of_networks(whole, share, networks, apart)
+        parts["networks"] = _of_networks(whole, share, networks, families)
     else:
         if part := _shared([one.seeds for one in leaves], whole, share):
             parts["seeds"] = part
@@ -411,14 +415,30 @@ def _shared(leaves: Sequence[np.ndarray], whole: np.ndarray, share: np.ndarray) 
 
 
 def _of_networks(
-    whole: np.ndarray, share: np.ndarray, networks: Sequence[Hashable], apart: Sequence[Hashable]
+    whole: np.ndarray,
+    share: np.ndarray,
+    networks: Sequence[Hashable],
+    families: Sequence[Hashable] | None,
 ) -> Part:
-    member = np.array([[one == name for one in networks] for name in apart])
-    left = []
-    for own in member:
-        rest = np.where(own, 0.0, share)
-        left.append(rest @ whole / rest.sum())
-    return _part(_variance(np.array(left)), len(apart) - 1)
+    """Networks left out within their families; of fewer than two in some, within all of them."""
+    stratum = dict(zip(networks, families or [0] * len(networks), strict=True))
+    strata: dict[Hashable, list[Hashable]] = {}
+    for name, family in stratum.items():
+        strata.setdefault(family, []).append(name)
+    if min(map(len, strata.values())) < 2:
+        strata = {0: list(stratum)}
+    variance, below = np.zeros(whole.shape[1]), np.zeros(whole.shape[1])
+    for names in strata.values():
+        inside = np.array([one in names for one in networks])
+        weight, left = share[inside].sum(), []
+        for name in names:
+            rest = np.where(inside & np.array([one != name for one in networks]), share, 0.0)
+            left.append(weight * (rest @ whole) / rest.sum())
+        own = _variance(np.array(left))
+        variance, below = variance + own, below + own**2 / (len(names) - 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        freedom = np.where(below > 0, variance**2 / below, 1.0)
+    return Part(variance, freedom)
 
 
 def _of_filters(

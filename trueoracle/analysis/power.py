@@ -17,7 +17,7 @@ __all__ = ["Assumptions", "Power", "power"]
 class Assumptions:
     """What a plan has to assume about networks that do not exist yet.
 
-    The defaults are near what the shipped table shows for LeNet5-Mini on digits.
+    The defaults are near what version 1 of the bench shows for LeNet5-Mini on digits.
 
     - ``sum_of_score``, ``sum_of_outcome``: the share of a sum over filters in the variance of a
       criterion, and of the expected outcome; the rest is what filters do together;

@@ -14,7 +14,7 @@ from trueoracle.analysis.ranking import best_of_sample
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.analysis.ties import chances_of_lowest, count_above, lowest
 
-__all__ = ["Selection", "lowest_few", "select"]
+__all__ = ["Selection", "held_out_regrets", "lowest_few", "select"]
 
 SHARE = 0.05
 """The share of candidates that are the k lowest where k is not given; at least three are."""
@@ -83,7 +83,7 @@ def select(tables: Sequence[CandidateTable], criterion: str, *, k: int | None = 
     fixed = [replace(table, sampled=False) for table in tables]
     resampled = jackknife(fixed, lambda one: [_rank_of_chosen(one, criterion)], filters=False)
     rank = resampled.interval(0, bounds=(1, max(map(len, tables))))
-    held_out = np.mean([_held_out(table, criterion).mean(axis=0) for table in tables], axis=0)
+    held_out = np.mean([_of_folds(table, criterion).mean(axis=0) for table in tables], axis=0)
     regret = _of_held_out(fixed, criterion, held_out).interval(0)
     plain = np.mean([_of_table(table, criterion, few) for table in tables], axis=0)
     percentile, beats, anomalies, precision, regret_at_k = map(float, plain)
@@ -103,6 +103,15 @@ def select(tables: Sequence[CandidateTable], criterion: str, *, k: int | None = 
     )
 
 
+def held_out_regrets(table: CandidateTable, columns: np.ndarray) -> np.ndarray:
+    """The ``held_out_regret`` of choosing by each of the columns of scores ``[K, P]``: ``[K]``.
+
+    Scores that are all equal choose at random. NaN for one retraining of these examples.
+    """
+    folds = _folds(table)
+    return np.array([_held_out(table, column, folds).mean(axis=0)[0] for column in columns])
+
+
 def _rank_of_chosen(table: CandidateTable, criterion: str) -> float:
     scores, better = _columns(table, criterion, table.outcome)
     if not len(scores):
@@ -110,11 +119,15 @@ def _rank_of_chosen(table: CandidateTable, criterion: str) -> float:
     return 1 + float(count_above(better, better[lowest(scores)]).mean())
 
 
-def _held_out(table: CandidateTable, criterion: str) -> np.ndarray:
-    """Regret and rank ``[folds, 2]``: the best is chosen by some outcomes, judged by the others.
+Fold = list[tuple[np.ndarray, np.ndarray]]
+"""Outcomes ``[P]``, higher being better, to choose the best by and to judge it by."""
 
-    One fold per seed, chosen by the other seeds; with blocks of examples, chosen on every other
-    block and judged on those between, and the other way round.
+
+def _folds(table: CandidateTable) -> list[Fold]:
+    """One fold per seed, chosen by the other seeds.
+
+    With blocks of examples, the best is chosen on every other block and judged on those between,
+    and the other way round. Empty for one retraining of these examples.
     """
     blocks = 0 if table.blocks is None else len(table.blocks)
     parts: list[tuple[np.ndarray | None, np.ndarray | None]] = [(None, None)]
@@ -122,42 +135,61 @@ def _held_out(table: CandidateTable, criterion: str) -> np.ndarray:
         even, odd = np.arange(0, blocks, 2), np.arange(1, blocks, 2)
         parts = [(even, odd), (odd, even)]
     elif table.seeds < 2:
-        return np.full((1, 2), math.nan)
-    found = []
+        return []
+    folds = []
     for seed in range(table.seeds):
         own = np.array([seed])
         others = np.delete(np.arange(table.seeds), seed) if table.seeds > 1 else own
-        folds = []
-        for choosing, judging in parts:
-            chooser = table.better(table.take(seeds=others, blocks=choosing).outcome)
-            judge = table.take(seeds=own, blocks=judging)
-            scores, better = _columns(judge, criterion, judge.outcome)
-            if not len(scores) or not np.isfinite(chooser).any():
-                return np.full((1, 2), math.nan)
-            known = np.isfinite(chooser) & np.isfinite(table.better(judge.outcome))
-            of_judge = table.better(judge.outcome)[known]
-            best = of_judge[lowest(-chooser[known])]
-            folds.append(
+        folds.append(
+            [
                 (
-                    float(best.mean() - better[lowest(scores)].mean()),
-                    1 + float(count_above(of_judge, best).mean()),
+                    table.better(table.take(seeds=others, blocks=choosing).outcome),
+                    table.better(table.take(seeds=own, blocks=judging).outcome),
                 )
+                for choosing, judging in parts
+            ]
+        )
+    return folds
+
+
+def _held_out(table: CandidateTable, scores: np.ndarray, folds: Sequence[Fold]) -> np.ndarray:
+    """Regret and rank ``[folds, 2]``: the best is chosen by some outcomes, judged by the others.
+
+    The lowest of the ``scores`` ``[P]`` is chosen.
+    """
+    found = []
+    for fold in folds:
+        values = []
+        for chooser, judge in fold:
+            finite = np.isfinite(scores) & np.isfinite(judge)
+            known = np.isfinite(chooser) & np.isfinite(judge)
+            if not finite.any() or not np.isfinite(chooser).any():
+                return np.full((1, 2), math.nan)
+            of_judge = judge[known]
+            best = of_judge[lowest(-chooser[known])]
+            chosen = judge[finite][lowest(scores[finite])]
+            values.append(
+                (float(best.mean() - chosen.mean()), 1 + float(count_above(of_judge, best).mean()))
             )
-        found.append(np.mean(folds, axis=0))
-    return np.array(found)
+        found.append(np.mean(values, axis=0))
+    return np.array(found) if found else np.full((1, 2), math.nan)
+
+
+def _of_folds(table: CandidateTable, criterion: str) -> np.ndarray:
+    return _held_out(table, table.lowest_first(criterion), _folds(table))
 
 
 def _of_held_out(tables: Sequence[CandidateTable], criterion: str, found: np.ndarray) -> Jackknife:
     """The held-out regret with its scatter over seeds, blocks of examples, and networks."""
+
+    def regret(one: CandidateTable) -> list[float]:
+        return [_of_folds(one, criterion)[:, 0].mean()]
+
     if len(tables) > 1:
-        return jackknife(
-            tables, lambda one: [_held_out(one, criterion).mean(axis=0)[0]], filters=False
-        )
+        return jackknife(tables, regret, filters=False)
     (table,) = tables
-    parts = jackknife(
-        [table], lambda one: [_held_out(one, criterion).mean(axis=0)[0]], filters=False, seeds=False
-    ).parts
-    by_seed = _held_out(table, criterion)[:, 0]
+    parts = jackknife([table], regret, filters=False, seeds=False).parts
+    by_seed = _of_folds(table, criterion)[:, 0]
     if table.seeds > 1:
         variance = np.array([by_seed.var(ddof=1) / len(by_seed)])
         parts = {"seeds": Part(variance, np.array([len(by_seed) - 1.0])), **parts}

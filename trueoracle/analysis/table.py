@@ -157,6 +157,13 @@ class CandidateTable:
         even, odd = (self.take(blocks=np.arange(start, blocks, 2)).outcome for start in (0, 1))
         return [(even, odd), (odd, even)]
 
+    @property
+    def without_blocks(self) -> np.ndarray:
+        """The mean outcome over seeds ``[1 + B, P]``: of all examples, and without each block."""
+        every = np.arange(len(self.blocks or ()))
+        rest = [self.take(blocks=np.delete(every, one)).outcome for one in every]
+        return np.stack([self.outcome, *rest])
+
     def take(
         self,
         rows: np.ndarray | None = None,

@@ -12,16 +12,23 @@ import numpy as np
 from trueoracle.analysis.additive import additive
 from trueoracle.analysis.assessment import SIGNIFICANT
 from trueoracle.analysis.comparison import adjusted_p_values
-from trueoracle.analysis.correlation import kendalls
+from trueoracle.analysis.correlation import kendalls, kendalls_of_each
 from trueoracle.analysis.interactions import standardised_ranks
-from trueoracle.analysis.jackknife import Jackknife, Leaves, combine_leaves, in_words, leave_out
+from trueoracle.analysis.jackknife import (
+    LEAST_NETWORKS,
+    Jackknife,
+    Leaves,
+    combine_leaves,
+    in_words,
+    leave_out,
+)
 from trueoracle.analysis.numbers import finite_or_none
 from trueoracle.analysis.reliability import noise_ceiling
+from trueoracle.analysis.selection import held_out_regrets
 from trueoracle.analysis.table import CandidateTable
-from trueoracle.analysis.ties import lowest
 from trueoracle.bench.table import Bench, BenchStudy
 
-__all__ = ["Known", "Place", "additive_agreement", "leaderboard"]
+__all__ = ["Known", "Place", "additive_agreement", "by_layer", "leaderboard"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,9 @@ class Place:
       for all criteria at once. The first is 1 more than the number of criteria that are certainly
       better, the last is the number that are not certainly worse (by Holm, over all pairs);
     - ``ceiling``: the mean agreement that noise leaves to a perfect criterion;
-    - ``regret``: the mean difference between the best candidate and the one of the lowest score
-      (the mean of those that share it); ``random_regret``: that of a random choice, both in the
-      outcome's units;
+    - ``regret``: the candidate that is best by one retraining and half of the examples is compared,
+      in the other retrainings and examples, with the candidate of the lowest score; the mean over
+      studies. ``random_regret``: that of a random choice, both in the outcome's units;
     - ``rank``: the place by agreement among the ``of`` criteria that score every candidate;
     - ``coverage``: the share of candidates with a finite score. Where some have none, there is no
       rank, and no other number either.
@@ -66,9 +73,18 @@ class Place:
         return finite_or_none(asdict(self))
 
 
-Known = dict[tuple[str, str, tuple[str, ...]], tuple[Leaves, float]]
-"""Results that several places can share, by metric, study and criteria: tau, whole and with every
-unit left out, and the ceiling."""
+@dataclass(frozen=True, eq=False)
+class OfStudy:
+    """One study's agreements with every unit left out, its ceiling and its regrets."""
+
+    leaves: Leaves
+    ceiling: float
+    regrets: np.ndarray
+    random: float
+
+
+Known = dict[tuple[str, str, tuple[str, ...], bool], OfStudy]
+"""Results that several places can share, by metric, study, criteria and what is left out."""
 
 
 def leaderboard(
@@ -89,33 +105,37 @@ def leaderboard(
     names = tuple(name for name, share in coverage.items() if share == 1)
     tables = [bench.table(study, metric) for study in chosen]
     weights = np.array([len(one) for one in tables], dtype=np.float64)
-    whole = [_known(shared, metric, s, t, names) for s, t in zip(chosen, tables, strict=True)]
-    networks = [one.network for one in chosen]
-    layers = [one.layer for one in chosen]
+    networks = [one.dense for one in chosen]
+    alone = len(set(networks)) < LEAST_NETWORKS  # else networks are left out, not what is in them
+    whole = [
+        _known(shared, metric, study, table, names, alone)
+        for study, table in zip(chosen, tables, strict=True)
+    ]
     found = combine_leaves(
-        [leaves for leaves, _ in whole],
-        weights=list(weights),
+        [one.leaves for one in whole],
+        weights=list(weights / weights.sum()),
         networks=networks,
-        layers=layers,
+        layers=[one.layer for one in chosen],
+        families=[one.family for one in chosen],
     )
-    filters = sum({(s.network, s.layer): s.filters for s in chosen}.values())
-    better = [table.better(table.outcome) for table in tables]
-    random = np.average([one.max() - one.mean() for one in better], weights=weights)
+    filters = sum({(*s.dense, s.layer): s.filters for s in chosen}.values())
+    regrets = np.average([one.regrets for one in whole], weights=weights, axis=0)
     nothing = Place(
         criterion="", rank=None, rank_low=None, rank_high=None, of=len(names), coverage=0.0,
         agreement=math.nan, low=math.nan, high=math.nan, at_most=math.nan,
         adjusted_p_value=math.nan, interval_over=in_words(
             tables, networks=len(set(networks)), filters=filters
         ),
-        ceiling=float(np.average([ceiling for _, ceiling in whole], weights=weights)),
-        regret=math.nan, random_regret=float(random), studies=len(chosen),
+        ceiling=float(np.average([one.ceiling for one in whole], weights=weights)),
+        regret=math.nan,
+        random_regret=float(np.average([one.random for one in whole], weights=weights)),
+        studies=len(chosen),
     )  # fmt: skip
     ranks = _ranks(found, len(names))
     adjusted = adjusted_p_values([found.p_value(place) for place in range(len(names))])
     ranked = []
     for place, name in enumerate(names):
         interval = found.tau_interval(place)
-        regrets = [_regret(t.scores[name], b) for t, b in zip(tables, better, strict=True)]
         ranked.append(
             replace(
                 nothing,
@@ -128,7 +148,7 @@ def leaderboard(
                 high=interval.high,
                 at_most=found.at_most(place),
                 adjusted_p_value=adjusted[place],
-                regret=float(np.average(regrets, weights=weights)),
+                regret=float(regrets[place]),
             )
         )
     ranked.sort(key=lambda one: -one.agreement)
@@ -141,22 +161,45 @@ def leaderboard(
 
 
 def _known(
-    shared: Known, metric: str, study: BenchStudy, table: CandidateTable, names: tuple[str, ...]
-) -> tuple[Leaves, float]:
-    """One study's agreements and then their differences, with units left out; and its ceiling."""
-    key = metric, study.name, names
+    shared: Known,
+    metric: str,
+    study: BenchStudy,
+    table: CandidateTable,
+    names: tuple[str, ...],
+    alone: bool,
+) -> OfStudy:
+    """One study's agreements and then their differences, with units left out, and its regrets.
+
+    ``alone``: also seeds, filters and candidates are left out.
+    """
+    key = metric, study.name, names, alone
     if key not in shared:
         signs = np.array([table.sign(name) for name in names])
         pairs = np.triu_indices(len(names), 1)
+        scores = np.stack([table.scores[name] for name in names])
+
+        def with_differences(taus: np.ndarray) -> np.ndarray:
+            agreements = signs * np.nan_to_num(taus)
+            gains = agreements[..., pairs[0]] - agreements[..., pairs[1]]
+            return np.concatenate([agreements, gains], axis=-1)
 
         def agreements(one: CandidateTable) -> np.ndarray:
-            scores = np.stack([one.scores[name] for name in names])
-            taus = signs * np.nan_to_num(kendalls(scores, one.outcome))
-            return np.append(taus, taus[pairs[0]] - taus[pairs[1]])
+            columns = np.stack([one.scores[name] for name in names])
+            return with_differences(kendalls(columns, one.outcome))
 
-        ranks = standardised_ranks(np.stack([table.scores[name] for name in names]))
-        columns = np.vstack([ranks, ranks[pairs[0]] - ranks[pairs[1]]])
-        shared[key] = leave_out(table, agreements, columns=columns), noise_ceiling(table).ceiling
+        if alone:
+            ranks = standardised_ranks(scores)
+            columns = np.vstack([ranks, ranks[pairs[0]] - ranks[pairs[1]]])
+            leaves = leave_out(table, agreements, columns=columns)
+        else:
+            found = with_differences(kendalls_of_each(scores, table.without_blocks))
+            nothing = found[:0]
+            leaves = Leaves(found[0], nothing, found[1:], (), nothing, None)
+        chance = np.zeros((1, len(table)))
+        *regrets, random = held_out_regrets(table, np.vstack([scores, chance]))
+        shared[key] = OfStudy(
+            leaves, noise_ceiling(table).ceiling, np.array(regrets), float(random)
+        )
     return shared[key]
 
 
@@ -176,19 +219,27 @@ def _ranks(found: Jackknife, criteria: int) -> list[tuple[int, int]]:
 def additive_agreement(
     bench: Bench, metric: str, studies: Sequence[BenchStudy] | None = None
 ) -> float:
-    """The agreement that a sum over filters reaches, fitted to other candidates of the study.
+    """The agreement that a sum over filters reaches, fitted to other candidates and examples.
 
-    It is the mean over studies that hold enough candidates, weighted by their numbers of
-    candidates; NaN where no study does. See :func:`trueoracle.analysis.additive.additive`.
+    It is fitted to all ratios of a layer at once, and it is the mean over layers of dense networks,
+    weighted by their numbers of candidates; NaN where none holds enough candidates. See
+    :func:`trueoracle.analysis.additive.additive`.
     """
     chosen = bench.studies if studies is None else studies
-    found = [(len(one.rows), additive(bench.table(one, metric))) for one in chosen]
-    known = [(size, made.agreement) for size, made in found if made is not None]
+    known = []
+    for layer in by_layer(chosen):
+        made = additive([bench.table(one, metric) for one in layer])
+        if made is not None:
+            known.append((sum(len(one.rows) for one in layer), made.agreement))
     if not known:
         return math.nan
     sizes, values = zip(*known, strict=True)
     return float(np.average(values, weights=sizes))
 
 
-def _regret(scores: np.ndarray, better: np.ndarray) -> float:
-    return float((better.max() - better[lowest(scores)]).mean())
+def by_layer(studies: Sequence[BenchStudy]) -> list[list[BenchStudy]]:
+    """The studies of each layer of each dense network, which differ in their ratios."""
+    together: dict[tuple[str, int, str], list[BenchStudy]] = {}
+    for one in studies:
+        together.setdefault((one.family, one.network, one.layer), []).append(one)
+    return list(together.values())

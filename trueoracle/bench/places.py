@@ -13,15 +13,18 @@ from trueoracle.bench.leaderboard import Known, Place, additive_agreement, leade
 from trueoracle.bench.table import METRICS, Bench, BenchStudy
 from trueoracle.errors import InputError, unknown
 
-__all__ = ["Places", "all_statistics", "choose_studies", "hold", "label_of"]
+__all__ = ["COLUMNS", "Places", "all_statistics", "choose_studies", "hold", "label_of"]
+
+COLUMNS = tuple(reversed(default_outcomes(METRICS)))
+"""The columns that criteria are compared with, the loss first."""
 
 
 @dataclass(frozen=True, eq=False)
 class Places:
     """The places of all criteria in some studies of the bench, by the outcome's column.
 
-    - ``whole``: the places in all of ``studies``; ``parts``: those in the studies of each layer,
-      and of each dense network;
+    - ``whole``: the places in all of ``studies``; ``parts``: those in the studies of each family,
+      or of each layer where there is one family;
     - ``additive``: the agreement of a sum over filters, NaN where no study holds enough candidates.
     """
 
@@ -45,41 +48,40 @@ class Places:
 def hold(bench: Bench, studies: Sequence[BenchStudy]) -> Places:
     """The places of all criteria that the bench has scores of, the best first."""
     known: Known = {}
-    chosen, columns, parts = list(studies), _columns(), _parts(studies)
+    chosen, parts = list(studies), _parts(studies)
     return Places(
         chosen,
-        {metric: leaderboard(bench, metric, chosen, known) for metric in columns},
+        {metric: leaderboard(bench, metric, chosen, known) for metric in COLUMNS},
         {
             metric: {part: leaderboard(bench, metric, own, known) for part, own in parts.items()}
-            for metric in columns
+            for metric in COLUMNS
         },
-        {metric: additive_agreement(bench, metric, chosen) for metric in columns},
+        {metric: additive_agreement(bench, metric, chosen) for metric in COLUMNS},
     )
 
 
 def choose_studies(
-    shipped: Bench, layer: str | None, ratio: float | None, network: int | None
+    shipped: Bench,
+    family: str | None = None,
+    layer: str | None = None,
+    ratio: float | None = None,
+    network: int | None = None,
 ) -> list[BenchStudy]:
-    """The studies of one layer, pruning ratio and dense network (by its seed); None means all.
+    """The studies of a family, layer, pruning ratio and dense network (its seed); None means all.
 
     Raises :class:`InputError` where the bench holds none.
     """
-    for what, given, known in (
-        ("layer of the bench", layer, {one.layer for one in shipped.studies}),
-        ("ratio of the bench", ratio, {one.ratio for one in shipped.studies}),
-        ("dense network of the bench", network, {one.network for one in shipped.studies}),
-    ):
+    wanted = {"family": family, "layer": layer, "ratio": ratio, "network": network}
+    chosen = shipped.studies
+    for what, given in wanted.items():
+        known = {getattr(one, what) for one in shipped.studies}
         if given is not None and given not in known:
-            raise unknown(what, str(given), sorted(map(str, known)))
-    chosen = [
-        one
-        for one in shipped.studies
-        if (layer is None or one.layer == layer)
-        and (ratio is None or one.ratio == ratio)
-        and (network is None or one.network == network)
-    ]
+            name = "dense network" if what == "network" else what
+            raise unknown(f"{name} of the bench", str(given), sorted(map(str, known)))
+        chosen = [one for one in chosen if given is None or getattr(one, what) == given]
     if not chosen:
-        raise InputError("the bench holds no network of that layer, ratio and seed together")
+        said = ", ".join(f"{what} {given}" for what, given in wanted.items() if given is not None)
+        raise InputError(f"the bench holds no study of {said} together")
     return chosen
 
 
@@ -94,7 +96,7 @@ def all_statistics(
     """All statistics of one criterion, or of all criteria, in every study."""
     places, tables = [], []
     for study in studies:
-        for metric in _columns():
+        for metric in COLUMNS:
             one = whole.table(study, metric)
             if name is not None:
                 one = replace(one, scores={name: one.scores[name]})
@@ -103,6 +105,7 @@ def all_statistics(
     found = judged_together([assess(one) for one in tables])
     return [
         {
+            "family": study.family,
             "network": study.network,
             "layer": study.layer,
             "ratio": study.ratio,
@@ -115,16 +118,10 @@ def all_statistics(
     ]
 
 
-def _columns() -> list[str]:
-    """The outcomes that criteria are compared with, the loss first."""
-    return list(reversed(default_outcomes(METRICS)))
-
-
 def _parts(studies: Sequence[BenchStudy]) -> dict[str, list[BenchStudy]]:
-    """The studies of each layer, and of each dense network where there are several."""
-    layers = dict.fromkeys(one.layer for one in studies)
-    parts = {layer: [one for one in studies if one.layer == layer] for layer in layers}
-    networks = dict.fromkeys(one.network for one in studies)
-    if len(networks) > 1:
-        parts |= {f"dense {n}": [one for one in studies if one.network == n] for n in networks}
+    """The studies of each family; of one family those of each layer."""
+    by = "family" if len({one.family for one in studies}) > 1 else "layer"
+    parts: dict[str, list[BenchStudy]] = {}
+    for one in studies:
+        parts.setdefault(getattr(one, by), []).append(one)
     return parts

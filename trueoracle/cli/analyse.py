@@ -15,7 +15,7 @@ from trueoracle.analysis.permutation import how_permuted
 from trueoracle.analysis.several import OwnAnalysis
 from trueoracle.cli.console import guarded, out, print_json, text_table
 from trueoracle.cli.options import Debug, Json
-from trueoracle.cli.tables import notes
+from trueoracle.cli.tables import LEAST, notes
 from trueoracle.errors import InputError
 from trueoracle.figures.scatter import FORMATS, save_figure
 from trueoracle.report.drawings import analysis_figure
@@ -121,7 +121,7 @@ def analyse(
         return
     _print_relations(found)
     for line in (*_lines_of_each(found), *_lines_over_all(found)):
-        out().print(line, soft_wrap=True)
+        out().print(line)
 
 
 def _print_relations(found: OwnAnalysis) -> None:
@@ -134,7 +134,7 @@ def _print_relations(found: OwnAnalysis) -> None:
         )
         for label, one in found.each()
     ]
-    out().print(text_table(brief_table(rows)))
+    out().print(text_table(brief_table(rows), LEAST))
 
 
 def _lines_of_each(found: OwnAnalysis) -> Iterator[str]:

@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
@@ -18,10 +18,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
 from rich.text import Text
 
-from trueoracle.cli import signals
+from trueoracle.cli import completion, signals
+from trueoracle.cli.fitted import FittedTable
 from trueoracle.errors import (
     RETRY,
     FailedError,
@@ -72,8 +72,8 @@ class PlainConsole(Console):
 
 
 def out() -> Console:
-    """Standard output; wide where it is not a terminal, so that lines are not broken."""
-    return PlainConsole(width=None if sys.stdout.isatty() else 200)
+    """Standard output; where it is not a terminal, lines have any length and are not broken."""
+    return PlainConsole(width=None if sys.stdout.isatty() else 100_000)
 
 
 def err() -> Console:
@@ -127,7 +127,8 @@ def _options(group: type) -> list[inspect.Parameter]:
     for one in fields(group):
         hint = hints[one.name]
         if get_origin(hint) is not Annotated:
-            hint = Annotated[hint, typer.Option(help=one.metadata["help"])]
+            known = completion.criteria if one.name == "criterion" else None
+            hint = Annotated[hint, typer.Option(help=one.metadata["help"], autocompletion=known)]
         found.append(
             inspect.Parameter(
                 one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hint
@@ -206,22 +207,19 @@ def print_json(value: Any) -> None:
     typer.echo(text, file=_JSON_STREAM.get())
 
 
-def text_table(made: TextTable) -> Table:
-    """A table of text for the terminal; marked rows are bold."""
-    shown = table(*made.headings, right=made.headings[made.texts :])
+def text_table(made: TextTable, drops: Sequence[str] = ()) -> FittedTable:
+    """A table of text for the terminal, which leaves ``drops`` out first; marked rows are bold."""
+    shown = table(*made.headings, right=made.headings[made.texts :], drops=drops)
     for place, row in enumerate(made.rows):
-        shown.add_row(*row, style="bold" if place in made.marked else None)
+        shown.add_row(*row, bold=place in made.marked)
     return shown
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An airy table with the named columns, some of them right-aligned."""
-    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in columns:
-        # Names stay whole, so that they can be copied.
-        first = name == columns[0]
-        made.add_column(name, justify="right" if name in right else "left", no_wrap=first)
-    return made
+def table(
+    *columns: str, right: Sequence[str] = (), prose: Sequence[str] = (), drops: Sequence[str] = ()
+) -> FittedTable:
+    """A table with the named columns, as :class:`FittedTable` shows them."""
+    return FittedTable(columns, frozenset(right), frozenset(prose), tuple(drops))
 
 
 class BarProgress:

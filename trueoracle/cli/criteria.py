@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trueoracle.cli import completion
 from trueoracle.cli.console import guarded, out, print_json, table
 from trueoracle.cli.options import Debug, Json
 from trueoracle.criteria.base import BASES, CRITERIA, Criterion, find_criterion
@@ -15,7 +16,11 @@ from trueoracle.criteria.base import BASES, CRITERIA, Criterion, find_criterion
 @guarded
 def criteria(
     name: Annotated[
-        str | None, typer.Argument(help="One criterion, or module:attribute of your own.")
+        str | None,
+        typer.Argument(
+            help="One criterion, or module:attribute of your own.",
+            autocompletion=completion.criteria,
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -44,7 +49,10 @@ def criteria(
     if as_json:
         print_json(rows)
         return
-    made = table("criterion", "what", "definition", "source")
+    made = table(
+        "criterion", "what", "definition", "source",
+        prose=["what", "source"], drops=["definition"],
+    )  # fmt: skip
     for row in rows:
         basis = next((one for one in BASES if row["basis"].startswith(one)), "")
         made.add_row(row["name"], row["what"], basis, row["source"])

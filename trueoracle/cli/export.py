@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from trueoracle.cli.completion import recorded
 from trueoracle.cli.console import guarded, out, print_json
 from trueoracle.cli.options import Debug, Json, Runs, Settings
 from trueoracle.record.pooled import open_results
@@ -24,7 +25,12 @@ class Format(StrEnum):
 
 @guarded
 def export(
-    study: Annotated[str, typer.Argument(help="A recorded study: its name, .toml or folder.")],
+    study: Annotated[
+        str,
+        typer.Argument(
+            help="A recorded study: its name, .toml or folder.", autocompletion=recorded
+        ),
+    ],
     to: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
     form: Annotated[Format, typer.Option("--format", help="csv or parquet.")] = Format.csv,
     settings: Settings = None,

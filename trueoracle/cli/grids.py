@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from trueoracle.cli.fitted import FittedTable
 from trueoracle.cli.tables import entries_table, notes
 
 __all__ = ["grid_table", "print_grid"]
 
 
-def grid_table(summary: dict[str, Any]) -> Table:
+def grid_table(summary: dict[str, Any]) -> FittedTable:
     """One row per point, criterion and outcome."""
     made = entries_table(
         [
@@ -27,7 +27,6 @@ def grid_table(summary: dict[str, Any]) -> Table:
         ]
     )
     made.title = summary["title"]
-    made.title_justify = "left"
     return made
 
 
@@ -36,6 +35,6 @@ def print_grid(console: Console, summary: dict[str, Any]) -> None:
     console.print(grid_table(summary))
     found = [entry["summary"] or {"relations": []} for entry in summary["points"]]
     if summary["kinds_in_words"]:
-        console.print(summary["kinds_in_words"], soft_wrap=True)
+        console.print(summary["kinds_in_words"])
     for note in notes([relation for one in found for relation in one["relations"]]):
-        console.print(note, soft_wrap=True)
+        console.print(note)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from trueoracle.cli import doors
+from trueoracle.cli.completion import studies
 from trueoracle.cli.console import err, guarded, out, print_json, table
 from trueoracle.cli.options import AllowCode, Debug, Json, Settings, Weights
 from trueoracle.errors import InputError, shown
@@ -24,7 +25,8 @@ def inspect(
     network: Annotated[
         str,
         typer.Argument(
-            help="A network's name, module:factory, a study (its name or .toml) or GRID+POINT."
+            help="A network's name, module:factory, a study (its name or .toml) or GRID+POINT.",
+            autocompletion=studies,
         ),
     ],
     settings: Settings = None,
@@ -92,7 +94,6 @@ def inspect(
     )
     columns = ("groups", "of each", "parameters", "MACs")
     made_table = table("group", *columns[:2], "", *columns[2:], right=columns)
-    made_table.columns[0].no_wrap, made_table.columns[0].overflow = False, "fold"
     for pattern, alike in _alike(inspection.groups):
         one = alike[0]
         made_table.add_row(

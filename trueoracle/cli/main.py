@@ -38,11 +38,13 @@ def main() -> NoReturn:
 def _run() -> int:
     """The exit code of the command."""
     from trueoracle.cli.app import app
+    from trueoracle.cli.completion import in_whole_words
 
     # Pillow's warning of large images: a study reports their size itself.
     warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
     try:
-        app()
+        with in_whole_words():
+            app()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except OSError as error:  # while help is printed: commands say it themselves

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from trueoracle.cli import doors
+from trueoracle.cli import completion, doors
 from trueoracle.errors import InputError
 from trueoracle.spec.file import parse_overrides
 from trueoracle.trust import believe
@@ -34,6 +34,7 @@ __all__ = [
     "RetryFailed",
     "Runs",
     "Settings",
+    "StudyName",
     "Weights",
     "Workers",
     "command_line",
@@ -79,9 +80,20 @@ Runs = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Override a field; may be repeated.",
+        autocompletion=completion.fields,
+    ),
 ]
 
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        help="A shipped study, or the path of a .toml; @arm.", autocompletion=completion.studies
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from trueoracle.cli import doors
+from trueoracle.cli.completion import recorded
 from trueoracle.cli.console import guarded, out, print_json
 from trueoracle.cli.grids import print_grid
 from trueoracle.cli.options import Debug, Json, Runs, Settings, command_line
 from trueoracle.cli.tables import networks_table, notes, relations_of, relations_table
 from trueoracle.errors import InputError
+from trueoracle.record.networks import is_recorded
 from trueoracle.report.words import data_in_words, verdicts
 from trueoracle.spec.file import is_reference, parse_overrides
 from trueoracle.spec.grid import variants
@@ -27,6 +29,7 @@ def report(
             metavar="[STUDY]...",
             help="Recorded studies, each by its name, .toml or folder: the first one, and others "
             "to show beside it. Left out: the last changed one.",
+            autocompletion=recorded,
         ),
     ] = None,
     settings: Settings = None,
@@ -68,7 +71,8 @@ def report(
     if settings and not study:
         raise InputError("--set says which run of a STUDY is meant: name the study too")
     overrides = parse_overrides(settings or ())
-    points = variants(study, overrides) if study and is_reference(study) else []
+    is_folder = bool(study) and is_recorded(runs / str(study))  # a grid's point has a + in it
+    points = variants(study, overrides) if study and not is_folder and is_reference(study) else []
     if points and points[0].grid:
         if others:
             raise InputError(f"{study!r} is a grid, which has a report of its own: name it alone")
@@ -107,7 +111,7 @@ def _print_findings(summaries: Sequence[dict[str, Any]]) -> None:
     if own["relations"]:
         console.print(relations_table(summaries))
         for note in notes([one for summary in summaries for one in relations_of(summary)]):
-            console.print(note, soft_wrap=True)
+            console.print(note)
         console.print()
         if own["networks"]:
             console.print(networks_table(own))

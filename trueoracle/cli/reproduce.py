@@ -10,6 +10,7 @@ from rich.table import Table
 
 from trueoracle.analysis.numbers import number, p_value, percent
 from trueoracle.cli import doors
+from trueoracle.cli.completion import studies
 from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress, table
 from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, Workers, command_line
 from trueoracle.cli.tables import notes, relations_of, relations_table
@@ -52,7 +53,8 @@ def reproduce(
         str | None,
         typer.Argument(
             help="A published setting, a study (its name or .toml) or a grid's point, GRID+POINT; "
-            "left out: list the settings."
+            "left out: list the settings.",
+            autocompletion=studies,
         ),
     ] = None,
     retry_failed: RetryFailed = False,
@@ -110,7 +112,10 @@ COLUMNS = ("n", "tau", "p", "anomalies")
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     ours = tuple(f"our {name}" for name in COLUMNS)
     right = (*COLUMNS, *ours, "networks", "time here")
-    made = table("setting", "study", *COLUMNS, *ours, "scale", "networks", "time here", right=right)
+    made = table(
+        "setting", "study", *COLUMNS, *ours, "scale", "networks", "time here",
+        right=right, drops=("n", "our n", "study", "p", "our p", "scale", "time here", "networks"),
+    )  # fmt: skip
     for row in rows:
         seconds = row["seconds"]
         made.add_row(
@@ -162,7 +167,7 @@ def _print_comparison(results: dict[str, Any]) -> None:
     summary = results["summary"]
     console.print(relations_table([summary]))
     for note in notes(relations_of(summary)):
-        console.print(note, soft_wrap=True)
+        console.print(note)
     console.print()
     if results["comparisons"]:
         console.print(_comparison_table(results["comparisons"], results["scale"]))
@@ -180,7 +185,7 @@ def _print_comparison(results: dict[str, Any]) -> None:
 
 
 def _comparison_table(comparisons: list[dict[str, Any]], scale: str) -> Table:
-    made = table("setting", "whose", "x", *COLUMNS, "scale", right=COLUMNS)
+    made = table("setting", "whose", "x", *COLUMNS, "scale", right=COLUMNS, drops=["n", "p"])
     for one in comparisons:
         made.add_row(one["setting"], "published", one["x"], *_published_cells(one["published"]), "")
         surgery = f"ours, {one['ours']['surgery']}" if one["ours"] else "ours"

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from trueoracle.cli import doors
 from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress
 from trueoracle.cli.grids import print_grid
-from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, Workers, command_line
+from trueoracle.cli.options import (
+    Chosen,
+    Machine,
+    Output,
+    RetryFailed,
+    StudyName,
+    Workers,
+    command_line,
+)
 from trueoracle.cli.tables import networks_table, notes, relations_of, relations_table
 from trueoracle.report.words import verdicts
 
 
 @guarded
 def run(
-    study: Annotated[str, typer.Argument(help="A shipped study, or the path of a .toml; @arm.")],
+    study: StudyName,
     chosen: Chosen,
     machine: Machine,
     workers: Workers,
@@ -71,7 +77,7 @@ def _show(summary: dict[str, Any]) -> None:
     console.print()
     console.print(relations_table([summary]))
     for note in notes(relations_of(summary)):
-        console.print(note, soft_wrap=True)
+        console.print(note)
     console.print()
     if summary["networks"]:
         console.print(networks_table(summary))

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from trueoracle.analysis.numbers import number
 from trueoracle.analysis.ranking import small_percent
 from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
+from trueoracle.cli.fitted import FittedTable
 from trueoracle.cli.options import (
     AllowCode,
     Debug,
@@ -20,6 +20,7 @@ from trueoracle.cli.options import (
     Quiet,
     Runs,
     Settings,
+    StudyName,
     Weights,
     command_line,
     with_weights,
@@ -27,11 +28,13 @@ from trueoracle.cli.options import (
 from trueoracle.spec.file import parse_overrides
 
 NUMBERS = ("n", "lowest", "runner-up", "margin", "median", "mean rank", "90%", "own rank")
+LAST = ("median", "n", "runner-up")
+"""What a narrow terminal leaves out first."""
 
 
 @guarded
 def score(
-    study: Annotated[str, typer.Argument(help="A shipped study, or the path of a .toml; @arm.")],
+    study: StudyName,
     settings: Settings = None,
     weights: Weights = None,
     runs: Runs = Path("runs"),
@@ -82,16 +85,17 @@ def score(
             for ranking in summary["rankings"]:
                 console.print(ranking["verdict"])
             console.print(f"\nrecorded in {results.folder}")
-        again = command_line("run", study, settings, runs)
-        console.print(f"to retrain them: {again}", soft_wrap=True)
+        retrained = all(results.finished for results in studies)
+        again = command_line("report" if retrained else "run", study, settings, runs)
+        said = "all are retrained; the figures" if retrained else "to retrain them"
+        console.print(f"{said}: {again}", soft_wrap=True)
 
 
-def _table(summary: dict[str, Any], *, several: bool) -> Table:
-    made = table("criterion", *NUMBERS, right=NUMBERS)
+def _table(summary: dict[str, Any], *, several: bool) -> FittedTable:
+    made = table("criterion", *NUMBERS, right=NUMBERS, drops=LAST)
     made.title = f"{summary['title']}, {summary['surgery']} surgery"
     if several:
         made.title += f", dense network {summary['dense_seeds'][0]}"
-    made.title_justify = "left"
     for ranking in summary["rankings"]:
         made.add_row(ranking["criterion"], *_cells(ranking))
     return made

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from trueoracle.analysis.numbers import finite_or_none, interval, many, number
 from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
-from trueoracle.cli.options import Chosen, Machine, Output, command_line
+from trueoracle.cli.fitted import FittedTable
+from trueoracle.cli.options import Chosen, Machine, Output, StudyName, command_line
 from trueoracle.errors import InputError, StoreError, TrueOracleError
 from trueoracle.files import replacing
 from trueoracle.run.progress import duration
@@ -49,7 +49,7 @@ class Files:
 
 @guarded
 def search(
-    study: Annotated[str, typer.Argument(help="A shipped study, or the path of a .toml; @arm.")],
+    study: StudyName,
     wanted: SearchSettings,
     files: Files,
     chosen: Chosen,
@@ -210,7 +210,7 @@ def _show_replay(results: doors.Results, found: pd.DataFrame, criterion: str) ->
         console.print()
     console.print(
         "regret: what the best candidate is better by, with the middle 95 % of searches; top: "
-        "the share of\nsearches that end within the best 1 %; others: the regret judged by the "
+        "the share of searches that end within the best 1 %; others: the regret judged by the "
         "mean of the other retraining seeds"
     )
     tried = set(found["share"])
@@ -218,12 +218,12 @@ def _show_replay(results: doors.Results, found: pd.DataFrame, criterion: str) ->
         console.print(f"budgets that finish no network are left out: {', '.join(left_out)}")
 
 
-def _replay_table(found: pd.DataFrame, outcome: str) -> Table:
+def _replay_table(found: pd.DataFrame, outcome: str) -> FittedTable:
     """The results of each strategy at each budget, for one outcome."""
     has_others = bool((found["network"] == "other seeds").any())
     names = ["strategy", "budget", "epochs", "regret", "95%", "top"] + ["others"] * has_others
-    shown = table(*names, right=tuple(names[1:]))
-    shown.title, shown.title_justify = outcome.replace("_", " "), "left"
+    shown = table(*names, right=names[1:], drops=["top", "epochs"])
+    shown.title = outcome.replace("_", " ")
     order = {name: place for place, name in enumerate(dict.fromkeys(found["strategy"]))}
     found = found.sort_values(["strategy", "share"], key=lambda c: c.map(order).fillna(c))
     for (strategy, share), rows in found.groupby(["strategy", "share"], sort=False):

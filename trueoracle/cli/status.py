@@ -34,9 +34,10 @@ def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = Fals
     if not rows:
         out().print(f"no study is recorded in {runs}: 'trueoracle run STUDY' records one")
         return
-    made = table(
+    headings = (
         "study", "digest", "state", "scored", "retrained", "diverged", "failed", "last started"
-    )
+    )  # fmt: skip
+    made = table(*headings, right=headings[3:7], drops=("last started", "diverged", "digest"))
     for row in rows:
         if row["state"] == "unreadable":
             made.add_row(row["study"], row["digest"], row["state"], "", "", "", "", row["error"])

@@ -34,7 +34,10 @@ def studies(as_json: Json = False, debug: Debug = False) -> None:
     if as_json:
         print_json(rows)
         return
-    made = table("study", "networks", "arms", "what it is for", right=("networks",))
+    made = table(
+        "study", "networks", "arms", "what it is for",
+        right=["networks"], prose=["arms", "what it is for"], drops=["arms"],
+    )  # fmt: skip
     for row in rows:
         networks = number(None) if row["networks"] is None else f"{row['networks']:,}"
         made.add_row(row["name"], networks, ", ".join(row["arms"]), row["purpose"])

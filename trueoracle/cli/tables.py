@@ -1,22 +1,24 @@
-"""The table of relations, which several commands print."""
+"""The tables of relations, which several commands print."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from trueoracle.analysis.assessment import MATTERS
 from trueoracle.analysis.numbers import many
 from trueoracle.cli.console import text_table
+from trueoracle.cli.fitted import FittedTable
 from trueoracle.report.table import brief_table
 from trueoracle.report.table import networks_table as text_of_networks
 
-__all__ = ["entries_table", "networks_table", "notes", "relations_of", "relations_table"]
+__all__ = ["LEAST", "entries_table", "networks_table", "notes", "relations_of", "relations_table"]
+
+LEAST = ("n", "rank", "at most", "anomalies", "ceiling", "regret")
+"""What a narrow terminal leaves out first of the numbers of a relation."""
 
 
-def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
+def relations_table(summaries: Sequence[dict[str, Any]]) -> FittedTable:
     """One row per study, criterion and outcome; a single study is named above the table."""
     several = len(summaries) > 1
     made = entries_table(
@@ -35,21 +37,19 @@ def relations_table(summaries: Sequence[dict[str, Any]]) -> Table:
         made.title = f"{summaries[0]['title']}, {summaries[0]['surgery']} surgery"
         if networks := summaries[0]["networks"]:
             made.title += f", {many(len(networks), 'dense network')}"
-        made.title_justify = "left"
     return made
 
 
-def networks_table(summary: dict[str, Any]) -> Table:
+def networks_table(summary: dict[str, Any]) -> FittedTable:
     """One row per criterion, outcome and dense network of a study over several."""
-    made = text_table(text_of_networks(summary))
+    made = text_table(text_of_networks(summary), ["percentile", "ceiling"])
     made.title = "Each dense network, which its interval takes as given"
-    made.title_justify = "left"
     return made
 
 
 def entries_table(
     entries: Sequence[tuple[Mapping[str, str], str, str, Mapping[str, Any]]],
-) -> Table:
+) -> FittedTable:
     """The numbers of relations, from (words by heading, criterion, outcome, relation) of each."""
     return text_table(
         brief_table(
@@ -57,7 +57,8 @@ def entries_table(
                 ({**words, "criterion": criterion, "outcome": outcome}, relation)
                 for words, criterion, outcome, relation in entries
             ]
-        )
+        ),
+        LEAST,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trueoracle.cli.completion import recorded
 from trueoracle.cli.console import err, guarded, out, print_json
 from trueoracle.cli.options import Debug, Json, Runs, Settings
 from trueoracle.errors import StoreError
@@ -23,7 +24,9 @@ def verify(
     studies: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[STUDY]...", help="Recorded studies: names, .toml or folders [default: all]."
+            metavar="[STUDY]...",
+            help="Recorded studies: names, .toml or folders [default: all].",
+            autocompletion=recorded,
         ),
     ] = None,
     mend: Annotated[

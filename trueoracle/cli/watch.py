@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trueoracle.cli import doors
+from trueoracle.cli.completion import recorded
 from trueoracle.cli.console import guarded, out
 from trueoracle.cli.options import Debug, Runs, Settings
 from trueoracle.errors import InputError
@@ -19,7 +20,8 @@ def watch(
     study: Annotated[
         str | None,
         typer.Argument(
-            help="A recorded study: its name, .toml or folder; left out: the last changed one."
+            help="A recorded study: its name, .toml or folder; left out: the last changed one.",
+            autocompletion=recorded,
         ),
     ] = None,
     settings: Settings = None,

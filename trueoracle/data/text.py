@@ -105,7 +105,11 @@ def find_texts(name: str, path: str | None, columns: Mapping[str, str]) -> dict[
     where, column = Path(path).expanduser(), _column(columns)
     if where.is_file():
         return {"train": Text(where.name, lambda: _of_files([where], column))}
-    files = sorted(f for f in where.rglob("*") if f.suffix in _TEXTS and f.is_file()) if where.is_dir() else []
+    files = (
+        sorted(f for f in where.rglob("*") if f.suffix in _TEXTS and f.is_file())
+        if where.is_dir()
+        else []
+    )
     if not files:
         raise InputError(f"data.path = {path!r} is no .txt or .jsonl file, nor a folder of them")
     by_part: dict[str, list[Path]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -32,11 +33,16 @@ R = TypeVar("R")
 
 @dataclass
 class _Job:
-    """One chunk in the queue: how to submit it, submitit's job, and how often it may be again."""
+    """One chunk in the queue.
+
+    ``submit`` submits it, ``now`` is submitit's job; ``retries`` is how often it may be submitted
+    again, ``ended`` when the job was first seen without a result.
+    """
 
     submit: Callable[[], Any]
     now: Any
     retries: int
+    ended: float = 0.0
 
 
 class SlurmExecutor(ChunkExecutor):
@@ -54,6 +60,8 @@ class SlurmExecutor(ChunkExecutor):
     """
 
     seconds = (300.0, 1800.0)
+    grace = 15.0
+    """Seconds that a result may take to appear on a network file system after its job has ended."""
 
     def __init__(
         self,
@@ -89,7 +97,6 @@ class SlurmExecutor(ChunkExecutor):
             gpus_per_node=int(gpus),
             **({"slurm_additional_parameters": more} if more else {}),
         )
-        self._died: type[Exception] = submitit.core.utils.UncompletedJobError
         self._jobs: dict[Future[Any], _Job] = {}
         self._shared: tuple[object, PickledFile] | None = None
         self._ended = threading.Event()
@@ -159,25 +166,23 @@ class SlurmExecutor(ChunkExecutor):
                     future.set_exception(error)
 
     def _outcome(self, job: _Job) -> tuple[Any, Exception | None] | None:
-        """What the function returned or raised; None where the job is submitted again."""
-        try:
+        """What the function returned or raised; None where that is not known yet."""
+        if job.now.paths.result_pickle.exists():
             outcome: tuple[Any, Exception | None] = job.now.result()
-        except self._died as death:
-            if job.retries:
-                job.retries -= 1
-                job.now = job.submit()
-                return None
-            return None, RuntimeError(f"the job ended without a result: {_last(death)}")
-        shutil.rmtree(job.now.paths.folder, ignore_errors=True)
-        return outcome
+            shutil.rmtree(job.now.paths.folder, ignore_errors=True)
+            return outcome
+        job.ended = job.ended or time.monotonic()
+        if time.monotonic() - job.ended < self.grace:
+            return None
+        if job.retries:
+            job.now, job.retries, job.ended = job.submit(), job.retries - 1, 0.0
+            return None
+        said = [line for line in (job.now.stderr() or "").splitlines() if line.strip()]
+        why = f": {said[-1]}" if said else f", as {job.now.paths.folder} shows"
+        return None, RuntimeError(f"the job ended without a result{why}")
 
     def __str__(self) -> str:
         return f"Slurm (at most {self.at_once} jobs)"
-
-
-def _last(death: Exception) -> str:
-    """The last line that a job wrote."""
-    return next((line for line in reversed(str(death).splitlines()) if line.strip("- ")), "")
 
 
 def _tried(

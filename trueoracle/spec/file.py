@@ -6,11 +6,12 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from trueoracle.errors import InputError, first_line, shown, unknown
 from trueoracle.spec.hub import HF, files_sha256, folder_of
@@ -25,6 +26,7 @@ __all__ = [
     "StudyFile",
     "arm_for",
     "arms_of",
+    "field_paths",
     "is_reference",
     "merged",
     "override",
@@ -438,18 +440,47 @@ def _split_key(field: str) -> list[str]:
     return keys
 
 
+def field_paths(model: type[BaseModel] = StudySpec) -> list[str]:
+    """Every field of a study by its dotted path, such as ``retraining.epochs``, in their order."""
+    found = []
+    for name, one in model.model_fields.items():
+        kinds = (one.annotation, *get_args(one.annotation))
+        inner = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        found += [name] if inner is None else [f"{name}.{path}" for path in field_paths(inner)]
+    return found
+
+
+def _unknown_field(field: str) -> InputError:
+    """The error for a field that no study has, which names the nearest ones by their whole paths.
+
+    A field is near by its own name or by its whole path: of ``epochs`` there are two, and that of
+    retraining is named first.
+    """
+
+    def likeness(path: str) -> float:
+        ends = (one.rpartition(".")[2] for one in (field, path))
+        return max(SequenceMatcher(None, field, path).ratio(), SequenceMatcher(None, *ends).ratio())
+
+    paths = list(reversed(field_paths()))
+    best = sorted(paths, key=likeness, reverse=True)[:3]
+    near = [path for path in best if likeness(path) > max(0.65, likeness(best[0]) - 0.08)]
+    tables = {path.partition(".")[0] for path in paths if "." in path}
+    return unknown(
+        "field", field, (f"{n}.…" if n in tables else n for n in StudySpec.model_fields), near
+    )
+
+
 def _one_line(error: ValidationError) -> str:
-    """The first error in one line, with the nearest field where one is unknown."""
+    """The first error in one line, with the nearest fields where one is unknown."""
     first = error.errors(include_url=False)[0]
     where = [str(part) for part in first["loc"]]
     field = ".".join(where)
     if first["type"] == "extra_forbidden":
-        model: Any = StudySpec
-        for part in where[:-1]:
-            annotation = model.model_fields[part].annotation
-            model = annotation if isinstance(annotation, type) else model
-        parent = ".".join(where[:-1]) or "the study"
-        return str(unknown(f"field of {parent}", where[-1], model.model_fields))
+        inner = first["input"]
+        while isinstance(inner, Mapping) and len(inner) == 1:  # a whole table is unknown
+            ((key, inner),) = inner.items()
+            field += f".{key}"
+        return str(_unknown_field(field))
     if first["type"] == "missing":
         return f"the study lacks the field {field}"
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
