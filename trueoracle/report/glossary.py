@@ -31,7 +31,7 @@ GLOSSARY = (
     Term("interval", "95% interval", "Where the value would lie, were the experiment done again with others of what it counts; what is given stays.", ("95% interval", "95%")),
     Term("at-most", "at most", "The size of τ that two one-sided tests leave with 95%.", ("at most",)),
     Term("p", "p (Holm)", "How often a τ as far from zero comes by shuffled filter labels, adjusted for all that is shown.", ("p (Holm)",)),
-    Term("certain", "certain", "Holm's p is below 0.05 and the interval, which has to allow for other filters, leaves zero out: filled dots, bold values and answers go by this one rule."),
+    Term("certain", "certain", "Holm's p is below 0.05 and the interval, which has to allow for other filters, leaves zero out: filled dots and answers go by this one rule."),
     Term("answer", "answer", "Yes: τ is certain, in the right direction, and 0.2 or more. No: certain and in the wrong direction, or certain to be below 0.2. Unclear: all else.", ("answer",)),
     Term("ceiling", "ceiling", "An estimate of the agreement that noise leaves to a perfect criterion, since another seed orders the candidates otherwise.", ("ceiling",)),
     Term("without-noise", "without noise", "The agreement divided by what noise leaves of it: an estimate, at most 1, none where the ceiling is below 0.2.", ("without noise",)),
