@@ -64,59 +64,72 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The pages: a study with its arms, one of many criteria, a grid, a large one, a nasty one."""
-    folder = tmp_path_factory.mktemp("pages")
+class Pages:
+    """Pages by name, each made when it is first asked for."""
 
-    def write(name: str, text: str) -> Path:
-        (folder / f"{name}.html").write_text(text, encoding="utf-8")
-        return folder / f"{name}.html"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    def study(results: Results, *, figures: bool = False) -> str:
-        drawn = Folder(folder / "figures" if figures else None)
-        return study_page(results, find_arms(results), drawn)[0]
+    def __getitem__(self, name: str) -> Path:
+        path = self.folder / f"{name}.html"
+        if not path.exists():
+            path.write_text(getattr(self, f"_{name}")(), encoding="utf-8")
+        return path
 
-    def record(runs: str, name: str = "made-up", epochs: int = 3, **how: Any) -> Results:
-        made = synthetic(
-            folder / runs, "classification", CLASSIFICATION, name=name, epochs=epochs, **how
-        )
+    def _record(self, runs: str, name: str = "made-up", epochs: int = 3, **how: Any) -> Results:
+        metrics = how.pop("metrics", CLASSIFICATION)
+        folder = self.folder / runs
+        made = synthetic(folder, "classification", metrics, name=name, epochs=epochs, **how)
         return Results(made)
 
-    record("arms", "made-up@short", epochs=2)
-    pages = {"arms": write("arms", study(record("arms"), figures=True))}
-    many = NOISES | {name: 1.0 for name in [*CRITERIA][:25] if name not in NOISES}
-    many = dict([*many.items()][:25])
-    pages["many"] = write("many", study(record("many", pruned=(5, 10), noises=many)))
-    pages["large"] = write(
-        "large",
-        study(
-            record(
-                "large", epochs=120, pruned=(10, 20), most=1000, noises={"oracle": 0.05, "l1": 5.0}
-            )
-        ),
-    )
-    points = {
-        f"ratio-{ratio}": record(f"grid-{ratio}", pruned=(gone, 10))
-        for gone, ratio in ((2, 0.2), (3, 0.3))
-    }
-    variants = [
-        Variant(one.spec, "a grid", label, {"ratio": float(label.removeprefix("ratio-"))})
-        for label, one in points.items()
-    ]
-    summary = summarise_grid(variants, points)
-    pages["grid"] = write("grid", grid_page(summary, points, Folder(None), "last"))
-    loss, accuracy = CLASSIFICATION
-    nasty = synthetic(folder / "nasty", "classification", (loss, replace(accuracy, label=NASTY)))
-    pages["nasty"] = write("nasty", study(Results(nasty)))
-    return pages
+    def _study(self, results: Results, *, figures: bool = False) -> str:
+        drawn = Folder(self.folder / "figures" if figures else None)
+        return study_page(results, find_arms(results), drawn)[0]
+
+    def _arms(self) -> str:
+        """A study with a short arm, and the pictures of its views."""
+        self._record("arms", "made-up@short", epochs=2)
+        return self._study(self._record("arms"), figures=True)
+
+    def _many(self) -> str:
+        """252 candidates and 25 criteria."""
+        names = NOISES | {name: 1.0 for name in [*CRITERIA][:25] if name not in NOISES}
+        noises = dict([*names.items()][:25])
+        return self._study(self._record("many", pruned=(5, 10), noises=noises))
+
+    def _large(self) -> str:
+        """1,000 candidates, 3 seeds and 120 epochs."""
+        how = {"pruned": (10, 20), "most": 1000, "noises": {"oracle": 0.05, "l1": 5.0}}
+        return self._study(self._record("large", epochs=120, **how))
+
+    def _grid(self) -> str:
+        """Two ratios."""
+        points = {
+            "ratio-0.2": self._record("grid-2", pruned=(2, 10)),
+            "ratio-0.3": self._record("grid-3", pruned=(3, 10)),
+        }
+        variants = [
+            Variant(one.spec, "a grid", label, {"ratio": float(label.removeprefix("ratio-"))})
+            for label, one in points.items()
+        ]
+        return grid_page(summarise_grid(variants, points), points, Folder(None), "last")
+
+    def _nasty(self) -> str:
+        """A metric whose name is markup."""
+        loss, accuracy = CLASSIFICATION
+        return self._study(self._record("nasty", metrics=(loss, replace(accuracy, label=NASTY))))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    return Pages(tmp_path_factory.mktemp("pages"))
 
 
 Opener = Callable[..., Opened]
 
 
 @pytest.fixture(scope="module")
-def opener(browser: Any, written: dict[str, Path]) -> Iterator[Opener]:
+def opener(browser: Any, written: Pages) -> Iterator[Opener]:
     contexts: dict[tuple[Any, ...], Any] = {}
 
     def open_(
@@ -134,7 +147,7 @@ def opener(browser: Any, written: dict[str, Path]) -> Iterator[Opener]:
         page.on("console", lambda one: said.append(one.text))
         page.on("pageerror", lambda one: said.append(str(one)))
         page.on("request", lambda one: asked.append(one.url))
-        page.on("dialog", lambda one: (said.append(f"dialog {one.message}"), one.dismiss()))
+        page.on("dialog", lambda one: said.append(f"dialog {one.message}"))
         page.goto(written[name].as_uri() + fragment)
         return Opened(page, said, asked)
 
@@ -371,7 +384,7 @@ def test_without_its_script_it_has_verdict_tables_and_pictures(opened: Opener) -
     assert one.page.locator('[data-outcome="test_loss"]').is_visible()
 
 
-def test_pages_are_small_and_open_soon(opened: Opener, written: dict[str, Path]) -> None:
+def test_pages_are_small_and_open_soon(opened: Opener, written: Pages) -> None:
     assert written["many"].stat().st_size < 1_500_000
     assert written["large"].stat().st_size < 8_000_000
     one = opened("large")

@@ -41,8 +41,8 @@ def learning_curves(
     wanted, every ``stride``-th is taken, the last one always.
     """
     wide = epochs.pivot(index="candidate", columns=["seed", "epoch"], values=column)
-    seeds = sorted({int(seed) for seed, _ in wide.columns})
-    numbers = sorted({int(epoch) for _, epoch in wide.columns})
+    seeds = sorted({int(seed) for seed in wide.columns.get_level_values("seed")})
+    numbers = sorted({int(epoch) for epoch in wide.columns.get_level_values("epoch")})
     kept = [one for one in numbers if (numbers[-1] - one) % stride == 0]
     order = pd.MultiIndex.from_product([seeds, kept])
     values = wide.reindex(index=candidates, columns=order).to_numpy(dtype=np.float64)

@@ -231,7 +231,7 @@ def learning_figure(results: Results, relation: Mapping[str, Any], rule: str) ->
     curves = learning_curves(results.outcomes, results.candidates["candidate"], column)
     chosen = relation["chosen"]
     lines = {} if chosen is None else {f"chosen by {relation['criterion']}": chosen}
-    axis = results.outcome(column, rule).axis
+    axis = results.outcome(column, rule).label
     return draw_curves(curves_data(curves, lines=lines, y_label=axis, title=results.spec.title))
 
 

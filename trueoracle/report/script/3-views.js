@@ -343,10 +343,10 @@ function drawCurves(plot, network, outcome, curves) {
       .map((value, at) => ({ epoch: curves.epochs[at], value, place, kind })).filter((one) => one.value !== null));
     const colour = { chosen: "var(--chosen)", picked: "var(--picked)", now: "var(--anomaly)" };
     const ends = [...wanted.keys()].map((place) => items.filter((one) => one.place === place).at(-1)).filter(Boolean);
-    draw(plot, `Learning curves: ${outcome.axis} by epoch`, {
+    draw(plot, `Learning curves: ${outcome.label} by epoch`, {
       height: 340, marginLeft: 56, marginRight: 40, marginBottom: 42,
       x: { label: "epoch of retraining", labelAnchor: "center", ticks: Math.min(band.length, 10), tickFormat: (one) => (Number.isInteger(one) ? String(one) : "") },
-      y: { label: outcome.axis, grid: true },
+      y: { label: outcome.label, grid: true },
       marks: [
         Plot.areaY(band, { x: "epoch", y1: "low", y2: "high", fill: "var(--band)" }),
         Plot.areaY(band, { x: "epoch", y1: "lower", y2: "upper", fill: "var(--band)" }),
