@@ -67,7 +67,8 @@ def test_of_many_the_best_and_the_oracle_are_told() -> None:
         "it is certain that they do not, and of 2 it is unclear; taylor agrees most (agreement "
         "0.41 [0.30, 0.50], of size 0.48 at most with 95%), the pruned train loss is number 3 "
         "(agreement 0.12). Certain is: Holm's p over all that is shown < 0.05, and an interval "
-        "over filters without zero in it. Intervals are over 2 retraining seeds and 10 filters, given …."
+        "over filters without zero in it. Intervals are over 2 retraining seeds and 10 filters, "
+        "given …."
     )
     no = verdicts({"relations": [one | {"answer": "No"} for one in relations]})
     assert no[0].startswith("No: of 5 criteria, 0 predict final test accuracy")
