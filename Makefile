@@ -8,7 +8,7 @@ READY = $(VENV)/.ready-$(TORCH)
 # The demo needs no more than the package itself.
 BARE = $(if $(wildcard $(READY)),$(READY),$(VENV)/.ready-bare)
 
-.PHONY: demo test test-slow coverage test-torchvision docs lint format clean
+.PHONY: demo test test-slow coverage test-torchvision chaos docs lint format clean
 
 demo: $(BARE)
 	$(BIN)/trueoracle run $(STUDY)
@@ -34,6 +34,11 @@ test-torchvision:
 test-vision: $(READY)
 	$(PYTEST) tests/data tests/networks tests/pruning/test_dependencies.py \
 		tests/spec/test_spec.py tests/run/test_prepare.py
+
+# Faults injected into runs for real: kills, full disks, damaged files, … (Linux; disks need root)
+chaos: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --rounds $(ROUNDS)
+ROUNDS ?= 20
 
 # The pages of docs/ as a site, into site/; a link that leads nowhere is an error.
 docs: $(READY)

@@ -18,6 +18,7 @@ __all__ = [
     "check_writable",
     "checked_json",
     "make_folder",
+    "new_draft",
     "parse_json",
     "read_checked",
     "read_checked_json",
@@ -47,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         if path.exists() and not path.is_file():
             raise StoreError(f"cannot write {path}: it is no file")
-        draft = _new_draft(path)
+        draft = new_draft(path)
         yield draft
         _reach_disk(draft)
         draft.replace(path)
@@ -133,7 +134,7 @@ def _sha256_of_fields(fields: Mapping[str, Any]) -> str:
 
 def check_writable(path: Path) -> None:
     """Raise :class:`OSError` where no file could be written beside ``path``; nothing is left."""
-    _new_draft(path).unlink()
+    new_draft(path).unlink()
 
 
 def remove_drafts(folder: Path) -> None:
@@ -153,7 +154,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _new_draft(path: Path) -> Path:
+def new_draft(path: Path) -> Path:
+    """An empty file beside ``path`` that nobody else has; :func:`remove_drafts` knows its name."""
     # The ending is kept, since writers choose the format by it. The rest of the name is short,
     # since the name of ``path`` may be as long as the file system allows.
     suffix = path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,16}", path.suffix) else ""

@@ -69,6 +69,7 @@ class Grid:
         memory: str | None = None,
         executor: Executor | None = None,
         retry_failed: bool = False,
+        track: str | None = None,
     ) -> dict[str, Results]:
         """Run every study from where it stopped, and return the results by the points' labels.
 
@@ -86,6 +87,7 @@ class Grid:
                 memory=memory,
                 executor=executor,
                 retry_failed=retry_failed,
+                track=track,
             ),
         )
 

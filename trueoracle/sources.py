@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import sys
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 __all__ = ["code_fingerprint"]
 
@@ -29,10 +29,40 @@ def code_fingerprint(made_by: FunctionType | type) -> str:
     try:
         inspect.getsource(module)
         sources = _own_sources(module, {})
-    except (OSError, TypeError, SyntaxError):  # code typed at a prompt
-        return ""
+    except (OSError, TypeError, SyntaxError):  # code typed at a prompt, or in a notebook
+        if not inspect.isfunction(made_by) or (typed := _typed(made_by, {})) is None:
+            return ""
+        sources = typed
     code = f"{sources}{made_by.__qualname__}{values!r}"
     return hashlib.sha256(code.encode()).hexdigest()[:16]
+
+
+def _typed(function: FunctionType, found: dict[str, str]) -> dict[str, str] | None:
+    """The text of a notebook's function and of what it uses there, by name; None where unknown.
+
+    What it uses must be functions of the same kind, plain values, modules or another module's.
+    """
+    try:
+        found[function.__name__] = inspect.getsource(function)
+    except (OSError, TypeError):
+        return None
+    for name in _names_in(function.__code__):
+        value = function.__globals__.get(name)
+        if isinstance(value, str | int | float):
+            found[name] = repr(value)
+        elif (
+            name not in found
+            and getattr(value, "__module__", None) == function.__module__
+            and (not inspect.isfunction(value) or _typed(value, found) is None)
+        ):
+            return None
+    return found
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """The names that a function's code looks up, those of functions within it too."""
+    inner = [_names_in(one) for one in code.co_consts if isinstance(one, CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 def _own_sources(module: ModuleType, found: dict[str, str]) -> dict[str, str]:

@@ -6,26 +6,28 @@ import copy
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from trueoracle.criteria.base import given_criterion
 from trueoracle.data.given import as_splits
 from trueoracle.data.splits import Splits
 from trueoracle.engines.memory import parse_bytes
-from trueoracle.errors import InputError, first_line
+from trueoracle.errors import InputError, first_line, unknown
 from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import architecture_sha256, weights_sha256
 from trueoracle.record.networks import write_networks
 from trueoracle.record.pooled import open_results
 from trueoracle.record.results import Results
-from trueoracle.record.runs import find_arms
 from trueoracle.run import runner
 from trueoracle.run.prepare import Prepared, prepare
 from trueoracle.run.progress import Progress, as_progress
 from trueoracle.run.retrain import check_retraining
+from trueoracle.run.tracking import check_tracker, tracked
 from trueoracle.search.settings import SearchSettings
 from trueoracle.spec.file import merged, spec_from, with_files
 from trueoracle.spec.grid import load_spec
@@ -85,6 +87,8 @@ class Study:
         - ``data`` is a name, fields, or splits as :func:`trueoracle.data.given.as_splits` takes
           them, with ``columns`` to name their fields.
         - ``task`` is a name, or a :class:`trueoracle.Task` of one's own.
+        - ``criteria``, one of the ``fields``, lists names and functions of one's own
+          (:func:`trueoracle.criteria.base.given_criterion`).
         - ``overrides`` maps dotted fields to values.
         - Results are kept below ``runs``.
         - With ``allow_code``, a study file outside the current project may also name code
@@ -110,6 +114,10 @@ class Study:
             task = data.task
         self._task = None if isinstance(task, str) else task
         changes: dict[str, Any] = dict(fields)
+        overrides = dict(overrides or {})
+        for given in (changes, overrides):
+            if isinstance(given.get("criteria"), list | tuple):
+                given["criteria"] = [given_criterion(one) for one in given["criteria"]]
         if isinstance(network, nn.Module):
             changes["network"] = {
                 "name": type(network).__name__,
@@ -201,6 +209,7 @@ class Study:
         memory: str | None = None,
         executor: Executor | None = None,
         retry_failed: bool = False,
+        track: str | None = None,
     ) -> Results:
         """Carry the study out, or go on where it stopped, and return its results.
 
@@ -217,21 +226,26 @@ class Study:
           default this process does. It changes no results.
         - A network whose retraining raises an error is recorded in ``Results.failures``, and the
           study goes on. Running again leaves it so, unless ``retry_failed`` is true.
+        - ``track`` also logs what is recorded, live, to ``"tensorboard"``, ``"wandb"`` or
+          ``"mlflow"`` (:mod:`trueoracle.run.tracking`).
         """
         budget = None if memory is None else parse_bytes(memory)
-        return self._each(
-            as_progress(progress),
-            device,
-            lambda prepared, folder, shown: runner.run(
-                prepared,
-                folder,
-                shown,
-                engine=engine,
-                memory=budget,
-                executor=executor,
-                retry_failed=retry_failed,
-            ),
-        )
+        if track is not None:
+            check_tracker(track)
+
+        def carry_out(prepared: Prepared, folder: Path, progress: Progress) -> None:
+            with tracked(track, prepared.spec, folder, progress) as shown:
+                runner.run(
+                    prepared,
+                    folder,
+                    shown,
+                    engine=engine,
+                    memory=budget,
+                    executor=executor,
+                    retry_failed=retry_failed,
+                )
+
+        return self._each(as_progress(progress), device, carry_out)
 
     def score(self, *, progress: bool | Progress = True, device: str = "auto") -> Results:
         """Score every candidate without retraining any; :meth:`run` goes on from there.
@@ -294,7 +308,7 @@ class Study:
             self.prepare(device, progress=shown),
             self.folder,
             shown,
-            replace(budget, **settings),
+            _with_settings(budget, settings),
             engine=engine,
             memory=None if memory is None else parse_bytes(memory),
         )
@@ -308,18 +322,20 @@ class Study:
         default ``report/`` in the study's own folder. ``outcome`` says which epochs count. With
         ``share``, host, user and absolute paths are left out.
         """
-        from trueoracle.report.page import write_report
-
-        results = self.results()
-        arms = find_arms(results)
-        if share:
-            results, arms = results.to_share(), [arm.to_share() for arm in arms]
-        folder = self.folder / "report" if out is None else Path(out)
-        return write_report(results, arms, folder, outcome)
+        return self.results().report(out, outcome, share=share)
 
     def results(self) -> Results:
         """The results recorded so far; raises :class:`StoreError` where nothing is recorded."""
         return open_results(self.folder)
+
+
+def _with_settings(wanted: SearchSettings, settings: Mapping[str, Any]) -> SearchSettings:
+    """A search's settings with some changed; raises :class:`InputError` for an unknown one."""
+    known = {one.name for one in dataclass_fields(SearchSettings)}
+    for name in settings:
+        if name not in known:
+            raise unknown("setting of a search", name, known)
+    return replace(wanted, **settings)
 
 
 def _called(network: nn.Module | str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from trueoracle.data.splits import Splits
+from trueoracle.engines import native
 from trueoracle.engines.choose import train_epochs, train_population
 from trueoracle.native.library import kernels
 from trueoracle.networks.lenet import lenet5_mini
@@ -132,6 +134,69 @@ def test_a_killed_population_goes_on_with_the_same_numbers(
     told: list[int] = []
     found = go(resumed, told.append)
     assert told == [3, 3, 3]
+    assert str(found) == str(expected)
+    for one, other in zip(resumed, whole, strict=True):
+        for name, value in other.state_dict().items():
+            assert torch.equal(one.state_dict()[name], value)
+
+
+class Kept(Checkpoint):
+    """A checkpoint after whose save, of this number, the process is killed."""
+
+    saves = 0
+
+    def __init__(self, path: Path, dies_after: int = 0) -> None:
+        super().__init__(path, "a")
+        self._dies_after = dies_after
+
+    def save(self, *given: Any) -> None:
+        super().save(*given)
+        self.saves += 1
+        if self.saves == self._dies_after:
+            raise Killed
+
+
+class Dropping(nn.Sequential):
+    """Draws random numbers, and has running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Flatten(),
+            nn.Linear(1024, 6),
+            nn.BatchNorm1d(6),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(6, 10),
+        )
+
+
+@pytest.mark.parametrize("saves", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_population_killed_within_an_epoch_goes_on_with_the_same_numbers(
+    data: Splits, engine: str, saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    monkeypatch.setattr(native, "SEGMENT_BYTES", 1)  # a batch at a time
+    recipe, streams = SGD.model_copy(update={"batch_size": 32}), [(5, "")] * 3
+
+    def made() -> list[nn.Module]:
+        torch.manual_seed(0)
+        return [lenet5_mini(width=3) if engine == "native" else Dropping() for _ in range(3)]
+
+    whole, killed, resumed = made(), made(), made()
+    expected = train_population(whole, streams, data, recipe, engine=engine)
+
+    def go(members: list[nn.Module], kept: Kept) -> list[list[EpochRecord]]:
+        how: dict[str, Any] = {"engine": engine, "checkpoint": kept}
+        return train_epochs(members, streams, data, recipe, range(3), **how)[0]
+
+    with pytest.raises(Killed):
+        go(killed, Kept(tmp_path / "kept", saves))
+    second = Kept(tmp_path / "kept")
+    found = go(resumed, second)
+    each = (4 * 3 if engine == "loop" else 4) * 3 - 1  # the last epoch's end is the caller's
+    assert second.saves < each
     assert str(found) == str(expected)
     for one, other in zip(resumed, whole, strict=True):
         for name, value in other.state_dict().items():

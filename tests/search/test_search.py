@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,6 +34,7 @@ from trueoracle.search.search import SearchResult
 from trueoracle.search.settings import SearchSettings
 from trueoracle.search.strategies import STRATEGIES, choose
 from trueoracle.study import Study
+from trueoracle.training import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -420,24 +424,77 @@ def test_each_setting_is_a_search_of_its_own(study: Study) -> None:
     assert set(found.history["candidate"]) == set(lowest)
 
 
+def _in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let searches train two networks at once."""
+    cut = engines.plan
+
+    def in_pairs(*args: Any, **options: Any) -> Any:
+        return replace(cut(*args, **options), group=2, groups=1)
+
+    monkeypatch.setattr("trueoracle.search.search.plan", in_pairs)
+
+
 @pytest.mark.slow
 def test_the_survivors_fit_the_chunks_whatever_they_are(
     study: Study, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = searched(study, 12, engine="wide")
-    cut = engines.plan
-
-    def in_pairs(*args: Any, **options: Any) -> Any:
-        from dataclasses import replace
-
-        return replace(cut(*args, **options), group=2, groups=1)
-
-    monkeypatch.setattr("trueoracle.search.search.plan", in_pairs)
+    _in_pairs(monkeypatch)
     found = searched(Study(**fields, runs=tmp_path / "pairs"), 12, engine="wide")
     assert found.chosen == whole.chosen
     assert found.outcome.values["test_loss"] == pytest.approx(
         whole.outcome.values["test_loss"], rel=1e-4
     )
+
+
+@pytest.mark.slow
+def test_too_little_memory_for_a_population_halves_it(
+    study: Study, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = searched(study, 12)
+    _in_pairs(monkeypatch)
+    real, sizes = engines.train_epochs, list[int]()
+
+    def short(*args: Any, **options: Any) -> Any:
+        sizes.append(len(args[0]))
+        if len(args[0]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **options)
+
+    monkeypatch.setattr("trueoracle.engines.retrain.train_epochs", short)
+    found = searched(Study(**fields, runs=tmp_path / "halved"), 12)
+    assert 2 in sizes
+    assert found.chosen == whole.chosen
+    assert found.outcome.values == whole.outcome.values
+
+
+@pytest.mark.slow
+def test_a_search_killed_within_a_population_goes_on_there(
+    study: Study, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = searched(study, 12)
+    monkeypatch.setattr(checkpoint, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    save, saves = checkpoint.Checkpoint.save, 0
+
+    def dying(self: checkpoint.Checkpoint, *args: Any) -> None:
+        nonlocal saves
+        save(self, *args)
+        saves += 1
+        if saves in (6, 9):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "save", dying)
+    killed = Study(**fields, runs=tmp_path / "killed")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            searched(killed, 12)
+        assert list(killed.folder.glob("search/*/*.partial.pt"))
+    found = searched(killed, 12)
+    assert not list(killed.folder.glob("search/*/*.partial.pt"))
+    assert found.history.equals(whole.history)
+    weights = whole.network.state_dict()
+    assert all(torch.equal(weights[n], v) for n, v in found.network.state_dict().items())
 
 
 def test_what_is_wrong_is_said_before_any_work(study: Study) -> None:
@@ -620,3 +677,41 @@ def test_extra_state_stays_with_a_network(tmp_path: Path, engine: str) -> None:
     loaded: Any = trueoracle.load(tmp_path / "found.safetensors", network=network)
     assert loaded[4].scale == 3
     assert torch.equal(loaded(images), found.network.eval()(images))
+
+
+def test_a_finished_study_is_searched_in_its_record(
+    finished: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(finished.spec, runs=finished.folder.parent)
+    # The same search among networks in training, in a folder that has no outcomes yet.
+    live = Study(finished.spec, runs=finished.folder.parent.parent / "anew").search(
+        12, progress=False, engine="loop"
+    )
+    assert not live.from_record
+
+    def refuse(*_: object, **__: object) -> object:
+        raise AssertionError("a network is retrained")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trueoracle.search.live.retrain", refuse)
+        found = study.search(12, progress=False)
+        assert found.from_record
+        assert found.seconds == 0
+        assert (found.chosen, found.spent) == (live.chosen, live.spent)
+        columns = ["candidate", "rung", "epoch"]
+        pd.testing.assert_frame_equal(found.history[columns], live.history[columns])
+        np.testing.assert_allclose(
+            found.history["validation_loss"], live.history["validation_loss"], rtol=1e-3
+        )
+        assert found.dense == {n: v for n, v in live.dense.items() if n in found.dense}
+        assert found.dense["test_accuracy"] == finished.dense["test_accuracy"]  # type: ignore[index]
+        assert found.cost == live.cost == {"parameters": 5224, "macs": 404_100}
+        with pytest.raises(AssertionError, match="is retrained"):
+            _ = found.network
+    # Only the chosen one is retrained, when its weights are asked for.
+    theirs = dict(live.network.named_parameters())
+    for name, ours in found.network.named_parameters():
+        torch.testing.assert_close(ours, theirs[name], rtol=1e-3, atol=1e-4)
+    assert found.network is found.network
+    # A seed that the study has not retrained is searched in training.
+    assert not study.search(2, seed=7, strategy="criterion", progress=False).from_record

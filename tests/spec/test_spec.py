@@ -292,7 +292,7 @@ PINNED = {
     "bench-glyphs-62": "2e0c3c7a2074",
     "bench-glyphs-62-underfit": "97f7f53f1309",
     "bench-glyphs-mlp": "b9cfbcdbb08b",
-    "lenet5-mini-bench": "03f730279911",
+    "lenet5-mini-bench": "2cb57f5be132",
     "lenet5-mini-dataset": "f9c525c24f0c",
     "lenet5-mini-depth": "44a488c9261a",
     "lenet5-mini-ratio": "a534d244cdd4",

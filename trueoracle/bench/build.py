@@ -174,7 +174,8 @@ def build(
     keys = outcomes[KEYS].drop_duplicates().reset_index(drop=True)
     had = [] if before is None else [name for name in before.scores if name not in CRITERIA]
     seconds: dict[str, float] = dict(told.get("seconds_to_score", {}))
-    names = sorted(criteria or [*CRITERIA, *had], key=lambda name: seconds.get(name, 0.0))
+    took = read_bench().card["seconds_to_score"] | seconds
+    names = sorted(criteria or [*CRITERIA, *had], key=lambda name: took.get(name, 0.0))
     bench = Bench(keys, {}, {}, {}, {}, _card(points, outcomes, told))
     columns = {name: _known(bench, name, None if name in rescore else before) for name in names}
     _write(outcomes, out / OUTCOMES)

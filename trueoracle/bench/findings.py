@@ -29,7 +29,7 @@ __all__ = ["COMPARED", "LITTLE", "QUESTIONS", "Finding", "findings"]
 QUESTIONS = {
     "oracle": "Does the pruned train loss predict the network after retraining?",
     "best": "Is one criterion the best?",
-    "sum": "Could a sum over filters do better, on other images?",
+    "sum": "Does a sum over filters predict on other images, and more than the best criterion?",
     "fit": "Do criteria predict less where dense networks are overfitted than where underfitted?",
     "classes": "Do criteria predict less where the task is harder?",
 }

@@ -29,6 +29,9 @@ COMMANDS = {
         "Write report.html, summary.json and the figures (PNG, SVG, PDF) of a recorded study."
     ),
     "watch": "Serve the report of a study while it runs: the page fills in as outcomes arrive.",
+    "figures": (
+        "Write the figures of a recorded study as wide as a paper's columns, with their values."
+    ),
     "export": "Write the tables candidates, scores, outcomes, retrainings and dense_epochs.",
     "analyse": "Apply the statistics of a study to tables of your own.",
     "verify": (

@@ -21,6 +21,8 @@ class Format(StrEnum):
 
     csv = "csv"
     parquet = "parquet"
+    latex = "latex"
+    markdown = "markdown"
 
 
 @guarded
@@ -32,7 +34,10 @@ def export(
         ),
     ],
     to: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
-    form: Annotated[Format, typer.Option("--format", help="csv or parquet.")] = Format.csv,
+    form: Annotated[
+        Format,
+        typer.Option("--format", help="csv or parquet; latex or markdown: the table of a paper."),
+    ] = Format.csv,
     settings: Settings = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
@@ -40,11 +45,16 @@ def export(
 ) -> None:
     """Write the tables candidates, scores, outcomes, retrainings and dense_epochs.
 
+    With --format latex (for booktabs) or markdown, the table of criteria and outcomes for a paper,
+    and its values as CSV.
+
     Examples:
 
     - trueoracle export digits-conv1-0.2 --out tables
 
     - trueoracle export digits-conv1-0.2 --format parquet --out tables
+
+    - trueoracle export digits-conv1-0.2 --format latex --out paper
     """
     results = open_results(find_run(study, runs, parse_overrides(settings or ())))
     written = results.export(to, form.value)

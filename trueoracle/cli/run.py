@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from trueoracle.cli import doors
 from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress
@@ -28,6 +30,12 @@ def run(
     machine: Machine,
     workers: Workers,
     output: Output,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            help="Also log live to tensorboard, wandb or mlflow (pip install '.[track]')."
+        ),
+    ] = None,
     retry_failed: RetryFailed = False,
 ) -> None:
     """Run a study, or all studies of a grid; run it again to resume.
@@ -59,7 +67,11 @@ def run(
         shown_progress(quiet=output.quiet or helps) as progress,
     ):
         found = grid.run(
-            progress=progress, executor=executor, retry_failed=retry_failed, **asdict(machine)
+            progress=progress,
+            executor=executor,
+            retry_failed=retry_failed,
+            track=track,
+            **asdict(machine),
         )
     if helps:
         return

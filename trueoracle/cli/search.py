@@ -89,6 +89,8 @@ def search(
     made = doors.Study(spec, runs=chosen.runs)
     with shown_progress(quiet=output.quiet) as progress:
         found = made.search(wanted, progress=progress, **asdict(machine))
+        if files.export is not None:
+            _ = found.network  # retrained here, where progress is shown
     if not (output.as_json or output.quiet):
         _show(found, made.spec.title)
     try:
@@ -155,19 +157,35 @@ def _show(found: doors.SearchResult, title: str) -> None:
         f"{name} {', '.join(map(str, filters))}" for name, filters in found.origin.pruned.items()
     )
     console.print(f"\nchosen: candidate {found.chosen}" + (f", without {pruned}" if pruned else ""))
-    console.print(
-        "".join(
-            f"test {metric.label} {_value(metric, found.outcome.values[f'test_{metric.name}'])}, "
-            for metric in found.metrics
-        )
-        + f"{metric} "
-        f"{number(found.outcome.values[found.by], 4)}"
-    )
-    console.print(
+    console.print(_beside_dense(found))
+    spent = (
         f"{found.spent:,} of the {found.full_budget:,} epochs that retrain all "
-        f"({found.spent / found.full_budget:.1%}), in {duration(found.seconds)}; "
-        f"recorded in {found.folder}"
+        f"({found.spent / found.full_budget:.1%})"
     )
+    if found.from_record:
+        console.print(f"{spent} were looked at, all in the record of {found.folder.parent.parent}")
+    else:
+        console.print(f"{spent}, in {duration(found.seconds)}; recorded in {found.folder}")
+
+
+def _beside_dense(found: doors.SearchResult) -> FittedTable:
+    """The chosen network beside the dense one: what it is measured by, and what it costs."""
+    made = table("", "dense", "chosen", "", right=("dense", "chosen"))
+    compared = next(m for m in found.metrics if found.by.endswith(f"_{m.name}"))
+    columns = {f"test_{metric.name}": metric for metric in found.metrics} | {found.by: compared}
+    for column, metric in columns.items():
+        dense, value = found.dense.get(column), found.outcome.values[column]
+        by = "compared" if column == found.by else ""
+        before = number(None) if dense is None else _value(metric, dense)
+        made.add_row(
+            f"{column.partition('_')[0]} {metric.label}", before, _value(metric, value), by
+        )
+    for name, words in (("parameters", "compression"), ("macs", "speed-up")):
+        dense, value = found.dense.get(name), found.cost[name]
+        if dense is not None and value is not None:
+            times = f"{words} {dense / value:.2f}x" if value else ""
+            made.add_row(name.replace("macs", "MACs"), f"{dense:,}", f"{value:,}", times)
+    return made
 
 
 def _value(metric: Metric, value: float) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trueoracle.data.splits import Split, Splits
-from trueoracle.errors import InputError, NotApplicableError, TrueOracleError, first_line
+from trueoracle.errors import InputError, NotApplicableError, TrueOracleError, first_line, shown
 from trueoracle.pruning.candidates import CandidateList, Units
 from trueoracle.registry import Registry
 from trueoracle.sources import code_fingerprint
@@ -26,6 +26,7 @@ __all__ = [
     "as_criterion",
     "criterion",
     "find_criterion",
+    "given_criterion",
     "split_settings",
 ]
 
@@ -370,6 +371,30 @@ def find_criterion(name: str) -> Criterion:
     base, settings = split_settings(name)
     found = as_criterion(base, CRITERIA.find(base))
     return found.with_settings(settings) if settings else found
+
+
+def given_criterion(given: object) -> object:
+    """The name of a criterion given in Python; a function becomes one of its own name.
+
+    The record knows the criterion by that name and by a hash of its code. A study is resumed with
+    the function given again; where its code has changed, its scores are made anew. Anything else
+    than a function or a criterion is returned as it is. Raises :class:`InputError` for a function
+    without a name, and where another criterion has the name.
+    """
+    if isinstance(given, str) or not callable(given):
+        return given
+    if isinstance(given, Criterion):
+        if CRITERIA.get(given.name) is not given and ":" not in given.name:
+            CRITERIA.add(given.name, given, given.function)
+        return given.name
+    name = getattr(given, "__name__", "")
+    if not name.isidentifier():
+        raise InputError(
+            f"criterion {shown(given)} has no name: define it by def, or register it by "
+            "@trueoracle.criterion('name')"
+        )
+    CRITERIA.add(name, as_criterion(name, given), given)
+    return name
 
 
 def split_settings(name: str) -> tuple[str, str]:

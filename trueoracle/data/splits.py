@@ -98,6 +98,10 @@ class Split:
     fields: Batch
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{n} {list(v.shape)} {v.dtype}" for n, v in self.fields.items())
+        return f"<Split of {len(self):,}: {fields}>".replace("torch.", "")
+
     def __post_init__(self) -> None:
         lengths = {name: len(value) for name, value in self.fields.items() if value.ndim}
         if not lengths or len(lengths) < len(self.fields):
@@ -194,9 +198,9 @@ class Splits:
     fill: tuple[float, ...] = field(default=(0.0,))
     measured: AnySplit | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
     remarks: tuple[str, ...] = ()
-    blocks: Mapping[str, Tensor] = field(default_factory=dict)
+    blocks: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         shapes = self.train.shapes

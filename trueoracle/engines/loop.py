@@ -48,9 +48,14 @@ class LoopPopulation:
         ]
 
     def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
-        alone = len(self._trainings) == 1  # several networks are never at the same step
+        keep = between_steps if self._keeps else None
         for training in self._trainings:
-            training.train_epoch(epoch, between_steps if alone and self._keeps else None)
+            training.train_epoch(epoch, keep)
+            training.wait()
+            if keep is not None and training is not self._trainings[-1]:
+                keep()
+        for training in self._trainings:
+            training.go_on()
 
     def measure(self, *, by_block: bool = False) -> Measured:
         measured = Measured({}, {})

@@ -20,7 +20,7 @@ from trueoracle.networks.copying import copied
 from trueoracle.tasks.base import INPUT, TARGET
 from trueoracle.tasks.classification import Classification
 from trueoracle.training.checkpoint import Keepable
-from trueoracle.training.continuing import STEP, MemberState
+from trueoracle.training.continuing import STEP, Begun, MemberState
 from trueoracle.training.loop import Stream, batches
 from trueoracle.training.recipe import Recipe, Retraining
 
@@ -129,13 +129,19 @@ class NativePopulation:
         size = (_STATES[recipe.optimizer], *self._weights[0].shape)
         self._state = [torch.zeros(size, dtype=self._program.dtype) for _ in self._groups]
         self._steps = 0
+        self._begun = Begun.read(states[0]) if states else None
         if states:
             self._restore(states)
 
     def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
-        """One pass over the training images, shuffled and augmented as in the loop."""
-        recipe, done = self._recipe, 0
-        for segment in self._segments(epoch):
+        """One pass over the training images, or the rest of a pass that was begun.
+
+        The images are shuffled and augmented as in the loop.
+        """
+        begun, self._begun = self._begun, None
+        recipe, done = self._recipe, 0 if begun is None else begun.step
+        whole = recipe.steps_in_epoch(len(self._data.train))
+        for segment in self._segments(epoch, done):
             steps = -(-len(segment[0]) // recipe.batch_size)
             self._program.train(
                 self._weights,
@@ -146,6 +152,10 @@ class NativePopulation:
                 steps_before=self._steps,
             )
             done, self._steps = done + steps, self._steps + steps
+            if between_steps is not None and done < whole:
+                self._begun = Begun.now(done, self._data.train.device)
+                between_steps()
+                self._begun = None
 
     def _optimizer(self, epoch: int, step: int) -> Optimizer:
         """The recipe's optimiser, with the learning rate of this step of this epoch."""
@@ -205,6 +215,8 @@ class NativePopulation:
                 if self._recipe.optimizer != "sgd":
                     steps = torch.tensor(float(self._steps))
                     own |= {f"{STEP}/{name}": steps.clone() for name, *_ in self._places()}
+                if self._begun is not None:
+                    own |= self._begun.as_state()
                 found[member] = own
         return found
 
@@ -227,11 +239,14 @@ class NativePopulation:
             yield name, at, parameter.numel(), parameter.shape
             at += parameter.numel()
 
-    def _segments(self, epoch: int) -> Iterator[list[Images]]:
-        """The images of one epoch, several batches at a time: one entry per group of lanes."""
+    def _segments(self, epoch: int, first: int) -> Iterator[list[Images]]:
+        """The images of one epoch from a batch on, several batches at a time.
+
+        A segment has one entry per group of lanes.
+        """
         distinct = list(dict.fromkeys(self._streams))
         iterators = {
-            stream: batches(self._data, self._recipe, stream[0], epoch, stream[1])
+            stream: batches(self._data, self._recipe, stream[0], epoch, stream[1], first=first)
             for stream in distinct
         }
         shared = all(len({self._streams[i] for i in group}) == 1 for group in self._groups)

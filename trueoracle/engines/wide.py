@@ -29,7 +29,7 @@ from trueoracle.networks.operations import in_both_modes
 from trueoracle.networks.tracing import why_not_traced
 from trueoracle.tasks.base import INPUT, TARGETS, Batch, Task
 from trueoracle.training.checkpoint import Keepable
-from trueoracle.training.continuing import MemberState, restore, state_of
+from trueoracle.training.continuing import Begun, MemberState, restore, state_of
 from trueoracle.training.evaluate import Tally, evaluation_batch
 from trueoracle.training.loop import (
     Stream,
@@ -104,19 +104,28 @@ class WidePopulation:
             torch.compiler.reset()
         self._compiled = torch.compile(self._loss, dynamic=False) if compiled else None
         self._shapes_seen: set[tuple[torch.Size, ...]] = set()
+        self._begun = Begun.read(states[0]) if states else None
 
     def train_epoch(self, epoch: int, between_steps: Callable[[], None] | None = None) -> None:
-        """One pass over the training split; ``epoch`` is counted from 0."""
+        """One pass over the training split, or the rest of a pass that was begun."""
+        begun, self._begun = self._begun, None
+        first = 0 if begun is None else begun.step
         steps = self._recipe.steps_in_epoch(len(self._data.train))
         self._stacked.train(True)
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             seed, stream = self._streams[0]
             torch.manual_seed(stream_seed(seed, epoch, "network", stream))
+            if begun is not None:
+                begun.go_on(self._device)
             with _attention_that_maps(self._device):
-                for step, (inputs, batch) in enumerate(self._batches(epoch)):
+                for step, (inputs, batch) in enumerate(self._batches(epoch, first), first):
                     for group in self._optimizer.param_groups:
                         group["lr"] = self._recipe.learning_rate_at(epoch, step, steps)
                     self._step(inputs, batch)
+                    if between_steps is not None and step + 1 < steps:
+                        self._begun = Begun.now(step + 1, self._device)
+                        between_steps()
+                        self._begun = None
 
     def measure(self, *, by_block: bool = False) -> Measured:
         """The metrics of every split, float64 ``[P]`` each, as ``evaluate`` would give them."""
@@ -147,11 +156,14 @@ class WidePopulation:
     def states(self) -> list[MemberState]:
         """The optimiser's state of each member, from which a later population can continue."""
         named = self._stacked.state
-        return [state_of(self._optimizer, named, i) for i in range(len(self._networks))]
+        begun = {} if self._begun is None else self._begun.as_state()
+        members = range(len(self._networks))
+        return [{**state_of(self._optimizer, named, i), **begun} for i in members]
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Given, Batch]]:
+    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Given, Batch]]:
         """Inputs and batches, common to all; where streams differ, fields are ``[P, N, ...]``."""
-        sources = [batches(self._data, self._recipe, s, epoch, name) for s, name in self._streams]
+        given = self._data, self._recipe
+        sources = [batches(*given, s, epoch, name, first=first) for s, name in self._streams]
         for parts in zip(*sources, strict=True):
             if len(parts) == 1:
                 yield _given(parts[0]), parts[0]

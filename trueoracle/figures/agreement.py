@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from trueoracle.analysis.numbers import number
 from trueoracle.errors import InputError
+from trueoracle.figures.drawing import new_figure
 from trueoracle.figures.scatter import plain
 
 __all__ = ["AgreementData", "agreement_data", "draw_agreement"]
@@ -95,8 +95,7 @@ def draw_agreement(data: AgreementData, size: tuple[float, float] | None = None)
         side = max((0.46 if numbered else 0.27) * count, 1.6)
         names = 0.4 + 0.07 * min(max(map(len, data.criteria)), 40)
         size = (side + names + 1.9, side + names + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size)
     tree, axes = figure.subplots(1, 2, width_ratios=[0.9, max(count * 0.3, 2.0)], sharey=True)
     colours = _COLOURS.with_extremes(bad="0.85")
     shown = axes.imshow(

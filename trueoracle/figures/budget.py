@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trueoracle.errors import InputError
+from trueoracle.figures.drawing import new_figure
 from trueoracle.figures.scatter import plain
 
 __all__ = ["BudgetData", "BudgetLine", "BudgetPanel", "budget_data", "draw_budget"]
@@ -89,8 +89,7 @@ def budget_data(
 def draw_budget(data: BudgetData, size: tuple[float, float] = (4.0, 3.4)) -> Figure:
     """Draw the panels side by side; ``size`` is that of one, in inches."""
     count = len(data.panels)
-    figure = Figure(figsize=(size[0] * count, size[1] + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((size[0] * count, size[1] + 0.5))
     grid = figure.subplots(1, count, squeeze=False)[0]
     for axes, panel in zip(grid, data.panels, strict=True):
         for line in panel.lines:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from trueoracle.analysis.curves import Curves, spread
+from trueoracle.figures.drawing import new_figure
 from trueoracle.figures.scatter import ANOMALY, CHOSEN, USUAL, plain
 
 __all__ = ["CurvesData", "curves_data", "draw_curves"]
@@ -38,8 +38,7 @@ def curves_data(
 
 def draw_curves(data: CurvesData, size: tuple[float, float] = (6.4, 3.6)) -> Figure:
     """Draw the curves; ``size`` is in inches."""
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size)
     axes = figure.subplots()
     low, lower, middle, upper, high = data.spread
     axes.fill_between(data.epochs, low, high, color="0.88", linewidth=0, label="all candidates")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trueoracle.analysis.filters import FilterWorth
+from trueoracle.figures.drawing import new_figure
 from trueoracle.figures.scatter import USUAL, plain
 
 __all__ = ["FiltersData", "draw_filters", "filters_data"]
@@ -49,8 +49,7 @@ def draw_filters(data: FiltersData) -> Figure:
     """Draw the filters as rows, and beside them the heat map where pairs are known."""
     count, worth = len(data.names), data.worth
     paired = worth.pairs is not None and bool(np.isfinite(worth.pairs).any())
-    figure = Figure(figsize=(8.4 if paired else 5.0, 1.2 + 0.24 * count), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((8.4 if paired else 5.0, 1.2 + 0.24 * count))
     axes, *right = figure.subplots(1, 2 if paired else 1, squeeze=False)[0]
     rows = np.arange(count)
     axes.hlines(rows, worth.kept, worth.pruned, color="0.75", linewidth=1.2)

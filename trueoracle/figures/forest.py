@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trueoracle.analysis.numbers import interval, number, p_value, percent
 from trueoracle.errors import InputError
+from trueoracle.figures.drawing import new_figure
 from trueoracle.figures.scatter import plain
 
 __all__ = ["ForestData", "draw_forest", "forest_data"]
@@ -100,8 +100,7 @@ def draw_forest(data: ForestData, size: tuple[float, float] | None = None) -> Fi
     count = len(data.labels)
     if size is None:
         size = (4.6 + 0.075 * min(max(map(len, data.labels)), 40) + 1.9, 1.75 + 0.3 * count)
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size)
     axes = figure.subplots()
     axes.axvline(0, color="0.45", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     for place, (value, low, high, share) in enumerate(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trueoracle.analysis.numbers import number
 from trueoracle.errors import InputError
+from trueoracle.figures.drawing import new_figure
 from trueoracle.figures.scatter import plain
 
 __all__ = ["LadderColumn", "LadderData", "draw_ladder", "ladder_data"]
@@ -94,8 +94,7 @@ def draw_ladder(data: LadderData, size: tuple[float, float] | None = None) -> Fi
         longest = max(len(name) for name in data.criteria)
         width = 0.6 + 0.075 * min(longest, 40) + 3.6 * len(data.columns)
         size = (max(width, 5.0), 1.25 + 0.27 * len(data.criteria))
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size)
     every = figure.subplots(1, len(data.columns), sharey=True, squeeze=False)[0]
     least, most = _limits(data)
     for column, axes in zip(data.columns, every, strict=True):

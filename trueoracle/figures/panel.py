@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trueoracle.errors import InputError
+from trueoracle.figures.drawing import new_figure
 from trueoracle.figures.scatter import ScatterData, draw_points, plain, scatter_data
 
 __all__ = ["PanelData", "draw_panel", "panel_data"]
@@ -76,8 +76,7 @@ def draw_panel(
     """
     columns = data.columns
     rows = math.ceil(len(data.scatters) / columns)
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((size[0] * columns, size[1] * rows))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=equal_axes, sharey=equal_axes)
     for place, axes in enumerate(grid.flat):
         if place >= len(data.scatters):

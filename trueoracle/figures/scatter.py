@@ -11,11 +11,11 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trueoracle.analysis.numbers import interval, number, percent
 from trueoracle.analysis.relation import Relation, relate
+from trueoracle.figures.drawing import new_figure
 from trueoracle.files import make_folder, replacing
 
 __all__ = [
@@ -106,8 +106,7 @@ def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> F
     Where several candidates share that score, each has a star, and the lines cross at the mean of
     their outcomes.
     """
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size)
     axes = figure.subplots()
     draw_points(axes, data)
     axes.set(xlabel=plain(data.x_label), ylabel=plain(data.y_label))
@@ -167,16 +166,23 @@ def plain(label: str) -> str:
     return label.replace("$", r"\$")
 
 
-def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+def save_figure(
+    figure: Figure, stem: Path, formats: Sequence[str] = FORMATS, *, outlines: bool = False
+) -> list[Path]:
     """Write ``stem.png``, ``.svg`` and ``.pdf``; raises :class:`StoreError` where that fails.
 
-    All files have the layout of the first. Text stays text in SVG and PDF, and files have no date,
-    so that the same figure gives the same bytes.
+    All files have the layout of the first. Text stays text in SVG and PDF (in SVG, with
+    ``outlines``, the letters' outlines are drawn instead), and files have no date, so that the same
+    figure gives the same bytes.
     """
     written = []
     layout = figure.get_layout_engine()
     with mpl.rc_context(
-        {"svg.fonttype": "none", "pdf.fonttype": PDF_FONTS, "svg.hashsalt": "trueoracle"}
+        {
+            "svg.fonttype": "path" if outlines else "none",
+            "pdf.fonttype": PDF_FONTS,
+            "svg.hashsalt": "trueoracle",
+        }
     ):
         try:
             for form in formats:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from trueoracle.errors import InputError
+from trueoracle.figures.drawing import new_figure
 from trueoracle.figures.scatter import plain
 
 __all__ = ["Trend", "TrendData", "draw_trend", "trend_data"]
@@ -82,8 +82,7 @@ def trend_data(
 
 def draw_trend(data: TrendData, size: tuple[float, float] = (5.0, 3.8)) -> Figure:
     """Draw the lines with their intervals as bars; ``size`` is in inches."""
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(size)
     axes = figure.subplots()
     axes.axhline(0, color="0.45", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     places = sorted(position for position, _ in data.ticks)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from trueoracle.errors import BusyError, StoreError
+from trueoracle.files import new_draft
 from trueoracle.record.paths import LOCK
 
-__all__ = ["is_locked", "locked"]
+__all__ = ["check_locks", "is_locked", "locked"]
+
+_LOCAL_ONLY = {
+    "nfs": r"nolock|local_lock=(all|flock)",
+    "nfs4": r"nolock|local_lock=(all|flock)",
+    "lustre": r"localflock|noflock",
+    "cifs": r"nobrl|nolock",
+    "smb3": r"nobrl|nolock",
+}
+"""Options of network file systems whose locks other machines do not see, by type."""
+
+_NEVER_LOCKS = re.compile(r"fuse\.(sshfs|s3fs|rclone|gcsfuse|goofys|mount-s3)")
+"""File systems whose locks other machines never see."""
 
 
 @contextmanager
@@ -56,3 +70,72 @@ def is_locked(folder: Path) -> bool:
         return True
     except StoreError:  # no process can be writing to a folder that cannot be written
         return False
+
+
+def check_locks(folder: Path) -> None:
+    """Raise :class:`StoreError` where locks in a folder, or where it is to be, keep nobody out.
+
+    Some network file systems refuse to lock, grant every lock, or lock for one machine only: two
+    processes could then write one record. The first two are tried, the third is known by the mount.
+    """
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    why = _local_only(there) or _untrue_lock(there)
+    if why:
+        raise StoreError(
+            f"{there} is on a file system without locks ({why}), so that two processes could write "
+            "one record: name a folder on a local disk, or on a file system that locks, by --runs"
+        )
+
+
+def _untrue_lock(folder: Path) -> str:
+    """What is wrong with a lock that is tried in a folder; empty where nothing is."""
+    try:
+        import fcntl
+    except ImportError:  # not on POSIX
+        return ""
+    try:
+        path = new_draft(folder / LOCK)
+    except OSError as error:
+        raise StoreError(f"cannot write in {folder}: {error.strerror or error}") from error
+    try:
+        with path.open("rb") as first, path.open("rb") as second:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(BlockingIOError):
+                fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return "it grants one lock twice"
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        with suppress(OSError):
+            path.unlink()
+    return ""
+
+
+def _local_only(folder: Path) -> str:
+    """The type and option of a mount whose locks other machines do not see; else empty."""
+    place = folder.resolve()
+    above = [mount for mount in mounts() if place.is_relative_to(mount[0])]
+    if not above:
+        return ""
+    _, kind, options = max(reversed(above), key=lambda mount: len(mount[0]))  # the latest
+    if _NEVER_LOCKS.fullmatch(kind):
+        return kind
+    known = _LOCAL_ONLY.get(kind)
+    found = [o for o in options.split(",") if known and re.fullmatch(known, o)]
+    return f"{kind}, mounted with {found[0]}" if found else ""
+
+
+def mounts() -> list[tuple[str, str, str]]:
+    """Where file systems are mounted, their types and options; nothing where that is unknown."""
+    found = []
+    with suppress(OSError):  # not on Linux
+        for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+            own, _, other = line.partition(" - ")
+            place, options = own.split(" ")[4:6]
+            kind, _, more = other.split(" ", 2)
+            found.append((re.sub(r"\\(\d{3})", _octal, place), kind, f"{options},{more}"))
+    return found
+
+
+def _octal(found: re.Match[str]) -> str:
+    return chr(int(found[1], 8))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import webbrowser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,12 @@ from trueoracle.record.store import Store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["SHORT", "Results", "Score"]
+    from trueoracle.report.page import WrittenReport
+
+__all__ = ["SHORT", "Form", "Results", "Score"]
+
+Form = Literal["csv", "parquet", "latex", "markdown"]
+"""Formats of tables."""
 
 _UNITS = {"depth": "layer"}
 """The unit that is pruned, by the kind of pruning, where the unit is no filter."""
@@ -456,16 +462,38 @@ class Results:
         made.insert(0, "task", self.task)
         return made
 
-    def export(self, out: Path, form: Literal["csv", "parquet"] = "csv") -> list[Path]:
-        """Write every table to ``out``; raises :class:`StoreError` where it cannot be written.
+    def figures(
+        self,
+        out: str | Path,
+        formats: Sequence[str] = ("pdf",),
+        columns: int = 1,
+        outcome: str = "last",
+    ) -> list[Path]:
+        """Write figures as wide as 1 or 2 columns of a paper, each with its values as CSV.
 
-        In CSV files, texts that a spreadsheet would compute have an apostrophe in front
-        (:mod:`trueoracle.analysis.cells`).
+        See :func:`trueoracle.report.paper.write_figures`. ``formats`` are of pdf, svg and png.
         """
+        from trueoracle.report.paper import write_figures
+
+        return write_figures(self, Path(out), formats, columns, outcome)
+
+    def export(self, out: str | Path, form: Form = "csv") -> list[Path]:
+        """Write every table to ``out``, or as ``latex`` or ``markdown`` that of the statistics.
+
+        With the latter, the values of the table are written as CSV, too. In CSV files, texts that a
+        spreadsheet would compute have an apostrophe in front (:mod:`trueoracle.analysis.cells`).
+        Raises :class:`StoreError` where a file cannot be written.
+        """
+        if form not in get_args(Form):
+            raise unknown("format of tables", form, get_args(Form))
+        if form in ("latex", "markdown"):
+            from trueoracle.report.paper import write_relations
+
+            return write_relations(self, Path(out), form)
         written = []
         for name, table in self.tables().items():
-            path = out / f"{name}.{form}"
-            make_folder(out)
+            path = Path(out) / f"{name}.{form}"
+            make_folder(path.parent)
             with replacing(path) as draft:
                 if form == "csv":
                     shown_cells(table).to_csv(draft, index=False)
@@ -473,6 +501,64 @@ class Results:
                     table.to_parquet(draft, index=False)
             written.append(path)
         return written
+
+    @property
+    def best(self) -> pd.Series[Any]:
+        """The candidate with the best mean outcome: a row of :meth:`points`.
+
+        It is the best of many, so that luck is part of its outcome. Raises :class:`InputError`
+        where nothing has been retrained yet.
+        """
+        outcome = self.outcome()
+        points = self.points(self.criteria[0]).dropna(subset="outcome")
+        values = points["outcome"] if outcome.higher_is_better else -points["outcome"]
+        return points.loc[values.idxmax()].drop("score")
+
+    def summary(self, outcome: str = "last") -> dict[str, Any]:
+        """What is found, as plain values: the fields that docs/tables.md lists.
+
+        ``outcome`` says which epochs count.
+        """
+        from trueoracle.report.summary import summarise  # imports matplotlib, which is slow
+
+        return summarise(self, outcome)
+
+    def report(
+        self, out: str | Path | None = None, outcome: str = "last", *, share: bool = False
+    ) -> WrittenReport:
+        """Write ``report.html``, ``summary.json`` and the figures; returns where they are.
+
+        Recorded arms of the study are shown beside it. ``out`` is the folder to write to, by
+        default ``report/`` in the study's own folder. ``outcome`` says which epochs count. With
+        ``share``, host, user and absolute paths are left out.
+        """
+        from trueoracle.record.runs import find_arms
+        from trueoracle.report.page import write_report
+
+        results, arms = self, find_arms(self)
+        if share:
+            results, arms = self.to_share(), [arm.to_share() for arm in arms]
+        folder = self.folder / "report" if out is None else Path(out)
+        return write_report(results, arms, folder, outcome)
+
+    def open(self) -> Path:
+        """Write the report and show it in the browser; returns its page."""
+        page = self.report().page.resolve()
+        webbrowser.open(page.as_uri())
+        return page
+
+    def __repr__(self) -> str:
+        status = self.status()
+        return (
+            f"<{type(self).__name__} of {self.spec.name}: {status['state']}, "
+            f"{status['retrained']:,} of {status['to_retrain']:,} networks retrained, in "
+            f"{self.folder}>"
+        )
+
+    def _repr_html_(self) -> str:
+        from trueoracle.report.notebook import results_html
+
+        return results_html(self)
 
     def status(self) -> dict[str, Any]:
         """How far the study is, as plain values."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
@@ -128,7 +128,7 @@ class WrittenReport:
     page: Path
     summary: Path
     figures: tuple[Path, ...]
-    summaries: tuple[dict[str, Any], ...]
+    summaries: tuple[dict[str, Any], ...] = field(repr=False)
 
 
 @dataclass(frozen=True)

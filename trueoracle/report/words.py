@@ -139,8 +139,8 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
             text += "about so far could a perfect criterion agree."
         else:
             text += (
-                f" counts retraining noise only{order}: about so far could a perfect criterion "
-                "agree on these examples. The record has no outcomes by blocks of examples: how other "
+                f" counts retraining noise only{order}: about so far could a perfect "
+                "criterion agree on these examples. The record has no outcomes by blocks of examples: how other "
                 "examples would order the candidates is not known."
             )
         above = [

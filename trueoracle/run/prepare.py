@@ -64,7 +64,7 @@ __all__ = ["Prepared", "find_device", "prepare"]
 _CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Prepared:
     """A study whose every part has been found and checked; no long work is done yet.
 
@@ -91,6 +91,13 @@ class Prepared:
     reading_seconds: float = 0.0
     code: Mapping[str, str] = field(default_factory=dict)
     place: tuple[int, int] = (1, 1)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Prepared {self.spec.name}: {len(self.candidates):,} candidates, criteria "
+            f"{', '.join(self.spec.criteria)}, {self.retrainings:,} networks to retrain, on "
+            f"{self.device}>"
+        )
 
     @property
     def retrainings(self) -> int:

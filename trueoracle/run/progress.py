@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import sys
 import time
-from typing import Protocol, TextIO
+from html import escape
+from typing import Any, Protocol, TextIO
 
 __all__ = [
+    "NotebookProgress",
     "PlainProgress",
     "Progress",
     "Rate",
@@ -60,10 +62,18 @@ class SilentProgress:
 
 
 def as_progress(progress: bool | Progress) -> Progress:
-    """Plain lines on standard error for True, nothing for False."""
-    if isinstance(progress, bool):
-        return PlainProgress() if progress else SilentProgress()
-    return progress
+    """For True, bars in a notebook and plain lines on standard error elsewhere; none for False."""
+    if not isinstance(progress, bool):
+        return progress
+    if not progress:
+        return SilentProgress()
+    return NotebookProgress() if _in_notebook() else PlainProgress()
+
+
+def _in_notebook() -> bool:
+    """Whether this is a notebook's kernel, rather than a terminal."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and hasattr(shell.get_ipython(), "kernel")
 
 
 LEAST_SECONDS = 1.0
@@ -134,6 +144,51 @@ class PlainProgress:
 
     def _print(self, text: str) -> None:
         print(one_line(text), file=self._stream, flush=True)
+
+
+class NotebookProgress:
+    """Shows a bar for each stage below a notebook's cell, with the rate and the time left."""
+
+    def __init__(self, interval: float = 0.3) -> None:
+        self._interval = interval
+        self._name, self._unit, self._note = "", "", ""
+        self._rate = Rate(0, 0)
+        self._last = 0.0
+        self._shown: Any = None
+
+    def stage(self, name: str, total: int, done: int, unit: str) -> None:
+        from IPython.display import HTML, display
+
+        self._name, self._unit, self._note = name, unit, ""
+        self._rate = Rate(total, done)
+        self._last = time.monotonic()
+        self._shown = display(HTML(self._html()), display_id=True)
+
+    def advance(self, count: float = 1, note: str = "") -> None:
+        from IPython.display import HTML
+
+        self._rate.add(count)
+        self._note = note or self._note
+        finished = self._rate.done == self._rate.total
+        if self._shown is not None and (
+            finished or time.monotonic() - self._last >= self._interval
+        ):
+            self._last = time.monotonic()
+            self._shown.update(HTML(self._html()))
+
+    def message(self, text: str) -> None:
+        print(one_line(text), flush=True)
+
+    def _html(self) -> str:
+        rate = self._rate
+        parts = [f"{int(rate.done):,}/{rate.total:,} {self._unit}", rate.text(self._unit)]
+        words = ", ".join(part for part in [*parts, self._note] if part)
+        return (
+            f'<div><span style="display: inline-block; min-width: 14em">'
+            f"{escape(one_line(self._name))}</span> "
+            f'<progress value="{rate.done:.4g}" max="{max(rate.total, 1)}"></progress> '
+            f"{escape(one_line(words))}</div>"
+        )
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ import torch
 from trueoracle.criteria.base import Criterion
 from trueoracle.errors import InputError
 from trueoracle.files import remove_drafts, write_text
-from trueoracle.record.lock import locked
+from trueoracle.record.lock import check_locks, locked
 from trueoracle.record.paths import AROUND, DATABASE, DENSE
 from trueoracle.record.store import Store
 from trueoracle.run.material import hub_commit
@@ -103,6 +103,7 @@ def sitting(
             "of what is launched on several devices, only 'trueoracle run' uses them: start this "
             "alone"
         )
+    check_locks(folder)
     with locked(folder, patience=1.0), Store(folder) as store:
         remove_drafts(folder)
         store.check()

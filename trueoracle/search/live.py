@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,13 @@ from trueoracle.data.splits import Splits
 from trueoracle.engines.choose import Plan
 from trueoracle.engines.memory import available_memory, readable_bytes
 from trueoracle.engines.retrain import retrain, stream_of
-from trueoracle.errors import InputError, StoreError, TrainingError, first_line
+from trueoracle.errors import (
+    InputError,
+    StoreError,
+    TrainingError,
+    first_line,
+    is_out_of_memory,
+)
 from trueoracle.files import (
     checked_json,
     make_folder,
@@ -33,16 +39,25 @@ from trueoracle.files import (
     sha256_of,
     write_bytes,
 )
-from trueoracle.networks.weights import load_state, state_tensors, write_tensors
+from trueoracle.networks.weights import (
+    load_state,
+    state_tensors,
+    write_tensors,
+)
 from trueoracle.pruning.candidates import CandidateList
-from trueoracle.search.schedule import Schedule
+from trueoracle.search.schedule import Schedule, to_the_end
 from trueoracle.search.strategies import begin, survivors
+from trueoracle.training.checkpoint import Checkpoint
+from trueoracle.training.continuing import MemberState
 from trueoracle.training.loop import EpochRecord
 from trueoracle.training.recipe import Retraining
 
 __all__ = ["Search", "SearchRecord", "check_memory"]
 
 RECORD = "search.json"
+
+UNDER_WAY = "under-way.partial.pt"
+"""Networks in training, until they are done."""
 
 PART_SECONDS = 15.0
 """The most seconds of training in a rung that a kill can cost, besides the current population."""
@@ -126,7 +141,7 @@ class Search:
         *,
         on_rung: Callable[[int, int, str], None],
         on_epoch: Callable[[float], None],
-        on_damage: Callable[[str], None],
+        say: Callable[[str], None],
     ) -> tuple[SearchRecord, str, nn.Module]:
         """The record, the id of the chosen candidate, and its retrained network.
 
@@ -135,8 +150,9 @@ class Search:
         - ``on_rung`` is called before a rung begins or goes on, with its number, how many of its
           candidates have been trained, and the plan;
         - ``on_epoch`` is called after training, with the epochs of one candidate that were done;
-        - ``on_damage`` is called where kept weights are damaged, with a line that says which. The
-          search then goes on from the last rung whose weights are whole.
+        - ``say`` is called with a line of text where kept weights are damaged (the search then goes
+          on from the last rung whose weights are whole), and where memory is too small for as many
+          networks at once as planned (half of them are then trained at once).
 
         Raises :class:`TrainingError` where every network diverged.
         """
@@ -145,24 +161,47 @@ class Search:
         if damage := self._damage(record):
             raise _unreadable(self.folder / RECORD, damage)
         if damaged := self._back_to_whole(record):
-            on_damage(f"{damaged}: trained again from rung {len(record.rungs) + 1}")
+            say(f"{damaged}: trained again from rung {len(record.rungs) + 1}")
         going, members = self._resumed(record)
         for number in range(len(record.rungs), len(self.schedule.rungs)):
             rung = self.schedule.rungs[number]
             chosen = plan(rung.candidates, record.engine)
             on_rung(number, len(record.part), str(chosen))
             record.engine = chosen.engine
-            going, members = self._rung(number, going, members, chosen, record, on_epoch)
+            going, members = self._rung(number, going, members, chosen, record, on_epoch, say)
             self._keep(self._checkpoint(number), self._checkpoint(number - 1), members, record)
         (name,) = (self.candidates.ids[index] for index in going)
+        self.check_chosen(record, name)
+        network = self._network(going[0])
+        self._give(network, members[going[0]])
+        return record, name, network.eval()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a search with these settings has left a record of its own."""
+        return (self.folder / RECORD).exists()
+
+    def of_one(self, index: int, epochs: int) -> Search:
+        """A search among one candidate: its retraining, kept in a folder beside this one's."""
+        alone = {"rungs": [[1, epochs]], "candidate": self.candidates.ids[index]}
+        settings = {**self.settings, **alone}
+        return replace(
+            self,
+            schedule=to_the_end(1, epochs, epochs),
+            order=[index],
+            settings=settings,
+            folder=self.folder.parent / folder_name(settings),
+            pruned=None,
+        )
+
+    @staticmethod
+    def check_chosen(record: SearchRecord, name: str) -> None:
+        """Raise :class:`TrainingError` where the chosen candidate, and so every one, diverged."""
         if record.epochs[name][-1].diverged:
             raise TrainingError(
                 "every network of the search diverged: lower retraining.learning_rate, or set "
                 "retraining.gradient_clip"
             )
-        network = self._network(going[0])
-        self._give(network, members[going[0]])
-        return record, name, network.eval()
 
     def _rung(
         self,
@@ -172,6 +211,7 @@ class Search:
         chosen: Plan,
         record: SearchRecord,
         on_epoch: Callable[[float], None],
+        say: Callable[[str], None],
     ) -> tuple[list[int], dict[int, _Member]]:
         """Train the candidates of a rung; returns those that go on, with weights and states.
 
@@ -186,42 +226,42 @@ class Search:
             members.pop(index, None)
         fresh = {name: list(own) for name, own in record.epochs.items()}
         saved = time.perf_counter()
+        most = chosen.group * chosen.groups
 
         def trained(some: Sequence[int]) -> list[float]:
-            nonlocal kept, saved
+            nonlocal kept, saved, most
             left_over = [index for index in some if index not in begun]
-            for chunk in _chunks(left_over, chosen.group * chosen.groups):
+            while left_over:
+                chunk = left_over[:most]
                 started = time.perf_counter()
-                networks, states = [], []
-                for index in chunk:
-                    network = self._network(index)
-                    if index in members:
-                        member = members.pop(index)
-                        self._give(network, member)
-                        states.append(member.state)
-                    networks.append(network)
-                records, after = retrain(
-                    networks,
-                    [self._stream(index) for index in chunk],
-                    self.data,
-                    self.recipe,
-                    engine=chosen.engine,
-                    epochs=epochs,
-                    states=states or None,
-                    on_epoch=on_epoch,
-                )
+                under_way = self._under_way(number, chunk, chosen.engine)
+                try:
+                    networks, records, after = self._train(
+                        chunk, members, chosen.engine, epochs, under_way, on_epoch
+                    )
+                except Exception as error:
+                    if len(chunk) == 1 or not is_out_of_memory(error):
+                        raise
+                    most = len(chunk) // 2
+                    say(f"out of memory with {len(chunk):,} networks at once: {most:,} from now on")
+                    if number:  # what was taken out of ``members``
+                        again = self._resumed(record)[1]
+                        members.update((index, again[index]) for index in chunk)
+                    continue
+                left_over = left_over[most:]
                 for index, own in zip(chunk, records, strict=True):
                     fresh[ids[index]] = fresh.get(ids[index], []) + own
                 done.extend(chunk)
                 begun.update(chunk)
                 # A candidate that can no longer go on is neither kept nor copied.
-                best = survivors(done, [self._value(fresh[ids[i]]) for i in done], left)
+                best = survivors(done, [self.value(fresh[ids[i]]) for i in done], left)
                 new = dict(zip(chunk, zip(networks, after, strict=True), strict=True))
                 kept = {
                     index: kept[index] if index in kept else _Member.of(*new[index])
                     for index in best
                 }
                 del networks, after, new  # before the next chunk is trained
+                under_way.remove()
                 record.seconds += time.perf_counter() - started
                 is_last = len(done) == self.schedule.rungs[number].candidates
                 if not is_last and time.perf_counter() - saved > PART_SECONDS:
@@ -229,7 +269,7 @@ class Search:
                     path = self._checkpoint(number, len(done))
                     self._keep(path, self._checkpoint(number - 1), kept, record)
                     saved = time.perf_counter()
-            return [self._value(fresh[ids[index]]) for index in some]
+            return [self.value(fresh[ids[index]]) for index in some]
 
         if number:
             trained(going)
@@ -239,6 +279,55 @@ class Search:
         record.epochs, record.part = fresh, []
         record.rungs.append([ids[index] for index in order])
         return [index for index in order if index in kept], kept
+
+    def _train(
+        self,
+        chunk: Sequence[int],
+        members: dict[int, _Member],
+        engine: str,
+        epochs: range,
+        checkpoint: Checkpoint,
+        on_epoch: Callable[[float], None],
+    ) -> tuple[list[nn.Module], list[list[EpochRecord]], list[MemberState]]:
+        """Train some candidates as one: their networks, their epochs, and the states after them."""
+        networks, states = [], []
+        for index in chunk:
+            network = self._network(index)
+            if index in members:
+                member = members.pop(index)
+                self._give(network, member)
+                states.append(member.state)
+            networks.append(network)
+        shown = 0.0
+
+        def show(count: float) -> None:
+            nonlocal shown
+            shown += count
+            on_epoch(count)
+
+        try:
+            records, after = retrain(
+                networks,
+                [self._stream(index) for index in chunk],
+                self.data,
+                self.recipe,
+                engine=engine,
+                epochs=epochs,
+                states=states or None,
+                on_epoch=show,
+                checkpoint=checkpoint,
+            )
+        except Exception:
+            on_epoch(-shown)
+            raise
+        return networks, records, after
+
+    def _under_way(self, rung: int, chunk: Sequence[int], engine: str) -> Checkpoint:
+        """What keeps candidates while they are trained, where that takes long."""
+        named = [self.candidates.ids[index] for index in chunk]
+        identity = f"{self.folder.name}-{rung}-{engine}-{named}"
+        make_folder(self.folder)
+        return Checkpoint(self.folder / UNDER_WAY, identity)
 
     def _left(self, rung: int) -> int:
         """How many candidates go on after a rung."""
@@ -253,7 +342,8 @@ class Search:
             reason = " ".join(str(error).split())
             raise _unreadable(self.folder, f"weights in it do not fit: {reason[:120]}") from error
 
-    def _value(self, own: Sequence[EpochRecord]) -> float:
+    def value(self, own: Sequence[EpochRecord]) -> float:
+        """What is compared of a candidate after the last of its epochs: lower is better."""
         if own[-1].diverged:
             return math.nan
         value = own[-1].values[self.by]
@@ -358,7 +448,7 @@ class Search:
             own = [record.epochs.get(ids[index], [])[: first.epochs] for index in some]
             if not all(own):
                 raise _NotRecordedError
-            return [self._value(one) for one in own]
+            return [self.value(one) for one in own]
 
         with suppress(_NotRecordedError):
             begin(self.order, first.candidates, recorded, self.pruned)
@@ -466,11 +556,6 @@ def _text(settings: Mapping[str, Any]) -> str:
 def _weights(network: nn.Module) -> dict[str, Tensor]:
     state = state_tensors(network)
     return {n: v.detach().cpu().contiguous().clone() for n, v in state.items()}
-
-
-def _chunks(members: Sequence[int], size: int) -> Iterator[list[int]]:
-    for i in range(0, len(members), size):
-        yield list(members[i : i + size])
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

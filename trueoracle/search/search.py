@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from pandas import isna
 from torch import nn
 
 from trueoracle.analysis.numbers import finite_or_none, many
@@ -18,6 +20,7 @@ from trueoracle.engines.choose import Plan, engine_for, plan
 from trueoracle.engines.retrain import retraining_data
 from trueoracle.errors import InputError, NotApplicableError, unknown
 from trueoracle.networks.fitting import plain_config
+from trueoracle.record.layout import COSTS
 from trueoracle.record.lock import locked
 from trueoracle.record.paths import SEARCHES
 from trueoracle.record.results import Results
@@ -32,7 +35,7 @@ from trueoracle.search.live import Search, SearchRecord, check_memory, folder_na
 from trueoracle.search.replay import selection_metric
 from trueoracle.search.schedule import ETA, Schedule, parse_budget
 from trueoracle.search.settings import SearchSettings
-from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, find_strategy
+from trueoracle.search.strategies import BATCHES, LEAST_BATCH, Strategy, choose, find_strategy
 from trueoracle.spec.spec import DataSpec
 from trueoracle.tasks.base import TARGETS
 from trueoracle.tasks.metric import Metric
@@ -41,18 +44,20 @@ from trueoracle.training.loop import EpochRecord
 __all__ = ["SearchResult", "search"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SearchResult:
     """One pruned network, and how it was chosen.
 
-    - ``chosen`` is the candidate's id, ``pruned`` what it prunes, ``network`` its retrained
-      network, in evaluation mode;
+    - ``chosen`` is the candidate's id, ``pruned`` what it prunes;
+    - ``dense`` has the dense network's metrics, ``parameters`` and ``macs``; ``cost`` the chosen
+      one's ``parameters`` and ``macs`` (for one example), None where they are not recorded;
     - ``outcome`` has the network's ``metrics`` on every split after the last epoch, of which the
       search compared ``by`` alone;
     - ``history`` has one row per candidate and epoch: ``candidate``, ``rung`` (from 1), ``epoch``
       (from 0), the learning rate and all metrics;
     - ``budget``, ``spent`` and ``full_budget`` count epochs of one candidate; ``seconds`` is the
-      time that training took;
+      time that training took; where the study has retrained every candidate, the choice is
+      ``from_record``, and nothing is trained for it;
     - ``folder`` keeps the search;
     - ``normalised`` has the means and standard deviations per channel by which images were
       normalised, where the data set has a name;
@@ -63,7 +68,8 @@ class SearchResult:
     study: str
     chosen: str
     pruned: Mapping[str, Any]
-    network: nn.Module
+    dense: Mapping[str, Any]
+    cost: Mapping[str, int | None]
     outcome: EpochRecord
     history: pd.DataFrame
     schedule: Schedule
@@ -80,6 +86,23 @@ class SearchResult:
     normalised: Mapping[str, Any]
     metrics: tuple[Metric, ...]
     files: Mapping[str, str]
+    from_record: bool
+    train: Callable[[], nn.Module]
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The chosen candidate's retrained network, in evaluation mode.
+
+        Where the choice is ``from_record``, it is retrained when it is first asked for: a record
+        holds outcomes, not weights.
+        """
+        return self.train()
+
+    def __repr__(self) -> str:
+        return (
+            f"<SearchResult of {self.study}: candidate {self.chosen}, {self.by} "
+            f"{self.outcome.values[self.by]:.4g}, {self.spent:,} of {self.full_budget:,} epochs>"
+        )
 
     @property
     def spent(self) -> int:
@@ -119,6 +142,9 @@ class SearchResult:
             "chosen": self.chosen,
             "pruned": dict(self.pruned),
             "outcome": finite_or_none(self.outcome.as_row()),
+            "dense": finite_or_none(dict(self.dense)),
+            **self.cost,
+            "from_record": self.from_record,
             "strategy": self.strategy,
             "criterion": self.criterion,
             "by": self.by,
@@ -146,8 +172,9 @@ def search(
     """Choose one candidate of a study and retrain it, for at most the budget that is ``wanted``.
 
     The strategy ``full`` has the full budget by default. ``engine`` and ``memory`` are those of
-    :func:`trueoracle.engines.choose.plan`. The dense network and scores are taken from the record
-    in ``folder``, or made and recorded there. A search that was stopped goes on where it stopped.
+    :func:`trueoracle.engines.choose.plan`. The dense network, scores and, where every candidate is
+    retrained with the search's seed, outcomes are taken from the record in ``folder``; else they
+    are made. A search that was stopped goes on where it stopped.
     Raises :class:`InputError` before any long work.
     """
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
@@ -183,14 +210,29 @@ def search(
         f"search ({way.name}): {schedule.cost:,} of the {full:,} epochs that retrain all "
         f"({schedule.cost / full:.1%}): {', then '.join(steps)}"
     )
-    with locked(folder, patience=1.0):
-        record, name, network = _carried_out(made, prepared, example, progress, engine, memory)
-    index = candidates.ids.index(name)
+    recorded = Results(folder)
+
+    def train(one: Search) -> tuple[SearchRecord, str, nn.Module]:
+        with locked(folder, patience=1.0):
+            return _carried_out(one, prepared, example, progress, engine, memory)
+
+    known = None if made.has_begun else _recorded_epochs(recorded, candidates.ids, start)
+    if known is None:
+        record, name, network = train(made)
+        index = candidates.ids.index(name)
+        trained = partial(nn.Module.eval, network)
+    else:
+        progress.message(f"read from the record: {many(full, 'epoch')} of seed {start}")
+        record, index = _read(made, known)
+        name = candidates.ids[index]
+        trained = partial(lambda one: train(one)[2], made.of_one(index, recipe.epochs))
+    dense, costs = recorded.dense or {}, recorded.candidates.set_index("candidate")
     return SearchResult(
         study=spec.name,
         chosen=name,
         pruned=candidates.pruned(index),
-        network=network,
+        dense={n: v for n, v in dense.items() if n in COSTS or n in record.epochs[name][-1].values},
+        cost={n: None if isna(v := costs.loc[name, n]) else int(v) for n in COSTS},
         outcome=record.epochs[name][-1],
         history=_history(record, schedule),
         schedule=schedule,
@@ -207,7 +249,38 @@ def search(
         normalised=_normalised(spec.data),
         files=prepared.data.files,
         metrics=tuple(prepared.data.task.metrics),
+        from_record=known is not None,
+        train=trained,
     )
+
+
+def _recorded_epochs(
+    recorded: Results, ids: Sequence[str], seed: int
+) -> dict[str, list[EpochRecord]] | None:
+    """Every candidate's epochs with one retraining seed; None where a candidate has none."""
+    rows = recorded.outcomes[recorded.outcomes["seed"] == seed].sort_values("epoch")
+    if not set(ids) <= set(rows["candidate"]):
+        return None
+    return {
+        str(name): [EpochRecord.from_row(row) for row in own.to_dict("records")]
+        for name, own in rows.drop(columns=["candidate", "seed"]).groupby(rows["candidate"])
+    }
+
+
+def _read(made: Search, known: Mapping[str, list[EpochRecord]]) -> tuple[SearchRecord, int]:
+    """The course that the search takes in recorded epochs, and the candidate that it chooses."""
+    ids = made.candidates.ids
+    course = choose(
+        made.order,
+        made.schedule,
+        lambda some, epochs: [made.value(known[ids[index]][:epochs]) for index in some],
+        made.pruned,
+    )
+    record = SearchRecord(dict(made.settings), engine="record")
+    record.rungs = [[ids[index] for index in rung] for rung in course.candidates]
+    record.epochs = {name: known[name] for name in record.rungs[0]}
+    made.check_chosen(record, ids[course.chosen])
+    return record, course.chosen
 
 
 def _planned(
@@ -376,7 +449,7 @@ def _carried_out(
             progress.stage("search", schedule.cost, done, "epochs")
             began = True
 
-    return made.run(planned, on_rung=on_rung, on_epoch=progress.advance, on_damage=progress.message)
+    return made.run(planned, on_rung=on_rung, on_epoch=progress.advance, say=progress.message)
 
 
 def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:

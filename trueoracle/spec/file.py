@@ -226,7 +226,7 @@ def spec_from(fields: Mapping[str, Any], overrides: Mapping[str, Any] | None = N
     try:
         return with_files(StudySpec.model_validate(given))
     except ValidationError as error:
-        raise InputError(_one_line(error)) from error
+        raise InputError(_one_line(error)) from None  # which holds all that pydantic says
 
 
 def with_files(spec: StudySpec, download: Callable[[str], None] | None = None) -> StudySpec:

@@ -9,11 +9,12 @@ weights under them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, optim
 
-__all__ = ["BASE", "STEP", "STREAM", "VALUE", "MemberState", "restore", "state_of"]
+__all__ = ["BASE", "STEP", "STREAM", "VALUE", "Begun", "MemberState", "restore", "state_of"]
 
 MemberState = Mapping[str, Tensor]
 """The optimiser's state of one network, by ``kind/parameter``; empty before the first step."""
@@ -28,6 +29,39 @@ STREAM = "stream"
 """The kind for progress within an epoch: the finished steps, and the state of random numbers."""
 
 _NOT_THE_OPTIMIZERS = {VALUE, BASE, STREAM}
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """How far an epoch has come: its finished steps, and where the random numbers stand."""
+
+    step: int
+    cpu: Tensor
+    cuda: Tensor | None = None
+
+    @classmethod
+    def now(cls, step: int, device: torch.device) -> Begun:
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(step, torch.get_rng_state(), cuda)
+
+    @classmethod
+    def read(cls, state: MemberState) -> Begun | None:
+        """Read the progress from a state; None where the state is one between epochs."""
+        if f"{STREAM}/step" not in state:
+            return None
+        return cls(
+            int(state[f"{STREAM}/step"]), state[f"{STREAM}/cpu"], state.get(f"{STREAM}/cuda")
+        )
+
+    def as_state(self) -> MemberState:
+        numbers = {"step": torch.tensor(self.step), "cpu": self.cpu, "cuda": self.cuda}
+        return {f"{STREAM}/{name}": v for name, v in numbers.items() if v is not None}
+
+    def go_on(self, device: torch.device) -> None:
+        """Set torch's random number generators to where they stood."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, device)
 
 
 def state_of(

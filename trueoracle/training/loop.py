@@ -19,7 +19,7 @@ from trueoracle.tasks.base import INPUT, TARGET, Batch, Task
 from trueoracle.tasks.classification import Classification, Smoothed
 from trueoracle.training.adapters import Adapters
 from trueoracle.training.checkpoint import Checkpoint, Keepable
-from trueoracle.training.continuing import STREAM, MemberState, restore, state_of
+from trueoracle.training.continuing import Begun, MemberState, restore, state_of
 from trueoracle.training.evaluate import tally_together
 from trueoracle.training.recipe import Recipe, Retraining
 from trueoracle.training.savings import Rounded, checkpointed
@@ -197,6 +197,15 @@ class Training:
             team=self._team,
         )
 
+    def wait(self) -> None:
+        """Stay at the end of an epoch, which others of a population still have to finish."""
+        steps = self._recipe.steps_in_epoch(len(self._data.train))
+        self._begun = Begun.now(steps, self._data.train.device)
+
+    def go_on(self) -> None:
+        """Leave the end of an epoch, which all others have finished."""
+        self._begun = None
+
     def check(self, batch: Batch) -> None:
         """Raise :class:`InputError` for a recipe by which the network computes no gradients."""
         task = training_task(self._data.task, self._recipe)
@@ -260,39 +269,6 @@ class Training:
             self._adapters.finish()
         if self._rounded is not None:
             self._rounded.finish()
-
-
-@dataclass(frozen=True, eq=False)
-class Begun:
-    """How far an epoch has come: its finished steps, and where the random numbers stand."""
-
-    step: int
-    cpu: Tensor
-    cuda: Tensor | None = None
-
-    @classmethod
-    def now(cls, step: int, device: torch.device) -> Begun:
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return cls(step, torch.get_rng_state(), cuda)
-
-    @classmethod
-    def read(cls, state: MemberState) -> Begun | None:
-        """Read the progress from a state; None where the state is one between epochs."""
-        if f"{STREAM}/step" not in state:
-            return None
-        return cls(
-            int(state[f"{STREAM}/step"]), state[f"{STREAM}/cpu"], state.get(f"{STREAM}/cuda")
-        )
-
-    def as_state(self) -> MemberState:
-        numbers = {"step": torch.tensor(self.step), "cpu": self.cpu, "cuda": self.cuda}
-        return {f"{STREAM}/{name}": v for name, v in numbers.items() if v is not None}
-
-    def go_on(self, device: torch.device) -> None:
-        """Set torch's random number generators to where they stood."""
-        torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, device)
 
 
 def train_epoch(
