@@ -140,8 +140,8 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
         else:
             text += (
                 f" counts retraining noise only{order}: about so far could a perfect "
-                "criterion agree on these examples. The record has no outcomes by blocks of examples: how other "
-                "examples would order the candidates is not known."
+                "criterion agree on these examples. The record has no outcomes by blocks of "
+                "examples: how other examples would order the candidates is not known."
             )
         above = [
             f"{one['criterion']} ({number(one['agreement'], 2)})"
