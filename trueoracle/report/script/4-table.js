@@ -137,6 +137,6 @@ function drawPicked(root) {
       ...(network.seeds.length > 1 ? network.seeds.map((seed) => element("td", {}, shown(outcomes[seed]?.[row]))) : []),
       ...used.map((place) => element("td", {}, network.prunes[row].includes(place) ? "pruned" : "·"))))));
   root.replaceChildren(
-    element("div", { class: "card scroll", tabindex: "0", role: "region", "aria-label": "Picked candidates" }, table),
+    element("div", { class: "card scroll", tabindex: "0", role: "region", "aria-label": "Picked candidates, side by side" }, table),
     element("div", { class: "tools" }, element("button", { type: "button", onclick: () => choose({ picked: [] }) }, "Unpick all")));
 }
