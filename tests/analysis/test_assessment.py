@@ -43,7 +43,7 @@ def test_the_verdict_says_what_the_numbers_say() -> None:
     x = pruned @ 2.0 ** np.arange(7)  # no two alike
     (good,) = assess(table(-x, pruned=pruned, loss=x))
     assert good.sentence("the loss", "accuracy") == (
-        "Yes: the loss predicts accuracy after retraining (τ −1.00 [−1.00, −1.00]); "
+        "Yes: the loss predicts accuracy after retraining (agreement 1.00 [1.00, 1.00]); "
         "none of 35 candidates end better than the one it would choose."
     )
     (bad,) = assess(table(x, pruned=pruned, loss=x))
@@ -225,8 +225,8 @@ def test_an_accuracy_turns_the_signs_too() -> None:
         mine, theirs = getattr(found, one), getattr(turned, one)
         assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high))
     assert found.disattenuated_interval.low < found.disattenuated
-    assert f"(τ −{found.relation.agreement:.2f} [" in found.sentence()
-    assert f"without noise of retraining −{found.disattenuated:.2f}" in found.sentence()
+    assert f"(agreement {found.relation.agreement:.2f} [" in found.sentence()
+    assert f"without noise of retraining {found.disattenuated:.2f}" in found.sentence()
 
 
 def test_holm_is_over_all_criteria_of_the_table() -> None:
@@ -288,7 +288,7 @@ def test_dense_networks_are_pooled() -> None:
     assert pooled.reliability.ceiling == pytest.approx(
         np.mean([one.reliability.ceiling for one in alone])
     )
-    assert "after retraining over 3 dense networks (τ " in pooled.sentence()
+    assert "after retraining over 3 dense networks (agreement " in pooled.sentence()
     assert "of 180 candidates" in pooled.sentence()
     # Candidates of different networks are not compared: a network may end better as a whole.
     better = [replace(t, outcomes=t.outcomes + 9 * i) for i, t in enumerate(tables)]

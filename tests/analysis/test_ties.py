@@ -39,6 +39,8 @@ from trueoracle.analysis.correlation import (
     spearman,
     top_weighted,
 )
+from trueoracle.analysis.curves import spread
+from trueoracle.analysis.filters import filter_worth
 from trueoracle.analysis.interactions import interaction_variance, standardised_ranks
 from trueoracle.analysis.jackknife import in_words, jackknife, leave_out
 from trueoracle.analysis.outcomes import (
@@ -133,6 +135,7 @@ OF_TABLES: dict[str, Callable[[CandidateTable], Any]] = {
     "assess": lambda one: [assessed(one), assessed(one, one)],
     "jackknife": lambda one: jackknife([one], taus).standard_error(),
     "leave_out": lambda one: leave_out(one, taus).seeds,
+    "filter_worth": lambda one: (made := filter_worth(one)) and vars(made),
     "in_words": lambda one: in_words([one]),
     "interaction_variance": lambda one: interaction_variance(
         one, standardised_ranks(np.stack(list(one.scores.values()))), one.outcome
@@ -159,6 +162,7 @@ OF_COLUMNS: dict[str, Callable[..., Any]] = {
     "kendall_of_finite": lambda a, b, y: kendall_of_finite(a, y),
     "pearson": lambda a, b, y: pearson(a, y).value,
     "spearman": lambda a, b, y: spearman(a, y).value,
+    "spread": lambda a, b, y: spread(np.stack([a, y], axis=1)),
     "top_weighted": lambda a, b, y: top_weighted(a, y, higher_is_better=False),
     "partial_kendall": partial_kendall,
     "rank_agreement": lambda a, b, y: rank_agreement([{"a": a, "b": b, "y": y}]).as_dict(),
@@ -179,7 +183,7 @@ OF_COLUMNS: dict[str, Callable[..., Any]] = {
 
 TESTED_BELOW = {
     "rank", "predict_additive", "pruned_filters", "seed_outcomes", "final_outcomes",
-    "shared_outcomes", "read_tables",
+    "shared_outcomes", "read_tables", "learning_curves",
 }  # fmt: skip
 
 

@@ -47,6 +47,7 @@ BASE = {
     "export": ["mine", "--out", "tables"],
     "analyse": ["points.csv", "--x", "x", "--y", "y"],
     "verify": ["mine"],
+    "watch": ["mine"],
 }
 """What works, before one word of it is replaced."""
 
@@ -111,12 +112,13 @@ def write_and_stop(*given: Any) -> None:
 def test_every_text_of_every_command(
     command: str, folder: Path, tiny_dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if command in ("report", "export"):
+    if command in ("report", "export", "watch"):
         call("run", "mine.toml", "-q")
     # What comes behind the reading of a study is tried below, with fewer texts.
     monkeypatch.setattr("trueoracle.study.prepare", stop)
     monkeypatch.setattr("trueoracle.bench.scoring.score_bench", stop)
     monkeypatch.setattr("trueoracle.report.page._section", write_and_stop)
+    monkeypatch.setattr("trueoracle.report.watch.serve", stop)
     for place, parameter in enumerate(texts(command), start=sorted(BASE).index(command)):
         # Commands share most options: each tries a third of the texts, another one than the next.
         for text in HOSTILE[place % 3 :: 3]:

@@ -8,7 +8,7 @@ import pytest
 from tests.cli.test_cli import TINY, call
 from tests.record.records import stopped_early
 from trueoracle.data import datasets
-from trueoracle.reproduce.published import all_settings
+from trueoracle.spec.published import all_settings
 
 STUDY = """
 criteria = ["oracle"]
@@ -52,7 +52,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_dataset: str) 
     )  # fmt: skip
     monkeypatch.setattr("trueoracle.spec.file.SHIPPED", folder)
     (tmp_path / "published.toml").write_text(PUBLISHED)
-    monkeypatch.setattr("trueoracle.reproduce.published.PUBLISHED", tmp_path / "published.toml")
+    monkeypatch.setattr("trueoracle.spec.published.PUBLISHED", tmp_path / "published.toml")
     monkeypatch.setitem(datasets.DATASETS, "absent", datasets.DATASETS["kmnist"])
     monkeypatch.setattr(datasets, "at_hand", lambda name: name != "absent", raising=False)
     monkeypatch.setattr("trueoracle.reproduce.comparison.STAND_IN", tiny_dataset)

@@ -74,7 +74,7 @@ def test_tables_are_written_as_latex_and_markdown(finished: Results, tmp_path: P
     markdown, _ = finished.export(tmp_path, "markdown")
     lines = markdown.read_text().splitlines()
     assert len(lines) == 2 + 4
-    assert lines[0].startswith("| outcome | criterion | agreement | Kendall's τ |")
+    assert lines[0].startswith("| outcome | criterion | agreement | 95% interval |")
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
 
 

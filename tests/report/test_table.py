@@ -31,7 +31,8 @@ def relation(criterion: str, **known: Any) -> dict[str, Any]:
 
 
 KNOWN = {
-    "kendall_low": -0.3, "kendall_high": -0.1, "permutation_p_value": 0.04,
+    "kendall_low": -0.3, "kendall_high": -0.1, "agreement_low": 0.1, "agreement_high": 0.3,
+    "permutation_p_value": 0.04,
     "adjusted_p_value": 0.08, "ceiling": 0.6, "disattenuated": 0.31, "disattenuated_low": 0.1,
     "disattenuated_high": 0.5, "at_most": 0.281, "answer": "Unclear", "percentile": 98.9,
     "held_out_regret": 0.0015, "best_rank": 7.5, "regret_low": 0.001, "regret_high": 0.002,
@@ -46,8 +47,7 @@ def test_all_that_is_known_has_a_column() -> None:
     assert dict(zip(table.headings, table.rows[0], strict=True)) == {
         "criterion": "l1",
         "agreement": "0.20",
-        "Kendall's τ": "−0.20",
-        "95% interval": "[−0.30, −0.10]",
+        "95% interval": "[0.10, 0.30]",
         "at most": "0.28",
         "p (Holm)": "0.08",
         "answer": "Unclear",
@@ -64,6 +64,7 @@ def test_all_that_is_known_has_a_column() -> None:
     further = further_table([({}, relation("l1", **KNOWN))])
     assert dict(zip(further.headings, further.rows[0], strict=True)) == {
         "criterion": "l1",
+        "Kendall's τ": "−0.20",
         "n": "1,000",
         "top-weighted": "0.24",
         "Spearman": "−0.30",
@@ -80,14 +81,14 @@ def test_all_that_is_known_has_a_column() -> None:
 
 def test_what_is_nowhere_known_has_no_column_and_a_gap_has_a_dash() -> None:
     table = relations_table([({}, relation("l1"))])
-    assert table.headings == ("criterion", "agreement", "Kendall's τ", "anomalies")
+    assert table.headings == ("criterion", "agreement", "anomalies")
     rows: list[tuple[dict[str, str], dict[str, Any]]] = [
         ({}, relation("l1", k=5, anomaly_ratio_k=0.1)),
         ({}, relation("l2", k=7)),
     ]
     mixed = relations_table(rows)
-    assert mixed.headings[4] == "over k lowest"
-    assert mixed.rows[1][4] == "–"
+    assert mixed.headings[3] == "over k lowest"
+    assert mixed.rows[1][3] == "–"
 
 
 def test_words_of_the_rows_come_first() -> None:

@@ -25,6 +25,7 @@ def relation(criterion: str, agreement: float | None, **known: Any) -> dict[str,
         "outcome_name": "final test accuracy",
         "agreement": agreement,
         "kendall_tau": tau,
+        "sign": -1,
         "verdict": f"{criterion} says something",
     } | known
 
@@ -54,7 +55,7 @@ def test_of_many_the_best_and_the_oracle_are_told() -> None:
         relation("l1", 0.2, answer="Unclear", counts_filters=True),
         relation("oracle", 0.12, answer="No", counts_filters=True),
         relation(
-            "taylor", 0.412, kendall_low=-0.5, kendall_high=-0.3, at_most=0.48, answer="Yes",
+            "taylor", 0.412, agreement_low=0.3, agreement_high=0.5, at_most=0.48, answer="Yes",
             counts_filters=True, interval_over="2 retraining seeds and 10 filters, given …",
         ),
         relation("snip", -0.4, answer="No", counts_filters=True),
@@ -63,10 +64,11 @@ def test_of_many_the_best_and_the_oracle_are_told() -> None:
     first, second = verdicts({"relations": relations})
     assert first == (
         "Yes: of 5 criteria, 1 predicts final test accuracy (τ is certain and 0.2 or more), of 2 "
-        "it is certain that they do not, and of 2 it is unclear; taylor agrees most (τ = −0.41 "
-        "[−0.50, −0.30], of size 0.48 at most with 95%), the pruned train loss is number 3 "
-        "(τ = −0.12). Certain is: Holm's p over all that is shown < 0.05, and an interval over "
-        "filters without zero in it. Intervals are over 2 retraining seeds and 10 filters, given …."
+        "it is certain that they do not, and of 2 it is unclear; taylor agrees most (agreement "
+        "0.41 [0.30, 0.50], of size 0.48 at most with 95%), the pruned train loss is number 3 "
+        "(agreement 0.12). Certain is: Holm's p over all that is shown < 0.05, and an interval "
+        "over filters without zero in it. Intervals are over 2 retraining seeds and 10 filters, "
+        "given …."
     )
     no = verdicts({"relations": [one | {"answer": "No"} for one in relations]})
     assert no[0].startswith("No: of 5 criteria, 0 predict final test accuracy")
@@ -80,7 +82,7 @@ def test_without_the_oracle_or_p_values_less_is_said() -> None:
     (said,) = verdicts({"relations": relations})
     assert said.startswith("Unclear: of 4 criteria, 0 predict final test accuracy")
     assert said.endswith(
-        "d agrees most (τ = −4.00); that other filters would give another τ is not counted."
+        "d agrees most (agreement 4.00); that other filters would give another τ is not counted."
     )
 
 
@@ -91,7 +93,8 @@ def test_the_ceiling_is_told_where_it_is_known() -> None:
     summary["ceilings"] = {"test_accuracy": known, "test_loss": None}
     assert ceiling_sentences(summary) == [
         "The ceiling of 0.63 for final test accuracy counts retraining noise only (τ = 0.45 "
-        "between halves of the seeds): so far could a perfect criterion agree on these examples. "
+        "between halves of the seeds): about so far could a perfect criterion agree on these "
+        "examples. "
         "The record has no outcomes by blocks of examples: how other examples would order the "
         "candidates is not known."
     ]
@@ -99,8 +102,8 @@ def test_the_ceiling_is_told_where_it_is_known() -> None:
     summary["ceilings"] = {"test_accuracy": both}
     assert ceiling_sentences(summary) == [
         "The ceiling of 0.63 [0.50, 0.70] for final test accuracy counts the noise of seeds and "
-        "examples (τ = 0.45 between halves of the seeds and examples): so far could a perfect "
-        "criterion agree."
+        "examples (τ = 0.45 between halves of the seeds and examples): about so far could a "
+        "perfect criterion agree."
     ]
     summary["ceilings"] = {"test_accuracy": known | {"ceiling": None}}
     assert ceiling_sentences(summary) == []
@@ -139,25 +142,26 @@ META = {
 
 
 def test_a_meta_analysis_is_one_sentence() -> None:
-    assert meta_sentence(META, "pruned train loss", "final test accuracy") == (
-        "Over 2 studies, pruned train loss has τ = −0.12 [−0.22, −0.01] with final test accuracy; "
-        "63% of its variation is between the studies (p = 0.02), and in another one of their kind "
-        "[−0.45, 0.20] is expected."
+    assert meta_sentence(META, "pruned train loss", "final test accuracy", sign=-1) == (
+        "Over 2 studies, pruned train loss agrees 0.12 [0.01, 0.22] with final test accuracy; 63% "
+        "of its variation is between the studies (p = 0.02), and in another one of their kind "
+        "[−0.20, 0.45] is expected."
     )
     plain = META | {"i2": None, "prediction_low": None}
     assert (
-        meta_sentence(plain, "x", "y") == "Over 2 studies, x has τ = −0.12 [−0.22, −0.01] with y."
+        meta_sentence(plain, "x", "y", sign=1)
+        == "Over 2 studies, x agrees −0.12 [−0.22, −0.01] with y."
     )
 
 
 def test_studies_of_one_network_are_said_to_be_of_one() -> None:
     studies: dict[str, Any] = {"studies": [{}] * 4}
-    two = meta_sentence(META | studies | {"clusters": 2}, "x", "y")
-    assert two.startswith("Over 4 studies of 2 dense networks, x has τ = ")
+    two = meta_sentence(META | studies | {"clusters": 2}, "x", "y", sign=1)
+    assert two.startswith("Over 4 studies of 2 dense networks, x agrees ")
     assert "63% of its variation is between networks" in two
     unknown = {"i2": None, "prediction_low": None}
-    one = meta_sentence(META | studies | unknown | {"clusters": 1}, "x", "y")
-    assert one.startswith("Over 4 studies of 1 dense network, x has")
+    one = meta_sentence(META | studies | unknown | {"clusters": 1}, "x", "y", sign=1)
+    assert one.startswith("Over 4 studies of 1 dense network, x agrees ")
     assert one.endswith("; with one dense network, nothing is said of another.")
 
 
@@ -177,5 +181,5 @@ def test_a_grid_of_many_criteria_tells_of_the_oracle() -> None:
 
     assert len(grid_verdicts(summary("l1", "oracle"))) == 2
     (said,) = grid_verdicts(summary("l1", "l2", "random", "oracle"))
-    assert "score oracle has τ" in said.lower()
+    assert "score oracle agrees" in said.lower()
     assert grid_verdicts({"points": [], "meta": None}) == []

@@ -12,9 +12,9 @@ from trueoracle.reproduce.comparison import (
     has_published_values,
     short_reference,
 )
-from trueoracle.reproduce.published import all_settings
-from trueoracle.reproduce.published import published as published_of
 from trueoracle.spec.grid import load_spec
+from trueoracle.spec.published import all_settings
+from trueoracle.spec.published import published as published_of
 
 
 def test_45_settings_are_published_each_once() -> None:

@@ -15,7 +15,6 @@ from tests.conftest import Writer
 from trueoracle.data.datasets import DATASETS
 from trueoracle.errors import InputError
 from trueoracle.networks.registry import NETWORKS
-from trueoracle.reproduce.published import all_settings
 from trueoracle.run.material import list_study
 from trueoracle.spec.file import (
     Reference,
@@ -28,6 +27,7 @@ from trueoracle.spec.file import (
     spec_from,
 )
 from trueoracle.spec.grid import load_spec, variants
+from trueoracle.spec.published import all_settings
 from trueoracle.spec.spec import Role, StudySpec
 
 MINIMAL = {

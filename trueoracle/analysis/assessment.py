@@ -179,11 +179,11 @@ class Assessment:
         )
 
     def _tau(self) -> str:
-        """Tau with its interval, its bound, and what it would be without noise."""
-        low, high = self.interval.low, self.interval.high
-        said = f"τ {number(self.relation.kendall.value, 2)}"
-        if not math.isnan(low):
-            said += f" {interval(low, high)}"
+        """The agreement with its interval, its bound, and what it would be without noise."""
+        around = self.agreement_interval
+        said = f"agreement {number(self.relation.agreement, 2)}"
+        if not math.isnan(around.low):
+            said += f" {interval(around.low, around.high)}"
         if not self.is_certain and not math.isnan(self.at_most):
             said += f", of size {number(self.at_most, 2)} at most with 95%"
         if not self.counts_filters:
@@ -192,8 +192,8 @@ class Assessment:
         if ceiling < LEAST_CEILING:
             said += ", and outcomes repeat themselves too little to say what it is without noise"
         elif self.answer == "Yes" and not math.isnan(self.disattenuated):
-            without = self.relation.sign * self.disattenuated
-            said += f", without noise of {self.reliability.over} {number(without, 2)}"
+            without = number(self.disattenuated, 2)
+            said += f", without noise of {self.reliability.over} {without}"
         return said
 
     def _choice(self) -> str:

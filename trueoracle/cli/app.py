@@ -28,6 +28,7 @@ COMMANDS = {
     "report": (
         "Write report.html, summary.json and the figures (PNG, SVG, PDF) of a recorded study."
     ),
+    "watch": "Serve the report of a study while it runs: the page fills in as outcomes arrive.",
     "figures": (
         "Write the figures of a recorded study as wide as a paper's columns, with their values."
     ),

@@ -20,6 +20,7 @@ _HOMES = {
     "build": "networks.registry",
     "build_study": "run.material",
     "check_export": "search.export",
+    "check_rule": "analysis.outcomes",
     "cost_in_words": "report.summary",
     "defaults": "networks.registry",
     "draw_budget": "figures.budget",
@@ -46,12 +47,14 @@ _HOMES = {
     "reproduce": "reproduce.reproduction",
     "Results": "record.results",
     "score_bench": "bench.scoring",
+    "serve": "report.watch",
     "shipped_grids": "spec.file",
     "shipped_studies": "spec.file",
     "SlurmExecutor": "executors.slurm",
     "Study": "study",
     "summarise_scores": "report.scores",
     "variants": "spec.grid",
+    "Watched": "report.watch",
     "write_report": "report.page",
 }
 __all__ = [*_HOMES, "InspectedGroup", "Inspection", "SearchResult"]

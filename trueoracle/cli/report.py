@@ -23,10 +23,12 @@ from trueoracle.spec.grid import variants
 
 @guarded
 def report(
-    study: Annotated[
-        str | None,
+    studies: Annotated[
+        list[str] | None,
         typer.Argument(
-            help="A recorded study: its name, .toml or folder; left out: the last changed one.",
+            metavar="[STUDY]...",
+            help="Recorded studies, each by its name, .toml or folder: the first one, and others "
+            "to show beside it. Left out: the last changed one.",
             autocompletion=recorded,
         ),
     ] = None,
@@ -48,8 +50,9 @@ def report(
 ) -> None:
     """Write report.html, summary.json and the figures (PNG, SVG, PDF) of a recorded study.
 
-    Recorded arms of the study are shown beside it. An unfinished study is reported as far as it
-    has come. Of a grid, one page with a panel of its points and tau against what they vary.
+    Recorded arms of the study are shown beside it or, where several are named, those instead. An
+    unfinished study is reported as far as it has come. Of a grid, one page with its points side by
+    side and agreement against what they vary. The page opens anywhere, without a network.
 
     Examples:
 
@@ -57,16 +60,22 @@ def report(
 
     - trueoracle report digits-conv1-0.2
 
+    - trueoracle report lenet5-mini-conv1-0.2 lenet5-mini-conv2-0.2
+
     - trueoracle report lenet5-mini-width@small
 
     - trueoracle report digits-conv1-0.2 --outcome best-on-test --out report-as-in-the-paper
     """
+    study = studies[0] if studies else None
+    others = (studies or [])[1:]
     if settings and not study:
         raise InputError("--set says which run of a STUDY is meant: name the study too")
     overrides = parse_overrides(settings or ())
     is_folder = bool(study) and is_recorded(runs / str(study))  # a grid's point has a + in it
     points = variants(study, overrides) if study and not is_folder and is_reference(study) else []
     if points and points[0].grid:
+        if others:
+            raise InputError(f"{study!r} is a grid, which has a report of its own: name it alone")
         whole = doors.Grid(points, runs=runs)
         if not whole.folders():
             raise InputError(
@@ -83,7 +92,8 @@ def report(
     run = doors.find_run(study, runs, overrides) if study else doors.last_run(runs)
     results = doors.open_results(run)
     folder = to or results.folder / "report"
-    arms = doors.find_arms(results)
+    beside = [doors.open_results(doors.find_run(one, runs, overrides)) for one in others]
+    arms = beside if others else doors.find_arms(results)
     if share:
         results, arms = results.to_share(), [arm.to_share() for arm in arms]
     written = doors.write_report(results, arms, folder, outcome)

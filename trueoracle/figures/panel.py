@@ -67,12 +67,17 @@ def panel_data(
     return PanelData(scatters, x_label, y_label, title)
 
 
-def draw_panel(data: PanelData, size: tuple[float, float] = (3.3, 2.9)) -> Figure:
-    """Draw the panel; ``size`` is that of one scatter, in inches. Each has axes of its own."""
+def draw_panel(
+    data: PanelData, size: tuple[float, float] = (3.3, 2.9), *, equal_axes: bool = False
+) -> Figure:
+    """Draw the panel; ``size`` is that of one scatter, in inches.
+
+    Each scatter has axes of its own unless ``equal_axes``.
+    """
     columns = data.columns
     rows = math.ceil(len(data.scatters) / columns)
     figure = new_figure((size[0] * columns, size[1] * rows))
-    grid = figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=equal_axes, sharey=equal_axes)
     for place, axes in enumerate(grid.flat):
         if place >= len(data.scatters):
             axes.set_visible(False)

@@ -8,44 +8,51 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from trueoracle.analysis.curves import learning_curves
+from trueoracle.analysis.filters import filter_worth
 from trueoracle.analysis.numbers import number
 from trueoracle.analysis.several import OwnAnalysis
+from trueoracle.errors import InputError
 from trueoracle.figures.agreement import agreement_data, draw_agreement
+from trueoracle.figures.curves import curves_data, draw_curves
+from trueoracle.figures.filters import draw_filters, filters_data
 from trueoracle.figures.forest import draw_forest, forest_data
 from trueoracle.figures.ladder import draw_ladder, ladder_data
 from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
 from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import Results
-from trueoracle.report.words import best_first, pruned_in_words
+from trueoracle.report.share import recorded_name
+from trueoracle.report.words import best_first
 
 __all__ = [
     "Drawn",
     "Folder",
     "agreement_figure",
     "analysis_figure",
+    "arms_figure",
+    "filter_names",
     "forest_figure",
     "ladder_figure",
     "ladder_in_words",
+    "learning_figure",
     "networks_figures",
     "panel_figure",
     "scatter_figure",
     "slug",
+    "worth_figure",
 ]
 
 _MOST_SVG = 150_000
 """The most bytes of a figure that a page holds as SVG; a larger one becomes a PNG."""
-
-_MOST_SPOTS = 500
 
 _LONGEST_NAME = 60
 """The most characters of a criterion's name in a file's name."""
@@ -53,56 +60,30 @@ _LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure in a page: the source of its picture, its content in words, and its caption.
-
-    ``spots`` are points that show words under the pointer: (thousandths of the width from the left,
-    thousandths of the height from the top, words).
-    """
+    """A figure in a page: the source of its picture, its content in words, and its caption."""
 
     source: str
     alt: str
     caption: str
-    spots: tuple[tuple[int, int, str], ...] = ()
 
 
 class Folder:
-    """The folder of a report's figures, and the files written so far."""
+    """The folder of a report's figures, and the files written so far; without one, none is."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.written: list[Path] = []
 
     def draw(
-        self,
-        figure: Figure,
-        stem: str,
-        *,
-        alt: str,
-        caption: str = "",
-        spots: Sequence[tuple[float, float, str]] = (),
-    ) -> Drawn:
-        """Write a figure in all formats; raises :class:`StoreError` where that fails.
-
-        ``spots`` are (x, y, words) in the data coordinates of the figure's first axes.
-        """
-        written = save_figure(figure, self.folder / stem, FORMATS)
+        self, figure: Callable[[], Figure], stem: str, *, alt: str, caption: str = ""
+    ) -> Drawn | None:
+        """Write a figure in all formats; raises :class:`StoreError` where that fails."""
+        if self.folder is None:
+            return None
+        written = save_figure(figure(), self.folder / stem, FORMATS)
         self.written += written
         by_form = {path.suffix[1:]: path for path in written}
-        source = _source(by_form["svg"], by_form["png"])
-        return Drawn(source, alt, caption, _places(figure, spots))
-
-
-def _places(
-    figure: Figure, spots: Sequence[tuple[float, float, str]]
-) -> tuple[tuple[int, int, str], ...]:
-    if not 0 < len(spots) <= _MOST_SPOTS:
-        return ()
-    to_figure = figure.axes[0].transData + figure.transFigure.inverted()
-    places = to_figure.transform([spot[:2] for spot in spots])
-    return tuple(
-        (round(1000 * x), round(1000 * (1 - y)), words)
-        for (x, y), (_, _, words) in zip(places.tolist(), spots, strict=True)
-    )
+        return Drawn(_source(by_form["svg"], by_form["png"]), alt, caption)
 
 
 def _source(svg: Path, png: Path) -> str:
@@ -184,12 +165,10 @@ def agreement_figure(agreement: Mapping[str, Any], title: str) -> Figure:
     return draw_agreement(data)
 
 
-def scatter_figure(
-    results: Results, relation: Mapping[str, Any], rule: str
-) -> tuple[Figure, list[tuple[float, float, str]]]:
-    """One criterion against one outcome, and its points as (score, outcome, what is pruned)."""
+def scatter_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Figure:
+    """One criterion against one outcome."""
     outcome = results.outcome(relation["metric"], rule)
-    points = results.points(relation["criterion"], outcome.column, rule)
+    points = results.points(recorded_name(results, relation["criterion"]), outcome.column, rule)
     data = scatter_data(
         points["score"].to_numpy(),
         points["outcome"].to_numpy(),
@@ -201,12 +180,7 @@ def scatter_figure(
         tau_interval=(relation.get("kendall_low"), relation.get("kendall_high")),
         ceiling=relation.get("ceiling"),
     )
-    finite = points[np.isfinite(points["score"]) & np.isfinite(points["outcome"])]
-    said = [
-        (float(x), float(y), pruned_in_words(pruned))
-        for x, y, pruned in zip(finite["score"], finite["outcome"], finite["pruned"], strict=True)
-    ]
-    return draw_scatter(data), said
+    return draw_scatter(data)
 
 
 def panel_figure(
@@ -215,7 +189,7 @@ def panel_figure(
     """Every criterion against one outcome, in the order given."""
     outcome, points = results.outcome(column, rule), []
     for relation in relations:
-        table = results.points(relation["criterion"], column, rule)
+        table = results.points(recorded_name(results, relation["criterion"]), column, rule)
         columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
         points.append((relation["criterion"], *columns))
     data = panel_data(
@@ -229,6 +203,64 @@ def panel_figure(
         },
     )
     return draw_panel(data)
+
+
+def arms_figure(
+    studies: Sequence[tuple[str, Results]], relation: Mapping[str, Any], rule: str
+) -> Figure:
+    """One criterion against one outcome in several studies, on equal axes."""
+    points = []
+    for label, results in studies:
+        table = results.points(
+            recorded_name(results, relation["criterion"]), relation["metric"], rule
+        )
+        points.append((label, table["score"].to_numpy(), table["outcome"].to_numpy()))
+    outcome = studies[0][1].outcome(relation["metric"], rule)
+    data = panel_data(
+        points,
+        higher_is_better=outcome.higher_is_better,
+        x_label=relation["score_name"],
+        y_label=outcome.axis,
+    )
+    return draw_panel(data, equal_axes=True)
+
+
+def learning_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Figure:
+    """The learning curves of one dense network's candidates, and of the chosen one."""
+    column = relation["metric"]
+    curves = learning_curves(results.outcomes, results.candidates["candidate"], column)
+    chosen = relation["chosen"]
+    lines = {} if chosen is None else {f"chosen by {relation['criterion']}": chosen}
+    axis = results.outcome(column, rule).label
+    return draw_curves(curves_data(curves, lines=lines, y_label=axis, title=results.spec.title))
+
+
+def worth_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Figure:
+    """Which filters matter in one dense network, of a study whose candidates prune filters."""
+    outcome = results.outcome(relation["metric"], rule)
+    worth = filter_worth(results.table(outcome.column, rule, []))
+    if worth is None:
+        raise InputError(f"{results.spec.name} prunes no filters")
+    data = filters_data(
+        worth,
+        filter_names(results),
+        higher_is_better=outcome.higher_is_better,
+        label=outcome.axis,
+        title=results.spec.title,
+    )
+    return draw_filters(data)
+
+
+def filter_names(results: Results) -> list[str]:
+    """The filters that candidates prune, in the order of the columns of ``CandidateTable.pruned``.
+
+    Empty where single weights are pruned.
+    """
+    if results.table().pruned is None:
+        return []
+    ways = results.candidates["pruned"].tolist()
+    numbers = {name: sorted({one for way in ways for one in way[name]}) for name in ways[0]}
+    return [f"{name} {one}" for name, own in numbers.items() for one in own]
 
 
 def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: str) -> Figure:
@@ -271,7 +303,7 @@ def networks_figures(
     )
     points = []
     for seed, one in results.retrained.items():
-        table = one.points(name, column, rule)
+        table = one.points(recorded_name(one, name), column, rule)
         columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
         points.append((f"dense network {seed}", *columns))
     panel = panel_data(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trueoracle.analysis.jackknife import NO_INTERVAL, Interval
 from trueoracle.analysis.meta import Effect, effect, meta_analysis, slope_in
-from trueoracle.analysis.numbers import number
+from trueoracle.analysis.numbers import many, number
 from trueoracle.analysis.outcomes import check_rule, rule_in_words
 from trueoracle.errors import InputError
 from trueoracle.figures.panel import draw_panel, panel_data
@@ -18,8 +19,19 @@ from trueoracle.figures.trend import draw_trend, trend_data
 from trueoracle.files import write_text
 from trueoracle.record.results import Results
 from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
-from trueoracle.report.page import headline_in_words, render, tables_of
+from trueoracle.report.headline import grid_headline
+from trueoracle.report.linked import linked
+from trueoracle.report.page import (
+    View,
+    candidates_table,
+    headline_in_words,
+    navigation,
+    render,
+    tables_of,
+)
+from trueoracle.report.share import recorded_name
 from trueoracle.report.summary import assess_together, summarise
+from trueoracle.report.table import costs_table
 from trueoracle.report.words import (
     FEW,
     grid_verdicts,
@@ -28,7 +40,7 @@ from trueoracle.report.words import (
     slope_sentence,
 )
 from trueoracle.spec.grid import Variant
-from trueoracle.spec.scale import scale_in_words
+from trueoracle.spec.scale import changes_in_words, scale_in_words
 
 __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
 
@@ -193,40 +205,164 @@ def write_grid_report(
     if not found:
         raise InputError(f"{summary['grid']}: no point of the grid has retrained a network yet")
     folder = Folder(out / "figures")
+    text = grid_page(summary, recorded, folder, rule)
+    page, summary_path = out / "report.html", out / "summary.json"
+    write_text(page, text)
+    write_text(summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return WrittenGrid(page, summary_path, tuple(folder.written), summary)
+
+
+def grid_page(
+    summary: Mapping[str, Any], recorded: Mapping[str, Results], folder: Folder, rule: str
+) -> str:
+    """The page of a grid of which some point has retrained a network."""
+    found = [
+        (entry, relation)
+        for entry in summary["points"]
+        for relation in (entry["summary"] or {"relations": []})["relations"]
+    ]
     names = {(r["criterion"], r["metric"]): (r["score_name"], r["outcome_name"]) for _, r in found}
+    signs = {(r["criterion"], r["metric"]): r["sign"] for _, r in found}
     criteria = list(dict.fromkeys(criterion for criterion, _ in names))
     shown = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
-    forests, panels = _forests(summary, names, folder), _panels(found, recorded, summary, folder)
-    rows = [
-        ({axis: str(value) for axis, value in entry["values"].items()}, relation)
-        for entry, relation in found
-    ]
-    page, summary_path = out / "report.html", out / "summary.json"
-    text = render(
+    forests, panels = (
+        _forests(summary, names, signs, folder),
+        _panels(found, recorded, summary, folder),
+    )
+    entries = [entry for entry in summary["points"] if entry["summary"]]
+    badges = {entry["label"]: _badge(entry["summary"]) for entry in entries}
+    first = next(entry for entry in entries if entry["summary"]["relations"])
+    views = {
+        "trend": View("Agreement over the grid", stills=tuple(_trends(found, summary, folder)[:1])),
+        "forest": View(
+            "All studies together",
+            stills=tuple(drawn for criterion, drawn in forests if criterion in shown)[:1],
+            intro="A random-effects meta-analysis, which allows for studies that differ by more "
+            "than chance; the diamond is their mean, each weighted by how precise it is. Studies "
+            "of one dense network count as one.",
+        ),
+        "arms": View(
+            "Side by side, on equal axes",
+            stills=tuple(drawn for criterion, drawn in panels if criterion in shown)[:1],
+        ),
+        "scatter": View("Score against outcome"),
+        "candidates": View(
+            "Candidates",
+            table=candidates_table(
+                recorded[first["label"]], first["summary"]["relations"][0], summary["outcome"]
+            ),
+        ),
+        "ladder": View("The criteria, best first"),
+        "curves": View("Learning curves"),
+        "picked": View("Picked candidates"),
+        "filters": View("Which filters matter"),
+    }
+    if not summary["meta"]:
+        del views["forest"]
+    return render(
         "grid.html",
+        title=summary["title"],
+        badge="; ".join(dict.fromkeys(filter(None, [summary["scale_in_words"], *badges.values()]))),
+        headline=grid_headline(summary),
+        conditions=_conditions(summary, entries),
+        nav=navigation({"found", "numbers", "costs", "glossary", "provenance", *views}),
+        study_control="study",
+        version=None,
+        views=views,
         summary=summary,
         verdicts=grid_verdicts(summary),
-        trends=_trends(found, summary, folder),
-        forests=[drawn for criterion, drawn in forests if criterion in shown],
         slopes=[
             slope_sentence(slope, *names[meta["criterion"], meta["metric"]])
             for meta in summary["meta"]
             if meta["criterion"] in shown
             for slope in meta["slopes"]
         ],
-        more_forests=[drawn for criterion, drawn in forests if criterion not in shown],
-        panels=[drawn for criterion, drawn in panels if criterion in shown],
-        more_panels=[drawn for criterion, drawn in panels if criterion not in shown],
-        tables=tables_of(rows),
-        dense={
-            entry["label"]: headline_in_words(entry["summary"])
-            for entry in summary["points"]
-            if entry["summary"]
-        },
+        tables=tables_of(
+            [
+                (
+                    {axis: str(value) for axis, value in entry["values"].items()}
+                    | ({"changed": badges[entry["label"]]} if any(badges.values()) else {}),
+                    entry["study"],
+                    relation,
+                )
+                for entry, relation in found
+            ]
+        ),
+        dense={entry["label"]: headline_in_words(entry["summary"]) for entry in entries},
+        costs=costs_table([(entry["label"], entry["summary"]) for entry in entries]),
+        data=linked(
+            [(recorded[e["label"]], e["summary"], e["label"], badges[e["label"]]) for e in entries],
+            rule,
+        )
+        | {"grid": _drawn_from(summary, found, names, signs)},
     )
-    write_text(page, text)
-    write_text(summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    return WrittenGrid(page, summary_path, tuple(folder.written), summary)
+
+
+def _badge(summary: Mapping[str, Any]) -> str:
+    return "; ".join(filter(None, [changes_in_words(summary["changed"])]))
+
+
+def _conditions(summary: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
+    axes = ", ".join(
+        f"{axis} {', '.join(map(str, values))}" for axis, values in summary["axes"].items()
+    )
+    over = f"; intervals: {summary['interval']}" if summary["interval"] else ""
+    return (
+        f"Holds for {axes}: {len(entries)} of {many(len(summary['points']), 'study', 'studies')} "
+        f"recorded; outcome at the {summary['outcome_in_words']}{over}."
+    )
+
+
+def _drawn_from(
+    summary: Mapping[str, Any],
+    found: Found,
+    names: Mapping[tuple[str, str], tuple[str, str]],
+    signs: Mapping[tuple[str, str], int],
+) -> dict[str, Any]:
+    """What the trend and the forests of the page are drawn from: agreement, +1 is perfect."""
+    known = [e for e in summary["points"] if e["summary"] and e["summary"]["relations"]]
+    place = {entry["label"]: number for number, entry in enumerate(known)}
+    trend = [
+        {
+            "at": _place(entry)[0],
+            "label": entry["label"],
+            "study": place[entry["label"]],
+            "line": ", ".join(f"{a} {v}" for a, v in list(entry["values"].items())[1:]),
+            "criterion": relation["criterion"],
+            "outcome": relation["metric"],
+            "agreement": relation["agreement"],
+            "low": relation["agreement_low"],
+            "high": relation["agreement_high"],
+            "certain": bool(relation["certain"]),
+            "answer": relation["answer"],
+            "ceiling": relation.get("ceiling"),
+        }
+        for entry, relation in found
+    ]
+    meta = []
+    for one in summary["meta"]:
+        key = one["criterion"], one["metric"]
+        kind = one["kind"] if len(summary["kinds"]) > 1 else ""
+        meta.append(
+            {
+                "criterion": key[0],
+                "outcome": key[1],
+                "words": meta_sentence(one, *names[key], kind=kind, sign=signs[key]),
+                **_turned(one, signs[key]),
+                "studies": [
+                    {"label": study["label"], **_turned(study, signs[key])}
+                    for study in one["studies"]
+                ],
+            }
+        )
+    return {"axis": next(iter(summary["axes"])), "trend": trend, "meta": meta}
+
+
+def _turned(entry: Mapping[str, Any], sign: int) -> dict[str, Any]:
+    """Tau and its interval with the sign that makes +1 perfect."""
+    tau, ends = entry["tau"], [entry["low"], entry["high"]]
+    low, high = [None, None] if None in ends else sorted(sign * end for end in ends)
+    return {"agreement": None if tau is None else sign * tau, "low": low, "high": high}
 
 
 Found = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
@@ -235,7 +371,7 @@ Found = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
 
 def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Drawn]:
     """Tau against the first of the axes, one figure per outcome."""
-    drawn = []
+    drawn: list[Drawn | None] = []
     axis = next(iter(summary["axes"]))
     bars = f"; bars: {summary['interval']}" if summary["interval"] else ""
     for column in dict.fromkeys(relation["metric"] for _, relation in found):
@@ -259,42 +395,48 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
         )
         drawn.append(
             folder.draw(
-                draw_trend(trend),
+                partial(draw_trend, trend),
                 f"{summary['grid']}-tau-{column}",
                 alt=f"Kendall's τ with {outcome} against {axis}: {values}.",
                 caption=f"Kendall's τ against {axis}{bars}."
                 + (" The grey line is the ceiling that noise leaves." if ceilings else ""),
             )
         )
-    return drawn
+    return [one for one in drawn if one is not None]
 
 
 def _forests(
-    summary: Mapping[str, Any], names: Mapping[tuple[str, str], tuple[str, str]], folder: Folder
+    summary: Mapping[str, Any],
+    names: Mapping[tuple[str, str], tuple[str, str]],
+    signs: Mapping[tuple[str, str], int],
+    folder: Folder,
 ) -> list[tuple[str, Drawn]]:
     """One forest per criterion and outcome, with the criterion."""
-    drawn = []
+    drawn: list[tuple[str, Drawn | None]] = []
     for meta in summary.get("meta") or []:
         criterion, metric = meta["criterion"], meta["metric"]
         score, outcome = names[criterion, metric]
         title, stem = summary["title"], f"{summary['grid']}-{slug(criterion)}-{metric}"
         if len(summary["kinds"]) > 1:
             title, stem = f"{title}: {meta['kind']}", f"{stem}-{slug(meta['kind'])}"
-        figure = forest_figure(meta, score=score, outcome=outcome, title=title)
+        figure = partial(forest_figure, meta, score=score, outcome=outcome, title=title)
         stem += "-forest"
         values = ", ".join(f"{one['label']} {number(one['tau'], 2)}" for one in meta["studies"])
-        alt = (
-            f"Forest plot of {score} and {outcome}: {values}. {meta_sentence(meta, score, outcome)}"
-        )
+        words = meta_sentence(meta, score, outcome, sign=signs[criterion, metric])
+        alt = f"Forest plot of Kendall's τ of {score} and {outcome}: {values}. {words}"
         drawn.append((criterion, folder.draw(figure, stem, alt=alt)))
-    return drawn
+    return _known(drawn)
+
+
+def _known(drawn: Sequence[tuple[str, Drawn | None]]) -> list[tuple[str, Drawn]]:
+    return [(criterion, one) for criterion, one in drawn if one is not None]
 
 
 def _panels(
     found: Found, recorded: Mapping[str, Results], summary: Mapping[str, Any], folder: Folder
 ) -> list[tuple[str, Drawn]]:
     """One panel of scatters per criterion and outcome, with the criterion."""
-    drawn = []
+    drawn: list[tuple[str, Drawn | None]] = []
     both: dict[tuple[str, str], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
     for entry, relation in found:
         both.setdefault((relation["criterion"], relation["metric"]), []).append((entry, relation))
@@ -306,7 +448,9 @@ def _panels(
                 for one in network["relations"]:
                     if (one["criterion"], one["metric"]) == (criterion, column):
                         results = networks[network["dense_seeds"][0]]
-                        table = results.points(criterion, column, summary["outcome"])
+                        table = results.points(
+                            recorded_name(results, criterion), column, summary["outcome"]
+                        )
                         columns = table["score"].to_numpy(), table["outcome"].to_numpy()
                         points.append((label, *columns))
                         intervals[label] = one["kendall_low"], one["kendall_high"]
@@ -323,13 +467,13 @@ def _panels(
         words = f"{first_relation['score_name']} against {outcome.name}"
         words = f"{words[0].upper()}{words[1:]}"
         one = folder.draw(
-            draw_panel(panel),
+            partial(draw_panel, panel, equal_axes=True),
             f"{summary['grid']}-{slug(criterion)}-{column}",
             alt=f"{words}, one scatter per study: {', '.join(intervals)}.",
             caption=f"{words}; a star has the lowest score.",
         )
         drawn.append((criterion, one))
-    return drawn
+    return _known(drawn)
 
 
 def _line(entry: Mapping[str, Any], relation: Mapping[str, Any]) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["without_places"]
+if TYPE_CHECKING:
+    from trueoracle.record.results import Results
+
+__all__ = ["recorded_name", "without_places"]
 
 _LEFT_OUT = {"address", "host", "hostname", "node", "pid", "user"}
 """Facts of a machine or its user by the names that a record gives them."""
@@ -37,6 +40,11 @@ def without_places(value: Any) -> Any:
     if "\n" not in value and (found := _WHOLE.fullmatch(value)):
         return f"{found[1]}{found[2]}"
     return _WITHIN.sub(r"\1", value)
+
+
+def recorded_name(results: Results, shown: str) -> str:
+    """The recorded name of a criterion that a summary names, maybe without its place."""
+    return next((one for one in results.criteria if without_places(one) == shown), shown)
 
 
 def _name(path: str) -> str:

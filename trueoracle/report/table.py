@@ -10,17 +10,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trueoracle.analysis.numbers import ABSENT, interval, mean_count, number, p_value, percent
+from trueoracle.analysis.numbers import (
+    ABSENT,
+    interval,
+    mean_count,
+    number,
+    p_value,
+    percent,
+    quantity,
+)
+from trueoracle.record.results import SHORT
+from trueoracle.run.progress import duration
+from trueoracle.spec.file import Published
 
 __all__ = [
     "Column",
+    "PublishedTable",
     "TextTable",
     "brief_table",
+    "costs_table",
     "differences_table",
     "further_table",
     "networks_table",
     "number_cell",
     "partial_table",
+    "published_table",
     "relations_table",
     "text_table_of",
 ]
@@ -104,8 +118,7 @@ _MAIN = (
     Column(
         "agreement", "τ with its sign turned so that +1 is perfect", number_cell("agreement", 2)
     ),
-    Column("Kendall's τ", "rank correlation, its sign as it is", number_cell("kendall_tau", 2)),
-    Column("95% interval", "of τ: over what, is said below", _interval("kendall", 2)),
+    Column("95% interval", "of the agreement: over what, is said above", _interval("agreement", 2)),
     Column("at most", "size of τ, with 95%", number_cell("at_most", 2)),
     Column(
         "p (Holm)",
@@ -130,6 +143,7 @@ _MAIN = (
     ),
 )
 _FURTHER = (
+    Column("Kendall's τ", "agreement, its sign as it is", number_cell("kendall_tau", 2)),
     Column("n", "candidates", lambda r: f"{r['n']:,}"),
     Column("top-weighted", "agreement, the best count most", number_cell("weighted_agreement", 2)),
     Column("Spearman", "rank correlation", number_cell("spearman_r", 2)),
@@ -206,10 +220,10 @@ def networks_table(summary: Mapping[str, Any]) -> TextTable:
         ("dense network", "its seed", [seed for seed, _ in entries]),
     ]
     columns = [one for one in _MAIN if one.heading in _OF_NETWORKS]
-    return text_table_of(words, (_CRITERION,), columns, relations, "Kendall's τ")
+    return text_table_of(words, (_CRITERION,), columns, relations, "agreement")
 
 
-_OF_NETWORKS = ("Kendall's τ", "95% interval", "ceiling", "anomalies", "percentile")
+_OF_NETWORKS = ("agreement", "95% interval", "ceiling", "anomalies", "percentile")
 
 
 def _of_relations(
@@ -260,6 +274,74 @@ def partial_table(entries: Sequence[tuple[str, Entry]]) -> TextTable:
         Column("partial τ", "of the criterion with the outcome", number_cell("kendall_tau", 2)),
     )
     return _of_outcomes(entries, names, columns, "partial τ")
+
+
+def costs_table(studies: Sequence[tuple[str, Entry]]) -> TextTable:
+    """What pruning saves and what the studies took, from (label, summary) of each."""
+
+    def cost(*names: str) -> Callable[[Entry], str]:
+        def cell(entry: Entry) -> str:
+            known = entry["cost"]
+            if known is None or any(known[name] is None for name in names):
+                return ABSENT
+            return quantity(*(known[name] for name in names))
+
+        return cell
+
+    def times(name: str) -> Callable[[Entry], str]:
+        def cell(entry: Entry) -> str:
+            value = (entry["cost"] or {}).get(name)
+            return ABSENT if value is None else f"{value:.2f}×"
+
+        return cell
+
+    columns = (
+        Column("parameters", "of the dense network's", cost("parameters", "dense_parameters")),
+        Column("compression", "dense by pruned parameters", times("compression_ratio")),
+        Column("MACs", "for one example, of the dense network's", cost("macs", "dense_macs")),
+        Column("theoretical speed-up", "by MACs, not measured", times("theoretical_speedup")),
+        Column("retrained", "networks", lambda s: f"{s['retrained']:,} of {s['to_retrain']:,}"),
+        Column("time retraining", "of all networks", lambda s: duration(s["retraining_seconds"])),
+    )  # fmt: skip
+    words = [("study", "which", [label for label, _ in studies])]
+    return text_table_of(words, (), columns, [summary for _, summary in studies])
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """Published values beside ours, and what the two have in common and what not."""
+
+    intro: str
+    table: TextTable
+
+
+def published_table(
+    settings: Sequence[Published], relations: Sequence[Entry], badge: str
+) -> PublishedTable | None:
+    """The published values of a study's settings beside ours; None where there are none."""
+    columns = (
+        Column("n", "candidates", lambda r: ABSENT if r["n"] is None else f"{r['n']:,}"),
+        Column("Kendall's τ", "its sign as it is", number_cell("kendall_tau", 2)),
+        Column("p (textbook)", "as if candidates were independent", _p_value("kendall_p_value")),
+        Column("anomalies", "share that ends better", _percent("anomaly_ratio")),
+    )
+    rows: list[tuple[str, Entry]] = []
+    for one in settings:
+        criterion = SHORT if one.needs_short else "oracle"
+        ours = [r for r in relations if r["criterion"] == criterion]
+        ours = [r for r in ours if r["metric"] == one.y.replace(" ", "_")]
+        if not one.has_values or not ours:
+            continue
+        values = one.model_dump() | {"kendall_p_value": one.p_value}
+        rows += [(f"published: {one.setting}", values), ("ours", ours[0])]
+    if not rows:
+        return None
+    words = [("of", "whose", [label for label, _ in rows])]
+    differs = f" Ours is changed, so that the two need not agree: {badge}." if badge else ""
+    return PublishedTable(
+        f"As printed in {settings[0].source}; the sign of τ is theirs, raw.{differs}",
+        text_table_of(words, (), columns, [one for _, one in rows]),
+    )
 
 
 def _of_outcomes(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trueoracle.analysis.numbers import ABSENT, interval, many, number, p_value, percent
+from trueoracle.analysis.power import Power
 
 __all__ = [
     "additive_sentence",
@@ -16,6 +17,7 @@ __all__ = [
     "data_in_words",
     "grid_verdicts",
     "kinds_in_words",
+    "limits_in_words",
     "meta_sentence",
     "pruned_in_words",
     "slope_sentence",
@@ -87,8 +89,8 @@ def _of_many(own: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _tau(relation: Mapping[str, Any]) -> str:
-    text = f"τ = {number(relation['kendall_tau'], 2)}"
-    low, high = relation.get("kendall_low"), relation.get("kendall_high")
+    text = f"agreement {number(relation['agreement'], 2)}"
+    low, high = relation.get("agreement_low"), relation.get("agreement_high")
     if low is not None and high is not None:
         text += f" {interval(low, high)}"
     if relation.get("at_most") is not None:
@@ -133,14 +135,49 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
         order = "" if alike is None else f" (τ = {number(alike, 2)} between halves of the {halves})"
         text = f"The ceiling of {ceiling} for {names[metric]}"
         if known.get("blocks"):
-            text += f" counts the noise of {halves}{order}: so far could a perfect criterion agree."
+            text += f" counts the noise of {halves}{order}: "
+            text += "about so far could a perfect criterion agree."
         else:
             text += (
-                f" counts retraining noise only{order}: so far could a perfect criterion agree on "
-                "these examples. The record has no outcomes by blocks of examples: how other "
-                "examples would order the candidates is not known."
+                f" counts retraining noise only{order}: about so far could a perfect "
+                "criterion agree on these examples. The record has no outcomes by blocks of "
+                "examples: how other examples would order the candidates is not known."
             )
+        above = [
+            f"{one['criterion']} ({number(one['agreement'], 2)})"
+            for one in summary["relations"]
+            if one["metric"] == metric and (one["agreement"] or 0) > known["ceiling"]
+        ]
+        if above:
+            verb = "lies" if len(above) == 1 else "lie"
+            text += f" It is an estimate: {', '.join(above)} {verb} above it."
         said.append(text)
+    return said
+
+
+def limits_in_words(summary: Mapping[str, Any], plan: Power | None) -> list[str]:
+    """What the data of a study cannot tell, one sentence per outcome, and what it was able to."""
+    said = []
+    for metric in dict.fromkeys(one["metric"] for one in summary["relations"]):
+        own = [one for one in best_first(summary["relations"]) if one["metric"] == metric]
+        open_ones = [one for one in own if one["answer"] == "Unclear"]
+        bounds = [one for one in open_ones if one.get("at_most") is not None]
+        name = own[0]["outcome_name"]
+        if not open_ones:
+            said.append(f"For {name}, each criterion has an answer.")
+            continue
+        which = many(len(open_ones), "criterion", "criteria")
+        verb = "has" if len(open_ones) == 1 else "have"
+        text = f"For {name}, {which} of {len(own)} {verb} no answer"
+        if bounds:
+            most = max(bounds, key=lambda one: float(one["at_most"]))
+            text += (
+                f": with 95%, sizes of τ up to {number(most['at_most'], 2)} "
+                f"({most['criterion']}) are not excluded"
+            )
+        said.append(f"{text}.")
+    if plan is not None:
+        said.append(f"By its design alone, {plan.sentence()}.")
     return said
 
 
@@ -171,17 +208,26 @@ def additive_sentence(additive: Mapping[str, Any], outcome: str) -> str:
     return f"{text} on the examples that it was fitted on. On others it can agree far less."
 
 
-def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str, kind: str = "") -> str:
-    """What a random-effects meta-analysis says over the studies of a grid, of one ``kind``."""
+def meta_sentence(
+    meta: Mapping[str, Any], score: str, outcome: str, kind: str = "", *, sign: int
+) -> str:
+    """What a random-effects meta-analysis says over the studies of a grid, of one ``kind``.
+
+    ``sign`` turns raw tau into agreement (+1 is perfect).
+    """
+
+    def turned(low: str, high: str) -> str:
+        ends = [sign * end for end in (meta.get(low), meta.get(high)) if end is not None]
+        return interval(min(ends), max(ends)) if len(ends) == 2 else ABSENT
+
     count = len(meta["studies"])
     over = many(count, "study", "studies") + (f" of kind {kind!r}" if kind else "")
     clusters = meta.get("clusters")
     if clusters is not None and clusters < count:
         over += f" of {many(clusters, 'dense network')}"
-    text = (
-        f"Over {over}, {score} has "
-        f"τ = {number(meta['tau'], 2)} {interval(meta['low'], meta['high'])} with {outcome}"
-    )
+    value = number(None if meta["tau"] is None else sign * meta["tau"], 2)
+    around = turned("low", "high")
+    text = f"Over {over}, {score} agrees {value} {around} with {outcome}"
     if clusters == 1 and count > 1:
         text += "; with one dense network, nothing is said of another"
     if meta.get("i2") is not None:
@@ -189,8 +235,7 @@ def meta_sentence(meta: Mapping[str, Any], score: str, outcome: str, kind: str =
         text += f"; {meta['i2']:.0%} of its variation is between {between}"
         if meta.get("p_value") is not None:
             text += f" (p = {p_value(meta['p_value'])})".replace("= <", "< ")
-    if meta.get("prediction_low") is not None and meta.get("prediction_high") is not None:
-        expected = interval(meta["prediction_low"], meta["prediction_high"])
+    if (expected := turned("prediction_low", "prediction_high")) != ABSENT:
         text += f", and in another one of their kind {expected} is expected"
     return f"{text[0].upper()}{text[1:]}."
 
@@ -214,6 +259,7 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
     names = {
         (one["criterion"], one["metric"]): (one["score_name"], one["outcome_name"]) for one in found
     }
+    signs = {(one["criterion"], one["metric"]): one["sign"] for one in found}
     criteria = list(dict.fromkeys(one["criterion"] for one in found))
     spoken_of = criteria if len(criteria) <= FEW or "oracle" not in criteria else ["oracle"]
     kinds = summary.get("kinds") or ()
@@ -222,6 +268,7 @@ def grid_verdicts(summary: Mapping[str, Any]) -> list[str]:
             meta,
             *names[meta["criterion"], meta["metric"]],
             kind=meta["kind"] if len(kinds) > 1 else "",
+            sign=signs[meta["criterion"], meta["metric"]],
         )
         for meta in summary.get("meta") or []
         if meta["criterion"] in spoken_of and (meta["criterion"], meta["metric"]) in names

@@ -12,10 +12,10 @@ from trueoracle.errors import InputError, unknown
 from trueoracle.report.summary import summarise
 from trueoracle.reproduce import comparison
 from trueoracle.reproduce.comparison import Ours, Scale
-from trueoracle.reproduce.published import all_settings, published
 from trueoracle.run.progress import Progress, as_progress
 from trueoracle.spec.file import Published, is_reference, shipped_studies, without_arms
 from trueoracle.spec.grid import load_spec, load_variant
+from trueoracle.spec.published import all_settings, published
 from trueoracle.spec.spec import StudySpec
 
 __all__ = ["list_settings", "reproduce"]

@@ -10,7 +10,7 @@ from trueoracle.errors import InputError
 from trueoracle.spec.grid import load_spec
 from trueoracle.spec.spec import DESCRIPTIVE, NetworkSpec, StudySpec
 
-__all__ = ["changes_from_file", "changes_in_words", "scale_in_words"]
+__all__ = ["changes_from_file", "changes_in_words", "differences_in_words", "scale_in_words"]
 
 
 def changes_from_file(spec: StudySpec) -> dict[str, Any]:
@@ -26,6 +26,14 @@ def changes_in_words(changes: Mapping[str, Any]) -> str:
     """Changes, as in ``"changed: retraining.epochs 3, data.name mnist-5k"``; empty without any."""
     said = ", ".join(f"{field} {_value(field, value)}" for field, value in changes.items())
     return f"changed: {said}" if said else ""
+
+
+def differences_in_words(spec: StudySpec, main: StudySpec) -> str:
+    """How a study differs from the one it stands beside: ``"retraining.epochs 3, not 15"``."""
+    return ", ".join(
+        f"{field} {_value(field, ours)}, not {_value(field, theirs)}"
+        for field, (ours, theirs) in _differences(spec, main)
+    )
 
 
 def scale_in_words(*specs: StudySpec) -> str:

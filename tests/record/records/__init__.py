@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from trueoracle.record.store import Retrained, Store
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.metric import SPLITS, Metric
 
-__all__ = ["older_record", "stopped_early", "synthetic", "without_seed"]
+__all__ = ["NOISES", "older_record", "stopped_early", "synthetic", "without_seed"]
+
+NOISES = {"oracle": 0.05, "l1": 5.0, "random": 9.0}
+"""How much noise each criterion of :func:`synthetic` adds to what it scores by."""
 
 
 def older_record(runs: Path, version: int = 2) -> Path:
@@ -69,23 +72,29 @@ def synthetic(
     epochs: int = 3,
     validation: bool = True,
     chance: float | None = None,
+    pruned: tuple[int, int] = (2, 10),
+    most: int | None = None,
+    noises: Mapping[str, float] = NOISES,
 ) -> Path:
     """A finished run of any task, in numbers of its own: all 45 ways to prune 2 of 10 filters.
 
-    A filter has a worth, which all metrics follow in their direction; ``oracle`` scores by it up to
-    noise, ``l1`` by noise alone. Every run of as many ``epochs`` is the same; the dense network is
-    the same in all of them.
+    A filter has a worth, which all metrics follow in their direction; a criterion scores by it up
+    to noise, of which ``noises`` says how much. Every run of as many ``epochs`` is the same; the
+    dense network is the same in all of them. ``pruned`` is how many filters go, of how many;
+    ``most`` is the size of a sample of the ways.
     """
     draw = np.random.default_rng(0)
-    worth = draw.normal(size=10)
-    ways = list(itertools.combinations(range(10), 2))
+    worth = draw.normal(size=pruned[1])
+    ways = list(itertools.combinations(range(pruned[1]), pruned[0]))
+    if most is not None:
+        ways = [ways[row] for row in np.random.default_rng(1).permutation(len(ways))[:most]]
     ids = [hashlib.sha256(str(way).encode()).hexdigest()[:16] for way in ways]
     fields: dict[str, Any] = {
         "name": name,
         "network": {"name": "lenet5-mini"},
         "data": {"name": "mnist-5k"},
-        "pruning": {"layers": {"conv1": 0.2}},
-        "criteria": ["oracle", "l1", "random"],
+        "pruning": {"layers": {"conv1": pruned[0] / pruned[1]}, "candidates": most or "all"},
+        "criteria": list(noises),
         "retraining": {"epochs": epochs, "seeds": [0, 1, 2]},
     }
     folder = runs / f"{name}-{epochs:012x}"
@@ -123,7 +132,7 @@ def synthetic(
         store.record_costs((5500, 9000), [(one, 5000, 8000) for one in ids])
         quality = [1 / (1 + np.exp(worth[list(way)].sum() / 2)) for way in ways]
         labels = {"oracle": "pruned train loss", "l1": "L1 norm of the pruned filters"}
-        for criterion, noise in (("oracle", 0.05), ("l1", 5.0), ("random", 9.0)):
+        for criterion, noise in noises.items():
             store.record_criterion(criterion, "a paper", "shipped", labels.get(criterion))
             scores = [-q + noise * draw.normal() for q in quality]
             store.record_scores(criterion, zip(ids, scores, strict=True))

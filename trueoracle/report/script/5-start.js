@@ -1,0 +1,118 @@
+// Starts the page: controls, views, tables; until this has run, the page is its pictures and tables.
+
+const controls = document.getElementById("controls");
+const NAMES = { study: controls.dataset.study, network: "dense network", criterion: "criterion", outcome: "outcome", seed: "seed" };
+
+function drawControls() {
+  controls.replaceChildren(...CONTROLS.flatMap((control) => {
+    const known = choices(control);
+    if (known.length < 2) return [];
+    const select = element("select", { id: `control-${control}`, onchange: (event) => choose({ [control]: event.target.value }) },
+      ...known.map((one) => element("option", { value: one.value, selected: one.value === state[control] }, one.label)));
+    return [element("span", { class: "control" }, element("label", { for: select.id }, NAMES[control]), " ", select)];
+  }));
+}
+
+/** Shows the tables of the chosen outcome, and marks the row of the chosen criterion. */
+function showNumbers() {
+  for (const one of document.querySelectorAll("[data-outcome]")) one.hidden = one.dataset.outcome !== state.outcome;
+  const name = data.studies[state.study].name;
+  for (const row of document.querySelectorAll("tr[data-criterion]"))
+    row.classList.toggle("current", row.dataset.criterion === state.criterion && row.dataset.study === name);
+}
+
+const views = [...document.querySelectorAll("[data-view]")];
+const drawn = { candidates: drawTable, picked: drawPicked };
+
+function drawAll() {
+  for (const root of views) (drawn[root.dataset.view] ?? VIEWS[root.dataset.view])(root);
+  showNumbers();
+}
+
+/** Draws anew what a change concerns. */
+listeners.push((changed) => {
+  const only = (...names) => [...changed].every((one) => names.includes(one));
+  if (only("sort", "down", "filter")) drawTable(document.querySelector('[data-view="candidates"]'));
+  else if (only("picked")) {
+    for (const mark of document.querySelectorAll(".mark")) showPicked(mark);
+    for (const row of document.querySelectorAll("#candidate-table tr[data-candidate]")) {
+      const picked = state.picked.includes(Number(row.dataset.candidate));
+      row.classList.toggle("picked", picked);
+      row.querySelector("input").checked = picked;
+    }
+    drawLitCurves();
+    drawPicked(document.querySelector('[data-view="picked"]'));
+  } else {
+    const focused = document.activeElement?.id;
+    drawControls();
+    drawAll();
+    if (focused?.startsWith("control-")) document.getElementById(focused)?.focus();
+  }
+  for (const mark of document.querySelectorAll(".mark")) if (mark.item.picked) showPicked(mark);
+  const filter = document.getElementById("filter");
+  if (filter.value !== state.filter) filter.value = state.filter;
+});
+
+/** A link within the page keeps the fragment, which holds what is chosen. */
+document.addEventListener("click", (event) => {
+  const link = event.target.closest?.('a[href^="#"]');
+  const target = link && document.getElementById(link.getAttribute("href").slice(1));
+  if (!target) return;
+  event.preventDefault();
+  target.closest("details")?.setAttribute("open", "");
+  target.setAttribute("tabindex", "-1");
+  target.focus({ preventScroll: true });
+  target.scrollIntoView();
+});
+
+addEventListener("hashchange", () => {
+  if (location.hash && !location.hash.includes("=")) return;
+  readFragment();
+  drawControls();
+  drawAll();
+});
+
+let width = innerWidth;
+let waiting;
+addEventListener("resize", () => {
+  if (width === innerWidth) return;
+  width = innerWidth;
+  clearTimeout(waiting);
+  waiting = setTimeout(drawAll, 150);
+});
+
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = [...document.querySelectorAll("details:not([open])")];
+  for (const one of opened) one.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const one of opened) one.open = false;
+});
+
+if (data.studies.length) {
+  readFragment();
+  document.documentElement.classList.add("js");
+  document.body.append(tip);
+  for (const root of views) root.hidden = false;
+  controls.hidden = false;
+  drawControls();
+  makeTable(document.querySelector('[data-view="candidates"]'));
+  drawAll();
+  writeFragment();
+}
+
+// While a study runs, `trueoracle watch` serves the page: it is loaded anew when more is recorded.
+if (document.documentElement.dataset.version !== undefined && location.protocol.startsWith("http")) {
+  const look = async () => {
+    try {
+      const answer = await fetch("/version", { cache: "no-store" });
+      if (answer.ok && (await answer.text()) !== document.documentElement.dataset.version) return location.reload();
+    } catch { // the command was stopped: the page stays as it is
+      document.getElementById("watching").textContent = "No longer watched: this is how far it had come.";
+      return;
+    }
+    setTimeout(look, 2000);
+  };
+  setTimeout(look, 2000);
+}
