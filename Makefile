@@ -61,7 +61,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-EXTRAS ?= dev,transformers,ray,slurm
+EXTRAS ?= dev,transformers,ray,slurm,track
 $(VENV)/.ready-bare: EXTRAS =
 $(VENV)/.ready-bare $(READY): pyproject.toml constraints/tested.txt constraints/$(TORCH).txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("trueoracle needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.12 …" % v[:2])'
