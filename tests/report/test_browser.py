@@ -99,7 +99,8 @@ class Pages:
 
     def _large(self) -> str:
         """1,000 candidates, 3 seeds and 120 epochs."""
-        how: dict[str, Any] = {"pruned": (10, 20), "most": 1000, "noises": {"oracle": 0.05, "l1": 5.0}}
+        noises = {"oracle": 0.05, "l1": 5.0}
+        how: dict[str, Any] = {"pruned": (10, 20), "most": 1000, "noises": noises}
         return self._study(self._record("large", epochs=120, **how))
 
     def _grid(self) -> str:
