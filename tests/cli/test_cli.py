@@ -210,6 +210,7 @@ def test_export_writes_the_tables(study: Path, runs: Path, tmp_path: Path) -> No
     call("run", study, "--runs", runs, "-q")
     frames = {}
     names = {"candidates", "scores", "outcomes", "retrainings", "dense_epochs", "metrics", "blocks"}
+    names |= {"failures"}
     for form, reader in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
         called = call("export", "mine", "--runs", runs, "--format", form, "--out", tmp_path / form)
         assert called.code == 0
@@ -343,7 +344,7 @@ def test_studies_lists_what_is_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["run", "digits-conv1-0.3"], "unknown study 'digits-conv1-0.3': did you mean"),
         (["run", "none.toml"], "no study file none.toml"),
-        (["run", "digits-conv1-0.2", "--set", "retraining.epoch=3"], "did you mean 'epochs'"),
+        (["run", "digits-conv1-0.2", "--set", "retraining.epoch=3"], "mean 'retraining.epochs' or"),
         (["run", "digits-conv1-0.2", "--set", "retraining"], "--set takes field=value"),
         (["run", "digits-conv1-0.2", "--set", "network.name=lenet"], "unknown network 'lenet'"),
         (["run", "digits-conv1-0.2", "--set", "data.name=mnist5k"], "did you mean 'mnist-5k'"),

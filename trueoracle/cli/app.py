@@ -20,9 +20,11 @@ COMMANDS = {
     "inspect": "Show what of a network can be pruned, and say why the rest cannot be.",
     "studies": "List the shipped studies: what each is for and how many networks it retrains.",
     "criteria": "List the criteria: what each computes, its paper, and whose definition it is.",
-    "plan": "Say how long a study takes on so many workers, how idle they are, what they cost.",
+    "plan": (
+        "Say how long retraining takes on so many workers, how idle they are, and what they cost."
+    ),
     "power": "Say which tau a study would tell from chance, before anything is retrained.",
-    "bench": "Test a criterion against networks whose every pruning has been retrained.",
+    "bench": "Test a criterion against pruned networks that have been retrained once and for all.",
     "reproduce": "List the paper's 45 published settings with ours beside them, or run one.",
     "status": "Show the recorded studies and how far each has come, the last changed one first.",
     "report": (
@@ -95,5 +97,5 @@ def top(
     A study takes a trained network, lists the ways to prune it, scores each before retraining,
     retrains each, and relates the two.
 
-    Begin with: **trueoracle run digits-conv1-0.2**, then **trueoracle report digits-conv1-0.2**
+    Begin with: **trueoracle run glyphs-fc1-0.2**, then **trueoracle report glyphs-fc1-0.2**
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trueoracle.analysis.numbers import (
     ABSENT,
@@ -19,9 +19,10 @@ from trueoracle.analysis.numbers import (
     percent,
     quantity,
 )
-from trueoracle.record.results import SHORT
 from trueoracle.run.progress import duration
-from trueoracle.spec.file import Published
+
+if TYPE_CHECKING:
+    from trueoracle.spec.file import Published
 
 __all__ = [
     "Column",
@@ -319,6 +320,9 @@ def published_table(
     settings: Sequence[Published], relations: Sequence[Entry], badge: str
 ) -> PublishedTable | None:
     """The published values of a study's settings beside ours; None where there are none."""
+    # Imported here: a page has it loaded, and the help of a command does not wait for it.
+    from trueoracle.record.results import SHORT
+
     columns = (
         Column("n", "candidates", lambda r: ABSENT if r["n"] is None else f"{r['n']:,}"),
         Column("Kendall's τ", "its sign as it is", number_cell("kendall_tau", 2)),
