@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from trueoracle.analysis.numbers import number
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import plain
+from trueoracle.figures.scatter import TICK, plain
 
 __all__ = ["AgreementData", "agreement_data", "draw_agreement"]
 
@@ -101,9 +101,9 @@ def draw_agreement(data: AgreementData, size: tuple[float, float] | None = None)
     shown = axes.imshow(
         np.ma.masked_invalid(data.tau), cmap=colours, vmin=-1, vmax=1, aspect="auto"
     )
-    axes.set_xticks(range(count), [plain(name) for name in data.criteria], rotation=90)
+    axes.set_xticks(range(count), [plain(name, TICK) for name in data.criteria], rotation=90)
     # The names of the rows go beside the map, where they do not hide the dendrogram.
-    axes.set_yticks(range(count), [plain(name) for name in data.criteria])
+    axes.set_yticks(range(count), [plain(name, TICK) for name in data.criteria])
     axes.tick_params(length=0, labelsize="small", labelleft=True)
     axes.spines[:].set_visible(False)
     if numbered:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from trueoracle.analysis.filters import FilterWorth
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import USUAL, plain
+from trueoracle.figures.scatter import TICK, USUAL, plain
 
 __all__ = ["FiltersData", "draw_filters", "filters_data"]
 
@@ -55,7 +55,7 @@ def draw_filters(data: FiltersData) -> Figure:
     axes.hlines(rows, worth.kept, worth.pruned, color="0.75", linewidth=1.2)
     axes.plot(worth.kept, rows, "o", mfc="white", mec=USUAL, ms=5, label="kept")
     axes.plot(worth.pruned, rows, "o", color=USUAL, ms=6, label="pruned")
-    axes.set_yticks(rows, [plain(name) for name in data.names], fontsize="small")
+    axes.set_yticks(rows, [plain(name, TICK) for name in data.names], fontsize="small")
     axes.invert_yaxis()
     axes.set_xlabel(f"mean {plain(data.label)}")
     axes.legend(
@@ -66,7 +66,9 @@ def draw_filters(data: FiltersData) -> Figure:
     for other in right:
         colours = "PuOr" if data.higher_is_better else "PuOr_r"
         picture = other.imshow(worth.pairs, cmap=colours)
-        other.set_xticks(rows, [plain(name) for name in data.names], rotation=90, fontsize="small")
+        other.set_xticks(
+            rows, [plain(name, TICK) for name in data.names], rotation=90, fontsize="small"
+        )
         other.set_yticks([])
         figure.colorbar(picture, ax=other, label=f"both pruned: mean {plain(data.label)}")
     if data.title:

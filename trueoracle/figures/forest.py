@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from trueoracle.analysis.numbers import interval, number, p_value, percent
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import plain
+from trueoracle.figures.scatter import TICK, plain
 
 __all__ = ["ForestData", "draw_forest", "forest_data"]
 
@@ -133,7 +133,7 @@ def draw_forest(data: ForestData, size: tuple[float, float] | None = None) -> Fi
         names.append("another study (95%)")
         places.append(bottom)
         _say(axes, bottom, interval(*data.prediction), "")
-    axes.set_yticks(places, [plain(name) for name in names])
+    axes.set_yticks(places, [plain(name, TICK) for name in names])
     axes.get_yticklabels()[count].set_fontweight("bold")
     axes.set_ylim(bottom + 0.6, -0.7)
     axes.set_xlabel(plain(data.x_label))

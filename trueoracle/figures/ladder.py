@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from trueoracle.analysis.numbers import number
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import plain
+from trueoracle.figures.scatter import TICK, plain
 
 __all__ = ["LadderColumn", "LadderData", "draw_ladder", "ladder_data"]
 
@@ -103,7 +103,7 @@ def draw_ladder(data: LadderData, size: tuple[float, float] | None = None) -> Fi
         axes.set_title(plain(column.outcome), fontsize="medium", loc="left")
         axes.set_xlabel("agreement (τ, +1 is perfect)")
     first = every[0]
-    first.set_yticks(range(len(data.criteria)), [plain(name) for name in data.criteria])
+    first.set_yticks(range(len(data.criteria)), [plain(name, TICK) for name in data.criteria])
     for label, name in zip(first.get_yticklabels(), data.criteria, strict=True):
         label.set_fontweight("bold" if name in data.marked else "normal")
     first.set_ylim(len(data.criteria) - 0.4, -0.6)

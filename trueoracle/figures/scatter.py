@@ -32,6 +32,9 @@ __all__ = [
 
 FORMATS = ("png", "svg", "pdf")
 
+TICK = 32
+"""The longest name at a tick, in characters: names stand side by side, and leave room to plots."""
+
 PDF_FONTS = 42
 """Matplotlib's number for TrueType fonts, which journals ask for."""
 
@@ -163,11 +166,11 @@ def draw_points(axes: Axes, data: ScatterData) -> None:
     axes.margins(0.06)
 
 
-def plain(label: str) -> str:
+def plain(label: str, longest: int = 72) -> str:
     """A label as a line of text: names of others may hold mathematics, or characters that no font
     has, or may be longer than any figure.
     """
-    return brief(one_line(label), 72).replace("$", r"\$")
+    return brief(one_line(label), longest).replace("$", r"\$")
 
 
 def save_figure(
