@@ -79,7 +79,7 @@ def test_results_have_a_summary_a_best_and_a_report(
     higher = finished.outcome().higher_is_better
     assert best["outcome"] == (points["outcome"].max() if higher else points["outcome"].min())
     assert set(best["pruned"]) == {"conv1"}
-    assert len(finished.export(str(tmp_path / "tables"))) == 7
+    assert len(finished.export(str(tmp_path / "tables"))) == 8
     opened: list[str] = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
     page = finished.open()

@@ -72,7 +72,7 @@ def test_settings_are_given_by_name_or_whole(study: Study, monkeypatch: pytest.M
     assert told == [SearchSettings(budget="22", strategy="top", seed=3)] * 3
     searched(study, None)
     assert told[-1] == SearchSettings()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'strateg'"):
+    with pytest.raises(InputError, match=r"'strateg': did you mean 'strategy'\?"):
         searched(study, 22, strateg="top")
 
 

@@ -110,7 +110,7 @@ def test_a_named_point_may_change_nothing(write_study: Writer) -> None:
         ('"retraining.epochs" = []', {}, "takes a list of values"),
         ('"retraining.epochs" = [1, 1]', {}, "two points of the grid are called 'epochs-1'"),
         ('"retraining.epochs" = [0]', {}, "retraining.epochs: input should be"),
-        ('"retraining.epoch" = [1]', {}, "did you mean 'epochs'"),
+        ('"retraining.epoch" = [1]', {}, "did you mean 'retraining.epochs'"),
         ('"name" = ["a", "b"]', {}, "grid.name changes no number"),
         ("width = [10, 20]", {}, "grid.width is no field of a study"),
         ('"retraining.epochs" = [1, 2]', {"retraining.epochs": 3}, "spans it by 'epochs'"),
