@@ -304,7 +304,7 @@ def test_a_procedure_that_fails_ends_the_run_in_a_line(own: str, tmp_path: Path)
     assert failing.results().counts["retrainings"] == 0
     told = "retraining.procedure 'of_their_own:fail' failed: the c"
     assert failures["error"].map(lambda error: told in error and "\n" not in error).all()
-    assert len(failures) == failing.results().counts["candidates"] * len(RETRAINING["seeds"])
+    assert {*failures["candidate"]} == {*failing.results().candidates["candidate"]}
     nowhere = study(
         "nowhere", made(Net, 2), splits("regression"), tmp_path / "runs", task="regression",
         retraining=RETRAINING | {"procedure": f"{own}:nothing"},
