@@ -117,7 +117,7 @@ def test_every_text_of_every_command(
     # What comes behind the reading of a study is tried below, with fewer texts.
     monkeypatch.setattr("trueoracle.study.prepare", stop)
     monkeypatch.setattr("trueoracle.bench.scoring.score_bench", stop)
-    monkeypatch.setattr("trueoracle.report.page._section", write_and_stop)
+    monkeypatch.setattr("trueoracle.report.page.section_of", write_and_stop)
     monkeypatch.setattr("trueoracle.report.watch.serve", stop)
     for place, parameter in enumerate(texts(command), start=sorted(BASE).index(command)):
         # Commands share most options: each tries a third of the texts, another one than the next.

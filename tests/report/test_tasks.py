@@ -14,7 +14,8 @@ from tests.report.test_report import read
 from trueoracle.record.results import Results
 from trueoracle.record.runs import find_arms
 from trueoracle.report.grid import write_grid_report
-from trueoracle.report.page import dense_facts, headline_in_words, write_report
+from trueoracle.report.page import write_report
+from trueoracle.report.sections import dense_facts, headline_in_words
 from trueoracle.report.summary import summarise
 from trueoracle.spec.grid import Variant
 from trueoracle.tasks.metric import CLASSIFICATION, LOSS, Metric

@@ -15,7 +15,7 @@ from tests.data.test_language import write_pope
 from trueoracle import Study
 from trueoracle.engines.choose import check_engine
 from trueoracle.errors import InputError
-from trueoracle.report.page import dense_facts
+from trueoracle.report.sections import dense_facts
 from trueoracle.report.words import data_in_words
 from trueoracle.tasks.language import IGNORED
 

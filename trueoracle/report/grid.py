@@ -21,14 +21,9 @@ from trueoracle.record.results import Results
 from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
 from trueoracle.report.headline import grid_headline
 from trueoracle.report.linked import linked
-from trueoracle.report.page import (
-    View,
-    candidates_table,
-    headline_in_words,
-    navigation,
-    render,
-    tables_of,
-)
+from trueoracle.report.page import View, candidates_table
+from trueoracle.report.rendering import navigation, render
+from trueoracle.report.sections import headline_in_words, tables_of
 from trueoracle.report.share import recorded_name
 from trueoracle.report.summary import assess_together, summarise
 from trueoracle.report.table import costs_table
