@@ -97,6 +97,8 @@ class Bench:
         self.work = folder / "work"
         self._kept: dict[str, Rows] = {}
         self._counts: dict[tuple[str, ...], dict[str, int]] = {}
+        self.seconds: dict[tuple[str, ...], float] = {}
+        """How long a command took that nothing disturbed."""
 
     def clean(self, *, seeds: str = "[0, 1]", finished: bool = False) -> None:
         """Begin anew, with a study of these seeds and, where wanted, its finished run."""
@@ -133,7 +135,9 @@ class Bench:
         if name not in self._kept:
             begin()
             counts = self.work / "counts.txt"
+            start_time = time.monotonic()
             self.finish(words, counting(counts))
+            self.seconds[words] = time.monotonic() - start_time
             met = (line.split() for line in counts.read_text().splitlines())
             self._counts[words] = {event: int(count) for event, count in met}
             self._kept[name] = self.rows()
@@ -200,7 +204,7 @@ def _stopped(
 
 def _stop_at_random(bench: Bench, words: tuple[str, ...]) -> Ended:
     begun = start(words, bench.work)
-    time.sleep(bench.random.uniform(0.05, 4.0))
+    time.sleep(bench.random.uniform(0.05, max(0.1, 0.8 * bench.seconds[words])))
     begun.kill(bench.random.choice(STOPS))
     return begun.wait()
 

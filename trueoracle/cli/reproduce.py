@@ -128,7 +128,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
         )
     out().print(made)
     out().print(
-        "x is the pruned train loss; for direction/…, the accuracy after a tenth of the epochs (at "
+        "x is the pruned train loss; for a direction, the accuracy after a tenth of the epochs (at "
         "small scale a fifth). Networks and times are those of the scale; times are of retraining "
         "alone. p is the textbook's on both sides, as the paper prints it; candidates overlap, so "
         "that it is too small."
