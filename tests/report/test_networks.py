@@ -52,7 +52,7 @@ def test_a_page_has_one_verdict_over_all_and_a_row_for_each(three_networks: Pool
     assert text.count(verdict) == 1
     assert "3 dense networks, seeds 0, 1, 2" in text
     assert "10 candidates of each: every way to prune" in text
-    assert "Each dense network" in text
+    assert "each dense network" in text
     assert "dense network 2, 20" in text  # provenance
 
 
