@@ -15,6 +15,7 @@ from trueoracle.figures.scatter import TICK, USUAL, plain
 __all__ = ["FiltersData", "draw_filters", "filters_data"]
 
 _MOST_SHOWN = 60
+_INCHES_A_LETTER = 0.075
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,16 @@ def draw_filters(data: FiltersData) -> Figure:
     """Draw the filters as rows, and beside them the heat map where pairs are known."""
     count, worth = len(data.names), data.worth
     paired = worth.pairs is not None and bool(np.isfinite(worth.pairs).any())
-    figure = new_figure((8.4 if paired else 5.0, 1.2 + 0.24 * count))
+    names = [plain(name, TICK) for name in data.names]
+    room = _INCHES_A_LETTER * max(map(len, names), default=0)
+    height = max(1.2 + 0.24 * count, 2.4 + room if paired else 0)
+    figure = new_figure(((7.8 if paired else 4.4) + room, height))
     axes, *right = figure.subplots(1, 2 if paired else 1, squeeze=False)[0]
     rows = np.arange(count)
     axes.hlines(rows, worth.kept, worth.pruned, color="0.75", linewidth=1.2)
     axes.plot(worth.kept, rows, "o", mfc="white", mec=USUAL, ms=5, label="kept")
     axes.plot(worth.pruned, rows, "o", color=USUAL, ms=6, label="pruned")
-    axes.set_yticks(rows, [plain(name, TICK) for name in data.names], fontsize="small")
+    axes.set_yticks(rows, names, fontsize="small")
     axes.invert_yaxis()
     axes.set_xlabel(f"mean {plain(data.label)}")
     axes.legend(
@@ -66,9 +70,7 @@ def draw_filters(data: FiltersData) -> Figure:
     for other in right:
         colours = "PuOr" if data.higher_is_better else "PuOr_r"
         picture = other.imshow(worth.pairs, cmap=colours)
-        other.set_xticks(
-            rows, [plain(name, TICK) for name in data.names], rotation=90, fontsize="small"
-        )
+        other.set_xticks(rows, names, rotation=90, fontsize="small")
         other.set_yticks([])
         figure.colorbar(picture, ax=other, label=f"both pruned: mean {plain(data.label)}")
     if data.title:
