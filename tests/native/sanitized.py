@@ -21,12 +21,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import trueoracle.native
 from trueoracle.native.library import Kernel, Optimizer, kernels
 from trueoracle.native.lowering import CannotLowerError, lower
 from trueoracle.native.program import Images, Program
 
-SOURCES = Path(trueoracle.native.__path__[0])
+SOURCES = Path(__file__).parents[2] / "trueoracle" / "native"
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.ELU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU)
 
 
