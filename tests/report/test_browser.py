@@ -330,9 +330,8 @@ def test_the_table_is_copied_as_csv_markdown_and_latex(opened: Opener) -> None:
     copied = {}
     for form in ("CSV", "Markdown", "LaTeX"):
         one.page.click(f'[data-copy="{form}"]')
-        one.page.wait_for_function(
-            f"document.querySelector('[data-copied]').textContent.includes('{form}')"
-        )
+        # A locator, since the page's policy lets no text be evaluated while it is waited for.
+        one.page.locator("[data-copied]", has_text=form).wait_for(state="attached")
         copied[form] = str(one.page.evaluate(clipboard))
     head, row = csv.reader(io.StringIO(copied["CSV"]))
     assert head == [
@@ -404,7 +403,7 @@ def test_names_are_text_wherever_they_stand(opened: Opener) -> None:
     assert NASTY in one.text("#scatter h3 + .plot + .legend + .facts-line + p")
     assert NASTY in one.page.locator("#control-outcome").inner_text()
     one.page.click('[data-copy="Markdown"]')
-    one.page.wait_for_function("document.querySelector('[data-copied]').textContent")
+    one.page.locator("[data-copied]", has_text="Markdown").wait_for(state="attached")
     assert "<img" not in str(one.page.evaluate("navigator.clipboard.readText()"))
 
 
