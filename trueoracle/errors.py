@@ -15,6 +15,7 @@ __all__ = [
     "StoreError",
     "TrainingError",
     "TrueOracleError",
+    "WorkerError",
     "brief",
     "causes",
     "first_line",
@@ -51,6 +52,13 @@ class NotApplicableError(InputError):
     def __init__(self, message: str, *, of_images: bool = False) -> None:
         super().__init__(message)
         self.of_images = of_images
+
+
+class WorkerError(InputError):
+    """A study cannot be built where its networks are to be retrained: code, data, a package lack.
+
+    It is no fault of any network, and would be the same for all of them.
+    """
 
 
 class BusyError(TrueOracleError):

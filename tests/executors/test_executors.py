@@ -23,8 +23,14 @@ import pytest
 import torch
 
 from tests.executors.work import add, die, die_once, fail, small_study, wait_beside
-from trueoracle.errors import InputError, TrueOracleError
-from trueoracle.executors.base import ChunkExecutor, InThisProcess, as_executor, completed
+from trueoracle.errors import InputError, TrueOracleError, WorkerError
+from trueoracle.executors.base import (
+    ChunkExecutor,
+    InThisProcess,
+    Pickled,
+    as_executor,
+    completed,
+)
 from trueoracle.executors.ray import RayExecutor
 from trueoracle.executors.slurm import SlurmExecutor
 from trueoracle.record.results import Results
@@ -79,6 +85,16 @@ def compare(found: Results, wanted: Results) -> None:
 
 def ran(executor: Executor, runs: Path) -> Results:
     return small_study(runs).run(progress=False, engine="loop", executor=executor)
+
+
+class Outdated(ChunkExecutor):
+    """Its workers hold what no longer can be opened, as where the code there is another one."""
+
+    def carried(self, *_: Any, **__: Any) -> tuple[Any, ...]:
+        return (Pickled(b"no pickle"),)
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return InThisProcess().submit(fn, *args, **kwargs)
 
 
 class Backwards(ChunkExecutor):
@@ -145,6 +161,19 @@ def test_a_pool_of_processes_records_the_same(local: Results, tmp_path: Path) ->
 @pytest.mark.slow
 def test_ray_records_the_same(local: Results, tmp_path: Path, ray: RayExecutor) -> None:
     compare(ran(ray, tmp_path), local)
+
+
+def test_a_worker_where_the_study_cannot_be_built_stops_the_run(tmp_path: Path) -> None:
+    study = small_study(tmp_path)
+    with pytest.raises(WorkerError, match="^small cannot be built where it is retrained: "):
+        study.run(progress=False, engine="loop", executor=Outdated())
+    assert study.results().counts["failed"] == 0
+
+
+def test_a_ray_that_is_not_there_is_said_at_once() -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=r"^no Ray answers at '127\.0\.0\.1:1': "):
+        RayExecutor("127.0.0.1:1")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import torch
 from tests.cli.test_cli import call
 from tests.record.records import older_record, without_seed
 from trueoracle.engines.choose import Plan
-from trueoracle.errors import StoreError
+from trueoracle.errors import StoreError, WorkerError
 from trueoracle.record.results import Results
 from trueoracle.record.status import read_status
 from trueoracle.record.store import Failed, Store
@@ -158,6 +158,8 @@ def test_where_all_candidates_fail_with_one_seed_the_other_counts(
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
         KeyboardInterrupt(),
+        WorkerError("mine cannot be built where it is retrained"),
+        ModuleNotFoundError("No module named 'mine'"),
     ],
 )
 def test_what_the_machine_lacks_is_no_failure_of_a_network(

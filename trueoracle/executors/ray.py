@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -14,6 +16,9 @@ from trueoracle.errors import InputError, first_line
 from trueoracle.executors.base import AT_ONCE, ChunkExecutor
 
 __all__ = ["RayExecutor"]
+
+_SECONDS = 5.0
+"""How long a cluster may take to answer: Ray itself goes on trying for minutes."""
 
 RETRIES = 3
 """How often a chunk is tried again whose worker died."""
@@ -117,6 +122,11 @@ class RayExecutor(ChunkExecutor):
 
 def _connect(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start one on this machine; this process's signals stay its own."""
+    if found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address or ""):
+        try:
+            socket.create_connection((found[1], int(found[2])), _SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(f"no Ray answers at {address!r}: {first_line(error)}") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -125,7 +135,7 @@ def _connect(ray: Any, address: str | None) -> None:
     except Exception as error:  # Ray raises many kinds
         where = "can be started here"
         if address:
-            where = f"at {address!r} answers (RAY_AUTH_MODE=token where the cluster has a token)"
+            where = f"answers at {address!r} (RAY_AUTH_MODE=token where the cluster has a token)"
         raise InputError(f"no Ray {where}: {first_line(error)}") from error
     finally:
         for number, handler in handlers.items():

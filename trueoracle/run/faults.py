@@ -6,7 +6,14 @@ import errno
 
 from torch import AcceleratorError
 
-from trueoracle.errors import BusyError, StoreError, causes, first_line, is_out_of_memory
+from trueoracle.errors import (
+    BusyError,
+    StoreError,
+    WorkerError,
+    causes,
+    first_line,
+    is_out_of_memory,
+)
 from trueoracle.run.progress import one_line
 
 __all__ = ["error_in_words", "is_the_machines"]
@@ -26,13 +33,13 @@ _OF_THE_MACHINE = {
 def is_the_machines(error: BaseException) -> bool:
     """Whether an error says that this machine cannot go on, whatever network is retrained next.
 
-    Such are signals, a full disk, a record that cannot be written, a device that is lost, and too
-    little memory. Any other error belongs to the networks that were being retrained.
+    Such are signals, a full disk, a record that cannot be written, a device that is lost, code that
+    cannot be imported, a worker where the study cannot be built, and too little memory. Any other error belongs to the networks that were being retrained.
     """
     if not isinstance(error, Exception) or is_out_of_memory(error):
         return True
     return any(
-        isinstance(one, StoreError | BusyError | AcceleratorError)
+        isinstance(one, StoreError | BusyError | WorkerError | ImportError | AcceleratorError)
         or (isinstance(one, OSError) and one.errno in _OF_THE_MACHINE)
         for one in causes(error)
     )

@@ -22,7 +22,7 @@ from trueoracle.engines.choose import Plan, check_engine, engine_for, plan
 from trueoracle.engines.devices import DevicesEngine
 from trueoracle.engines.loop import LoopEngine
 from trueoracle.engines.retrain import retrain, retraining_data, stream_of
-from trueoracle.errors import InputError, is_out_of_memory
+from trueoracle.errors import InputError, WorkerError, first_line, is_out_of_memory
 from trueoracle.executors.base import (
     ChunkExecutor,
     InThisProcess,
@@ -155,19 +155,24 @@ def retrain_chunk(
     """Prune and retrain a chunk's networks; returns what is recorded of each.
 
     A chunk that was interrupted goes on from the file of :func:`under_way`, if its folder is here.
-    Without a ``place``, one is built from the chunk alone. Raises :class:`InputError` where that is
-    impossible, since network, data or task were given in Python, and where something else than on
-    the driver's machine was built.
+    Without a ``place``, one is built from the chunk alone. Raises :class:`WorkerError` where that
+    is impossible, such as where network, data or task were given in Python, and where something
+    else than on the driver's machine was built.
     """
     at: Place
-    if place is None:
-        at = _built(chunk.spec.model_dump_json(), chunk.dense, chunk.device or "auto")
-    else:
-        at = place if isinstance(place, Place) else opened(place)
-    if chunk.device is not None:
-        at = at.on(find_device(chunk.device))
+    try:
+        if place is None:
+            at = _built(chunk.spec.model_dump_json(), chunk.dense, chunk.device or "auto")
+        else:
+            at = place if isinstance(place, Place) else opened(place)
+        if chunk.device is not None:
+            at = at.on(find_device(chunk.device))
+    except Exception as error:  # what it is built from is the user's, and here it may lack
+        raise WorkerError(
+            f"{chunk.spec.name} cannot be built where it is retrained: {first_line(error)}"
+        ) from error
     if chunk.identity not in ("", at.identity):
-        raise InputError(
+        raise WorkerError(
             f"{chunk.spec.name} is another study here than where it was started: code, data or "
             "versions differ"
         )
