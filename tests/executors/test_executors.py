@@ -165,7 +165,7 @@ def test_ray_records_the_same(local: Results, tmp_path: Path, ray: RayExecutor) 
 
 def test_a_worker_where_the_study_cannot_be_built_stops_the_run(tmp_path: Path) -> None:
     study = small_study(tmp_path)
-    with pytest.raises(WorkerError, match="^small cannot be built where it is retrained: "):
+    with pytest.raises(WorkerError, match=r"^small cannot be built where it is retrained: "):
         study.run(progress=False, engine="loop", executor=Outdated())
     assert study.results().counts["failed"] == 0
 

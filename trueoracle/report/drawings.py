@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -21,13 +22,13 @@ from trueoracle.analysis.filters import filter_worth
 from trueoracle.analysis.numbers import number
 from trueoracle.analysis.several import OwnAnalysis
 from trueoracle.errors import InputError
-from trueoracle.figures.agreement import agreement_data, draw_agreement
+from trueoracle.figures.agreement import AgreementData, agreement_data, draw_agreement
 from trueoracle.figures.curves import curves_data, draw_curves
 from trueoracle.figures.filters import draw_filters, filters_data
 from trueoracle.figures.forest import draw_forest, forest_data
-from trueoracle.figures.ladder import draw_ladder, ladder_data
+from trueoracle.figures.ladder import LadderData, draw_ladder, ladder_data
 from trueoracle.figures.panel import draw_panel, panel_data
-from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
+from trueoracle.figures.scatter import FORMATS, ScatterData, draw_scatter, save_figure, scatter_data
 from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import Results
 from trueoracle.report.share import recorded_name
@@ -37,16 +38,21 @@ __all__ = [
     "Drawn",
     "Folder",
     "agreement_figure",
+    "agreement_values",
     "analysis_figure",
     "arms_figure",
     "filter_names",
     "forest_figure",
     "ladder_figure",
     "ladder_in_words",
+    "ladder_values",
     "learning_figure",
-    "networks_figures",
+    "networks_forest",
+    "networks_panel",
     "panel_figure",
+    "points_of",
     "scatter_figure",
+    "scatter_values",
     "slug",
     "worth_figure",
 ]
@@ -118,14 +124,19 @@ def _slim(svg: str) -> str:
 
 def ladder_figure(summary: Mapping[str, Any], relations: Sequence[Mapping[str, Any]]) -> Figure:
     """The criteria of one study in order of their agreement, one column per outcome."""
-    ceilings = {r["outcome_name"]: r["ceiling"] for r in relations if r.get("ceiling") is not None}
-    data = ladder_data(
+    return draw_ladder(ladder_values(relations, ["oracle"], summary["title"]))
+
+
+def ladder_values(
+    relations: Sequence[Mapping[str, Any]], marked: Sequence[str] = (), title: str = ""
+) -> LadderData:
+    """What :func:`ladder_figure` draws, with some criteria marked."""
+    return ladder_data(
         [(r["outcome_name"], r["criterion"], *_agreement(r)) for r in relations],
-        ceilings=ceilings,
-        marked=["oracle"],
-        title=summary["title"],
+        ceilings={r["outcome_name"]: c for r in relations if (c := r.get("ceiling")) is not None},
+        marked=marked,
+        title=title,
     )
-    return draw_ladder(data)
 
 
 def ladder_in_words(relations: Sequence[Mapping[str, Any]]) -> str:
@@ -154,33 +165,53 @@ def _agreement(relation: Mapping[str, Any]) -> tuple[float, float, float, bool]:
 
 def agreement_figure(agreement: Mapping[str, Any], title: str) -> Figure:
     """How alike the criteria order the candidates."""
+    return draw_agreement(agreement_values(agreement, title))
+
+
+def agreement_values(agreement: Mapping[str, Any], title: str = "") -> AgreementData:
+    """What :func:`agreement_figure` draws."""
     criteria = list(agreement["criteria"])
     order = [
         criteria.index(one) if isinstance(one, str) else int(one)
         for one in agreement.get("order") or criteria
     ]
-    data = agreement_data(
+    return agreement_data(
         criteria, agreement["tau"], order=order, linkage=agreement.get("linkage"), title=title
     )
-    return draw_agreement(data)
 
 
 def scatter_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Figure:
     """One criterion against one outcome."""
+    points = points_of(results, relation, rule)
+    return draw_scatter(scatter_values(results, relation, rule, points, results.spec.title))
+
+
+def points_of(results: Results, relation: Mapping[str, Any], rule: str) -> pd.DataFrame:
+    """The candidates with their scores and outcomes of one relation."""
+    name = recorded_name(results, relation["criterion"])
+    return results.points(name, relation["metric"], rule)
+
+
+def scatter_values(
+    results: Results,
+    relation: Mapping[str, Any],
+    rule: str,
+    points: pd.DataFrame,
+    title: str = "",
+) -> ScatterData:
+    """What :func:`scatter_figure` draws."""
     outcome = results.outcome(relation["metric"], rule)
-    points = results.points(recorded_name(results, relation["criterion"]), outcome.column, rule)
-    data = scatter_data(
+    return scatter_data(
         points["score"].to_numpy(),
         points["outcome"].to_numpy(),
         higher_is_better=outcome.higher_is_better,
         higher_score_is_better=relation["higher_score_is_better"],
         x_label=relation["score_name"],
         y_label=outcome.axis,
-        title=results.spec.title,
+        title=title,
         tau_interval=(relation.get("kendall_low"), relation.get("kendall_high")),
         ceiling=relation.get("ceiling"),
     )
-    return draw_scatter(data)
 
 
 def panel_figure(
@@ -189,7 +220,7 @@ def panel_figure(
     """Every criterion against one outcome, in the order given."""
     outcome, points = results.outcome(column, rule), []
     for relation in relations:
-        table = results.points(recorded_name(results, relation["criterion"]), column, rule)
+        table = points_of(results, relation, rule)
         columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
         points.append((relation["criterion"], *columns))
     data = panel_data(
@@ -211,9 +242,7 @@ def arms_figure(
     """One criterion against one outcome in several studies, on equal axes."""
     points = []
     for label, results in studies:
-        table = results.points(
-            recorded_name(results, relation["criterion"]), relation["metric"], rule
-        )
+        table = points_of(results, relation, rule)
         points.append((label, table["score"].to_numpy(), table["outcome"].to_numpy()))
     outcome = studies[0][1].outcome(relation["metric"], rule)
     data = panel_data(
@@ -269,21 +298,9 @@ def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: s
     return draw_forest(data)
 
 
-def networks_figures(
-    results: PooledResults,
-    summary: Mapping[str, Any],
-    relation: Mapping[str, Any],
-    rule: str,
-) -> tuple[Figure, Figure]:
-    """One criterion in every dense network of a study: a forest of tau, and the scatters."""
-    name, column = relation["criterion"], relation["metric"]
-    found = {
-        f"dense network {network['dense_seeds'][0]}": one
-        for network in summary["networks"]
-        for one in network["relations"]
-        if (one["criterion"], one["metric"]) == (name, column)
-    }
-    outcome = results.outcome(column, rule)
+def networks_forest(summary: Mapping[str, Any], relation: Mapping[str, Any]) -> Figure:
+    """One criterion's tau in every dense network of a study, and over all of them."""
+    found = _by_network(summary, relation)
     studies = [
         {
             "label": label,
@@ -295,28 +312,52 @@ def networks_figures(
         for label, one in found.items()
     ]
     pooled = {end: relation[f"kendall_{end}"] for end in ("tau", "low", "high")}
-    forest = forest_figure(
+    return forest_figure(
         {"studies": studies, **pooled},
         score=relation["score_name"],
         outcome=relation["outcome_name"],
         title=summary["title"],
     )
-    points = []
+
+
+def networks_panel(
+    results: PooledResults, summary: Mapping[str, Any], relation: Mapping[str, Any], rule: str
+) -> Figure:
+    """One criterion against one outcome in every dense network of a study."""
+    outcome, points = results.outcome(relation["metric"], rule), []
     for seed, one in results.retrained.items():
-        table = one.points(recorded_name(one, name), column, rule)
+        table = points_of(one, relation, rule)
         columns = (table["score"].to_numpy(), table["outcome"].to_numpy())
-        points.append((f"dense network {seed}", *columns))
-    panel = panel_data(
+        points.append((_network(seed), *columns))
+    data = panel_data(
         points,
         higher_is_better=outcome.higher_is_better,
         x_label=relation["score_name"],
         y_label=outcome.axis,
         title=summary["title"],
         tau_intervals={
-            label: (one["kendall_low"], one["kendall_high"]) for label, one in found.items()
+            label: (one["kendall_low"], one["kendall_high"])
+            for label, one in _by_network(summary, relation).items()
         },
     )
-    return forest, draw_panel(panel)
+    return draw_panel(data)
+
+
+def _by_network(
+    summary: Mapping[str, Any], relation: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
+    """The same relation in each dense network, by the network's name."""
+    wanted = (relation["criterion"], relation["metric"])
+    return {
+        _network(network["dense_seeds"][0]): one
+        for network in summary["networks"]
+        for one in network["relations"]
+        if (one["criterion"], one["metric"]) == wanted
+    }
+
+
+def _network(seed: int) -> str:
+    return f"dense network {seed}"
 
 
 def analysis_figure(found: OwnAnalysis) -> Figure:

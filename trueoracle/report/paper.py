@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,13 +13,19 @@ from matplotlib.figure import Figure
 
 from trueoracle.analysis.cells import shown_cells
 from trueoracle.errors import InputError, unknown
-from trueoracle.figures.agreement import agreement_data, draw_agreement
-from trueoracle.figures.ladder import draw_ladder, ladder_data
-from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure, scatter_data
+from trueoracle.figures.agreement import draw_agreement
+from trueoracle.figures.ladder import draw_ladder
+from trueoracle.figures.scatter import FORMATS, draw_scatter, save_figure
 from trueoracle.files import write_text
 from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import Results
-from trueoracle.report.drawings import slug
+from trueoracle.report.drawings import (
+    agreement_values,
+    ladder_values,
+    points_of,
+    scatter_values,
+    slug,
+)
 from trueoracle.report.table import TextTable, relations_table
 
 __all__ = ["TABLES", "WIDTHS", "write_figures", "write_relations"]
@@ -59,10 +64,7 @@ def write_figures(
         for name, values, figure in _figures(results, WIDTHS[columns], rule):
             stem = out / f"{results.spec.name}-{name}"
             written += save_figure(figure, stem, formats, outlines=True)
-            path = stem.parent / f"{stem.name}.csv"
-            content = shown_cells(values)
-            write_text(path, content.to_csv(index=False))
-            written.append(path)
+            written.append(_write_values(values, stem.parent / f"{stem.name}.csv"))
     return written
 
 
@@ -79,9 +81,9 @@ def _figures(results: Results, width: float, rule: str) -> Iterator[Made]:
             yield _ladder(f"criteria-{metric}", own, width)
     for relation in relations:
         yield _scatter(results, relation, width, rule)
-    for metric, compared in summary["comparison"].items():
+    for compared in summary["comparison"].values():
         if (alike := compared.get("agreement")) is not None and len(alike["criteria"]) > 1:
-            yield _agreement(alike, metric, width)
+            yield _agreement(alike, width)
             break  # it is among scores, the same for every outcome
 
 
@@ -94,49 +96,24 @@ def _ladder(name: str, relations: Sequence[Mapping[str, Any]], width: float) -> 
             for r in relations
         ]
     )
-    rows = [
-        (r["outcome_name"], r["criterion"], *(_number(r, n) for n in names[:3]), bool(r["certain"]))
-        for r in relations
-    ]
-    ceilings = {r["outcome_name"]: _number(r, "ceiling") for r in relations}
-    data = ladder_data(rows, ceilings=ceilings)
+    data = ladder_values(relations)
     return name, values, draw_ladder(data, (width, 0.9 + 0.22 * len(data.criteria)))
-
-
-def _number(relation: Mapping[str, Any], name: str) -> float:
-    value = relation.get(name)
-    return math.nan if value is None else float(value)
 
 
 def _scatter(results: Results, relation: Mapping[str, Any], width: float, rule: str) -> Made:
     criterion, metric = relation["criterion"], relation["metric"]
-    outcome = results.outcome(metric, rule)
-    points = results.points(criterion, metric, rule)
+    points = points_of(results, relation, rule)
     name = f"{slug(criterion)}-{metric}"
     if isinstance(results, PooledResults):  # one scatter for each dense network
         figure = results.plot(criterion, metric, rule)
         figure.set_size_inches(width, width * figure.get_figheight() / figure.get_figwidth())
         return name, points, figure
-    data = scatter_data(
-        points["score"].to_numpy(),
-        points["outcome"].to_numpy(),
-        higher_is_better=outcome.higher_is_better,
-        higher_score_is_better=relation["higher_score_is_better"],
-        x_label=relation["score_name"],
-        y_label=outcome.axis,
-        tau_interval=(relation["kendall_low"], relation["kendall_high"]),
-        ceiling=relation["ceiling"],
-    )
+    data = scatter_values(results, relation, rule, points)
     return name, points, draw_scatter(data, (width, min(0.8 * width, 3.6)))
 
 
-def _agreement(alike: Mapping[str, Any], metric: str, width: float) -> Made:
-    criteria = list(alike["criteria"])
-    order = [
-        criteria.index(one) if isinstance(one, str) else int(one)
-        for one in alike.get("order") or criteria
-    ]
-    data = agreement_data(criteria, alike["tau"], order=order, linkage=alike.get("linkage"))
+def _agreement(alike: Mapping[str, Any], width: float) -> Made:
+    data = agreement_values(alike)
     values = pd.DataFrame(data.tau, columns=list(data.criteria))
     values.insert(0, "criterion", list(data.criteria))
     return "agreement", values, draw_agreement(data, (width, 0.8 * width))
@@ -154,9 +131,14 @@ def write_relations(results: Results, out: Path, form: str, rule: str = "last") 
     ending, write = TABLES[form]
     paths = [out / f"relations.{ending}", out / "relations.csv"]
     write_text(paths[0], write(made))
-    content = shown_cells(results.correlate(rule=rule))
-    write_text(paths[1], content.to_csv(index=False))
+    _write_values(results.correlate(rule=rule), paths[1])
     return paths
+
+
+def _write_values(values: pd.DataFrame, path: Path) -> Path:
+    content = shown_cells(values)
+    write_text(path, content.to_csv(index=False))
+    return path
 
 
 _LATEX = {

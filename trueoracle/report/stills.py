@@ -16,7 +16,8 @@ from trueoracle.report.drawings import (
     ladder_figure,
     ladder_in_words,
     learning_figure,
-    networks_figures,
+    networks_forest,
+    networks_panel,
     panel_figure,
     scatter_figure,
     slug,
@@ -143,14 +144,14 @@ def _networks(
     over = f"95% over {relation['interval_over']}" if relation["interval_over"] else "no interval"
     return [
         folder.draw(
-            lambda: networks_figures(results, summary, relation, rule)[0],
+            lambda: networks_forest(summary, relation),
             f"{stem}-forest",
             alt=f"{words}, network by network: {relation['verdict']}",
             caption=f"{words} in each dense network, its own interval given that network; the "
             f"diamond is their mean ({over}).",
         ),
         folder.draw(
-            lambda: networks_figures(results, summary, relation, rule)[1],
+            lambda: networks_panel(results, summary, relation, rule),
             stem,
             alt=f"{words}, one scatter for each dense network.",
             caption=f"{words}, network by network; a star has the lowest score.",

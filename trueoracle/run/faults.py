@@ -34,7 +34,8 @@ def is_the_machines(error: BaseException) -> bool:
     """Whether an error says that this machine cannot go on, whatever network is retrained next.
 
     Such are signals, a full disk, a record that cannot be written, a device that is lost, code that
-    cannot be imported, a worker where the study cannot be built, and too little memory. Any other error belongs to the networks that were being retrained.
+    cannot be imported, a worker where the study cannot be built, and too little memory. Any other
+    error belongs to the networks that were being retrained.
     """
     if not isinstance(error, Exception) or is_out_of_memory(error):
         return True
