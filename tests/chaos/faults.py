@@ -293,12 +293,9 @@ def _memory(bench: Bench, tally: Tally, rounds: int) -> None:
     """Populations of several networks find too little memory, and are halved."""
     words = (*RUN, "wide")
 
-    def anew() -> None:
-        bench.clean()
-
-    expected = bench.undisturbed(words, anew)
+    expected = bench.undisturbed(words, bench.clean)
     for number in range(rounds):
-        anew()
+        bench.clean()
         limit = 1 + number % 5
 
         def prepare(limit: int = limit) -> None:
@@ -361,18 +358,14 @@ def _full(bench: Bench, tally: Tally, rounds: int) -> None:
     """A disk is full at one write after the other; it is then made larger."""
     words = (*RUN, "loop")
 
-    def anew() -> None:
-        bench.clean()
-
-    expected = bench.undisturbed(words, anew)
+    expected = bench.undisturbed(words, bench.clean)
     for number in range(rounds):
-        anew()
+        bench.clean()
         with _disk(bench, 4 * (1 + number % 120)) as runs:
             ended = run(words, bench.work, keeping_often)
             tally.injected += ended.code != 0
             if ended.code not in (0, 4):
                 tally.problems.append(f"disk full: exit code {ended.code}: {ended.output[-300:]}")
-            before: Rows = {}
             _mount("-o", "remount,size=64m", str(runs))
             before = bench.rows()
             bench.finish(words)
@@ -384,12 +377,9 @@ def _read_only(bench: Bench, tally: Tally, rounds: int) -> None:
     """A folder cannot be written; later it can."""
     words = (*RUN, "loop")
 
-    def anew() -> None:
-        bench.clean()
-
-    expected = bench.undisturbed(words, anew)
+    expected = bench.undisturbed(words, bench.clean)
     for number in range(rounds):
-        anew()
+        bench.clean()
         with _disk(bench, 65536) as runs:
             if number % 2:  # stopped on the way, otherwise not begun
                 _stop_at(bench, words, "commit", 3 + number, often=False)
@@ -495,12 +485,9 @@ def _clock(bench: Bench, tally: Tally, rounds: int) -> None:
     """The clock goes back by a day or a year with every sitting, and files come from the future."""
     words = (*RUN, "loop")
 
-    def anew() -> None:
-        bench.clean()
-
-    expected = bench.undisturbed(words, anew)
+    expected = bench.undisturbed(words, bench.clean)
     for number in range(rounds):
-        anew()
+        bench.clean()
         for attempt in range(3):
             shift = (attempt + 1) * (86400, 31536000)[number % 2]
             point = Point("commit", 4 + 3 * attempt + number % 5, signalled(signal.SIGKILL))
@@ -545,12 +532,9 @@ def _two(bench: Bench, tally: Tally, rounds: int) -> None:
     """Two processes are at one run; the one that works may be killed."""
     words = (*RUN, "loop")
 
-    def anew() -> None:
-        bench.clean()
-
-    expected = bench.undisturbed(words, anew)
+    expected = bench.undisturbed(words, bench.clean)
     for number in range(rounds):
-        anew()
+        bench.clean()
         both = [start(words, bench.work), start(words, bench.work)]
         tally.injected += 1
         if number % 2:
@@ -570,12 +554,9 @@ def _moved(bench: Bench, tally: Tally, rounds: int) -> None:
     """A stopped run is moved, copied or renamed, and goes on where it is then."""
     words = (*RUN, "loop")
 
-    def anew() -> None:
-        bench.clean()
-
-    expected = bench.undisturbed(words, anew)
+    expected = bench.undisturbed(words, bench.clean)
     for number in range(rounds):
-        anew()
+        bench.clean()
         _stop_at(bench, words, "step", 10 + 2 * number, often=True)
         runs, away = bench.work / "runs", bench.work / "away"
         before = bench.rows()

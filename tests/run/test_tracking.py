@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_what_is_recorded_is_logged_once(
     assert memory[0][1] == 20
 
 
+class Failing:
+    """A tracker that begins, and then cannot be reached."""
+
+    needs = "json"
+
+    def __init__(self, spec: StudySpec, folder: Path) -> None: ...
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        raise ConnectionError("no route\nto it")
+
+    def close(self) -> None:
+        raise ConnectionError("closed")
+
+
 def test_progress_is_passed_on(memory: Logged, finished: Results) -> None:
     inner = Recorder()
     with tracked("memory", finished.spec, finished.folder, inner) as shown:
@@ -78,6 +93,17 @@ def test_a_tracker_is_closed_whatever_happens(memory: Logged, finished: Results)
     ):
         raise KeyboardInterrupt
     assert memory == [({}, -1)]
+
+
+def test_a_tracker_that_fails_is_left_and_the_study_goes_on(
+    tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tracking.TRACKERS, "far", Failing)
+    progress = Recorder()
+    results = Study(**tiny_fields, runs=tmp_path).run(progress=progress, track="far")
+    assert results.finished
+    said = [one for one in progress.messages if "--track" in one]
+    assert said == ["--track far failed, and nothing more is logged: no route"]
 
 
 def test_a_wrong_tracker_is_refused_before_any_work(

@@ -10,7 +10,7 @@ import typer
 from trueoracle.cli import doors
 from trueoracle.cli.completion import recorded
 from trueoracle.cli.console import guarded, out, print_json
-from trueoracle.cli.options import Debug, Json, Runs, Settings
+from trueoracle.cli.options import Debug, Json, OutcomeRule, Runs, Settings
 from trueoracle.spec.file import parse_overrides
 
 
@@ -30,10 +30,7 @@ def figures(
     columns: Annotated[
         int, typer.Option(help="1 or 2: how many columns of a paper a figure is as wide as.")
     ] = 1,
-    outcome: Annotated[
-        str,
-        typer.Option(help="Epochs that count: last, last-5, best-on-validation or best-on-test."),
-    ] = "last",
+    outcome: OutcomeRule = "last",
     settings: Settings = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,

@@ -29,6 +29,7 @@ __all__ = [
     "Json",
     "Machine",
     "Memory",
+    "OutcomeRule",
     "Output",
     "Quiet",
     "RetryFailed",
@@ -77,6 +78,10 @@ RetryFailed = Annotated[
 Runs = Annotated[
     Path,
     typer.Option("--runs", envvar="TRUEORACLE_RUNS", help="Folder of the recorded studies."),
+]
+OutcomeRule = Annotated[
+    str,
+    typer.Option(help="Epochs that count: last, last-5, best-on-validation or best-on-test."),
 ]
 Settings = Annotated[
     list[str] | None,

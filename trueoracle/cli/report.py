@@ -12,7 +12,7 @@ from trueoracle.cli import doors
 from trueoracle.cli.completion import recorded
 from trueoracle.cli.console import guarded, out, print_json
 from trueoracle.cli.grids import print_grid
-from trueoracle.cli.options import Debug, Json, Runs, Settings, command_line
+from trueoracle.cli.options import Debug, Json, OutcomeRule, Runs, Settings, command_line
 from trueoracle.cli.tables import networks_table, notes, relations_of, relations_table
 from trueoracle.errors import InputError
 from trueoracle.record.networks import is_recorded
@@ -34,10 +34,7 @@ def report(
     ] = None,
     settings: Settings = None,
     runs: Runs = Path("runs"),
-    outcome: Annotated[
-        str,
-        typer.Option(help="Epochs that count: last, last-5, best-on-validation or best-on-test."),
-    ] = "last",
+    outcome: OutcomeRule = "last",
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder to write to; default: report/ in the run.")
     ] = None,

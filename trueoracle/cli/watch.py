@@ -10,7 +10,7 @@ import typer
 from trueoracle.cli import doors
 from trueoracle.cli.completion import recorded
 from trueoracle.cli.console import guarded, out
-from trueoracle.cli.options import Debug, Runs, Settings
+from trueoracle.cli.options import Debug, OutcomeRule, Runs, Settings
 from trueoracle.errors import InputError
 from trueoracle.spec.file import parse_overrides
 
@@ -26,10 +26,7 @@ def watch(
     ] = None,
     settings: Settings = None,
     runs: Runs = Path("runs"),
-    outcome: Annotated[
-        str,
-        typer.Option(help="Epochs that count: last, last-5, best-on-validation or best-on-test."),
-    ] = "last",
+    outcome: OutcomeRule = "last",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of this machine; 0 takes a free one.")
     ] = 0,

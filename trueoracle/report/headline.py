@@ -37,29 +37,36 @@ def headline(summary: Summary) -> str:
     own = _of_first_outcome(summary["relations"])
     best, count = own[0], len(own)
     outcome = _short(best["outcome_name"], 4)
-    answers = [one["answer"] for one in own]
-    yes, no = answers.count("Yes"), answers.count("No")
+    yes = sum(one["answer"] == "Yes" for one in own)
+    answer = _answer(own)
     oracle = next((one for one in own if one["criterion"] == "oracle"), None)
     if count == 1:
         name = _short(best["score_name"], 4)
-        answer, said = {
-            "Yes": ("Yes", f"{name} predicts {outcome}"),
-            "No": ("No", f"{name} does not predict {outcome}"),
-            "Unclear": ("Unclear", f"whether {name} predicts {outcome} cannot be told"),
-        }[best["answer"]]
+        said = {
+            "Yes": f"{name} predicts {outcome}",
+            "No": f"{name} does not predict {outcome}",
+            "Unclear": f"whether {name} predicts {outcome} cannot be told",
+        }[answer]
         return f"{answer}. {_capital(said)}: agreement {_reached(best)}."
-    if yes:
-        answer, said = "Yes", f"{yes} of {count} criteria {_predict(yes)} {outcome}"
-    elif no == count:
-        answer = "No"
+    if answer == "Yes":
+        said = f"{yes} of {count} criteria {_predict(yes)} {outcome}"
+    elif answer == "No":
         which = "Neither criterion" if count == 2 else f"None of {count} criteria"
         said = f"{which} predicts {outcome}"
     else:
-        answer, said = "Unclear", f"No criterion of {count} is certain to predict {outcome}"
+        said = f"No criterion of {count} is certain to predict {outcome}"
     text = f"{answer}. {said}. Best: {_name(best)} {_reached(best)}"
     if oracle is not None and oracle is not best:
         text += f"; {_short(oracle['score_name'], 3)} {number(oracle['agreement'], 2)}"
     return f"{text}."
+
+
+def _answer(relations: Sequence[Mapping[str, Any]]) -> str:
+    """Whether any criterion predicts: Yes where one does, No where none does, else Unclear."""
+    answers = {one["answer"] for one in relations}
+    if "Yes" in answers:
+        return "Yes"
+    return "No" if answers == {"No"} else "Unclear"
 
 
 def _predict(count: int) -> str:
@@ -104,12 +111,7 @@ def other_outcomes(summary: Summary) -> str:
     said = []
     for metric in list(dict.fromkeys(one["metric"] for one in ordered))[1:]:
         own = [one for one in ordered if one["metric"] == metric]
-        answers = [one["answer"] for one in own]
-        answer = "Unclear"
-        if "Yes" in answers:
-            answer = "Yes"
-        elif answers.count("No") == len(answers):
-            answer = "No"
+        answer = _answer(own)
         said.append(f"{own[0]['outcome_name']}: {answer} (best {_name(own[0])} {_reached(own[0])})")
     return "; ".join(said)
 

@@ -187,19 +187,22 @@ def _relations(
 ) -> dict[str, Any]:
     """By criterion, outcome and seed: agreement, which candidate is chosen, and its outcome."""
     found: dict[str, Any] = {}
+    counted = results.outcomes[~results.outcomes["candidate"].isin(results.left_out)]
+    ids = results.candidates["candidate"]
+    by_seed = {
+        column: seed_outcomes(counted, results.outcome(column, rule)).reindex(ids)
+        for column in tables
+    }
     for relation in summary["relations"]:
         name, column = relation["criterion"], relation["metric"]
         own = found.setdefault(name, {}).setdefault(column, {})
         scores = results.score(recorded_name(results, name)).values
         own[MEAN] = _of_study(relation) | _chosen(relation, scores)
-        counted = results.outcomes[~results.outcomes["candidate"].isin(results.left_out)]
-        each = seed_outcomes(counted, results.outcome(column, rule))
-        each = each.reindex(results.candidates["candidate"])
-        for seed in each.columns:
+        for seed in by_seed[column].columns:
             try:
                 one = relate(
                     scores,
-                    each[seed].to_numpy(dtype=np.float64),
+                    by_seed[column][seed].to_numpy(dtype=np.float64),
                     higher_is_better=tables[column].higher_is_better,
                 ).as_dict()
             except InputError:  # nothing is retrained with this seed yet

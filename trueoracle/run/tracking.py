@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from trueoracle.errors import InputError, StoreError, unknown
+from trueoracle.errors import InputError, StoreError, first_line, unknown
 from trueoracle.record.results import Results
 from trueoracle.run.progress import Progress
 from trueoracle.spec.spec import StudySpec
@@ -35,6 +35,9 @@ FOLDER = "tracking"
 
 SECONDS = 5.0
 """The fewest seconds between two looks at the record, which is read as a whole."""
+
+_SHARE = 20
+"""A look is followed by this many times its own time without one, so that it slows nothing down."""
 
 _PLAIN = ("candidate", "seed", "epoch", "learning_rate")
 
@@ -155,13 +158,13 @@ def tracked(
     try:
         tracker = TRACKERS[name](spec, folder)
     except Exception as error:  # a library's own, of its network, its settings, its key
-        raise InputError(f"--track {name} cannot begin: {error}") from error
-    shown = _Tracking(progress, tracker, folder, before)
+        raise InputError(f"--track {name} cannot begin: {first_line(error)}") from error
+    shown = _Tracking(name, progress, tracker, folder, before)
     try:
         yield shown
         shown.look(final=True)
     finally:
-        tracker.close()
+        shown.tell(tracker.close)
 
 
 class _Seen:
@@ -183,9 +186,12 @@ class _Seen:
 class _Tracking:
     """Passes progress on, and logs what is newly recorded."""
 
-    def __init__(self, inner: Progress, tracker: Tracker, folder: Path, seen: _Seen) -> None:
-        self._inner, self._tracker, self._folder, self._seen = inner, tracker, folder, seen
-        self._looked = time.monotonic()
+    def __init__(
+        self, name: str, inner: Progress, tracker: Tracker, folder: Path, seen: _Seen
+    ) -> None:
+        self._name, self._inner, self._tracker = name, inner, tracker
+        self._folder, self._seen = folder, seen
+        self._next, self._is_lost = time.monotonic() + SECONDS, False
 
     def stage(self, name: str, total: int, done: int, unit: str) -> None:
         self.look()
@@ -193,7 +199,7 @@ class _Tracking:
 
     def advance(self, count: float = 1, note: str = "") -> None:
         self._inner.advance(count, note)
-        if time.monotonic() - self._looked >= SECONDS:
+        if time.monotonic() >= self._next:
             self.look()
 
     def message(self, text: str) -> None:
@@ -201,7 +207,24 @@ class _Tracking:
 
     def look(self, *, final: bool = False) -> None:
         """Log what has been recorded since the last look."""
-        self._looked = time.monotonic()
+        started = time.monotonic()
+        self.tell(lambda: self._look(final=final))
+        now = time.monotonic()
+        self._next = now + max(SECONDS, _SHARE * (now - started))
+
+    def tell(self, call: Callable[[], None]) -> None:
+        """Call the tracker; where it fails, say so once and go on without it: the study matters."""
+        if self._is_lost:
+            return
+        try:
+            call()
+        except Exception as error:  # a library's own: of its network, its disk, its limits
+            self._is_lost = True
+            self._inner.message(
+                f"--track {self._name} failed, and nothing more is logged: {first_line(error)}"
+            )
+
+    def _look(self, *, final: bool) -> None:
         try:
             results = Results(self._folder)
         except StoreError:  # nothing is recorded yet
