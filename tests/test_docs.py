@@ -34,7 +34,9 @@ def documents() -> list[Path]:
 
 
 def fences(path: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+    """The blocks of a language; "" for those that name none."""
+    found = re.findall(r"^```(.*)\n((?s:.*?))^```$", path.read_text(encoding="utf-8"), re.M)
+    return [text for named, text in found if named == language]
 
 
 def test_every_field_of_a_study_is_documented() -> None:
@@ -169,7 +171,7 @@ def commands() -> list[tuple[str, str]]:
     """Every command line of the documents' fences: the document, and what is typed."""
     found = []
     for path in documents():
-        for block in re.findall(r"```(?:sh|console)?\n(.*?)```", path.read_text("utf-8"), re.S):
+        for block in [*fences(path, ""), *fences(path, "bash")]:
             for line in block.replace("\\\n", " ").splitlines():
                 typed = re.sub(r"\s#.*", "", line).strip().removeprefix(".venv/bin/")
                 if typed.startswith("trueoracle "):

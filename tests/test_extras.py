@@ -110,4 +110,4 @@ for words in [*studies, ["inspect", "hf:model"], ["inspect", "llama"]]:
     for said, words in zip(lines, [*studies, *["needs transformers"] * 2], strict=True):
         assert said.startswith("error: ")
         assert words in said
-        assert said.endswith("pip install 'trueoracle[transformers]'")
+        assert said.endswith("pip install '.[transformers]'")

@@ -45,7 +45,7 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, library, None)
     workers = Workers(executor="ray" if name == "ray" else "slurm")
     with (
-        pytest.raises(InputError, match=rf"pip install 'trueoracle\[{name}\]'"),
+        pytest.raises(InputError, match=rf"pip install '\.\[{name}\]'"),
         workers.opened(tmp_path),
     ):
         pass

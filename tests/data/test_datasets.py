@@ -75,7 +75,7 @@ def test_the_data_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 @pytest.mark.skipif(torchvision_imports(), reason="torchvision is there")
 def test_without_torchvision_the_error_says_what_to_install(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"pip install 'trueoracle\[vision\]'"):
+    with pytest.raises(InputError, match=r"pip install '\.\[vision\]'"):
         datasets.load("mnist", validation_images=0, split_seed=0, folder=tmp_path)
 
 

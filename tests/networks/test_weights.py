@@ -176,7 +176,7 @@ def test_weights_of_torchvisions_hub_need_torchvision(monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match="which does not import") as caught:
         load_weights(lenet(), reference)
     assert reference in str(caught.value)
-    assert "trueoracle[vision]" in str(caught.value)
+    assert ".[vision]" in str(caught.value)
 
 
 def test_a_file_of_that_name_is_no_hubs(tmp_path: Path) -> None:

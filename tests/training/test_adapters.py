@@ -263,7 +263,7 @@ def test_without_peft_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
         return true_import(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(InputError, match=r"needs peft: pip install 'trueoracle\[transformers\]'"):
+    with pytest.raises(InputError, match=r"needs peft: pip install '\.\[transformers\]'"):
         Adapters(reader(), LORA, 0)
 
 

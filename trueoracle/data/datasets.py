@@ -88,7 +88,7 @@ def _torchvision(class_name: str) -> Any:
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise InputError(
             f"data set {class_name} is read through torchvision, which does not import "
-            f"({error}): pip install 'trueoracle[vision]'"
+            f"({error}): pip install '.[vision]'"
         ) from error
     return getattr(datasets, class_name)
 

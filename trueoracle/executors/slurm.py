@@ -81,7 +81,7 @@ class SlurmExecutor(ChunkExecutor):
             import submitit
         except ImportError as error:
             raise InputError(
-                "executor 'slurm' needs submitit: pip install 'trueoracle[slurm]'"
+                "executor 'slurm' needs submitit: pip install '.[slurm]'"
             ) from error
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise InputError("executor 'slurm' needs Slurm, and there is no command 'sbatch' here")

@@ -136,7 +136,7 @@ def import_transformers(what: str) -> Any:
         import transformers
     except ImportError as error:
         raise InputError(
-            f"{what} needs transformers: pip install 'trueoracle[transformers]'"
+            f"{what} needs transformers: pip install '.[transformers]'"
         ) from error
     return transformers
 
@@ -262,7 +262,7 @@ def _from_timm(named: str, given: dict[str, Any], pretrained: bool) -> nn.Module
     except Exception as error:  # timm needs torchvision, whose import can raise anything
         raise InputError(
             f"{name} needs timm, which does not import ({first_line(error)}): "
-            "pip install 'trueoracle[vision]'"
+            "pip install '.[vision]'"
         ) from error
     if not timm.is_model(named):
         raise unknown("network of timm", named, timm.list_models())
@@ -276,7 +276,7 @@ def _from_torchvision(named: str, given: dict[str, Any], pretrained: bool) -> nn
     except Exception as error:  # with a torch of another release its import can raise anything
         raise InputError(
             f"{name} needs torchvision, which does not import ({first_line(error)}): "
-            "pip install 'trueoracle[vision]'"
+            "pip install '.[vision]'"
         ) from error
     if named not in (known := models.list_models()):
         raise unknown("network of torchvision", named, known)

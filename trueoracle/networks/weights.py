@@ -429,7 +429,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     except Exception as error:  # with a torch of another release its import can raise anything
         raise InputError(
             f"network.weights = {reference!r} is read through torchvision, which does not import "
-            f"({first_line(error)}): pip install 'trueoracle[vision]'"
+            f"({first_line(error)}): pip install '.[vision]'"
         ) from error
     try:
         weights = models.get_weight(name)

@@ -69,6 +69,7 @@ def render(template: str, *, data: Mapping[str, Any], **values: Any) -> str:
             script=Markup(script),  # noqa: S704
             policy=" ".join(f"'sha256-{digest.decode()}'" for digest in digests),
             glossary=GLOSSARY,
+            headings={one: heading for one, (heading, _) in HEADINGS.items()},
             **values,
         )
     )

@@ -142,7 +142,7 @@ def check_export(path: Path, name: str = "") -> None:
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise InputError(
-                f"{path}: ONNX needs {error.name}: pip install 'trueoracle[export]'"
+                f"{path}: ONNX needs {error.name}: pip install '.[export]'"
             ) from error
 
 

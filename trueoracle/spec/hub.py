@@ -80,7 +80,7 @@ def snapshot_of(
     except ImportError as error:
         raise InputError(
             f"{HF}{name}: there is no such folder, and the hub is read through "
-            "huggingface_hub: pip install 'trueoracle[transformers]'"
+            "huggingface_hub: pip install '.[transformers]'"
         ) from error
     wanted: dict[str, Any] = {
         "revision": revision,

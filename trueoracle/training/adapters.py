@@ -116,7 +116,7 @@ def _peft() -> tuple[Any, Any]:
         from peft.tuners.lora import LoraModel
     except ImportError as error:
         raise InputError(
-            "retraining.lora needs peft: pip install 'trueoracle[transformers]'"
+            "retraining.lora needs peft: pip install '.[transformers]'"
         ) from error
     return LoraModel, LoraConfig
 
