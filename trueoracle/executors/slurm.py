@@ -80,9 +80,7 @@ class SlurmExecutor(ChunkExecutor):
         try:
             import submitit
         except ImportError as error:
-            raise InputError(
-                "executor 'slurm' needs submitit: pip install '.[slurm]'"
-            ) from error
+            raise InputError("executor 'slurm' needs submitit: pip install '.[slurm]'") from error
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise InputError("executor 'slurm' needs Slurm, and there is no command 'sbatch' here")
         self.threads, self.gpus, self.at_once = max(1, cpus), gpus, at_once

@@ -135,9 +135,7 @@ def import_transformers(what: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise InputError(
-            f"{what} needs transformers: pip install '.[transformers]'"
-        ) from error
+        raise InputError(f"{what} needs transformers: pip install '.[transformers]'") from error
     return transformers
 
 

@@ -141,9 +141,7 @@ def check_export(path: Path, name: str = "") -> None:
             import onnx  # noqa: F401
             import onnxscript  # noqa: F401
         except ImportError as error:
-            raise InputError(
-                f"{path}: ONNX needs {error.name}: pip install '.[export]'"
-            ) from error
+            raise InputError(f"{path}: ONNX needs {error.name}: pip install '.[export]'") from error
 
 
 _Kind = Literal["float32", "float64", "float16", "bfloat16", "int64", "bool"]

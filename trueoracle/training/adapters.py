@@ -115,9 +115,7 @@ def _peft() -> tuple[Any, Any]:
         from peft import LoraConfig
         from peft.tuners.lora import LoraModel
     except ImportError as error:
-        raise InputError(
-            "retraining.lora needs peft: pip install '.[transformers]'"
-        ) from error
+        raise InputError("retraining.lora needs peft: pip install '.[transformers]'") from error
     return LoraModel, LoraConfig
 
 
