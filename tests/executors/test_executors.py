@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
@@ -22,7 +20,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.executors.work import add, die, die_once, fail, small_study, wait_beside
+from tests.executors.work import Backwards, add, die, die_once, fail, small_study, wait_beside
 from trueoracle.errors import InputError, TrueOracleError, WorkerError
 from trueoracle.executors.base import (
     ChunkExecutor,
@@ -50,31 +48,6 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return small_study(tmp_path_factory.mktemp("local")).run(progress=False, engine="loop")
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[RayExecutor]:
-    """Ray on this machine, with two CPUs."""
-    library = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    library.init("local", _node_ip_address="127.0.0.1", num_cpus=2, include_dashboard=False)
-    try:
-        with RayExecutor(retries=1) as executor:
-            yield executor
-    finally:
-        library.shutdown()
-
-
-@pytest.fixture
-def slurm(tmp_path: Path) -> Iterator[SlurmExecutor]:
-    """Jobs as processes of this machine."""
-    pytest.importorskip("submitit")
-    with SlurmExecutor(
-        tmp_path / "jobs", options={"cluster": "local"}, retries=1, at_once=2
-    ) as executor:
-        executor.workers, executor.seconds = 1, (0.0, 60.0)  # four jobs, of a second in all
-        executor.grace = 0.0
-        yield executor
-
-
 def compare(found: Results, wanted: Results) -> None:
     pd.testing.assert_frame_equal(found.outcomes, wanted.outcomes)
     pd.testing.assert_frame_equal(found.scores, wanted.scores)
@@ -95,38 +68,6 @@ class Outdated(ChunkExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         return InThisProcess().submit(fn, *args, **kwargs)
-
-
-class Backwards(ChunkExecutor):
-    """Carries chunks out at once, and gives the result of the last one first."""
-
-    at_once, workers, seconds = 3, 12, (0.0, 60.0)
-
-    def __init__(self) -> None:
-        self.held: list[tuple[Future[Any], Any, int]] = []
-        self.order: list[int] = []
-        self.most = 0
-        self.timer = threading.Timer(0.0, self.give)
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self.timer.cancel()
-        future: Future[Any] = Future()
-        self.held.append((future, fn(*args, **kwargs), len(self.held) + len(self.order)))
-        self.most = max(self.most, len(self.held))
-        self.later()
-        return future
-
-    def later(self) -> None:
-        self.timer = threading.Timer(0.05, self.give)
-        self.timer.start()
-
-    def give(self) -> None:
-        future, value, number = self.held.pop()
-        self.order.append(number)
-        if self.held:
-            self.later()
-        if future.set_running_or_notify_cancel():
-            future.set_result(value)
 
 
 def test_results_in_any_order_make_the_same_record(local: Results, tmp_path: Path) -> None:

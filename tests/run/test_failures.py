@@ -23,7 +23,7 @@ from trueoracle.record.store import Failed, Store
 from trueoracle.record.verify import verify
 from trueoracle.run import retrain as driver
 from trueoracle.run import runner
-from trueoracle.run.retrain import Chunk
+from trueoracle.run.chunks import Chunk
 from trueoracle.study import Study
 
 TINY_FILE = """

@@ -99,10 +99,10 @@ class RayExecutor(ChunkExecutor):
         return future
 
     def carried(
-        self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
+        self, shared: object, on_epoch: Callable[[int], None], *, is_plain: bool
     ) -> tuple[Any, ...]:
-        if self._shared is None or self._shared[0] is not place:
-            self._shared = place, self._ray.put(place)
+        if self._shared is None or self._shared[0] is not shared:
+            self._shared = shared, self._ray.put(shared)
         return (self._shared[1],)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -121,13 +121,13 @@ class SlurmExecutor(ChunkExecutor):
         return future
 
     def carried(
-        self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
+        self, shared: object, on_epoch: Callable[[int], None], *, is_plain: bool
     ) -> tuple[Any, ...]:
-        if self._shared is None or self._shared[0] is not place:
+        if self._shared is None or self._shared[0] is not shared:
             self._forget()
-            path = self._folder / f"place-{secrets.token_hex(8)}.pickle"
-            write_bytes(path, pickled(place))
-            self._shared = place, PickledFile(path)
+            path = self._folder / f"shared-{secrets.token_hex(8)}.pickle"
+            write_bytes(path, pickled(shared))
+            self._shared = shared, PickledFile(path)
         return (self._shared[1],)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
