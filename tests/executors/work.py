@@ -17,7 +17,17 @@ from tests.small import images, targets
 from trueoracle.executors.base import ChunkExecutor
 from trueoracle.study import Study
 
-__all__ = ["Backwards", "add", "die", "die_once", "fail", "small_study", "wait_beside"]
+__all__ = [
+    "Backwards",
+    "Unreadable",
+    "Unsendable",
+    "add",
+    "die",
+    "die_once",
+    "fail",
+    "small_study",
+    "wait_beside",
+]
 
 
 def add(a: int, b: int) -> int:
@@ -38,6 +48,32 @@ def die_once(marker: Path) -> str:
         marker.touch()
         die()
     return "alive"
+
+
+class Unreadable:
+    """What no other process can read, as where code that it needs is not installed there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unreadable, ()
+
+
+def _unreadable() -> None:
+    raise ImportError("libmissing.so.3: cannot open shared object file")
+
+
+class Unsendable(Exception):  # noqa: N818
+    """An error that another process cannot read."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def fail_from(message: str) -> None:
+    """Raise an error that was raised from another one."""
+    try:
+        raise OSError(28, message)
+    except OSError as error:
+        raise Unsendable(1, 2) from error
 
 
 def wait_beside(marker: Path) -> None:
