@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -619,7 +619,7 @@ def _unlockable(bench: Bench, tally: Tally, rounds: int) -> None:
 
 # Clusters
 
-LONGER = ("--set", "retraining.epochs=40")
+LONGER = ("--set", "retraining.epochs=100")
 """Chunks of some tenths of a second, in which a worker can be hit."""
 
 
@@ -641,27 +641,33 @@ def _joins(cluster: RayCluster) -> Callable[[], None]:
 
 
 def _worker_killed(bench: Bench, tally: Tally, rounds: int) -> None:
-    """A worker of Ray is killed while it computes a chunk, which another worker then computes."""
+    """A worker of two nodes is killed while it computes a chunk, which another then computes.
+
+    The first run is undisturbed, so that both nodes are known to compute.
+    """
     _need_ray()
     words = (*RUN, "loop", *LONGER)
     expected = bench.undisturbed(words, bench.clean)
-    with RayCluster(cpus=2) as cluster:
-        for _ in range(rounds):
+    with RayCluster(nodes=2) as cluster:
+        for number in range(rounds + 1):
             bench.clean()
             begun = start((*words, *_on(cluster)), bench.work, _joins(cluster))
+            nodes: set[int] = set()
             hit = 0
             while begun.is_running():
-                for pid in cluster.working(0) if not hit else ():
-                    time.sleep(bench.random.uniform(0, 0.3))
-                    if pid in cluster.working(0):
-                        os.kill(pid, signal.SIGKILL)
+                time.sleep(bench.random.uniform(0, 0.3) if number and not hit else 0.05)
+                found = {pid: node for node in (0, 1) for pid in cluster.working(node)}
+                nodes.update(found.values())
+                if number and found and not hit:
+                    with suppress(ProcessLookupError):
+                        os.kill(bench.random.choice([*found]), signal.SIGKILL)
                         hit += 1
-                        break
-                time.sleep(0.01)
             tally.injected += hit
             ended = begun.wait()
             if ended.code:
                 tally.problems.append(f"worker: exit code {ended.code}: {ended.output[-300:]}")
+            if not number and len(nodes) < 2:
+                tally.problems.append("worker: one of the two nodes has computed nothing")
             tally.compare("worker", bench.rows(), expected)
 
 

@@ -60,6 +60,7 @@ class RayExecutor(ChunkExecutor):
     ) -> None:
         try:
             import ray
+            import ray.util.client
         except ImportError as error:
             raise InputError("executor 'ray' needs Ray: pip install '.[ray]'") from error
         self.threads, self.gpus, self.at_once = max(1, cpus), gpus, at_once
@@ -81,7 +82,10 @@ class RayExecutor(ChunkExecutor):
         self._open: set[Future[Any]] = set()
         self._shared: tuple[object, Any] | None = None
         self._ended, self._lost = threading.Event(), ""
-        self._head = ray.get_runtime_context().gcs_address
+        if ray.util.client.ray.is_connected():  # as ray://, which reaches the head by another way
+            self._head = address or ""
+        else:
+            self._head = ray.get_runtime_context().gcs_address
         threading.Thread(target=self._watch, daemon=True).start()
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
