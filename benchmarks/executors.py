@@ -29,7 +29,7 @@ from common import machine, show, timed
 from trueoracle import RayExecutor, SlurmExecutor, Study
 from trueoracle.executors.base import InThisProcess, as_executor, completed
 from trueoracle.record.paths import DENSE
-from trueoracle.run.chunks import Chunk, Shared, retrain_chunk, threads
+from trueoracle.run.chunks import Chunk, Shared, retrain_chunk, threads, under_way
 from trueoracle.run.retrain import plan_networks
 
 OVERRIDES = {
@@ -63,8 +63,10 @@ def carry_out(executor: Executor, chunks: list[Chunk], shared: Shared, workers: 
     def submit(chunk: Chunk) -> Any:
         return own.submit(retrain_chunk, chunk, *carried)
 
-    for _, future in completed(submit, lambda: next(left, None), at_once):
+    for chunk, future in completed(submit, lambda: next(left, None), at_once):
         future.result()
+        for path in under_way(chunk):  # as the driver does, or the next turn would go on from them
+            path.unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -99,11 +101,18 @@ def compared(study: Study, given: argparse.Namespace) -> list[dict[str, Any]]:
         device="cpu",
         threads=1,
     )
-    retrain_chunk(first, shared)  # warms up
-    a_group = timed(lambda: retrain_chunk(first, shared))
+    carry_out(InThisProcess(), [first], shared, 1)  # warms up
+    a_group = timed(lambda: carry_out(InThisProcess(), [first], shared, 1))
     calls = max(1, round(given.seconds / a_group))
-    members = tuple((seed, name) for seed in range(calls) for name in ids[:group])
-    chunks = [replace(first, members=members, together=group)] * given.chunks
+    seeds = [range(one * calls, (one + 1) * calls) for one in range(1, given.chunks + 1)]
+    chunks = [
+        replace(
+            first,
+            members=tuple((seed, name) for seed in own for name in ids[:group]),
+            together=group,
+        )
+        for own in seeds
+    ]
     jobs = study.folder.parent / "jobs"
     taken: dict[str, list[float]] = {name: [] for name in ("local", *given.names)}
     for _ in range(given.rounds):
