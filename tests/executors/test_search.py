@@ -106,9 +106,8 @@ def test_an_executor_that_breaks_down_loses_nothing(local: SearchResult, tmp_pat
                 raise RuntimeError("no more")
             return super().submit(fn, *args, **kwargs)
 
-    executor = Breaks()
     with pytest.raises(TrueOracleError, match="the executor broke down: no more"):
-        searched(tmp_path, executor)
+        searched(tmp_path, Breaks())
     executor = Backwards()
     compare(searched(tmp_path, executor), local)
     trained = sum(rung.candidates for rung in local.schedule.rungs)
