@@ -179,7 +179,7 @@ class Workers:
         typer.Option(min=1, help="Most chunks that run or wait [default: Ray 1024, Slurm 64]."),
     ] = None
 
-    def as_given(self) -> dict[str, object]:
+    def as_given(self) -> dict[str, Any]:
         """The options by name; None where they are at their default."""
         return asdict(self) | {"executor": None if self.executor == "local" else self.executor}
 
