@@ -12,7 +12,15 @@ from trueoracle.cli.fitted import FittedTable
 from trueoracle.report.table import brief_table
 from trueoracle.report.table import networks_table as text_of_networks
 
-__all__ = ["LEAST", "entries_table", "networks_table", "notes", "relations_of", "relations_table"]
+__all__ = [
+    "LEAST",
+    "badges",
+    "entries_table",
+    "networks_table",
+    "notes",
+    "relations_of",
+    "relations_table",
+]
 
 LEAST = ("n", "rank", "at most", "anomalies", "ceiling", "regret")
 """What a narrow terminal leaves out first of the numbers of a relation."""
@@ -66,6 +74,11 @@ def relations_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """A study's relations, and those of its short retraining."""
     short = summary["short_retraining"] or {"relations": []}
     return [*summary["relations"], *short["relations"]]
+
+
+def badges(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In which fields studies are not what their names promise: one line for each such study."""
+    return [f"{one['study']}: {one['badge']}" for one in summaries if one["badge"]]
 
 
 def notes(relations: Sequence[dict[str, Any]]) -> list[str]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from trueoracle.analysis.numbers import interval, number, p_value, percent
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import TICK, plain
+from trueoracle.figures.scatter import TICK, entitle, plain
 
 __all__ = ["ForestData", "draw_forest", "forest_data"]
 
@@ -142,8 +142,7 @@ def draw_forest(data: ForestData, size: tuple[float, float] | None = None) -> Fi
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     _say(axes, -0.95, "τ [95%]", "weight", color="0.35")
-    if data.title:
-        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
+    entitle(figure, data.title)
     if data.note:
         figure.supxlabel(data.note, fontsize="small", x=0.02, ha="left", color="0.25")
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import plain
+from trueoracle.figures.scatter import entitle, plain
 
 __all__ = ["Trend", "TrendData", "draw_trend", "trend_data"]
 
@@ -106,8 +106,7 @@ def draw_trend(data: TrendData, size: tuple[float, float] = (5.0, 3.8)) -> Figur
         )  # fmt: skip
     axes.set_xticks([p for p, _ in data.ticks], [plain(label) for _, label in data.ticks])
     axes.set(xlabel=plain(data.x_label), ylabel=plain(data.y_label))
-    if data.title:
-        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
+    entitle(figure, data.title)
     if len(data.trends) > 1 or data.ceilings:
         figure.legend(
             *axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False,

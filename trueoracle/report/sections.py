@@ -15,6 +15,7 @@ from trueoracle.report.drawings import (
     Drawn,
     Folder,
     agreement_figure,
+    title_of,
 )
 from trueoracle.report.headline import badge
 from trueoracle.report.share import without_places
@@ -120,9 +121,8 @@ def section_of(
     words = badge(results.spec, summary, beside)
     stills = {}
     if relations:
-        is_first = results is main
-        stills = stills_of(shown, summary, relations, rule, folder, is_first=is_first)
-    comparison = _comparison(summary, folder)
+        stills = stills_of(shown, summary, relations, rule, folder)
+    comparison = _comparison(summary, folder, title_of(results))
     if comparison is not None and comparison.agreement is not None:
         stills["alike"] = (comparison.agreement,)
     return Section(
@@ -223,7 +223,7 @@ def each_network(results: Results) -> list[Results]:
     return [one for one in results.networks.values() if not one.outcomes.empty]
 
 
-def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None:
+def _comparison(summary: Mapping[str, Any], folder: Folder, title: str) -> Comparison | None:
     """The comparison of criteria: None for one criterion, and only the difference for two."""
     found = {metric: one for metric, one in (summary.get("comparison") or {}).items() if one}
     outcomes = {r["metric"]: r["outcome_name"] for r in summary["relations"]}
@@ -235,7 +235,7 @@ def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None
         # How far criteria agree with each other does not depend on the outcome.
         alike = next(iter(found.values()))["agreement"]
         agreement = folder.draw(
-            lambda: agreement_figure(alike, summary["title"]),
+            lambda: agreement_figure(alike, title),
             f"{name}-agreement",
             alt=_alike_in_words(alike),
             caption="Blue: two criteria order the candidates alike; orange: against each other. "
