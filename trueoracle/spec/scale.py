@@ -56,12 +56,23 @@ def changes_in_words(changes: Mapping[str, Any]) -> str:
     return f"changed: {said}" if said else ""
 
 
+_MOST_OF_OTHERS = 3
+
+
 def differences_in_words(spec: StudySpec, main: StudySpec) -> str:
-    """How a study differs from the one it stands beside: ``"retraining.epochs 3, not 15"``."""
-    return ", ".join(
+    """How a study differs from the one it stands beside: ``"retraining.epochs 3, not 15"``.
+
+    Of an arm all fields are named, of another study a few: its name is another, too.
+    """
+    said = [
         f"{field} {_value(field, ours)}, not {_value(field, theirs)}"
         for field, (ours, theirs) in spec.differences(main).items()
-    )
+    ]
+    is_other = spec.name.partition("@")[0] != main.name.partition("@")[0]
+    if is_other and len(said) > _MOST_OF_OTHERS:
+        others = many(len(said) - _MOST_OF_OTHERS, "other field")
+        said = [*said[:_MOST_OF_OTHERS], f"and {others}"]
+    return ", ".join(said)
 
 
 def scale_in_words(*specs: StudySpec) -> str:
