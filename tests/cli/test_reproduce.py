@@ -165,9 +165,7 @@ def test_the_list_follows_the_scale_that_is_finished(shipped: str, runs: Path) -
         call("reproduce", "--runs", runs, "--json", "--no-times", "--scale", "full").out
     )[1]
     assert (shown["ours"]["retrained"], shown["ours"]["to_retrain"]) == (1, 10)
-    assert "1/10 of full" in call(
-        "reproduce", "--runs", runs, "--no-times", "--scale", "full"
-    ).out
+    assert "1/10 of full" in call("reproduce", "--runs", runs, "--no-times", "--scale", "full").out
 
 
 @pytest.mark.slow

@@ -86,13 +86,19 @@ class Folder:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.written: list[Path] = []
+        self._stems: dict[str, int] = {}
 
     def draw(
         self, figure: Callable[[], Figure], stem: str, *, alt: str, caption: str = ""
     ) -> Drawn | None:
-        """Write a figure in all formats; raises :class:`StoreError` where that fails."""
+        """Write a figure in all formats; raises :class:`StoreError` where that fails.
+
+        A second figure of one stem has a number behind it: none is written over another.
+        """
         if self.folder is None:
             return None
+        count = self._stems[stem] = self._stems.get(stem, 0) + 1
+        stem = stem if count == 1 else f"{stem}-{count}"
         written = save_figure(figure(), self.folder / stem, FORMATS)
         self.written += written
         by_form = {path.suffix[1:]: path for path in written}
@@ -309,11 +315,13 @@ def filter_names(results: Results) -> list[str]:
     return [f"{name} {one}" for name, own in numbers.items() for one in own]
 
 
-def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: str) -> Figure:
+def forest_figure(
+    meta: Mapping[str, Any], *, score: str, outcome: str, title: str, whole: str = "all studies"
+) -> Figure:
     """One criterion's tau in every study of a grid, and over all of them."""
     first, *below = title.splitlines()
     title = "\n".join([f"{first}: {score}", *below])
-    data = forest_data(meta, x_label=f"Kendall's τ with {outcome}", title=title)
+    data = forest_data(meta, x_label=f"Kendall's τ with {outcome}", title=title, whole=whole)
     return draw_forest(data)
 
 
@@ -338,6 +346,7 @@ def networks_forest(
         score=relation["score_name"],
         outcome=relation["outcome_name"],
         title=title_of(results),
+        whole="all networks",
     )
 
 

@@ -282,7 +282,7 @@ def grid_page(
                 (
                     {axis: str(value) for axis, value in entry["values"].items()}
                     | ({"changed": badges[entry["label"]]} if any(badges.values()) else {}),
-                    entry["study"],
+                    entry["label"],
                     relation,
                 )
                 for entry, relation in found

@@ -28,6 +28,7 @@ from trueoracle.report.sections import (
     dense_facts,
     each_network,
     intervals_in_words,
+    labels_of,
     place_of,
     power_of,
     published_of,
@@ -112,15 +113,15 @@ def study_page(
     everyone = (results, *arms)
     shorts = [find_short(one, everyone) for one in everyone]
     together = assess_together(list(zip(everyone, shorts, strict=True)), rule)
-    sections = []
-    for one, short, assessed in zip(everyone, shorts, together, strict=True):
+    labels, sections = labels_of([one.spec for one in everyone]), []
+    for one, label, short, assessed in zip(everyone, labels, shorts, together, strict=True):
         summary = summarise(one, rule, short, assessed)
-        sections.append(section_of(one, summary, short, results, rule, folder))
+        sections.append(section_of(one, summary, short, results, label, rule, folder))
     main, summaries = sections[0].summary, [section.summary for section in sections]
     views = _views(sections, folder, rule)
     tables = tables_of(
         [
-            (place_of(section, sections), section.summary["study"], relation)
+            (place_of(section, sections), section.label, relation)
             for section in sections
             for relation in section.relations
         ]

@@ -35,9 +35,11 @@ from trueoracle.report.words import (
     best_first,
     by_agreement,
     combination_sentence,
+    told_apart,
 )
 from trueoracle.spec.file import is_reference
 from trueoracle.spec.published import published
+from trueoracle.spec.spec import StudySpec
 
 __all__ = [
     "Comparison",
@@ -48,6 +50,7 @@ __all__ = [
     "each_network",
     "headline_in_words",
     "intervals_in_words",
+    "labels_of",
     "place_of",
     "power_of",
     "published_of",
@@ -110,10 +113,11 @@ def section_of(
     summary: dict[str, Any],
     short: Results | None,
     main: Results,
+    label: str,
     rule: str,
     folder: Folder,
 ) -> Section:
-    """A study as a page shows it, whose first study is ``main``."""
+    """A study as a page shows it under its ``label``; the page's first study is ``main``."""
     after = (summary["short_retraining"] or {"relations": []})["relations"]
     relations = best_first([*summary["relations"], *after])
     shown = results if short is None else results.with_short(short)
@@ -128,7 +132,7 @@ def section_of(
     return Section(
         results=shown,
         summary=summary,
-        label=_label(summary["study"], main.spec.name),
+        label=label,
         badge=str(without_places(words)) if results.is_shared else words,
         relations=tuple(relations),
         networks=networks_table(summary) if summary["networks"] and relations else None,
@@ -137,11 +141,15 @@ def section_of(
     )
 
 
-def _label(study: str, main: str) -> str:
-    """Which of a page's studies it is: the study itself, an arm of it, or another study."""
-    if study == main or not study.startswith(f"{main}@"):
-        return study
-    return study.removeprefix(main)
+def labels_of(studies: Sequence[StudySpec]) -> list[str]:
+    """What tells a page's studies apart, the first one first.
+
+    It is the name, of an arm of the first study without that study's name; where several have one
+    name, with the digest.
+    """
+    main, names = studies[0].name, [spec.name for spec in studies]
+    short = [n.removeprefix(main) if n.startswith(f"{main}@") else n for n in names]
+    return told_apart(short, [spec.digest for spec in studies])
 
 
 def are_arms(sections: Sequence[Section]) -> bool:
@@ -155,7 +163,7 @@ def tables_of(
 ) -> list[NumbersTable]:
     """The tables of each outcome, best criteria first.
 
-    Entries are (words by heading, the study's name, relation), one per row.
+    Entries are (words by heading, the study's label, relation), one per row.
     """
     found = []
     for column in dict.fromkeys(relation["metric"] for _, _, relation in entries):

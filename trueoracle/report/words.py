@@ -31,6 +31,7 @@ __all__ = [
     "meta_sentence",
     "pruned_in_words",
     "slope_sentence",
+    "told_apart",
     "verdicts",
 ]
 
@@ -39,6 +40,16 @@ CERTAIN = "Holm's p over all that is shown < 0.05, and an interval over filters 
 
 FEW = 3
 """The most criteria that all get a verdict at the head of a page."""
+
+
+def told_apart(names: Sequence[str], digests: Sequence[str]) -> list[str]:
+    """Names of studies, with the digest where several have one name; records of one study count."""
+    said = [
+        name if names.count(name) == 1 else f"{name} ({digest})"
+        for name, digest in zip(names, digests, strict=True)
+    ]
+    before = (said[:place].count(one) for place, one in enumerate(said))
+    return [f"{one}, {n + 1}" if n else one for one, n in zip(said, before, strict=True)]
 
 
 def best_first(relations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,14 @@ from trueoracle.record.store import Retrained, Store
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.metric import SPLITS, Metric
 
-__all__ = ["NOISES", "older_record", "stopped_early", "synthetic", "synthetic_networks", "without_seed"]
+__all__ = [
+    "NOISES",
+    "older_record",
+    "stopped_early",
+    "synthetic",
+    "synthetic_networks",
+    "without_seed",
+]
 
 NOISES = {"oracle": 0.05, "l1": 5.0, "random": 9.0}
 """How much noise each criterion of :func:`synthetic` adds to what it scores by."""

@@ -16,9 +16,9 @@ function drawControls() {
 /** Shows the tables of the chosen outcome, and marks the row of the chosen criterion. */
 function showNumbers() {
   for (const one of document.querySelectorAll("[data-outcome]")) one.hidden = one.dataset.outcome !== state.outcome;
-  const name = data.studies[state.study].name;
+  const { label } = data.studies[state.study];
   for (const row of document.querySelectorAll("tr[data-criterion]"))
-    row.classList.toggle("current", row.dataset.criterion === state.criterion && row.dataset.study === name);
+    row.classList.toggle("current", row.dataset.criterion === state.criterion && row.dataset.study === label);
 }
 
 const drawn = { candidates: drawTable, picked: drawPicked };

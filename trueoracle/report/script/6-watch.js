@@ -7,7 +7,7 @@ function fillIn(fresh) {
   const seen = document.activeElement;
   const place = focusables().indexOf(seen);
   const open = [...document.querySelectorAll("main details[open] > summary")].map((one) => one.textContent);
-  const study = data.studies[state.study]?.name;
+  const study = data.studies[state.study]?.label;
   takeData(fresh);
   document.documentElement.dataset.version = fresh.documentElement.dataset.version;
   controls.dataset.study = fresh.getElementById("controls").dataset.study;
@@ -19,7 +19,7 @@ function fillIn(fresh) {
   for (const one of main.querySelectorAll("details > summary")) if (open.includes(one.textContent)) one.parentElement.open = true;
   if (study === undefined && data.studies.length) readFragment();
   else if (data.studies.length) {
-    state.study = String(data.studies.findIndex((one) => one.name === study));
+    state.study = String(data.studies.findIndex((one) => one.label === study));
     settle();
   }
   start();
