@@ -76,8 +76,14 @@ def test_run_records_and_says_the_verdict(study: Path, runs: Path) -> None:
     assert re.search("(Yes|No|Unclear): pruned train loss .* after retraining", called.out)
     assert (
         "each candidate: 5,224 of 5,500 parameters (compression 1.05x), 0.404 of 0.449 M MACs "
-        "(speed-up 1.11x)\n"
+        "(theoretical speed-up 1.11x)\n"
     ) in called.out
+    assert re.search(
+        r"\nLatency of a pruned network, of the dense one's: 1 example [\d.]+ of [\d.]+ ms, "
+        r"[\d.]+×; 64 examples [\d.]+ of [\d.]+ ms, [\d.]+× \(medians of \d+( and \d+)? forwards "
+        r"on \S+, \d+ threads?\)\n",
+        called.out,
+    )
     assert "oracle" in called.out
     assert str(runs / "mine-") in called.out
     again = call("run", study, "--runs", runs, "--json", "--quiet")

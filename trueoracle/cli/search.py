@@ -19,10 +19,13 @@ from trueoracle.files import replacing
 from trueoracle.run.progress import duration
 from trueoracle.search.settings import SearchSettings
 from trueoracle.spec.grid import load_spec
+from trueoracle.spec.scale import badge_of, titled
 from trueoracle.tasks.metric import Metric
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from trueoracle.spec.spec import StudySpec
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def search(
         if files.export is not None:
             _ = found.network  # retrained here, where progress is shown
     if not (output.as_json or output.quiet):
-        _show(found, made.spec.title)
+        _show(found, spec)
     try:
         written = None if files.export is None else found.export(files.export)
     except TrueOracleError:
@@ -149,7 +152,7 @@ def _show_export(found: doors.SearchResult, written: Path) -> None:
         out().print(f"    import trueoracle\n    network = {call}", soft_wrap=True)
 
 
-def _show(found: doors.SearchResult, title: str) -> None:
+def _show(found: doors.SearchResult, spec: StudySpec) -> None:
     console = out()
     metric = found.by.replace("_", " ")
     shown = table("rung", "candidates", "epochs", f"best {metric}", right=("candidates", "epochs"))
@@ -159,7 +162,9 @@ def _show(found: doors.SearchResult, title: str) -> None:
         last = own[1].groupby("candidate").last()[found.by]
         best = last.max() if _is_more_better(found) else last.min()
         shown.add_row(str(place), f"{rung.candidates:,}", str(rung.epochs), number(best, 4))
-    console.print(f"\n{title}, {found.strategy}", soft_wrap=True)
+    console.print(f"\n{spec.title}, {found.strategy}", soft_wrap=True)
+    if words := badge_of(spec):
+        console.print(words)
     console.print(shown)
     pruned = "; ".join(
         f"{name} {', '.join(map(str, filters))}" for name, filters in found.origin.pruned.items()
@@ -207,7 +212,7 @@ def _replay(
     results = doors.open_results(doors.find_run(study, chosen.runs, chosen.overrides))
     found = results.replay(wanted.criterion, by=wanted.by)
     if figure is not None:
-        drawn = doors.draw_budget(doors.budget_data(found, title=results.spec.title))
+        drawn = doors.draw_budget(doors.budget_data(found, title=titled(results.spec)))
         try:
             with replacing(figure) as draft:
                 drawn.savefig(draft, dpi=110)
@@ -231,6 +236,8 @@ def _show_replay(results: doors.Results, found: pd.DataFrame, criterion: str) ->
         f"by {criterion}, {seeds}\n",
         soft_wrap=True,
     )
+    if words := badge_of(results.spec):
+        console.print(f"{words}\n")
     for outcome in dict.fromkeys(found["outcome"]):
         console.print(_replay_table(found[found["outcome"] == outcome], outcome))
         console.print()
