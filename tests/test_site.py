@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,7 +46,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[s
     assert built.returncode == 0, built.stderr[-2000:]
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", sorted(p.name for p in folder.glob("*.html"))
+    found = [*folder.glob("*.html"), *folder.glob("reports/*.html")]
+    assert all(one.stat().st_size < 1_000_000 for one in folder.glob("reports/*.html"))
+    address = f"http://127.0.0.1:{server.server_port}"
+    yield address, sorted(str(one.relative_to(folder)) for one in found)
     server.shutdown()
     server.server_close()
 
@@ -63,12 +67,31 @@ def looked_at(browser: Any, scheme: str, address: str, pages: list[str]) -> list
             (name, scheme, one["id"], one["nodes"][0]["html"][:200])
             for one in axe.Axe().run(page).response["violations"]
         ]
-    return wrong + [("asks", url) for url in asked if not url.startswith(address)]
+    return wrong + [("asks", url) for url in asked if not url.startswith((address, "data:"))]
+
+
+def test_the_example_reports_are_real_and_open(site: tuple[str, list[str]]) -> None:
+    address, pages = site
+    names = [name for name in pages if name.startswith("reports/")]
+    assert len(names) >= 2
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        for name in names:
+            page.goto(f"{address}/examples.html")
+            page.click(f'main a[href="{name}"]')
+            page.locator("#scatter .mark").first.wait_for()
+            assert page.inner_text(".headline strong") in ("Yes.", "No.", "Unclear.")
+            assert page.locator("#candidate-table tbody tr").count() > 40
+            said = page.inner_text("#provenance")
+            assert re.search(r"trueoracle \S+, torch 2\.\d+.*Python 3\.\d+", said)
+            assert "/tmp" not in page.content()
+        browser.close()
 
 
 def test_every_page_is_accessible_and_asks_nobody(site: tuple[str, list[str]]) -> None:
     address, pages = site
-    assert {"index.html", "pictures.html", "api.html"} <= set(pages)
+    assert {"index.html", "pictures.html", "api.html", "examples.html"} <= set(pages)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for scheme in ("light", "dark"):

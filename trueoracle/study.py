@@ -29,7 +29,7 @@ from trueoracle.run.progress import Progress, as_progress
 from trueoracle.run.retrain import check_retraining
 from trueoracle.run.tracking import check_tracker, tracked
 from trueoracle.search.settings import SearchSettings
-from trueoracle.spec.file import merged, spec_from, with_files
+from trueoracle.spec.file import is_own_file, merged, spec_from, with_files
 from trueoracle.spec.grid import load_spec
 from trueoracle.spec.hub import is_of_library
 from trueoracle.spec.spec import StudySpec
@@ -103,6 +103,7 @@ class Study:
             network, study = study, None
         self._network = copied(network) if isinstance(network, nn.Module) else None
         self._data: Splits | None = None
+        is_own = isinstance(study, str | Path) and is_own_file(str(study)) and "name" not in fields
         if study is not None and not isinstance(study, StudySpec):
             study = load_spec(str(study))
         if isinstance(data, Splits):  # which has a task already
@@ -152,6 +153,8 @@ class Study:
                 if value is not None and not isinstance(value, Mapping):
                     base.pop(field, None)  # it is replaced as a whole, not merged
             self.spec = spec_from(merged(base, changes), overrides)
+            if is_own and (changed := tuple(self.spec.differences(study))):
+                self.spec = self.spec.model_copy(update={"changed": changed})
         self.folder = Path(runs) / self.spec.folder_name
 
     @property
@@ -282,6 +285,7 @@ class Study:
         device: str = "auto",
         engine: str = "auto",
         memory: str | None = None,
+        executor: Executor | None = None,
         **settings: Any,
     ) -> SearchResult:
         """Choose one candidate and retrain it, at a fraction of the cost of retraining all.
@@ -293,6 +297,8 @@ class Study:
             found = Study("digits-conv1-0.2").search("10%", criterion="l1")
             found.network, found.chosen, found.history
             found.export("model.safetensors")
+
+        ``executor`` trains the candidates, as in :meth:`run`.
         """
         from trueoracle.search.search import search
 
@@ -311,6 +317,7 @@ class Study:
             _with_settings(budget, settings),
             engine=engine,
             memory=None if memory is None else parse_bytes(memory),
+            executor=executor,
         )
 
     def report(

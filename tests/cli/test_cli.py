@@ -76,8 +76,14 @@ def test_run_records_and_says_the_verdict(study: Path, runs: Path) -> None:
     assert re.search("(Yes|No|Unclear): pruned train loss .* after retraining", called.out)
     assert (
         "each candidate: 5,224 of 5,500 parameters (compression 1.05x), 0.404 of 0.449 M MACs "
-        "(speed-up 1.11x)\n"
+        "(theoretical speed-up 1.11x)\n"
     ) in called.out
+    assert re.search(
+        r"\nLatency of a pruned network, of the dense one's: 1 example [\d.]+ of [\d.]+ ms, "
+        r"[\d.]+×; 64 examples [\d.]+ of [\d.]+ ms, [\d.]+× \(medians of \d+( and \d+)? forwards "
+        r"on \S+, \d+ threads?\)\n",
+        called.out,
+    )
     assert "oracle" in called.out
     assert str(runs / "mine-") in called.out
     again = call("run", study, "--runs", runs, "--json", "--quiet")
@@ -485,6 +491,31 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     called = call("run", "digits-conv1-0.2")
     assert called.code == 1
     assert called.err == "unexpected error: ZeroDivisionError: a bug (--debug shows where)\n"
+
+
+def test_debug_and_warnings_show_escape_sequences_escaped(tmp_path: Path) -> None:
+    """They come from names in files of others, and a terminal would obey them."""
+    (tmp_path / "it.toml").write_text('name = "a\\u001b]0;title\\u0007b"\n', encoding="utf-8")
+    (tmp_path / "evil.py").write_text(
+        "import warnings\nwarnings.warn('a \\x1b[2J b')\nraise RuntimeError('x\\x1b[31my')\n"
+    )
+    said = []
+    for words in (
+        ["run", "it.toml", "--debug"],
+        ["run", "digits-conv1-0.2", "--set", "network.name='evil:x'", "--debug"],
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-m", "trueoracle", *words],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 1
+        assert "Traceback (most recent call last):" in ended.stderr
+        assert "\x1b" not in ended.stderr
+        assert "\x07" not in ended.stderr
+        said.append(ended.stderr)
+    assert "a\\x1b]0;title\\x07b" in said[0]
+    assert "warning: a \\x1b[2J b\n" in said[1]
+    assert "x\\x1b[31my" in said[1]
 
 
 def test_help_teaches_by_example() -> None:

@@ -165,6 +165,7 @@ def test_the_list_follows_the_scale_that_is_finished(shipped: str, runs: Path) -
         call("reproduce", "--runs", runs, "--json", "--no-times", "--scale", "full").out
     )[1]
     assert (shown["ours"]["retrained"], shown["ours"]["to_retrain"]) == (1, 10)
+    assert "1/10 of full" in call("reproduce", "--runs", runs, "--no-times", "--scale", "full").out
 
 
 @pytest.mark.slow
@@ -178,10 +179,13 @@ def test_what_was_changed_is_said(shipped: str, runs: Path) -> None:
         "retraining.learning_rate=0.1",
     )
     called = call(*arguments)
-    assert "full, changed" in called.out
-    assert "changed: retraining.learning_rate 0.1: not the study as its file has it" in called.out
+    assert "full" not in called.out
+    words = "changed: retraining.learning_rate 0.1: not to be read as the paper's experiment"
+    assert words in called.out
     results = json.loads(call(*arguments, "--json").out)
-    assert results["comparisons"][0]["ours"]["changed"] == {"retraining.learning_rate": 0.1}
+    ours = results["comparisons"][0]["ours"]
+    assert ours["changed"] == {"retraining.learning_rate": 0.1}
+    assert (results["scale"], ours["scale"], results["summary"]["scale"]) == ("changed",) * 3
 
 
 def test_a_short_retraining_has_no_published_values(shipped: str, runs: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.record.records import NOISES, synthetic
+from tests.record.records import NOISES, synthetic, synthetic_networks
 from trueoracle.criteria.base import CRITERIA
+from trueoracle.record.pooled import open_results
 from trueoracle.record.results import Results
 from trueoracle.record.runs import find_arms
 from trueoracle.report.drawings import Folder
@@ -95,13 +96,24 @@ class Pages:
         """252 candidates and 25 criteria."""
         names = NOISES | {name: 1.0 for name in [*CRITERIA][:25] if name not in NOISES}
         noises = dict([*names.items()][:25])
-        return self._study(self._record("many", pruned=(5, 10), noises=noises))
+        return self._study(self._record("many", pruned=(5, 10), noises=noises), figures=True)
 
     def _large(self) -> str:
         """1,000 candidates, 3 seeds and 120 epochs."""
         noises = {"oracle": 0.05, "l1": 5.0}
         how: dict[str, Any] = {"pruned": (10, 20), "most": 1000, "noises": noises}
         return self._study(self._record("large", epochs=120, **how))
+
+    def _networks(self) -> str:
+        """A study over three dense networks."""
+        made = synthetic_networks(self.folder / "networks", "classification", CLASSIFICATION)
+        return self._study(open_results(made), figures=True)
+
+    def _several(self) -> str:
+        """Two studies of different pruning, of which one has no criterion of the other but one."""
+        one = self._record("several", "one")
+        other = self._record("several", "another", epochs=2, pruned=(3, 10), noises={"oracle": 1.0})
+        return study_page(one, [other], Folder(self.folder / "figures-several"))[0]
 
     def _grid(self) -> str:
         """Two ratios."""
@@ -113,7 +125,8 @@ class Pages:
             Variant(one.spec, "a grid", label, {"ratio": float(label.removeprefix("ratio-"))})
             for label, one in points.items()
         ]
-        return grid_page(summarise_grid(variants, points), points, Folder(None), "last")
+        folder = Folder(self.folder / "figures-grid")
+        return grid_page(summarise_grid(variants, points), points, folder, "last")
 
     def _nasty(self) -> str:
         """A metric whose name is markup."""
@@ -354,7 +367,7 @@ def test_the_table_is_copied_as_csv_markdown_and_latex(opened: Opener) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["arms", "grid"])
+@pytest.mark.parametrize("name", ["arms", "grid", "networks", "several"])
 def test_axe_finds_nothing(opened: Opener, name: str, width: int, scheme: str) -> None:
     one = opened(name, "#picked=3,4", width=width, scheme=scheme)
     one.page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
@@ -363,7 +376,7 @@ def test_axe_finds_nothing(opened: Opener, name: str, width: int, scheme: str) -
 
 
 def test_it_prints_on_five_pages_with_all_details(opened: Opener) -> None:
-    for name in ("arms", "many", "grid"):
+    for name in ("arms", "many", "grid", "networks", "several"):
         one = opened(name)
         pages = len(re.findall(rb"/Type /Page\b", one.page.pdf(format="A4")))
         assert 0 < pages <= 5, name
@@ -373,19 +386,41 @@ def test_it_prints_on_five_pages_with_all_details(opened: Opener) -> None:
         assert one.count("details:not([open])") > 0
 
 
-def test_without_its_script_it_has_verdict_tables_and_pictures(opened: Opener) -> None:
-    one = opened("arms", script=False)
+STILLS = {
+    "arms": {"ladder": 2, "curves": 2, "filters": 2, "short": 1, "arms": 1, "alike": 2},
+    "networks": {"ladder": 1, "curves": 1, "filters": 1, "arms": 1, "alike": 1},
+    "several": {"ladder": 2, "curves": 2, "filters": 2, "arms": 1, "alike": 1},
+    "grid": {"trend": 1, "forest": 1, "ladder": 2, "curves": 2, "filters": 2, "arms": 1},
+}
+"""How many pictures each view has without the script; a scatter, and no more, is in all pages."""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", STILLS)
+def test_without_its_script_it_has_verdict_tables_and_pictures(
+    opened: Opener, name: str, width: int
+) -> None:
+    one = opened(name, script=False, width=width)
     assert one.text(".headline strong") in ("Yes.", "No.", "Unclear.")
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= width
     assert not one.page.locator("#controls").is_visible()
-    for view in ("scatter", "ladder", "curves", "filters", "short", "arms", "alike"):
-        assert one.page.locator(f"#{view} .still img").first.is_visible(), view
+    views = set(one.page.evaluate("[...document.querySelectorAll('.view')].map((v) => v.id)"))
+    assert views == {*STILLS[name], "scatter", "candidates", "picked"}
+    for view, count in (STILLS[name] | {"scatter": 2 if name == "grid" else 1}).items():
+        assert one.count(f"#{view} .still img") == count, view
+        for picture in one.page.locator(f"#{view} .still img").all():
+            assert picture.is_visible()
+            assert picture.evaluate("(one) => one.naturalWidth") > 100
+            assert len(picture.get_attribute("alt")) > 20
         assert not one.page.locator(f"#{view} .live").is_visible()
+    assert "script draws this" in one.text("#picked")
     assert one.count("#candidates .still tbody tr") == 12
     assert one.page.locator('[data-outcome="test_loss"]').is_visible()
 
 
 def test_pages_are_small_and_hold_all(opened: Opener, written: Pages) -> None:
-    assert written["many"].stat().st_size < 1_500_000
+    for name in ("many", *STILLS):
+        assert written[name].stat().st_size < 1_500_000, name
     assert written["large"].stat().st_size < 8_000_000
     one = opened("large")
     assert one.count("#scatter .mark") == 1000

@@ -116,11 +116,12 @@ def test_a_badge_names_every_changed_field() -> None:
     assert differences_in_words(arm, main) == (
         "retraining.epochs 3, not 15, retraining.seeds 0 and 1, not 0 and 1 and 2"
     )
-    plain = {"changed": {}, "scale_in_words": ""}
+    plain = {"badge": ""}
     assert badge(main, plain) == ""
     assert badge(arm, plain, main) == differences_in_words(arm, main)
-    cut = {"changed": {"retraining.epochs": 3}, "scale_in_words": "small scale"}
+    cut = {"badge": "changed: retraining.epochs 3; small scale"}
     assert badge(main, cut) == "changed: retraining.epochs 3; small scale"
+    assert badge(arm, cut, main) == f"{cut['badge']}; {differences_in_words(arm, main)}"
 
 
 def test_a_criterion_above_the_ceiling_is_said_to_be() -> None:

@@ -1,8 +1,17 @@
 from __future__ import annotations
 
 from tests.conftest import Writer
-from trueoracle.spec.grid import load_spec
-from trueoracle.spec.scale import changes_from_file, changes_in_words, scale_in_words
+from trueoracle.spec.grid import load_spec, variants
+from trueoracle.spec.scale import (
+    badge_of,
+    changes_from_file,
+    changes_in_words,
+    scale_in_words,
+    scale_of,
+    titled,
+)
+from trueoracle.spec.spec import StudySpec
+from trueoracle.study import Study
 
 
 def test_the_scale_is_that_of_the_arms() -> None:
@@ -70,9 +79,39 @@ def test_changes_are_those_from_the_file() -> None:
     assert changes_in_words({}) == ""
 
 
-def test_a_file_of_ones_own_is_not_compared(write_study: Writer) -> None:
-    path = write_study('extends = "digits-conv1-0.2"\nretraining.epochs = 11\n')
-    assert changes_from_file(load_spec(str(path))) == {}
+def test_a_study_of_ones_own_remembers_what_was_changed_in_its_file(write_study: Writer) -> None:
+    path = str(write_study('extends = "digits-conv1-0.2"\nretraining.epochs = 11\n'))
+    plain, same = load_spec(path), {"retraining.epochs": 11}
+    assert changes_from_file(plain) == changes_from_file(load_spec(path, same)) == {}
+    changes = {"retraining.epochs": 3, "retraining.milestones": [1]}
+    words = "changed: retraining.epochs 3, retraining.milestones 1"
+    cut = load_spec(path, changes)
+    assert badge_of(cut) == words
+    assert titled(cut) == f"{cut.name}\n{words}"
+    assert (scale_of(plain), scale_of(cut)) == ("full", "changed")
+    assert titled(plain) == plain.name
+    # Whichever way it was changed: an arm is not a change, and the digest is of the fields alone.
+    assert Study(path, overrides=changes).spec == cut
+    assert Study(path, retraining={"epochs": 3, "milestones": [1]}).spec == cut
+    assert changes_from_file(load_spec(f"{path}@short")) == {}
+    assert cut.digest == load_spec("digits-conv1-0.2", changes).digest
+    assert badge_of(StudySpec.model_validate(cut.model_dump(mode="json"))) == words
+
+
+def test_a_file_that_alone_makes_no_study_is_changed_by_all_that_completes_it(
+    write_study: Writer,
+) -> None:
+    path = str(write_study('network = "lenet5-mini"\n'))
+    assert badge_of(load_spec(path, {"pruning.layers": {"conv1": 0.2}})) == (
+        "changed: pruning.layers conv1 0.2"
+    )
+
+
+def test_the_points_of_a_grid_of_ones_own_remember_it_too(write_study: Writer) -> None:
+    path = str(write_study('extends = "digits-conv1-0.2"\n[grid]\n"data.split_seed" = [1, 2]\n'))
+    points = variants(path, {"retraining.epochs": 12})
+    assert [badge_of(one.spec) for one in points] == ["changed: retraining.epochs 12"] * 2
+    assert [badge_of(one.spec) for one in variants(path)] == ["", ""]
 
 
 def test_a_small_study_of_a_users_own_says_so(write_study: Writer) -> None:

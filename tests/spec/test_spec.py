@@ -136,6 +136,7 @@ def test_the_digest_covers_every_field() -> None:
         "name",
         "purpose",
         "roles",
+        "changed",
         "pruning.seed",
         "pruning.kind",
         "pruning.scope",
@@ -171,8 +172,9 @@ def test_the_digest_covers_every_field() -> None:
     assert len({depth, n_of_m.digest, plain.digest} | scopes) == 6
 
 
-def test_name_purpose_and_roles_change_no_number_and_no_digest() -> None:
+def test_descriptive_fields_change_no_number_and_no_digest() -> None:
     renamed = spec_from(MINIMAL, {"name": "other", "purpose": "something", "roles.a": "small"})
+    renamed = renamed.model_copy(update={"changed": ("retraining.epochs",)})
     assert renamed.digest == spec_from(MINIMAL).digest
     assert renamed.folder_name == f"other-{renamed.digest}"
 
@@ -563,7 +565,7 @@ def test_arguments_are_merged_and_ratios_replaced() -> None:
         ({"epochs": 3}, "unknown field 'epochs': did you mean 'retraining.epochs' or 'dense.epo"),
         ({"surgery": "x"}, "unknown field 'surgery': did you mean 'pruning.surgery'? available: "),
         ({"retraining.lora.ran": 2}, "did you mean 'retraining.lora.rank'"),
-        ({"qqqq": 2}, "unknown field 'qqqq': available: criteria, data.…, dense.…, name, "),
+        ({"qqqq": 2}, "unknown field 'qqqq': available: changed, criteria, data.…, dense.…, "),
         (
             {"pruning.layers.conv1": 1.5},
             "pruning.layers: conv1 takes a ratio between 0 and 1, or in kind 'n:m' a pattern "

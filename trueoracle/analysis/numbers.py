@@ -11,6 +11,7 @@ __all__ = [
     "interval",
     "many",
     "mean_count",
+    "milliseconds",
     "number",
     "p_value",
     "percent",
@@ -30,6 +31,12 @@ def interval(low: float | None, high: float | None, digits: int = 2) -> str:
     if low is None or high is None:
         return ABSENT
     return f"[{number(low, digits)}, {number(high, digits)}]"
+
+
+def milliseconds(part: float, whole: float) -> str:
+    """Two times in seconds, and how many times faster: ``"1.90 of 2.40 ms, 1.26×"``."""
+    shown = [f"{1000 * one:,.0f}" if one >= 0.1 else f"{1000 * one:.3g}" for one in (part, whole)]
+    return f"{shown[0]} of {shown[1]} ms" + (f", {whole / part:.2f}×" if part else "")
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from trueoracle.cli.fitted import FittedTable
-from trueoracle.cli.tables import entries_table, notes
+from trueoracle.cli.tables import badges, entries_table, notes
 
 __all__ = ["grid_table", "print_grid"]
 
@@ -36,5 +36,7 @@ def print_grid(console: Console, summary: dict[str, Any]) -> None:
     found = [entry["summary"] or {"relations": []} for entry in summary["points"]]
     if summary["kinds_in_words"]:
         console.print(summary["kinds_in_words"])
-    for note in notes([relation for one in found for relation in one["relations"]]):
+    known = [one["summary"] for one in summary["points"] if one["summary"]]
+    relations = [relation for one in found for relation in one["relations"]]
+    for note in (*badges(known), *notes(relations)):
         console.print(note)

@@ -13,7 +13,7 @@ from trueoracle.cli.completion import recorded
 from trueoracle.cli.console import guarded, out, print_json
 from trueoracle.cli.grids import print_grid
 from trueoracle.cli.options import Debug, Json, OutcomeRule, Runs, Settings, command_line
-from trueoracle.cli.tables import networks_table, notes, relations_of, relations_table
+from trueoracle.cli.tables import badges, networks_table, notes, relations_of, relations_table
 from trueoracle.errors import InputError
 from trueoracle.record.networks import is_recorded
 from trueoracle.report.words import data_in_words, verdicts
@@ -107,7 +107,8 @@ def _print_findings(summaries: Sequence[dict[str, Any]]) -> None:
     own = summaries[0]
     if own["relations"]:
         console.print(relations_table(summaries))
-        for note in notes([one for summary in summaries for one in relations_of(summary)]):
+        shown = [one for summary in summaries for one in relations_of(summary)]
+        for note in (*badges(summaries), *notes(shown)):
             console.print(note)
         console.print()
         if own["networks"]:
@@ -121,8 +122,6 @@ def _print_findings(summaries: Sequence[dict[str, Any]]) -> None:
         console.print(relation["verdict"])
     if data := data_in_words(own["data_facts"]):
         console.print(f"Data: {data}.", soft_wrap=True)
-    if own["scale_in_words"]:
-        console.print(own["scale_in_words"])
 
 
 def _print_files(page: Path, summary: Path, figures: Sequence[Path]) -> None:

@@ -16,7 +16,6 @@ from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, Workers
 from trueoracle.cli.tables import notes, relations_of, relations_table
 from trueoracle.errors import InputError
 from trueoracle.run.progress import duration
-from trueoracle.spec.scale import changes_in_words
 
 
 @dataclass(frozen=True)
@@ -150,13 +149,13 @@ def _published_cells(values: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _our_cells(ours: dict[str, Any] | None, scale: str) -> tuple[str, ...]:
-    """The four numbers and the scale; how much of it is recorded, where it is not all."""
+    """The four numbers and the scale: full is only what is all there and as its file has it."""
     if ours is None:
         return (*(number(None) for _ in COLUMNS), scale)
-    if ours["changed"]:
+    if scale == "small" and ours["changed"]:
         scale += ", changed"
     if ours["retrained"] < ours["to_retrain"]:
-        scale += f", {ours['retrained']}/{ours['to_retrain']}"
+        scale = f"{ours['retrained']}/{ours['to_retrain']} of {scale}"
     tau, p = number(ours["kendall_tau"], 2), p_value(ours["kendall_p_value"])
     return f"{ours['n']:,}", tau, p, percent(ours["anomaly_ratio"]), scale
 
@@ -174,11 +173,11 @@ def _print_comparison(results: dict[str, Any]) -> None:
         console.print("p: the textbook's on both sides, as the paper prints it")
     else:
         console.print("no value of this study is published that we know of")
-    if summary["scale_in_words"]:
-        console.print(f"{summary['scale_in_words']}: not to be read as the paper's experiment")
-    if summary["changed"]:
-        changed = changes_in_words(summary["changed"])
-        console.print(f"{changed}: not the study as its file has it")
+    if summary["badge"]:
+        console.print(f"{summary['badge']}: not to be read as the paper's experiment")
+    if summary["retrained"] < summary["to_retrain"]:
+        count = f"{summary['retrained']:,} of {summary['to_retrain']:,}"
+        console.print(f"only {count} networks are retrained: not the whole study")
     console.print(f"\nrecorded in {summary['folder']}")
     figures = command_line("report", summary["folder"])
     console.print(f"the figures: {figures}", soft_wrap=True)

@@ -19,8 +19,8 @@ from trueoracle.cli.options import (
     Workers,
     command_line,
 )
-from trueoracle.cli.tables import networks_table, notes, relations_of, relations_table
-from trueoracle.report.words import verdicts
+from trueoracle.cli.tables import badges, networks_table, notes, relations_of, relations_table
+from trueoracle.report.words import latency_in_words, verdicts
 
 
 @guarded
@@ -88,7 +88,7 @@ def _show(summary: dict[str, Any]) -> None:
     console = out()
     console.print()
     console.print(relations_table([summary]))
-    for note in notes(relations_of(summary)):
+    for note in (*badges([summary]), *notes(relations_of(summary))):
         console.print(note)
     console.print()
     if summary["networks"]:
@@ -104,6 +104,7 @@ def _show(summary: dict[str, Any]) -> None:
         console.print(f"{summary['failures_in_words']}; their candidates are left out.")
     if summary["cost"]:
         console.print(doors.cost_in_words(summary["cost"]))
+    console.print(latency_in_words(summary["latency"]))
     console.print(f"\nrecorded in {summary['folder']}")
     console.print(f"the figures: {command_line('report', summary['folder'])}", soft_wrap=True)
 

@@ -25,6 +25,7 @@ from trueoracle.cli.options import (
     command_line,
     with_weights,
 )
+from trueoracle.cli.tables import badges
 from trueoracle.spec.file import parse_overrides
 
 NUMBERS = ("n", "lowest", "runner-up", "margin", "median", "mean rank", "90%", "own rank")
@@ -85,6 +86,8 @@ def score(
             for ranking in summary["rankings"]:
                 console.print(ranking["verdict"])
             console.print(f"\nrecorded in {results.folder}")
+        for line in badges([results.status() for results in studies]):
+            console.print(line)
         retrained = all(results.finished for results in studies)
         again = command_line("report" if retrained else "run", study, settings, runs)
         said = "all are retrained; the figures" if retrained else "to retrain them"

@@ -8,6 +8,7 @@ from typing import Any
 from trueoracle.analysis.numbers import many
 from trueoracle.cli.console import guarded, out, print_json, table
 from trueoracle.cli.options import Debug, Json, Runs
+from trueoracle.cli.tables import badges
 from trueoracle.errors import StoreError
 from trueoracle.record.runs import recorded_studies
 from trueoracle.record.status import read_status
@@ -55,6 +56,8 @@ def status(runs: Runs = Path("runs"), as_json: Json = False, debug: Debug = Fals
             row["last_started"],
         )
     out().print(made)
+    for line in badges([row for row in rows if row["state"] != "unreadable"]):
+        out().print(line)
 
 
 def _rows(runs: Path) -> list[dict[str, Any]]:

@@ -11,8 +11,17 @@ from trueoracle.cli.console import text_table
 from trueoracle.cli.fitted import FittedTable
 from trueoracle.report.table import brief_table
 from trueoracle.report.table import networks_table as text_of_networks
+from trueoracle.report.words import told_apart
 
-__all__ = ["LEAST", "entries_table", "networks_table", "notes", "relations_of", "relations_table"]
+__all__ = [
+    "LEAST",
+    "badges",
+    "entries_table",
+    "networks_table",
+    "notes",
+    "relations_of",
+    "relations_table",
+]
 
 LEAST = ("n", "rank", "at most", "anomalies", "ceiling", "regret")
 """What a narrow terminal leaves out first of the numbers of a relation."""
@@ -21,15 +30,16 @@ LEAST = ("n", "rank", "at most", "anomalies", "ceiling", "regret")
 def relations_table(summaries: Sequence[dict[str, Any]]) -> FittedTable:
     """One row per study, criterion and outcome; a single study is named above the table."""
     several = len(summaries) > 1
+    names = told_apart([one["title"] for one in summaries], [one["digest"] for one in summaries])
     made = entries_table(
         [
             (
-                {"study": summary["title"]} if several else {},
+                {"study": name} if several else {},
                 relation["criterion"],
                 relation["outcome_name"].removeprefix("final "),
                 relation,
             )
-            for summary in summaries
+            for name, summary in zip(names, summaries, strict=True)
             for relation in relations_of(summary)
         ]
     )
@@ -66,6 +76,16 @@ def relations_of(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """A study's relations, and those of its short retraining."""
     short = summary["short_retraining"] or {"relations": []}
     return [*summary["relations"], *short["relations"]]
+
+
+def badges(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In which fields studies are not what their names promise: one line for each such study."""
+    names = told_apart([one["study"] for one in summaries], [one["digest"] for one in summaries])
+    return [
+        f"{name}: {one['badge']}"
+        for name, one in zip(names, summaries, strict=True)
+        if one["badge"]
+    ]
 
 
 def notes(relations: Sequence[dict[str, Any]]) -> list[str]:

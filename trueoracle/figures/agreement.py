@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from trueoracle.analysis.numbers import number
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import TICK, plain
+from trueoracle.figures.scatter import TICK, entitle, plain
 
 __all__ = ["AgreementData", "agreement_data", "draw_agreement"]
 
@@ -125,6 +125,5 @@ def draw_agreement(data: AgreementData, size: tuple[float, float] | None = None)
     bar.set_label("Kendall's τ between scores", fontsize="small")
     bar.ax.tick_params(labelsize="small")
     bar.outline.set_visible(False)
-    if data.title:
-        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
+    entitle(figure, data.title)
     return figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import plain
+from trueoracle.figures.scatter import entitle, plain
 
 __all__ = ["BudgetData", "BudgetLine", "BudgetPanel", "budget_data", "draw_budget"]
 
@@ -116,8 +116,7 @@ def draw_budget(data: BudgetData, size: tuple[float, float] = (4.0, 3.4)) -> Fig
         axes.set_axisbelow(True)
         axes.tick_params(labelsize="small")
     figure.supylabel("regret", fontsize="medium")
-    if data.title:
-        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.01, ha="left")
+    entitle(figure, data.title)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=max(1, len(labels)), frameon=False,

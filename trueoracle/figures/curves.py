@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from trueoracle.analysis.curves import Curves, spread
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import ANOMALY, CHOSEN, USUAL, plain
+from trueoracle.figures.scatter import ANOMALY, CHOSEN, USUAL, entitle, plain
 
 __all__ = ["CurvesData", "curves_data", "draw_curves"]
 
@@ -51,6 +51,5 @@ def draw_curves(data: CurvesData, size: tuple[float, float] = (6.4, 3.6)) -> Fig
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.legend(fontsize="small", frameon=False)
-    if data.title:
-        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
+    entitle(figure, data.title)
     return figure

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from trueoracle.analysis.filters import FilterWorth
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import TICK, USUAL, plain
+from trueoracle.figures.scatter import TICK, USUAL, entitle, plain
 
 __all__ = ["FiltersData", "draw_filters", "filters_data"]
 
@@ -73,6 +73,5 @@ def draw_filters(data: FiltersData) -> Figure:
         other.set_xticks(rows, names, rotation=90, fontsize="small")
         other.set_yticks([])
         figure.colorbar(picture, ax=other, label=f"both pruned: mean {plain(data.label)}")
-    if data.title:
-        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
+    entitle(figure, data.title)
     return figure

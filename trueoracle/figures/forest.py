@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from trueoracle.analysis.numbers import interval, number, p_value, percent
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import TICK, plain
+from trueoracle.figures.scatter import TICK, entitle, plain
 
 __all__ = ["ForestData", "draw_forest", "forest_data"]
 
@@ -40,10 +40,15 @@ class ForestData:
     x_label: str
     title: str
     note: str
+    whole: str = "all studies"
 
 
 def forest_data(
-    meta: Mapping[str, Any], *, x_label: str = "Kendall's τ", title: str = ""
+    meta: Mapping[str, Any],
+    *,
+    x_label: str = "Kendall's τ",
+    title: str = "",
+    whole: str = "all studies",
 ) -> ForestData:
     """The values of the plot, from the plain values of a meta-analysis.
 
@@ -55,7 +60,8 @@ def forest_data(
     - how much studies differ: ``i2`` (a fraction), ``tau2`` (the variance between studies), ``q``
       and ``p_value``.
 
-    Raises :class:`InputError` where there is no study, or no weight.
+    ``whole`` names the row of all. Raises :class:`InputError` where there is no study, or no
+    weight.
     """
 
     def value(name: str, entry: Mapping[str, Any] = meta) -> float:
@@ -89,6 +95,7 @@ def forest_data(
         x_label=x_label,
         title=title,
         note="; ".join(said),
+        whole=whole,
     )
 
 
@@ -115,7 +122,7 @@ def draw_forest(data: ForestData, size: tuple[float, float] | None = None) -> Fi
     tau, low, high = data.pooled
     bottom = count + 0.4
     axes.axhline(count - 0.35, color="0.8", linewidth=0.8)
-    names = [*data.labels, "all studies"]
+    names = [*data.labels, data.whole]
     places = [*range(count), bottom]
     if math.isfinite(tau):
         axes.axvline(tau, color="0.6", linewidth=0.8, linestyle=":", zorder=1)
@@ -142,8 +149,7 @@ def draw_forest(data: ForestData, size: tuple[float, float] | None = None) -> Fi
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     _say(axes, -0.95, "τ [95%]", "weight", color="0.35")
-    if data.title:
-        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
+    entitle(figure, data.title)
     if data.note:
         figure.supxlabel(data.note, fontsize="small", x=0.02, ha="left", color="0.25")
     return figure

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from trueoracle.analysis.numbers import number
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import TICK, plain
+from trueoracle.figures.scatter import TICK, entitle, plain
 
 __all__ = ["LadderColumn", "LadderData", "draw_ladder", "ladder_data"]
 
@@ -107,8 +107,7 @@ def draw_ladder(data: LadderData, size: tuple[float, float] | None = None) -> Fi
     for label, name in zip(first.get_yticklabels(), data.criteria, strict=True):
         label.set_fontweight("bold" if name in data.marked else "normal")
     first.set_ylim(len(data.criteria) - 0.4, -0.6)
-    if data.title:
-        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
+    entitle(figure, data.title)
     return figure
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import ScatterData, draw_points, plain, scatter_data
+from trueoracle.figures.scatter import ScatterData, draw_points, entitle, plain, scatter_data
 
 __all__ = ["PanelData", "draw_panel", "panel_data"]
 
 _MOST_COLUMNS = 4
+_LETTERS_AN_INCH = 17  # of a badge
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,12 @@ def panel_data(
     y_label: str,
     title: str = "",
     tau_intervals: Mapping[str, tuple[float | None, float | None]] | None = None,
+    badges: Mapping[str, str] | None = None,
 ) -> PanelData:
     """The values of the panel, from (title, scores ``[P]``, outcomes ``[P]``) of each study.
 
-    ``tau_intervals`` maps titles to intervals. Raises :class:`InputError` where there is no study,
+    ``tau_intervals`` maps titles to intervals, ``badges`` titles to what is said below a scatter.
+    Raises :class:`InputError` where there is no study,
     or one without a finite score and outcome.
     """
     if not points:
@@ -56,7 +60,7 @@ def panel_data(
                 scores,
                 outcomes,
                 higher_is_better=higher_is_better,
-                x_label="",
+                x_label=(badges or {}).get(name, ""),
                 y_label="",
                 tau_interval=(tau_intervals or {}).get(name, (None, None)),
             ),
@@ -87,8 +91,10 @@ def draw_panel(
         axes.tick_params(labelsize="small")
         axes.set_title(plain(one.title), fontsize="small", fontweight="bold", loc="left")
         axes.set_title(one.note, fontsize="x-small", loc="right", linespacing=1.3)
+        if one.x_label:
+            words = wrap(plain(one.x_label, 10**4), int(_LETTERS_AN_INCH * size[0]))
+            axes.set_xlabel("\n".join(words), fontsize="x-small")
     figure.supxlabel(plain(data.x_label), fontsize="medium")
     figure.supylabel(plain(data.y_label), fontsize="medium")
-    if data.title:
-        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.01, ha="left")
+    entitle(figure, data.title)
     return figure

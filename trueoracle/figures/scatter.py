@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
@@ -25,6 +26,7 @@ __all__ = [
     "ScatterData",
     "draw_points",
     "draw_scatter",
+    "entitle",
     "plain",
     "save_figure",
     "scatter_data",
@@ -34,6 +36,8 @@ FORMATS = ("png", "svg", "pdf")
 
 TICK = 32
 """The longest name at a tick, in characters: names stand side by side, and leave room to plots."""
+
+_LETTERS_AN_INCH = 11  # of a title
 
 PDF_FONTS = 42
 """Matplotlib's number for TrueType fonts, which journals ask for."""
@@ -115,8 +119,7 @@ def draw_scatter(data: ScatterData, size: tuple[float, float] = (5.0, 3.8)) -> F
     axes = figure.subplots()
     draw_points(axes, data)
     axes.set(xlabel=plain(data.x_label), ylabel=plain(data.y_label))
-    if data.title:
-        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
+    entitle(figure, data.title)
     # Above the axes, where neither can hide a point.
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False,
@@ -164,6 +167,15 @@ def draw_points(axes: Axes, data: ScatterData) -> None:
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.margins(0.06)
+
+
+def entitle(figure: Figure, title: str) -> None:
+    """Write a title above a figure: its first line, and below it others, wrapped to the width."""
+    first, *below = title.splitlines() or [""]
+    width = int(_LETTERS_AN_INCH * figure.get_figwidth())
+    lines = [plain(first), *(plain(line, 10**4) for text in below for line in wrap(text, width))]
+    if first:
+        figure.suptitle("\n".join(lines), fontsize="medium", fontweight="bold", x=0.01, ha="left")
 
 
 def plain(label: str, longest: int = 72) -> str:

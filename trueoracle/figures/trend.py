@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import plain
+from trueoracle.figures.scatter import entitle, plain
 
 __all__ = ["Trend", "TrendData", "draw_trend", "trend_data"]
 
@@ -19,6 +19,7 @@ __all__ = ["Trend", "TrendData", "draw_trend", "trend_data"]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = "oDs^vPX"
 _CEILING = "#8C8C8C"
+_LETTERS_AN_INCH = 13  # of a legend
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,13 @@ def draw_trend(data: TrendData, size: tuple[float, float] = (5.0, 3.8)) -> Figur
         )  # fmt: skip
     axes.set_xticks([p for p, _ in data.ticks], [plain(label) for _, label in data.ticks])
     axes.set(xlabel=plain(data.x_label), ylabel=plain(data.y_label))
-    if data.title:
-        figure.suptitle(plain(data.title), fontsize="medium", fontweight="bold", x=0.02, ha="left")
+    entitle(figure, data.title)
     if len(data.trends) > 1 or data.ceilings:
+        handles, labels = axes.get_legend_handles_labels()
+        columns = int(_LETTERS_AN_INCH * size[0] / (6 + max(map(len, labels))))
         figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, frameon=False,
-            fontsize="small",
+            handles, labels, loc="outside lower left", ncols=min(max(columns, 1), 3),
+            frameon=False, fontsize="small",
         )  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)

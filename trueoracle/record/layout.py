@@ -27,6 +27,7 @@ __all__ = [
     "CHECKSUMS",
     "COSTS",
     "COUNTED",
+    "LATENCY",
     "MEASURED",
     "METRICS",
     "MOST_AT_ONCE",
@@ -192,6 +193,10 @@ NOISE = "noise"
 """The fact that :func:`trueoracle.criteria.noise.loss_noise` gives."""
 
 
+LATENCY = "latency"
+"""The fact that :func:`trueoracle.run.latency.latencies` gives."""
+
+
 MOST_AT_ONCE = "most_at_once"
 """The fact that says how many networks memory held at once, where more were tried."""
 
@@ -201,7 +206,8 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
 
     ``skipped`` has reasons by criterion, ``adopted`` has rows by folder, and ``engine`` is a name.
     ``chance`` is the headline metric without any learning, ``data`` what a report says of text and
-    questions, and ``noise`` how far pruned losses differ by the choice of examples alone.
+    questions, ``noise`` how far pruned losses differ by the choice of examples alone, and
+    ``latency`` how long networks take.
     """
     if not isinstance(facts.get("git_commit"), str | None):
         return f"facts.git_commit is {str(facts['git_commit'])[:40]!r}, expected a text"
@@ -214,11 +220,28 @@ def facts_fault(facts: Mapping[str, Any]) -> str:
     noise = facts.get(NOISE, {})
     if not isinstance(noise, dict) or any(type(v) not in (int, float) for v in noise.values()):
         return f"facts.{NOISE} is {str(noise)[:40]!r}, expected an object of numbers"
+    if LATENCY in facts and not _are_latencies(facts[LATENCY]):
+        return f"facts.{LATENCY} is {str(facts[LATENCY])[:40]!r}, expected lists of equal length"
     if not isinstance(facts.get("engine", ""), str):
         return f"facts.engine is {str(facts['engine'])[:40]!r}, expected a name"
     if type(facts.get("chance", 0.0)) not in (int, float):
         return f"facts.chance is {str(facts['chance'])[:40]!r}, expected a number"
     return ""
+
+
+_LATENCIES = ("batch", "repeats", "dense", "pruned")
+
+
+def _are_latencies(value: object) -> bool:
+    """Whether a fact has the lists of latencies, of finite numbers from zero on."""
+    if not isinstance(value, dict) or set(value) != set(_LATENCIES):
+        return False
+    if not all(isinstance(one, list | tuple) for one in value.values()):
+        return False
+    numbers = [number for one in value.values() for number in one]
+    return len({len(one) for one in value.values()}) == 1 and all(
+        type(one) in (int, float) and 0 <= one < math.inf for one in numbers
+    )
 
 
 COUNTED = {"structured": "filters by group", "depth": "layers by list"}

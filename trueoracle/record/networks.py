@@ -10,6 +10,7 @@ from typing import Any
 from trueoracle.errors import StoreError, first_line
 from trueoracle.files import parse_json, write_text
 from trueoracle.record.paths import DATABASE, NETWORKS
+from trueoracle.spec.scale import badge_of
 from trueoracle.spec.spec import StudySpec
 from trueoracle.trust import note_code
 
@@ -81,6 +82,7 @@ def status_of_networks(
     return {
         "study": spec.name,
         "digest": spec.digest,
+        "badge": badge_of(spec),
         "folder": str(folder),
         "state": state,
         "candidates": max(one["candidates"] for one in each),

@@ -20,6 +20,7 @@ from trueoracle.errors import InputError, StoreError
 from trueoracle.record.networks import read_networks, status_of_networks
 from trueoracle.record.paths import DATABASE, NETWORKS
 from trueoracle.record.results import Results, Score
+from trueoracle.spec.scale import titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,6 +89,26 @@ class PooledResults(Results):
     def networks(self) -> Mapping[int, Results]:
         """The results of each dense network that is recorded, by its ``dense.seed``."""
         return self._networks
+
+    @property
+    def latency(self) -> dict[str, Any] | None:
+        """The medians over networks of what was measured of each; ``networks`` says of how many.
+
+        Networks that were measured on another device, with other threads or other batches than the
+        first are left out.
+        """
+        known = [one.latency for one in self.networks.values()]
+        measured = [one for one in known if one is not None]
+        if not measured:
+            return None
+        same = ("batch", "device", "threads")
+        first = measured[0]
+        like = [one for one in measured if all(one[name] == first[name] for name in same)]
+        medians = {
+            name: np.median([one[name] for one in like], axis=0).tolist()
+            for name in ("repeats", "dense", "pruned")
+        }
+        return {**first, **medians, "networks": len(like)}
 
     @property
     def retrained(self) -> dict[int, Results]:
@@ -193,7 +214,7 @@ class PooledResults(Results):
                 higher_is_better=outcome.higher_is_better,
                 x_label=self.score(criterion, outcome).label,
                 y_label=outcome.axis,
-                title=self.spec.title,
+                title=titled(self.spec),
             )
         )
 

@@ -29,10 +29,11 @@ from trueoracle.analysis.relation import Relation, relate
 from trueoracle.analysis.table import Blocks, CandidateTable, pruned_filters
 from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.files import make_folder, replacing
-from trueoracle.record.layout import COUNTED
+from trueoracle.record.layout import COUNTED, LATENCY
 from trueoracle.record.older import fallback_label
 from trueoracle.record.status import recorded_spec, skipped_in, status_of
 from trueoracle.record.store import Store
+from trueoracle.spec.scale import titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,6 +142,20 @@ class Results:
         """What is recorded of text and questions: tokenizer, hash, tokens; empty for other data."""
         said = [sitting["data"] for sitting in self.provenance if "data" in sitting]
         return dict(said[-1]) if said else {}
+
+    @property
+    def latency(self) -> dict[str, Any] | None:
+        """How long one forward takes, as measured in the latest sitting that did; None if none.
+
+        ``batch`` (examples), ``repeats``, ``dense`` and ``pruned`` (median seconds, the pruned
+        network's of the candidate of median MACs) have one value per batch size; ``device`` and
+        ``threads`` are those of the sitting.
+        """
+        measured = [sitting for sitting in self.provenance if sitting.get(LATENCY)]
+        if not measured:
+            return None
+        last = measured[-1]
+        return {**last[LATENCY], "device": last["device"], "threads": last["threads"]}
 
     @property
     def finished(self) -> bool:
@@ -412,7 +427,7 @@ class Results:
                 higher_score_is_better=score.higher_is_chosen,
                 x_label=score.label,
                 y_label=outcome.axis,
-                title=self.spec.title,
+                title=titled(self.spec),
             )
         )
 

@@ -12,6 +12,7 @@ from trueoracle.record.lock import is_locked
 from trueoracle.record.networks import read_networks, status_of_networks
 from trueoracle.record.paths import DATABASE, NETWORKS, SEARCHES
 from trueoracle.record.store import Store
+from trueoracle.spec.scale import badge_of
 from trueoracle.spec.spec import StudySpec
 from trueoracle.trust import note_code
 
@@ -81,6 +82,7 @@ def status_of(
     return {
         "study": spec.name,
         "digest": spec.digest,
+        "badge": badge_of(spec),
         "folder": str(folder),
         "state": state,
         "candidates": counts["candidates"],

@@ -9,7 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.scatter import FORMATS, ScatterData, draw_scatter, save_figure, scatter_data
 from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import Results
-from trueoracle.report.share import recorded_name
+from trueoracle.report.share import recorded_name, without_places
 from trueoracle.report.words import best_first
+from trueoracle.spec.scale import titled
 
 __all__ = [
     "Drawn",
@@ -54,6 +55,7 @@ __all__ = [
     "scatter_figure",
     "scatter_values",
     "slug",
+    "title_of",
     "worth_figure",
 ]
 
@@ -72,6 +74,11 @@ class Drawn:
     alt: str
     caption: str
 
+    def of(self, where: Mapping[str, str]) -> Drawn:
+        """The same figure, whose words begin with what it is of (words by heading, maybe none)."""
+        before = "".join(f"{words}: " for words in where.values())
+        return replace(self, alt=f"{before}{self.alt}", caption=f"{before}{self.caption}")
+
 
 class Folder:
     """The folder of a report's figures, and the files written so far; without one, none is."""
@@ -79,13 +86,19 @@ class Folder:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.written: list[Path] = []
+        self._stems: dict[str, int] = {}
 
     def draw(
         self, figure: Callable[[], Figure], stem: str, *, alt: str, caption: str = ""
     ) -> Drawn | None:
-        """Write a figure in all formats; raises :class:`StoreError` where that fails."""
+        """Write a figure in all formats; raises :class:`StoreError` where that fails.
+
+        A second figure of one stem has a number behind it: none is written over another.
+        """
         if self.folder is None:
             return None
+        count = self._stems[stem] = self._stems.get(stem, 0) + 1
+        stem = stem if count == 1 else f"{stem}-{count}"
         written = save_figure(figure(), self.folder / stem, FORMATS)
         self.written += written
         by_form = {path.suffix[1:]: path for path in written}
@@ -122,9 +135,15 @@ def _slim(svg: str) -> str:
     return svg.replace("</style>", f"{rules}</style>", 1)
 
 
-def ladder_figure(summary: Mapping[str, Any], relations: Sequence[Mapping[str, Any]]) -> Figure:
+def title_of(results: Results) -> str:
+    """The title of a study's figures, which names changed fields on a second line."""
+    title = titled(results.spec)
+    return str(without_places(title)) if results.is_shared else title
+
+
+def ladder_figure(results: Results, relations: Sequence[Mapping[str, Any]]) -> Figure:
     """The criteria of one study in order of their agreement, one column per outcome."""
-    return draw_ladder(ladder_values(relations, ["oracle"], summary["title"]))
+    return draw_ladder(ladder_values(relations, ["oracle"], title_of(results)))
 
 
 def ladder_values(
@@ -180,10 +199,10 @@ def agreement_values(agreement: Mapping[str, Any], title: str = "") -> Agreement
     )
 
 
-def scatter_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Figure:
+def scatter_figure(results: Results, relation: Mapping[str, Any], rule: str, title: str) -> Figure:
     """One criterion against one outcome."""
     points = points_of(results, relation, rule)
-    return draw_scatter(scatter_values(results, relation, rule, points, results.spec.title))
+    return draw_scatter(scatter_values(results, relation, rule, points, title))
 
 
 def points_of(results: Results, relation: Mapping[str, Any], rule: str) -> pd.DataFrame:
@@ -228,7 +247,7 @@ def panel_figure(
         higher_is_better=outcome.higher_is_better,
         x_label="score before retraining",
         y_label=outcome.axis,
-        title=results.spec.title,
+        title=title_of(results),
         tau_intervals={
             r["criterion"]: (r.get("kendall_low"), r.get("kendall_high")) for r in relations
         },
@@ -237,34 +256,38 @@ def panel_figure(
 
 
 def arms_figure(
-    studies: Sequence[tuple[str, Results]], relation: Mapping[str, Any], rule: str
+    studies: Sequence[tuple[str, str, Results]], relation: Mapping[str, Any], rule: str
 ) -> Figure:
-    """One criterion against one outcome in several studies, on equal axes."""
+    """One criterion against one outcome in dense networks of studies, on equal axes.
+
+    ``studies`` are (label, badge, results) of each.
+    """
     points = []
-    for label, results in studies:
+    for label, _, results in studies:
         table = points_of(results, relation, rule)
         points.append((label, table["score"].to_numpy(), table["outcome"].to_numpy()))
-    outcome = studies[0][1].outcome(relation["metric"], rule)
+    outcome = studies[0][2].outcome(relation["metric"], rule)
     data = panel_data(
         points,
         higher_is_better=outcome.higher_is_better,
         x_label=relation["score_name"],
         y_label=outcome.axis,
+        badges={label: badge for label, badge, _ in studies},
     )
     return draw_panel(data, equal_axes=True)
 
 
-def learning_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Figure:
+def learning_figure(results: Results, relation: Mapping[str, Any], rule: str, title: str) -> Figure:
     """The learning curves of one dense network's candidates, and of the chosen one."""
     column = relation["metric"]
     curves = learning_curves(results.outcomes, results.candidates["candidate"], column)
     chosen = relation["chosen"]
     lines = {} if chosen is None else {f"chosen by {relation['criterion']}": chosen}
     axis = results.outcome(column, rule).label
-    return draw_curves(curves_data(curves, lines=lines, y_label=axis, title=results.spec.title))
+    return draw_curves(curves_data(curves, lines=lines, y_label=axis, title=title))
 
 
-def worth_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Figure:
+def worth_figure(results: Results, relation: Mapping[str, Any], rule: str, title: str) -> Figure:
     """Which filters matter in one dense network, of a study whose candidates prune filters."""
     outcome = results.outcome(relation["metric"], rule)
     worth = filter_worth(results.table(outcome.column, rule, []))
@@ -275,7 +298,7 @@ def worth_figure(results: Results, relation: Mapping[str, Any], rule: str) -> Fi
         filter_names(results),
         higher_is_better=outcome.higher_is_better,
         label=outcome.axis,
-        title=results.spec.title,
+        title=title,
     )
     return draw_filters(data)
 
@@ -292,13 +315,19 @@ def filter_names(results: Results) -> list[str]:
     return [f"{name} {one}" for name, own in numbers.items() for one in own]
 
 
-def forest_figure(meta: Mapping[str, Any], *, score: str, outcome: str, title: str) -> Figure:
+def forest_figure(
+    meta: Mapping[str, Any], *, score: str, outcome: str, title: str, whole: str = "all studies"
+) -> Figure:
     """One criterion's tau in every study of a grid, and over all of them."""
-    data = forest_data(meta, x_label=f"Kendall's τ with {outcome}", title=f"{title}: {score}")
+    first, *below = title.splitlines()
+    title = "\n".join([f"{first}: {score}", *below])
+    data = forest_data(meta, x_label=f"Kendall's τ with {outcome}", title=title, whole=whole)
     return draw_forest(data)
 
 
-def networks_forest(summary: Mapping[str, Any], relation: Mapping[str, Any]) -> Figure:
+def networks_forest(
+    results: PooledResults, summary: Mapping[str, Any], relation: Mapping[str, Any]
+) -> Figure:
     """One criterion's tau in every dense network of a study, and over all of them."""
     found = _by_network(summary, relation)
     studies = [
@@ -316,7 +345,8 @@ def networks_forest(summary: Mapping[str, Any], relation: Mapping[str, Any]) -> 
         {"studies": studies, **pooled},
         score=relation["score_name"],
         outcome=relation["outcome_name"],
-        title=summary["title"],
+        title=title_of(results),
+        whole="all networks",
     )
 
 
@@ -334,7 +364,7 @@ def networks_panel(
         higher_is_better=outcome.higher_is_better,
         x_label=relation["score_name"],
         y_label=outcome.axis,
-        title=summary["title"],
+        title=title_of(results),
         tau_intervals={
             label: (one["kendall_low"], one["kendall_high"])
             for label, one in _by_network(summary, relation).items()

@@ -18,24 +18,27 @@ from trueoracle.figures.panel import draw_panel, panel_data
 from trueoracle.figures.trend import draw_trend, trend_data
 from trueoracle.files import write_text
 from trueoracle.record.results import Results
-from trueoracle.report.drawings import Drawn, Folder, forest_figure, slug
+from trueoracle.report.drawings import Drawn, Folder, filter_names, forest_figure, slug
 from trueoracle.report.headline import grid_headline
 from trueoracle.report.linked import linked
 from trueoracle.report.page import View, candidates_table
-from trueoracle.report.rendering import navigation, render
-from trueoracle.report.sections import headline_in_words, tables_of
+from trueoracle.report.rendering import HEADINGS, navigation, render
+from trueoracle.report.sections import each_network, headline_in_words, tables_of
 from trueoracle.report.share import recorded_name
+from trueoracle.report.stills import FEW as FEW_STUDIES
+from trueoracle.report.stills import stills_of_point
 from trueoracle.report.summary import assess_together, summarise
 from trueoracle.report.table import costs_table
 from trueoracle.report.words import (
     FEW,
     grid_verdicts,
     kinds_in_words,
+    latencies_in_words,
     meta_sentence,
     slope_sentence,
 )
 from trueoracle.spec.grid import Variant
-from trueoracle.spec.scale import changes_in_words, scale_in_words
+from trueoracle.spec.scale import changes_in_words, scale_in_words, scale_of
 
 __all__ = ["WrittenGrid", "summarise_grid", "write_grid_report"]
 
@@ -88,7 +91,7 @@ def summarise_grid(
         "grid": first.grid,
         "purpose": first.spec.purpose,
         "title": first.title,
-        "scale": first.spec.scale,
+        "scale": scale_of(first.spec),
         "scale_in_words": scale_in_words(*(point.spec for point in points)),
         "axes": axes,
         "outcome": rule,
@@ -225,32 +228,34 @@ def grid_page(
         _panels(found, recorded, summary, folder),
     )
     entries = [entry for entry in summary["points"] if entry["summary"]]
-    badges = {entry["label"]: _badge(entry["summary"]) for entry in entries}
+    badges = {entry["label"]: changes_in_words(entry["summary"]["changed"]) for entry in entries}
     first = next(entry for entry in entries if entry["summary"]["relations"])
+    stills = _stills_of_points(entries, recorded, summary["outcome"], folder)
+    filters = any(filter_names(n) for one in recorded.values() for n in each_network(one))
     views = {
-        "trend": View("Agreement over the grid", stills=tuple(_trends(found, summary, folder)[:1])),
+        "trend": View(HEADINGS["trend"][0], stills=tuple(_trends(found, summary, folder)[:1])),
         "forest": View(
-            "All studies together",
+            HEADINGS["forest"][0],
             stills=tuple(drawn for criterion, drawn in forests if criterion in shown)[:1],
             intro="A random-effects meta-analysis, which allows for studies that differ by more "
             "than chance; the diamond is their mean, each weighted by how precise it is. Studies "
             "of one dense network count as one.",
         ),
         "arms": View(
-            "Side by side, on equal axes",
+            HEADINGS["arms"][0],
             stills=tuple(drawn for criterion, drawn in panels if criterion in shown)[:1],
         ),
-        "scatter": View("Score against outcome"),
         "candidates": View(
-            "Candidates",
+            HEADINGS["candidates"][0],
             table=candidates_table(
                 recorded[first["label"]], first["summary"]["relations"][0], summary["outcome"]
             ),
         ),
-        "ladder": View("The criteria, best first"),
-        "curves": View("Learning curves"),
-        "picked": View("Picked candidates"),
-        "filters": View("Which filters matter"),
+        "picked": View(HEADINGS["picked"][0]),
+        **{
+            name: View(HEADINGS[name][0], stills=stills.get(name, ()))
+            for name in ("scatter", "ladder", "curves", *(["filters"] if filters else []))
+        },
     }
     if not summary["meta"]:
         del views["forest"]
@@ -277,7 +282,7 @@ def grid_page(
                 (
                     {axis: str(value) for axis, value in entry["values"].items()}
                     | ({"changed": badges[entry["label"]]} if any(badges.values()) else {}),
-                    entry["study"],
+                    entry["label"],
                     relation,
                 )
                 for entry, relation in found
@@ -285,6 +290,7 @@ def grid_page(
         ),
         dense={entry["label"]: headline_in_words(entry["summary"]) for entry in entries},
         costs=costs_table([(entry["label"], entry["summary"]) for entry in entries]),
+        latencies=latencies_in_words([(entry["label"], entry["summary"]) for entry in entries]),
         data=linked(
             [(recorded[e["label"]], e["summary"], e["label"], badges[e["label"]]) for e in entries],
             rule,
@@ -293,8 +299,27 @@ def grid_page(
     )
 
 
-def _badge(summary: Mapping[str, Any]) -> str:
-    return "; ".join(filter(None, [changes_in_words(summary["changed"])]))
+def _stills_of_points(
+    entries: Sequence[Mapping[str, Any]],
+    recorded: Mapping[str, Results],
+    rule: str,
+    folder: Folder,
+) -> dict[str, tuple[Drawn, ...]]:
+    """The pictures of the first points by the id of their view; all points are side by side."""
+    found: dict[str, list[Drawn]] = {}
+    for entry in [one for one in entries if one["summary"]["relations"]][:FEW_STUDIES]:
+        summary, results = entry["summary"], recorded[entry["label"]]
+        shown = stills_of_point(results, summary, rule, folder)
+        for view, several in shown.items():
+            found.setdefault(view, []).extend(one.of({"point": entry["label"]}) for one in several)
+    return {view: tuple(several) for view, several in found.items()}
+
+
+def _figure_title(summary: Mapping[str, Any]) -> str:
+    """The title of a grid's figures, which names changed fields on a second line."""
+    known = [entry["summary"] for entry in summary["points"] if entry["summary"]]
+    changes = dict.fromkeys(changes_in_words(one["changed"]) for one in known)
+    return "\n".join(filter(None, (summary["title"], "; ".join(filter(None, changes)))))
 
 
 def _conditions(summary: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
@@ -381,7 +406,7 @@ def _trends(found: Found, summary: Mapping[str, Any], folder: Folder) -> list[Dr
             [(_line(entry, relation), *_place(entry), *_tau(relation)) for entry, relation in own],
             x_label=axis,
             y_label=f"Kendall's τ with {outcome}",
-            title=summary["title"],
+            title=_figure_title(summary),
             ceilings=ceilings,
         )
         values = ", ".join(
@@ -411,10 +436,11 @@ def _forests(
     for meta in summary.get("meta") or []:
         criterion, metric = meta["criterion"], meta["metric"]
         score, outcome = names[criterion, metric]
-        title, stem = summary["title"], f"{summary['grid']}-{slug(criterion)}-{metric}"
+        stem, named = f"{summary['grid']}-{slug(criterion)}-{metric}", score
         if len(summary["kinds"]) > 1:
-            title, stem = f"{title}: {meta['kind']}", f"{stem}-{slug(meta['kind'])}"
-        figure = partial(forest_figure, meta, score=score, outcome=outcome, title=title)
+            stem, named = f"{stem}-{slug(meta['kind'])}", f"{score} ({meta['kind']})"
+        title = _figure_title(summary)
+        figure = partial(forest_figure, meta, score=named, outcome=outcome, title=title)
         stem += "-forest"
         values = ", ".join(f"{one['label']} {number(one['tau'], 2)}" for one in meta["studies"])
         words = meta_sentence(meta, score, outcome, sign=signs[criterion, metric])
@@ -456,7 +482,7 @@ def _panels(
             higher_is_better=outcome.higher_is_better,
             x_label=first_relation["score_name"],
             y_label=outcome.axis,
-            title=summary["title"],
+            title=_figure_title(summary),
             tau_intervals=intervals,
         )
         words = f"{first_relation['score_name']} against {outcome.name}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from trueoracle.analysis.numbers import interval, many, number
 from trueoracle.report.words import best_first
-from trueoracle.spec.scale import changes_in_words, differences_in_words
+from trueoracle.spec.scale import differences_in_words
 from trueoracle.spec.spec import StudySpec
 
 __all__ = [
@@ -139,13 +139,11 @@ def conditions(summary: Summary) -> str:
 def badge(spec: StudySpec, summary: Summary, main: StudySpec | None = None) -> str:
     """The fields in which a study is not what its name promises; empty where it is.
 
-    A field is named where it differs from the shipped file of the study's name or, for a study
-    beside a ``main`` one, from the main one's.
+    A field is named where it differs from the file of the study's name or, for a study beside a
+    ``main`` one, from the main one's.
     """
-    said = [changes_in_words(summary["changed"]), summary["scale_in_words"]]
-    if main is not None:
-        said.append(differences_in_words(spec, main))
-    return "; ".join(filter(None, said))
+    beside = "" if main is None else differences_in_words(spec, main)
+    return "; ".join(filter(None, (summary["badge"], beside)))
 
 
 def grid_headline(summary: Summary) -> str:

@@ -89,7 +89,6 @@ def _study(
     ]
     alike = next((one["agreement"] for one in (summary["comparison"] or {}).values() if one), None)
     return {
-        "name": summary["study"],
         "label": label,
         "title": summary["title"],
         "badge": badge,

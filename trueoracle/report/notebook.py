@@ -18,6 +18,9 @@ __all__ = ["results_html"]
 _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     """<div>
 <strong>{{ title }}</strong>: {{ state }}, {{ retrained }} of {{ to_retrain }} networks retrained
+{% if badge %}
+<p><em>{{ badge }}</em></p>
+{% endif %}
 {% for sentence in sentences %}
 <p>{{ sentence }}</p>
 {% endfor %}
@@ -50,6 +53,7 @@ def results_html(results: Results) -> str:
     first = relations[0] if relations else None
     return _PAGE.render(
         title=summary["title"],
+        badge=summary["badge"],
         state=summary["state"],
         retrained=f"{summary['retrained']:,}",
         to_retrain=f"{summary['to_retrain']:,}",

@@ -28,6 +28,7 @@ from trueoracle.report.sections import (
     dense_facts,
     each_network,
     intervals_in_words,
+    labels_of,
     place_of,
     power_of,
     published_of,
@@ -35,6 +36,7 @@ from trueoracle.report.sections import (
     tables_of,
 )
 from trueoracle.report.share import recorded_name
+from trueoracle.report.stills import FEW
 from trueoracle.report.summary import assess_together, summarise
 from trueoracle.report.table import (
     TextTable,
@@ -42,6 +44,7 @@ from trueoracle.report.table import (
 )
 from trueoracle.report.words import (
     data_in_words,
+    latencies_in_words,
     limits_in_words,
     pruned_in_words,
     verdicts,
@@ -110,15 +113,15 @@ def study_page(
     everyone = (results, *arms)
     shorts = [find_short(one, everyone) for one in everyone]
     together = assess_together(list(zip(everyone, shorts, strict=True)), rule)
-    sections = []
-    for one, short, assessed in zip(everyone, shorts, together, strict=True):
+    labels, sections = labels_of([one.spec for one in everyone]), []
+    for one, label, short, assessed in zip(everyone, labels, shorts, together, strict=True):
         summary = summarise(one, rule, short, assessed)
-        sections.append(section_of(one, summary, short, results, rule, folder))
+        sections.append(section_of(one, summary, short, results, label, rule, folder))
     main, summaries = sections[0].summary, [section.summary for section in sections]
     views = _views(sections, folder, rule)
     tables = tables_of(
         [
-            (place_of(section, sections), section.summary["study"], relation)
+            (place_of(section, sections), section.label, relation)
             for section in sections
             for relation in section.relations
         ]
@@ -153,6 +156,7 @@ def study_page(
         intervals=intervals_in_words([one for section in sections for one in section.relations]),
         published=published_rows,
         costs=costs_table([(section.label, section.summary) for section in sections]),
+        latencies=latencies_in_words([(one.label, one.summary) for one in sections]),
         limits=limits,
         data=linked([(s.results, s.summary, s.label, s.badge) for s in sections], rule),
     )
@@ -165,46 +169,60 @@ def _views(sections: Sequence[Section], folder: Folder, rule: str) -> dict[str, 
     if not known:
         return {}
     first = known[0]
-
-    def view(name: str, **fields: Any) -> View:
-        return View(HEADINGS[name][0], stills=first.stills.get(name, ()), **fields)
-
     relation = next(r for r in first.relations if r["criterion"] != SHORT)
+
+    def view(name: str, shown: Sequence[Section] = known[:FEW]) -> View:
+        stills = [
+            drawn.of(place_of(section, sections))
+            for section in shown
+            for drawn in section.stills.get(name, ())
+        ]
+        return View(HEADINGS[name][0], stills=tuple(stills))
+
     views = {
-        "scatter": view("scatter"),
-        "candidates": view("candidates", table=candidates_table(first.results, relation, rule)),
-        "ladder": View(
-            HEADINGS["ladder"][0],
-            stills=tuple(drawn for one in known for drawn in one.stills.get("ladder", ())),
+        "scatter": view("scatter", known[:1]),  # of the others, side by side
+        "candidates": View(
+            HEADINGS["candidates"][0], table=candidates_table(first.results, relation, rule)
         ),
+        "ladder": view("ladder"),
         "curves": view("curves"),
-        "picked": View(HEADINGS["picked"][0]),
+        "picked": view("picked"),
     }
-    if "filters" in first.stills or any(filter_names(one) for one in each_network(first.results)):
+    if any(filter_names(one) for section in known for one in each_network(section.results)):
         views["filters"] = view("filters")
     if any(section.summary["short_retraining"] for section in known):
         views["short"] = view("short")
     if len(known) > 1 or len(each_network(first.results)) > 1:
-        shared = [
-            (section.label, section.results)
-            for section in known
-            if recorded_name(section.results, relation["criterion"]) in section.results.criteria
-            and relation["metric"] in section.results.default_outcomes
-            and len(section.results.networks) == 1
-        ]
-        stills: tuple[Drawn, ...] = ()
-        if len(shared) > 1:
-            drawn = folder.draw(
-                lambda: arms_figure(shared, relation, rule),
-                f"{first.summary['study']}-arms-{relation['metric']}",
-                alt=f"{relation['criterion']} against {relation['outcome_name']} in "
-                f"{', '.join(label for label, _ in shared)}.",
-            )
-            stills = (drawn,) if drawn else ()
-        views["arms"] = View(HEADINGS["arms"][0], stills=stills)
-    if first.comparison is not None:
+        drawn = _side_by_side(known, relation, folder, rule)
+        views["arms"] = View(HEADINGS["arms"][0], stills=(drawn,) if drawn else ())
+    if any(section.comparison is not None for section in known):
         views["alike"] = view("alike")
     return views
+
+
+def _side_by_side(
+    sections: Sequence[Section], relation: Mapping[str, Any], folder: Folder, rule: str
+) -> Drawn | None:
+    """One scatter per dense network of each study that has the criterion and the outcome."""
+    shared = [
+        (f"{section.label} network {seed}" if len(each) > 1 else section.label, section.badge, one)
+        for section in sections
+        for each in [section.results.networks]
+        for seed, one in each.items()
+        if not one.outcomes.empty
+        and recorded_name(one, relation["criterion"]) in one.criteria
+        and relation["metric"] in one.default_outcomes
+    ]
+    if len(shared) < 2:
+        return None
+    names = [f"{label} ({badge})" if badge else label for label, badge, _ in shared]
+    return folder.draw(
+        lambda: arms_figure(shared, relation, rule),
+        f"{sections[0].summary['study']}-arms-{relation['metric']}",
+        alt=f"{relation['criterion']} against {relation['outcome_name']} in {', '.join(names)}.",
+        caption=f"{relation['criterion']} against {relation['outcome_name']}; a star has the "
+        "lowest score.",
+    )
 
 
 def candidates_table(results: Results, relation: Mapping[str, Any], rule: str) -> TextTable:

@@ -15,6 +15,7 @@ from trueoracle.report.drawings import (
     Drawn,
     Folder,
     agreement_figure,
+    title_of,
 )
 from trueoracle.report.headline import badge
 from trueoracle.report.share import without_places
@@ -34,9 +35,11 @@ from trueoracle.report.words import (
     best_first,
     by_agreement,
     combination_sentence,
+    told_apart,
 )
 from trueoracle.spec.file import is_reference
 from trueoracle.spec.published import published
+from trueoracle.spec.spec import StudySpec
 
 __all__ = [
     "Comparison",
@@ -47,6 +50,7 @@ __all__ = [
     "each_network",
     "headline_in_words",
     "intervals_in_words",
+    "labels_of",
     "place_of",
     "power_of",
     "published_of",
@@ -109,10 +113,11 @@ def section_of(
     summary: dict[str, Any],
     short: Results | None,
     main: Results,
+    label: str,
     rule: str,
     folder: Folder,
 ) -> Section:
-    """A study as a page shows it, whose first study is ``main``."""
+    """A study as a page shows it under its ``label``; the page's first study is ``main``."""
     after = (summary["short_retraining"] or {"relations": []})["relations"]
     relations = best_first([*summary["relations"], *after])
     shown = results if short is None else results.with_short(short)
@@ -120,15 +125,14 @@ def section_of(
     words = badge(results.spec, summary, beside)
     stills = {}
     if relations:
-        is_first = results is main
-        stills = stills_of(shown, summary, relations, rule, folder, is_first=is_first)
-    comparison = _comparison(summary, folder)
+        stills = stills_of(shown, summary, relations, rule, folder)
+    comparison = _comparison(summary, folder, title_of(results))
     if comparison is not None and comparison.agreement is not None:
         stills["alike"] = (comparison.agreement,)
     return Section(
         results=shown,
         summary=summary,
-        label=_label(summary["study"], main.spec.name),
+        label=label,
         badge=str(without_places(words)) if results.is_shared else words,
         relations=tuple(relations),
         networks=networks_table(summary) if summary["networks"] and relations else None,
@@ -137,11 +141,15 @@ def section_of(
     )
 
 
-def _label(study: str, main: str) -> str:
-    """Which of a page's studies it is: the study itself, an arm of it, or another study."""
-    if study == main or not study.startswith(f"{main}@"):
-        return study
-    return study.removeprefix(main)
+def labels_of(studies: Sequence[StudySpec]) -> list[str]:
+    """What tells a page's studies apart, the first one first.
+
+    It is the name, of an arm of the first study without that study's name; where several have one
+    name, with the digest.
+    """
+    main, names = studies[0].name, [spec.name for spec in studies]
+    short = [n.removeprefix(main) if n.startswith(f"{main}@") else n for n in names]
+    return told_apart(short, [spec.digest for spec in studies])
 
 
 def are_arms(sections: Sequence[Section]) -> bool:
@@ -155,7 +163,7 @@ def tables_of(
 ) -> list[NumbersTable]:
     """The tables of each outcome, best criteria first.
 
-    Entries are (words by heading, the study's name, relation), one per row.
+    Entries are (words by heading, the study's label, relation), one per row.
     """
     found = []
     for column in dict.fromkeys(relation["metric"] for _, _, relation in entries):
@@ -223,7 +231,7 @@ def each_network(results: Results) -> list[Results]:
     return [one for one in results.networks.values() if not one.outcomes.empty]
 
 
-def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None:
+def _comparison(summary: Mapping[str, Any], folder: Folder, title: str) -> Comparison | None:
     """The comparison of criteria: None for one criterion, and only the difference for two."""
     found = {metric: one for metric, one in (summary.get("comparison") or {}).items() if one}
     outcomes = {r["metric"]: r["outcome_name"] for r in summary["relations"]}
@@ -235,7 +243,7 @@ def _comparison(summary: Mapping[str, Any], folder: Folder) -> Comparison | None
         # How far criteria agree with each other does not depend on the outcome.
         alike = next(iter(found.values()))["agreement"]
         agreement = folder.draw(
-            lambda: agreement_figure(alike, summary["title"]),
+            lambda: agreement_figure(alike, title),
             f"{name}-agreement",
             alt=_alike_in_words(alike),
             caption="Blue: two criteria order the candidates alike; orange: against each other. "

@@ -21,6 +21,7 @@ from trueoracle.report.drawings import (
     panel_figure,
     scatter_figure,
     slug,
+    title_of,
     worth_figure,
 )
 from trueoracle.report.words import (
@@ -33,10 +34,15 @@ from trueoracle.report.words import (
 __all__ = [
     "FEW",
     "stills_of",
+    "stills_of_candidates",
+    "stills_of_point",
 ]
 
 FEW = 4
-"""The most criteria that all get a figure of their own; of more, only the best and the oracle."""
+"""The most criteria that all get a figure of their own; of more, only the best and the oracle.
+
+Likewise the most studies of a page whose pictures are all shown.
+"""
 
 _LADDER = (
     "Agreement is τ with its sign turned so that +1 is perfect; criteria are in the order of its "
@@ -51,19 +57,9 @@ def stills_of(
     relations: Sequence[dict[str, Any]],
     rule: str,
     folder: Folder,
-    *,
-    is_first: bool,
 ) -> dict[str, tuple[Drawn, ...]]:
     """The pictures of a study by the id of their view; more figures are written than are shown."""
-    name, found = summary["study"], dict[str, list[Drawn | None]]()
-    found["ladder"] = [
-        folder.draw(
-            lambda: ladder_figure(summary, relations),
-            f"{name}-criteria",
-            alt=ladder_in_words(relations),
-            caption=" ".join([_LADDER, *ceiling_sentences(summary)]),
-        )
-    ]
+    found: dict[str, list[Drawn | None]] = {}
     alone = _alone(summary["relations"])
     for relation in relations:
         if relation["criterion"] != SHORT and (
@@ -73,10 +69,73 @@ def stills_of(
         view = "short" if relation["criterion"] == SHORT else "scatter"
         found.setdefault(view, []).extend(_scatters(results, summary, relation, rule, folder))
     _panels(results, summary, rule, folder)
+    shown = {view: tuple(filter(None, drawn[:1])) for view, drawn in found.items()}
+    return shown | stills_of_candidates(results, summary, relations, rule, folder)
+
+
+def stills_of_candidates(
+    results: Results,
+    summary: dict[str, Any],
+    relations: Sequence[dict[str, Any]],
+    rule: str,
+    folder: Folder,
+) -> dict[str, tuple[Drawn, ...]]:
+    """The ladder of criteria, the learning curves, and which filters matter.
+
+    The last two are of the first outcome, and of the first dense network, which the captions say.
+    """
+    name = summary["study"]
+    one, relation = _first(results, summary, relations)
+    of = f" in dense network {one.spec.dense.seed}" if one is not results else ""
+    outcome, column = relation["outcome_name"], relation["metric"]
+    ladder = folder.draw(
+        lambda: ladder_figure(results, relations),
+        f"{name}-criteria",
+        alt=ladder_in_words(relations),
+        caption=" ".join([_LADDER, *ceiling_sentences(summary)]),
+    )
+    curves = folder.draw(
+        lambda: learning_figure(one, relation, rule, title_of(results)),
+        f"{name}-curves-{column}",
+        alt=f"Learning curves of all candidates{of}: {outcome} by epoch.",
+        caption=f"Grey: all candidates{of}, the middle half of them and their median by epoch.",
+    )
+    worth = None
+    if filter_names(one):
+        worth = folder.draw(
+            lambda: worth_figure(one, relation, rule, title_of(results)),
+            f"{name}-filters-{column}",
+            alt=f"Mean {outcome} of the candidates{of} that prune each filter, and that keep it.",
+            caption=f"Left: candidates{of} that prune a filter (filled) and that keep it. "
+            "Right: those that prune both of two.",
+        )
+    drawn = {"ladder": ladder, "curves": curves, "filters": worth}
+    return {view: (one,) for view, one in drawn.items() if one is not None}
+
+
+def stills_of_point(
+    results: Results, summary: dict[str, Any], rule: str, folder: Folder
+) -> dict[str, tuple[Drawn, ...]]:
+    """The pictures of a grid's point: a scatter, and those of :func:`stills_of_candidates`."""
+    relations = best_first(summary["relations"])
+    found = stills_of_candidates(results, summary, relations, rule, folder)
+    one, relation = _first(results, summary, summary["relations"])
+    drawn = _scatter(one, summary, relation, rule, folder, title_of(results))
+    return found | ({"scatter": (drawn,)} if drawn else {})
+
+
+def _first(
+    results: Results, summary: Mapping[str, Any], relations: Sequence[Mapping[str, Any]]
+) -> tuple[Results, Mapping[str, Any]]:
+    """The first dense network of which any candidate is retrained, and the first relation in it."""
     first = next(r for r in relations if r["criterion"] != SHORT)
-    if is_first and len(results.networks) == 1:
-        found |= _of_candidates(results, summary, first, rule, folder)
-    return {view: tuple(filter(None, drawn[:1])) for view, drawn in found.items()}
+    if not isinstance(results, PooledResults):
+        return results, first
+    wanted = first["criterion"], first["metric"]
+    seed, one = next(iter(results.retrained.items()))
+    own = next(each for each in summary["networks"] if each["dense_seeds"][0] == seed)
+    within = (r for r in own["relations"] if (r["criterion"], r["metric"]) == wanted)
+    return one, next(within)
 
 
 def _scatters(
@@ -88,47 +147,25 @@ def _scatters(
 ) -> list[Drawn | None]:
     if isinstance(results, PooledResults):
         return _networks(results, summary, relation, rule, folder)
-    words = f"{relation['criterion']} against {relation['outcome_name']}: {relation['verdict']}"
-    return [
-        folder.draw(
-            lambda: scatter_figure(results, relation, rule),
-            f"{summary['study']}-{slug(relation['criterion'])}-{relation['metric']}",
-            alt=words,
-            caption=_caption(relation),
-        )
-    ]
+    return [_scatter(results, summary, relation, rule, folder, title_of(results))]
 
 
-def _of_candidates(
+def _scatter(
     results: Results,
     summary: Mapping[str, Any],
     relation: Mapping[str, Any],
     rule: str,
     folder: Folder,
-) -> dict[str, list[Drawn | None]]:
-    """The learning curves, and which filters matter, for one outcome of one dense network."""
-    name, outcome = summary["study"], relation["outcome_name"]
-    found = {
-        "curves": [
-            folder.draw(
-                lambda: learning_figure(results, relation, rule),
-                f"{name}-curves-{relation['metric']}",
-                alt=f"Learning curves of all candidates: {outcome} by epoch.",
-                caption="Grey: all candidates, the middle half of them and their median by epoch.",
-            )
-        ]
-    }
-    if filter_names(results):
-        found["filters"] = [
-            folder.draw(
-                lambda: worth_figure(results, relation, rule),
-                f"{name}-filters-{relation['metric']}",
-                alt=f"Mean {outcome} of the candidates that prune each filter, and that keep it.",
-                caption="Left: candidates that prune a filter (filled) and that keep it. Right: "
-                "those that prune both of two.",
-            )
-        ]
-    return found
+    title: str,
+) -> Drawn | None:
+    """One criterion against one outcome in one dense network."""
+    words = f"{relation['criterion']} against {relation['outcome_name']}: {relation['verdict']}"
+    return folder.draw(
+        lambda: scatter_figure(results, relation, rule, title),
+        f"{summary['study']}-{slug(relation['criterion'])}-{relation['metric']}",
+        alt=words,
+        caption=_caption(relation),
+    )
 
 
 def _networks(
@@ -144,7 +181,7 @@ def _networks(
     over = f"95% over {relation['interval_over']}" if relation["interval_over"] else "no interval"
     return [
         folder.draw(
-            lambda: networks_forest(summary, relation),
+            lambda: networks_forest(results, summary, relation),
             f"{stem}-forest",
             alt=f"{words}, network by network: {relation['verdict']}",
             caption=f"{words} in each dense network, its own interval given that network; the "

@@ -20,7 +20,7 @@ from trueoracle.record.layout import NOISE
 from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import SHORT, Results
 from trueoracle.report.share import without_places
-from trueoracle.spec.scale import changes_from_file, scale_in_words
+from trueoracle.spec.scale import changes_from_file, scale_in_words, scale_of
 from trueoracle.spec.spec import candidates_in_words
 
 __all__ = ["Assessed", "assess_together", "cost_in_words", "summarise"]
@@ -82,9 +82,12 @@ def summarise(
       differ no more than by the choice of examples, where that is so;
     - ``candidates_in_words``: what the candidates are, and which part of that is random;
     - ``data_facts``: what is recorded of text and questions; empty for other data;
-    - ``changed``: the dotted fields whose values are not those of the shipped study of this name,
-      which ``purpose`` describes;
+    - ``changed``: the dotted fields whose values are not those of the file of this name, which
+      ``purpose`` describes;
+    - ``badge``: these and small scale, in words;
     - ``cost``: what pruning saves; None where an older record does not hold it;
+    - ``latency``: how long a forward takes (:attr:`Results.latency`); None where it was not
+      measured;
     - ``dense_seeds``: the seeds of the dense networks. Where there are several, ``networks`` has
       the summary of each, with its own p-values, and all of the above is over the networks.
     """
@@ -99,7 +102,7 @@ def summarise(
         "changed": changes_from_file(spec),
         "kind": spec.pruning.kind,
         "title": spec.title,
-        "scale": spec.scale,
+        "scale": scale_of(spec),
         "scale_in_words": scale_in_words(spec),
         "network": spec.network.name,
         "data": spec.data.name,
@@ -118,6 +121,7 @@ def summarise(
         "failures_in_words": failures_in_words(results.failures["error"], status["to_retrain"]),
         "candidates_in_words": candidates_in_words(spec.pruning, status["candidates"]),
         "cost": _cost(results),
+        "latency": results.latency,
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
         "relations": _relations(results, found, rule),
         "ceilings": _ceilings(found),
@@ -172,7 +176,7 @@ def _cost(results: Results) -> dict[str, Any] | None:
 def cost_in_words(cost: dict[str, Any]) -> str:
     """The cost, such as ``"each candidate: 1,924 of 3,210 parameters (compression 1.67x), …"``."""
     speedup = cost["theoretical_speedup"]
-    faster = f" (speed-up {speedup:.2f}x)" if speedup else ""
+    faster = f" (theoretical speed-up {speedup:.2f}x)" if speedup else ""
     return (
         f"{'each' if cost['equal'] else 'the median'} candidate: {cost['parameters']:,} of "
         f"{cost['dense_parameters']:,} parameters (compression {cost['compression_ratio']:.2f}x), "

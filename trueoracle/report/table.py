@@ -14,6 +14,7 @@ from trueoracle.analysis.numbers import (
     ABSENT,
     interval,
     mean_count,
+    milliseconds,
     number,
     p_value,
     percent,
@@ -296,11 +297,23 @@ def costs_table(studies: Sequence[tuple[str, Entry]]) -> TextTable:
 
         return cell
 
+    def latency(place: int) -> Callable[[Entry], str]:
+        def cell(entry: Entry) -> str:
+            known = entry["latency"]
+            if known is None or place >= len(known["batch"]):
+                return ABSENT
+            shown = milliseconds(known["pruned"][place], known["dense"][place])
+            return f"{known['batch'][place]}: {shown}" if place else shown
+
+        return cell
+
     columns = (
         Column("parameters", "of the dense network's", cost("parameters", "dense_parameters")),
         Column("compression", "dense by pruned parameters", times("compression_ratio")),
         Column("MACs", "for one example, of the dense network's", cost("macs", "dense_macs")),
         Column("theoretical speed-up", "by MACs, not measured", times("theoretical_speedup")),
+        Column("latency, one example", "of the dense network's, measured", latency(0)),
+        Column("latency, a batch", "how many examples: of the dense network's", latency(1)),
         Column("retrained", "networks", lambda s: f"{s['retrained']:,} of {s['to_retrain']:,}"),
         Column("time retraining", "of all networks", lambda s: duration(s["retraining_seconds"])),
     )  # fmt: skip

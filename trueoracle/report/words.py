@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trueoracle.analysis.numbers import ABSENT, interval, many, number, p_value, percent
+from trueoracle.analysis.numbers import (
+    ABSENT,
+    interval,
+    many,
+    milliseconds,
+    number,
+    p_value,
+    percent,
+)
 from trueoracle.analysis.power import Power
 
 __all__ = [
@@ -17,10 +25,13 @@ __all__ = [
     "data_in_words",
     "grid_verdicts",
     "kinds_in_words",
+    "latencies_in_words",
+    "latency_in_words",
     "limits_in_words",
     "meta_sentence",
     "pruned_in_words",
     "slope_sentence",
+    "told_apart",
     "verdicts",
 ]
 
@@ -29,6 +40,16 @@ CERTAIN = "Holm's p over all that is shown < 0.05, and an interval over filters 
 
 FEW = 3
 """The most criteria that all get a verdict at the head of a page."""
+
+
+def told_apart(names: Sequence[str], digests: Sequence[str]) -> list[str]:
+    """Names of studies, with the digest where several have one name; records of one study count."""
+    said = [
+        name if names.count(name) == 1 else f"{name} ({digest})"
+        for name, digest in zip(names, digests, strict=True)
+    ]
+    before = (said[:place].count(one) for place, one in enumerate(said))
+    return [f"{one}, {n + 1}" if n else one for one, n in zip(said, before, strict=True)]
 
 
 def best_first(relations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -153,6 +174,49 @@ def ceiling_sentences(summary: Mapping[str, Any]) -> list[str]:
             text += f" It is an estimate: {', '.join(above)} {verb} above it."
         said.append(text)
     return said
+
+
+def latency_in_words(latency: Mapping[str, Any] | None) -> str:
+    """How long a forward takes, and where that was measured, in one sentence."""
+    if latency is None or not latency["batch"]:
+        return "Latency was not measured: running the study again measures it"
+    each = [
+        f"{many(size, 'example')} {milliseconds(pruned, dense)}"
+        for size, dense, pruned in zip(
+            *(latency[name] for name in ("batch", "dense", "pruned")), strict=True
+        )
+    ]
+    counts = " and ".join(dict.fromkeys(f"{one:.0f}" for one in latency["repeats"]))
+    networks = latency.get("networks")
+    over = f", median of {many(networks, 'dense network')}" if networks else ""
+    return (
+        f"Latency of a pruned network, of the dense one's: {'; '.join(each)} (medians of {counts} "
+        f"forwards on {latency['device']}, {many(latency['threads'], 'thread')}{over})"
+    )
+
+
+def latencies_in_words(studies: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Where and how the latencies of a table were measured, from (label, summary) of each study."""
+    places: dict[str, list[float]] = {}
+    for _, summary in studies:
+        if (known := summary["latency"]) is not None and known["batch"]:
+            where = f"{known['device']} with {many(known['threads'], 'thread')}"
+            places.setdefault(where, []).extend(known["repeats"])
+    said = [
+        f"Latencies are medians of {_range(repeats)} forwards on {where}, where the study was "
+        "run, of the dense network and of the candidate of median MACs in turn."
+        for where, repeats in places.items()
+    ]
+    without = [label for label, summary in studies if not (summary["latency"] or {}).get("batch")]
+    if without:
+        of = f" of {', '.join(without)}" if said else ""
+        said.append(f"Latency{of} was not measured: running the study again measures it.")
+    return " ".join(said)
+
+
+def _range(counts: Sequence[float]) -> str:
+    ends = dict.fromkeys(f"{one:.0f}" for one in (min(counts), max(counts)))
+    return " to ".join(ends)
 
 
 def limits_in_words(summary: Mapping[str, Any], plan: Power | None) -> list[str]:

@@ -14,7 +14,7 @@ from trueoracle.record.paths import DATABASE
 from trueoracle.record.results import SHORT, Results
 from trueoracle.spec.file import Published, arm_for, parse_reference
 from trueoracle.spec.grid import load_spec
-from trueoracle.spec.scale import changes_from_file, scale_in_words
+from trueoracle.spec.scale import changes_from_file, scale_in_words, scale_of
 from trueoracle.spec.spec import StudySpec
 
 __all__ = [
@@ -42,6 +42,7 @@ _CRITERION = "oracle"
 class Ours:
     """The results of one recorded study, to be put beside those of a published scatter.
 
+    ``scale`` is ``full``, ``small`` or, where fields of the file were changed, ``changed``;
     ``scale_in_words`` says how a small-scale study differs from the full-scale one. ``changed`` are
     the dotted fields whose values are not those of the shipped study. ``retrained`` of
     ``to_retrain`` networks are recorded, including those of the short retraining where the setting
@@ -50,7 +51,7 @@ class Ours:
 
     study: str
     folder: str
-    scale: Scale
+    scale: str
     scale_in_words: str
     changed: Mapping[str, Any]
     surgery: str
@@ -142,7 +143,7 @@ def ours_of(
     return Ours(
         study=results.spec.name,
         folder=str(results.folder),
-        scale=results.spec.scale,
+        scale=scale_of(results.spec),
         scale_in_words=scale_in_words(results.spec),
         changed=changes_from_file(results.spec),
         surgery=results.spec.pruning.surgery,

@@ -16,6 +16,7 @@ from trueoracle.run.progress import Progress, as_progress
 from trueoracle.spec.file import Published, is_reference, shipped_studies, without_arms
 from trueoracle.spec.grid import load_spec, load_variant
 from trueoracle.spec.published import all_settings, published
+from trueoracle.spec.scale import scale_of
 from trueoracle.spec.spec import StudySpec
 
 __all__ = ["list_settings", "reproduce"]
@@ -114,7 +115,7 @@ def reproduce(
     ]
     return {
         "study": study,
-        "scale": spec.scale,
+        "scale": scale_of(spec),
         "replaced_data": replaced,
         "comparisons": [_entry(*pair) for pair in zip(wanted, ours, strict=True)],
         "summary": summarise(results, rule, short_results),
@@ -139,7 +140,7 @@ def _setting(
 ) -> tuple[dict[str, Any], list[StudySpec]]:
     """A published setting with our results, and the studies that it takes."""
     ours = comparison.recorded_ours(one, runs, scale=scale, surgery=surgery, rule=rule)
-    shown = scale or (ours.scale if ours else "full")
+    shown = scale or ("small" if ours and ours.scale == "small" else "full")
     reference = comparison.arm_reference(one.study, shown, surgery)
     data = {"data.name": ours.data} if ours else {}  # which may replace the setting's
     specs = [load_spec(reference, data)]

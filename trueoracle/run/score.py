@@ -16,9 +16,10 @@ from trueoracle.errors import InputError, NotApplicableError, first_line
 from trueoracle.networks.copying import copied
 from trueoracle.pruning.cost import cost
 from trueoracle.pruning.listing import write_listing
-from trueoracle.record.layout import NOISE
+from trueoracle.record.layout import LATENCY, NOISE
 from trueoracle.record.paths import CANDIDATES
 from trueoracle.run.around import candidates_for
+from trueoracle.run.latency import latencies
 from trueoracle.run.sitting import Sitting, check_candidates
 from trueoracle.spec.spec import candidates_in_words
 from trueoracle.tasks.base import as_input
@@ -62,6 +63,7 @@ def list_candidates(at: Sitting, dense: nn.Module) -> Sitting:
                 for name, one in zip(candidates.ids, costs, strict=True)
             ],
         )
+    _note_latency(at, dense)
     for name, criterion in at.applying:
         if not store.record_criterion(
             name, criterion.source, criterion.fingerprint, criterion.label_of(candidates)
@@ -71,6 +73,24 @@ def list_candidates(at: Sitting, dense: nn.Module) -> Sitting:
             )
     at.note_skipped(prepared.skipped)
     return at
+
+
+def _note_latency(at: Sitting, dense: nn.Module) -> None:
+    """Record how long the dense network and the candidate of median MACs take on this machine."""
+    prepared, store = at.prepared, at.store
+    if store.noted(LATENCY):
+        return
+    macs = store.frame("candidates").set_index("id")["macs"].reindex(prepared.candidates.ids)
+    middle = int(np.argsort(macs.to_numpy(dtype=np.float64), kind="stable")[len(macs) // 2])
+    try:
+        network = copied(dense).eval()
+        pruned = prepared.candidates.prune(network, middle).eval()
+        size = prepared.spec.retraining.batch_size
+        found = latencies(network, pruned, prepared.data, size, prepared.device)
+    except Exception as error:  # a user's network runs, which can raise anything
+        at.progress.message(f"latency is not measured: {first_line(error)}")
+        return
+    store.note(at.number, LATENCY, found)
 
 
 def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | None = None) -> None:

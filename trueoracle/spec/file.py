@@ -27,6 +27,7 @@ __all__ = [
     "arm_for",
     "arms_of",
     "field_paths",
+    "is_own_file",
     "is_reference",
     "merged",
     "override",
@@ -152,6 +153,11 @@ def is_reference(text: str) -> bool:
     """Whether a text names a study file: a ``.toml``, a shipped study or grid, or its point."""
     base = parse_reference(text).base
     return base.endswith(_TOML) or base in shipped_studies() | shipped_grids()
+
+
+def is_own_file(text: str) -> bool:
+    """Whether a reference names a user's file, which cannot be looked up again by its name."""
+    return parse_reference(text).base.endswith(_TOML)
 
 
 def parse_reference(text: str) -> Reference:

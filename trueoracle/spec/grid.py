@@ -16,6 +16,7 @@ from trueoracle.spec.file import (
     Published,
     Reference,
     StudyFile,
+    is_own_file,
     merged,
     override,
     parse_reference,
@@ -79,11 +80,11 @@ def variants(reference: str, overrides: Mapping[str, Any] | None = None) -> list
     vouch(overrides or {})
     file = read_file(named)
     if file.grid:
-        points = _points(file, overrides or {})
+        points = _points(file, overrides or {}, is_own=is_own_file(reference))
         return [_point(named, points)] if named.point else points
     if named.point:
         raise InputError(f"{named.base!r} is no grid: its file has no table [grid]")
-    spec = spec_from(file.fields, overrides)
+    spec = _overridden(file.fields, overrides or {}, is_own=is_own_file(reference))
     own_name = spec.name.partition("@")[0]
     return [Variant(spec, published=read_published(reference, own_name, file.published))]
 
@@ -112,6 +113,20 @@ def grid_digest(points: Sequence[Variant]) -> str:
     return hashlib.sha256(" ".join(p.spec.digest for p in points).encode()).hexdigest()[:12]
 
 
+def _overridden(
+    fields: Mapping[str, Any], overrides: Mapping[str, Any], *, is_own: bool
+) -> StudySpec:
+    """The study of a file's fields with some overridden; of a user's file, it says which."""
+    spec = spec_from(fields, overrides)
+    if not (is_own and overrides):
+        return spec
+    try:
+        changed = tuple(spec.differences(spec_from(fields)))
+    except InputError:  # the file alone makes no study
+        changed = tuple(overrides)
+    return spec.model_copy(update={"changed": changed}) if changed else spec
+
+
 def _point(named: Reference, points: Sequence[Variant]) -> Variant:
     by_label = {point.label: replace(point, grid="") for point in points}
     if named.point not in by_label:
@@ -120,7 +135,7 @@ def _point(named: Reference, points: Sequence[Variant]) -> Variant:
     return by_label[named.point]
 
 
-def _points(file: StudyFile, overrides: Mapping[str, Any]) -> list[Variant]:
+def _points(file: StudyFile, overrides: Mapping[str, Any], *, is_own: bool) -> list[Variant]:
     """All points of a grid."""
     name, grid = str(file.fields["name"]), file.grid
     words = Counter(map(_word, grid))
@@ -140,7 +155,8 @@ def _points(file: StudyFile, overrides: Mapping[str, Any]) -> list[Variant]:
         label = "+".join(step.label for step in steps)
         fields["name"] = f"{base}+{label}{at}{arms}"
         values = {step.axis: step.value for step in steps}
-        points.append(Variant(spec_from(fields, overrides), name, label, values))
+        spec = _overridden(fields, overrides, is_own=is_own)
+        points.append(Variant(spec, name, label, values))
     _check_differ(name, points)
     return points
 

@@ -8,18 +8,46 @@ from typing import Any
 from trueoracle.analysis.numbers import many
 from trueoracle.errors import InputError
 from trueoracle.spec.grid import load_spec
-from trueoracle.spec.spec import DESCRIPTIVE, NetworkSpec, StudySpec
+from trueoracle.spec.spec import NetworkSpec, StudySpec
 
-__all__ = ["changes_from_file", "changes_in_words", "differences_in_words", "scale_in_words"]
+__all__ = [
+    "badge_of",
+    "changes_from_file",
+    "changes_in_words",
+    "differences_in_words",
+    "scale_in_words",
+    "scale_of",
+    "titled",
+]
 
 
 def changes_from_file(spec: StudySpec) -> dict[str, Any]:
-    """The dotted fields, with values, in which a study differs from the shipped one of its name.
+    """The dotted fields, with values, in which a study differs from the file of its name.
 
-    The name includes the arms. Empty where nothing differs, and for a study that is not shipped.
+    The name includes the arms. For a shipped study, that is the shipped file; for another one, the
+    file as it was when the study was read, which the study remembers.
     """
     shipped = _shipped(spec.name)
-    return {} if shipped is None else {k: ours for k, (ours, _) in _differences(spec, shipped)}
+    if shipped is not None:
+        return {field: ours for field, (ours, _) in spec.differences(shipped).items()}
+    values = spec.leaves()
+    return {field: values.get(field) for field in spec.changed}
+
+
+def badge_of(spec: StudySpec) -> str:
+    """In which fields a study is not what its name promises, in words; empty where it is."""
+    said = (changes_in_words(changes_from_file(spec)), scale_in_words(spec))
+    return "; ".join(filter(None, said))
+
+
+def scale_of(spec: StudySpec) -> str:
+    """``"full"``, ``"small"`` or, where fields of the file were changed, ``"changed"``."""
+    return "changed" if spec.scale == "full" and changes_from_file(spec) else spec.scale
+
+
+def titled(spec: StudySpec) -> str:
+    """The title of a study's figures; changed fields are named on a second line."""
+    return "\n".join(filter(None, (spec.title, changes_in_words(changes_from_file(spec)))))
 
 
 def changes_in_words(changes: Mapping[str, Any]) -> str:
@@ -28,12 +56,23 @@ def changes_in_words(changes: Mapping[str, Any]) -> str:
     return f"changed: {said}" if said else ""
 
 
+_MOST_OF_OTHERS = 3
+
+
 def differences_in_words(spec: StudySpec, main: StudySpec) -> str:
-    """How a study differs from the one it stands beside: ``"retraining.epochs 3, not 15"``."""
-    return ", ".join(
+    """How a study differs from the one it stands beside: ``"retraining.epochs 3, not 15"``.
+
+    Of an arm all fields are named, of another study a few: its name is another, too.
+    """
+    said = [
         f"{field} {_value(field, ours)}, not {_value(field, theirs)}"
-        for field, (ours, theirs) in _differences(spec, main)
-    )
+        for field, (ours, theirs) in spec.differences(main).items()
+    ]
+    is_other = spec.name.partition("@")[0] != main.name.partition("@")[0]
+    if is_other and len(said) > _MOST_OF_OTHERS:
+        others = many(len(said) - _MOST_OF_OTHERS, "other field")
+        said = [*said[:_MOST_OF_OTHERS], f"and {others}"]
+    return ", ".join(said)
 
 
 def scale_in_words(*specs: StudySpec) -> str:
@@ -74,7 +113,7 @@ def _in_place(spec: StudySpec, full: StudySpec) -> list[str]:
     said = [f"{ours} in place of {theirs}" for ours, theirs in pairs if ours != theirs]
     if spec.network.weights != full.network.weights:
         said.append(f"{_weights(spec.network)} in place of {_weights(full.network)}")
-    for field, (ours, theirs) in _differences(spec, full):
+    for field, (ours, theirs) in spec.differences(full).items():
         if field in _SAID or field.startswith("network."):
             continue
         if field.startswith("dense.") and full.network.arrives_trained:
@@ -93,26 +132,6 @@ _SAID = {
     "retraining.seeds",
 }
 """The fields that are described in words of their own."""
-
-
-def _differences(spec: StudySpec, other: StudySpec) -> list[tuple[str, tuple[Any, Any]]]:
-    """The dotted fields in which two studies differ, with the values of both."""
-    ours, theirs = (_leaves(one.model_dump(exclude=DESCRIPTIVE)) for one in (spec, other))
-    found = []
-    for field in dict.fromkeys([*ours, *theirs]):
-        pair = ours.get(field), theirs.get(field)
-        if pair[0] != pair[1]:
-            found.append((field, pair))
-    return found
-
-
-def _leaves(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a study by dotted name; arguments and ratios count as one field each."""
-    return {
-        f"{name}.{field}" if isinstance(values, Mapping) else name: value
-        for name, values in fields.items()
-        for field, value in (values if isinstance(values, Mapping) else {name: values}).items()
-    }
 
 
 _ABSENT = {"test_images": "all", "image_size": "its own", "train_images": "all"}

@@ -404,7 +404,7 @@ Role = Literal["small", "short", "as-released"]
 study's own, ``as-released`` the wiring of the paper's released code.
 """
 
-DESCRIPTIVE = {"name", "purpose", "roles"}
+DESCRIPTIVE = {"name", "purpose", "roles", "changed"}
 """The fields of a study that change no number and are therefore no part of its digest."""
 
 LANGUAGE_FIELDS = {
@@ -454,6 +454,9 @@ class StudySpec(Frozen):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*$", max_length=100)
     purpose: str = Field("", description="one line for the list of studies")
     roles: dict[str, Role] = Field({}, description="set by its arms: what each of them is for")
+    changed: tuple[str, ...] = Field(
+        (), description="set where fields of a user's file were changed: which, by dotted name"
+    )
     task: str = Field(
         "classification",
         description="what is trained for: classification, multilabel, regression, segmentation, "
@@ -531,6 +534,26 @@ class StudySpec(Frozen):
     def title(self) -> str:
         """The name for headings, which also says small scale in words."""
         return f"{self.name} (small scale)" if self.scale == "small" else self.name
+
+    def leaves(self) -> dict[str, Any]:
+        """The fields by dotted name, but for those that change no number.
+
+        Tables within tables, such as arguments and ratios, count as one field.
+        """
+        return {
+            f"{name}.{field}" if isinstance(values, Mapping) else name: value
+            for name, values in self.model_dump(exclude=DESCRIPTIVE).items()
+            for field, value in (values if isinstance(values, Mapping) else {name: values}).items()
+        }
+
+    def differences(self, other: StudySpec) -> dict[str, tuple[Any, Any]]:
+        """The dotted fields in which two studies differ, with the values of both."""
+        ours, theirs = self.leaves(), other.leaves()
+        return {
+            field: pair
+            for field in dict.fromkeys([*ours, *theirs])
+            if (pair := (ours.get(field), theirs.get(field)))[0] != pair[1]
+        }
 
     @property
     def digest(self) -> str:

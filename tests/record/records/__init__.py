@@ -11,11 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from trueoracle.record.networks import write_networks
 from trueoracle.record.store import Retrained, Store
 from trueoracle.spec.spec import StudySpec
 from trueoracle.tasks.metric import SPLITS, Metric
 
-__all__ = ["NOISES", "older_record", "stopped_early", "synthetic", "without_seed"]
+__all__ = [
+    "NOISES",
+    "older_record",
+    "stopped_early",
+    "synthetic",
+    "synthetic_networks",
+    "without_seed",
+]
 
 NOISES = {"oracle": 0.05, "l1": 5.0, "random": 9.0}
 """How much noise each criterion of :func:`synthetic` adds to what it scores by."""
@@ -63,6 +71,24 @@ def _keep(folder: Path, chosen: str) -> None:
             )
 
 
+def synthetic_networks(
+    runs: Path, task: str, metrics: Sequence[Metric], seeds: Sequence[int] = (0, 1, 2), **how: Any
+) -> Path:
+    """A finished run over several dense networks, each of them one of :func:`synthetic`."""
+    for seed in seeds:
+        made = synthetic(runs, task, metrics, dense_seed=seed, **how)
+        with Store(made, read_only=True) as store:
+            spec = StudySpec.model_validate(store.spec())
+        made.rename(runs / spec.folder_name)
+    whole = spec.model_copy(
+        update={"dense": spec.dense.model_copy(update={"seed": 0, "seeds": tuple(seeds)})}
+    )
+    folder = runs / whole.folder_name
+    folder.mkdir()
+    write_networks(folder, whole)
+    return folder
+
+
 def synthetic(
     runs: Path,
     task: str,
@@ -75,15 +101,17 @@ def synthetic(
     pruned: tuple[int, int] = (2, 10),
     most: int | None = None,
     noises: Mapping[str, float] = NOISES,
+    dense_seed: int = 0,
 ) -> Path:
     """A finished run of any task, in numbers of its own: all 45 ways to prune 2 of 10 filters.
 
     A filter has a worth, which all metrics follow in their direction; a criterion scores by it up
     to noise, of which ``noises`` says how much. Every run of as many ``epochs`` is the same; the
     dense network is the same in all of them. ``pruned`` is how many filters go, of how many;
-    ``most`` is the size of a sample of the ways.
+    ``most`` is the size of a sample of the ways. Another ``dense_seed`` is another dense network,
+    with other worths.
     """
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(dense_seed)
     worth = draw.normal(size=pruned[1])
     ways = list(itertools.combinations(range(pruned[1]), pruned[0]))
     if most is not None:
@@ -96,6 +124,7 @@ def synthetic(
         "pruning": {"layers": {"conv1": pruned[0] / pruned[1]}, "candidates": most or "all"},
         "criteria": list(noises),
         "retraining": {"epochs": epochs, "seeds": [0, 1, 2]},
+        "dense": {"seed": dense_seed},
     }
     folder = runs / f"{name}-{epochs:012x}"
     folder.mkdir(parents=True)
@@ -125,7 +154,7 @@ def synthetic(
         }  # fmt: skip
         facts |= {} if chance is None else {"chance": chance}
         sitting = store.begin("2026-01-01T00:00:00+00:00", fields, facts)
-        store.record_dense("5" * 64, "", "trained", 1.0, measured(0.9), course(0.9))
+        store.record_dense(f"{5 + dense_seed}" * 64, "", "trained", 1.0, measured(0.9), course(0.9))
         store.record_candidates(
             (one, {"conv1": list(way)}) for one, way in zip(ids, ways, strict=True)
         )

@@ -1,18 +1,24 @@
 // What is chosen: kept in the page's fragment, read by every view. Nothing here computes a statistic.
 
-const data = JSON.parse(document.getElementById("data").textContent);
+let data;
 const CONTROLS = ["study", "network", "criterion", "outcome", "seed"];
 const listeners = [];
 const state = {};
 
 /** The candidates of all studies that prune the same have one number: they light up together. */
 const numbers = new Map();
-for (const study of data.studies)
-  for (const network of study.networks)
-    network.ids = network.pruned.map((words) => {
-      if (!numbers.has(words)) numbers.set(words, numbers.size);
-      return numbers.get(words);
-    });
+
+/** Takes the values that a page holds; candidates keep their numbers. */
+function takeData(page) {
+  data = JSON.parse(page.getElementById("data").textContent);
+  for (const study of data.studies)
+    for (const network of study.networks)
+      network.ids = network.pruned.map((words) => {
+        if (!numbers.has(words)) numbers.set(words, numbers.size);
+        return numbers.get(words);
+      });
+}
+takeData(document);
 
 /** The choices of each control, given what is chosen so far; the first one is the default. */
 function choices(control) {
@@ -71,13 +77,18 @@ function writeFragment() {
   if (text !== location.hash.slice(1)) history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
 }
 
-/** Changes what is chosen, and tells every view which names changed. */
-function choose(changes) {
-  Object.assign(state, changes);
+/** What is chosen and does not exist (any more) becomes the default. */
+function settle() {
   for (const control of CONTROLS) {
     const known = choices(control).map((one) => one.value);
     if (!known.includes(state[control])) state[control] = known[0];
   }
+}
+
+/** Changes what is chosen, and tells every view which names changed. */
+function choose(changes) {
+  Object.assign(state, changes);
+  settle();
   writeFragment();
   for (const listener of listeners) listener(new Set(Object.keys(changes)));
 }

@@ -126,10 +126,13 @@ function showPicked(mark) {
   mark.setAttribute("aria-selected", String(picked));
 }
 
+/** What a mark stands for, whatever is said of it. */
+const nameOf = (mark) => mark.item?.lines[0].split(":")[0];
+
 /** Draws a plot into an element, as wide as it is; what is no point is hidden from screen readers. */
 function draw(root, label, options) {
   const width = Math.max(280, Math.floor(root.clientWidth || 640));
-  const keep = root.contains(document.activeElement) ? document.activeElement.item?.lines[0] : null;
+  const keep = root.contains(document.activeElement) ? nameOf(document.activeElement) : null;
   const made = Plot.plot({ width, style: { background: "none", color: "inherit", overflow: "visible" }, ...options });
   const svg = made.tagName === "svg" ? made : made.querySelector("svg");
   svg.setAttribute("role", "group");
@@ -140,6 +143,6 @@ function draw(root, label, options) {
     part.setAttribute("aria-hidden", "true");
   }
   root.replaceChildren(made);
-  if (keep) [...svg.querySelectorAll(".mark")].find((one) => one.item.lines[0] === keep)?.focus({ preventScroll: true });
+  if (keep) [...svg.querySelectorAll(".mark")].find((one) => nameOf(one) === keep)?.focus({ preventScroll: true });
   return svg;
 }

@@ -1,7 +1,7 @@
 // Starts the page: controls, views, tables; until this has run, the page is its pictures and tables.
 
 const controls = document.getElementById("controls");
-const NAMES = { study: controls.dataset.study, network: "dense network", criterion: "criterion", outcome: "outcome", seed: "seed" };
+const NAMES = { network: "dense network", criterion: "criterion", outcome: "outcome", seed: "seed" };
 
 function drawControls() {
   controls.replaceChildren(...CONTROLS.flatMap((control) => {
@@ -9,23 +9,22 @@ function drawControls() {
     if (known.length < 2) return [];
     const select = element("select", { id: `control-${control}`, onchange: (event) => choose({ [control]: event.target.value }) },
       ...known.map((one) => element("option", { value: one.value, selected: one.value === state[control] }, one.label)));
-    return [element("span", { class: "control" }, element("label", { for: select.id }, NAMES[control]), " ", select)];
+    return [element("span", { class: "control" }, element("label", { for: select.id }, NAMES[control] ?? controls.dataset.study), " ", select)];
   }));
 }
 
 /** Shows the tables of the chosen outcome, and marks the row of the chosen criterion. */
 function showNumbers() {
   for (const one of document.querySelectorAll("[data-outcome]")) one.hidden = one.dataset.outcome !== state.outcome;
-  const name = data.studies[state.study].name;
+  const { label } = data.studies[state.study];
   for (const row of document.querySelectorAll("tr[data-criterion]"))
-    row.classList.toggle("current", row.dataset.criterion === state.criterion && row.dataset.study === name);
+    row.classList.toggle("current", row.dataset.criterion === state.criterion && row.dataset.study === label);
 }
 
-const views = [...document.querySelectorAll("[data-view]")];
 const drawn = { candidates: drawTable, picked: drawPicked };
 
 function drawAll() {
-  for (const root of views) (drawn[root.dataset.view] ?? VIEWS[root.dataset.view])(root);
+  for (const root of document.querySelectorAll("[data-view]")) (drawn[root.dataset.view] ?? VIEWS[root.dataset.view])(root);
   showNumbers();
 }
 
@@ -90,29 +89,19 @@ addEventListener("afterprint", () => {
   for (const one of opened) one.open = false;
 });
 
-if (data.studies.length) {
-  readFragment();
+/** Shows what the page's values hold, in place of its pictures. */
+function start() {
+  if (!data.studies.length) return;
   document.documentElement.classList.add("js");
-  document.body.append(tip);
-  for (const root of views) root.hidden = false;
+  for (const root of document.querySelectorAll("[data-view]")) root.hidden = false;
   controls.hidden = false;
   drawControls();
-  makeTable(document.querySelector('[data-view="candidates"]'));
+  const table = document.querySelector('[data-view="candidates"]');
+  if (!table.firstChild) makeTable(table);
   drawAll();
   writeFragment();
 }
 
-// While a study runs, `trueoracle watch` serves the page: it is loaded anew when more is recorded.
-if (document.documentElement.dataset.version !== undefined && location.protocol.startsWith("http")) {
-  const look = async () => {
-    try {
-      const answer = await fetch("/version", { cache: "no-store" });
-      if (answer.ok && (await answer.text()) !== document.documentElement.dataset.version) return location.reload();
-    } catch { // the command was stopped: the page stays as it is
-      document.getElementById("watching").textContent = "No longer watched: this is how far it had come.";
-      return;
-    }
-    setTimeout(look, 2000);
-  };
-  setTimeout(look, 2000);
-}
+document.body.append(tip);
+if (data.studies.length) readFragment();
+start();
