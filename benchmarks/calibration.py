@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/calibration.py            # 200 tables for each scenario, 40 minutes
     .venv/bin/python benchmarks/calibration.py --tables 20 plain samples
+    .venv/bin/python benchmarks/calibration.py --size 1000  # p-values of the one that knows nothing
 
 Each table is one imaginary study. Every filter of a dense network has a worth, drawn from a normal
 distribution, and candidates are worth what the filters that they prune are, and what these do in
@@ -228,6 +229,17 @@ def _of_study(study: Study, true: dict[str, float]) -> Iterator[tuple[str, float
         yield "regret, held out", good.selection.held_out_regret
 
 
+def size(scenario: Scenario, number: int, seed: int = 4) -> float:
+    """How often the one that knows nothing has p below 0.05, over so many studies."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(number):
+        table = draw(scenario, generator).table
+        null = replace(table, scores={"null": table.scores["null"]})
+        found.append(permutation.label_permutation_p_values(null)["null"] < 0.05)
+    return float(np.mean(found))
+
+
 def families(number: int, criteria: int = 24) -> dict[str, float]:
     """How often some of many criteria that know nothing is called certain."""
     generator = np.random.default_rng(1)
@@ -333,11 +345,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("scenarios", nargs="*", help="names; by default all, families and networks")
     parser.add_argument("--tables", type=int, default=200, help="studies for each scenario")
+    parser.add_argument("--size", type=int, help="only p-values, of so many studies for each")
     parser.add_argument("--json", help="also write all numbers to this file")
     given = parser.parse_args()
     permutation.PERMUTATIONS = permutation.FITTED = RELABELLINGS
     found: dict[str, dict[str, float]] = {}
     names = given.scenarios or list(SCENARIOS)
+    if given.size:
+        for name in names:
+            print(f"{name}: p < 0.05 in {size(SCENARIOS[name], given.size):.1%}", flush=True)
+        return
     for name in names:
         if name in SCENARIOS:
             started = time.perf_counter()

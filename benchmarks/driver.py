@@ -50,7 +50,7 @@ class MadeUp(ChunkExecutor):
         (self._one,) = synthetic(prepared, [(0, "")], random.Random(0))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        chunk, future = args[0], Future[Any]()
+        chunk, future = args[1], Future[Any]()  # the first is the work on it
         sent = pickle.dumps(
             [replace(self._one, candidate=name, seed=seed) for seed, name in chunk.members]
         )

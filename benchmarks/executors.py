@@ -29,7 +29,8 @@ from common import machine, show, timed
 from trueoracle import RayExecutor, SlurmExecutor, Study
 from trueoracle.executors.base import InThisProcess, as_executor, completed
 from trueoracle.record.paths import DENSE
-from trueoracle.run.retrain import Chunk, Place, plan_networks, retrain_chunk, threads
+from trueoracle.run.chunks import Chunk, Shared, retrain_chunk, threads, under_way
+from trueoracle.run.retrain import plan_networks
 
 OVERRIDES = {
     "data.name": "mnist-5k",
@@ -53,17 +54,19 @@ def opened(name: str, workers: int, folder: Path) -> Iterator[Executor]:
         yield made
 
 
-def carry_out(executor: Executor, chunks: list[Chunk], place: Place, workers: int) -> None:
+def carry_out(executor: Executor, chunks: list[Chunk], shared: Shared, workers: int) -> None:
     """Retrain all chunks, and forget the results."""
     own, left = as_executor(executor), iter(chunks)
-    carried = own.carried(place, lambda _: None, is_plain=True)
+    carried = own.carried(shared, lambda _: None, is_plain=True)
     at_once = workers if own.is_elsewhere else 1
 
     def submit(chunk: Chunk) -> Any:
         return own.submit(retrain_chunk, chunk, *carried)
 
-    for _, future in completed(submit, lambda: next(left, None), at_once):
+    for chunk, future in completed(submit, lambda: next(left, None), at_once):
         future.result()
+        for path in under_way(chunk):  # as the driver does, or the next turn would go on from them
+            path.unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -85,7 +88,7 @@ def main() -> None:
 def compared(study: Study, given: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for this process and one for each executor."""
     prepared = study.prepare("cpu")
-    place = Place.of(prepared, recorded_dense(study, prepared))
+    shared = Shared.of(prepared, recorded_dense(study, prepared))
     with threads(1):
         plan = plan_networks(prepared, "auto", None, len(prepared.candidates))
     ids, group = prepared.candidates.ids, plan.group
@@ -94,15 +97,22 @@ def compared(study: Study, given: argparse.Namespace) -> list[dict[str, Any]]:
         (study.folder / DENSE).absolute(),
         tuple((0, name) for name in ids[:group]),
         plan.engine,
-        place.identity,
+        shared.identity,
         device="cpu",
         threads=1,
     )
-    retrain_chunk(first, place)  # warms up
-    a_group = timed(lambda: retrain_chunk(first, place))
+    carry_out(InThisProcess(), [first], shared, 1)  # warms up
+    a_group = timed(lambda: carry_out(InThisProcess(), [first], shared, 1))
     calls = max(1, round(given.seconds / a_group))
-    members = tuple((seed, name) for seed in range(calls) for name in ids[:group])
-    chunks = [replace(first, members=members, together=group)] * given.chunks
+    seeds = [range(one * calls, (one + 1) * calls) for one in range(1, given.chunks + 1)]
+    chunks = [
+        replace(
+            first,
+            members=tuple((seed, name) for seed in own for name in ids[:group]),
+            together=group,
+        )
+        for own in seeds
+    ]
     jobs = study.folder.parent / "jobs"
     taken: dict[str, list[float]] = {name: [] for name in ("local", *given.names)}
     for _ in range(given.rounds):
@@ -110,9 +120,9 @@ def compared(study: Study, given: argparse.Namespace) -> list[dict[str, Any]]:
             with opened(name, given.workers, jobs) as executor:
                 if name in ("pool", "ray"):  # workers that serve many chunks begin before the clock
                     some = [first] * given.workers
-                    carry_out(executor, some, place, given.workers)
+                    carry_out(executor, some, shared, given.workers)
                 work: Callable[[], None] = lambda e=executor: carry_out(  # noqa: E731
-                    e, chunks, place, given.workers
+                    e, chunks, shared, given.workers
                 )
                 seconds.append(timed(work))
     ideal = statistics.median(taken.pop("local")) / given.workers

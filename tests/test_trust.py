@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,6 +144,46 @@ def test_what_lies_below_the_home_folder_is_no_project(
     monkeypatch.chdir(tmp_path / "project")
     assert trust.project() == (tmp_path / "project").resolve()
     assert not trust.is_own(tmp_path / "elsewhere" / "study.toml")
+
+
+def test_what_lies_below_a_folder_that_all_users_share_is_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /tmp, where somebody's study was unpacked."""
+    shared = tmp_path / "shared"
+    (shared / "elsewhere").mkdir(parents=True)
+    (shared / ".git").mkdir()
+    shared.chmod(0o1777)
+    monkeypatch.chdir(shared)
+    assert trust.is_own(Path("mine.toml"))
+    assert not trust.is_own(Path("elsewhere/study.toml"))
+    monkeypatch.chdir(shared / "elsewhere")
+    assert trust.project() == (shared / "elsewhere").resolve()
+    assert trust.is_own(Path("study.toml"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files belong to nobody on Windows")
+@pytest.mark.parametrize(("owner", "own"), [(54321, True), (0, True), (54322, False)])
+def test_what_belongs_to_another_user_is_not_ones_own(
+    monkeypatch: pytest.MonkeyPatch, owner: int, own: bool
+) -> None:
+    path = study("project", 'network = "theirs:network"').resolve()
+    stat = Path.stat
+
+    def owned(self: Path, **options: Any) -> os.stat_result:
+        found = stat(self, **options)
+        return os.stat_result((*found[:4], owner, *found[5:])) if self == path else found
+
+    monkeypatch.setattr(Path, "stat", owned)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    load_spec(str(path))
+    if own:
+        assert callable(NETWORKS.find("theirs:network"))
+        return
+    with pytest.raises(InputError, match="and belongs to another user: --allow-code runs it"):
+        NETWORKS.find("theirs:network")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)  # all is root's own
+    assert trust.is_own(path)
 
 
 def test_what_the_user_types_is_the_users_own() -> None:

@@ -285,6 +285,7 @@ class Study:
         device: str = "auto",
         engine: str = "auto",
         memory: str | None = None,
+        executor: Executor | None = None,
         **settings: Any,
     ) -> SearchResult:
         """Choose one candidate and retrain it, at a fraction of the cost of retraining all.
@@ -296,6 +297,8 @@ class Study:
             found = Study("digits-conv1-0.2").search("10%", criterion="l1")
             found.network, found.chosen, found.history
             found.export("model.safetensors")
+
+        ``executor`` trains the candidates, as in :meth:`run`.
         """
         from trueoracle.search.search import search
 
@@ -314,6 +317,7 @@ class Study:
             _with_settings(budget, settings),
             engine=engine,
             memory=None if memory is None else parse_bytes(memory),
+            executor=executor,
         )
 
     def report(

@@ -2,14 +2,15 @@
 
 A study file may name a network, task, criterion or training procedure as ``module:attribute``, and
 naming it runs it; a recorded study names what it was made with. Files in the current project are
-the user's own, and so is whatever the user types. Any other file is trusted only where the user
-says so: by ``--allow-code``, by ``Study(…, allow_code=True)``, or once and for all in the
-configuration.
+the user's own unless they belong to another user, and so is whatever the user types. Any other file
+is trusted only where the user says so: by ``--allow-code``, by ``Study(…, allow_code=True)``, or
+once and for all in the configuration.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -34,8 +35,9 @@ AROUND = "around:"
 
 _MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg")
 
-_doubted: dict[str, Path] = {}
-"""Texts with a colon in files that are not the user's own, each with a file that has it."""
+_doubted: dict[str, tuple[Path, str]] = {}
+"""Texts with a colon in files that are not the user's own, each with a file that has it, and why
+that file is not the user's own."""
 
 _vouched: set[str] = set()
 """Texts with a colon that the user typed, or that a file of the user's own has."""
@@ -52,11 +54,12 @@ def believe() -> None:
 def project() -> Path:
     """The current project's folder: the nearest with version control or packaging, or this one.
 
-    The user's home folder, and what is above it, is no project: whatever was downloaded lies there.
+    The user's home folder, what is above it, and a folder that all users share (/tmp) are no
+    projects: whatever was downloaded lies there.
     """
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):
-        if _is_above_home(folder):
+        if _holds_anything(folder):
             break
         if any((folder / mark).exists() for mark in _MARKS):
             return folder
@@ -82,11 +85,12 @@ def note_code(path: Path, fields: Mapping[str, object]) -> None:
     named = {*_named(fields)}
     if not named:
         return
-    if is_own(path):
+    why = _whose(path)
+    if not why:
         _vouched.update(named)
         return
     for name in named:
-        _doubted.setdefault(name, path)
+        _doubted.setdefault(name, (path, why))
 
 
 def check_trusted(kind: str, name: str) -> None:
@@ -102,12 +106,10 @@ def check_trusted(kind: str, name: str) -> None:
         )
     if _allowed or any(_is_of(text, name) for text in _vouched):
         return
-    path = next((path for text, path in _doubted.items() if name in text), None)
-    if path is not None:
+    for path, why in (doubt for text, doubt in _doubted.items() if name in text):
         raise InputError(
-            f"{path} would run {name!r} as the {kind}, and lies outside of the current project "
-            f"({project()}): --allow-code runs it, or the line allow_code = "
-            f'["{path.resolve().parent}"] in {configuration()}'
+            f"{path} would run {name!r} as the {kind}, and {why}: --allow-code runs it, or the "
+            f'line allow_code = ["{path.resolve().parent}"] in {configuration()}'
         )
 
 
@@ -117,33 +119,53 @@ def check_within(path: Path, named: Path) -> None:
     This holds for files that are not the user's own: they read nothing but what came with them.
     Raises :class:`InputError`.
     """
-    if _allowed or is_own(path) or named.resolve().is_relative_to(path.resolve().parent):
+    why = _whose(path)
+    if _allowed or not why or named.resolve().is_relative_to(path.resolve().parent):
         return
     raise InputError(
-        f"{path} extends {named}, which lies outside of its folder, and is not of the current "
-        f"project ({project()}): --allow-code reads it all the same"
+        f"{path} extends {named}, which lies outside of its folder, and {why}: --allow-code reads "
+        "it all the same"
     )
 
 
 def is_own(path: Path) -> bool:
     """Whether a file is the user's own: in the current project, or in a folder that is allowed.
 
-    A repository within the project (cloned or unpacked there) is not the user's own.
+    A repository within the project (cloned or unpacked there) is not the user's own, nor is what
+    belongs to another user.
     """
+    return not _whose(path)
+
+
+def _whose(path: Path) -> str:
+    """Why a file is not the user's own, in words that follow its name; empty where it is."""
     path, own = path.resolve(), project()
     if any(path.is_relative_to(folder) for folder in _configured()):
-        return True
-    if _is_above_home(own):
-        return path.parent == own
-    within = path.is_relative_to(own)
-    return within and not any(
+        return ""
+    within = path.is_relative_to(own) and not any(
         (folder / ".git").exists() for folder in path.parents if own in folder.parents
     )
+    if not within or (_holds_anything(own) and path.parent != own):
+        return f"lies outside of the current project ({own})"
+    return "belongs to another user" if _is_anothers(path) else ""
 
 
-def _is_above_home(folder: Path) -> bool:
+def _is_anothers(path: Path) -> bool:
+    """Whether a file belongs to another user than this one and root; to root, all is its own."""
     try:
-        return Path.home().resolve().is_relative_to(folder)
+        owner = path.stat().st_uid
+    except OSError:  # what is not there says nothing
+        return False
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
+    return user != 0 and owner not in (user, 0)
+
+
+def _holds_anything(folder: Path) -> bool:
+    """Whether a folder is the home folder or above it, or one that all users share."""
+    try:
+        mode = folder.stat().st_mode
+        is_shared = bool(mode & stat.S_ISVTX and mode & stat.S_IWOTH)
+        return is_shared or Path.home().resolve().is_relative_to(folder)
     except (OSError, RuntimeError):  # there is no home
         return False
 

@@ -11,13 +11,15 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.chaos.cluster import CANNOT_IMPORT, RayCluster
 from tests.chaos.points import Point, counting, keeping_often, raised, signalled
 from tests.chaos.processes import Ended, run, start
 from tests.chaos.rows import Rows, files_of, lost, rows_of
@@ -615,6 +617,113 @@ def _unlockable(bench: Bench, tally: Tally, rounds: int) -> None:
         tally.lose("no locks", {}, bench.rows())
 
 
+# Clusters
+
+LONGER = ("--set", "retraining.epochs=100")
+"""Chunks of some tenths of a second, in which a worker can be hit."""
+
+
+def _on(cluster: RayCluster) -> tuple[str, ...]:
+    return ("--executor", "ray", "--address", cluster.address)
+
+
+def _joins(cluster: RayCluster) -> Callable[[], None]:
+    """Let a process find the cluster, cut work into small chunks, and wait for no dead head."""
+
+    def prepare() -> None:
+        from trueoracle.executors.ray import RayExecutor
+
+        cluster.join()
+        RayExecutor.seconds = (0.0, 60.0)
+        RayExecutor.patience = 3.0
+
+    return prepare
+
+
+def _worker_killed(bench: Bench, tally: Tally, rounds: int) -> None:
+    """A worker of two nodes is killed while it computes a chunk, which another then computes.
+
+    The first run is undisturbed, so that both nodes are known to compute.
+    """
+    _need_ray()
+    words = (*RUN, "loop", *LONGER)
+    expected = bench.undisturbed(words, bench.clean)
+    with RayCluster(nodes=2) as cluster:
+        for number in range(rounds + 1):
+            bench.clean()
+            begun = start((*words, *_on(cluster)), bench.work, _joins(cluster))
+            nodes: set[int] = set()
+            hit = 0
+            while begun.is_running():
+                time.sleep(bench.random.uniform(0, 0.3) if number and not hit else 0.05)
+                found = {pid: node for node in (0, 1) for pid in cluster.working(node)}
+                nodes.update(found.values())
+                if number and found and not hit:
+                    with suppress(ProcessLookupError):
+                        os.kill(bench.random.choice([*found]), signal.SIGKILL)
+                        hit += 1
+            tally.injected += hit
+            ended = begun.wait()
+            if ended.code:
+                tally.problems.append(f"worker: exit code {ended.code}: {ended.output[-300:]}")
+            if not number and len(nodes) < 2:
+                tally.problems.append("worker: one of the two nodes has computed nothing")
+            tally.compare("worker", bench.rows(), expected)
+
+
+def _head_lost(bench: Bench, tally: Tally, rounds: int) -> None:
+    """All processes of a Ray cluster are killed; the same command goes on once it is back."""
+    _need_ray()
+    for number in range(-(-rounds // 4)):  # each starts two clusters
+        words = (*((*RUN, "loop"), SEARCH)[number % 2], *LONGER)
+        expected = bench.undisturbed(words, bench.clean)
+        bench.clean()
+        with RayCluster() as cluster:
+            begun = start((*words, *_on(cluster)), bench.work, _joins(cluster))
+            while begun.is_running() and not cluster.working(0):
+                time.sleep(0.01)
+            time.sleep(bench.random.uniform(0, 3))
+            cluster.kill()
+            ended = begun.wait()
+        tally.injected += ended.code != 0
+        said = [line for line in ended.output.splitlines() if line.startswith("error: ")]
+        is_clear = len(said) == 1 and "broke down: the head of Ray at " in said[0]
+        if ended.code not in (0, 1) or (ended.code == 1 and not is_clear):
+            tally.problems.append(f"head: exit code {ended.code}: {ended.output[-300:]}")
+        before = bench.rows()
+        with RayCluster(port=cluster.port) as again:
+            bench.finish((*words, *_on(again)), _joins(again))
+        kept = {k: v for k, v in before.items() if k[0] != "file"}  # a search's record grows
+        tally.lose("head", kept, bench.rows())
+        tally.compare("head", bench.rows(), expected)
+
+
+def _cannot_import(bench: Bench, tally: Tally, rounds: int) -> None:
+    """No worker of Ray can import the package: no network is at fault, and the run stops."""
+    _need_ray()
+    words = (*RUN, "loop")
+    expected = bench.undisturbed(words, bench.clean)
+    with RayCluster(customize=CANNOT_IMPORT) as cluster:
+        for _ in range(-(-rounds // 4)):
+            bench.clean()
+            ended = run((*words, *_on(cluster)), bench.work, _joins(cluster))
+            tally.injected += 1
+            tally.refused += ended.code == 2
+            before = bench.rows()
+            if ended.code != 2 or "cannot begin: libmissing" not in ended.output:
+                tally.problems.append(f"import: exit code {ended.code}: {ended.output[-300:]}")
+            if any(place[1] == "failures" for place in before):
+                tally.problems.append("import: networks are recorded as failed")
+            bench.finish(words)
+            tally.lose("import", before, bench.rows())
+            tally.compare("import", bench.rows(), expected)
+
+
+def _need_ray() -> None:
+    if find_spec("ray") is None:
+        raise Unavailable("Ray is not installed")
+
+
 FAULTS = (
     _stopped("a signal at a random moment of run", (*RUN, "loop"), nothing, None),
     _stopped("a signal at each commit of run", (*RUN, "loop"), nothing, "commit"),
@@ -658,4 +767,7 @@ FAULTS = (
     Fault("two processes at one run", _two),
     Fault("a run moved, copied, renamed", _moved),
     Fault("a file system without locks", _unlockable),
+    Fault("a worker of Ray that is killed", _worker_killed),
+    Fault("a head of Ray that is lost", _head_lost),
+    Fault("workers of Ray that cannot import", _cannot_import),
 )

@@ -493,6 +493,31 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert called.err == "unexpected error: ZeroDivisionError: a bug (--debug shows where)\n"
 
 
+def test_debug_and_warnings_show_escape_sequences_escaped(tmp_path: Path) -> None:
+    """They come from names in files of others, and a terminal would obey them."""
+    (tmp_path / "it.toml").write_text('name = "a\\u001b]0;title\\u0007b"\n', encoding="utf-8")
+    (tmp_path / "evil.py").write_text(
+        "import warnings\nwarnings.warn('a \\x1b[2J b')\nraise RuntimeError('x\\x1b[31my')\n"
+    )
+    said = []
+    for words in (
+        ["run", "it.toml", "--debug"],
+        ["run", "digits-conv1-0.2", "--set", "network.name='evil:x'", "--debug"],
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-m", "trueoracle", *words],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 1
+        assert "Traceback (most recent call last):" in ended.stderr
+        assert "\x1b" not in ended.stderr
+        assert "\x07" not in ended.stderr
+        said.append(ended.stderr)
+    assert "a\\x1b]0;title\\x07b" in said[0]
+    assert "warning: a \\x1b[2J b\n" in said[1]
+    assert "x\\x1b[31my" in said[1]
+
+
 def test_help_teaches_by_example() -> None:
     commands = ("run", "score", "studies", "reproduce", "status", "report", "export", "analyse")
     for command in commands:

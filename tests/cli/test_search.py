@@ -160,6 +160,8 @@ def test_a_replay_prints_and_draws(tiny: Path) -> None:
         (["--replay", "--engine", "loop"], "--engine does nothing with --replay"),
         (["--replay", "--memory", "1GB"], "--memory does nothing with --replay"),
         (["--replay", "--device", "cpu"], "--device does nothing with --replay"),
+        (["--replay", "--executor", "ray"], "--executor does nothing with --replay"),
+        (["--replay", "--at-once", "3"], "--at-once does nothing with --replay"),
         (["--strategy", "random", "--criterion", "l1"], "nothing with strategy 'random'"),
         (["--strategy", "full", "--budget", "4"], "takes all 20 epochs, and the budget is 4"),
         (["--strategy", "best"], "unknown strategy 'best'"),

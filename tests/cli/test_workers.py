@@ -10,10 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from trueoracle.cli.app import app
-from trueoracle.cli.options import Workers
+from trueoracle.cli.options import Workers, command_line
 from trueoracle.errors import InputError
 
 
+@pytest.mark.parametrize("command", ["run", "search"])
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -25,11 +26,22 @@ from trueoracle.errors import InputError
         (["--executor", "dask"], "'dask' is not one of 'local', 'ray', 'slurm'"),
     ],
 )
-def test_options_that_do_nothing_are_refused(words: list[str], said: str, tmp_path: Path) -> None:
-    found = CliRunner().invoke(app, ["run", "digits-conv1-0.2", "--runs", str(tmp_path), *words])
+def test_options_that_do_nothing_are_refused(
+    command: str, words: list[str], said: str, tmp_path: Path
+) -> None:
+    found = CliRunner().invoke(app, [command, "digits-conv1-0.2", "--runs", str(tmp_path), *words])
     assert found.exit_code == 2
     assert said in " ".join(found.output.replace("│", " ").split())
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_command_to_be_typed_again_has_them_all() -> None:
+    workers = Workers(executor="slurm", slurm=["time=5", "partition=a b"], at_once=3)
+    again = command_line("search", "it", **workers.as_given())
+    assert again == (
+        "trueoracle search it --executor slurm --slurm time=5 --slurm 'partition=a b' --at-once 3"
+    )
+    assert command_line("search", "it", **Workers().as_given()) == "trueoracle search it"
 
 
 def test_this_process_is_the_default(tmp_path: Path) -> None:

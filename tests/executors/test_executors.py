@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
@@ -22,19 +20,34 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.executors.work import add, die, die_once, fail, small_study, wait_beside
+from tests.executors.work import (
+    Backwards,
+    Unreadable,
+    Unsendable,
+    add,
+    die,
+    die_once,
+    fail,
+    fail_from,
+    small_study,
+    wait_beside,
+)
 from trueoracle.errors import InputError, TrueOracleError, WorkerError
 from trueoracle.executors.base import (
     ChunkExecutor,
     InThisProcess,
     Pickled,
+    Raised,
     as_executor,
+    attempted,
     completed,
 )
 from trueoracle.executors.ray import RayExecutor
 from trueoracle.executors.slurm import SlurmExecutor
 from trueoracle.record.results import Results
 from trueoracle.record.store import Store
+from trueoracle.run.chunks import Chunk
+from trueoracle.run.faults import is_the_machines
 from trueoracle.run.progress import SilentProgress
 
 WAIT = 300
@@ -48,31 +61,6 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What this process records."""
     torch.set_num_threads(1)
     return small_study(tmp_path_factory.mktemp("local")).run(progress=False, engine="loop")
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[RayExecutor]:
-    """Ray on this machine, with two CPUs."""
-    library = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    library.init("local", _node_ip_address="127.0.0.1", num_cpus=2, include_dashboard=False)
-    try:
-        with RayExecutor(retries=1) as executor:
-            yield executor
-    finally:
-        library.shutdown()
-
-
-@pytest.fixture
-def slurm(tmp_path: Path) -> Iterator[SlurmExecutor]:
-    """Jobs as processes of this machine."""
-    pytest.importorskip("submitit")
-    with SlurmExecutor(
-        tmp_path / "jobs", options={"cluster": "local"}, retries=1, at_once=2
-    ) as executor:
-        executor.workers, executor.seconds = 1, (0.0, 60.0)  # four jobs, of a second in all
-        executor.grace = 0.0
-        yield executor
 
 
 def compare(found: Results, wanted: Results) -> None:
@@ -95,38 +83,6 @@ class Outdated(ChunkExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         return InThisProcess().submit(fn, *args, **kwargs)
-
-
-class Backwards(ChunkExecutor):
-    """Carries chunks out at once, and gives the result of the last one first."""
-
-    at_once, workers, seconds = 3, 12, (0.0, 60.0)
-
-    def __init__(self) -> None:
-        self.held: list[tuple[Future[Any], Any, int]] = []
-        self.order: list[int] = []
-        self.most = 0
-        self.timer = threading.Timer(0.0, self.give)
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self.timer.cancel()
-        future: Future[Any] = Future()
-        self.held.append((future, fn(*args, **kwargs), len(self.held) + len(self.order)))
-        self.most = max(self.most, len(self.held))
-        self.later()
-        return future
-
-    def later(self) -> None:
-        self.timer = threading.Timer(0.05, self.give)
-        self.timer.start()
-
-    def give(self) -> None:
-        future, value, number = self.held.pop()
-        self.order.append(number)
-        if self.held:
-            self.later()
-        if future.set_running_or_notify_cancel():
-            future.set_result(value)
 
 
 def test_results_in_any_order_make_the_same_record(local: Results, tmp_path: Path) -> None:
@@ -199,6 +155,13 @@ def check_work(executor: ChunkExecutor, folder: Path) -> None:
         futures["dead"].result(WAIT)
 
 
+def check_reading(executor: ChunkExecutor) -> None:
+    """Where work cannot be read, no network is at fault."""
+    future = executor.submit(add, Unreadable(), 1)  # type: ignore[arg-type]
+    with pytest.raises(WorkerError, match=r"cannot begin: .*libmissing\.so\.3: cannot open"):
+        future.result(WAIT)
+
+
 def check_cancelling(executor: ChunkExecutor, folder: Path) -> None:
     """A chunk that is cancelled is not computed on."""
     future = executor.submit(wait_beside, folder / "waits")
@@ -222,12 +185,14 @@ def check_cancelling(executor: ChunkExecutor, folder: Path) -> None:
 @pytest.mark.slow
 def test_ray_tries_again_and_cancels(tmp_path: Path, ray: RayExecutor) -> None:
     check_work(ray, tmp_path)
+    check_reading(ray)
     check_cancelling(ray, tmp_path)
 
 
 @pytest.mark.slow
 def test_slurm_tries_again_and_cancels(tmp_path: Path, slurm: SlurmExecutor) -> None:
     check_work(slurm, tmp_path)
+    check_reading(slurm)
     check_cancelling(slurm, tmp_path)
 
 
@@ -273,6 +238,66 @@ def test_an_executor_that_breaks_down_ends_the_run(local: Results, tmp_path: Pat
     with pytest.raises(TrueOracleError, match="broke down: cannot schedule new futures after sh"):
         ran(pool, tmp_path)
     compare(ran(InThisProcess(), tmp_path), local)  # and the study goes on
+
+
+def test_an_error_that_cannot_be_sent_breaks_no_pool_down() -> None:
+    """It comes with its words, and with the errors that it was raised from."""
+    with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
+        raised = pool.submit(attempted, fail_from, "the disk is full").result(WAIT)
+        assert isinstance(raised, Raised)
+        assert str(raised.error) == "Unsendable: 1 and 2"
+        assert is_the_machines(raised.error)  # as the OSError below it says
+        assert pool.submit(attempted, add, 1, 2).result(WAIT) == 3
+    here = attempted(fail_from, "the disk is full")
+    assert isinstance(here, Raised)
+    assert isinstance(here.error, Unsendable)
+
+
+class Dies(Backwards):
+    """Loses work on some chunks, as where a worker dies; ``chunks`` are their sizes."""
+
+    def __init__(self, lost: Callable[[str, Chunk], bool]) -> None:
+        super().__init__()
+        self.lost, self.chunks = lost, list[int]()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        work, chunk = args[0].__name__, args[1]
+        if work == "retrain_chunk":
+            self.chunks.append(len(chunk.members))
+        if not self.lost(work, chunk):
+            return super().submit(fn, *args, **kwargs)
+        future: Future[Any] = Future()
+        future.set_exception(RuntimeError("the worker died"))
+        return future
+
+
+def test_workers_that_cannot_begin_stop_the_run(tmp_path: Path) -> None:
+    """No network is at fault where none could be retrained."""
+    executor = Dies(lambda *_: True)
+    with pytest.raises(WorkerError, match=r"^Dies can begin no chunk: the worker died$"):
+        ran(executor, tmp_path)
+    assert len(executor.chunks) <= 3  # those that were submitted before the first was lost
+    with Store(small_study(tmp_path).folder, read_only=True) as store:
+        assert store.counts()["failed"] == store.counts()["retrainings"] == 0
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_network_whose_worker_dies_is_found(local: Results, tmp_path: Path, others: bool) -> None:
+    """Also where it is the only one that is left: a worker that begins shows that it is."""
+    bad = (1, local.candidates["candidate"].iloc[2])
+
+    def lost(work: str, chunk: Chunk) -> bool:
+        return work == "retrain_chunk" and bad in chunk.members
+
+    if not others:
+        ran(Dies(lost), tmp_path)
+    executor = Dies(lost)
+    found = small_study(tmp_path).run(
+        progress=False, engine="loop", executor=executor, retry_failed=True
+    )
+    assert found.failures.to_numpy().tolist() == [[bad[1], 1, "RuntimeError: the worker died"]]
+    assert found.counts["retrainings"] == 11
+    assert others or executor.chunks == [1]
 
 
 def test_threads_and_other_things_are_no_executors(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from trueoracle.record.store import Failed, Store
 from trueoracle.record.verify import verify
 from trueoracle.run import retrain as driver
 from trueoracle.run import runner
-from trueoracle.run.retrain import Chunk
+from trueoracle.run.chunks import Chunk, retrain_chunk
 from trueoracle.study import Study
 
 TINY_FILE = """
@@ -59,7 +59,7 @@ def study(tiny_fields: dict[str, Any], finished: Results) -> Study:
 def failing(monkeypatch: pytest.MonkeyPatch, fails: Fails) -> list[int]:
     """Let chunks fail; returns how many networks each tried chunk trains in a call."""
     tried: list[int] = []
-    whole = driver.retrain_chunk
+    whole = retrain_chunk
 
     def chunk_or_error(chunk: Chunk, *args: Any) -> Any:
         tried.append(len(chunk.calls[0]))

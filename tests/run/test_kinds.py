@@ -19,7 +19,7 @@ from trueoracle.errors import InputError
 from trueoracle.record.paths import AROUND, DENSE
 from trueoracle.report.grid import summarise_grid
 from trueoracle.report.summary import summarise
-from trueoracle.run.retrain import Chunk, retrain_chunk
+from trueoracle.run.chunks import Chunk, retrain_chunk
 from trueoracle.spec.grid import Variant
 from trueoracle.study import Study
 from trueoracle.tasks.classification import Classification

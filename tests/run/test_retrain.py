@@ -15,7 +15,7 @@ from torch import nn
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError
 from trueoracle.record.paths import DENSE, RETRAINING
-from trueoracle.run.retrain import Chunk, retrain_chunk
+from trueoracle.run.chunks import Chunk, retrain_chunk
 from trueoracle.study import Study
 from trueoracle.training import checkpoint
 

@@ -35,8 +35,8 @@ from trueoracle.pruning.candidates import Candidates
 from trueoracle.record.lock import locked
 from trueoracle.record.paths import DATABASE, DENSE
 from trueoracle.record.results import Results
-from trueoracle.run import dense, retrain, score
-from trueoracle.run.retrain import chunks
+from trueoracle.run import dense, drive, score
+from trueoracle.run.drive import chunks
 from trueoracle.spec import spec
 from trueoracle.study import Study
 from trueoracle.training.loop import train
@@ -164,7 +164,7 @@ def test_an_interrupted_study_goes_on(
     ) -> Iterator[list[tuple[int, int]]]:
         return chunks(left, 10, 1)
 
-    monkeypatch.setattr(retrain, "chunks", seed_by_seed)
+    monkeypatch.setattr(drive, "chunks", seed_by_seed)
 
     class Stopper(Recorder):
         def advance(self, count: float = 1, note: str = "") -> None:

@@ -19,7 +19,7 @@ from trueoracle.executors.base import ChunkExecutor
 from trueoracle.executors.slurm import SlurmExecutor
 from trueoracle.grid import Grid
 from trueoracle.record.results import Results
-from trueoracle.run.retrain import chunk_size
+from trueoracle.run.drive import chunk_size
 from trueoracle.run.workload import Work, measure, simulate
 from trueoracle.study import Study
 

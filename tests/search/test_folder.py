@@ -237,6 +237,34 @@ def test_the_tokenizer_comes_along_and_code_does_not(tmp_path: Path) -> None:
     assert sorted(one.name for one in tmp_path.iterdir()) == ["model", "source"]
 
 
+@pytest.mark.slow
+def test_no_link_that_leads_out_of_the_folder_is_exported(tmp_path: Path) -> None:
+    """A link in a folder of somebody else's may lead to any file of the user's."""
+    dense: Any
+    dense, batch = made("llama")
+    (tmp_path / "secret.json").write_text("{}")
+    cached = tmp_path / "models--x--y"  # as the hub's cache keeps a repository
+    for source in (tmp_path / "source", cached / "snapshots" / "abc"):
+        dense.save_pretrained(source)
+        (source / "merges.txt").write_text("")
+        (source / "vocab.txt").symlink_to("merges.txt")
+        (source / "tokenizer_config.json").symlink_to(tmp_path / "secret.json")
+    (cached / "blobs").mkdir()
+    (cached / "blobs" / "123").write_text("{}")
+    snapshot = cached / "snapshots" / "abc"
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/123")
+    for source, more in ((tmp_path / "source", set()), (snapshot, {"tokenizer.json"})):
+        network, about = cut(dense, batch, MLP, half)
+        named = Origin(**{**vars(about), "name": f"hf:{source}"})
+        with pytest.warns(
+            UserWarning, match=r"tokenizer_config\.json is not exported: .* to .*secret"
+        ):
+            path = export(network, tmp_path / "model", named)
+        copied = {one.name for one in path.iterdir()} - {"config.json", "generation_config.json"}
+        assert copied == {"model.safetensors", FACTS, "merges.txt", "vocab.txt", *more}
+        assert not any(one.is_symlink() for one in path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["bpe:300", "words"])
 def test_a_tokenizer_that_was_trained_here_comes_along(name: str, tmp_path: Path) -> None:
     texts = ["In the beginning\n", "was the word\n"]

@@ -28,6 +28,7 @@ from trueoracle.networks.weights import read_metadata
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.record.lock import locked
 from trueoracle.record.results import Results
+from trueoracle.run import retrain
 from trueoracle.search import live
 from trueoracle.search.live import folder_name
 from trueoracle.search.search import SearchResult
@@ -426,12 +427,12 @@ def test_each_setting_is_a_search_of_its_own(study: Study) -> None:
 
 def _in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let searches train two networks at once."""
-    cut = engines.plan
+    cut = retrain.plan_networks
 
     def in_pairs(*args: Any, **options: Any) -> Any:
         return replace(cut(*args, **options), group=2, groups=1)
 
-    monkeypatch.setattr("trueoracle.search.search.plan", in_pairs)
+    monkeypatch.setattr("trueoracle.search.search.plan_networks", in_pairs)
 
 
 @pytest.mark.slow
@@ -693,7 +694,7 @@ def test_a_finished_study_is_searched_in_its_record(
         raise AssertionError("a network is retrained")
 
     with monkeypatch.context() as patch:
-        patch.setattr("trueoracle.search.live.retrain", refuse)
+        patch.setattr("trueoracle.search.live.train_rung", refuse)
         found = study.search(12, progress=False)
         assert found.from_record
         assert found.seconds == 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from contextlib import suppress
 from typing import NoReturn
@@ -26,9 +27,11 @@ def main() -> NoReturn:
         finally:
             signals.ignore()
     except BaseException:
+        code = 1
         if signals.exit_code() is None:  # --debug shows it
-            raise
-        code = 0
+            from trueoracle.run.progress import printable  # not before signals are heard
+
+            streams.say(printable(traceback.format_exc().rstrip()))
     interrupted = signals.exit_code()
     if interrupted is not None:
         _leave(signals.words(), interrupted)
@@ -39,9 +42,11 @@ def _run() -> int:
     """The exit code of the command."""
     from trueoracle.cli.app import app
     from trueoracle.cli.completion import in_whole_words
+    from trueoracle.run.progress import one_line
 
     # Pillow's warning of large images: a study reports their size itself.
     warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")
+    warnings.formatwarning = lambda message, *_: f"warning: {one_line(str(message))}\n"
     try:
         with in_whole_words():
             app()

@@ -179,6 +179,10 @@ class Workers:
         typer.Option(min=1, help="Most chunks that run or wait [default: Ray 1024, Slurm 64]."),
     ] = None
 
+    def as_given(self) -> dict[str, object]:
+        """The options by name; None where they are at their default."""
+        return asdict(self) | {"executor": None if self.executor == "local" else self.executor}
+
     @contextmanager
     def opened(self, runs: Path) -> Iterator[Executor | None]:
         """The executor, until the block ends; None for this process.
@@ -236,6 +240,11 @@ def command_line(
     """A command to be typed again, quoted for the shell; options that are None are left out."""
     changes = [word for setting in settings or () for word in ("--set", setting)]
     where = [] if runs is None else ["--runs", str(runs)]
-    given = [(f"--{name}", str(value)) for name, value in options.items() if value is not None]
-    words = [word for option in given for word in option]
+    given = {name: value for name, value in options.items() if value is not None}
+    words = [
+        word
+        for name, value in given.items()
+        for one in (value if isinstance(value, list) else [value])
+        for word in (f"--{name.replace('_', '-')}", str(one))
+    ]
     return shlex.join(["trueoracle", command, str(study), *words, *changes, *where])

@@ -13,7 +13,7 @@ from trueoracle.analysis.numbers import finite_or_none, interval, many, number
 from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
 from trueoracle.cli.fitted import FittedTable
-from trueoracle.cli.options import Chosen, Machine, Output, StudyName, command_line
+from trueoracle.cli.options import Chosen, Machine, Output, StudyName, Workers, command_line
 from trueoracle.errors import InputError, StoreError, TrueOracleError
 from trueoracle.files import replacing
 from trueoracle.run.progress import duration
@@ -57,6 +57,7 @@ def search(
     files: Files,
     chosen: Chosen,
     machine: Machine,
+    workers: Workers,
     output: Output,
 ) -> None:
     """Choose one pruned network without retraining them all, and write it to a file.
@@ -78,20 +79,25 @@ def search(
 
     - trueoracle search my-study.toml --budget 400 --criterion l1 --export model.onnx
 
+    - trueoracle search my-study.toml --executor ray --address auto --gpus 0.5
+
     - trueoracle search digits-conv1-0.2 --replay --figure budget.png
     """
     if files.figure is not None and not files.replay:
         raise InputError("--figure draws a replay: give --replay too")
     if files.replay:
-        _check_replay(wanted, files, machine)
+        _check_replay(wanted, files, machine, workers)
         _replay(study, wanted, files.figure, chosen, output)
         return
     spec = load_spec(study, chosen.overrides)
     if files.export is not None:
         doors.check_export(files.export, spec.network.name)
     made = doors.Study(spec, runs=chosen.runs)
-    with shown_progress(quiet=output.quiet) as progress:
-        found = made.search(wanted, progress=progress, **asdict(machine))
+    with (
+        workers.opened(chosen.runs) as executor,
+        shown_progress(quiet=output.quiet) as progress,
+    ):
+        found = made.search(wanted, progress=progress, executor=executor, **asdict(machine))
         if files.export is not None:
             _ = found.network  # retrained here, where progress is shown
     if not (output.as_json or output.quiet):
@@ -107,7 +113,8 @@ def search(
     elif not output.quiet and written is not None:
         _show_export(found, written)
     elif not output.quiet:
-        options = asdict(wanted) | machine.as_given() | {"export": "model.safetensors"}
+        options = asdict(wanted) | machine.as_given() | workers.as_given()
+        options |= {"export": "model.safetensors"}
         again = command_line("search", study, chosen.changes, chosen.runs, **options)
         out().print(f"to write the network: {again}", soft_wrap=True)
 
@@ -118,13 +125,14 @@ def _is_more_better(found: doors.SearchResult) -> bool:
     )
 
 
-def _check_replay(wanted: SearchSettings, files: Files, machine: Machine) -> None:
+def _check_replay(wanted: SearchSettings, files: Files, machine: Machine, workers: Workers) -> None:
     """Refuse options that do nothing in a replay."""
-    given = asdict(wanted) | machine.as_given() | {"export": files.export}
-    for option in ("budget", "export", "strategy", "seed", "memory", "engine", "device"):
-        if given[option] is not None:
+    given = {"export": files.export} | asdict(wanted) | machine.as_given() | workers.as_given()
+    for option, value in given.items():
+        if value is not None and option not in ("criterion", "by"):
+            name = option.replace("_", "-")
             raise InputError(
-                f"--{option} does nothing with --replay, which trains no network and tries every "
+                f"--{name} does nothing with --replay, which trains no network and tries every "
                 "strategy, budget and seed"
             )
 

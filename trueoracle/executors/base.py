@@ -18,11 +18,12 @@ from concurrent.futures import (
 )
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from trueoracle.errors import InputError, TrueOracleError, first_line
+from trueoracle.errors import InputError, TrueOracleError, causes, first_line
 
 __all__ = [
     "AT_ONCE",
@@ -31,7 +32,10 @@ __all__ = [
     "Parcel",
     "Pickled",
     "PickledFile",
+    "Raised",
     "as_executor",
+    "attempted",
+    "broken",
     "completed",
     "opened",
     "pickled",
@@ -85,6 +89,42 @@ def pickled(value: object) -> bytes:
         ) from error
 
 
+@dataclass(frozen=True)
+class Raised:
+    """What a function raised where it ran, as its result: no executor has that error of its own.
+
+    Sent to another process, it keeps the errors that its error was raised from, and the words of
+    those that cannot be sent: such an error would break a pool of processes down.
+    """
+
+    error: Exception
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"chain": [_sendable(one) for one in causes(self.error)]}
+
+    def __setstate__(self, fields: dict[str, Any]) -> None:
+        chain = fields["chain"]
+        for error, cause in pairwise(chain):
+            error.__cause__ = cause
+        self.__dict__["error"] = chain[0]
+
+
+def _sendable(error: BaseException) -> BaseException:
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301
+    except Exception:  # of a user's own class, which may raise anything
+        return RuntimeError(f"{type(error).__name__}: {first_line(error)}")
+    return error
+
+
+def attempted(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R | Raised:
+    """What a function returns, or raised."""
+    try:
+        return fn(*args, **kwargs)
+    except Exception as error:
+        return Raised(error)
+
+
 class ChunkExecutor(Executor):
     """An executor, and what the driver adapts to it.
 
@@ -104,14 +144,14 @@ class ChunkExecutor(Executor):
     is_elsewhere: bool = True
 
     def carried(
-        self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
+        self, shared: object, on_epoch: Callable[[int], None], *, is_plain: bool
     ) -> tuple[Any, ...]:
         """The arguments that go with every chunk.
 
-        ``place`` is all that is built once for the chunks. Where ``is_plain``, a chunk alone says
-        how to build it. ``on_epoch`` can be called in this process only.
+        ``shared`` is what is built once for all chunks. Where ``is_plain``, a chunk alone says how
+        to build it. ``on_epoch`` can be called in this process only.
         """
-        return () if is_plain else (Pickled(pickled(place)),)
+        return () if is_plain else (Pickled(pickled(shared)),)
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -141,9 +181,9 @@ class InThisProcess(ChunkExecutor):
         return future
 
     def carried(
-        self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
+        self, shared: object, on_epoch: Callable[[int], None], *, is_plain: bool
     ) -> tuple[Any, ...]:
-        return place, on_epoch
+        return shared, on_epoch
 
     def __str__(self) -> str:
         return "this process"
@@ -201,21 +241,22 @@ def completed(
                 try:
                     under_way[submit(chunk)] = chunk
                 except (BrokenExecutor, RuntimeError) as error:
-                    raise _broken(error) from error
+                    raise broken(error) from error
             if not under_way:
                 return
             done, _ = wait(under_way, return_when=FIRST_COMPLETED)
             for future in done:
                 raised = None if future.cancelled() else future.exception()
                 if isinstance(raised, BrokenExecutor):
-                    raise _broken(raised) from raised
+                    raise broken(raised) from raised
                 yield under_way.pop(future), future
     finally:
         for future in under_way:
             future.cancel()
 
 
-def _broken(error: BaseException) -> TrueOracleError:
+def broken(error: BaseException) -> TrueOracleError:
+    """What to raise where an executor itself broke down."""
     return TrueOracleError(
         f"the executor broke down: {first_line(error)} (what came is recorded; the same command "
         "goes on)"

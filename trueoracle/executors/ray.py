@@ -6,13 +6,15 @@ import os
 import re
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 from trueoracle.analysis.numbers import many
-from trueoracle.errors import InputError, first_line
+from trueoracle.errors import InputError, WorkerError, first_line
 from trueoracle.executors.base import AT_ONCE, ChunkExecutor
 
 __all__ = ["RayExecutor"]
@@ -22,6 +24,8 @@ _SECONDS = 5.0
 
 RETRIES = 3
 """How often a chunk is tried again whose worker died."""
+
+_LOOK_SECONDS = 1.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,9 +41,13 @@ class RayExecutor(ChunkExecutor):
     - ``at_once``: the most chunks that wait for Ray, run or are to be recorded.
 
     Where this process is connected to Ray already, that connection is used and stays. Data and the
-    dense network are put into Ray's object store once. Raises :class:`InputError` where Ray is not
+    dense network are put into Ray's object store once. Where the cluster's head is lost, all that
+    was submitted ends with :class:`BrokenExecutor`. Raises :class:`InputError` where Ray is not
     installed, or does not answer.
     """
+
+    patience = 20.0
+    """Seconds for which a head may be silent; after a minute, Ray itself would end this process."""
 
     def __init__(
         self,
@@ -52,13 +60,18 @@ class RayExecutor(ChunkExecutor):
     ) -> None:
         try:
             import ray
+            import ray.util.client
         except ImportError as error:
             raise InputError("executor 'ray' needs Ray: pip install '.[ray]'") from error
         self.threads, self.gpus, self.at_once = max(1, cpus), gpus, at_once
         self._ray: Any = ray
         self._is_own = not ray.is_initialized()
         if self._is_own:
-            _connect(ray, address or os.environ.get("RAY_ADDRESS"))
+            address = address or os.environ.get("RAY_ADDRESS")
+        if why := _silence(address or ""):
+            raise InputError(f"no Ray answers at {address!r}: {why}")
+        if self._is_own:
+            _connect(ray, address)
         found = ray.cluster_resources()
         per_cpu = int(found.get("CPU", 0) / cpus) if cpus else AT_ONCE
         self.workers = min(per_cpu, int(found.get("GPU", 0) / gpus)) if gpus else per_cpu
@@ -68,6 +81,12 @@ class RayExecutor(ChunkExecutor):
         )
         self._open: set[Future[Any]] = set()
         self._shared: tuple[object, Any] | None = None
+        self._ended, self._lost = threading.Event(), ""
+        if ray.util.client.ray.is_connected():  # as ray://, which reaches the head by another way
+            self._head = address or ""
+        else:
+            self._head = ray.get_runtime_context().gcs_address
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Submit a task; arguments that :meth:`carried` put into the object store are found there.
@@ -75,22 +94,23 @@ class RayExecutor(ChunkExecutor):
         The future has the exception that the function raised, or Ray's where the worker died more
         often than ``retries``.
         """
+        if self._lost:
+            raise BrokenExecutor(self._lost)
         reference = self._task.remote(fn, *args, **kwargs)
         future: Future[R] = Future()
         self._open.add(future)
 
         def settle(inner: Future[R]) -> None:
-            if not future.set_running_or_notify_cancel():
-                return
             error = inner.exception()
-            if error is None:
-                future.set_result(inner.result())
-            else:
-                future.set_exception(getattr(error, "cause", None) or error)
+            with suppress(InvalidStateError):  # it was cancelled, or the head was lost meanwhile
+                if error is None:
+                    future.set_result(inner.result())
+                else:
+                    future.set_exception(self._whose(error))
 
         def close(done: Future[R]) -> None:
             self._open.discard(done)
-            if done.cancelled():
+            if done.cancelled() and not self._lost:
                 with suppress(Exception):  # of a cluster that is gone
                     self._ray.cancel(reference, force=True)
 
@@ -99,19 +119,41 @@ class RayExecutor(ChunkExecutor):
         return future
 
     def carried(
-        self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
+        self, shared: object, on_epoch: Callable[[int], None], *, is_plain: bool
     ) -> tuple[Any, ...]:
-        if self._shared is None or self._shared[0] is not place:
-            self._shared = place, self._ray.put(place)
+        if self._shared is None or self._shared[0] is not shared:
+            self._shared = shared, self._ray.put(shared)
         return (self._shared[1],)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop the chunks that run or wait, and what was started or connected for this executor."""
+        self._ended.set()
         self._shared = None
         for future in list(self._open) if cancel_futures else ():
             future.cancel()
         if self._is_own:
             self._ray.shutdown()
+
+    def _whose(self, error: BaseException) -> BaseException:
+        """The error of the function, or one that says what Ray could not do for it."""
+        cause: BaseException = getattr(error, "cause", None) or error
+        if isinstance(cause, self._ray.exceptions.RaySystemError):  # what was sent cannot be read
+            why = first_line(cause).removeprefix("System error: ")
+            return WorkerError(f"a worker of Ray cannot begin: {why}")
+        return cause
+
+    def _watch(self) -> None:
+        """Notice that the cluster's head is lost; runs in a thread."""
+        heard = time.monotonic()
+        while not self._ended.wait(_LOOK_SECONDS):
+            if not (why := _silence(self._head)):
+                heard = time.monotonic()
+            elif time.monotonic() - heard > self.patience:
+                self._lost = f"the head of Ray at {self._head} is lost: {why}"
+                for future in list(self._open):
+                    with suppress(InvalidStateError):
+                        future.set_exception(BrokenExecutor(self._lost))
+                return
 
     def __str__(self) -> str:
         found = self._ray.cluster_resources()
@@ -122,11 +164,6 @@ class RayExecutor(ChunkExecutor):
 
 def _connect(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start one on this machine; this process's signals stay its own."""
-    if found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address or ""):
-        try:
-            socket.create_connection((found[1], int(found[2])), _SECONDS).close()
-        except (OSError, OverflowError) as error:
-            raise InputError(f"no Ray answers at {address!r}: {first_line(error)}") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     own = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -141,6 +178,16 @@ def _connect(ray: Any, address: str | None) -> None:
         for number, handler in handlers.items():
             with suppress(ValueError, TypeError):  # in another thread than the main one
                 signal.signal(number, handler)
+
+
+def _silence(address: str) -> str:
+    """Why nothing answers at ``HOST:PORT``; empty where something does, or for another address."""
+    if found := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address):
+        try:
+            socket.create_connection((found[1], int(found[2])), _SECONDS).close()
+        except (OSError, OverflowError) as error:
+            return first_line(error)
+    return ""
 
 
 def _call(fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:

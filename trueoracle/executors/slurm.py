@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import threading
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from trueoracle.errors import InputError
+from trueoracle.errors import InputError, WorkerError, first_line
 from trueoracle.executors.base import ChunkExecutor, PickledFile, pickled
 from trueoracle.files import make_folder, write_bytes
 
@@ -121,13 +122,13 @@ class SlurmExecutor(ChunkExecutor):
         return future
 
     def carried(
-        self, place: object, on_epoch: Callable[[int], None], *, is_plain: bool
+        self, shared: object, on_epoch: Callable[[int], None], *, is_plain: bool
     ) -> tuple[Any, ...]:
-        if self._shared is None or self._shared[0] is not place:
+        if self._shared is None or self._shared[0] is not shared:
             self._forget()
-            path = self._folder / f"place-{secrets.token_hex(8)}.pickle"
-            write_bytes(path, pickled(place))
-            self._shared = place, PickledFile(path)
+            path = self._folder / f"shared-{secrets.token_hex(8)}.pickle"
+            write_bytes(path, pickled(shared))
+            self._shared = shared, PickledFile(path)
         return (self._shared[1],)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -153,8 +154,8 @@ class SlurmExecutor(ChunkExecutor):
             for future, job in list(self._jobs.items()):
                 try:
                     outcome = self._outcome(job) if job.now.done() else None
-                except Exception as failure:  # of the queue, whose commands can fail
-                    outcome = None, failure
+                except Exception as failure:  # of the queue's commands, or in reading the work
+                    outcome = None, WorkerError(f"a job of Slurm cannot begin: {_reason(failure)}")
                 if outcome is None or not future.set_running_or_notify_cancel():
                     continue
                 value, error = outcome
@@ -181,6 +182,12 @@ class SlurmExecutor(ChunkExecutor):
 
     def __str__(self) -> str:
         return f"Slurm (at most {self.at_once} jobs)"
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; of the traceback that submitit tells, the error at its end."""
+    found: list[str] = re.findall(r"^[\w.]+(?:Error|Exception)\b.*", str(error), re.MULTILINE)
+    return found[-1] if found else first_line(error)
 
 
 def _tried(

@@ -267,7 +267,7 @@ void times_slope(const Block& block, typename Lanes<T>::Vector* d,
       for (long i = 0; i < count; i++) d[i] = y[i] > 0 ? d[i] : d[i] * alpha;
       return;
     case Activation::clamp:
-      for (long i = 0; i < count; i++) d[i] = (y[i] > alpha) & (y[i] < beta) ? d[i] : Vector{};
+      for (long i = 0; i < count; i++) d[i] = ((y[i] > alpha) & (y[i] < beta)) ? d[i] : Vector{};
       return;
     case Activation::elu:
       for (long i = 0; i < count; i++) d[i] = y[i] > 0 ? d[i] : d[i] * (y[i] + alpha);

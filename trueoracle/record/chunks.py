@@ -59,12 +59,15 @@ def schema_fault(db: sqlite3.Connection, version: int, tables: Iterable[Table]) 
     return ""
 
 
-def read_seals(db: sqlite3.Connection) -> dict[tuple[str, int], Seal]:
-    """The checksums by table and chunk; raises :class:`ValueError` for a row that holds none."""
+def read_seals(db: sqlite3.Connection) -> dict[str, dict[int, Seal]]:
+    """The checksums of each table by chunk; raises :class:`ValueError` for a row that has none."""
     query = f"SELECT {', '.join(CHECKSUMS.names)} FROM checksums ORDER BY chunk, of"
     columns = CHECKSUMS.read(db.execute(query).fetchall(), CHECKSUMS.columns)
-    seals = [Seal(*row) for row in zip(*columns.values(), strict=True)]
-    return {(seal.table, seal.chunk): seal for seal in seals}
+    seals: dict[str, dict[int, Seal]] = {}
+    for row in zip(*columns.values(), strict=True):
+        seal = Seal(*row)
+        seals.setdefault(seal.table, {})[seal.chunk] = seal
+    return seals
 
 
 def read_rows(
@@ -113,14 +116,17 @@ def unsealed(
 
 
 def sealed(
-    table: Table, version: int, rows: Rows, seals: Mapping[tuple[str, int], Seal]
+    table: Table, version: int, rows: Rows, seals: Mapping[int, Seal]
 ) -> Iterator[tuple[int | None, Columns | ValueError]]:
-    """Each chunk of a table with its rows, or with the error that says what is wrong with them."""
+    """Each chunk of a table with its rows, or with the error that says what is wrong with them.
+
+    ``seals`` are those of this table.
+    """
     chunks: Iterable[int | None] = rows
     if version >= CHUNKED:
-        chunks = dict.fromkeys([*rows, *(chunk for name, chunk in seals if name == table.name)])
+        chunks = dict.fromkeys([*rows, *seals])
     for chunk in chunks:
-        seal = None if chunk is None else seals.get((table.name, chunk))
+        seal = None if chunk is None else seals.get(chunk)
         try:
             yield chunk, unsealed(table, rows.get(chunk, []), version, seal)
         except ValueError as fault:

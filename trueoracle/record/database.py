@@ -94,7 +94,7 @@ class Database:
         self.task: Task | None = None
         self._tables = tables(())
         self.path = folder / DATABASE
-        self._seals: dict[tuple[str, int], Seal] = {}
+        self._seals: dict[str, dict[int, Seal]] = {}
         # A commit may not take longer the more there were before: neither of these is made anew.
         self._seals_before: dict[tuple[str, int], Seal | None] = {}
         self._last_chunk: int | None = None
@@ -187,8 +187,8 @@ class Database:
                 if before < CHUNKED:
                     self._cut(table)
                 elif table.since(before) != table.columns:
-                    for name, chunk in [key for key in self._seals if key[0] == table.name]:
-                        self._seal(name, chunk)
+                    for chunk in list(self._seals.get(table.name, {})):
+                        self._seal(table.name, chunk)
             if before < NAMED:
                 self._insert("metrics", self._new_chunk(), OLDER_TASK.rows)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -262,7 +262,7 @@ class Database:
 
     # Checksums
 
-    def _read_seals(self) -> dict[tuple[str, int], Seal]:
+    def _read_seals(self) -> dict[str, dict[int, Seal]]:
         try:
             with self._errors():
                 return read_seals(self._db)
@@ -274,7 +274,7 @@ class Database:
         table, parts = self._tables[name], []
         with self._errors():
             rows = read_rows(self._db, table, self._version)
-            for _, part in sealed(table, self._version, rows, self._seals):
+            for _, part in sealed(table, self._version, rows, self._seals.get(name, {})):
                 if isinstance(part, ValueError):
                     raise self._damaged(f"table {name}: {part}")
                 parts.append(part)
@@ -282,7 +282,9 @@ class Database:
 
     def _new_chunk(self) -> int:
         if self._last_chunk is None:
-            self._last_chunk = max((chunk for _, chunk in self._seals), default=0)
+            self._last_chunk = max(
+                (chunk for seals in self._seals.values() for chunk in seals), default=0
+            )
         return 1 + self._last_chunk
 
     def _network(self) -> str | None:
@@ -308,7 +310,7 @@ class Database:
 
     def _seal(self, name: str, chunk: int, *, later: int | None = None) -> None:
         """Take the checksum of rows as they are, after this transaction has changed them."""
-        table, before = self._tables[name], self._seals.get((name, chunk))
+        table, before = self._tables[name], self._seals.get(name, {}).get(chunk)
         names, order = ", ".join(table.names), ", ".join(table.key or ("rowid",))
         rows = self._db.execute(
             f"SELECT {names} FROM {name} WHERE chunk = ? ORDER BY {order}", (chunk,)
@@ -330,13 +332,15 @@ class Database:
 
     def _keep_seal(self, key: tuple[str, int], seal: Seal | None) -> None:
         """Keep in mind what the table of checksums holds; None where it holds nothing now."""
-        self._seals_before.setdefault(key, self._seals.get(key))
+        name, chunk = key
+        seals = self._seals.setdefault(name, {})
+        self._seals_before.setdefault(key, seals.get(chunk))
         if seal is None:
-            self._seals.pop(key, None)
+            seals.pop(chunk, None)
             self._last_chunk = None
         else:
-            self._seals[key] = seal
-            self._last_chunk = None if self._last_chunk is None else max(self._last_chunk, key[1])
+            seals[chunk] = seal
+            self._last_chunk = None if self._last_chunk is None else max(self._last_chunk, chunk)
 
     def _drop(self, name: str, where: str = "1", values: Sequence[object] = ()) -> None:
         """Delete rows, which make whole chunks, and their checksums, within a transaction."""
@@ -367,7 +371,7 @@ class Database:
                 self._write_rows(table, seal.chunk, rows)
                 made = (SCHEMA_VERSION, seal.chunk, seal.network, seal.later, values)
                 self._write_seal(Seal.of(table, *made))
-            if task is not None and all(name != "metrics" for name, _ in self._seals):
+            if task is not None and not self._seals.get("metrics"):
                 self._insert("metrics", self._new_chunk(), task.rows)
             names = ("epoch", "learning_rate", *columns_of(metrics))
             left = [[one[name] for name in names] for one in epochs]
@@ -395,7 +399,7 @@ class Database:
             return
         with self._transaction():
             if self._measured != columns_of(task.metrics):
-                if any(chunk for name, chunk in self._seals if name in MEASURED):
+                if any(self._seals.get(name) for name in MEASURED):
                     measured = ", ".join(self._measured)
                     raise self._damaged(f"its columns are {measured}: another task's")
                 self._make_measured(tables(task.metrics))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ class Store(Database):
 
         None where there are none, or where they were recorded before the SHA-256 was kept.
         """
-        return next((seal.network for seal in self._seals.values() if seal.network), None)
+        seals = chain.from_iterable(of_table.values() for of_table in self._seals.values())
+        return next((seal.network for seal in seals if seal.network), None)
 
     # Provenance
 

@@ -182,39 +182,37 @@ def _read(db: sqlite3.Connection, found: _Survey) -> None:
             said = " ".join(str(state).removeprefix("*** in database main ***").split())
             found.faults.append(Part(DATABASE, "damaged", said, mend))
     query = f"SELECT {', '.join(CHECKSUMS.names)} FROM checksums"
-    seals: dict[tuple[str, int], Seal] = {}
+    seals: dict[str, dict[int, Seal]] = {}
     for row in db.execute(query):
         with suppress(ValueError):
             CHECKSUMS.read([row], CHECKSUMS.columns)
-            seals[row[1], row[0]] = Seal(*row)
+            seal = Seal(*row)
+            seals.setdefault(seal.table, {})[seal.chunk] = seal
     found.is_readable = True
     if found.version < NAMED:
         found.task = OLDER_TASK
     else:
-        _read_table(db, METRICS, found, seals)
+        _read_table(db, METRICS, found, seals.get(METRICS.name, {}))
         for columns in found.chunks("metrics"):
             with suppress(ValueError):
                 found.task = task_of(columns)
     found.metrics = found.task.metrics if found.task else metrics_by_columns(db)
     for table in tables(found.metrics).values():
         if table is not METRICS:
-            _read_table(db, table, found, seals)
+            _read_table(db, table, found, seals.get(table.name, {}))
     for columns in found.chunks("dense"):
         found.dense = {column: values[0] for column, values in columns.items()}
 
 
 def _read_table(
-    db: sqlite3.Connection,
-    table: Table,
-    found: _Survey,
-    seals: Mapping[tuple[str, int], Seal],
+    db: sqlite3.Connection, table: Table, found: _Survey, seals: Mapping[int, Seal]
 ) -> None:
     """Find which chunks of a table are whole."""
     ended: list[sqlite3.Error] = []
     rows = read_rows(db, table, found.version, ended.append)
     for chunk, part in sealed(table, found.version, rows, seals):
         if chunk is not None and not isinstance(part, ValueError):
-            found.whole[table.name, chunk] = seals[table.name, chunk], part
+            found.whole[table.name, chunk] = seals[chunk], part
             continue
         about = f"{table.name} {_about(table, rows.get(chunk, []))}".rstrip()
         found.faults.append(Part(about, "damaged", str(part), _AGAIN[table.name]))

@@ -16,11 +16,11 @@ from trueoracle.executors.base import as_executor
 from trueoracle.pruning.cost import cost
 from trueoracle.run.adopt import adopt
 from trueoracle.run.dense import make_dense, warn_of_chance
+from trueoracle.run.drive import check_executor
 from trueoracle.run.footprint import held_bytes
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
 from trueoracle.run.retrain import (
-    check_executor,
     check_retraining,
     follow,
     plan_retraining,

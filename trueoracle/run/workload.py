@@ -19,8 +19,10 @@ from trueoracle.executors.ray import RayExecutor
 from trueoracle.executors.slurm import SlurmExecutor
 from trueoracle.record.results import Results
 from trueoracle.record.store import Retrained, Store
+from trueoracle.run.chunks import threads
+from trueoracle.run.drive import chunk_size, chunks
 from trueoracle.run.prepare import Prepared
-from trueoracle.run.retrain import chunk_size, chunks, plan_networks, threads
+from trueoracle.run.retrain import plan_networks
 from trueoracle.training.loop import epoch_record
 
 __all__ = ["Foreseen", "Measured", "Work", "in_chunks", "measure", "plans", "simulate", "synthetic"]

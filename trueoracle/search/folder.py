@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ from trueoracle.files import parse_json
 from trueoracle.networks.fitting import fitted_config
 from trueoracle.networks.pretrained import quiet
 from trueoracle.networks.weights import save_weights
-from trueoracle.spec.hub import CONFIG
+from trueoracle.spec.hub import CONFIG, commit_of
 from trueoracle.tasks.base import Batch, inputs_of, unwrap
 
 __all__ = ["FACTS", "check_folder", "is_plain", "write_folder"]
@@ -148,10 +149,22 @@ def _write_own(network: nn.Module, draft: Path, config: Mapping[str, Any]) -> No
 
 
 def _copy_others(source: Path, draft: Path) -> None:
-    """Copy the tokenizer's and processor's files, whatever their names are."""
+    """Copy the tokenizer's and processor's files, whatever their names are.
+
+    A link out of the folder could lead to any file of the user's, and an export goes to others: it
+    is not copied, which is warned of. A snapshot in the hub's cache consists of links to the files
+    of its repository there.
+    """
+    root = (source.parent.parent if commit_of(source) else source).resolve()
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix not in _NOT_COPIED and path.name not in _OWN:
+        if not path.is_file() or path.suffix in _NOT_COPIED or path.name in _OWN:
+            continue
+        if (leads := path.resolve()).is_relative_to(root):
             shutil.copyfile(path, draft / path.name)
+        else:
+            warnings.warn(
+                f"{path} is not exported: it is a link out of its folder, to {leads}", stacklevel=2
+            )
 
 
 @contextmanager

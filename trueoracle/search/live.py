@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trueoracle.analysis.outcomes import find_outcome
-from trueoracle.data.splits import Splits
 from trueoracle.engines.choose import Plan
 from trueoracle.engines.memory import available_memory, readable_bytes
-from trueoracle.engines.retrain import retrain, stream_of
-from trueoracle.errors import (
-    InputError,
-    StoreError,
-    TrainingError,
-    first_line,
-    is_out_of_memory,
-)
+from trueoracle.errors import InputError, StoreError, TrainingError, first_line
+from trueoracle.executors.base import ChunkExecutor, Parcel
 from trueoracle.files import (
     checked_json,
     make_folder,
@@ -39,28 +32,21 @@ from trueoracle.files import (
     sha256_of,
     write_bytes,
 )
-from trueoracle.networks.weights import (
-    load_state,
-    state_tensors,
-    write_tensors,
-)
+from trueoracle.networks.weights import load_state, state_tensors, write_tensors
 from trueoracle.pruning.candidates import CandidateList
+from trueoracle.record.paths import RETRAINING
+from trueoracle.run.chunks import Chunk, InTraining, Shared, train_chunk, under_way
+from trueoracle.run.drive import Queue, cut, drive
 from trueoracle.search.schedule import Schedule, to_the_end
 from trueoracle.search.strategies import begin, survivors
-from trueoracle.training.checkpoint import Checkpoint
-from trueoracle.training.continuing import MemberState
 from trueoracle.training.loop import EpochRecord
-from trueoracle.training.recipe import Retraining
 
 __all__ = ["Search", "SearchRecord", "check_memory"]
 
 RECORD = "search.json"
 
-UNDER_WAY = "under-way.partial.pt"
-"""Networks in training, until they are done."""
-
 PART_SECONDS = 15.0
-"""The most seconds of training in a rung that a kill can cost, besides the current population."""
+"""The most seconds of training in a rung that a kill can cost, besides what is in training."""
 
 
 @dataclass
@@ -113,9 +99,45 @@ class SearchRecord:
 
 
 @dataclass(frozen=True, eq=False)
+class _Continued:
+    """A candidate after the epochs of a rung: their records, its state, and its seconds."""
+
+    name: str
+    records: list[EpochRecord]
+    state: InTraining
+    seconds: float
+
+
+def train_rung(
+    chunk: Chunk,
+    shared: Shared | Parcel | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+) -> list[_Continued]:
+    """Train a chunk's candidates for the epochs of a rung, where the executor has it done."""
+    return [
+        _Continued(one.member[1], one.records, InTraining.of(one.network, one.state), one.seconds)
+        for one in train_chunk(chunk, shared, on_epoch)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """How far a rung has come.
+
+    ``done`` are the candidates that were trained, in the order in which they began; ``kept`` are
+    the best of them, which may go on; ``epochs`` are those of all candidates.
+    """
+
+    done: list[int]
+    kept: dict[int, InTraining]
+    epochs: dict[str, list[EpochRecord]]
+
+
+@dataclass(frozen=True, eq=False)
 class Search:
     """All that a search needs, before it begins; :meth:`run` carries it out.
 
+    - ``shared``: candidates, data and dense network, whose weights are in the file ``dense``;
     - ``order``: the candidates' numbers in the order in which they begin; with ``pruned``
       ``[P, F]`` (which filters each of them prunes), the order in which the first batch begins;
     - ``by``: the metric that is compared; ``seed``: that of retraining;
@@ -125,10 +147,8 @@ class Search:
 
     schedule: Schedule
     order: Sequence[int]
-    candidates: CandidateList
-    dense: nn.Module
-    data: Splits
-    recipe: Retraining
+    shared: Shared
+    dense: Path
     by: str
     seed: int
     settings: Mapping[str, Any]
@@ -138,6 +158,7 @@ class Search:
     def run(
         self,
         plan: Callable[[int, str], Plan],
+        executor: ChunkExecutor,
         *,
         on_rung: Callable[[int, int, str], None],
         on_epoch: Callable[[float], None],
@@ -147,9 +168,10 @@ class Search:
 
         - ``plan`` says how to train so many networks, given the engine of an earlier sitting (or
           ``""``);
+        - ``executor`` trains the candidates of a rung; only this process records them;
         - ``on_rung`` is called before a rung begins or goes on, with its number, how many of its
           candidates have been trained, and the plan;
-        - ``on_epoch`` is called after training, with the epochs of one candidate that were done;
+        - ``on_epoch`` is called after training, with how many epochs of one candidate were done;
         - ``say`` is called with a line of text where kept weights are damaged (the search then goes
           on from the last rung whose weights are whole), and where memory is too small for as many
           networks at once as planned (half of them are then trained at once).
@@ -168,12 +190,20 @@ class Search:
             chosen = plan(rung.candidates, record.engine)
             on_rung(number, len(record.part), str(chosen))
             record.engine = chosen.engine
-            going, members = self._rung(number, going, members, chosen, record, on_epoch, say)
+            going, members = self._rung(
+                number, going, members, chosen, record, executor, on_epoch, say
+            )
             self._keep(self._checkpoint(number), self._checkpoint(number - 1), members, record)
         (name,) = (self.candidates.ids[index] for index in going)
         self.check_chosen(record, name)
-        network = self._network(going[0])
-        self._give(network, members[going[0]])
+        for path in self.folder.glob(RETRAINING):  # of another engine, or of an interrupted sitting
+            path.unlink(missing_ok=True)
+        network = self.candidates.prune(self.shared.dense, going[0])
+        try:
+            load_state(network, members[going[0]].weights, self.folder)
+        except InputError as error:
+            reason = " ".join(str(error).split())
+            raise _unreadable(self.folder, f"weights in it do not fit: {reason[:120]}") from error
         return record, name, network.eval()
 
     @property
@@ -203,158 +233,132 @@ class Search:
                 "retraining.gradient_clip"
             )
 
+    @property
+    def candidates(self) -> CandidateList:
+        """The candidates to choose among."""
+        return self.shared.candidates
+
     def _rung(
         self,
         number: int,
         going: Sequence[int],
-        members: dict[int, _Member],
+        members: dict[int, InTraining],
         chosen: Plan,
         record: SearchRecord,
+        executor: ChunkExecutor,
         on_epoch: Callable[[float], None],
         say: Callable[[str], None],
-    ) -> tuple[list[int], dict[int, _Member]]:
+    ) -> tuple[list[int], dict[int, InTraining]]:
         """Train the candidates of a rung; returns those that go on, with weights and states.
 
-        Each member is taken out of ``members`` when its network is built, so that memory holds no
-        more networks than go on.
+        Each member is taken out of ``members`` when its chunk is made, so that memory holds no
+        more networks than go on. Where training is interrupted, what came is kept.
         """
-        ids, left = self.candidates.ids, self._left(number)
-        epochs = range(self.schedule.starts[number], self.schedule.rungs[number].epochs)
+        rung, start = self.schedule.rungs[number], self.schedule.starts[number]
         done, kept = self._resumed_part(record)
-        begun = set(done)
+        part = on_disk = _Part(done, kept, dict(record.epochs))
         for index in done:
             members.pop(index, None)
-        fresh = {name: list(own) for name, own in record.epochs.items()}
+        begun: list[int] = []
         saved = time.perf_counter()
-        most = chosen.group * chosen.groups
+
+        def keep() -> None:
+            nonlocal saved, on_disk
+            record.epochs, record.part = part.epochs, [self.candidates.ids[i] for i in part.done]
+            path = self._checkpoint(number, len(part.done))
+            self._keep(path, self._checkpoint(number - 1), part.kept, record)
+            saved, on_disk = time.perf_counter(), part
+
+        def train(some: Sequence[int]) -> None:
+            nonlocal part
+            queue = Queue(self._chunks(number, some, members, chosen, executor), say)
+            work = drive(train_rung, queue, self.shared, executor, on_epoch)
+            with closing(work) as finished:
+                for chunk, found, shown in finished:
+                    part = self._with(part, found, begun, self._left(number))
+                    for path in under_way(chunk):
+                        path.unlink(missing_ok=True)
+                    record.seconds += sum(one.seconds for one in found)
+                    on_epoch(len(found) * (rung.epochs - start) - shown)
+                    late = time.perf_counter() - saved > PART_SECONDS
+                    if late and len(part.done) < rung.candidates:
+                        keep()
 
         def trained(some: Sequence[int]) -> list[float]:
-            nonlocal kept, saved, most
-            left_over = [index for index in some if index not in begun]
-            while left_over:
-                chunk = left_over[:most]
-                started = time.perf_counter()
-                under_way = self._under_way(number, chunk, chosen.engine)
-                try:
-                    networks, records, after = self._train(
-                        chunk, members, chosen.engine, epochs, under_way, on_epoch
-                    )
-                except Exception as error:
-                    if len(chunk) == 1 or not is_out_of_memory(error):
-                        raise
-                    most = len(chunk) // 2
-                    say(f"out of memory with {len(chunk):,} networks at once: {most:,} from now on")
-                    if number:  # what was taken out of ``members``
-                        again = self._resumed(record)[1]
-                        members.update((index, again[index]) for index in chunk)
-                    continue
-                left_over = left_over[most:]
-                for index, own in zip(chunk, records, strict=True):
-                    fresh[ids[index]] = fresh.get(ids[index], []) + own
-                done.extend(chunk)
-                begun.update(chunk)
-                # A candidate that can no longer go on is neither kept nor copied.
-                best = survivors(done, [self.value(fresh[ids[i]]) for i in done], left)
-                new = dict(zip(chunk, zip(networks, after, strict=True), strict=True))
-                kept = {
-                    index: kept[index] if index in kept else _Member.of(*new[index])
-                    for index in best
-                }
-                del networks, after, new  # before the next chunk is trained
-                under_way.remove()
-                record.seconds += time.perf_counter() - started
-                is_last = len(done) == self.schedule.rungs[number].candidates
-                if not is_last and time.perf_counter() - saved > PART_SECONDS:
-                    record.epochs, record.part = dict(fresh), [ids[index] for index in done]
-                    path = self._checkpoint(number, len(done))
-                    self._keep(path, self._checkpoint(number - 1), kept, record)
-                    saved = time.perf_counter()
-            return [self.value(fresh[ids[index]]) for index in some]
+            begun.extend(some)
+            try:
+                train([index for index in some if index not in part.done])
+            except BaseException:
+                if part is not on_disk:
+                    with suppress(StoreError):
+                        keep()
+                raise
+            return [self.value(part.epochs[self.candidates.ids[index]]) for index in some]
 
         if number:
             trained(going)
             order = list(going)
         else:
-            order, _ = begin(self.order, self.schedule.rungs[0].candidates, trained, self.pruned)
-        record.epochs, record.part = fresh, []
-        record.rungs.append([ids[index] for index in order])
-        return [index for index in order if index in kept], kept
+            order, _ = begin(self.order, rung.candidates, trained, self.pruned)
+        record.epochs, record.part = part.epochs, []
+        record.rungs.append([self.candidates.ids[index] for index in order])
+        return [index for index in order if index in part.kept], part.kept
 
-    def _train(
+    def _chunks(
         self,
-        chunk: Sequence[int],
-        members: dict[int, _Member],
-        engine: str,
-        epochs: range,
-        checkpoint: Checkpoint,
-        on_epoch: Callable[[float], None],
-    ) -> tuple[list[nn.Module], list[list[EpochRecord]], list[MemberState]]:
-        """Train some candidates as one: their networks, their epochs, and the states after them."""
-        networks, states = [], []
-        for index in chunk:
-            network = self._network(index)
-            if index in members:
-                member = members.pop(index)
-                self._give(network, member)
-                states.append(member.state)
-            networks.append(network)
-        shown = 0.0
-
-        def show(count: float) -> None:
-            nonlocal shown
-            shown += count
-            on_epoch(count)
-
-        try:
-            records, after = retrain(
-                networks,
-                [self._stream(index) for index in chunk],
-                self.data,
-                self.recipe,
-                engine=engine,
-                epochs=epochs,
-                states=states or None,
-                on_epoch=show,
-                checkpoint=checkpoint,
-            )
-        except Exception:
-            on_epoch(-shown)
-            raise
-        return networks, records, after
-
-    def _under_way(self, rung: int, chunk: Sequence[int], engine: str) -> Checkpoint:
-        """What keeps candidates while they are trained, where that takes long."""
-        named = [self.candidates.ids[index] for index in chunk]
-        identity = f"{self.folder.name}-{rung}-{engine}-{named}"
+        number: int,
+        some: Sequence[int],
+        members: dict[int, InTraining],
+        chosen: Plan,
+        executor: ChunkExecutor,
+    ) -> list[Chunk]:
+        """The chunks of some candidates of a rung, with what those that go on go on from."""
+        epochs = range(self.schedule.starts[number], self.schedule.rungs[number].epochs)
+        if chosen.seconds_a_network is not None:
+            share = len(epochs) / self.shared.spec.retraining.epochs
+            chosen = replace(chosen, seconds_a_network=chosen.seconds_a_network * share)
         make_folder(self.folder)
-        return Checkpoint(self.folder / UNDER_WAY, identity)
+        number_of = {name: index for index, name in enumerate(self.candidates.ids)}
+        return [
+            replace(
+                chunk,
+                epochs=epochs,
+                begun=tuple(members.pop(number_of[n]) for _, n in chunk.members) if number else (),
+                folder=self.folder.absolute(),
+            )
+            for chunk in cut(self.shared, self.dense, {self.seed: some}, chosen, executor)
+        ]
+
+    def _with(
+        self, part: _Part, found: Sequence[_Continued], begun: Sequence[int], left: int
+    ) -> _Part:
+        """A part with more candidates; those that can no longer go on are not kept.
+
+        Chunks end in any order; equal candidates go on in the order in which they began.
+        """
+        ids = self.candidates.ids
+        epochs = {**part.epochs}
+        for one in found:
+            epochs[one.name] = epochs.get(one.name, []) + one.records
+        new = {one.name: one.state for one in found}
+        done = {*part.done, *(i for i in begun if ids[i] in new)}
+        ordered = [index for index in begun if index in done]
+        best = survivors(ordered, [self.value(epochs[ids[i]]) for i in ordered], left)
+        kept = {i: part.kept[i] if i in part.kept else new[ids[i]] for i in best}
+        return _Part(ordered, kept, epochs)
 
     def _left(self, rung: int) -> int:
         """How many candidates go on after a rung."""
         last = rung + 1 == len(self.schedule.rungs)
         return 1 if last else self.schedule.rungs[rung + 1].candidates
 
-    def _give(self, network: nn.Module, member: _Member) -> None:
-        """Load a member's weights, which may come from a file."""
-        try:
-            load_state(network, member.weights, self.folder)
-        except InputError as error:
-            reason = " ".join(str(error).split())
-            raise _unreadable(self.folder, f"weights in it do not fit: {reason[:120]}") from error
-
     def value(self, own: Sequence[EpochRecord]) -> float:
         """What is compared of a candidate after the last of its epochs: lower is better."""
         if own[-1].diverged:
             return math.nan
         value = own[-1].values[self.by]
-        outcome = find_outcome(tuple(self.data.task.metrics), self.by)
+        outcome = find_outcome(tuple(self.shared.data.task.metrics), self.by)
         return -value if outcome.higher_is_better else value
-
-    def _network(self, index: int) -> nn.Module:
-        return self.candidates.prune(self.dense, index)
-
-    def _stream(self, index: int) -> tuple[int, str]:
-        return stream_of(self.recipe, self.seed, self.candidates.ids[index])
 
     # The folder
 
@@ -383,7 +387,7 @@ class Search:
                 return "it has begun a rung after the last"
             rung = self.schedule.rungs[len(record.rungs)]
             begun = set(record.part)
-            if not (begun <= known and len(begun) == len(record.part) < rung.candidates):
+            if not (begun <= known and len(begun) == len(record.part) <= rung.candidates):
                 return f"its part of rung {len(record.rungs) + 1} is no part of that rung"
             for name in record.part:
                 own = record.epochs.get(name, [])
@@ -391,7 +395,7 @@ class Search:
                     return f"candidate {name} lacks epochs of rung {len(record.rungs) + 1}"
         return ""
 
-    def _resumed(self, record: SearchRecord) -> tuple[list[int], dict[int, _Member]]:
+    def _resumed(self, record: SearchRecord) -> tuple[list[int], dict[int, InTraining]]:
         """The candidates that go on after the last finished rung, with weights and states."""
         ids = self.candidates.ids
         begun = self._begun(record)
@@ -412,7 +416,7 @@ class Search:
             raise _unreadable(path, f"its part of rung {rung + 2} is no part of that rung")
         return going, members
 
-    def _resumed_part(self, record: SearchRecord) -> tuple[list[int], dict[int, _Member]]:
+    def _resumed_part(self, record: SearchRecord) -> tuple[list[int], dict[int, InTraining]]:
         """The candidates that the current rung has trained, and the best of them."""
         if not record.part:
             return [], {}
@@ -420,15 +424,15 @@ class Search:
         kept = self._kept(self._checkpoint(rung, len(record.part)), record.part, rung)
         return [self.candidates.ids.index(name) for name in record.part], kept
 
-    def _kept(self, path: Path, names: Sequence[str], rung: int) -> dict[int, _Member]:
+    def _kept(self, path: Path, names: Sequence[str], rung: int) -> dict[int, InTraining]:
         """The best of the named candidates, with their weights after a rung or a part of it."""
         number = {name: self.candidates.ids.index(name) for name in names}
-        members: dict[int, _Member] = {}
+        own: dict[int, dict[str, Tensor]] = {}
         try:
             for key, value in load_file(path).items():
-                name, kind, rest = key.split("/", 2)
-                member = members.setdefault(number[name], _Member({}, {}))
-                {"weights": member.weights, "state": member.state}[kind][rest] = value
+                name, _, rest = key.partition("/")
+                own.setdefault(number[name], {})[rest] = value
+            members = {index: InTraining.read(tensors) for index, tensors in own.items()}
         except (OSError, SafetensorError) as error:
             raise _unreadable(path, str(error)) from error
         except (KeyError, ValueError) as error:
@@ -485,7 +489,7 @@ class Search:
         return f"{path} is damaged"
 
     def _keep(
-        self, path: Path, before: Path, members: Mapping[int, _Member], record: SearchRecord
+        self, path: Path, before: Path, members: Mapping[int, InTraining], record: SearchRecord
     ) -> None:
         """Write weights, then the record that names them; delete all others but those ``before``.
 
@@ -493,8 +497,8 @@ class Search:
         """
         tensors: dict[str, Tensor] = {}
         for index, member in members.items():
-            for kind, own in (("weights", member.weights), ("state", member.state)):
-                tensors |= {f"{self.candidates.ids[index]}/{kind}/{k}": v for k, v in own.items()}
+            name = self.candidates.ids[index]
+            tensors |= {f"{name}/{key}": value for key, value in member.as_tensors().items()}
         make_folder(self.folder)
         kept = {name: own for name, own in record.files.items() if name == before.name}
         record.files = kept | {path.name: write_tensors(tensors, path)}
@@ -511,18 +515,6 @@ class Search:
 
 class _NotRecordedError(Exception):
     """A candidate has not been trained."""
-
-
-@dataclass(frozen=True)
-class _Member:
-    """A network in training, on the CPU: its tensors by name, and its optimiser's state."""
-
-    weights: dict[str, Tensor]
-    state: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, network: nn.Module, state: Mapping[str, Tensor]) -> _Member:
-        return cls(_weights(network), dict(state))
 
 
 def folder_name(settings: Mapping[str, Any]) -> str:
@@ -551,11 +543,6 @@ def _unreadable(path: Path, why: str) -> StoreError:
 
 def _text(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
-
-
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    state = state_tensors(network)
-    return {n: v.detach().cpu().contiguous().clone() for n, v in state.items()}
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,19 +17,21 @@ from torch import nn
 from trueoracle.analysis.numbers import finite_or_none, many
 from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import DATASETS, dataset_info
-from trueoracle.engines.choose import Plan, engine_for, plan
-from trueoracle.engines.retrain import retraining_data
+from trueoracle.engines.choose import Plan
 from trueoracle.errors import InputError, NotApplicableError, unknown
+from trueoracle.executors.base import ChunkExecutor, as_executor
 from trueoracle.networks.fitting import plain_config
 from trueoracle.record.layout import COSTS
 from trueoracle.record.lock import locked
-from trueoracle.record.paths import SEARCHES
+from trueoracle.record.paths import DENSE, SEARCHES
 from trueoracle.record.results import Results
 from trueoracle.run.around import candidates_for
+from trueoracle.run.chunks import Shared, threads
 from trueoracle.run.dense import read_dense
+from trueoracle.run.drive import check_executor
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import Progress
-from trueoracle.run.retrain import check_retraining
+from trueoracle.run.retrain import check_retraining, plan_networks
 from trueoracle.run.runner import score
 from trueoracle.search.export import Origin, export
 from trueoracle.search.live import Search, SearchRecord, check_memory, folder_name
@@ -168,11 +171,13 @@ def search(
     eta: float = ETA,
     engine: str = "auto",
     memory: int | None = None,
+    executor: Executor | None = None,
 ) -> SearchResult:
     """Choose one candidate of a study and retrain it, for at most the budget that is ``wanted``.
 
     The strategy ``full`` has the full budget by default. ``engine`` and ``memory`` are those of
-    :func:`trueoracle.engines.choose.plan`. The dense network, scores and, where every candidate is
+    :func:`trueoracle.engines.choose.plan`; ``executor`` trains the candidates, by default this
+    process. The dense network, scores and, where every candidate is
     retrained with the search's seed, outcomes are taken from the record in ``folder``; else they
     are made. A search that was stopped goes on where it stopped.
     Raises :class:`InputError` before any long work.
@@ -196,6 +201,8 @@ def search(
     schedule, epochs = _planned(way, wanted.budget, len(candidates), recipe.epochs, eta)
     example = candidates.prune(prepared.network, 0)
     check_retraining(prepared, engine)
+    workers = as_executor(executor)
+    check_executor(prepared, workers)
     check_memory(example, schedule, prepared.device)
 
     prior = _recorded(prepared, folder, progress, priors, passed_over)
@@ -214,7 +221,7 @@ def search(
 
     def train(one: Search) -> tuple[SearchRecord, str, nn.Module]:
         with locked(folder, patience=1.0):
-            return _carried_out(one, prepared, example, progress, engine, memory)
+            return _carried_out(one, prepared, progress, engine, memory, workers)
 
     known = None if made.has_begun else _recorded_epochs(recorded, candidates.ids, start)
     if known is None:
@@ -315,7 +322,8 @@ def _search_of(
     """The search among the study's candidates, in the order that the scores of ``prior`` give."""
     recorded = Results(folder)
     dense = read_dense(prepared, folder, recorded.dense or {})
-    candidates = candidates_for(prepared, dense, folder).candidates
+    prepared = candidates_for(prepared, dense, folder)
+    candidates = prepared.candidates
     settings: dict[str, Any] = {
         "strategy": way.name,
         "criterion": prior or None,
@@ -332,10 +340,8 @@ def _search_of(
     return Search(
         schedule,
         way.ordered(scores, candidates.ids, seed),
-        candidates,
-        dense,
-        retraining_data(prepared.data, prepared.spec.retraining, dense),
-        prepared.spec.retraining,
+        Shared.of(prepared, dense),
+        folder / DENSE,
         metric,
         seed,
         settings,
@@ -417,10 +423,10 @@ def _recorded(
 def _carried_out(
     made: Search,
     prepared: Prepared,
-    example: nn.Module,
     progress: Progress,
     engine: str,
     memory: int | None,
+    executor: ChunkExecutor,
 ) -> tuple[SearchRecord, str, nn.Module]:
     schedule = made.schedule
     known: dict[str, Plan] = {}
@@ -428,16 +434,9 @@ def _carried_out(
 
     def planned(members: int, before: str) -> Plan:
         wanted = before if engine == "auto" and before else engine
-        wanted = engine_for(made.candidates, wanted)
         if wanted not in known:  # one trial of the engines is enough for all rungs
-            known[wanted] = plan(
-                example,
-                made.data,
-                made.recipe,
-                members=members,
-                engine=wanted,
-                memory=memory,
-            )
+            with threads(executor.threads):
+                known[wanted] = plan_networks(prepared, wanted, memory, members)
             known[known[wanted].engine] = known[wanted]
         return known[wanted]
 
@@ -448,11 +447,13 @@ def _carried_out(
             done = sum(r.candidates * (r.epochs - start) for r, start in steps[:number])
             rung, start = steps[number]
             done += trained * (rung.epochs - start)
-            progress.message(how)
+            progress.message(f"on {executor}, {how}" if executor.is_elsewhere else how)
             progress.stage("search", schedule.cost, done, "epochs")
             began = True
 
-    return made.run(planned, on_rung=on_rung, on_epoch=progress.advance, say=progress.message)
+    return made.run(
+        planned, executor, on_rung=on_rung, on_epoch=progress.advance, say=progress.message
+    )
 
 
 def _history(record: SearchRecord, schedule: Schedule) -> pd.DataFrame:

@@ -13,19 +13,19 @@ from trueoracle.executors.base import Pickled, PickledFile, opened, pickled
 from trueoracle.networks.weights import weights_sha256
 from trueoracle.record.paths import DENSE
 from trueoracle.record.store import Retrained
+from trueoracle.run.chunks import Chunk, Shared, retrain_chunk
 from trueoracle.run.dense import read_dense
-from trueoracle.run.retrain import Chunk, Place, retrain_chunk
 from trueoracle.study import Study
 
 
-def sent(study: Study) -> tuple[Place, Chunk]:
-    """The place of a scored study, and a chunk of two candidates."""
+def sent(study: Study) -> tuple[Shared, Chunk]:
+    """What the chunks of a scored study share, and a chunk of two candidates."""
     results = study.score(progress=False, device="cpu")
     prepared = study.prepare("cpu")
-    place = Place.of(prepared, read_dense(prepared, study.folder, results.dense or {}))
-    members = tuple((0, name) for name in place.candidates.ids[:2])
-    chunk = Chunk(study.spec, study.folder / DENSE, members, "loop", place.identity, device="cpu")
-    return place, chunk
+    shared = Shared.of(prepared, read_dense(prepared, study.folder, results.dense or {}))
+    members = tuple((0, name) for name in shared.candidates.ids[:2])
+    chunk = Chunk(study.spec, study.folder / DENSE, members, "loop", shared.identity, device="cpu")
+    return shared, chunk
 
 
 def numbers(found: list[Retrained]) -> list[Any]:
@@ -33,12 +33,12 @@ def numbers(found: list[Retrained]) -> list[Any]:
 
 
 def check(study: Study, folder: Path) -> None:
-    place, chunk = sent(study)
-    (folder / "place").write_bytes(pickled(place))
-    wanted = retrain_chunk(chunk, place)
-    for parcel in (Pickled(pickled(place)), PickledFile(folder / "place")):
+    shared, chunk = sent(study)
+    (folder / "shared").write_bytes(pickled(shared))
+    wanted = retrain_chunk(chunk, shared)
+    for parcel in (Pickled(pickled(shared)), PickledFile(folder / "shared")):
         arrived = opened(parcel)
-        assert weights_sha256(arrived.dense) == weights_sha256(place.dense)
+        assert weights_sha256(arrived.dense) == weights_sha256(shared.dense)
         assert repr(numbers(retrain_chunk(chunk, parcel))) == repr(numbers(wanted))
 
 
@@ -62,11 +62,11 @@ def test_a_network_of_transformers_and_its_tokenizer(tmp_path: Path) -> None:
 
 def test_calls_are_parts_of_a_chunk(tmp_path: Path) -> None:
     """Networks trained in several calls end as in one."""
-    place, chunk = sent(small_study(tmp_path))
+    shared, chunk = sent(small_study(tmp_path))
     one_by_one = Chunk(**{**vars(chunk), "together": 1})
     assert [len(one) for one in one_by_one.calls] == [1, 1]
-    assert repr(numbers(retrain_chunk(one_by_one, place))) == repr(
-        numbers(retrain_chunk(chunk, place))
+    assert repr(numbers(retrain_chunk(one_by_one, shared))) == repr(
+        numbers(retrain_chunk(chunk, shared))
     )
 
 
@@ -75,7 +75,7 @@ def test_another_study_than_the_drivers_is_refused(
 ) -> None:
     """As where a worker has other code or data."""
     tiny_fields["pruning"]["candidates"] = 2
-    place, chunk = sent(Study(**tiny_fields | {"criteria": ["l1"]}, runs=tmp_path))
+    shared, chunk = sent(Study(**tiny_fields | {"criteria": ["l1"]}, runs=tmp_path))
     retrain_chunk(Chunk(**{**vars(chunk), "members": chunk.members[:1]}))  # built anew, and equal
     with pytest.raises(InputError, match="another study here than where it was started"):
-        retrain_chunk(Chunk(**{**vars(chunk), "identity": "that of the driver"}), place)
+        retrain_chunk(Chunk(**{**vars(chunk), "identity": "that of the driver"}), shared)
