@@ -85,7 +85,7 @@ def test_the_example_reports_are_real_and_open(site: tuple[str, list[str]]) -> N
             assert page.locator("#candidate-table tbody tr").count() > 40
             said = page.inner_text("#provenance")
             assert re.search(r"trueoracle \S+, torch 2\.\d+.*Python 3\.\d+", said)
-            assert "/tmp" not in page.content()
+            assert "/tmp/" not in page.content()  # noqa: S108 - no place of the run
         browser.close()
 
 
