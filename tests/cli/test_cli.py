@@ -80,7 +80,7 @@ def test_run_records_and_says_the_verdict(study: Path, runs: Path) -> None:
     ) in called.out
     assert re.search(
         r"\nLatency of a pruned network, of the dense one's: 1 example [\d.]+ of [\d.]+ ms, "
-        r"[\d.]+×; 64 examples [\d.]+ of [\d.]+ ms, [\d.]+× \(medians of \d+( and \d+)? forwards "
+        r"[\d.]+×; 256 examples [\d.]+ of [\d.]+ ms, [\d.]+× \(medians of \d+( and \d+)? forwards "
         r"on \S+, \d+ threads?\)\n",
         called.out,
     )
