@@ -193,7 +193,7 @@ def _beside_dense(found: doors.SearchResult) -> FittedTable:
         made.add_row(
             f"{column.partition('_')[0]} {metric.label}", before, _value(metric, value), by
         )
-    for name, words in (("parameters", "compression"), ("macs", "speed-up")):
+    for name, words in (("parameters", "compression"), ("macs", "theoretical speed-up")):
         full, left = found.dense.get(name), found.cost[name]
         if full is not None and left is not None:
             times = f"{words} {full / left:.2f}x" if left else ""
