@@ -196,9 +196,9 @@ def test_report_writes_figures_summary_and_page(study: Path, runs: Path, tmp_pat
     assert called.code == 0
     assert str(out / "report.html") in called.out
     assert (out / "report.html").is_file()
-    # Of each arm the ladder and four scatters; of the first, learning curves and filters; and the
-    # arms side by side: in three forms.
-    assert len(list((out / "figures").iterdir())) == (2 * 5 + 2 + 1) * 3
+    # Of each arm the ladder, four scatters, learning curves and filters; and the arms side by side:
+    # in three forms.
+    assert len(list((out / "figures").iterdir())) == (2 * (5 + 2) + 1) * 3
     assert "as-released" in called.out
     by_name = json.loads(call("report", "mine", "--runs", runs, "--json").out)
     assert [summary["study"] for summary in by_name] == ["mine", "mine@as-released"]

@@ -76,7 +76,8 @@ def test_a_grid_is_scored_run_resumed_and_reported(grid: Path, runs: Path, tmp_p
     assert str(out / "report.html") in called.out
     assert json.loads((out / "summary.json").read_text()) == summary
     names = {path.name for path in (out / "figures").iterdir()}
-    assert len(names) == 3 * (2 + 4 + 4)  # trends, forests and panels, in three formats
+    # Trends, forests and panels; of each point ladder, curves, filters, scatter: in three forms.
+    assert len(names) == 3 * (2 + 4 + 4 + 2 * 4)
     assert {"grid-tau-test_loss.svg", "grid-l1-test_accuracy.png"} <= names
     assert "grid-oracle-test_loss-forest.pdf" in names
     page = (out / "report.html").read_text()

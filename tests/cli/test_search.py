@@ -73,7 +73,9 @@ def test_a_search_writes_its_network(tiny: Path) -> None:
     assert "chosen: candidate " in result.stdout
     assert re.search(r"^test accuracy +[\d.]+% +[\d.]+%", result.stdout, re.MULTILINE)
     assert re.search("^parameters +5,500 +5,224 +compression 1.05x", result.stdout, re.MULTILINE)
-    assert re.search("^MACs +448,700 +404,100 +theoretical speed-up 1.11x", result.stdout, re.MULTILINE)
+    assert re.search(
+        "^MACs +448,700 +404,100 +theoretical speed-up 1.11x", result.stdout, re.MULTILINE
+    )
     assert trueoracle.load("m.safetensors")(torch.rand(2, 1, 32, 32)).shape == (2, 10)
     again = called("search", tiny, "--budget", "40%", "--engine", "loop", "--json", "--quiet")
     assert again.exit_code == 0, again.stderr

@@ -192,7 +192,7 @@ def test_a_study_of_single_weights_from_start_to_report(
         assert summary["cost"]["macs"] == half + 200
         assert cost_in_words(summary["cost"]) == (
             "each candidate: 2,875 of 5,500 parameters (compression 1.91x), 0.224 of 0.449 M MACs "
-            "(speed-up 2.00x)"
+            "(theoretical speed-up 2.00x)"
         )
     else:
         assert summary["cost"]["macs"] == pytest.approx(half, rel=0.3)

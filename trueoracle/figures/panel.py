@@ -5,19 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from textwrap import wrap
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import ScatterData, draw_points, entitle, plain, scatter_data
+from trueoracle.figures.scatter import (
+    ScatterData,
+    draw_points,
+    entitle,
+    plain,
+    scatter_data,
+    wrapped,
+)
 
 __all__ = ["PanelData", "draw_panel", "panel_data"]
 
 _MOST_COLUMNS = 4
 _LETTERS_AN_INCH = 17  # of a badge
+_LINES = 3
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def draw_panel(
         axes.set_title(plain(one.title), fontsize="small", fontweight="bold", loc="left")
         axes.set_title(one.note, fontsize="x-small", loc="right", linespacing=1.3)
         if one.x_label:
-            words = wrap(plain(one.x_label, 10**4), int(_LETTERS_AN_INCH * size[0]))
+            words = wrapped(one.x_label, int(_LETTERS_AN_INCH * size[0]), _LINES)
             axes.set_xlabel("\n".join(words), fontsize="x-small")
     figure.supxlabel(plain(data.x_label), fontsize="medium")
     figure.supylabel(plain(data.y_label), fontsize="medium")

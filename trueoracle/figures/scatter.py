@@ -30,6 +30,7 @@ __all__ = [
     "plain",
     "save_figure",
     "scatter_data",
+    "wrapped",
 ]
 
 FORMATS = ("png", "svg", "pdf")
@@ -38,6 +39,7 @@ TICK = 32
 """The longest name at a tick, in characters: names stand side by side, and leave room to plots."""
 
 _LETTERS_AN_INCH = 11  # of a title
+_LINES_AN_INCH = 1  # of what stands below it
 
 PDF_FONTS = 42
 """Matplotlib's number for TrueType fonts, which journals ask for."""
@@ -170,12 +172,21 @@ def draw_points(axes: Axes, data: ScatterData) -> None:
 
 
 def entitle(figure: Figure, title: str) -> None:
-    """Write a title above a figure: its first line, and below it others, wrapped to the width."""
+    """Write a title above a figure: its first line, and others below, as far as there is room."""
     first, *below = title.splitlines() or [""]
-    width = int(_LETTERS_AN_INCH * figure.get_figwidth())
-    lines = [plain(first), *(plain(line, 10**4) for text in below for line in wrap(text, width))]
+    width, height = (float(inches) for inches in figure.get_size_inches())
+    most = max(1, int(_LINES_AN_INCH * height))
     if first:
+        lines = [plain(first), *wrapped(" ".join(below), int(_LETTERS_AN_INCH * width), most)]
         figure.suptitle("\n".join(lines), fontsize="medium", fontweight="bold", x=0.01, ha="left")
+
+
+def wrapped(text: str, width: int, most: int) -> list[str]:
+    """Lines of at most ``width`` letters, at most so many of them; what is left out is an ellipsis.
+
+    The names of many changed fields would else leave a figure no room.
+    """
+    return wrap(plain(text, 10**4), max(width, 10), max_lines=most, placeholder=" …")
 
 
 def plain(label: str, longest: int = 72) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from trueoracle.analysis.assessment import Assessment, judged_together
 from trueoracle.analysis.comparison import compare
 from trueoracle.analysis.numbers import finite_or_none, quantity
@@ -99,7 +101,7 @@ def summarise(
     made = {
         **status,
         "purpose": spec.purpose,
-        "changed": changes_from_file(spec),
+        "changed": to_jsonable_python(changes_from_file(spec)),
         "kind": spec.pruning.kind,
         "title": spec.title,
         "scale": scale_of(spec),
