@@ -131,8 +131,8 @@ def test_what_is_said_of_the_criteria(
         f"{best[ACCURACY].could_be_best} could"
     ) in said
     for metric in COLUMNS:
-        own = [one for one in found if one.question == "best" and one.metric == metric]
-        assert len({one.what for one in own}) == len(own)
+        bests = [one for one in found if one.question == "best" and one.metric == metric]
+        assert len({one.what for one in bests}) == len(bests)
     assert f"With twelve dense networks, {len(certain[LOSS])} of {len(ranked[LOSS])} differ" in said
 
 
