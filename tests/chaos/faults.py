@@ -194,16 +194,11 @@ def _stopped(
                 now = bench.rows()
                 tally.lose(name, before, now)
                 before = {k: v for k, v in now.items() if k[0] != "file"}
-                if (
-                    ended.code == 0
-                    and event is None
-                    and not tally.injected
-                    and attempt + 1 < attempts
-                ):
+                if ended.code == 0:
+                    if tally.injected:
+                        break
                     start_anew()  # it ended before its moment came
                     before = {}
-                elif ended.code == 0:
-                    break
             else:
                 bench.finish(words)
             tally.lose(name, before, bench.rows())

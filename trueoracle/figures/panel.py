@@ -56,8 +56,7 @@ def panel_data(
     """The values of the panel, from (title, scores ``[P]``, outcomes ``[P]``) of each study.
 
     ``tau_intervals`` maps titles to intervals, ``badges`` titles to what is said below a scatter.
-    Raises :class:`InputError` where there is no study,
-    or one without a finite score and outcome.
+    Raises :class:`InputError` where there is no study, or one without a finite score and outcome.
     """
     if not points:
         raise InputError("a panel needs at least one study")

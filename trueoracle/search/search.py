@@ -177,10 +177,9 @@ def search(
 
     The strategy ``full`` has the full budget by default. ``engine`` and ``memory`` are those of
     :func:`trueoracle.engines.choose.plan`; ``executor`` trains the candidates, by default this
-    process. The dense network, scores and, where every candidate is
-    retrained with the search's seed, outcomes are taken from the record in ``folder``; else they
-    are made. A search that was stopped goes on where it stopped.
-    Raises :class:`InputError` before any long work.
+    process. The dense network, scores and, where every candidate is retrained with the search's
+    seed, outcomes are taken from the record in ``folder``; else they are made. A search that was
+    stopped goes on where it stopped. Raises :class:`InputError` before any long work.
     """
     spec, candidates, recipe = prepared.spec, prepared.candidates, prepared.spec.retraining
     if recipe.procedure is not None:
