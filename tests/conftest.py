@@ -24,6 +24,10 @@ from trueoracle.study import Study
 from trueoracle.tasks.classification import Classification
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test asks it
+# Sums depend on the number of threads: one here, and in the processes that tests start. Tests run
+# side by side, and with so little work more threads only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -122,12 +126,9 @@ def tiny_fields(tiny_dataset: str) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def _finished(_tiny: datasets.DatasetInfo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the one run that all copies are of."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(datasets.DATASETS, "tiny", _tiny)
         folder = Study(**TINY, runs=tmp_path_factory.mktemp("finished")).run(progress=False).folder
-    torch.set_num_threads(threads)
     return folder
 
 
@@ -142,14 +143,11 @@ def _three_networks(
     _tiny: datasets.DatasetInfo, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     """The folder of runs that all copies are of, and the study's in it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
     runs = tmp_path_factory.mktemp("networks")
     dense = {**TINY["dense"], "seeds": [0, 1, 2]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(datasets.DATASETS, "tiny", _tiny)
         folder = Study(**{**TINY, "dense": dense}, runs=runs).run(progress=False).folder
-    torch.set_num_threads(threads)
     return runs, folder.name
 
 
@@ -170,12 +168,10 @@ def _light_fonts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    """Sums depend on the number of threads: hold it, so that tests see the same everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
+def _one_thread() -> Iterator[None]:
+    """Whatever a test sets, the next one begins with one thread."""
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 Writer = Callable[..., Path]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -23,7 +22,6 @@ def test_an_example_ends_in_tau_and_its_interval(name: str, tmp_path: Path) -> N
     ended = subprocess.run(
         [sys.executable, f"{name}.py"],
         cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +26,6 @@ def found() -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos", "--rounds", "1", "--json", "--but", SLOW],
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

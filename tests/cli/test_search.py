@@ -36,12 +36,6 @@ seeds = [0]
 """
 
 
-@pytest.fixture(autouse=True)
-def _two_threads(_two_threads: None) -> None:
-    """So little work is faster without sharing it; the shared fixture restores the number."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def tiny(write_study: Writer, tiny_dataset: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = write_study(TINY)

@@ -49,7 +49,6 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         words,
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -183,6 +183,7 @@ def test_calls_last_about_as_long_as_they_should(
     fixed_times(monkeypatch, wide=1e-5)
     assert plan(lenet5_mini(), few_digits, RECIPE, **options).group == wide._MOST_ON_A_CPU
     if kernels():
+        torch.set_num_threads(2)
         fixed_times(monkeypatch, native=100.0)  # however slow, each thread has work
         assert plan(lenet5_mini(), few_digits, RECIPE, members=9, engine="native").groups == 2
         fixed_times(monkeypatch, native=1e-3)

@@ -44,12 +44,6 @@ def data(few_digits: Splits) -> Splits:
     )
 
 
-@pytest.fixture(autouse=True)
-def _two_threads(_two_threads: None) -> None:
-    """So little work is faster without sharing it; the shared fixture restores the number."""
-    torch.set_num_threads(1)
-
-
 def networks(count: int) -> list[nn.Module]:
     torch.manual_seed(0)
     return [lenet5_mini(width=3) for _ in range(count)]

@@ -31,12 +31,6 @@ from trueoracle.training.recipe import Distil, Retraining
 RECIPE = Retraining(epochs=2, batch_size=8, learning_rate=0.01, seeds=(0,))
 
 
-@pytest.fixture(autouse=True)
-def _two_threads(_two_threads: None) -> None:
-    """So little work is faster without sharing it; the shared fixture restores the number."""
-    torch.set_num_threads(1)
-
-
 def data(name: str) -> Splits:
     made = {
         "regression": Regression(),

@@ -112,12 +112,6 @@ def data(few_digits: Splits) -> Splits:
     return Splits(parts[0], parts[1], few_to_test, Classification(10), few_digits.fill)
 
 
-@pytest.fixture(autouse=True)
-def _two_threads(_two_threads: None) -> None:
-    """So little work is faster without sharing it; the shared fixture restores the number."""
-    torch.set_num_threads(1)
-
-
 def train_wide(
     networks: Sequence[nn.Module],
     data: Splits,

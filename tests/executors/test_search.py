@@ -13,17 +13,11 @@ import torch
 
 from tests.executors.test_executors import SPAWN
 from tests.executors.work import Backwards, small_study
-from trueoracle.errors import TrueOracleError
+from trueoracle.errors import FailedError, TrueOracleError
 from trueoracle.executors.ray import RayExecutor
 from trueoracle.run.progress import SilentProgress
 from trueoracle.search.live import RECORD
 from trueoracle.search.search import SearchResult
-
-
-@pytest.fixture(autouse=True)
-def _two_threads(_two_threads: None) -> None:
-    """Sums in the same order everywhere: on one thread."""
-    torch.set_num_threads(1)
 
 
 def searched(runs: Path, executor: Executor | None = None, progress: Any = False) -> SearchResult:
@@ -114,12 +108,23 @@ def test_an_executor_that_breaks_down_loses_nothing(local: SearchResult, tmp_pat
     assert len(executor.order) <= trained - 4
 
 
-def test_a_network_that_always_fails_ends_the_search(tmp_path: Path) -> None:
+def test_a_network_that_always_fails_ends_the_search_by_name(
+    local: SearchResult, tmp_path: Path
+) -> None:
+    """Chunks with it are halved until it is alone; what was trained by then is kept."""
+    failing, together = local.history["candidate"].iloc[2], []
+
     class Fails(Backwards):
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            names = [name for _, name in args[1].members]
+            if failing not in names or args[0].__name__ == "build":
+                return super().submit(fn, *args, **kwargs)
+            together.append(len(names))
             future: Future[Any] = Future()
             future.set_exception(RuntimeError("the worker died"))
-            return future if args[0].__name__ == "train_rung" else super().submit(fn, *args)
+            return future
 
-    with pytest.raises(RuntimeError, match="the worker died"):
-        searched(tmp_path, Fails())
+    executor = Fails()
+    executor.seconds = (60.0, 60.0)
+    with pytest.raises(FailedError, match=rf"candidate {failing} .* RuntimeError: the worker died"):
+        searched(tmp_path, executor)

@@ -51,12 +51,6 @@ every_family = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def _two_threads(_two_threads: None) -> None:
-    """So little work is slower with two; the fixture that it follows sets them back."""
-    torch.set_num_threads(1)
-
-
 def made(name: str, arguments: dict[str, Any], channels: int = 3) -> nn.Module:
     torch.manual_seed(0)
     network = build(name, arguments, input_shape=(channels, 32, 32), classes=CLASSES)

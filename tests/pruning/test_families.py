@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,15 +34,6 @@ LANGUAGE: dict[str, list[dict[str, Any]]] = {
 
 def test_every_shipped_network_is_here() -> None:
     assert {name for name in NETWORKS if is_shipped(name)} == set(SMALL) | set(LANGUAGE)
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    # Small layers: threads would only wait for each other.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import copy
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,14 +21,6 @@ from trueoracle.pruning.surgery import prune
 from trueoracle.pruning.walk import find_groups
 
 pytest.importorskip("transformers")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tensors(network: nn.Module, example: Any) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -89,8 +88,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def begin(*words: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "trueoracle", *map(str, words)]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes))
+        started.append(subprocess.Popen(command, cwd=tmp_path, text=True, **pipes))
         return started[-1]
 
     yield begin

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,10 @@ def test_another_study_than_the_drivers_is_refused(
     retrain_chunk(Chunk(**{**vars(chunk), "members": chunk.members[:1]}))  # built anew, and equal
     with pytest.raises(InputError, match="another study here than where it was started"):
         retrain_chunk(Chunk(**{**vars(chunk), "identity": "that of the driver"}), shared)
+
+
+def test_a_worker_begins_without_scipy() -> None:
+    """It is what criteria and statistics need, and takes a second to load."""
+    code = "import sys, trueoracle.run.chunks; print('scipy.special' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"

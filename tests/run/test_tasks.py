@@ -28,12 +28,6 @@ from trueoracle.training.evaluate import evaluate
 RETRAINING = {"epochs": 2, "batch_size": 16, "learning_rate": 0.02, "seeds": [0]}
 
 
-@pytest.fixture(autouse=True)
-def _two_threads(_two_threads: None) -> None:
-    """So little work is faster without sharing it; the shared fixture restores the number."""
-    torch.set_num_threads(1)
-
-
 class Two(nn.Module):
     """Two inputs by name, and an object out."""
 

@@ -83,10 +83,10 @@ def test_recorded_times_are_taken_where_the_workers_are_alike(
 ) -> None:
     study = Study(**tiny_fields, runs=finished.folder.parent)
     prepared = study.prepare("cpu")
-    recorded = measure(prepared, study.folder, 2)  # the threads of the recorded sitting
+    recorded = measure(prepared, study.folder, 1)  # the threads of the recorded sitting
     assert recorded.source == "recorded retrainings"
     assert recorded.average == pytest.approx(finished.retrainings["seconds"].mean())
-    tried = measure(prepared, study.folder, 1, networks=1000)
+    tried = measure(prepared, study.folder, 2, networks=1000)
     assert (tried.source, tried.networks) == ("a trial of a few steps", 1000)
     assert tried.recording > 0
 

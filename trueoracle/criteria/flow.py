@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -232,6 +231,8 @@ def _order(
     rounds: int,
 ) -> dict[str, Tensor]:
     """The place of each filter, weight or layer in the order of removal, over its pool's size."""
+    from scipy.stats import rankdata  # loads slowly, and most workers score nothing
+
     alive = {name: torch.ones(size, dtype=torch.bool) for name, size in sizes.items()}
     places = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
     for done in range(1, rounds + 2):  # the last round orders all that is left

@@ -7,8 +7,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
-from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -184,6 +182,9 @@ def _flow_time(recipe: Retraining, images: int) -> float:
 
 def _flow(network: nn.Module, split: Split, time: float) -> float:
     """The linearised network's loss after a time of gradient flow; NaN if it cannot be solved."""
+    from scipy.integrate import solve_ivp
+    from scipy.special import log_softmax, softmax
+
     outputs, kernel = _tangent_kernel(network.eval(), split)
     labels = split.targets.cpu().numpy()
     images, classes = outputs.shape

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from trueoracle.analysis.outcomes import find_outcome
 from trueoracle.engines.choose import Plan
 from trueoracle.engines.memory import available_memory, readable_bytes
-from trueoracle.errors import InputError, StoreError, TrainingError, first_line
+from trueoracle.errors import FailedError, InputError, StoreError, TrainingError, first_line
 from trueoracle.executors.base import ChunkExecutor, Parcel
 from trueoracle.files import (
     checked_json,
@@ -37,6 +37,7 @@ from trueoracle.pruning.candidates import CandidateList
 from trueoracle.record.paths import RETRAINING
 from trueoracle.run.chunks import Chunk, InTraining, Shared, train_chunk, under_way
 from trueoracle.run.drive import Queue, cut, drive
+from trueoracle.run.faults import error_in_words
 from trueoracle.search.schedule import Schedule, to_the_end
 from trueoracle.search.strategies import begin, survivors
 from trueoracle.training.loop import EpochRecord
@@ -47,6 +48,15 @@ RECORD = "search.json"
 
 PART_SECONDS = 15.0
 """The most seconds of training in a rung that a kill can cost, besides what is in training."""
+
+
+def _cannot_train(chunk: Chunk, error: Exception) -> None:
+    """End a search whose chunk of one network fails: to choose without it would be another one."""
+    ((_, name),) = chunk.members
+    raise FailedError(
+        f"candidate {name} cannot be trained: {error_in_words(error)}; what the search has trained "
+        "is kept, and the same command goes on from it"
+    ) from error
 
 
 @dataclass
@@ -271,7 +281,8 @@ class Search:
 
         def train(some: Sequence[int]) -> None:
             nonlocal part
-            queue = Queue(self._chunks(number, some, members, chosen, executor), say)
+            cut_up = self._chunks(number, some, members, chosen, executor)
+            queue = Queue(cut_up, say, on_failed=_cannot_train)
             work = drive(train_rung, queue, self.shared, executor, on_epoch)
             with closing(work) as finished:
                 for chunk, found, shown in finished:
