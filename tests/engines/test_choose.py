@@ -36,6 +36,7 @@ def fixed_times(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
 
 @needs_kernels
 def test_plain_networks_take_the_kernels(few_digits: Splits) -> None:
+    torch.set_num_threads(2)
     chosen = plan(lenet5_mini(), few_digits, RECIPE, members=100)
     assert chosen.engine == "native"
     assert chosen.group == kernels()[0].lanes(False)
