@@ -70,6 +70,12 @@ def test_a_search_writes_its_network(tiny: Path) -> None:
     assert re.search(
         "^MACs +448,700 +404,100 +theoretical speed-up 1.11x", result.stdout, re.MULTILINE
     )
+    for size in ("1 example", "32 examples"):
+        row = rf"^latency of {size} +([\d.]+) ms +([\d.]+) ms +measured speed-up ([\d.]+)x"
+        (times,) = re.findall(row, result.stdout, re.MULTILINE)
+        dense, pruned, ratio = map(float, times)
+        assert dense / pruned == pytest.approx(ratio, rel=0.02)
+    assert "candidate of median MACs in turn" in " ".join(result.stdout.split())
     assert trueoracle.load("m.safetensors")(torch.rand(2, 1, 32, 32)).shape == (2, 10)
     again = called("search", tiny, "--budget", "40%", "--engine", "loop", "--json", "--quiet")
     assert again.exit_code == 0, again.stderr

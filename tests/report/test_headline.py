@@ -47,7 +47,8 @@ def test_the_first_word_answers_for_all_criteria_and_the_numbers_are_theirs() ->
     assert said(yes) == (
         "Yes. L1 of what is predicts final test accuracy: agreement 0.45 of about 0.71 possible."
     )
-    assert headline({"relations": []}).startswith("Unclear. No network")
+    assert headline({"relations": [], "searches": []}).startswith("Unclear. No network")
+    assert headline({"relations": [], "searches": [{}]}).startswith("Unclear. Only a search")
 
 
 def test_nothing_is_said_to_be_better_than_possible() -> None:
@@ -102,6 +103,8 @@ def test_a_grid_is_yes_or_no_only_where_all_of_its_studies_are() -> None:
         "agreement over all 0.30 [−0.10, 0.50]."
     )
     assert grid_headline({"points": []}).startswith("Unclear. No network")
+    alone = [{"summary": {"relations": [], "searches": [{}]}}, {"summary": None}]
+    assert grid_headline({"points": alone}).startswith("Unclear. Only a search")
 
 
 def test_a_badge_names_every_changed_field() -> None:

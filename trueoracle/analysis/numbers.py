@@ -35,8 +35,14 @@ def interval(low: float | None, high: float | None, digits: int = 2) -> str:
 
 def milliseconds(part: float, whole: float) -> str:
     """Two times in seconds, and how many times faster: ``"1.90 of 2.40 ms, 1.26×"``."""
-    shown = [f"{1000 * one:,.0f}" if one >= 0.1 else f"{1000 * one:.3g}" for one in (part, whole)]
-    return f"{shown[0]} of {shown[1]} ms" + (f", {whole / part:.2f}×" if part else "")
+    return f"{in_milliseconds(part)} of {in_milliseconds(whole)} ms" + (
+        f", {whole / part:.2f}×" if part else ""
+    )
+
+
+def in_milliseconds(seconds: float) -> str:
+    """Seconds in milliseconds, with three digits or, of 100 ms and more, whole ones."""
+    return f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -16,7 +16,8 @@ from trueoracle.cli.options import Debug, Json, OutcomeRule, Runs, Settings, com
 from trueoracle.cli.tables import badges, networks_table, notes, relations_of, relations_table
 from trueoracle.errors import InputError
 from trueoracle.record.networks import is_recorded
-from trueoracle.report.words import data_in_words, verdicts
+from trueoracle.report.headline import nothing_retrained
+from trueoracle.report.words import data_in_words, searches_in_words, verdicts
 from trueoracle.spec.file import is_reference, parse_overrides
 from trueoracle.spec.grid import variants
 
@@ -115,7 +116,9 @@ def _print_findings(summaries: Sequence[dict[str, Any]]) -> None:
             console.print(networks_table(own))
             console.print()
     else:
-        console.print("No network has been retrained yet: 'trueoracle run' goes on.")
+        console.print(f"{nothing_retrained(own)} 'trueoracle run' goes on.")
+    for search in searches_in_words(own):
+        console.print(search)
     for verdict in verdicts(own):
         console.print(verdict)
     for relation in (own["short_retraining"] or {"relations": []})["relations"]:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trueoracle.analysis.numbers import finite_or_none, interval, many, number
+from trueoracle.analysis.numbers import finite_or_none, in_milliseconds, interval, many, number
 from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
 from trueoracle.cli.fitted import FittedTable
 from trueoracle.cli.options import Chosen, Machine, Output, StudyName, Workers, command_line
 from trueoracle.errors import InputError, StoreError, TrueOracleError
 from trueoracle.files import replacing
+from trueoracle.report.words import medians_in_words
 from trueoracle.run.progress import duration
 from trueoracle.search.settings import SearchSettings
 from trueoracle.spec.grid import load_spec
@@ -171,6 +172,8 @@ def _show(found: doors.SearchResult, spec: StudySpec) -> None:
     )
     console.print(f"\nchosen: candidate {found.chosen}" + (f", without {pruned}" if pruned else ""))
     console.print(_beside_dense(found))
+    if words := _measured(found):
+        console.print(words)
     spent = (
         f"{found.spent:,} of the {found.full_budget:,} epochs that retrain all "
         f"({found.spent / found.full_budget:.1%})"
@@ -198,7 +201,23 @@ def _beside_dense(found: doors.SearchResult) -> FittedTable:
         if full is not None and left is not None:
             times = f"{words} {full / left:.2f}x" if left else ""
             made.add_row(name.replace("macs", "MACs"), f"{full:,}", f"{left:,}", times)
+    known = found.latency or {"batch": (), "dense": (), "pruned": ()}
+    for size, *seconds in zip(*(known[n] for n in ("batch", "dense", "pruned")), strict=True):
+        times = f"measured speed-up {seconds[0] / seconds[1]:.2f}x" if seconds[1] else ""
+        shown = (f"{in_milliseconds(one)} ms" for one in seconds)
+        made.add_row(f"latency of {many(size, 'example')}", *shown, times)
     return made
+
+
+def _measured(found: doors.SearchResult) -> str:
+    """Of what, where and how often latencies were measured; empty without any."""
+    known = found.latency
+    if known is None or not known["batch"]:
+        return ""
+    return (
+        f"latency: {medians_in_words(known['repeats'], known['device'], known['threads'])}, of the "
+        "dense network and of the candidate of median MACs in turn"
+    )
 
 
 def _value(metric: Metric, value: float) -> str:

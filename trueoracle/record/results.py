@@ -31,6 +31,7 @@ from trueoracle.errors import InputError, StoreError, unknown
 from trueoracle.files import make_folder, replacing
 from trueoracle.record.layout import COUNTED, LATENCY
 from trueoracle.record.older import fallback_label
+from trueoracle.record.searches import recorded_searches
 from trueoracle.record.status import recorded_spec, skipped_in, status_of
 from trueoracle.record.store import Store
 from trueoracle.spec.scale import titled
@@ -156,6 +157,15 @@ class Results:
             return None
         last = measured[-1]
         return {**last[LATENCY], "device": last["device"], "threads": last["threads"]}
+
+    @property
+    def searches(self) -> list[dict[str, Any]]:
+        """The recorded searches (:func:`trueoracle.record.searches.recorded_searches`), each with
+        what the chosen candidate prunes (``pruned``; None where none is chosen).
+        """
+        pruned = dict(self.candidates[["candidate", "pruned"]].itertuples(index=False))
+        found = recorded_searches(self.folder, self.metrics)
+        return [one | {"pruned": pruned.get(one["chosen"])} for one in found]
 
     @property
     def finished(self) -> bool:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import StoreError
-from trueoracle.files import parse_json
 from trueoracle.record.lock import is_locked
 from trueoracle.record.networks import read_networks, status_of_networks
 from trueoracle.record.paths import DATABASE, NETWORKS, SEARCHES
+from trueoracle.record.searches import is_searched
 from trueoracle.record.store import Store
 from trueoracle.spec.scale import badge_of
 from trueoracle.spec.spec import StudySpec
@@ -70,13 +70,13 @@ def status_of(
     )
     scored = 0 < to_score <= counts["scores"] and counts["retrainings"] == 0
     ended = provenance[-1]["ended"] is not None
-    searches = list(folder.glob(f"{SEARCHES}/*/*.json"))
+    searches = any(folder.glob(f"{SEARCHES}/*/*.json"))
     if is_locked(folder):
         state = "running"
     elif tried:
         state = "failed" if counts["failed"] else "finished"
     elif searches and ended and counts["retrainings"] == 0:
-        state = "searched" if any(map(_is_complete, searches)) else "interrupted"
+        state = "searched" if is_searched(folder) else "interrupted"
     else:
         state = "scored" if scored and ended else "interrupted"
     return {
@@ -97,12 +97,3 @@ def status_of(
         "last_started": provenance[-1]["started"],
         "ended": provenance[-1]["ended"],
     }
-
-
-def _is_complete(search: Path) -> bool:
-    """Whether a search's record has all planned rungs; False where the record is damaged."""
-    try:
-        record = parse_json(search.read_bytes())
-        return len(record["rungs"]) == len(record["settings"]["rungs"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return False

@@ -16,6 +16,7 @@ __all__ = [
     "conditions",
     "grid_headline",
     "headline",
+    "nothing_retrained",
     "other_outcomes",
 ]
 
@@ -33,7 +34,7 @@ def headline(summary: Summary) -> str:
     The first word is Yes where any criterion's answer is, No where all of them are, else Unclear.
     """
     if not summary["relations"]:
-        return "Unclear. No network has been retrained yet."
+        return f"Unclear. {nothing_retrained(summary)}"
     own = _of_first_outcome(summary["relations"])
     best, count = own[0], len(own)
     outcome = _short(best["outcome_name"], 4)
@@ -59,6 +60,13 @@ def headline(summary: Summary) -> str:
     if oracle is not None and oracle is not best:
         text += f"; {_short(oracle['score_name'], 3)} {number(oracle['agreement'], 2)}"
     return f"{text}."
+
+
+def nothing_retrained(summary: Summary) -> str:
+    """Why a study without an outcome has no answer: a search's few networks are no sample."""
+    if summary["searches"]:
+        return "Only a search has retrained networks, those that it preferred: too few to tell."
+    return "No network has been retrained yet."
 
 
 def _answer(relations: Sequence[Mapping[str, Any]]) -> str:
@@ -148,14 +156,11 @@ def badge(spec: StudySpec, summary: Summary, main: StudySpec | None = None) -> s
 
 def grid_headline(summary: Summary) -> str:
     """The headline of a grid, by the answers of its points; at most :data:`MOST_WORDS` words."""
-    found = [
-        relation
-        for entry in summary["points"]
-        if entry["summary"]
-        for relation in entry["summary"]["relations"]
-    ]
+    known = [entry["summary"] for entry in summary["points"] if entry["summary"]]
+    found = [relation for one in known for relation in one["relations"]]
     if not found:
-        return "Unclear. No network has been retrained yet."
+        searches = [search for one in known for search in one["searches"]]
+        return f"Unclear. {nothing_retrained({'searches': searches})}"
     metric = found[0]["metric"]
     own = [one for one in found if one["metric"] == metric]
     criteria = list(dict.fromkeys(one["criterion"] for one in own))

@@ -19,7 +19,12 @@ from trueoracle.report.drawings import (
     arms_figure,
     filter_names,
 )
-from trueoracle.report.headline import conditions, headline, other_outcomes
+from trueoracle.report.headline import (
+    conditions,
+    headline,
+    nothing_retrained,
+    other_outcomes,
+)
 from trueoracle.report.linked import linked
 from trueoracle.report.rendering import HEADINGS, navigation, render
 from trueoracle.report.sections import (
@@ -47,6 +52,7 @@ from trueoracle.report.words import (
     latencies_in_words,
     limits_in_words,
     pruned_in_words,
+    searches_in_words,
     verdicts,
 )
 
@@ -150,6 +156,8 @@ def study_page(
         summaries=summaries,
         sections=sections,
         verdicts=verdicts(main),
+        nothing=nothing_retrained(main),
+        searches=searches_in_words(main),
         facts=dense_facts(main),
         data_words=data_in_words(main["data_facts"]),
         tables=tables,

@@ -90,6 +90,7 @@ def summarise(
     - ``cost``: what pruning saves; None where an older record does not hold it;
     - ``latency``: how long a forward takes (:attr:`Results.latency`); None where it was not
       measured;
+    - ``searches``: what searches have chosen (:attr:`Results.searches`);
     - ``dense_seeds``: the seeds of the dense networks. Where there are several, ``networks`` has
       the summary of each, with its own p-values, and all of the above is over the networks.
     """
@@ -124,6 +125,7 @@ def summarise(
         "candidates_in_words": candidates_in_words(spec.pruning, status["candidates"]),
         "cost": _cost(results),
         "latency": results.latency,
+        "searches": results.searches,
         "retraining_seconds": float(retrainings["seconds"].sum()) if len(retrainings) else 0.0,
         "relations": _relations(results, found, rule),
         "ceilings": _ceilings(found),

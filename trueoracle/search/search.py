@@ -54,6 +54,8 @@ class SearchResult:
     - ``chosen`` is the candidate's id, ``pruned`` what it prunes;
     - ``dense`` has the dense network's metrics, ``parameters`` and ``macs``; ``cost`` the chosen
       one's ``parameters`` and ``macs`` (for one example), None where they are not recorded;
+    - ``latency`` is what the study has measured (:attr:`Results.latency`), of the candidate of
+      median MACs; None where it has not;
     - ``outcome`` has the network's ``metrics`` on every split after the last epoch, of which the
       search compared ``by`` alone;
     - ``history`` has one row per candidate and epoch: ``candidate``, ``rung`` (from 1), ``epoch``
@@ -73,6 +75,7 @@ class SearchResult:
     pruned: Mapping[str, Any]
     dense: Mapping[str, Any]
     cost: Mapping[str, int | None]
+    latency: Mapping[str, Any] | None
     outcome: EpochRecord
     history: pd.DataFrame
     schedule: Schedule
@@ -147,6 +150,7 @@ class SearchResult:
             "outcome": finite_or_none(self.outcome.as_row()),
             "dense": finite_or_none(dict(self.dense)),
             **self.cost,
+            "latency": None if self.latency is None else dict(self.latency),
             "from_record": self.from_record,
             "strategy": self.strategy,
             "criterion": self.criterion,
@@ -239,6 +243,7 @@ def search(
         pruned=candidates.pruned(index),
         dense={n: v for n, v in dense.items() if n in COSTS or n in record.epochs[name][-1].values},
         cost={n: None if isna(costs[n][name]) else int(costs[n][name]) for n in COSTS},
+        latency=recorded.latency,
         outcome=record.epochs[name][-1],
         history=_history(record, schedule),
         schedule=schedule,
