@@ -25,7 +25,8 @@ class FilterWorth:
       fitted to all candidates by ridge regression (Hoerl & Kennard 1970); sums to zero within a
       group of which every candidate prunes as many;
     - ``pairs`` ``[F, F]``: the mean outcome of the candidates that prune both of two filters, NaN
-      where there are none and on the diagonal; None for more than :data:`MOST_PAIRED` filters.
+      where there are none and on the diagonal; None for more than :data:`MOST_PAIRED` filters;
+    - ``mean``: the mean outcome of all candidates, to which a sum over filters adds.
 
     Diverged networks count as the worst finite outcome, as everywhere.
     """
@@ -34,6 +35,12 @@ class FilterWorth:
     kept: np.ndarray
     additive: np.ndarray
     pairs: np.ndarray | None
+    mean: float
+
+    @property
+    def fitted(self) -> np.ndarray:
+        """What a sum over filters makes of pruning each filter, all else on average ``[F]``."""
+        return self.mean + self.additive
 
 
 def filter_worth(table: CandidateTable) -> FilterWorth | None:
@@ -51,6 +58,7 @@ def filter_worth(table: CandidateTable) -> FilterWorth | None:
         kept=_means(outcome @ (1 - pruned), (1 - pruned).sum(axis=0)),
         additive=_fit(pruned, outcome, table.groups),
         pairs=pairs,
+        mean=float(outcome.mean()),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which filters matter: mean outcomes with and without each, and of each pair, as a heat map."""
+"""Which filters matter: outcomes with and without each, in a sum of them, and of each pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from trueoracle.analysis.filters import FilterWorth
 from trueoracle.figures.drawing import new_figure
-from trueoracle.figures.scatter import TICK, USUAL, entitle, plain
+from trueoracle.figures.scatter import ANOMALY, TICK, USUAL, entitle, plain
 
 __all__ = ["FiltersData", "draw_filters", "filters_data"]
 
@@ -42,7 +42,8 @@ def filters_data(
         change = np.nan_to_num(np.abs(worth.pruned - worth.kept))
         rows = np.sort(np.argsort(-change, kind="stable")[:_MOST_SHOWN])
         columns = (worth.pruned[rows], worth.kept[rows], worth.additive[rows])
-        worth, names = FilterWorth(*columns, None), [names[row] for row in rows]
+        worth = FilterWorth(*columns, pairs=None, mean=worth.mean)
+        names = [names[row] for row in rows]
     return FiltersData(tuple(names), worth, higher_is_better, label, title)
 
 
@@ -59,11 +60,12 @@ def draw_filters(data: FiltersData) -> Figure:
     axes.hlines(rows, worth.kept, worth.pruned, color="0.75", linewidth=1.2)
     axes.plot(worth.kept, rows, "o", mfc="white", mec=USUAL, ms=5, label="kept")
     axes.plot(worth.pruned, rows, "o", color=USUAL, ms=6, label="pruned")
+    axes.plot(worth.fitted, rows, "x", color=ANOMALY, ms=5, label="in a sum over filters")
     axes.set_yticks(rows, names, fontsize="small")
     axes.invert_yaxis()
     axes.set_xlabel(f"mean {plain(data.label)}")
     axes.legend(
-        fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2
+        fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)

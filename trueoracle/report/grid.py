@@ -26,7 +26,7 @@ from trueoracle.report.rendering import HEADINGS, navigation, render
 from trueoracle.report.sections import each_network, headline_in_words, tables_of
 from trueoracle.report.share import recorded_name
 from trueoracle.report.stills import FEW as FEW_STUDIES
-from trueoracle.report.stills import stills_of_point
+from trueoracle.report.stills import left_out_in_words, stills_of_point
 from trueoracle.report.summary import assess_together, summarise
 from trueoracle.report.table import costs_table
 from trueoracle.report.words import (
@@ -231,6 +231,7 @@ def grid_page(
     badges = {entry["label"]: changes_in_words(entry["summary"]["changed"]) for entry in entries}
     first = next(entry for entry in entries if entry["summary"]["relations"])
     stills = _stills_of_points(entries, recorded, summary["outcome"], folder)
+    note = left_out_in_words(sum(bool(one["summary"]["relations"]) for one in entries))
     filters = any(filter_names(n) for one in recorded.values() for n in each_network(one))
     views = {
         "trend": View(HEADINGS["trend"][0], stills=tuple(_trends(found, summary, folder)[:1])),
@@ -253,7 +254,7 @@ def grid_page(
         ),
         "picked": View(HEADINGS["picked"][0]),
         **{
-            name: View(HEADINGS[name][0], stills=stills.get(name, ()))
+            name: View(HEADINGS[name][0], stills=stills.get(name, ()), note=note)
             for name in ("scatter", "ladder", "curves", *(["filters"] if filters else []))
         },
     }

@@ -254,6 +254,7 @@ def _worth(table: CandidateTable) -> dict[str, Any] | None:
         "pruned": _column(known.pruned),
         "kept": _column(known.kept),
         "additive": _column(known.additive),
+        "fitted": _column(known.fitted),
         "pairs": None if known.pairs is None else _rows(known.pairs),
     }
 

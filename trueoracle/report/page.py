@@ -41,7 +41,7 @@ from trueoracle.report.sections import (
     tables_of,
 )
 from trueoracle.report.share import recorded_name
-from trueoracle.report.stills import FEW
+from trueoracle.report.stills import FEW, left_out_in_words
 from trueoracle.report.summary import assess_together, summarise
 from trueoracle.report.table import (
     TextTable,
@@ -80,12 +80,16 @@ class WrittenReport:
 
 @dataclass(frozen=True)
 class View:
-    """A linked view of a page: its heading, and what stands there until the script has run."""
+    """A linked view of a page: its heading, and what stands there until the script has run.
+
+    ``note`` says which studies the pictures are of, where these are not all.
+    """
 
     heading: str
     stills: tuple[Drawn, ...] = ()
     table: TextTable | None = None
     intro: str = ""
+    note: str = ""
 
 
 def write_report(
@@ -185,7 +189,8 @@ def _views(sections: Sequence[Section], folder: Folder, rule: str) -> dict[str, 
             for section in shown
             for drawn in section.stills.get(name, ())
         ]
-        return View(HEADINGS[name][0], stills=tuple(stills))
+        note = left_out_in_words(len(known)) if stills and shown == known[:FEW] else ""
+        return View(HEADINGS[name][0], stills=tuple(stills), note=note)
 
     views = {
         "scatter": view("scatter", known[:1]),  # of the others, side by side

@@ -33,6 +33,7 @@ from trueoracle.report.words import (
 
 __all__ = [
     "FEW",
+    "left_out_in_words",
     "stills_of",
     "stills_of_candidates",
     "stills_of_point",
@@ -43,6 +44,15 @@ FEW = 4
 
 Likewise the most studies of a page whose pictures are all shown.
 """
+
+
+def left_out_in_words(studies: int) -> str:
+    """Which studies of a page have no pictures of their own; empty where all have."""
+    if studies <= FEW:
+        return ""
+    shown = f"the first {FEW} of {studies} studies"
+    return f"Pictures are of {shown}; the page's script draws any of them."
+
 
 _LADDER = (
     "Agreement is τ with its sign turned so that +1 is perfect; criteria are in the order of its "
@@ -106,8 +116,9 @@ def stills_of_candidates(
             lambda: worth_figure(one, relation, rule, title_of(results)),
             f"{name}-filters-{column}",
             alt=f"Mean {outcome} of the candidates{of} that prune each filter, and that keep it.",
-            caption=f"Left: candidates{of} that prune a filter (filled) and that keep it. "
-            "Right: those that prune both of two.",
+            caption=f"Left: candidates{of} that prune a filter (filled) and that keep it; a "
+            "cross: what a sum over filters, fitted to all candidates, makes of pruning it. Right: "
+            "those that prune both of two.",
         )
     drawn = {"ladder": ladder, "curves": curves, "filters": worth}
     return {view: (one,) for view, one in drawn.items() if one is not None}

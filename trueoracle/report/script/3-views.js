@@ -119,7 +119,7 @@ const VIEWS = {
     const curves = network.curves[state.outcome];
     if (!curves) return nothing(root, "No epoch is recorded of this outcome.");
     const plot = element("div", { class: "plot", id: "curves-plot" });
-    const every = curves.stride > 1 ? ` Every ${curves.stride}th epoch is drawn.` : "";
+    const every = curves.stride > 1 ? ` Of every ${curves.stride} epochs one is drawn.` : "";
     root.replaceChildren(
       element("h3", { class: "what" }, ...title(study), ` · ${study.epochs} epochs, ${state.seed === "mean" ? "mean over seeds" : `seed ${state.seed}`}`),
       plot,
@@ -154,7 +154,7 @@ const VIEWS = {
     root.replaceChildren(
       element("h3", { class: "what" }, ...title(study), study.over > 1 ? ` · dense network ${network.label}` : ""),
       element("div", { class: "two" }, left, right),
-      element("p", { class: "legend" }, "Left: mean outcome of the candidates that prune a filter (●) and that keep it (○), over all seeds. Right: mean outcome of the candidates that prune both."),
+      element("p", { class: "legend" }, "Left: mean outcome of the candidates that prune a filter (●) and that keep it (○), and what a sum over filters, fitted to all candidates, makes of pruning it (×), over all seeds. Right: mean outcome of the candidates that prune both."),
       ...(pictures ? [pictures, element("p", { class: "legend" }, "The kernels of the dense network: grey is zero, white positive, black negative.")] : []),
     );
     filterPlot(left, network, worth, outcome);
@@ -259,7 +259,7 @@ const VIEWS = {
 
 function filterPlot(root, network, worth, outcome) {
   const items = network.filters.map((name, place) => ({
-    name, pruned: worth.pruned[place], kept: worth.kept[place],
+    name, pruned: worth.pruned[place], kept: worth.kept[place], fitted: worth.fitted[place],
     ids: network.ids.filter((_, row) => network.prunes[row]?.includes(place)),
     lines: [`${name}: mean ${outcome.name} ${shown(worth.pruned[place])} pruned, ${shown(worth.kept[place])} kept`, `in a sum over filters, pruning it adds ${shown(worth.additive[place])}`],
     kind: "candidate", take: () => choose({ filter: name }), picked: () => state.filter === name,
@@ -271,6 +271,7 @@ function filterPlot(root, network, worth, outcome) {
     marks: [
       Plot.link(items.filter((one) => one.kept !== null), { x1: "kept", x2: "pruned", y1: "name", y2: "name", stroke: "var(--guide)" }),
       Plot.dot(items.filter((one) => one.kept !== null), { x: "kept", y: "name", r: 4, stroke: "var(--usual)" }),
+      Plot.dot(items.filter((one) => one.fitted !== null), { className: "fitted", x: "fitted", y: "name", r: 3.5, symbol: "times", stroke: "var(--anomaly)" }),
       Plot.dot(items, { x: "pruned", y: "name", r: 5, ...focusable(items, "filters from the top down: those that prune it light up", { along: "y" }) }),
     ],
   });
