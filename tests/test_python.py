@@ -27,7 +27,10 @@ PNG = b"\x89PNG"
 
 
 def test_completion_and_help_list_every_public_name() -> None:
-    assert set(trueoracle.__all__) <= set(dir(trueoracle))
+    assert {name for name in dir(trueoracle) if not name.startswith("__")} == {
+        *trueoracle.__all__
+    } - {"__version__"}
+    assert "__version__" in dir(trueoracle)
     text = pydoc.render_doc(trueoracle, renderer=pydoc.plaintext)  # type: ignore[attr-defined]
     for name in {*trueoracle.__all__} - {"__version__"}:
         assert re.search(rf"^    (class )?{name}\(", text, re.MULTILINE), name

@@ -78,7 +78,8 @@ _HOMES = {
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    own = {name for name in globals() if name.startswith("__")}
+    return sorted(own | {*__all__})
 
 
 def __getattr__(name: str) -> Any:

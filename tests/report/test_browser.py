@@ -427,6 +427,49 @@ def test_pages_are_small_and_hold_all(opened: Opener, written: Pages) -> None:
     assert one.count("#candidate-table tbody tr") == 1000
 
 
+def test_the_largest_page_is_drawn_in_three_seconds_of_processor_time(
+    browser: Any, written: Pages
+) -> None:
+    # The main thread's own time: parsing, the script, layout; a busy machine makes it no longer.
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.goto(written["large"].as_uri(), wait_until="load")
+    page.locator("#candidate-table tbody tr").nth(999).wait_for(state="attached")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    known = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+    page.close()
+    assert 0 < known["ScriptDuration"] < known["TaskDuration"] < 3
+
+
+@pytest.mark.parametrize("name", ["arms", "networks", "several", "grid"])
+def test_tables_of_numbers_fit_a_wide_page(opened: Opener, name: str) -> None:
+    one = opened(name)
+    one.page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    tables = one.page.locator("#numbers .scroll:visible, #costs .scroll:visible").all()
+    assert len(tables) >= 3
+    for table in tables:
+        wide, room = table.evaluate("(one) => [one.scrollWidth, one.clientWidth]")
+        assert wide <= room, table.get_attribute("aria-label")
+
+
+def test_equal_axes_lie_side_by_side_however_long_a_badge_is(opened: Opener) -> None:
+    one = opened("arms")
+    one.page.evaluate(
+        "document.querySelector('#arms .badge').textContent = 'retraining.epochs 2, not 3 '.repeat(9)"
+    )
+    plots = [plot.bounding_box() for plot in one.page.locator("#arms .plot").all()]
+    assert len(plots) == 2
+    assert plots[0]["x"] < plots[1]["x"]
+    assert (plots[0]["y"], plots[0]["height"]) == (plots[1]["y"], plots[1]["height"])
+
+
+def test_the_sum_over_filters_is_drawn_beside_the_means(opened: Opener) -> None:
+    one = opened("arms")
+    assert one.count("#filters .fitted path") == 10
+    assert "a sum over filters" in one.text("#filters [data-view] .legend")
+
+
 def test_names_are_text_wherever_they_stand(opened: Opener) -> None:
     one = opened("nasty")
     assert one.count("img[src=x]") == 0

@@ -271,8 +271,8 @@ function filterPlot(root, network, worth, outcome) {
     marks: [
       Plot.link(items.filter((one) => one.kept !== null), { x1: "kept", x2: "pruned", y1: "name", y2: "name", stroke: "var(--guide)" }),
       Plot.dot(items.filter((one) => one.kept !== null), { x: "kept", y: "name", r: 4, stroke: "var(--usual)" }),
-      Plot.dot(items.filter((one) => one.fitted !== null), { className: "fitted", x: "fitted", y: "name", r: 3.5, symbol: "times", stroke: "var(--anomaly)" }),
       Plot.dot(items, { x: "pruned", y: "name", r: 5, ...focusable(items, "filters from the top down: those that prune it light up", { along: "y" }) }),
+      Plot.dot(items.filter((one) => one.fitted !== null), { className: "fitted", x: "fitted", y: "name", r: 3.5, symbol: "times", stroke: "var(--anomaly)", strokeWidth: 2, pointerEvents: "none" }),
     ],
   });
 }
