@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+import tarfile
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import typer
+from typer.testing import CliRunner
 
 from tests.criteria.tiny import chain, every_way, images, masks
 from tests.spec.test_spec import fields_of
@@ -49,8 +53,6 @@ def test_every_field_of_a_study_is_documented() -> None:
 
 
 def test_every_field_of_a_relation_is_documented() -> None:
-    import numpy as np
-
     text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
     fields = relate(np.arange(3.0), np.arange(3.0), higher_is_better=True).as_dict()
     for field in [*fields, "verdict"]:
@@ -206,6 +208,68 @@ def test_the_commands_in_the_documents_are_understood(page: str, typed: str) -> 
         return
     name, command, rest = group.resolve_command(group.context_class(group), args)
     command.make_context(name, rest)
+
+
+OF_RECORDS = ("status", "report", "export", "figures", "verify")
+OF_TABLES = ("studies", "criteria", "power", "analyse", "reproduce")
+KEPT = ("glyphs-fc1-0.2", "examples/reports/two-wirings.toml")
+"""The studies whose records lie in examples/reports."""
+
+
+def run_here() -> list[str]:
+    """The documented commands that need no training: on the kept records, tables or nothing.
+
+    Others train networks for minutes to days, time them, or need a cluster or a data set; what
+    these do has tests of its own.
+    """
+    found = []
+    for _, typed in commands():
+        _, command, *rest = shlex.split(typed)
+        study = rest[0] if rest and not rest[0].startswith("--") else None
+        is_read = command in OF_RECORDS and (study is None or study in KEPT)
+        trains = command == "reproduce" and "--no-times" not in rest
+        if is_read or (command in OF_TABLES and not trains):
+            found.append(typed)
+    return list(dict.fromkeys(found))
+
+
+@pytest.fixture(scope="module")
+def reading_room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the kept records in ``runs``, and the tables that commands name."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    for kept in (ROOT / "examples" / "reports").glob("*.tar.gz"):
+        with tarfile.open(kept) as archive:
+            archive.extractall(folder / "runs", filter="data")
+    draw = np.random.default_rng(0)
+    ways = [f"{i} {j}" for i in range(6) for j in range(i)]
+    for name in ("points", "all", "conv1", "conv2", "conv3"):
+        columns = ("pruned_loss", "accuracy", "l1", "taylor", "loss", "x", "y")
+        table = pd.DataFrame(draw.random((15, len(columns))), columns=list(columns))
+        table = table.assign(filters=ways, **{f"seed{i}": draw.random(15) for i in range(3)})
+        table.to_csv(folder / f"{name}.csv", index=False)
+    long = pd.MultiIndex.from_product([ways, range(2), range(3)], names=["id", "seed", "dense"])
+    rows = pd.DataFrame(index=long).reset_index()
+    scores = rows.groupby(["id", "dense"]).ngroup().map(lambda one: (7 * one) % 31)
+    rows.assign(l1=scores, accuracy=draw.random(len(rows))).to_csv(folder / "long.csv", index=False)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("typed", run_here())
+def test_the_commands_in_the_documents_run(
+    typed: str, reading_room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trueoracle.cli.app import app
+
+    monkeypatch.chdir(reading_room)
+    result = CliRunner().invoke(app, shlex.split(re.split(r" [>|] ", typed)[0])[1:])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip()
+
+
+def test_enough_of_the_documented_commands_run() -> None:
+    assert {typed.split()[1] for typed in run_here()} == {*OF_RECORDS, *OF_TABLES}
 
 
 @pytest.mark.parametrize("page", ["first-study.md", "network.md"])
