@@ -163,7 +163,8 @@ class Results:
         """The recorded searches (:func:`trueoracle.record.searches.recorded_searches`), each with
         what the chosen candidate prunes (``pruned``; None where none is chosen).
         """
-        pruned = dict(self.candidates[["candidate", "pruned"]].itertuples(index=False))
+        known = self.candidates
+        pruned = dict(zip(known["candidate"], known["pruned"], strict=True))
         found = recorded_searches(self.folder, self.metrics)
         return [one | {"pruned": pruned.get(one["chosen"])} for one in found]
 
