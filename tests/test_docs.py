@@ -17,6 +17,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+import trueoracle
 from tests.criteria.tiny import chain, every_way, images, masks
 from tests.spec.test_spec import fields_of
 from trueoracle.analysis.relation import relate
@@ -98,18 +99,56 @@ def test_the_documented_criterion_runs() -> None:
         names["last_filters"](network, masks(network, {"0": 0.5}), images())
 
 
+def test_the_criterion_of_the_page_on_the_bench_runs() -> None:
+    (code,) = fences(ROOT / "docs" / "bench.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(code, "bench.md", "exec"), names)  # noqa: S102
+    network = chain()
+    scores = names["spread"](network, every_way(network, {"0": 0.5}), images())
+    weight = network.get_parameter("0.weight").flatten(1)
+    spread = weight.var(dim=1)
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    expected = torch.stack([spread[list(pair)].sum() for pair in pairs])
+    found = torch.as_tensor(scores, dtype=expected.dtype)
+    torch.testing.assert_close(found.sort().values, expected.sort().values)
+
+
+SHORT_STUDY = """extends = "digits-conv1-0.2"
+[dense]
+epochs = 1
+[retraining]
+epochs = 2
+milestones = []
+[data]
+train_images = 128
+validation_images = 20
+test_images = 32
+"""
+"""The study of several pages, in a second instead of minutes."""
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_on_study_files_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(SHORT_STUDY, encoding="utf-8")
+    (code,) = fences(ROOT / "docs" / "study-file.md", "python")
+    names: dict[str, Any] = {"trueoracle": trueoracle}
+    code = code.replace("digits-conv1-0.2", "small.toml")
+    exec(compile(code, "study-file.md", "exec"), names)  # noqa: S102
+    assert set(names["results"].networks) == {0, 1, 2}
+    assert names["results"].finished
+
+
 @pytest.mark.slow
 def test_the_search_pages_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
     load, run, study = fences(ROOT / "docs" / "search.md", "python")
-    # The study of the page, in a second instead of minutes.
     short = "small.toml"
-    (tmp_path / short).write_text(
-        'extends = "digits-conv1-0.2"\n[dense]\nepochs = 1\n[retraining]\nepochs = 2\n'
-        "milestones = []\n[data]\ntrain_images = 128\nvalidation_images = 20\ntest_images = 32\n"
-    )
+    (tmp_path / short).write_text(SHORT_STUDY, encoding="utf-8")
     names: dict[str, Any] = {}
     exec(compile(study.replace("digits-conv1-0.2", short), "search.md", "exec"), names)  # noqa: S102
     for name in ("model.pt2", "model.safetensors"):
@@ -291,8 +330,6 @@ def test_the_python_of_the_pages_for_beginners_runs(
 
 
 def test_the_python_page_lists_every_public_name() -> None:
-    import trueoracle
-
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = {place.rpartition(".")[2] for place in re.findall(r"^::: (\S+)$", text, re.M)}
     assert listed == set(trueoracle.__all__) - {"__version__"}
