@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -54,9 +55,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[s
     server.server_close()
 
 
-def looked_at(browser: Any, scheme: str, address: str, pages: list[str]) -> list[tuple[str, ...]]:
+def looked_at(
+    browser: Any, scheme: str, width: int, address: str, pages: list[str]
+) -> list[tuple[str, ...]]:
     """What is wrong with the pages: of what rule, or what else they ask for."""
-    page = browser.new_page(color_scheme=scheme)
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 844})
     wrong: list[tuple[str, ...]] = []
     asked: list[str] = []
     page.on("request", lambda one: asked.append(one.url))
@@ -64,7 +67,7 @@ def looked_at(browser: Any, scheme: str, address: str, pages: list[str]) -> list
     for name in pages:
         page.goto(f"{address}/{name}", wait_until="load")
         wrong += [
-            (name, scheme, one["id"], one["nodes"][0]["html"][:200])
+            (name, f"{scheme} at {width}", one["id"], one["nodes"][0]["html"][:200])
             for one in axe.Axe().run(page).response["violations"]
         ]
     return wrong + [("asks", url) for url in asked if not url.startswith((address, "data:"))]
@@ -94,6 +97,6 @@ def test_every_page_is_accessible_and_asks_nobody(site: tuple[str, list[str]]) -
     assert {"index.html", "pictures.html", "api.html", "examples.html"} <= set(pages)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        for scheme in ("light", "dark"):
-            assert looked_at(browser, scheme, address, pages) == []
+        for scheme, width in itertools.product(("light", "dark"), (1280, 390)):
+            assert looked_at(browser, scheme, width, address, pages) == []
         browser.close()
