@@ -32,6 +32,6 @@ def slurm(tmp_path: Path) -> Iterator[SlurmExecutor]:
     with SlurmExecutor(
         tmp_path / "jobs", options={"cluster": "local"}, retries=1, at_once=2
     ) as executor:
-        executor.workers, executor.seconds = 1, (0.0, 60.0)  # four jobs, of a second in all
-        executor.grace = 0.0
+        executor.seconds = (0.0, 60.0)  # eight chunks, of a second in all
+        executor.grace = executor.pause = 0.0
         yield executor
