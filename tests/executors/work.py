@@ -27,6 +27,7 @@ __all__ = [
     "fail",
     "small_study",
     "wait_beside",
+    "wait_once",
 ]
 
 
@@ -81,6 +82,17 @@ def wait_beside(marker: Path) -> None:
     marker.with_suffix(".new").write_text(str(os.getpid()))
     marker.with_suffix(".new").rename(marker)
     time.sleep(600)
+
+
+def wait_once(marker: Path) -> str:
+    """The first time, wait for long, and take any error for one's own, as a retraining does."""
+    if marker.exists():
+        return "went on"
+    try:
+        wait_beside(marker)
+    except Exception as error:
+        return f"failed: {error}"
+    return "waited"
 
 
 def small_study(runs: Path, *, filters: int = 4, epochs: int = 2) -> Study:

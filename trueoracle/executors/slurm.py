@@ -48,7 +48,7 @@ SILENT_SECONDS = 300.0
 
 _LOOK_SECONDS = 0.5
 _ASK_SECONDS = 10.0
-_LEAVE_SECONDS = 3.0
+_LEAVE_SECONDS = 5.0
 _TODO, _DONE, _DRIVER = ".todo", ".done", "driver"
 
 P = ParamSpec("P")
@@ -168,15 +168,19 @@ class SlurmExecutor(ChunkExecutor):
         while not all(map(self._has_left, jobs)) and time.monotonic() < until:
             time.sleep(0.05)
         for job in jobs:
-            _cancel(job)
+            if not self._has_left(job):
+                _cancel(job)
         while self._is_local and not all(map(self._has_left, jobs)):
             time.sleep(0.05)
         for job in jobs:
             shutil.rmtree(job.paths.folder, ignore_errors=True)
         self._jobs, self._leaving = {}, []
         shutil.rmtree(self._work, ignore_errors=True)
-        with suppress(OSError):  # logs of jobs that failed stay
-            for folder in (self._folder / "%j", self._folder):
+        for link in self._folder.glob(".submission_file_*"):  # submitit's, to the jobs' scripts
+            if not link.exists():
+                link.unlink(missing_ok=True)
+        for folder in (self._folder / "%j", self._folder):
+            with suppress(OSError):  # logs of jobs that failed stay
                 folder.rmdir()
 
     def _close(self, future: Future[Any]) -> None:
@@ -344,7 +348,7 @@ def serve(folder: str) -> None:
 
 
 def _take(work: Path, own: str) -> Path | None:
-    """Work that is this job's own from now on, the oldest first; None where there is none."""
+    """The oldest work that waits, or that this job has begun; None where there is none."""
     for path in sorted(work.iterdir()):
         if path.suffix == own:  # Slurm has begun this job anew
             return path
