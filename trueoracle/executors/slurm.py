@@ -126,7 +126,7 @@ class SlurmExecutor(ChunkExecutor):
         self._jobs: dict[str, Any] = {}
         self._leaving: list[Any] = []
         self._errors: dict[str, Exception] = {}
-        self._is_local, self._ask = cluster == "local", 0.0
+        self._is_local, self._asked = cluster == "local", -_ASK_SECONDS
         self._fruitless, self._has_served, self._resume = 0, False, 0.0
         self._shared: tuple[object, PickledFile] | None = None
         self._ended = threading.Event()
@@ -164,14 +164,9 @@ class SlurmExecutor(ChunkExecutor):
             future.cancel()
         self._driver.unlink(missing_ok=True)  # by which jobs that wait for work know
         jobs = [*self._jobs.values(), *self._leaving]
-        until = time.monotonic() + _LEAVE_SECONDS
-        while not all(map(self._has_left, jobs)) and time.monotonic() < until:
-            time.sleep(0.05)
-        for job in jobs:
-            if not self._has_left(job):
-                _cancel(job)
-        while self._is_local and not all(map(self._has_left, jobs)):
-            time.sleep(0.05)
+        for job in self._staying(jobs):
+            _cancel(job)
+        self._staying(jobs)  # or what they write at their end would come after the files are gone
         for job in jobs:
             shutil.rmtree(job.paths.folder, ignore_errors=True)
         self._jobs, self._leaving = {}, []
@@ -201,11 +196,22 @@ class SlurmExecutor(ChunkExecutor):
         """Whether a job has come to its end, as its files or its process show."""
         return bool(job.done() if self._is_local else job.paths.result_pickle.exists())
 
-    def _queued(self) -> set[str] | None:
+    def _staying(self, jobs: list[Any]) -> list[Any]:
+        """The jobs that do not end within some seconds."""
+        for _ in range(int(_LEAVE_SECONDS / _LOOK_SECONDS)):
+            jobs = [job for job in jobs if not self._has_left(job)]
+            if jobs and (queued := self._queued(seconds=1.0)) is not None:
+                jobs = [job for job in jobs if job.job_id in queued]
+            if not jobs:
+                break
+            time.sleep(_LOOK_SECONDS)
+        return jobs
+
+    def _queued(self, seconds: float = _ASK_SECONDS) -> set[str] | None:
         """The jobs that wait or run by Slurm's word; None where it is not asked now, or is silent."""
-        if self._is_local or time.monotonic() < self._ask:
+        if self._is_local or time.monotonic() - self._asked < seconds:
             return None
-        self._ask = time.monotonic() + _ASK_SECONDS
+        self._asked = time.monotonic()
         command = ["squeue", "--me", "--noheader", "--format=%A"]
         with suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
@@ -271,7 +277,8 @@ class SlurmExecutor(ChunkExecutor):
                 job.result()
                 shutil.rmtree(job.paths.folder, ignore_errors=True)
                 return
-            said = [line for line in (job.stderr() or "").splitlines() if line.strip()]
+            lines = [line for line in (job.stderr() or "").splitlines() if line.strip()]
+            said = [line for line in lines if not line.startswith("srun: ")] or lines
             why = f": {said[-1]}" if said else f", as {job.paths.folder} shows"
             error: Exception = RuntimeError(f"the job ended without a result{why}")
         except Exception as failure:  # of the queue's commands, or in what the job reads
