@@ -4,9 +4,10 @@
 
 The same chunks of LeNet5-Minis, of about so many seconds each, on as many workers of one thread
 each. The executors take turns; an executor is started before its time is taken, and so are its
-workers, which serve all chunks. ``ideal`` is the time of the chunks by themselves, one after the other in this process on one thread, over the
-number of workers; ``overhead`` is what an executor takes beyond the pool of processes, whose
-chunks share the machine's caches and memory just as the executor's do. On a quiet machine.
+workers, which serve all chunks. ``ideal`` is the time of the chunks by themselves, one after the
+other in this process on one thread, over the number of workers; ``overhead`` is what an executor
+takes beyond the pool of processes, whose chunks share the machine's caches and memory just as the
+executor's do. On a quiet machine.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from tests.executors.test_executors import WAIT
 from tests.executors.work import add, fail, small_study, wait_once
 from trueoracle.errors import WorkerError
 from trueoracle.executors import slurm as rooms
-from trueoracle.executors.base import Raised
+from trueoracle.executors.base import PickledFile, Raised, opened
 from trueoracle.executors.slurm import SlurmExecutor, serve
+from trueoracle.files import new_draft
 from trueoracle.record.store import Store
 
 submitit = pytest.importorskip("submitit")
@@ -54,12 +55,14 @@ def test_a_job_does_what_waits_and_then_waits_for_more(work: Path) -> None:
     put(work, "1.todo", add, 1, 2)
     put(work, "2.todo", fail, "no such luck")
     put(work, "3.8", add, 1, 2)  # another job's
+    draft = new_draft(work / "4.todo")
+    put(work, draft.name, add, 1, 2)
     started = time.monotonic()
     serve(str(work))
     assert time.monotonic() - started >= 0.2
-    assert names(work) == ["1.done", "2.done", "3.8", "driver"]
-    assert pickle.loads(pickle.loads((work / "1.done").read_bytes())) == 3
-    raised = pickle.loads((work / "2.done").read_bytes())
+    assert names(work) == [draft.name, "1.done", "2.done", "3.8", "driver"]
+    assert opened(PickledFile(work / "1.done")) == pickle.dumps(3)
+    raised = opened(PickledFile(work / "2.done"))
     assert isinstance(raised, Raised)
     assert str(raised.error) == "no such luck"
 

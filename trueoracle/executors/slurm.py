@@ -50,6 +50,7 @@ _LOOK_SECONDS = 0.5
 _ASK_SECONDS = 10.0
 _LEAVE_SECONDS = 5.0
 _TODO, _DONE, _DRIVER = ".todo", ".done", "driver"
+_WORK = "[0-9]*"  # no draft of a file
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -164,9 +165,12 @@ class SlurmExecutor(ChunkExecutor):
             future.cancel()
         self._driver.unlink(missing_ok=True)  # by which jobs that wait for work know
         jobs = [*self._jobs.values(), *self._leaving]
+        for job in jobs if self._is_local else self._staying(jobs):
+            self._end(job)
         for job in self._staying(jobs):
-            _cancel(job)
-        self._staying(jobs)  # or what they write at their end would come after the files are gone
+            with suppress(Exception):
+                job.cancel(check=False)
+        self._staying(jobs)  # what they write at their end is to be removed, too
         for job in jobs:
             shutil.rmtree(job.paths.folder, ignore_errors=True)
         self._jobs, self._leaving = {}, []
@@ -184,12 +188,21 @@ class SlurmExecutor(ChunkExecutor):
         task.path.unlink(missing_ok=True)
         if future.cancelled() and (job := self._jobs.pop(self._takers().get(task.path.stem), None)):
             self._leaving.append(job)
-            _cancel(job)
+            self._end(job)
+
+    def _end(self, job: Any) -> None:
+        """End a job; by SIGTERM on this machine, as submitit's own signal prints a traceback."""
+        if not self._has_left(job):
+            with suppress(Exception):  # of Slurm's command, as where the job has just ended
+                if self._is_local:
+                    os.kill(int(job.job_id), signal.SIGTERM)
+                else:
+                    job.cancel(check=False)
 
     def _takers(self) -> dict[str, str]:
         """By the names of what was taken, the jobs that took it."""
         kept = (_TODO, _DONE)
-        names = (name.partition(".") for name in os.listdir(self._work))
+        names = (path.name.partition(".") for path in self._work.glob(_WORK))
         return {name: job for name, _, job in names if f".{job}" not in kept}
 
     def _has_left(self, job: Any) -> bool:
@@ -208,7 +221,7 @@ class SlurmExecutor(ChunkExecutor):
         return jobs
 
     def _queued(self, seconds: float = _ASK_SECONDS) -> set[str] | None:
-        """The jobs that wait or run by Slurm's word; None where it is not asked now, or is silent."""
+        """The jobs that wait or run, by Slurm's word; None where it is not asked, or is silent."""
         if self._is_local or time.monotonic() - self._asked < seconds:
             return None
         self._asked = time.monotonic()
@@ -314,11 +327,6 @@ class SlurmExecutor(ChunkExecutor):
         return f"Slurm (at most {self.workers} jobs)"
 
 
-def _cancel(job: Any) -> None:
-    with suppress(Exception):  # of Slurm's command, as where the job has ended
-        job.cancel(check=False)
-
-
 def _reason(error: Exception) -> str:
     """What an error says; of the traceback that submitit tells, the error at its end."""
     found: list[str] = re.findall(r"^[\w.]+(?:Error|Exception)\b.*", str(error), re.MULTILINE)
@@ -356,7 +364,7 @@ def serve(folder: str) -> None:
 
 def _take(work: Path, own: str) -> Path | None:
     """The oldest work that waits, or that this job has begun; None where there is none."""
-    for path in sorted(work.iterdir()):
+    for path in sorted(work.glob(_WORK)):
         if path.suffix == own:  # Slurm has begun this job anew
             return path
         if path.suffix == _TODO:
