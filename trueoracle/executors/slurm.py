@@ -159,34 +159,45 @@ class SlurmExecutor(ChunkExecutor):
         if wait and not cancel_futures:
             wait_for(list(self._tasks))
         self._ended.set()
-        if wait:
-            self._watcher.join()
+        self._driver.unlink(missing_ok=True)  # by which jobs know, whatever comes next
+        is_cut = bool(self._tasks or self._leaving)
         for future in list(self._tasks):
             future.cancel()
-        self._driver.unlink(missing_ok=True)  # by which jobs that wait for work know
+        if wait:
+            self._watcher.join()
         jobs = [*self._jobs.values(), *self._leaving]
-        for job in jobs if self._is_local else self._staying(jobs):
-            self._end(job)
-        for job in self._staying(jobs):
-            with suppress(Exception):
-                job.cancel(check=False)
-        self._staying(jobs)  # what they write at their end is to be removed, too
+        if not (is_cut or self._is_local):
+            self._staying(jobs)
         for job in jobs:
-            shutil.rmtree(job.paths.folder, ignore_errors=True)
+            self._end(job)
+        self._remove(jobs)  # soon, as who interrupts a command does not wait
+        if self._is_local:
+            for job in self._staying(jobs):
+                with suppress(Exception):
+                    job.cancel(check=False)
+            self._staying(jobs)
+            self._remove(jobs)
         self._jobs, self._leaving = {}, []
-        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _remove(self, jobs: list[Any]) -> None:
+        """Remove all files but the logs of jobs that failed."""
+        for folder in (self._work, *(job.paths.folder for job in jobs)):
+            shutil.rmtree(folder, ignore_errors=True)
         for link in self._folder.glob(".submission_file_*"):  # submitit's, to the jobs' scripts
             if not link.exists():
                 link.unlink(missing_ok=True)
         for folder in (self._folder / "%j", self._folder):
-            with suppress(OSError):  # logs of jobs that failed stay
+            with suppress(OSError):
                 folder.rmdir()
 
     def _close(self, future: Future[Any]) -> None:
         """Forget a chunk that has come; end the job that computes one that was cancelled."""
         task = self._tasks.pop(future)
         task.path.unlink(missing_ok=True)
-        if future.cancelled() and (job := self._jobs.pop(self._takers().get(task.path.stem), None)):
+        if not future.cancelled():
+            return
+        taker = self._takers().get(task.path.stem, "")
+        if (job := self._jobs.pop(taker, None)) is not None:
             self._leaving.append(job)
             self._end(job)
 
@@ -334,7 +345,7 @@ def _reason(error: Exception) -> str:
 
 
 def serve(folder: str) -> None:
-    """Do what lies in a folder, piece after piece, until the driver is gone or nothing comes.
+    """Do what lies in a folder, one piece after the other, until the driver is gone or nothing comes.
 
     At its time limit, of which Slurm says by a signal, a job ends at once, as where it is killed:
     another one takes up what it was at, from the file that keeps it while it is trained.
