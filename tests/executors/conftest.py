@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +15,11 @@ from trueoracle.executors.slurm import SlurmExecutor
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[RayExecutor]:
-    """Ray on this machine, with two CPUs."""
+    """Ray on this machine, with two CPUs and, by its word, a GPU."""
     library = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    library.init("local", _node_ip_address="127.0.0.1", num_cpus=2, include_dashboard=False)
+    own: dict[str, Any] = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    library.init("local", num_cpus=2, num_gpus=1, **own)
     try:
         with RayExecutor(retries=1) as executor:
             yield executor

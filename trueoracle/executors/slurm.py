@@ -345,7 +345,7 @@ def _reason(error: Exception) -> str:
 
 
 def serve(folder: str) -> None:
-    """Do what lies in a folder, one piece after the other, until the driver is gone or nothing comes.
+    """Do the work in a folder, one after the other, until the driver is gone or nothing comes.
 
     At its time limit, of which Slurm says by a signal, a job ends at once, as where it is killed:
     another one takes up what it was at, from the file that keeps it while it is trained.
