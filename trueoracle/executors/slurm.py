@@ -244,11 +244,15 @@ class SlurmExecutor(ChunkExecutor):
 
     def _watch(self) -> None:
         """Look after jobs and results; runs in a thread."""
+        failures = 0
         while not self._ended.wait(_LOOK_SECONDS):
             try:
                 self._look()
-            except Exception as error:  # of the file system, or of the queue's commands
-                self._fail(BrokenExecutor(_reason(error)))
+                failures = 0
+            except Exception as error:  # a network file system may be away for some seconds
+                failures += 1
+                if failures * _LOOK_SECONDS > self.grace:
+                    self._fail(BrokenExecutor(_reason(error)))
 
     def _look(self) -> None:
         """Settle what has come, put back what died with its job, and submit jobs."""
@@ -306,7 +310,8 @@ class SlurmExecutor(ChunkExecutor):
             why = f": {said[-1]}" if said else f", as {job.paths.folder} shows"
             error: Exception = RuntimeError(f"the job ended without a result{why}")
         except Exception as failure:  # of the queue's commands, or in what the job reads
-            error = WorkerError(f"a job of Slurm cannot begin: {_reason(failure)}")
+            what = "go on" if has_taken else "begin"
+            error = WorkerError(f"a job of Slurm cannot {what}: {_reason(failure)}")
         self._errors[number] = error
         if not has_taken:
             self._fruitless += 1
