@@ -128,7 +128,11 @@ def test_ray_records_the_same(
         sizes.append(len(pickled((fn, args[:2]))))
         return submit(fn, *args, **kwargs)
 
-    monkeypatch.setattr(ray._ray, "put", lambda shared: sent.append(shared) or put(shared))
+    def putting(shared: object) -> Any:
+        sent.append(shared)
+        return put(shared)
+
+    monkeypatch.setattr(ray._ray, "put", putting)
     monkeypatch.setattr(ray, "submit", submitted)
     compare(ran(ray, tmp_path), local)
     assert len(sent) == 1
