@@ -3,11 +3,11 @@
     python benchmarks/executors.py [--seconds 30] [--chunks 8] [--workers 2] [--rounds 3] [--json]
 
 The same chunks of LeNet5-Minis, of about so many seconds each, on as many workers of one thread
-each. The executors take turns; an executor is started before its time is taken, and so are Ray's
-workers, which serve all chunks; a job of Slurm is a new process for every chunk. ``ideal`` is the
-time of the chunks by themselves, one after the other in this process on one thread, over the
-number of workers; ``overhead`` is what an executor takes beyond the pool of processes, whose
-chunks share the machine's caches and memory just as the executor's do. On a quiet machine.
+each. The executors take turns; an executor is started before its time is taken, and so are its
+workers, which serve all chunks. ``ideal`` is the time of the chunks by themselves, one after the
+other in this process on one thread, over the number of workers; ``overhead`` is what an executor
+takes beyond the pool of processes, whose chunks share the machine's caches and memory just as the
+executor's do. On a quiet machine.
 """
 
 from __future__ import annotations
@@ -54,16 +54,15 @@ def opened(name: str, workers: int, folder: Path) -> Iterator[Executor]:
         yield made
 
 
-def carry_out(executor: Executor, chunks: list[Chunk], shared: Shared, workers: int) -> None:
+def carry_out(executor: Executor, chunks: list[Chunk], shared: Shared) -> None:
     """Retrain all chunks, and forget the results."""
     own, left = as_executor(executor), iter(chunks)
     carried = own.carried(shared, lambda _: None, is_plain=True)
-    at_once = workers if own.is_elsewhere else 1
 
     def submit(chunk: Chunk) -> Any:
         return own.submit(retrain_chunk, chunk, *carried)
 
-    for chunk, future in completed(submit, lambda: next(left, None), at_once):
+    for chunk, future in completed(submit, lambda: next(left, None), own.at_once):
         future.result()
         for path in under_way(chunk):  # as the driver does, or the next turn would go on from them
             path.unlink(missing_ok=True)
@@ -101,8 +100,8 @@ def compared(study: Study, given: argparse.Namespace) -> list[dict[str, Any]]:
         device="cpu",
         threads=1,
     )
-    carry_out(InThisProcess(), [first], shared, 1)  # warms up
-    a_group = timed(lambda: carry_out(InThisProcess(), [first], shared, 1))
+    carry_out(InThisProcess(), [first], shared)  # warms up
+    a_group = timed(lambda: carry_out(InThisProcess(), [first], shared))
     calls = max(1, round(given.seconds / a_group))
     seeds = [range(one * calls, (one + 1) * calls) for one in range(1, given.chunks + 1)]
     chunks = [
@@ -118,12 +117,10 @@ def compared(study: Study, given: argparse.Namespace) -> list[dict[str, Any]]:
     for _ in range(given.rounds):
         for name, seconds in taken.items():
             with opened(name, given.workers, jobs) as executor:
-                if name in ("pool", "ray"):  # workers that serve many chunks begin before the clock
-                    some = [first] * given.workers
-                    carry_out(executor, some, shared, given.workers)
-                work: Callable[[], None] = lambda e=executor: carry_out(  # noqa: E731
-                    e, chunks, shared, given.workers
-                )
+                if name != "local":  # workers serve many chunks, and begin before the clock
+                    some = [first] * 2 * given.workers
+                    carry_out(executor, some, shared)
+                work: Callable[[], None] = lambda e=executor: carry_out(e, chunks, shared)  # noqa: E731
                 seconds.append(timed(work))
     ideal = statistics.median(taken.pop("local")) / given.workers
     rows = [{"executor": "ideal", "seconds": ideal, "a chunk": calls * a_group}]

@@ -91,7 +91,7 @@ def test_a_name_that_finds_nothing_would_import_the_module_all_the_same(name: st
     assert "theirs" not in sys.modules
 
 
-@pytest.mark.parametrize("command", ["run", "score", "search", "inspect"])
+@pytest.mark.parametrize("command", ["run", "score", "search", "inspect", "plan", "reproduce"])
 def test_every_command_refuses_it_and_takes_it_with_a_word(command: str) -> None:
     path = study("elsewhere", 'network = "theirs:network"')
     called = call(command, str(path))

@@ -1,7 +1,11 @@
-"""A Ray cluster on this machine, with ports, a token and a folder of the harness's own."""
+"""A Ray cluster on this machine, with ports, a token and a folder of the harness's own.
+
+Where the harness is killed, its clusters end by themselves.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -105,6 +109,7 @@ class RayCluster:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # by which its processes are known
+                    preexec_fn=_end_with_parent,
                 )
             )
         until = time.monotonic() + SECONDS
@@ -139,6 +144,11 @@ class RayCluster:
                 one.poll()
                 time.sleep(0.05)
             one.wait()
+
+
+def _end_with_parent() -> None:
+    """Let the system send SIGTERM to this process when its parent ends; Linux's prctl."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _of_session(session: int) -> Iterator[tuple[int, str]]:

@@ -52,6 +52,9 @@ seeds = {seeds}
 """12 networks of two layers, 2 epochs of 2 steps each."""
 
 RUN = ("run", "chaos.toml", "--quiet", "--engine")
+SCORE = ("score", "chaos.toml", "--quiet")
+EXPORT = ("export", "chaos.toml", "--out", "runs/tables")
+REPORT = ("report", "chaos.toml")
 SEARCH = (
     *("search", "chaos.toml", "--quiet", "--engine", "loop", "--budget", "50%"),
     *("--export", "chosen.safetensors"),
@@ -98,9 +101,10 @@ class Bench:
         self.folder, self.random = folder, random.Random(seed)
         self.work = folder / "work"
         self._kept: dict[str, Rows] = {}
+        self._met: dict[str, tuple[dict[str, int], float]] = {}
         self._counts: dict[tuple[str, ...], dict[str, int]] = {}
         self.seconds: dict[tuple[str, ...], float] = {}
-        """How long a command took that nothing disturbed."""
+        """How long a command took that nothing disturbed, from where it was begun last."""
 
     def clean(self, *, seeds: str = "[0, 1]", finished: bool = False) -> None:
         """Begin anew, with a study of these seeds and, where wanted, its finished run."""
@@ -127,7 +131,7 @@ class Bench:
             **rows_of(self.work / "runs", of="chaos-"),
             **files_of(self.work, "runs/*/search/*/search.json"),
             **files_of(self.work, "*.safetensors"),
-            **files_of(self.work, "tables/[!.r]*.csv"),
+            **files_of(self.work, "runs/tables/[!.r]*.csv"),
             **files_of(self.work, "runs/*/report/summary.json"),
         }
 
@@ -139,10 +143,11 @@ class Bench:
             counts = self.work / "counts.txt"
             start_time = time.monotonic()
             self.finish(words, counting(counts))
-            self.seconds[words] = time.monotonic() - start_time
+            seconds = time.monotonic() - start_time
             met = (line.split() for line in counts.read_text().splitlines())
-            self._counts[words] = {event: int(count) for event, count in met}
+            self._met[name] = {event: int(count) for event, count in met}, seconds
             self._kept[name] = self.rows()
+        self._counts[words], self.seconds[words] = self._met[name]
         return self._kept[name]
 
     def count(self, words: tuple[str, ...], event: str) -> int:
@@ -176,10 +181,7 @@ def _stopped(
     """Stop a command, again and again, at random moments or at the events of one kind."""
 
     def inject(bench: Bench, tally: Tally, rounds: int) -> None:
-        def start_anew() -> None:
-            begin(bench)
-
-        start_anew.__name__ = begin.__name__
+        start_anew = _begins(bench, begin)
         expected = bench.undisturbed(words, start_anew)
         for number in range(rounds):
             start_anew()
@@ -217,9 +219,10 @@ def _stop_at_random(bench: Bench, words: tuple[str, ...]) -> Ended:
 def _stop_at(bench: Bench, words: tuple[str, ...], event: str, place: int, *, often: bool) -> Ended:
     """Stop a command before or after one event: with each ``place``, at another one."""
     events = max(1, bench.count(words, event))
+    stride = next(one for one in (7, 11, 13, 1) if events % one)  # by which all have their turn
     point = Point(
         event,
-        1 + (place // 2 * 7) % events,
+        1 + (place // 2 * stride) % events,
         signalled(STOPS[place // 2 % 3] if place % 5 else signal.SIGKILL),
         before=place % 2 == 0,
     )
@@ -347,57 +350,98 @@ def _mount(*words: str) -> None:
         raise Unavailable(f"mount {' '.join(words)}: {done.stderr.strip()}")
 
 
+ON_DISK: dict[str, tuple[tuple[str, ...], Callable[[Bench], None]]] = {
+    "run": ((*RUN, "loop"), nothing),
+    "adoption": ((*RUN, "loop"), half),
+    "a search": (SEARCH, nothing),
+    "export": (EXPORT, all_done),
+    "report": (REPORT, all_done),
+}
+"""Commands that write, each with what was recorded before."""
+
+
 @contextmanager
-def _disk(bench: Bench, kilobytes: int) -> Iterator[Path]:
-    """The runs' folder on a disk of its own, of this size."""
-    runs = bench.work / "runs"
+def _disk(bench: Bench) -> Iterator[Path]:
+    """The runs' folder, with what is in it, on a disk of its own."""
+    runs, aside = bench.work / "runs", bench.work / "aside"
+    runs.mkdir(exist_ok=True)
+    runs.rename(aside)
     runs.mkdir()
-    _mount("-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(runs))
+    _mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(runs))
     try:
+        shutil.copytree(aside, runs, dirs_exist_ok=True)
         yield runs
     finally:
         subprocess.run(["umount", str(runs)], check=True)
 
 
-def _full(bench: Bench, tally: Tally, rounds: int) -> None:
+def _used(runs: Path) -> int:
+    """Kilobytes in use on a disk."""
+    found = os.statvfs(runs)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize // 1024
+
+
+def _full(what: str) -> Fault:
     """A disk is full at one write after the other; it is then made larger."""
-    words = (*RUN, "loop")
+    (words, begin), name = ON_DISK[what], f"a disk that is full during {what}"
 
-    expected = bench.undisturbed(words, bench.clean)
-    for number in range(rounds):
-        bench.clean()
-        with _disk(bench, 4 * (1 + number % 120)) as runs:
-            ended = run(words, bench.work, keeping_often)
-            tally.injected += ended.code != 0
-            if ended.code not in (0, 4):
-                tally.problems.append(f"disk full: exit code {ended.code}: {ended.output[-300:]}")
-            _mount("-o", "remount,size=64m", str(runs))
-            before = bench.rows()
-            bench.finish(words)
-            tally.lose("disk full", before, bench.rows())
-            tally.compare("disk full", bench.rows(), expected)
+    def inject(bench: Bench, tally: Tally, rounds: int) -> None:
+        expected = bench.undisturbed(words, _begins(bench, begin))
+        for number in range(rounds):
+            begin(bench)
+            with _disk(bench) as runs:
+                free = 4 * (1 + number % 120)
+                _mount("-o", f"remount,size={_used(runs) + free}k", str(runs))
+                ended = run(words, bench.work, keeping_often)
+                tally.injected += ended.code != 0
+                if ended.code not in (0, 4):
+                    tally.problems.append(f"{name}: exit code {ended.code}: {ended.output[-300:]}")
+                _mount("-o", "remount,size=64m", str(runs))
+                before = _records(bench)
+                bench.finish(words)
+                tally.lose(name, before, bench.rows())
+                tally.compare(name, bench.rows(), expected)
+
+    return Fault(name, inject)
 
 
-def _read_only(bench: Bench, tally: Tally, rounds: int) -> None:
+def _read_only(what: str) -> Fault:
     """A folder cannot be written; later it can."""
-    words = (*RUN, "loop")
+    (words, begin), name = ON_DISK[what], f"a folder that is read-only during {what}"
 
-    expected = bench.undisturbed(words, bench.clean)
-    for number in range(rounds):
-        bench.clean()
-        with _disk(bench, 65536) as runs:
-            if number % 2:  # stopped on the way, otherwise not begun
-                _stop_at(bench, words, "commit", 3 + number, often=False)
-            before = bench.rows()
-            _mount("-o", "remount,ro", str(runs))
-            ended = run(words, bench.work)
-            tally.injected += 1
-            if ended.code != 4:
-                tally.problems.append(f"read-only: exit code {ended.code}: {ended.output[-300:]}")
-            tally.lose("read-only", before, bench.rows())
-            _mount("-o", "remount,rw", str(runs))
-            bench.finish(words)
-            tally.compare("read-only", bench.rows(), expected)
+    def inject(bench: Bench, tally: Tally, rounds: int) -> None:
+        expected = bench.undisturbed(words, _begins(bench, begin))
+        for number in range(rounds):
+            begin(bench)
+            with _disk(bench) as runs:
+                if number % 2:  # stopped on the way, otherwise not begun
+                    event = "commit" if words[0] == "run" else "file"
+                    _stop_at(bench, words, event, 3 + number, often=False)
+                before = _records(bench)
+                _mount("-o", "remount,ro", str(runs))
+                ended = run(words, bench.work)
+                tally.injected += 1
+                if ended.code != 4:
+                    tally.problems.append(f"{name}: exit code {ended.code}: {ended.output[-300:]}")
+                tally.lose(name, before, bench.rows())
+                _mount("-o", "remount,rw", str(runs))
+                bench.finish(words)
+                tally.compare(name, bench.rows(), expected)
+
+    return Fault(name, inject)
+
+
+def _begins(bench: Bench, begin: Callable[[Bench], None]) -> Callable[[], None]:
+    def anew() -> None:
+        begin(bench)
+
+    anew.__name__ = begin.__name__
+    return anew
+
+
+def _records(bench: Bench) -> Rows:
+    """What is recorded by now, without files that a command may write again."""
+    return rows_of_records(bench.rows())
 
 
 # Files
@@ -729,18 +773,22 @@ def _need_ray() -> None:
 
 FAULTS = (
     _stopped("a signal at a random moment of run", (*RUN, "loop"), nothing, None),
+    _stopped("a signal at a random moment of scoring", SCORE, nothing, None),
+    _stopped("a signal at a random moment of adoption", (*RUN, "loop"), half, None),
+    _stopped("a signal at a random moment of a search", SEARCH, nothing, None),
+    _stopped("a signal at a random moment of export", EXPORT, all_done, None),
+    _stopped("a signal at a random moment of report", REPORT, all_done, None, attempts=1),
+    _stopped("a signal at each commit of scoring", SCORE, nothing, "commit"),
     _stopped("a signal at each commit of run", (*RUN, "loop"), nothing, "commit"),
     _stopped("a signal at each file of run", (*RUN, "loop"), nothing, "file", often=True),
     _stopped("a signal at each training step", (*RUN, "loop"), nothing, "step", often=True),
     _stopped("a signal at each commit of adoption", (*RUN, "loop"), half, "commit"),
     _stopped("a signal at each step of a search", SEARCH, nothing, "step"),
     _stopped("a signal at each file of a search", SEARCH, nothing, "file"),
-    _stopped(
-        "a signal during export", ("export", "chaos.toml", "--out", "tables"), all_done, "file"
-    ),
-    _stopped("a signal during report", ("report", "chaos.toml"), all_done, "file", attempts=1),
-    Fault("a disk that is full", _full),
-    Fault("a folder that is read-only", _read_only),
+    _stopped("a signal at each file of export", EXPORT, all_done, "file"),
+    _stopped("a signal at each file of report", REPORT, all_done, "file", attempts=1),
+    *map(_full, ON_DISK),
+    *map(_read_only, ON_DISK),
     _damaged("a file of a run that is damaged", (*RUN, "loop")),
     _damaged("a file of a search that is damaged", SEARCH),
     Fault("a record of another format", _schema),

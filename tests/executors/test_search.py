@@ -15,6 +15,7 @@ from tests.executors.test_executors import SPAWN
 from tests.executors.work import Backwards, small_study
 from trueoracle.errors import FailedError, TrueOracleError
 from trueoracle.executors.ray import RayExecutor
+from trueoracle.executors.slurm import SlurmExecutor
 from trueoracle.run.progress import SilentProgress
 from trueoracle.search.live import RECORD
 from trueoracle.search.search import SearchResult
@@ -65,6 +66,15 @@ def test_a_pool_of_processes_is_the_same_search(local: SearchResult, tmp_path: P
 @pytest.mark.slow
 def test_ray_is_the_same_search(local: SearchResult, tmp_path: Path, ray: RayExecutor) -> None:
     compare(searched(tmp_path, ray), local)
+
+
+@pytest.mark.slow
+def test_slurm_is_the_same_search(
+    local: SearchResult, tmp_path: Path, slurm: SlurmExecutor
+) -> None:
+    compare(searched(tmp_path / "runs", slurm), local)
+    slurm.shutdown()
+    assert not (tmp_path / "jobs").exists()
 
 
 @pytest.mark.parametrize("chunks", [1, 5, 9, 12])

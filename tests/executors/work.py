@@ -25,8 +25,10 @@ __all__ = [
     "die",
     "die_once",
     "fail",
+    "gpu_beside",
     "small_study",
     "wait_beside",
+    "wait_once",
 ]
 
 
@@ -81,6 +83,26 @@ def wait_beside(marker: Path) -> None:
     marker.with_suffix(".new").write_text(str(os.getpid()))
     marker.with_suffix(".new").rename(marker)
     time.sleep(600)
+
+
+def gpu_beside(folder: Path, others: int) -> str:
+    """The GPU that this work is given, once so many others run beside it."""
+    (folder / str(os.getpid())).touch()
+    until = time.monotonic() + 120
+    while len([*folder.iterdir()]) < others + 1 and time.monotonic() < until:
+        time.sleep(0.1)
+    return f"{os.environ['CUDA_VISIBLE_DEVICES']} beside {len([*folder.iterdir()]) - 1}"
+
+
+def wait_once(marker: Path) -> str:
+    """The first time, wait for long, and take any error for one's own, as a retraining does."""
+    if marker.exists():
+        return "went on"
+    try:
+        wait_beside(marker)
+    except Exception as error:
+        return f"failed: {error}"
+    return "waited"
 
 
 def small_study(runs: Path, *, filters: int = 4, epochs: int = 2) -> Study:

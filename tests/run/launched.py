@@ -1,4 +1,4 @@
-"""Studies that several processes run together: ``torchrun … launched.py RUNS ENGINE``.
+"""Studies that several processes run together: ``accelerate launch … RUNS ENGINE``.
 
 What they record is compared with what one process records.
 """

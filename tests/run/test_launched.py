@@ -17,12 +17,35 @@ from tests.run.launched import STUDIES, study
 from trueoracle.errors import InputError
 from trueoracle.record.results import Results
 from trueoracle.run.retrain import launched
+from trueoracle.study import Study
 from trueoracle.training.team import Team, find_team
 
 pytest.importorskip("accelerate")
 pytest.importorskip("peft")
 
 ROOT = Path(__file__).parents[2]
+
+TINY = """
+criteria = ["oracle"]
+[network]
+name = "mlp"
+arguments = { hidden = [12, 10] }
+[data]
+name = "mnist-5k"
+train_images = 80
+test_images = 20
+validation_images = 16
+[dense]
+epochs = 1
+batch_size = 32
+[pruning]
+layers = { fc2 = 0.1 }
+candidates = 2
+[retraining]
+epochs = 2
+batch_size = 32
+seeds = [0]
+"""
 
 
 def free_port() -> str:
@@ -31,14 +54,16 @@ def free_port() -> str:
         return str(own.getsockname()[1])
 
 
-def launch(*arguments: str, **said: str) -> subprocess.CompletedProcess[str]:
-    """Two processes on this machine's processor, as ``accelerate launch`` starts them."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_addr", "127.0.0.1", "--master_port", free_port()]
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Two processes on this machine's processor, started by ``accelerate launch``.
+
+    Its ``--multi_gpu`` means several processes; without it there would be one.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
     return subprocess.run(
-        [*command, *arguments],
+        [*command, "--main_process_port", free_port(), *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **said},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         check=False,
@@ -69,7 +94,7 @@ def compare(runs: Path, alone: Path, names: Iterable[str] = STUDIES) -> None:
 
 @pytest.mark.slow
 def test_two_processes_end_as_one(alone: Path, tmp_path: Path) -> None:
-    done = launch("-m", "tests.run.launched", str(tmp_path), "auto")
+    done = launch("--multi_gpu", "-m", "tests.run.launched", str(tmp_path), "auto")
     assert done.returncode == 0, done.stderr
     compare(tmp_path, alone)
     (folder,) = tmp_path.glob("plain-*")
@@ -79,9 +104,25 @@ def test_two_processes_end_as_one(alone: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_that_share_the_weights_end_as_one(alone: Path, tmp_path: Path) -> None:
-    done = launch("-m", "tests.run.launched", str(tmp_path), "auto", ACCELERATE_USE_FSDP="true")
+    options = ("--use_fsdp", "--fsdp_version", "2")
+    done = launch(*options, "-m", "tests.run.launched", str(tmp_path), "auto")
     assert "launch without --use_fsdp" in done.stderr  # the last one, which cannot be
     compare(tmp_path, alone, [name for name in STUDIES if name != "masked"])
+
+
+@pytest.mark.slow
+def test_the_command_is_launched(tmp_path: Path) -> None:
+    """As ``accelerate launch -m trueoracle run STUDY``, and by one process."""
+    torch.set_num_threads(1)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    words = ("-m", "trueoracle", "run", str(tmp_path / "tiny.toml"), "--quiet", "--runs")
+    done = launch("--multi_gpu", *words, str(tmp_path / "two"))
+    assert done.returncode == 0, done.stderr
+    Study(tmp_path / "tiny.toml", runs=tmp_path / "one").run(progress=False, engine="loop")
+    found, wanted = outcomes(tmp_path / "two", "tiny"), outcomes(tmp_path / "one", "tiny")
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-5, atol=1e-5)
+    (folder,) = (tmp_path / "two").glob("tiny-*")
+    assert Results(folder).provenance[-1]["engine"] == "devices"
 
 
 def test_a_process_alone_is_no_team() -> None:

@@ -176,7 +176,9 @@ class Workers:
     ] = None
     at_once: Annotated[
         int | None,
-        typer.Option(min=1, help="Most chunks that run or wait [default: Ray 1024, Slurm 64]."),
+        typer.Option(
+            min=1, help="Most chunks that run or wait; of Slurm, most jobs [default: 1024; 64]."
+        ),
     ] = None
 
     def as_given(self) -> dict[str, Any]:

@@ -1,68 +1,90 @@
-"""Chunks as jobs of a Slurm queue, by submitit. Needs the extra ``slurm``."""
+"""Chunks in jobs of a Slurm queue, by submitit. Needs the extra ``slurm``.
+
+A job takes seconds to begin and minutes to wait in the queue, so that it computes one chunk after
+the other: work lies in a folder that the nodes share, as files. ``NAME.todo`` waits; a job takes it
+by renaming it to ``NAME.JOB``, which no two jobs can do, and leaves what came of it as
+``NAME.done``. What a job that died had taken is put back. No file is locked, as not every network
+file system can.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
+import pickle
 import re
 import secrets
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
+from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from trueoracle.errors import InputError, WorkerError, first_line
-from trueoracle.executors.base import ChunkExecutor, PickledFile, pickled
+from trueoracle.executors.base import ChunkExecutor, PickledFile, Raised, attempted, pickled
 from trueoracle.files import make_folder, write_bytes
 
-__all__ = ["SlurmExecutor"]
+__all__ = ["SlurmExecutor", "serve"]
 
 RETRIES = 2
-"""How often a chunk is submitted again whose job ended without a result."""
+"""How often a chunk is tried again whose job ended before it had a result."""
 
 MINUTES = 240
 """How long Slurm lets a job run, unless ``time`` says otherwise."""
 
+IDLE_SECONDS = 60.0
+"""How long a job waits for more work before it ends."""
+
+SILENT_SECONDS = 300.0
+"""How long the driver may be silent before jobs take no more of its work."""
+
 _LOOK_SECONDS = 0.5
+_ASK_SECONDS = 10.0
+_LEAVE_SECONDS = 5.0
+_TODO, _DONE, _DRIVER = ".todo", ".done", "driver"
+_WORK = "[0-9]*"  # no draft of a file
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 @dataclass
-class _Job:
-    """One chunk in the queue.
+class _Task:
+    """A chunk's file, how often it may be tried again, and when it was found left by a job."""
 
-    ``submit`` submits it, ``now`` is submitit's job; ``retries`` is how often it may be submitted
-    again, ``ended`` when the job was first seen without a result.
-    """
-
-    submit: Callable[[], Any]
-    now: Any
+    path: Path
     retries: int
-    ended: float = 0.0
+    left: float = 0.0
 
 
 class SlurmExecutor(ChunkExecutor):
-    """Runs every chunk as a job of its own; use as a context manager.
+    """Runs chunks in jobs, each of which computes one after the other; use as a context manager.
 
-    - ``folder``: where the jobs, their results and logs are kept while they run. Like the folder of
-      runs, it has to be on a file system that the nodes share;
+    - ``folder``: where chunks, their results and the jobs' logs are kept while they run. Like the
+      folder of runs, it has to be on a file system that the nodes share;
     - ``cpus``, ``gpus``: what a job asks for;
     - ``options``: more of ``sbatch``'s, such as ``{"partition": "gpu", "time": "2:00:00"}``;
       ``{"cluster": "local"}`` runs the jobs on this machine instead, to try it;
+    - ``retries``: how often a chunk is tried again whose job died or came to its time limit;
     - ``at_once``: the most jobs in the queue.
 
-    A job takes some seconds to begin, so that chunks are longer than elsewhere. Raises
-    :class:`InputError` where submitit is not installed, or there is no Slurm.
+    Raises :class:`InputError` where submitit is not installed, or there is no Slurm.
     """
 
-    seconds = (300.0, 1800.0)
+    seconds = (30.0, 600.0)
     grace = 15.0
     """Seconds that a result may take to appear on a network file system after its job has ended."""
+
+    pause = 30.0
+    """Seconds without new jobs after one that could not begin."""
 
     def __init__(
         self,
@@ -84,10 +106,14 @@ class SlurmExecutor(ChunkExecutor):
             raise InputError("executor 'slurm' needs submitit: pip install '.[slurm]'") from error
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise InputError("executor 'slurm' needs Slurm, and there is no command 'sbatch' here")
-        self.threads, self.gpus, self.at_once = max(1, cpus), gpus, at_once
-        self.workers = at_once
+        self.threads, self.gpus = max(1, cpus), gpus
+        self.workers, self.at_once = at_once, 2 * at_once
         self._retries, self._folder = retries, folder.absolute()
-        make_folder(self._folder)
+        self._work = self._folder / f"work-{secrets.token_hex(8)}"
+        make_folder(self._work)
+        self._work.chmod(0o700)  # what lies there is unpickled
+        self._driver = self._work / _DRIVER
+        self._driver.touch()
         self._queue: Any = submitit.AutoExecutor(folder=self._folder / "%j", cluster=cluster)
         self._queue.update_parameters(
             name="trueoracle",
@@ -96,92 +122,225 @@ class SlurmExecutor(ChunkExecutor):
             gpus_per_node=int(gpus),
             **({"slurm_additional_parameters": more} if more else {}),
         )
-        self._jobs: dict[Future[Any], _Job] = {}
+        self._numbers = itertools.count()
+        self._tasks: dict[Future[Any], _Task] = {}
+        self._jobs: dict[str, Any] = {}
+        self._leaving: list[Any] = []
+        self._errors: dict[str, Exception] = {}
+        self._is_local, self._asked = cluster == "local", -_ASK_SECONDS
+        self._fruitless, self._has_served, self._resume = 0, False, 0.0
         self._shared: tuple[object, PickledFile] | None = None
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Submit a job; the future has the exception of the function, or of a job that died."""
-
-        def submit() -> Any:
-            return self._queue.submit(_tried, fn, *args, **kwargs)
-
+        """Submit work; the future has the exception of the function, or of a job that died."""
         future: Future[R] = Future()
-        job = _Job(submit, submit(), self._retries)
-
-        def close(done: Future[R]) -> None:
-            self._jobs.pop(done, None)
-            if done.cancelled():
-                with suppress(Exception):  # Slurm may have ended it
-                    job.now.cancel(check=False)
-
-        self._jobs[future] = job
-        future.add_done_callback(close)
+        path = self._work / f"{next(self._numbers):08}{_TODO}"
+        write_bytes(path, pickled((fn, args, kwargs)))
+        self._tasks[future] = _Task(path, self._retries)
+        future.add_done_callback(self._close)
         return future
 
     def carried(
         self, shared: object, on_epoch: Callable[[int], None], *, is_plain: bool
     ) -> tuple[Any, ...]:
         if self._shared is None or self._shared[0] is not shared:
-            self._forget()
-            path = self._folder / f"shared-{secrets.token_hex(8)}.pickle"
+            path = self._work / f"shared-{secrets.token_hex(8)}.pickle"
             write_bytes(path, pickled(shared))
+            if self._shared is not None:
+                self._shared[1].path.unlink(missing_ok=True)
             self._shared = shared, PickledFile(path)
         return (self._shared[1],)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Cancel the jobs that run or wait, and remove the files that were kept for them."""
+        """End the jobs, and remove the files that were kept for them; logs of failed ones stay."""
+        if wait and not cancel_futures:
+            wait_for(list(self._tasks))
         self._ended.set()
+        self._driver.unlink(missing_ok=True)  # by which jobs know, whatever comes next
+        is_cut = bool(self._tasks or self._leaving)
+        for future in list(self._tasks):
+            future.cancel()
         if wait:
             self._watcher.join()
-        for future in list(self._jobs) if cancel_futures else ():
-            future.cancel()
-        self._forget()
-        with suppress(OSError):  # logs of jobs that failed stay
-            for folder in (self._folder / "%j", self._folder):
+        jobs = [*self._jobs.values(), *self._leaving]
+        if not (is_cut or self._is_local):
+            self._staying(jobs)
+        for job in jobs:
+            self._end(job)
+        self._remove(jobs)  # soon, as who interrupts a command does not wait
+        if self._is_local:
+            for job in self._staying(jobs):
+                with suppress(Exception):
+                    job.cancel(check=False)
+            self._staying(jobs)
+            self._remove(jobs)
+        self._jobs, self._leaving = {}, []
+
+    def _remove(self, jobs: list[Any]) -> None:
+        """Remove all files but the logs of jobs that failed."""
+        for folder in (self._work, *(job.paths.folder for job in jobs)):
+            shutil.rmtree(folder, ignore_errors=True)
+        for link in self._folder.glob(".submission_file_*"):  # submitit's, to the jobs' scripts
+            if not link.exists():
+                link.unlink(missing_ok=True)
+        for folder in (self._folder / "%j", self._folder):
+            with suppress(OSError):
                 folder.rmdir()
 
-    def _forget(self) -> None:
-        if self._shared is not None:
-            self._shared[1].path.unlink(missing_ok=True)
-            self._shared = None
+    def _close(self, future: Future[Any]) -> None:
+        """Forget a chunk that has come; end the job that computes one that was cancelled."""
+        task = self._tasks.pop(future)
+        task.path.unlink(missing_ok=True)
+        if not future.cancelled():
+            return
+        taker = self._takers().get(task.path.stem, "")
+        if (job := self._jobs.pop(taker, None)) is not None:
+            self._leaving.append(job)
+            self._end(job)
+
+    def _end(self, job: Any) -> None:
+        """End a job; by SIGTERM on this machine, as submitit's own signal prints a traceback."""
+        if not self._has_left(job):
+            with suppress(Exception):  # of Slurm's command, as where the job has just ended
+                if self._is_local:
+                    os.kill(int(job.job_id), signal.SIGTERM)
+                else:
+                    job.cancel(check=False)
+
+    def _takers(self) -> dict[str, str]:
+        """By the names of what was taken, the jobs that took it."""
+        kept = (_TODO, _DONE)
+        names = (path.name.partition(".") for path in self._work.glob(_WORK))
+        return {name: job for name, _, job in names if f".{job}" not in kept}
+
+    def _has_left(self, job: Any) -> bool:
+        """Whether a job has come to its end, as its files or its process show."""
+        return bool(job.done() if self._is_local else job.paths.result_pickle.exists())
+
+    def _staying(self, jobs: list[Any]) -> list[Any]:
+        """The jobs that do not end within some seconds."""
+        for _ in range(int(_LEAVE_SECONDS / _LOOK_SECONDS)):
+            jobs = [job for job in jobs if not self._has_left(job)]
+            if jobs and (queued := self._queued(seconds=1.0)) is not None:
+                jobs = [job for job in jobs if job.job_id in queued]
+            if not jobs:
+                break
+            time.sleep(_LOOK_SECONDS)
+        return jobs
+
+    def _queued(self, seconds: float = _ASK_SECONDS) -> set[str] | None:
+        """The jobs that wait or run, by Slurm's word; None where it is not asked, or is silent."""
+        if self._is_local or time.monotonic() - self._asked < seconds:
+            return None
+        self._asked = time.monotonic()
+        command = ["squeue", "--me", "--noheader", "--format=%A"]
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+            return set(done.stdout.split())
+        return None
 
     def _watch(self) -> None:
-        """Settle the futures of jobs as they end; runs in a thread."""
+        """Look after jobs and results; runs in a thread."""
+        failures = 0
         while not self._ended.wait(_LOOK_SECONDS):
-            for future, job in list(self._jobs.items()):
-                try:
-                    outcome = self._outcome(job) if job.now.done() else None
-                except Exception as failure:  # of the queue's commands, or in reading the work
-                    outcome = None, WorkerError(f"a job of Slurm cannot begin: {_reason(failure)}")
-                if outcome is None or not future.set_running_or_notify_cancel():
-                    continue
-                value, error = outcome
-                if error is None:
-                    future.set_result(value)
-                else:
-                    future.set_exception(error)
+            try:
+                self._look()
+                failures = 0
+            except Exception as error:  # a network file system may be away for some seconds
+                failures += 1
+                if failures * _LOOK_SECONDS > self.grace:
+                    self._fail(BrokenExecutor(_reason(error)))
 
-    def _outcome(self, job: _Job) -> tuple[Any, Exception | None] | None:
-        """What the function returned or raised; None where that is not known yet."""
-        if job.now.paths.result_pickle.exists():
-            outcome: tuple[Any, Exception | None] = job.now.result()
-            shutil.rmtree(job.now.paths.folder, ignore_errors=True)
-            return outcome
-        job.ended = job.ended or time.monotonic()
-        if time.monotonic() - job.ended < self.grace:
-            return None
-        if job.retries:
-            job.now, job.retries, job.ended = job.submit(), job.retries - 1, 0.0
-            return None
-        said = [line for line in (job.now.stderr() or "").splitlines() if line.strip()]
-        why = f": {said[-1]}" if said else f", as {job.now.paths.folder} shows"
-        return None, RuntimeError(f"the job ended without a result{why}")
+    def _look(self) -> None:
+        """Settle what has come, put back what died with its job, and submit jobs."""
+        os.utime(self._driver)
+        takers, queued = self._takers(), self._queued()
+        for number, job in list(self._jobs.items()):
+            if self._has_left(job) or (queued is not None and number not in queued):
+                del self._jobs[number]
+                self._job_ended(number, job, has_taken=number in takers.values())
+        for future, task in list(self._tasks.items()):
+            if task.path.with_suffix(_DONE).exists():
+                self._settle(future, task)
+            elif (taker := takers.get(task.path.stem, "")) and taker not in self._jobs:
+                self._try_again(future, task, taker)
+        while len(self._jobs) < min(self.workers or 1, len(self._tasks)):
+            if time.monotonic() < self._resume or not self._submit_job():
+                break
+
+    def _settle(self, future: Future[Any], task: _Task) -> None:
+        """Give a future what the work returned or raised."""
+        path = task.path.with_suffix(_DONE)
+        outcome = pickle.loads(path.read_bytes())  # noqa: S301 - of this package's own job
+        path.unlink()
+        self._fruitless, self._has_served = 0, True
+        if not future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, Raised):
+            future.set_exception(outcome.error)
+        else:
+            future.set_result(pickle.loads(outcome))  # noqa: S301
+
+    def _try_again(self, future: Future[Any], task: _Task, taker: str) -> None:
+        """Put work back that a job had taken which has ended, or say that it died too often."""
+        task.left = task.left or time.monotonic()
+        if time.monotonic() - task.left < self.grace:
+            return
+        claim = task.path.with_suffix(f".{taker}")
+        if task.retries:
+            task.retries, task.left = task.retries - 1, 0.0
+            claim.rename(task.path)
+        elif future.set_running_or_notify_cancel():
+            claim.unlink()
+            gone = RuntimeError("the job was cancelled")  # for another chunk, at the last moment
+            future.set_exception(self._errors.get(taker, gone))
+
+    def _job_ended(self, number: str, job: Any, *, has_taken: bool) -> None:
+        """Say why a job ended without need; where none can begin, no work is waited for."""
+        try:
+            if job.paths.result_pickle.exists():
+                job.result()
+                shutil.rmtree(job.paths.folder, ignore_errors=True)
+                return
+            lines = [line for line in (job.stderr() or "").splitlines() if line.strip()]
+            said = [line for line in lines if not line.startswith("srun: ")] or lines
+            why = f": {said[-1]}" if said else f", as {job.paths.folder} shows"
+            error: Exception = RuntimeError(f"the job ended without a result{why}")
+        except Exception as failure:  # of the queue's commands, or in what the job reads
+            what = "go on" if has_taken else "begin"
+            error = WorkerError(f"a job of Slurm cannot {what}: {_reason(failure)}")
+        self._errors[number] = error
+        if not has_taken:
+            self._fruitless += 1
+            self._resume = time.monotonic() + self.pause
+            is_sure = isinstance(error, WorkerError) and not self._has_served
+            if not self._jobs and (is_sure or self._fruitless > self._retries):
+                self._fail(error)
+
+    def _submit_job(self) -> bool:
+        """Submit one more job; a queue that takes no more is asked again later."""
+        try:
+            job = self._queue.submit(serve, str(self._work))
+        except Exception as error:  # submitit raises many kinds
+            self._resume = time.monotonic() + self.pause
+            if not self._jobs:
+                self._fail(BrokenExecutor(_reason(error)))
+            return False
+        self._jobs[job.job_id] = job
+        return True
+
+    def _fail(self, error: Exception) -> None:
+        """Let all that was submitted end with an error."""
+        self._resume = 0.0
+        for future in list(self._tasks):
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
     def __str__(self) -> str:
-        return f"Slurm (at most {self.at_once} jobs)"
+        return f"Slurm (at most {self.workers} jobs)"
 
 
 def _reason(error: Exception) -> str:
@@ -190,11 +349,57 @@ def _reason(error: Exception) -> str:
     return found[-1] if found else first_line(error)
 
 
-def _tried(
-    fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
-) -> tuple[R | None, Exception | None]:
-    """What a function returns or raises, of which submitit would keep a text only."""
+def serve(folder: str) -> None:
+    """Do the work in a folder, one after the other, until the driver is gone or nothing comes.
+
+    At its time limit, of which Slurm says by a signal, a job ends at once, as where it is killed:
+    another one takes up what it was at, from the file that keeps it while it is trained.
+    """
+    import submitit
+
+    work, own = Path(folder), f".{submitit.JobEnvironment().job_id}"
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _leave)
+    beat, heard, worked = 0, time.monotonic(), time.monotonic()
+    while time.monotonic() - worked < IDLE_SECONDS:
+        try:
+            now = (work / _DRIVER).stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if now != beat:
+            beat, heard = now, time.monotonic()
+        elif time.monotonic() - heard > SILENT_SECONDS:
+            return
+        if (taken := _take(work, own)) is None:
+            time.sleep(_LOOK_SECONDS)
+            continue
+        write_bytes(taken.with_suffix(_DONE), pickle.dumps(_computed(taken)))
+        taken.unlink(missing_ok=True)
+        worked = time.monotonic()
+
+
+def _take(work: Path, own: str) -> Path | None:
+    """The oldest work that waits, or that this job has begun; None where there is none."""
+    for path in sorted(work.glob(_WORK)):
+        if path.suffix == own:  # Slurm has begun this job anew
+            return path
+        if path.suffix == _TODO:
+            taken = path.with_suffix(own)
+            with suppress(OSError):  # another job was faster, or the server has answered twice
+                path.rename(taken)
+            if taken.exists():
+                return taken
+    return None
+
+
+def _computed(path: Path) -> bytes | Raised:
+    """What the work in a file returns, pickled, or what it raises."""
     try:
-        return fn(*args, **kwargs), None
-    except Exception as error:
-        return None, error
+        fn, args, kwargs = pickle.loads(path.read_bytes())  # noqa: S301 - of this package's driver
+    except Exception as error:  # code that it needs is another one here, or lacks
+        return Raised(WorkerError(f"a job of Slurm cannot begin: {first_line(error)}"))
+    return attempted(lambda: pickle.dumps(fn(*args, **kwargs)))
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(f"ended by {signal.Signals(number).name}")

@@ -127,7 +127,7 @@ def find_team() -> Team | None:
         from accelerate.utils import parse_flag_from_env
     except ImportError as error:
         raise InputError(
-            "training on several devices needs accelerate: pip install '.[transformers]'"
+            "training on several devices needs accelerate: pip install '.[large]'"
         ) from error
     state = PartialState(cpu=not torch.cuda.is_available())
     messages = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
