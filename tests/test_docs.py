@@ -30,6 +30,7 @@ import trueoracle
 from tests.criteria.tiny import chain, every_way, images, masks
 from tests.spec.test_spec import fields_of
 from trueoracle.analysis.relation import relate
+from trueoracle.bench.places import choose_studies
 from trueoracle.criteria.base import CRITERIA, criterion
 from trueoracle.data import datasets
 from trueoracle.errors import NotApplicableError
@@ -361,14 +362,14 @@ def test_every_documented_command_runs_or_has_a_reason_not_to() -> None:
 MLP = "glyphs-mlp"
 """The family of the bench that is the fastest to score."""
 
-NARROW = {"resnet56": {"width": 2}, "vgg19": {"width": 0.0625}}
+NARROW: dict[str, dict[str, object]] = {"resnet56": {"width": 2}, "vgg19": {"width": 0.0625}}
 """Arguments that make large networks small."""
 
 
 def shortened(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A study with few images, epochs, candidates and seeds; all else is as it was."""
     short = {key: dict(one) if isinstance(one, Mapping) else one for key, one in fields.items()}
-    short.setdefault("criteria", ["oracle", "l1", "random"])
+    short.setdefault("criteria", ["oracle", "l1"])
     data, pruning = short.setdefault("data", {}), short.setdefault("pruning", {})
     network = short.get("network", {})
     if is_large := network.get("name") in NARROW:
@@ -444,13 +445,15 @@ def in_short(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
     monkeypatch.chdir(workshop)
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", once)
-    points, choose = grid._points, bench.choose_studies
+    points = grid._points
     monkeypatch.setattr(
         grid, "spec_from", lambda fields, *overrides: spec_from(shortened(fields), *overrides)
     )
     monkeypatch.setattr(grid, "_points", lambda *args, **given: points(*args, **given)[:2])
     monkeypatch.setattr(
-        bench, "choose_studies", lambda shipped, family, *of: choose(shipped, family or MLP, *of)
+        bench,
+        "choose_studies",
+        lambda shipped, family, *of: choose_studies(shipped, family or MLP, *of),
     )
     for name in ("mnist", "cifar10", "cifar100"):
         info = datasets.DATASETS[name]
