@@ -412,7 +412,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (study, *_) = fences(ROOT / "docs" / "study-file.md", "toml")
     (folder / "my-study.toml").write_text(study, encoding="utf-8")
     draw = np.random.default_rng(0)
-    for part, kind, i in itertools.product(("train", "val"), ("cat", "dog"), range(12)):
+    for part, kind, i in itertools.product(("train", "val"), ("cat", "dog"), range(24)):
         image = folder / "photos" / part / kind / f"{i}.jpeg"
         image.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (80, 96, 3), dtype=np.uint8)).save(image)
