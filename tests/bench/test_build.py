@@ -192,6 +192,9 @@ def test_networks_join_whole_and_families_with_three(
         assert recorded(tmp_path) == []
         shutil.copytree(fc2[2].folder, tmp_path / point.spec.folder_name)
     assert [point for _, point, _ in recorded(tmp_path)] == points[:3]
+    shutil.rmtree(tmp_path / points[0].spec.folder_name)
+    assert recorded(tmp_path) == []
+    assert [point for _, point, _ in recorded(tmp_path, DATA)] == points[1:3]  # which has six
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from tests.chaos.cluster import CANNOT_IMPORT, RayCluster
 from tests.chaos.points import Point, counting, keeping_often, raised, signalled
 from tests.chaos.processes import Ended, run, start
 from tests.chaos.rows import Rows, files_of, lost, rows_of
+from trueoracle.record import lock
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.store import Store
 
@@ -176,9 +177,13 @@ def _stopped(
     event: str | None,
     *,
     often: bool = False,
+    shared: bool = False,
     attempts: int = 6,
 ) -> Fault:
-    """Stop a command, again and again, at random moments or at the events of one kind."""
+    """Stop a command, again and again, at random moments or at the events of one kind.
+
+    ``shared``: its record is kept as on a network file system.
+    """
 
     def inject(bench: Bench, tally: Tally, rounds: int) -> None:
         start_anew = _begins(bench, begin)
@@ -190,7 +195,8 @@ def _stopped(
                 if event is None:
                     ended = _stop_at_random(bench, words)
                 else:
-                    ended = _stop_at(bench, words, event, number + attempt * rounds, often=often)
+                    place = number + attempt * rounds
+                    ended = _stop_at(bench, words, event, place, often=often, shared=shared)
                 tally.injected += ended.code != 0
                 _check_code(tally, name, ended)
                 now = bench.rows()
@@ -216,7 +222,15 @@ def _stop_at_random(bench: Bench, words: tuple[str, ...]) -> Ended:
     return begun.wait()
 
 
-def _stop_at(bench: Bench, words: tuple[str, ...], event: str, place: int, *, often: bool) -> Ended:
+def _stop_at(
+    bench: Bench,
+    words: tuple[str, ...],
+    event: str,
+    place: int,
+    *,
+    often: bool = False,
+    shared: bool = False,
+) -> Ended:
     """Stop a command before or after one event: with each ``place``, at another one."""
     events = max(1, bench.count(words, event))
     stride = next(one for one in (7, 11, 13, 1) if events % one)  # by which all have their turn
@@ -230,6 +244,8 @@ def _stop_at(bench: Bench, words: tuple[str, ...], event: str, place: int, *, of
     def prepare() -> None:
         if often:
             keeping_often()
+        if shared:
+            lock.mounts = lambda: [("/", "nfs4", "rw")]
         point.install()
 
     return run(words, bench.work, prepare)
@@ -350,7 +366,8 @@ def _mount(*words: str) -> None:
         raise Unavailable(f"mount {' '.join(words)}: {done.stderr.strip()}")
 
 
-ON_DISK: dict[str, tuple[tuple[str, ...], Callable[[Bench], None]]] = {
+WRITING: dict[str, tuple[tuple[str, ...], Callable[[Bench], None]]] = {
+    "scoring": (SCORE, nothing),
     "run": ((*RUN, "loop"), nothing),
     "adoption": ((*RUN, "loop"), half),
     "a search": (SEARCH, nothing),
@@ -381,54 +398,56 @@ def _used(runs: Path) -> int:
     return (found.f_blocks - found.f_bfree) * found.f_frsize // 1024
 
 
-def _full(what: str) -> Fault:
-    """A disk is full at one write after the other; it is then made larger."""
-    (words, begin), name = ON_DISK[what], f"a disk that is full during {what}"
+Hurt = Callable[[Bench, tuple[str, ...], Path, int], Callable[[], None] | None]
+"""Makes a disk bad before the command runs on it; may return what the command's process does."""
+
+
+def _bad_disk(how: str, what: str, hurt: Hurt, mend: str, codes: tuple[int, ...]) -> Fault:
+    """A command runs on a bad disk and ends with one of these codes; later the disk is good."""
+    (words, begin), name = WRITING[what], f"{how} during {what}"
 
     def inject(bench: Bench, tally: Tally, rounds: int) -> None:
         expected = bench.undisturbed(words, _begins(bench, begin))
         for number in range(rounds):
             begin(bench)
             with _disk(bench) as runs:
-                free = 4 * (1 + number % 120)
-                _mount("-o", f"remount,size={_used(runs) + free}k", str(runs))
-                ended = run(words, bench.work, keeping_often)
+                prepare = hurt(bench, words, runs, number)
+                before = _records(bench)
+                ended = run(words, bench.work, prepare)
                 tally.injected += ended.code != 0
-                if ended.code not in (0, 4):
+                if ended.code not in codes:
                     tally.problems.append(f"{name}: exit code {ended.code}: {ended.output[-300:]}")
-                _mount("-o", "remount,size=64m", str(runs))
+                _mount("-o", f"remount,{mend}", str(runs))
+                tally.lose(name, before, bench.rows())
                 before = _records(bench)
                 bench.finish(words)
                 tally.lose(name, before, bench.rows())
                 tally.compare(name, bench.rows(), expected)
 
     return Fault(name, inject)
+
+
+def _full(what: str) -> Fault:
+    """A disk is full at one write after the other."""
+
+    def hurt(bench: Bench, words: tuple[str, ...], runs: Path, number: int) -> Callable[[], None]:
+        free = 4 * (1 + number % 120)
+        _mount("-o", f"remount,size={_used(runs) + free}k", str(runs))
+        return keeping_often
+
+    return _bad_disk("a disk that is full", what, hurt, "size=64m", (0, 4))
 
 
 def _read_only(what: str) -> Fault:
-    """A folder cannot be written; later it can."""
-    (words, begin), name = ON_DISK[what], f"a folder that is read-only during {what}"
+    """A folder cannot be written, from the beginning or from the midst of the command on."""
 
-    def inject(bench: Bench, tally: Tally, rounds: int) -> None:
-        expected = bench.undisturbed(words, _begins(bench, begin))
-        for number in range(rounds):
-            begin(bench)
-            with _disk(bench) as runs:
-                if number % 2:  # stopped on the way, otherwise not begun
-                    event = "commit" if words[0] == "run" else "file"
-                    _stop_at(bench, words, event, 3 + number, often=False)
-                before = _records(bench)
-                _mount("-o", "remount,ro", str(runs))
-                ended = run(words, bench.work)
-                tally.injected += 1
-                if ended.code != 4:
-                    tally.problems.append(f"{name}: exit code {ended.code}: {ended.output[-300:]}")
-                tally.lose(name, before, bench.rows())
-                _mount("-o", "remount,rw", str(runs))
-                bench.finish(words)
-                tally.compare(name, bench.rows(), expected)
+    def hurt(bench: Bench, words: tuple[str, ...], runs: Path, number: int) -> None:
+        if number % 2:
+            event = "commit" if words[0] == "run" else "file"
+            _stop_at(bench, words, event, 3 + number)
+        _mount("-o", "remount,ro", str(runs))
 
-    return Fault(name, inject)
+    return _bad_disk("a folder that is read-only", what, hurt, "rw", (4,))
 
 
 def _begins(bench: Bench, begin: Callable[[Bench], None]) -> Callable[[], None]:
@@ -577,26 +596,28 @@ def _set_back(seconds: float) -> None:
     setattr(sitting, "datetime", Shifted)  # noqa: B010
 
 
-def _two(bench: Bench, tally: Tally, rounds: int) -> None:
+def _two(what: str) -> Fault:
     """Two processes are at one run; the one that works may be killed."""
-    words = (*RUN, "loop")
+    (words, begin), name = WRITING[what], f"two processes at {what}"
 
-    expected = bench.undisturbed(words, bench.clean)
-    for number in range(rounds):
-        bench.clean()
-        both = [start(words, bench.work), start(words, bench.work)]
-        tally.injected += 1
-        if number % 2:
-            time.sleep(bench.random.uniform(0.5, 3))
-            both[number // 2 % 2].kill(signal.SIGKILL)
-        ended = [one.wait() for one in both]
-        for one in ended:
-            if one.code not in (0, 3, -signal.SIGKILL):
-                tally.problems.append(f"two: exit code {one.code}: {one.output[-300:]}")
-        before = bench.rows()
-        bench.finish(words)
-        tally.lose("two", before, bench.rows())
-        tally.compare("two", bench.rows(), expected)
+    def inject(bench: Bench, tally: Tally, rounds: int) -> None:
+        expected = bench.undisturbed(words, _begins(bench, begin))
+        for number in range(rounds):
+            begin(bench)
+            both = [start(words, bench.work), start(words, bench.work)]
+            tally.injected += 1
+            if number % 2:
+                time.sleep(bench.random.uniform(0.05, 0.8 * bench.seconds[words]))
+                both[number // 2 % 2].kill(signal.SIGKILL)
+            for one in [one.wait() for one in both]:
+                if one.code not in (0, 3, -signal.SIGKILL):
+                    tally.problems.append(f"{name}: exit code {one.code}: {one.output[-300:]}")
+            before = _records(bench)
+            bench.finish(words)
+            tally.lose(name, before, bench.rows())
+            tally.compare(name, bench.rows(), expected)
+
+    return Fault(name, inject)
 
 
 def _moved(bench: Bench, tally: Tally, rounds: int) -> None:
@@ -636,10 +657,7 @@ def rows_of_records(rows: Rows) -> Rows:
 
 def _unlockable(bench: Bench, tally: Tally, rounds: int) -> None:
     """A file system does not lock, or for one machine only: refused before anything begins."""
-    from trueoracle.record import lock
-
     for number in range(rounds):
-        bench.clean()
         kind = number % 3
 
         def prepare(kind: int = kind) -> None:
@@ -656,12 +674,15 @@ def _unlockable(bench: Bench, tally: Tally, rounds: int) -> None:
             else:
                 lock.mounts = lambda: [("/", "nfs", "rw,vers=3,nolock")]
 
-        ended = run((*RUN, "loop"), bench.work, prepare)
-        tally.injected += 1
-        tally.refused += ended.code == 4
-        if ended.code != 4 or "--runs" not in ended.output:
-            tally.problems.append(f"no locks: exit code {ended.code}: {ended.output[-300:]}")
-        tally.lose("no locks", {}, bench.rows())
+        for words in (SCORE, (*RUN, "loop"), SEARCH):
+            bench.clean()
+            ended = run(words, bench.work, prepare)
+            tally.injected += 1
+            tally.refused += ended.code == 4
+            if ended.code != 4 or "--runs" not in ended.output:
+                tally.problems.append(f"{words[0]}: exit code {ended.code}: {ended.output[-300:]}")
+            if bench.rows():
+                tally.problems.append(f"{words[0]} without locks: it has written something")
 
 
 # Clusters
@@ -780,6 +801,9 @@ FAULTS = (
     _stopped("a signal at a random moment of report", REPORT, all_done, None, attempts=1),
     _stopped("a signal at each commit of scoring", SCORE, nothing, "commit"),
     _stopped("a signal at each commit of run", (*RUN, "loop"), nothing, "commit"),
+    _stopped(
+        "a signal at each commit on a network disk", (*RUN, "loop"), nothing, "commit", shared=True
+    ),
     _stopped("a signal at each file of run", (*RUN, "loop"), nothing, "file", often=True),
     _stopped("a signal at each training step", (*RUN, "loop"), nothing, "step", often=True),
     _stopped("a signal at each commit of adoption", (*RUN, "loop"), half, "commit"),
@@ -787,8 +811,8 @@ FAULTS = (
     _stopped("a signal at each file of a search", SEARCH, nothing, "file"),
     _stopped("a signal at each file of export", EXPORT, all_done, "file"),
     _stopped("a signal at each file of report", REPORT, all_done, "file", attempts=1),
-    *map(_full, ON_DISK),
-    *map(_read_only, ON_DISK),
+    *map(_full, WRITING),
+    *map(_read_only, WRITING),
     _damaged("a file of a run that is damaged", (*RUN, "loop")),
     _damaged("a file of a search that is damaged", SEARCH),
     Fault("a record of another format", _schema),
@@ -815,7 +839,7 @@ FAULTS = (
         retry=False,
     ),
     Fault("a clock that goes back", _clock),
-    Fault("two processes at one run", _two),
+    *map(_two, WRITING),
     Fault("a run moved, copied, renamed", _moved),
     Fault("a file system without locks", _unlockable),
     Fault("a worker of Ray that is killed", _worker_killed),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trueoracle.record import database
+from trueoracle.record import connection
 from trueoracle.training import checkpoint, loop
 
 __all__ = ["EVENTS", "Point", "counting", "keeping_often", "raised", "signalled"]
@@ -111,7 +111,8 @@ def _watch(met: Callable[[str, bool], None]) -> None:
     connect = sqlite3.connect
 
     def connected(*args: Any, **kwargs: Any) -> sqlite3.Connection:
-        return connect(*args, **kwargs, factory=Connection)
+        made: sqlite3.Connection = connect(*args, **{"factory": Connection} | kwargs)
+        return made
 
     batches = loop.batches
 
@@ -121,7 +122,7 @@ def _watch(met: Callable[[str, bool], None]) -> None:
             yield batch
             met("batch", False)
 
-    setattr(database, "sqlite3", _Patched(connected))  # noqa: B010
+    setattr(connection, "sqlite3", _Patched(connected))  # noqa: B010
     Path.replace = around("file", Path.replace)  # type: ignore[method-assign]
     torch.optim.SGD.step = around("step", torch.optim.SGD.step)  # type: ignore[method-assign]
     loop.batches = counted

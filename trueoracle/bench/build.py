@@ -4,7 +4,7 @@
     trueoracle run bench-digits --runs RUNS           # any of its grids, or single points
     python -m trueoracle.bench.build RUNS             # what is finished joins the bench
 
-A dense network joins when all of its points are finished, a family with three networks or more.
+A dense network joins when all of its points are finished, if its family then has three or more.
 Scores are written after each criterion, those first that took least before: the same command goes
 on from what was killed.
 """
@@ -64,20 +64,23 @@ Point = tuple[str, Variant, Results]
 """A study of a family, and what is recorded of it."""
 
 
-def recorded(runs: Path) -> list[Point]:
+def recorded(runs: Path, onto: Path | None = None) -> list[Point]:
     """The points below ``runs`` of dense networks with all points finished, family by family.
 
-    A family of fewer such networks than :data:`~trueoracle.analysis.jackknife.LEAST_NETWORKS` says
-    nothing of other networks and is left out.
+    A family that with them has fewer networks, those of the bench in ``onto`` included, than
+    :data:`~trueoracle.analysis.jackknife.LEAST_NETWORKS` says nothing of other networks and is
+    left out.
     """
+    held = {} if onto is None else read_bench(onto).card["families"]
     found: list[Point] = []
     for family in FAMILIES:
         networks: dict[int, list[Variant]] = {}
         for point in variants(grid_of(family)):
             networks.setdefault(point.spec.dense.seed, []).append(point)
-        whole = [made for points in networks.values() if (made := _finished(points, runs))]
-        if len(whole) >= LEAST_NETWORKS:
-            found += [(family, *one) for made in whole for one in made]
+        whole = {seed: made for seed, one in networks.items() if (made := _finished(one, runs))}
+        had = map(int, held[family]["dense"]) if family in held else ()
+        if len({*whole, *had}) >= LEAST_NETWORKS:
+            found += [(family, *one) for made in whole.values() for one in made]
     return found
 
 
@@ -366,7 +369,7 @@ def main() -> None:
             start(given.runs, PlainProgress(), given.out)
             return
         onto = None if given.anew or not (given.out / "card.json").is_file() else given.out
-        points = recorded(given.runs)
+        points = recorded(given.runs, onto)
         build(points, given.out, PlainProgress(), onto=onto, rescore=given.rescore)
     except TrueOracleError as error:
         parser.exit(error.exit_code, f"error: {error}\n")

@@ -14,6 +14,7 @@ from trueoracle.record.layout import CHECKSUMS, Columns, Seal, Table
 
 __all__ = [
     "CHUNKED",
+    "foreign_journal",
     "joined",
     "journal_fault",
     "kinds_fault",
@@ -157,6 +158,14 @@ _NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
 _MAGIC = (0x377F0682, 0x377F0683)
 
 
+def foreign_journal(database: Path) -> str:
+    """What is wrong with a rollback journal that is somebody else's; empty where nothing is."""
+    journal = database.with_name(f"{database.name}-journal")
+    if journal.is_file() and journal.read_bytes().endswith(_NAMES_ANOTHER):
+        return f"{journal.name} names another file, which would be removed"
+    return ""
+
+
 def journal_fault(database: Path) -> str:
     """What is wrong with the write-ahead log that a killed process left; empty where nothing is.
 
@@ -166,9 +175,8 @@ def journal_fault(database: Path) -> str:
     frame lies over an older page, and older frames follow it. Any other wrong frame was committed.
     No process may write to the log during the check.
     """
-    journal = database.with_name(f"{database.name}-journal")
-    if journal.is_file() and journal.read_bytes().endswith(_NAMES_ANOTHER):
-        return f"{journal.name} names another file, which would be removed"
+    if fault := foreign_journal(database):
+        return fault
     path = database.with_name(f"{database.name}-wal")
     try:
         content = path.read_bytes()

@@ -24,6 +24,7 @@ from trueoracle.record.chunks import (
     schema_fault,
     sealed,
 )
+from trueoracle.record.connection import connect, keep_journal
 from trueoracle.record.layout import (
     BLOCKS,
     CHECKSUMS,
@@ -105,13 +106,12 @@ class Database:
             # write holds the lock itself.
             if (not read_only or not is_locked(folder)) and (fault := journal_fault(self.path)):
                 raise sqlite3.DatabaseError(fault)
-            uri = self.path.resolve().as_uri() + ("?mode=ro" if read_only else "")
-            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+            self._db = connect(self.path, read_only=read_only)
         try:
             with self._errors():
-                self._prepare(read_only)
                 if read_only:  # all is read as of one moment, since the study may be running
                     self._db.execute("BEGIN")
+                self._prepare(read_only)
         except BaseException:
             self._db.close()
             raise
@@ -123,9 +123,7 @@ class Database:
         if version == 0 and self._had_content():
             raise sqlite3.DatabaseError("it is missing or empty, though the study had begun")
         if not read_only:
-            # WAL: readers never block the writer. FULL: what was committed outlives a power cut.
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
+            keep_journal(self._db, self.path.parent)
         found = [row[0] for row in self._db.execute("PRAGMA integrity_check(3)")]
         if found != ["ok"]:
             said = " ".join(found[0].removeprefix("*** in database main ***").split())

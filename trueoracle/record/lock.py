@@ -13,7 +13,7 @@ from trueoracle.errors import BusyError, StoreError
 from trueoracle.files import new_draft
 from trueoracle.record.paths import LOCK
 
-__all__ = ["check_locks", "is_locked", "locked"]
+__all__ = ["check_locks", "is_locked", "is_shared", "locked"]
 
 _LOCAL_ONLY = {
     "nfs": r"nolock|local_lock=(all|flock)",
@@ -26,6 +26,9 @@ _LOCAL_ONLY = {
 
 _NEVER_LOCKS = re.compile(r"fuse\.(sshfs|s3fs|rclone|gcsfuse|goofys|mount-s3)")
 """File systems whose locks other machines never see."""
+
+_SHARED = re.compile(r"nfs4?|cifs|smb3|9p|afs|ceph|lustre|beegfs\w*|gpfs|virtiofs|fuse\..+")
+"""File systems that several machines can have mounted."""
 
 
 @contextmanager
@@ -113,16 +116,27 @@ def _untrue_lock(folder: Path) -> str:
 
 def _local_only(folder: Path) -> str:
     """The type and option of a mount whose locks other machines do not see; else empty."""
-    place = folder.resolve()
-    above = [mount for mount in mounts() if place.is_relative_to(mount[0])]
-    if not above:
-        return ""
-    _, kind, options = max(reversed(above), key=lambda mount: len(mount[0]))  # the latest
+    kind, options = _mount_of(folder)
     if _NEVER_LOCKS.fullmatch(kind):
         return kind
     known = _LOCAL_ONLY.get(kind)
     found = [o for o in options.split(",") if known and re.fullmatch(known, o)]
     return f"{kind}, mounted with {found[0]}" if found else ""
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether a folder is on a file system that other machines may use at the same time."""
+    return _SHARED.fullmatch(_mount_of(folder)[0]) is not None
+
+
+def _mount_of(folder: Path) -> tuple[str, str]:
+    """Type and options of the file system of a folder; empty where they are unknown."""
+    place = folder.resolve()
+    above = [mount for mount in mounts() if place.is_relative_to(mount[0])]
+    if not above:
+        return "", ""
+    _, kind, options = max(reversed(above), key=lambda mount: len(mount[0]))  # the latest
+    return kind, options
 
 
 def mounts() -> list[tuple[str, str, str]]:

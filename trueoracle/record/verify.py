@@ -18,6 +18,7 @@ from trueoracle.analysis.numbers import many
 from trueoracle.errors import StoreError
 from trueoracle.files import parse_json, read_checked, read_checked_json, remove_drafts, sha256_of
 from trueoracle.record.chunks import CHUNKED, journal_fault, kinds_fault, read_rows, sealed
+from trueoracle.record.connection import connect
 from trueoracle.record.database import SCHEMA_VERSION, metrics_by_columns
 from trueoracle.record.layout import CHECKSUMS, METRICS, Columns, Seal, Table, Task, tables, task_of
 from trueoracle.record.lock import is_locked, locked
@@ -158,9 +159,10 @@ def _survey(folder: Path) -> _Survey:
         mend = "--repair keeps what was committed before it; running does the rest again"
         found.faults.append(Part(f"{DATABASE}-wal", "damaged", fault, mend))
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
+        with closing(connect(path, read_only=True)) as db:
             # A byte that is no text makes one row wrong, but must not make all rows unreadable.
             db.text_factory = lambda text: text.decode(errors="replace")
+            db.execute("BEGIN")  # a study that is running may commit meanwhile
             db.execute("PRAGMA trusted_schema = OFF")
             if fault := kinds_fault(db):
                 raise sqlite3.DatabaseError(fault)
@@ -258,7 +260,7 @@ def _rebuild(folder: Path, found: _Survey, aside: Path) -> list[str]:
     """Write what is whole to a new database, and set the old one aside."""
     kept, dropped = _kept(found)
     path = folder / DATABASE
-    log = path.with_name(f"{DATABASE}-wal")
+    logs = [path.with_name(f"{DATABASE}{ending}") for ending in ("-wal", "-journal")]
     epochs: list[dict[str, Any]] = []
     is_whole = found.dense is not None and _dense_part(folder, found.dense).state == "whole"
     if is_whole and not found.chunks("dense_epochs"):
@@ -267,11 +269,14 @@ def _rebuild(folder: Path, found: _Survey, aside: Path) -> list[str]:
     draft.mkdir()
     with Store(draft) as store:
         store.restore(found.task, found.metrics, kept.values(), epochs)
-    for file in (path, log):
+    for file in (path, *logs):
         if file.exists():
             shutil.copy2(file, aside)
-    for ending in ("-wal", "-shm"):  # these files belong to the old database, and go with it
-        path.with_name(f"{DATABASE}{ending}").unlink(missing_ok=True)
+    for file in (
+        *logs,
+        path.with_name(f"{DATABASE}-shm"),
+    ):  # of the old database, with which it goes
+        file.unlink(missing_ok=True)
     (draft / DATABASE).replace(path)
     shutil.rmtree(draft)
     return dropped or [f"{DATABASE} was written anew; all of its rows are whole"]
