@@ -30,6 +30,7 @@ from tests.executors.work import (
     fail,
     fail_from,
     gpu_beside,
+    set_variable,
     small_study,
     wait_beside,
 )
@@ -51,6 +52,18 @@ from trueoracle.record.store import Store
 from trueoracle.run.chunks import Chunk
 from trueoracle.run.faults import is_the_machines
 from trueoracle.run.progress import SilentProgress
+from trueoracle.study import Study
+
+SHORT = {
+    "data.train_images": 80,
+    "data.test_images": 20,
+    "data.validation_images": 20,
+    "dense.epochs": 1,
+    "retraining.epochs": 1,
+    "retraining.milestones": [],
+    "pruning.candidates": 3,
+    "criteria": ["l1"],
+}
 
 WAIT = 300
 """Seconds after which a result will not come, however busy the machine is."""
@@ -305,6 +318,18 @@ def test_workers_that_cannot_begin_stop_the_run(tmp_path: Path) -> None:
         ran(executor, tmp_path)
     assert len(executor.chunks) <= 3  # those that were submitted before the first was lost
     with Store(small_study(tmp_path).folder, read_only=True) as store:
+        assert store.counts()["failed"] == store.counts()["retrainings"] == 0
+
+
+def test_workers_without_the_kernels_stop_the_run(tmp_path: Path) -> None:
+    """As where one image of a cluster was built without a compiler."""
+    empty = str(tmp_path / "empty")
+    study = Study("digits-conv1-0.2", overrides=SHORT, runs=tmp_path)
+    with ProcessPoolExecutor(1, SPAWN, set_variable, ("TRUEORACLE_NATIVE", empty)) as pool:
+        why = "cannot be retrained here as where it was started: the native kernels were not built"
+        with pytest.raises(WorkerError, match=why):
+            study.run(progress=False, engine="native", executor=pool)
+    with Store(study.folder, read_only=True) as store:
         assert store.counts()["failed"] == store.counts()["retrainings"] == 0
 
 

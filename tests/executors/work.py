@@ -26,6 +26,7 @@ __all__ = [
     "die_once",
     "fail",
     "gpu_beside",
+    "set_variable",
     "small_study",
     "wait_beside",
     "wait_once",
@@ -34,6 +35,10 @@ __all__ = [
 
 def add(a: int, b: int) -> int:
     return a + b
+
+
+def set_variable(name: str, value: str) -> None:
+    os.environ[name] = value
 
 
 def fail(message: str) -> None:

@@ -20,6 +20,7 @@ from trueoracle.data.splits import Splits
 from trueoracle.engines.retrain import retrain, retraining_data, stream_of
 from trueoracle.errors import InputError, WorkerError, first_line
 from trueoracle.executors.base import Parcel, opened
+from trueoracle.native.library import missing
 from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import load_state, load_weights, state_tensors, weights_sha256
 from trueoracle.pruning.candidates import CandidateList
@@ -187,7 +188,8 @@ def build(chunk: Chunk, shared: Shared | Parcel | None = None) -> Shared:
     """What a chunk shares with others, built from the chunk alone where it was not sent along.
 
     Raises :class:`WorkerError` where that is impossible, such as where network, data or task were
-    given in Python, and where something else than on the driver's machine was built.
+    given in Python, where something else than on the driver's machine was built, and where the
+    kernels lack that the driver's machine has.
     """
     at: Shared
     try:
@@ -205,6 +207,10 @@ def build(chunk: Chunk, shared: Shared | Parcel | None = None) -> Shared:
         raise WorkerError(
             f"{chunk.spec.name} is another study here than where it was started: code, data or "
             "versions differ"
+        )
+    if chunk.engine == "native" and (why := missing()):
+        raise WorkerError(
+            f"{chunk.spec.name} cannot be retrained here as where it was started: {why}"
         )
     return at
 
