@@ -281,7 +281,7 @@ def run_here() -> list[str]:
         _, command, *rest = shlex.split(typed)
         study = rest[0] if rest and not rest[0].startswith("--") else None
         is_read = command in OF_RECORDS and (study is None or study in KEPT)
-        trains = command == "reproduce" and "--no-times" not in rest
+        trains = command == "reproduce" and (study is not None or "--times" in rest)
         if is_read or (command in OF_TABLES and not trains):
             found.append(typed)
     return list(dict.fromkeys(found))
@@ -327,11 +327,11 @@ def test_the_commands_in_the_documents_run(
 
 
 PARSED = {
-    "bench --findings": "compares for a minute, on the table that is shipped",
+    "bench --findings": "tests/bench/test_claims.py runs it, for half a minute",
     "plan glyphs-fc1-0.2 ": "measures for 20 s; the plan of my-study.toml runs",
     "reproduce resnet56": "56 layers take 40 s even on 40 images",
     "--export pruned$": "20 s of text; tests/search/test_folder.py writes such folders",
-    "reproduce$": "times the networks of all 45 settings, for minutes",
+    "reproduce --times": "times the networks of all 45 settings, for minutes",
     "run tinyllava-3.1b ": "downloads a network of 3.1 billion parameters",
     "--executor ray": "needs a Ray cluster or a GPU",
     "--slurm partition=": "needs a Slurm cluster",

@@ -101,7 +101,7 @@ class Terminal(io.StringIO):
         "report",
         pytest.param("studies", marks=pytest.mark.slow),
         "criteria",
-        pytest.param("reproduce --no-times", marks=pytest.mark.slow),
+        pytest.param("reproduce", marks=pytest.mark.slow),
         pytest.param("inspect resnet20", marks=pytest.mark.slow),
         "search tiny --replay",
         pytest.param("bench", marks=pytest.mark.slow),

@@ -61,10 +61,10 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_dataset: str) 
 
 @pytest.mark.slow
 def test_all_published_settings_are_listed(runs: Path) -> None:
-    called = call("reproduce", "--no-times", "--runs", runs)
+    called = call("reproduce", "--runs", runs)
     assert (called.code, called.err) == (0, "")
     assert all(one.setting in called.out for one in all_settings())
-    rows = json.loads(call("reproduce", "--no-times", "--runs", runs, "--json").out)
+    rows = json.loads(call("reproduce", "--runs", runs, "--json").out)
     assert len(rows) == len(all_settings())
     by_setting = {row["setting"]: row for row in rows}
     assert by_setting["lenet5/conv105"] == {
@@ -82,11 +82,9 @@ def test_all_published_settings_are_listed(runs: Path) -> None:
     }
     assert by_setting["direction/conv105"]["networks"] == 2 * 756
     assert by_setting["direction/conv105"]["published"]["anomaly_ratio"] is None
-    small = json.loads(
-        call("reproduce", "--no-times", "--runs", runs, "--json", "--scale", "small").out
-    )
+    small = json.loads(call("reproduce", "--runs", runs, "--json", "--scale", "small").out)
     assert sum(row["networks"] for row in small) < sum(row["networks"] for row in rows) / 2
-    assert call("reproduce", "--no-times", "--quiet", "--runs", runs).out == ""
+    assert call("reproduce", "--quiet", "--runs", runs).out == ""
 
 
 @pytest.mark.slow
@@ -106,20 +104,20 @@ def test_a_setting_is_run_and_ours_put_beside_it(shipped: str, runs: Path) -> No
     short = direction["summary"]["short_retraining"]
     assert one["ours"]["kendall_tau"] == short["relations"][0]["kendall_tau"]
 
-    rows = json.loads(call("reproduce", "--runs", runs, "--json", "-q").out)
+    rows = json.loads(call("reproduce", "--times", "--runs", runs, "--json", "-q").out)
     assert [row["setting"] for row in rows] == ["direction/conv1", "paper/conv1"]
     assert rows[0]["ours"] == one["ours"]
     assert (rows[1]["ours"]["scale"], rows[1]["ours"]["outcome"]) == ("full", "last")
     assert (rows[1]["networks"], rows[1]["seconds"]) == (10, None)  # of no known size
-    best = call("reproduce", "--runs", runs, "--json", "--no-times", "--outcome", "best-on-test")
+    best = call("reproduce", "--runs", runs, "--json", "--outcome", "best-on-test")
     assert json.loads(best.out)[1]["ours"]["outcome"] == "best-on-test"
-    other = call("reproduce", "--runs", runs, "--json", "--no-times", "--surgery", "as-released")
+    other = call("reproduce", "--runs", runs, "--json", "--surgery", "as-released")
     assert [row["ours"] for row in json.loads(other.out)] == [None, None]
     assert [row["ours"] for row in _small(runs)] == [None, None]
 
 
 def _small(runs: Path) -> list[dict[str, object]]:
-    called = call("reproduce", "--runs", runs, "--json", "--no-times", "--scale", "small")
+    called = call("reproduce", "--runs", runs, "--json", "--scale", "small")
     rows: list[dict[str, object]] = json.loads(called.out)
     return rows
 
@@ -138,9 +136,9 @@ def test_small_scale_takes_what_is_at_hand_and_says_so(shipped: str, runs: Path)
     assert results["summary"]["data"] == "tiny"
     row = next(row for row in _small(runs) if row["setting"] == "paper/conv1")
     assert row["ours"] == results["comparisons"][0]["ours"]
-    listed = json.loads(call("reproduce", "--runs", runs, "--json", "--no-times").out)
+    listed = json.loads(call("reproduce", "--runs", runs, "--json").out)
     assert listed[1]["ours"]["scale"] == "small"
-    assert "small" in call("reproduce", "--runs", runs, "--no-times").out
+    assert "small" in call("reproduce", "--runs", runs).out
 
 
 def test_the_name_says_the_scale(shipped: str, runs: Path) -> None:
@@ -158,14 +156,12 @@ def test_the_list_follows_the_scale_that_is_finished(shipped: str, runs: Path) -
     full = next(runs.iterdir())
     call("reproduce", name, "--scale", "small", "--runs", runs, "-q")
     stopped_early(full)
-    row = json.loads(call("reproduce", "--runs", runs, "--json", "--no-times").out)[1]
+    row = json.loads(call("reproduce", "--runs", runs, "--json").out)[1]
     assert (row["setting"], row["scale"], row["ours"]["scale"]) == (name, "small", "small")
     assert row["networks"] == row["ours"]["to_retrain"] == 5
-    shown = json.loads(
-        call("reproduce", "--runs", runs, "--json", "--no-times", "--scale", "full").out
-    )[1]
+    shown = json.loads(call("reproduce", "--runs", runs, "--json", "--scale", "full").out)[1]
     assert (shown["ours"]["retrained"], shown["ours"]["to_retrain"]) == (1, 10)
-    assert "1/10 of full" in call("reproduce", "--runs", runs, "--no-times", "--scale", "full").out
+    assert "1/10 of full" in call("reproduce", "--runs", runs, "--scale", "full").out
 
 
 @pytest.mark.slow
@@ -257,7 +253,7 @@ def test_a_study_of_ones_own_and_a_point_are_put_beside_what_was_published(
     [
         (["lenet5/conv10.5"], "unknown published setting or study 'lenet5/conv10.5': did you mean"),
         (["digits-conv1-0.2", "--scale", "small"], "unknown arm of 'digits-conv1-0.2' 'small'"),
-        (["--device", "foo"], "device 'foo' cannot be used"),
+        (["--times", "--device", "foo"], "device 'foo' cannot be used"),
         (["lenet5-mini-width@small"], "here: lenet5-mini-width+width-10@small"),
         (["--outcome", "lst"], "unknown outcome rule 'lst'"),
         (["--set", "dense.epochs=1"], "--set and --weights change the study that is run"),

@@ -37,8 +37,8 @@ class Arms:
         str, typer.Option(help="Epochs that count; best-on-test is the paper's choice.")
     ] = "last"
     times: Annotated[
-        bool, typer.Option("--times/--no-times", help="List: estimate how long each takes here.")
-    ] = True
+        bool, typer.Option("--times", help="List: time networks, to estimate how long each takes.")
+    ] = False
 
 
 @guarded
@@ -61,8 +61,9 @@ def reproduce(
     """List the paper's 45 published settings with ours beside them, or run one.
 
     The list has one row per setting: its study, the published Kendall's tau, p-value and anomaly
-    ratio, ours where they are recorded below --runs, and how many networks it retrains, with an
-    estimate of the time here. Settings that the paper names without a scatter come last.
+    ratio, ours where they are recorded below --runs, and how many networks it retrains; with
+    --times, which takes minutes, an estimate of the time here. Settings that the paper names
+    without a scatter come last.
 
     With a NAME, its study is run as by **run** (run it again to resume) and the published values
     are shown beside ours. The study of a direction setting is run with its short retraining. With
@@ -70,7 +71,7 @@ def reproduce(
 
     Examples:
 
-    - trueoracle reproduce --no-times
+    - trueoracle reproduce
 
     - trueoracle reproduce lenet5/conv105
 
@@ -110,10 +111,11 @@ COLUMNS = ("n", "tau", "p", "anomalies")
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     ours = tuple(f"our {name}" for name in COLUMNS)
-    right = (*COLUMNS, *ours, "networks", "time here")
+    times = ("time here",) if any(row["engine"] for row in rows) else ()
+    right = (*COLUMNS, *ours, "networks", *times)
     made = table(
-        "setting", "study", *COLUMNS, *ours, "scale", "networks", "time here",
-        right=right, drops=("n", "our n", "study", "p", "our p", "scale", "time here", "networks"),
+        "setting", "study", *COLUMNS, *ours, "scale", "networks", *times,
+        right=right, drops=("n", "our n", "study", "p", "our p", "scale", *times, "networks"),
     )  # fmt: skip
     for row in rows:
         seconds = row["seconds"]
@@ -123,14 +125,14 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
             *_published_cells(row["published"]),
             *_our_cells(row["ours"], row["scale"]),
             f"{row['networks']:,}",
-            number(None) if seconds is None else _long(seconds),
+            *(number(None) if seconds is None else _long(seconds) for _ in times),
         )
     out().print(made)
     out().print(
         "x is the pruned train loss; for a direction, the accuracy after a tenth of the epochs (at "
-        "small scale a fifth). Networks and times are those of the scale; times are of retraining "
-        "alone. p is the textbook's on both sides, as the paper prints it; candidates overlap, so "
-        "that it is too small."
+        "small scale a fifth). Networks are those of the scale"
+        f"{', and so are times, of retraining alone' if times else ''}. p is the textbook's on "
+        "both sides, as the paper prints it; candidates overlap, so that it is too small."
     )
 
 
