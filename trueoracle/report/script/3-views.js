@@ -44,8 +44,9 @@ function nothing(root, words) {
   root.replaceChildren(element("p", { class: "soft" }, words));
 }
 
-function title(study) {
-  return study.badge ? [study.label, " ", element("span", { class: "badge" }, study.badge)] : [study.label];
+function title(study, about = "") {
+  const name = about ? `${study.label} · ${about}` : study.label;
+  return element("h3", { class: "what" }, name, ...(study.badge ? [" ", element("span", { class: "badge" }, study.badge)] : []));
 }
 
 function legend(...extra) {
@@ -66,7 +67,7 @@ const VIEWS = {
     const plot = element("div", { class: "plot" });
     const words = data.criteria.find((one) => one.name === state.criterion).label;
     root.replaceChildren(
-      element("h3", { class: "what" }, ...title(study), study.over > 1 ? ` · dense network ${network.label}` : ""),
+      title(study, study.over > 1 ? `dense network ${network.label}` : ""),
       plot, legend(),
       element("p", { class: "facts-line" }, relation?.facts ?? "Nothing is known of this criterion and outcome yet."),
       element("p", {}, state.seed === "mean" ? (study.relations[state.criterion]?.[state.outcome]?.verdict ?? "") : "One seed alone: verdicts and intervals are over all seeds."),
@@ -94,7 +95,7 @@ const VIEWS = {
     const ceiling = mean ? study.ceilings[state.outcome] : null;
     const plot = element("div", { class: "plot" });
     root.replaceChildren(
-      element("h3", { class: "what" }, ...title(study)),
+      title(study),
       plot,
       element("p", { class: "legend" },
         mean ? "● certain not to be zero  ○ not certain; bars: 95% intervals" : "One seed alone: without intervals",
@@ -121,7 +122,7 @@ const VIEWS = {
     const plot = element("div", { class: "plot", id: "curves-plot" });
     const every = curves.stride > 1 ? ` Of every ${curves.stride} epochs one is drawn.` : "";
     root.replaceChildren(
-      element("h3", { class: "what" }, ...title(study), ` · ${study.epochs} epochs, ${state.seed === "mean" ? "mean over seeds" : `seed ${state.seed}`}`),
+      title(study, `${study.epochs} epochs, ${state.seed === "mean" ? "mean over seeds" : `seed ${state.seed}`}`),
       plot,
       element("p", { class: "legend" }, `Grey: all candidates, the middle half of them and their median by epoch. Lines: the chosen one (★), those that are picked, and the one under the pointer.${every}`),
     );
@@ -134,7 +135,7 @@ const VIEWS = {
     if (!short) return nothing(root, "This study has no short retraining recorded.");
     const plot = element("div", { class: "plot" });
     root.replaceChildren(
-      element("h3", { class: "what" }, ...title(study)),
+      title(study),
       plot, legend(), element("p", { class: "facts-line" }, short.facts),
     );
     const items = pointsOf(network, short.values, network.outcomes[state.outcome].mean, short, outcome.higher);
@@ -152,7 +153,7 @@ const VIEWS = {
           element("li", {}, element("img", { src: network.kernels[place], alt: `kernel of ${name}` }), element("span", {}, name))))
       : null;
     root.replaceChildren(
-      element("h3", { class: "what" }, ...title(study), study.over > 1 ? ` · dense network ${network.label}` : ""),
+      title(study, study.over > 1 ? `dense network ${network.label}` : ""),
       element("div", { class: "two" }, left, right),
       element("p", { class: "legend" }, "Left: mean outcome of the candidates that prune a filter (●) and that keep it (○), and what a sum over filters, fitted to all candidates, makes of pruning it (×), over all seeds. Right: mean outcome of the candidates that prune both."),
       ...(pictures ? [pictures, element("p", { class: "legend" }, "The kernels of the dense network: grey is zero, white positive, black negative.")] : []),
@@ -175,7 +176,7 @@ const VIEWS = {
     const extent = (key) => ({ domain: [Math.min(...all.map((one) => one[key])), Math.max(...all.map((one) => one[key]))] });
     const cells = parts.map(({ study, network, relation }) => {
       const plot = element("div", { class: "plot" });
-      return { plot, cell: element("div", {}, element("h3", { class: "what" }, ...title(study), study.over > 1 ? ` · network ${network.label}` : ""), plot, element("p", { class: "facts-line" }, relation?.facts ?? "")) };
+      return { plot, cell: element("div", {}, title(study, study.over > 1 ? `network ${network.label}` : ""), plot, element("p", { class: "facts-line" }, relation?.facts ?? "")) };
     });
     root.replaceChildren(element("div", { class: "several" }, ...cells.map((one) => one.cell)));
     parts.forEach((part, place) =>
