@@ -19,9 +19,10 @@ from tests.chaos.cluster import CANNOT_IMPORT
 from tests.executors.test_executors import WAIT
 from tests.executors.work import add, fail, small_study, wait_once
 from trueoracle.errors import WorkerError
-from trueoracle.executors import slurm as rooms
+from trueoracle.executors import work as jobs
 from trueoracle.executors.base import PickledFile, Raised, opened
-from trueoracle.executors.slurm import SlurmExecutor, serve
+from trueoracle.executors.slurm import SlurmExecutor
+from trueoracle.executors.work import serve
 from trueoracle.files import new_draft
 from trueoracle.record.store import Store
 
@@ -33,8 +34,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of work, in which this process is job 7; its signals stay as they are."""
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "7")
-    monkeypatch.setattr(rooms, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(rooms, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(jobs, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(jobs, "IDLE_SECONDS", 0.2)
     numbers = (signal.SIGTERM, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
     (tmp_path / "driver").touch()
@@ -70,7 +71,7 @@ def test_a_job_does_what_waits_and_then_waits_for_more(work: Path) -> None:
 def test_a_job_that_slurm_begins_anew_does_its_own_first(work: Path) -> None:
     put(work, "2.7", add, 1, 1)
     put(work, "1.todo", add, 1, 2)
-    assert rooms._take(work, ".7") == work / "1.7"  # the oldest
+    assert jobs._take(work, ".7") == work / "1.7"  # the oldest
     (work / "1.7").unlink()
     serve(str(work))
     assert names(work) == ["2.done", "driver"]
@@ -81,8 +82,8 @@ def test_a_job_without_its_driver_takes_no_more(
     gone: bool, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the driver has ended, or was killed and is silent."""
-    monkeypatch.setattr(rooms, "SILENT_SECONDS", 0.1)
-    monkeypatch.setattr(rooms, "IDLE_SECONDS", 60.0)
+    monkeypatch.setattr(jobs, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "IDLE_SECONDS", 60.0)
     if gone:
         (work / "driver").unlink()
         put(work, "1.todo", add, 1, 2)
@@ -101,14 +102,14 @@ def test_work_is_taken_once(work: Path) -> None:
 
     def take(own: str) -> None:
         taken[own] = []
-        while (path := rooms._take(work, own)) is not None:
+        while (path := jobs._take(work, own)) is not None:
             taken[own].append(path.stem)
             path.unlink()
 
-    jobs = [threading.Thread(target=take, args=(f".{number}",)) for number in range(8)]
-    for job in jobs:
+    threads = [threading.Thread(target=take, args=(f".{number}",)) for number in range(8)]
+    for job in threads:
         job.start()
-    for job in jobs:
+    for job in threads:
         job.join()
     assert sorted(itertools.chain(*taken.values())) == [f"{number:03}" for number in range(200)]
 
@@ -125,7 +126,7 @@ def test_a_rename_that_a_server_answers_twice_is_one(
 
     monkeypatch.setattr(Path, "rename", renamed)
     put(work, "1.todo", add, 1, 2)
-    assert rooms._take(work, ".7") == work / "1.7"
+    assert jobs._take(work, ".7") == work / "1.7"
 
 
 @pytest.mark.slow

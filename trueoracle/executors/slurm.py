@@ -1,10 +1,8 @@
 """Chunks in jobs of a Slurm queue, by submitit. Needs the extra ``slurm``.
 
 A job takes seconds to begin and minutes to wait in the queue, so that it computes one chunk after
-the other: work lies in a folder that the nodes share, as files. ``NAME.todo`` waits; a job takes it
-by renaming it to ``NAME.JOB``, which no two jobs can do, and leaves what came of it as
-``NAME.done``. What a job that died had taken is put back. No file is locked, as not every network
-file system can.
+the other, from a folder that the nodes share (:mod:`trueoracle.executors.work`). What a job that
+died had taken is put back.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,10 +26,11 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from trueoracle.errors import InputError, WorkerError, first_line
-from trueoracle.executors.base import ChunkExecutor, PickledFile, Raised, attempted, pickled
+from trueoracle.executors.base import ChunkExecutor, PickledFile, Raised, pickled
+from trueoracle.executors.work import DONE, DRIVER, LOOK_SECONDS, TODO, serve, takers
 from trueoracle.files import make_folder, write_bytes
 
-__all__ = ["SlurmExecutor", "serve"]
+__all__ = ["SlurmExecutor"]
 
 RETRIES = 2
 """How often a chunk is tried again whose job ended before it had a result."""
@@ -40,17 +38,8 @@ RETRIES = 2
 MINUTES = 240
 """How long Slurm lets a job run, unless ``time`` says otherwise."""
 
-IDLE_SECONDS = 60.0
-"""How long a job waits for more work before it ends."""
-
-SILENT_SECONDS = 300.0
-"""How long the driver may be silent before jobs take no more of its work."""
-
-_LOOK_SECONDS = 0.5
 _ASK_SECONDS = 10.0
 _LEAVE_SECONDS = 5.0
-_TODO, _DONE, _DRIVER = ".todo", ".done", "driver"
-_WORK = "[0-9]*"  # no draft of a file
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,7 +101,7 @@ class SlurmExecutor(ChunkExecutor):
         self._work = self._folder / f"work-{secrets.token_hex(8)}"
         make_folder(self._work)
         self._work.chmod(0o700)  # what lies there is unpickled
-        self._driver = self._work / _DRIVER
+        self._driver = self._work / DRIVER
         self._driver.touch()
         self._queue: Any = submitit.AutoExecutor(folder=self._folder / "%j", cluster=cluster)
         self._queue.update_parameters(
@@ -137,7 +126,7 @@ class SlurmExecutor(ChunkExecutor):
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Submit work; the future has the exception of the function, or of a job that died."""
         future: Future[R] = Future()
-        path = self._work / f"{next(self._numbers):08}{_TODO}"
+        path = self._work / f"{next(self._numbers):08}{TODO}"
         write_bytes(path, pickled((fn, args, kwargs)))
         self._tasks[future] = _Task(path, self._retries)
         future.add_done_callback(self._close)
@@ -196,7 +185,7 @@ class SlurmExecutor(ChunkExecutor):
         task.path.unlink(missing_ok=True)
         if not future.cancelled():
             return
-        taker = self._takers().get(task.path.stem, "")
+        taker = takers(self._work).get(task.path.stem, "")
         if (job := self._jobs.pop(taker, None)) is not None:
             self._leaving.append(job)
             self._end(job)
@@ -210,25 +199,19 @@ class SlurmExecutor(ChunkExecutor):
                 else:
                     job.cancel(check=False)
 
-    def _takers(self) -> dict[str, str]:
-        """By the names of what was taken, the jobs that took it."""
-        kept = (_TODO, _DONE)
-        names = (path.name.partition(".") for path in self._work.glob(_WORK))
-        return {name: job for name, _, job in names if f".{job}" not in kept}
-
     def _has_left(self, job: Any) -> bool:
         """Whether a job has come to its end, as its files or its process show."""
         return bool(job.done() if self._is_local else job.paths.result_pickle.exists())
 
     def _staying(self, jobs: list[Any]) -> list[Any]:
         """The jobs that do not end within some seconds."""
-        for _ in range(int(_LEAVE_SECONDS / _LOOK_SECONDS)):
+        for _ in range(int(_LEAVE_SECONDS / LOOK_SECONDS)):
             jobs = [job for job in jobs if not self._has_left(job)]
             if jobs and (queued := self._queued(seconds=1.0)) is not None:
                 jobs = [job for job in jobs if job.job_id in queued]
             if not jobs:
                 break
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS)
         return jobs
 
     def _queued(self, seconds: float = _ASK_SECONDS) -> set[str] | None:
@@ -245,27 +228,27 @@ class SlurmExecutor(ChunkExecutor):
     def _watch(self) -> None:
         """Look after jobs and results; runs in a thread."""
         failures = 0
-        while not self._ended.wait(_LOOK_SECONDS):
+        while not self._ended.wait(LOOK_SECONDS):
             try:
                 self._look()
                 failures = 0
             except Exception as error:  # a network file system may be away for some seconds
                 failures += 1
-                if failures * _LOOK_SECONDS > self.grace:
+                if failures * LOOK_SECONDS > self.grace:
                     self._fail(BrokenExecutor(_reason(error)))
 
     def _look(self) -> None:
         """Settle what has come, put back what died with its job, and submit jobs."""
         os.utime(self._driver)
-        takers, queued = self._takers(), self._queued()
+        taken, queued = takers(self._work), self._queued()
         for number, job in list(self._jobs.items()):
             if self._has_left(job) or (queued is not None and number not in queued):
                 del self._jobs[number]
-                self._job_ended(number, job, has_taken=number in takers.values())
+                self._job_ended(number, job, has_taken=number in taken.values())
         for future, task in list(self._tasks.items()):
-            if task.path.with_suffix(_DONE).exists():
+            if task.path.with_suffix(DONE).exists():
                 self._settle(future, task)
-            elif (taker := takers.get(task.path.stem, "")) and taker not in self._jobs:
+            elif (taker := taken.get(task.path.stem, "")) and taker not in self._jobs:
                 self._try_again(future, task, taker)
         while len(self._jobs) < min(self.workers or 1, len(self._tasks)):
             if time.monotonic() < self._resume or not self._submit_job():
@@ -273,7 +256,7 @@ class SlurmExecutor(ChunkExecutor):
 
     def _settle(self, future: Future[Any], task: _Task) -> None:
         """Give a future what the work returned or raised."""
-        path = task.path.with_suffix(_DONE)
+        path = task.path.with_suffix(DONE)
         outcome = pickle.loads(path.read_bytes())  # noqa: S301 - of this package's own job
         path.unlink()
         self._fruitless, self._has_served = 0, True
@@ -347,59 +330,3 @@ def _reason(error: Exception) -> str:
     """What an error says; of the traceback that submitit tells, the error at its end."""
     found: list[str] = re.findall(r"^[\w.]+(?:Error|Exception)\b.*", str(error), re.MULTILINE)
     return found[-1] if found else first_line(error)
-
-
-def serve(folder: str) -> None:
-    """Do the work in a folder, one after the other, until the driver is gone or nothing comes.
-
-    At its time limit, of which Slurm says by a signal, a job ends at once, as where it is killed:
-    another one takes up what it was at, from the file that keeps it while it is trained.
-    """
-    import submitit
-
-    work, own = Path(folder), f".{submitit.JobEnvironment().job_id}"
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _leave)
-    beat, heard, worked = 0, time.monotonic(), time.monotonic()
-    while time.monotonic() - worked < IDLE_SECONDS:
-        try:
-            now = (work / _DRIVER).stat().st_mtime_ns
-        except FileNotFoundError:
-            return
-        if now != beat:
-            beat, heard = now, time.monotonic()
-        elif time.monotonic() - heard > SILENT_SECONDS:
-            return
-        if (taken := _take(work, own)) is None:
-            time.sleep(_LOOK_SECONDS)
-            continue
-        write_bytes(taken.with_suffix(_DONE), pickle.dumps(_computed(taken)))
-        taken.unlink(missing_ok=True)
-        worked = time.monotonic()
-
-
-def _take(work: Path, own: str) -> Path | None:
-    """The oldest work that waits, or that this job has begun; None where there is none."""
-    for path in sorted(work.glob(_WORK)):
-        if path.suffix == own:  # Slurm has begun this job anew
-            return path
-        if path.suffix == _TODO:
-            taken = path.with_suffix(own)
-            with suppress(OSError):  # another job was faster, or the server has answered twice
-                path.rename(taken)
-            if taken.exists():
-                return taken
-    return None
-
-
-def _computed(path: Path) -> bytes | Raised:
-    """What the work in a file returns, pickled, or what it raises."""
-    try:
-        fn, args, kwargs = pickle.loads(path.read_bytes())  # noqa: S301 - of this package's driver
-    except Exception as error:  # code that it needs is another one here, or lacks
-        return Raised(WorkerError(f"a job of Slurm cannot begin: {first_line(error)}"))
-    return attempted(lambda: pickle.dumps(fn(*args, **kwargs)))
-
-
-def _leave(number: int, frame: object) -> None:
-    sys.exit(f"ended by {signal.Signals(number).name}")
