@@ -14,7 +14,7 @@ import pytest
 from tests.record.test_store import fill, folder, retrained
 from trueoracle.errors import StoreError
 from trueoracle.record import lock
-from trueoracle.record.lock import is_shared
+from trueoracle.record.lock import is_shared, locked
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.store import Store
 from trueoracle.record.verify import verify
@@ -24,6 +24,7 @@ __all__ = ["folder"]
 READ = """
 import sys
 from pathlib import Path
+from trueoracle.record.lock import is_locked
 from trueoracle.record.store import Store
 from trueoracle.record.verify import verify
 folder = Path(sys.argv[1])
@@ -32,7 +33,7 @@ try:
 except OSError:
     with Store(folder, read_only=True) as store:
         store.check()
-        print(len(store.retrained()), verify(folder).state)
+        print(len(store.retrained()), verify(folder).state, is_locked(folder))
 """
 
 DIES = """
@@ -86,8 +87,15 @@ def test_records_are_read_where_nothing_can_be_written(folder: Path, left: str) 
     if left == "shared":
         assert folder.joinpath(f"{DATABASE}-journal").stat().st_size > 0
     before = digest(folder)
-    assert read_in_a_read_only_folder(folder) == "2 whole"
+    assert read_in_a_read_only_folder(folder) == "2 whole False"
     assert digest(folder) == before
+
+
+def test_a_study_of_somebody_else_is_read_while_it_runs(folder: Path) -> None:
+    fill(folder)
+    with locked(folder), Store(folder) as store:
+        store.record_retrained([retrained("aa", seed=1)])
+        assert read_in_a_read_only_folder(folder).split()[::2] == ["3", "True"]
 
 
 def test_what_another_machine_left_is_read_without_being_changed(folder: Path) -> None:

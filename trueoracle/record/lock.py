@@ -71,8 +71,22 @@ def is_locked(folder: Path) -> bool:
             return False
     except BusyError:
         return True
-    except StoreError:  # no process can be writing to a folder that cannot be written
+    except StoreError:  # it is not for this process to write here, but it may be for others
+        return _is_held(folder)
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether somebody holds the lock of a folder that this process can only read."""
+    try:
+        import fcntl
+    except ImportError:  # not on POSIX
         return False
+    with suppress(OSError), (folder / LOCK).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def check_locks(folder: Path) -> None:
