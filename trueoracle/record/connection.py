@@ -53,12 +53,12 @@ def _copied(path: Path) -> sqlite3.Connection:
     if fault := foreign_journal(path):
         raise sqlite3.DatabaseError(fault)
     aside = TemporaryDirectory(prefix="trueoracle-")
-    copy = Path(aside.name) / path.name
-    shutil.copyfile(path, copy)
+    draft = Path(aside.name) / path.name
+    shutil.copyfile(path, draft)
     for ending in ("-wal", "-journal"):
         with suppress(FileNotFoundError):
-            shutil.copyfile(f"{path}{ending}", f"{copy}{ending}")
-    db = sqlite3.connect(copy, isolation_level=None, factory=_OfACopy)
+            shutil.copyfile(f"{path}{ending}", f"{draft}{ending}")
+    db = sqlite3.connect(draft, isolation_level=None, factory=_OfACopy)
     db.aside = aside
     return db
 
