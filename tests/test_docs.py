@@ -328,7 +328,7 @@ def test_the_commands_in_the_documents_run(
 
 PARSED = {
     "bench --findings": "tests/bench/test_claims.py runs it, for half a minute",
-    "reproduce resnet56": "reads CIFAR-10 through torchvision; 56 layers take 40 s even on 40 images",
+    "reproduce resnet56": "downloads CIFAR-10, and 56 layers take 40 s even on 40 images",
     "--export pruned$": "20 s of text; tests/search/test_folder.py writes such folders",
     "reproduce --times": "times the networks of all 45 settings, for minutes",
     "run tinyllava-3.1b ": "downloads a network of 3.1 billion parameters",
