@@ -14,8 +14,8 @@ import pytest
 from tests.record.test_store import fill, folder, retrained
 from trueoracle.errors import StoreError
 from trueoracle.record import lock
-from trueoracle.record.lock import is_shared, locked
-from trueoracle.record.paths import DATABASE
+from trueoracle.record.lock import is_locked, is_shared, locked
+from trueoracle.record.paths import DATABASE, LOCK
 from trueoracle.record.store import Store
 from trueoracle.record.verify import verify
 
@@ -142,3 +142,21 @@ def test_a_database_that_is_none_is_no_matter_of_copies(folder: Path) -> None:
     folder.joinpath(DATABASE).write_bytes(os.urandom(8192))
     with pytest.raises(StoreError, match="is damaged"):
         Store(folder, read_only=True)
+
+
+def test_what_cannot_be_copied_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(folder)
+    dies(folder, "shared")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StoreError, match=r"cannot read .*, nor copy it to .*: .*No space left"):
+        Store(folder, read_only=True)
+
+
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder.parent / "pipe")
+    folder.joinpath(LOCK).symlink_to(folder.parent / "pipe")
+    assert not is_locked(folder)

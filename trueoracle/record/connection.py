@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from trueoracle.errors import StoreError
 from trueoracle.record.chunks import foreign_journal
 from trueoracle.record.lock import is_shared
 
@@ -21,7 +22,8 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
     """Open a record's file; it is made where it is absent, unless it is only read.
 
     To read what a process left, SQLite writes files beside it. Where it cannot, since the folder
-    is read-only or somebody else's, a copy is read: what was committed, as ever.
+    is read-only or somebody else's, a copy is read: what was committed, as ever. Raises
+    :class:`StoreError` where it cannot be copied, and SQLite's own errors.
     """
     uri = path.resolve().as_uri()
     if not read_only:
@@ -54,10 +56,14 @@ def _copied(path: Path) -> sqlite3.Connection:
         raise sqlite3.DatabaseError(fault)
     aside = TemporaryDirectory(prefix="trueoracle-")
     draft = Path(aside.name) / path.name
-    shutil.copyfile(path, draft)
-    for ending in ("-wal", "-journal"):
-        with suppress(FileNotFoundError):
-            shutil.copyfile(f"{path}{ending}", f"{draft}{ending}")
+    try:
+        shutil.copyfile(path, draft)
+        for ending in ("-wal", "-journal"):
+            with suppress(FileNotFoundError):
+                shutil.copyfile(f"{path}{ending}", f"{draft}{ending}")
+    except OSError as error:  # no room for it, or no file that can be read
+        aside.cleanup()
+        raise StoreError(f"cannot read {path}, nor copy it to {aside.name}: {error}") from error
     db = sqlite3.connect(draft, isolation_level=None, factory=_OfACopy)
     db.aside = aside
     return db

@@ -272,10 +272,8 @@ def _rebuild(folder: Path, found: _Survey, aside: Path) -> list[str]:
     for file in (path, *logs):
         if file.exists():
             shutil.copy2(file, aside)
-    for file in (
-        *logs,
-        path.with_name(f"{DATABASE}-shm"),
-    ):  # of the old database, with which it goes
+    # These files belong to the old database, and go with it.
+    for file in (*logs, path.with_name(f"{DATABASE}-shm")):
         file.unlink(missing_ok=True)
     (draft / DATABASE).replace(path)
     shutil.rmtree(draft)
