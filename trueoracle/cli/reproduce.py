@@ -62,7 +62,7 @@ def reproduce(
 
     The list has one row per setting: its study, the published Kendall's tau, p-value and anomaly
     ratio, ours where they are recorded below --runs, and how many networks it retrains; with
-    --times, which takes minutes, an estimate of the time here. Settings that the paper names
+    --times, in about a minute, an estimate of the time here. Settings that the paper names
     without a scatter come last.
 
     With a NAME, its study is run as by **run** (run it again to resume) and the published values
