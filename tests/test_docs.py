@@ -357,7 +357,7 @@ def test_the_figures_of_the_pages_for_beginners_are_those_of_the_kept_record(
 
 PARSED = {
     "bench --findings": "tests/bench/test_claims.py runs it, for half a minute",
-    "reproduce --times": "a minute of timing; tests/run/test_estimate.py and tests/cli/test_reproduce.py do it",
+    "reproduce --times": "a minute; tests/run/test_estimate.py and tests/cli/test_reproduce.py do it",
     "run tinyllava-3.1b ": "downloads a network of 3.1 billion parameters",
     "--executor ray --gpus": "needs a GPU",
     "--executor ray --address": "needs a Ray cluster",
