@@ -340,10 +340,10 @@ def test_the_figures_of_the_pages_for_beginners_are_those_of_the_kept_record(
     table = re.findall(
         r"^\| (?:pruned train loss|L1 norm) \|.*\|(.*)\|(.*)\|(.*)\|(.*)\|(.*)\|$", study, re.M
     )
-    for said, row in zip(table, results.correlate().itertuples(), strict=True):
-        low, high = number(row.kendall_low, 2), number(row.kendall_high, 2)
-        tau, ceiling = number(row.kendall_tau, 2), number(row.ceiling, 2)
-        found = [tau, f"{low} to {high}", p_value(row.adjusted_p_value), row.answer, ceiling]
+    for said, row in zip(table, results.correlate().to_dict("records"), strict=True):
+        low, high = number(row["kendall_low"], 2), number(row["kendall_high"], 2)
+        tau, ceiling = number(row["kendall_tau"], 2), number(row["ceiling"], 2)
+        found = [tau, f"{low} to {high}", p_value(row["adjusted_p_value"]), row["answer"], ceiling]
         assert [one.strip() for one in said] == found
     networks = results.networks.values()
     of_each = [one.relation("oracle", "test_loss").kendall.value for one in networks]
@@ -357,7 +357,7 @@ def test_the_figures_of_the_pages_for_beginners_are_those_of_the_kept_record(
 
 PARSED = {
     "bench --findings": "tests/bench/test_claims.py runs it, for half a minute",
-    "reproduce --times": "a minute; tests/run/test_estimate.py and tests/cli/test_reproduce.py do it",
+    "reproduce --times": "a minute; tests/cli/test_reproduce.py and tests/run/test_estimate.py do",
     "run tinyllava-3.1b ": "downloads a network of 3.1 billion parameters",
     "--executor ray --gpus": "needs a GPU",
     "--executor ray --address": "needs a Ray cluster",
