@@ -330,6 +330,29 @@ def test_the_commands_in_the_documents_run(
 
 
 @pytest.mark.slow
+def test_every_field_of_a_summary_is_documented(reading_room: Path) -> None:
+    text = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    results = open_results(find_run("glyphs-fc1-0.2", reading_room / "runs"))
+    summary = results.summary()
+    of_sittings = {key for sitting in summary["provenance"] for key in sitting}
+    for field in [*summary, *of_sittings]:
+        assert f"`{field}`" in text, field
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_lists_tables_and_fences_begin_after_an_empty_line(path: Path) -> None:
+    # Else the site's Markdown takes them for the paragraph before.
+    text = re.sub(r"^```(?s:.*?)^```$", "```", path.read_text(encoding="utf-8"), flags=re.M)
+    for before, line in itertools.pairwise(text.splitlines()):
+        if mark := re.match(r"\||- |\d+\. |```|#+ ", line):
+            assert (
+                not before
+                or before.startswith((mark[0][0], " ", "```"))
+                or (before[0].isdigit() and line[0].isdigit())
+            ), line
+
+
+@pytest.mark.slow
 def test_the_figures_of_the_pages_for_beginners_are_those_of_the_kept_record(
     reading_room: Path,
 ) -> None:

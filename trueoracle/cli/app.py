@@ -34,7 +34,7 @@ COMMANDS = {
     "figures": (
         "Write the figures of a recorded study as wide as a paper's columns, with their values."
     ),
-    "export": "Write the tables candidates, scores, outcomes, retrainings and dense_epochs.",
+    "export": "Write all recorded tables: candidates, scores, outcomes and what lies behind them.",
     "analyse": "Apply the statistics of a study to tables of your own.",
     "verify": (
         "Hold everything recorded against its checksums, and say what is damaged and how to mend "
@@ -73,8 +73,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
         "Exit codes: 0 done · 1 unexpected error · 2 bad input · 3 another process is at the "
-        "study · 4 a file cannot be read or written · 5 the dense network diverged · 6 some "
-        "networks failed, and all others are recorded · 130 interrupted · 143 terminated"
+        "study · 4 a file cannot be read or written · 5 the dense network, or all of a search, "
+        "diverged · 6 some networks failed, and all others are recorded · 130 interrupted · 143 "
+        "terminated"
     ),
     **_SETTINGS,
 )

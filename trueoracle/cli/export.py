@@ -43,7 +43,7 @@ def export(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write the tables candidates, scores, outcomes, retrainings and dense_epochs.
+    """Write all recorded tables: candidates, scores, outcomes and what lies behind them.
 
     With --format latex (for booktabs) or markdown, the table of criteria and outcomes for a paper,
     and its values as CSV.

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from trueoracle.cli import doors
-from trueoracle.cli.completion import studies
+from trueoracle.cli.completion import fields, studies
 from trueoracle.cli.console import err, guarded, out, print_json, table
-from trueoracle.cli.options import AllowCode, Debug, Json, Settings, Weights
+from trueoracle.cli.options import AllowCode, Debug, Json, Weights
 from trueoracle.errors import InputError, shown
 from trueoracle.spec.file import is_reference, parse_overrides
 from trueoracle.spec.grid import load_spec
@@ -29,7 +29,15 @@ def inspect(
             autocompletion=studies,
         ),
     ],
-    settings: Settings = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Of a network, one of its arguments (width=20); of a study, a field; repeatable.",
+            autocompletion=fields,
+        ),
+    ] = None,
     images: Annotated[
         str | None,
         typer.Option(help="Shape of its images, such as 3x224x224 [default: the network's own]."),

@@ -55,7 +55,8 @@ def score(
 
     Trains the dense network and evaluates every criterion, as **run** does first: **trueoracle
     run** goes on from there, and scoring that was stopped is resumed. The oracle's scores are over
-    the whole training split; all ways to prune half of 20 filters take minutes.
+    the training examples that train loss is measured on (data.measured_fraction). Where the native
+    kernels apply, all 184,756 ways to prune half of 20 filters of a small network take minutes.
 
     Where every way to prune is scored, *mean rank* and *90%* say which place the lowest score of
     --sample ways takes among all (1 is the true oracle), over all such samples; *own rank* is that

@@ -98,7 +98,7 @@ def draw_trend(data: TrendData, size: tuple[float, float] = (5.0, 3.8)) -> Figur
     for i, trend in enumerate(data.trends):
         # Lines are drawn a little apart, so that no bar hides another.
         aside = 0.06 * least * (i - (len(data.trends) - 1) / 2)
-        # An interval by percentiles need not include the coefficient itself.
+        # An interval need not include the coefficient itself.
         below, above = (np.maximum(d, 0) for d in (trend.y - trend.low, trend.high - trend.y))
         axes.errorbar(
             trend.x + aside, trend.y, yerr=np.nan_to_num(np.stack([below, above])),
