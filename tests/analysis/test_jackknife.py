@@ -119,6 +119,11 @@ def test_an_exhaustive_list_with_one_seed_and_no_filters_leaves_nothing_out() ->
     assert in_words([table]) == ""
 
 
+def test_only_candidates_that_count_are_named() -> None:
+    y = np.append(np.arange(40.0), [math.nan, math.inf])  # one missing, one diverged: the worst
+    assert in_words([made(y[:, None], sampled=True)]).startswith("41 sampled candidates")
+
+
 def test_candidates_are_left_out_where_they_are_a_sample() -> None:
     generator = np.random.default_rng(2)
     y = np.arange(80.0) + 30 * generator.normal(size=80)

@@ -321,6 +321,17 @@ def test_a_file_in_another_order_is_the_same_file(tmp_path: Path) -> None:
     assert list(said[0][0]) == ["1", "2", "7", "10"]
 
 
+def test_equal_means_are_equal_however_seeds_are_added() -> None:
+    three = [0.939, 0.921, 0.95]
+    outcomes = np.array([*itertools.permutations(three), [0.93, 0.93, 0.95]])
+    one = CandidateTable(outcomes, {}, True)
+    assert len({*outcomes.mean(axis=1)}) > 1  # as they are added
+    assert len({*one.outcome}) == 1
+    assert len({*CandidateTable(-1e-9 * outcomes, {}, False).outcome}) == 1
+    closer = CandidateTable(outcomes + 1e-9 * np.arange(7)[:, None], {}, True)
+    assert len({*closer.outcome}) == 7
+
+
 def test_ties_by_hand() -> None:
     # Three share the lowest score and end first, second and last of five.
     x, y = np.array([1.0, 1, 1, 2, 3]), np.array([0.9, 0.8, 0.1, 0.7, 0.6])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)"),
 ]
 
+SCRIPTS = Path(__file__).parents[2] / "trueoracle" / "report" / "script"
 NASTY = "</script><img src=x onerror=alert(1)>"
 
 
@@ -52,6 +54,11 @@ class Opened:
 
     def text(self, selector: str) -> str:
         return " ".join(str(self.page.locator(selector).inner_text()).split())
+
+    def of_table(self, expression: str) -> Any:
+        """What an expression of the table's script comes to."""
+        script = (SCRIPTS / "4-table.js").read_text(encoding="utf-8")
+        return self.page.evaluate(f"(() => {{ {script}\nreturn {expression}; }})()")
 
     def choose(self, control: str, value: str) -> None:
         self.page.select_option(f"#control-{control}", value)
@@ -334,6 +341,19 @@ def test_the_table_sorts_and_says_so(opened: Opener) -> None:
     one.page.fill("#filter", "conv1 3")
     assert one.text("[data-count]") == "9 of 45 candidates"
     assert all("3" in cell for cell in one.texts("#candidate-table tbody td:nth-child(3)"))
+    for typed in ("conv1 3, 7", "3, 7", "CONV1 7,3"):  # as rows read, and as one types
+        one.page.fill("#filter", typed)
+        assert one.texts("#candidate-table tbody td:nth-child(3)") == ["conv1 3, 7"]
+    layers = "conv1 2, 7; conv2 0, 3"
+    asked = {
+        "": True, layers: True, "conv1 2, 7": True, "conv2 3": True, "conv1 2 conv2 0": True,
+        "conv1 3": False, "conv1 2 3": False, "conv2 0; conv1 7": True, "conv2 2": False,
+    }  # fmt: skip
+    for typed, expected in asked.items():
+        assert one.of_table(f"fits({json.dumps(layers)}, {json.dumps(typed)})") is expected
+    one.page.evaluate("location.hash = 'filter=conv1+7'")
+    one.page.locator("[data-count]", has_text="9 of 45").wait_for()
+    assert one.page.input_value("#filter") == "conv1 7"
 
 
 def test_the_table_is_copied_as_csv_markdown_and_latex(opened: Opener) -> None:
@@ -362,6 +382,9 @@ def test_the_table_is_copied_as_csv_markdown_and_latex(opened: Opener) -> None:
     assert [line.count("|") for line in lines] == [8, 8, 8]
     assert lines[2].split("|")[2].strip() == "conv1 3, 7"
     assert "conv1 3, 7 & " in copied["LaTeX"]
+    cells = ["=1+1", "@a", "'-x", "-1.5", "−1", "conv1 3", -2]
+    said = one.of_table(f"{json.dumps(cells)}.map(harmless)")
+    assert said == ["'=1+1", "'@a", "''-x", "-1.5", "−1", "conv1 3", -2]
     assert copied["LaTeX"].startswith("\\begin{tabular}{lllllll}")
 
 

@@ -103,8 +103,15 @@ def test_a_grid_is_yes_or_no_only_where_all_of_its_studies_are() -> None:
         "agreement over all 0.30 [−0.10, 0.50]."
     )
     assert grid_headline({"points": []}).startswith("Unclear. No network")
-    alone = [{"summary": {"relations": [], "searches": [{}]}}, {"summary": None}]
+    none = {"relations": [], "searches": [], "retrained": 0, "diverged": 0}
+    alone = [{"summary": none | {"searches": [{}]}}, {"summary": None}]
     assert grid_headline({"points": alone}).startswith("Unclear. Only a search")
+    all_gone = [{"summary": none | {"retrained": 4, "diverged": 4}}] * 2
+    assert grid_headline({"points": all_gone}) == (
+        "Unclear. Every network that was retrained diverged."
+    )
+    unscored = [{"summary": none | {"retrained": 4, "diverged": 1}}]
+    assert grid_headline({"points": unscored}).startswith("Unclear. Nothing that was retrained has")
 
 
 def test_a_badge_names_every_changed_field() -> None:

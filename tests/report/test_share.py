@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from tests.cli.test_cli import call
-from tests.record.records import older_record
+from tests.record.records import older_record, synthetic
+from tests.report.test_honesty import data_of
 from trueoracle.grid import Grid
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.results import Results
-from trueoracle.report.share import without_places
+from trueoracle.report.share import shared_names, without_places
 from trueoracle.spec.grid import Variant
+from trueoracle.tasks.metric import CLASSIFICATION
 
 HIDDEN = ("somebody", "her-host", "987654321", "secret", "/home", "/srv")
 FACTS = {
@@ -79,6 +81,21 @@ def test_a_grid_to_share(results: Results, tmp_path: Path, monkeypatch: pytest.M
     assert told(tmp_path / "plain")
     Grid(points, runs=tmp_path).report(tmp_path / "shared", share=True)
     assert told(tmp_path / "shared") == {}
+
+
+def test_criteria_of_one_file_name_stay_two(tmp_path: Path) -> None:
+    names = ("/home/a/x.py:score", "/home/b/x.py:score", "x.py:score (2)")
+    assert [*shared_names(names).values()] == ["x.py:score", "x.py:score (2)", "x.py:score (2) (2)"]
+    noises = dict(zip(names, (0.05, 5.0, 9.0), strict=True))
+    results = Results(synthetic(tmp_path, "classification", CLASSIFICATION, noises=noises))
+    known = {one["criterion"]: one["agreement"] for one in results.summary()["relations"]}
+    page = results.report(tmp_path / "shared", share=True).page.read_text("utf-8")
+    (study,) = data_of(page)["studies"]
+    for name, shown in shared_names(names).items():
+        one = study["relations"][shown]["test_loss"]
+        assert one["agreement"] == pytest.approx(known[name], abs=1e-5)
+        scores = study["networks"][0]["scores"][shown]
+        assert scores == pytest.approx(results.score(name).values.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

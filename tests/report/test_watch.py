@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import http.client
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,13 @@ def run(tmp_path: Path) -> Path:
 def port(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A server of the run, until the test ends."""
     made: list[object] = []
-    plain = ThreadingHTTPServer
+    plain = watch._Server
 
     def kept(*args: object) -> object:
         made.append(plain(*args))  # type: ignore[arg-type]
         return made[0]
 
-    monkeypatch.setattr(watch, "ThreadingHTTPServer", kept)
+    monkeypatch.setattr(watch, "_Server", kept)
     told: list[str] = []
     thread = threading.Thread(target=serve, args=(Watched(run), 0, told.append), daemon=True)
     thread.start()
@@ -82,6 +83,26 @@ def test_only_its_own_address_is_answered(port: int) -> None:
         assert ask(port, Origin=origin)[0] == 403
     status, headers, _ = ask(port, Origin="http://evil.example")
     assert "Access-Control-Allow-Origin" not in headers
+
+
+def test_a_client_that_goes_away_is_no_error(
+    port: int, run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gone = threading.Event()
+
+    def page(self: Watched) -> str:
+        assert gone.wait(60)
+        return "x" * 10**7
+
+    monkeypatch.setattr(Watched, "page", page)
+    with socket.create_connection((LOOPBACK, port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(f"GET / HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\n\r\n".encode())
+        time.sleep(0.2)
+    gone.set()  # after the reset: what is written now finds nobody
+    time.sleep(0.3)
+    assert ask(port)[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_nothing_is_written_and_nothing_else_is_served(port: int, run: Path) -> None:

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Writer
+from tests.record.records import synthetic
 from trueoracle.errors import InputError
+from trueoracle.record.results import Results
+from trueoracle.record.store import Store
+from trueoracle.report.drawings import Folder
+from trueoracle.report.page import study_page
 from trueoracle.reproduce.comparison import (
     arm_reference,
-    has_published_values,
     short_reference,
 )
 from trueoracle.spec.grid import load_spec
-from trueoracle.spec.published import all_settings
+from trueoracle.spec.published import all_settings, has_published_values
 from trueoracle.spec.published import published as published_of
+from trueoracle.tasks.metric import CLASSIFICATION
 
 
 def test_45_settings_are_published_each_once() -> None:
@@ -124,3 +130,20 @@ def test_arms_are_found_by_what_they_are_for(write_study: Writer) -> None:
     assert not has_published_values(load_spec(f"{path}@tiny@brief"))
     with pytest.raises(InputError, match="is at small scale, so that it takes no --scale full"):
         arm_reference(f"{path}@tiny", "full")
+
+
+def test_a_page_shows_published_values_where_they_belong(tmp_path: Path) -> None:
+    for arm, epochs, is_shown in (("", 30, True), ("@short", 3, False)):
+        name = f"lenet5-mini-conv1-0.5{arm}"
+        made = synthetic(tmp_path, "classification", CLASSIFICATION, name=name, pruned=(5, 10))
+        with Store(made) as store, store._transaction():
+            spec = load_spec(name).model_dump(mode="json")
+            store._db.execute("UPDATE provenance SET spec = ?", (json.dumps(spec),))
+            for (one,) in store._db.execute("SELECT DISTINCT chunk FROM provenance").fetchall():
+                store._seal("provenance", one)
+        results = Results(made)
+        assert results.spec.retraining.epochs == epochs
+        text, _ = study_page(results, [], Folder(None))
+        assert ("As printed in" in text) == is_shown
+        assert ("&lt;5e−06" in text) == is_shown  # the paper prints 0.00000
+        assert "1e−300" not in text

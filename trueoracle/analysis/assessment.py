@@ -163,11 +163,11 @@ class Assessment:
         if relation.n == 1:
             return "Unclear: nothing can be said of a single candidate."
         if math.isnan(relation.kendall.value):
+            where = f"all {relation.n}" if self.networks == 1 else "all of a dense network"
             return (
-                f"Unclear: nothing can be said, since {score} or {outcome} is the same for all "
-                f"{relation.n}."
+                f"Unclear: nothing can be said, since {score} or {outcome} is the same for {where}."
             )
-        if self.reliability.ceiling == 0:
+        if self.reliability.ceiling == 0 and self.answer == "Unclear":
             return (
                 f"Unclear: nothing can be said, since {outcome} orders the candidates in another "
                 f"way each time ({self.reliability.over} repeated)."
@@ -201,8 +201,9 @@ class Assessment:
         relation = self.relation
         chosen = "the one it would choose"
         if self.networks > 1:
-            chosen += " in their network"
-        elif relation.tied == 1 and relation.chosen_diverged:
+            share = f"on average {relation.anomaly_ratio:.1%}" if relation.anomalies else "none"
+            return f"{share} of a network's candidates end better than {chosen} there"
+        if relation.tied == 1 and relation.chosen_diverged:
             return (
                 "the candidate it would choose diverged in retraining, which counts as the worst "
                 f"of {relation.n:,}"
@@ -212,7 +213,7 @@ class Assessment:
             count = mean_count(relation.anomalies)
             share = f"{count} of {relation.n:,} candidates ({relation.anomaly_ratio:.1%})"
         end = "ends" if relation.anomalies == 1 else "end"
-        if relation.tied == 1 or self.networks > 1:
+        if relation.tied == 1:
             return f"{share} {end} better than {chosen}"
         least = "highest" if relation.higher_score_is_better else "lowest"
         on_average = "" if relation.anomalies == 0 else "on average "

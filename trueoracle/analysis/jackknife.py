@@ -528,7 +528,8 @@ def in_words(
         if known is None:
             known = sum(size for table in tables for size, _ in _varying_filters(table))
         if first.sampled and len(first) > 2:
-            counted.append(f"{sum(map(len, tables)):,} sampled candidates")
+            known_ones = sum(int(np.isfinite(table.outcome).sum()) for table in tables)
+            counted.append(f"{known_ones:,} sampled candidates")
         if known:
             counted.append(many(known, first.unit))
         given.insert(0, "the dense network" if several == 1 else f"these {several} dense networks")

@@ -50,11 +50,14 @@ def percent(value: float | None, digits: int = 1) -> str:
     return ABSENT if value is None else f"{value:z.{digits}%}".replace("-", "−")
 
 
-def p_value(value: float | None) -> str:
-    """A p-value with two digits, or a power of ten where it is tiny: none is shown as zero."""
+def p_value(value: float | None, least: float = 1e-300) -> str:
+    """A p-value with two digits, or a power of ten where it is tiny: none is shown as zero.
+
+    A zero is less than ``least``, the smallest number that whoever computed it could tell from it.
+    """
     if value is None:
         return ABSENT
-    shown = f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else "<1e-300"
+    shown = f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}" if value > 0 else f"<{least:.0e}"
     return shown.replace("-", "−")
 
 

@@ -174,9 +174,11 @@ def _as_taus(correlations: Interval) -> Interval:
 
 def _ceiling(table: CandidateTable) -> tuple[float, float]:
     """Split-half tau and ceiling; NaN where there are no halves, or outcomes are all equal."""
-    known = np.isfinite(table.finished).all(axis=1)
-    table = table.take(np.flatnonzero(known))
-    if len(table) < 2 or not np.ptp(table.finished, axis=0).any():
+    known = np.flatnonzero(np.isfinite(table.finished).all(axis=1))
+    if len(known) < 2:
+        return math.nan, math.nan
+    table = table.take(known)
+    if not np.ptp(table.finished, axis=0).any():
         return math.nan, math.nan
     halves = _halves(table)
     if not halves:

@@ -12,7 +12,13 @@ import numpy as np
 from trueoracle.analysis.correlation import sign_of
 from trueoracle.errors import InputError
 
-__all__ = ["Blocks", "CandidateTable", "pruned_filters"]
+__all__ = ["DIGITS", "Blocks", "CandidateTable", "pruned_filters"]
+
+DIGITS = 12
+"""Mean outcomes that are equal to so many digits are equal.
+
+Further ones depend on the order in which seeds are added, and would break ties at random.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +146,11 @@ class CandidateTable:
         return made
 
     def mean_outcome(self, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The mean ``[P]`` over some of the seeds."""
+        """The mean ``[P]`` over some of the seeds, to :data:`DIGITS` digits of the largest."""
         mean: np.ndarray = self.finished[:, np.asarray(seeds)].mean(axis=1)
+        largest = np.abs(mean[np.isfinite(mean)]).max(initial=0.0)
+        if 1e-200 < largest < 1e200:
+            mean = mean.round(DIGITS - 1 - math.floor(math.log10(largest)))
         return mean
 
     @cached_property

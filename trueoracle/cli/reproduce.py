@@ -16,6 +16,7 @@ from trueoracle.cli.options import Chosen, Machine, Output, RetryFailed, Workers
 from trueoracle.cli.tables import notes, relations_of, relations_table
 from trueoracle.errors import InputError
 from trueoracle.run.progress import duration
+from trueoracle.spec.published import PRINTED
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,10 @@ def _long(seconds: float) -> str:
 
 
 def _published_cells(values: dict[str, Any]) -> tuple[str, ...]:
-    # Printed with five digits: 0.00000 is less than half of the last.
-    p = "<5e-06" if values["p_value"] == 0 else p_value(values["p_value"])
+    p = p_value(values["p_value"], PRINTED)
     tau, anomalies = number(values["kendall_tau"], 2), percent(values["anomaly_ratio"])
     n = number(None) if values["n"] is None else f"{values['n']:,}"
-    return n, tau, p.replace("-", "−"), anomalies
+    return n, tau, p, anomalies
 
 
 def _our_cells(ours: dict[str, Any] | None, scale: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trueoracle.analysis.numbers import many
 from trueoracle.cli import doors
 from trueoracle.cli.console import check_failures, guarded, out, print_json, shown_progress
 from trueoracle.cli.grids import print_grid
@@ -99,7 +100,9 @@ def _show(summary: dict[str, Any]) -> None:
     if summary["warning"]:
         console.print(f"warning: {summary['warning']}")
     if summary["diverged"]:
-        console.print(f"{summary['diverged']} retrainings diverged and have no outcome.")
+        console.print(
+            f"{many(summary['diverged'], 'retraining')} diverged: counted as the worst outcome."
+        )
     if summary["failures_in_words"]:
         console.print(f"{summary['failures_in_words']}; their candidates are left out.")
     if summary["cost"]:

@@ -74,9 +74,16 @@ class PooledResults(Results):
         self.failures = self._joined(lambda one: one.failures)
         self.dense_epochs = self._joined(lambda one: one.dense_epochs)
 
-    def _joined(self, table: Callable[[Results], pd.DataFrame]) -> pd.DataFrame:
-        """The rows of all networks, each with its seed; empty tables do not affect column types."""
-        found = {seed: table(one) for seed, one in self.networks.items()}
+    def _joined(
+        self,
+        table: Callable[[Results], pd.DataFrame],
+        networks: Mapping[int, Results] | None = None,
+    ) -> pd.DataFrame:
+        """The rows of networks, by default of all, each with its seed.
+
+        Empty tables do not affect column types.
+        """
+        found = {seed: table(one) for seed, one in (networks or self.networks).items()}
         filled = {seed: one for seed, one in found.items() if len(one)} or found
         return pd.concat(
             [one.assign(dense_seed=seed) for seed, one in filled.items()], ignore_index=True
@@ -122,43 +129,61 @@ class PooledResults(Results):
 
     @cached_property
     def criteria(self) -> list[str]:
-        """The criteria that have scored candidates of every network, in the study's order."""
-        each = self.networks.values()
+        """The criteria that have scored candidates of every network, in the study's order.
+
+        Once any network is retrained, those of which none is do not count.
+        """
+        each = (self.retrained or self.networks).values()
         return [name for name in self.spec.criteria if all(name in one.criteria for one in each)]
 
     def with_short(self, short: Results) -> Results:
-        """The same results with the outcomes of a shorter retraining, network by network."""
+        """The same results with the outcomes of a shorter retraining, where a network has both."""
         pairs = short.networks if isinstance(short, PooledResults) else {}
-        shared = [seed for seed in self.networks if seed in pairs]
-        if not shared:
+        if not any(seed in pairs for seed in self.networks):
             raise InputError(f"{short.spec.name} and {self.spec.name} prune different networks")
+        for one in (self, short):
+            one._check_retrained()
+        shared = [s for s in self.retrained if s in pairs and not pairs[s].outcomes.empty]
+        if not shared:
+            raise InputError(f"{short.spec.name} and {self.spec.name} share no candidate")
         made = copy.copy(self)
-        made._networks = {seed: self.networks[seed].with_short(pairs[seed]) for seed in shared}
+        made._networks = self._networks | {
+            seed: self.networks[seed].with_short(pairs[seed]) for seed in shared
+        }
         made.short = short
         return made
 
     def score(self, criterion: str, outcome: Outcome | None = None) -> Score:
-        """A criterion's scores of all networks, in the order of ``candidates``."""
-        each = [one.score(criterion, outcome) for one in self.networks.values()]
-        return Score(
-            np.concatenate([one.values for one in each]), each[0].label, each[0].higher_is_chosen
-        )
+        """A criterion's scores of all networks, in the order of ``candidates``.
+
+        They are NaN where a network is not yet scored, or has no shorter retraining.
+        """
+        with_it = [one for one in self.networks.values() if criterion in one.score_columns]
+        with_it = with_it or list(self.networks.values())
+        known = {id(one): one.score(criterion, outcome) for one in with_it}
+        first = known[id(with_it[0])]
+        each = [
+            known[id(one)].values if id(one) in known else np.full(len(one.candidates), np.nan)
+            for one in self.networks.values()
+        ]
+        return Score(np.concatenate(each), first.label, first.higher_is_chosen)
 
     def points(
         self, criterion: str = "oracle", column: str | None = None, rule: str = "last"
     ) -> pd.DataFrame:
         """The rows of :meth:`Results.points` of every network, with its ``dense_seed``."""
         self._check_retrained()
-        return self._joined(lambda one: one.points(criterion, column, rule))
+        begun = self.retrained
+        known = {seed: one for seed, one in begun.items() if criterion in one.score_columns}
+        return self._joined(lambda one: one.points(criterion, column, rule), known or begun)
 
     def relation(
         self, criterion: str = "oracle", column: str | None = None, rule: str = "last"
     ) -> Relation:
         """The statistics of one criterion against one outcome, over the networks."""
         self._check_retrained()
-        return mean_relation(
-            [one.relation(criterion, column, rule) for one in self.retrained.values()]
-        )
+        each = self._compared([criterion])
+        return mean_relation([one.relation(criterion, column, rule) for one in each])
 
     def candidate_tables(
         self,
@@ -166,10 +191,19 @@ class PooledResults(Results):
         rule: str = "last",
         criteria: Sequence[str] | None = None,
     ) -> list[CandidateTable]:
-        """What the statistics read: one table per network of which any candidate is retrained."""
+        """What the statistics read: one table per network of which two candidates are retrained.
+
+        Where there is none, of those of which one is.
+        """
         self._check_retrained()
         names = self.criteria if criteria is None else criteria
-        return [one.table(column, rule, names) for one in self.retrained.values()]
+        return [one.table(column, rule, names) for one in self._compared(names)]
+
+    def _compared(self, names: Sequence[str]) -> list[Results]:
+        """The networks whose candidates can be compared by some scores, else all that are begun."""
+        begun = [one for one in self.retrained.values() if one.score_columns.issuperset(names)]
+        begun = begun or list(self.retrained.values())
+        return [one for one in begun if one.outcomes["candidate"].nunique() > 1] or begun
 
     def table(
         self,

@@ -22,6 +22,7 @@ from trueoracle.analysis.outcomes import (
     default_outcomes,
     final_outcomes,
     find_outcome,
+    seed_outcomes,
     shared_outcomes,
 )
 from trueoracle.analysis.ranking import Ranking, rank
@@ -100,8 +101,8 @@ class Results:
                 )
             self.task, self.metrics = store.task.name, store.task.metrics
             self.dense = store.dense()
-            self.counts = store.counts()
             self.provenance = store.provenance()
+            self.counts = store.counts(skipped_in(self.provenance))
             candidates = store.frame("candidates").rename(columns={"id": "candidate"})
             scores = store.frame("scores")
             self._labels = store.labels()
@@ -201,6 +202,11 @@ class Results:
         out = {"candidate", *self.skipped}
         return [name for name in self.scores.columns if name not in out]
 
+    @property
+    def score_columns(self) -> frozenset[str]:
+        """The columns of scores: the criteria and, where there is one, the short retraining."""
+        return frozenset(self.criteria) | (frozenset() if self.short is None else {SHORT})
+
     def with_short(self, short: Results) -> Results:
         """The same results with one more column of scores, :data:`SHORT`.
 
@@ -252,13 +258,34 @@ class Results:
     ) -> pd.DataFrame:
         """One row per candidate: ``candidate``, ``pruned``, ``score`` and ``outcome``.
 
-        The outcome is the mean over seeds; NaN where there is none.
+        The outcome is the mean over seeds, as statistics read it: a network that diverged has the
+        worst one of all, and where there is none it is NaN.
         """
         outcome = self.outcome(column, rule)
         score = self.score(criterion, outcome)
         self._check_retrained()
-        table = self.candidates[["candidate", "pruned"]].assign(score=score.values)
-        return table.merge(final_outcomes(self._counted, outcome), on="candidate", how="left")
+        table = self._outcome_table(shared_outcomes(self._counted, outcome), outcome)
+        return self.candidates[["candidate", "pruned"]].assign(
+            score=score.values, outcome=table.outcome
+        )
+
+    def by_seed(self, column: str | None = None, rule: str = "last") -> pd.DataFrame:
+        """The outcomes of the candidates, in their order, by every retraining seed.
+
+        A network that diverged has the worst outcome of all; NaN where there is none yet.
+        """
+        outcome = self.outcome(column, rule)
+        self._check_retrained()
+        found = seed_outcomes(self._counted, outcome)
+        ids = pd.Index(self.candidates["candidate"])
+        values = self._outcome_table(found, outcome).finished
+        return pd.DataFrame(values, index=ids, columns=found.columns)
+
+    def _outcome_table(self, outcomes: pd.DataFrame, outcome: Outcome) -> CandidateTable:
+        """A table of outcomes alone, infinitely bad where a network diverged."""
+        higher = outcome.higher_is_better
+        values = self._with_diverged(outcomes, worst=-np.inf if higher else np.inf)
+        return CandidateTable(values, {}, higher)
 
     def relation(
         self, criterion: str = "oracle", column: str | None = None, rule: str = "last"
@@ -293,7 +320,7 @@ class Results:
         pruned, groups = self._pruned_filters()
         higher = outcome.higher_is_better
         return CandidateTable(
-            outcomes=self._with_diverged(outcomes, worst=-np.inf if higher else np.inf),
+            outcomes=self._outcome_table(outcomes, outcome).outcomes,
             scores={name: score.values for name, score in scores.items()},
             higher_is_better=higher,
             sampled=self.spec.pruning.candidates != "all",
@@ -533,10 +560,12 @@ class Results:
         """The candidate with the best mean outcome: a row of :meth:`points`.
 
         It is the best of many, so that luck is part of its outcome. Raises :class:`InputError`
-        where nothing has been retrained yet.
+        where nothing has been retrained yet, and where all networks diverged.
         """
         outcome = self.outcome()
         points = self.points(self.criteria[0]).dropna(subset="outcome")
+        if points.empty:
+            raise InputError(f"{self.spec.name}: every network that was retrained diverged")
         values = points["outcome"] if outcome.higher_is_better else -points["outcome"]
         best: pd.Series[Any] = points.drop(columns="score").iloc[int(values.argmax())]
         return best

@@ -28,7 +28,8 @@ def read_status(folder: Path) -> dict[str, Any]:
         return status_of_networks(folder, spec, each)
     with Store(folder, read_only=True) as store:
         spec = recorded_spec(store, folder)
-        return status_of(folder, spec, store.counts(), store.provenance())
+        provenance = store.provenance()
+        return status_of(folder, spec, store.counts(skipped_in(provenance)), provenance)
 
 
 def recorded_spec(store: Store, folder: Path) -> StudySpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -441,12 +441,18 @@ class Store(Database):
     def _retrained(self) -> set[tuple[int, str]]:
         return {(seed, c) for seed, c in self._rows("SELECT seed, candidate FROM retrainings")}
 
-    def counts(self) -> dict[str, int]:
-        """How many candidates, scores, and finished, diverged and failed retrainings there are."""
+    def counts(self, skipped: Collection[str] = ()) -> dict[str, int]:
+        """How many candidates, scores, and finished, diverged and failed retrainings there are.
+
+        Scores of ``skipped`` criteria do not count.
+        """
+        out = ", ".join("?" * len(skipped))
         (row,) = self._rows(
-            "SELECT (SELECT count(*) FROM candidates), (SELECT count(*) FROM scores), "
+            "SELECT (SELECT count(*) FROM candidates), "
+            f"(SELECT count(*) FROM scores WHERE criterion NOT IN ({out})), "
             "(SELECT count(*) FROM retrainings), "
-            "(SELECT count(*) FROM retrainings WHERE diverged)"
+            "(SELECT count(*) FROM retrainings WHERE diverged)",
+            tuple(skipped),
         )
         names = ("candidates", "scores", "retrainings", "diverged")
         return dict(zip(names, row, strict=True)) | {"failed": len(self.failed())}

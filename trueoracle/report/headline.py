@@ -66,6 +66,10 @@ def nothing_retrained(summary: Summary) -> str:
     """Why a study without an outcome has no answer: a search's few networks are no sample."""
     if summary["searches"]:
         return "Only a search has retrained networks, those that it preferred: too few to tell."
+    if summary.get("retrained"):
+        if summary["diverged"] == summary["retrained"]:
+            return "Every network that was retrained diverged."
+        return "Nothing that was retrained has a score and an outcome yet."
     return "No network has been retrained yet."
 
 
@@ -160,7 +164,8 @@ def grid_headline(summary: Summary) -> str:
     found = [relation for one in known for relation in one["relations"]]
     if not found:
         searches = [search for one in known for search in one["searches"]]
-        return f"Unclear. {nothing_retrained({'searches': searches})}"
+        counts = {name: sum(one[name] for one in known) for name in ("retrained", "diverged")}
+        return f"Unclear. {nothing_retrained({'searches': searches, **counts})}"
     metric = found[0]["metric"]
     own = [one for one in found if one["metric"] == metric]
     criteria = list(dict.fromkeys(one["criterion"] for one in own))

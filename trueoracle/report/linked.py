@@ -19,7 +19,6 @@ from PIL import Image
 from trueoracle.analysis.curves import learning_curves, spread
 from trueoracle.analysis.filters import filter_worth
 from trueoracle.analysis.numbers import ABSENT, interval, mean_count, number, percent
-from trueoracle.analysis.outcomes import Outcome, seed_outcomes
 from trueoracle.analysis.relation import relate
 from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError
@@ -80,11 +79,10 @@ def _study(
     results: Results, summary: Summary, label: str, badge: str, rule: str, stride: int
 ) -> dict[str, Any]:
     """A study: what is said over its dense networks, and each network."""
+    each = {one["dense_seeds"][0]: one for one in summary["networks"]}
     both = [
-        (one, summary if not summary["networks"] else each)
-        for one, each in zip(
-            results.networks.values(), summary["networks"] or [summary], strict=True
-        )
+        (one, each.get(seed, summary))
+        for seed, one in results.networks.items()
         if not one.outcomes.empty
     ]
     alike = next((one["agreement"] for one in (summary["comparison"] or {}).values() if one), None)
@@ -147,21 +145,24 @@ def _network(results: Results, summary: Summary, rule: str, stride: int) -> dict
     criteria = list(dict.fromkeys(one["criterion"] for one in summary["relations"]))
     own = {name: recorded_name(results, name) for name in criteria}
     tables = {column: results.table(column, rule, [*own.values()]) for column in columns}
-    outcomes = {column: results.outcome(column, rule) for column in columns}
-    first = seed_outcomes(results.outcomes, outcomes[columns[0]])
+    by_seed = {column: results.by_seed(column, rule) for column in columns}
     names = filter_names(results)
     pruned = tables[columns[0]].pruned
     return {
         "label": str(spec.dense.seed),
-        "seeds": [str(seed) for seed in first.columns],
+        "seeds": [str(seed) for seed in by_seed[columns[0]].columns],
         "pruned": [pruned_in_words(one) for one in candidates["pruned"]],
         "filters": names,
         "prunes": [] if pruned is None else [np.flatnonzero(row).tolist() for row in pruned],
         "scores": {name: _column(results.score(one).values) for name, one in own.items()},
         "outcomes": {
-            column: _outcomes(results, outcomes[column], tables[column]) for column in columns
+            column: {
+                MEAN: _column(tables[column].outcome),
+                **{str(seed): _column(one.to_numpy()) for seed, one in by_seed[column].items()},
+            }
+            for column in columns
         },
-        "relations": _relations(results, summary, tables, rule),
+        "relations": _relations(results, summary, tables, by_seed),
         "short": _short(results, summary, columns, rule),
         "curves": {
             column: _curves(results.outcomes, candidates["candidate"], column, stride)
@@ -172,49 +173,46 @@ def _network(results: Results, summary: Summary, rule: str, stride: int) -> dict
     }
 
 
-def _outcomes(results: Results, outcome: Outcome, table: CandidateTable) -> dict[str, Any]:
-    """The outcome of every candidate: the mean that statistics read, and that of each seed."""
-    each = seed_outcomes(results.outcomes, outcome).reindex(results.candidates["candidate"])
-    return {
-        MEAN: _column(table.outcome),
-        **{str(seed): _column(each[seed].to_numpy(dtype=np.float64)) for seed in each.columns},
-    }
-
-
 def _relations(
-    results: Results, summary: Summary, tables: Mapping[str, CandidateTable], rule: str
+    results: Results,
+    summary: Summary,
+    tables: Mapping[str, CandidateTable],
+    by_seed: Mapping[str, pd.DataFrame],
 ) -> dict[str, Any]:
-    """By criterion, outcome and seed: agreement, which candidate is chosen, and its outcome."""
+    """By criterion, outcome and seed: agreement, which candidate is chosen, which end better."""
     found: dict[str, Any] = {}
-    counted = results.outcomes[~results.outcomes["candidate"].isin(results.left_out)]
-    ids = results.candidates["candidate"]
-    by_seed = {
-        column: seed_outcomes(counted, results.outcome(column, rule)).reindex(ids)
-        for column in tables
-    }
     for relation in summary["relations"]:
         name, column = relation["criterion"], relation["metric"]
         own = found.setdefault(name, {}).setdefault(column, {})
         scores = results.score(recorded_name(results, name)).values
-        own[MEAN] = _of_study(relation) | _chosen(relation, scores)
-        for seed in by_seed[column].columns:
+        own[MEAN] = _of_study(relation) | _chosen(relation, scores, tables[column].outcome)
+        for seed, outcomes in by_seed[column].items():
+            values = outcomes.to_numpy()
             try:
                 one = relate(
-                    scores,
-                    by_seed[column][seed].to_numpy(dtype=np.float64),
-                    higher_is_better=tables[column].higher_is_better,
+                    scores, values, higher_is_better=tables[column].higher_is_better
                 ).as_dict()
             except InputError:  # nothing is retrained with this seed yet
                 continue
             said = {"agreement": _rounded(one["agreement"]), "facts": _facts(one, None)}
-            own[str(seed)] = said | _chosen(one, scores)
+            own[str(seed)] = said | _chosen(one, scores, values)
     return found
 
 
-def _chosen(relation: Mapping[str, Any], scores: np.ndarray) -> dict[str, Any]:
-    lowest = relation["chosen_score"]
-    rows = [] if lowest is None else np.flatnonzero(scores == lowest).tolist()
-    return {"chosen": rows, "score": lowest, "outcome": relation["chosen_outcome"]}
+def _chosen(
+    relation: Mapping[str, Any], scores: np.ndarray, outcomes: np.ndarray
+) -> dict[str, Any]:
+    """The rows of the chosen candidate, or of those that tie, and of those that end better."""
+    lowest, reached = relation["chosen_score"], relation["chosen_outcome"]
+    if lowest is None or reached is None:
+        return {"chosen": [], "better": [], "score": lowest, "outcome": reached}
+    better = outcomes > reached if relation["higher_is_better"] else outcomes < reached
+    return {
+        "chosen": np.flatnonzero(scores == lowest).tolist(),
+        "better": np.flatnonzero(better & np.isfinite(scores)).tolist(),
+        "score": lowest,
+        "outcome": reached,
+    }
 
 
 def _short(
@@ -229,8 +227,8 @@ def _short(
         outcome = results.outcome(column, rule)
         score = results.score(SHORT, outcome)
         known = next((one for one in said if one["metric"] == column), None)
+        table = results.table(column, rule, [SHORT])
         if known is None:
-            table = results.table(column, rule, [SHORT])
             known = relate(
                 score.values,
                 table.outcome,
@@ -241,7 +239,7 @@ def _short(
             "label": score.label,
             "values": _column(score.values),
             "facts": _facts(known, known.get("ceiling")),
-            **_chosen(known, score.values),
+            **_chosen(known, score.values, table.outcome),
         }
     return found
 

@@ -247,7 +247,7 @@ def candidates_table(results: Results, relation: Mapping[str, Any], rule: str) -
     head = best.head(_ROWS)
     numbers = [[number(_finite(one), 4) for one in head[name]] for name in ("score", "outcome")]
     rows = tuple(zip(map(pruned_in_words, head["pruned"]), *numbers, strict=True))
-    headings = (f"prunes (best {_ROWS} of {len(table):,})", relation["criterion"], outcome.name)
+    headings = (f"prunes (best {len(head)} of {len(table):,})", relation["criterion"], outcome.name)
     return TextTable(headings, headings, rows, texts=1)
 
 

@@ -26,6 +26,7 @@ from trueoracle.report.drawings import (
     scatter_values,
     slug,
 )
+from trueoracle.report.headline import nothing_retrained
 from trueoracle.report.table import TextTable, relations_table
 
 __all__ = ["TABLES", "WIDTHS", "write_figures", "write_relations"]
@@ -72,7 +73,7 @@ def _figures(results: Results, width: float, rule: str) -> Iterator[Made]:
     summary = results.summary(rule)
     relations = summary["relations"]
     if not relations:
-        raise InputError(f"{results.spec.name}: no network has been retrained yet")
+        raise InputError(f"{results.spec.name}: {nothing_retrained(summary)}")
     if width > WIDTHS[1]:
         yield _ladder("criteria", relations, width)
     else:  # too narrow for two outcomes side by side
@@ -124,9 +125,10 @@ def write_relations(results: Results, out: Path, form: str, rule: str = "last") 
 
     Raises :class:`InputError` where nothing has been retrained.
     """
-    relations = results.summary(rule)["relations"]
+    summary = results.summary(rule)
+    relations = summary["relations"]
     if not relations:
-        raise InputError(f"{results.spec.name}: no network has been retrained yet")
+        raise InputError(f"{results.spec.name}: {nothing_retrained(summary)}")
     made = relations_table([({"outcome": r["outcome_name"]}, r) for r in relations])
     ending, write = TABLES[form]
     paths = [out / f"relations.{ending}", out / "relations.csv"]

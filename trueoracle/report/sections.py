@@ -38,7 +38,7 @@ from trueoracle.report.words import (
     told_apart,
 )
 from trueoracle.spec.file import is_reference
-from trueoracle.spec.published import published
+from trueoracle.spec.published import has_published_values, published
 from trueoracle.spec.spec import StudySpec
 
 __all__ = [
@@ -200,6 +200,8 @@ def published_of(section: Section) -> PublishedTable | None:
     """The published values of a study's setting beside ours; None where none is published."""
     base = section.results.spec.name.partition("@")[0]
     if not section.relations or not is_reference(base):
+        return None
+    if not has_published_values(section.results.spec):
         return None
     try:
         known = published(base)

@@ -21,7 +21,7 @@ from trueoracle.analysis.outcomes import (
 from trueoracle.record.layout import NOISE
 from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import SHORT, Results
-from trueoracle.report.share import without_places
+from trueoracle.report.share import shared_names, without_places
 from trueoracle.spec.scale import changes_from_file, scale_in_words, scale_of
 from trueoracle.spec.spec import candidates_in_words
 
@@ -136,7 +136,9 @@ def summarise(
         "dense_seeds": [one.dense.seed for one in spec.networks],
         "networks": _networks(results, rule),
     }
-    return dict(without_places(made)) if results.is_shared else made
+    if results.is_shared:
+        return dict(without_places(made, shared_names(results.criteria)))
+    return made
 
 
 def _networks(results: Results, rule: str) -> list[dict[str, Any]]:

@@ -335,11 +335,15 @@ def published_table(
     """The published values of a study's settings beside ours; None where there are none."""
     # Imported here: a page has it loaded, and the help of a command does not wait for it.
     from trueoracle.record.results import SHORT
+    from trueoracle.spec.published import PRINTED
+
+    def printed(entry: Entry) -> str:
+        return p_value(entry["kendall_p_value"], entry.get("printed", 1e-300))
 
     columns = (
         Column("n", "candidates", lambda r: ABSENT if r["n"] is None else f"{r['n']:,}"),
         Column("Kendall's τ", "its sign as it is", number_cell("kendall_tau", 2)),
-        Column("p (textbook)", "as if candidates were independent", _p_value("kendall_p_value")),
+        Column("p (textbook)", "as if candidates were independent", printed),
         Column("anomalies", "share that ends better", _percent("anomaly_ratio")),
     )
     rows: list[tuple[str, Entry]] = []
@@ -349,7 +353,7 @@ def published_table(
         ours = [r for r in ours if r["metric"] == one.y.replace(" ", "_")]
         if not one.has_values or not ours:
             continue
-        values = one.model_dump() | {"kendall_p_value": one.p_value}
+        values = one.model_dump() | {"kendall_p_value": one.p_value, "printed": PRINTED}
         rows += [(f"published: {one.setting}", values), ("ours", ours[0])]
     if not rows:
         return None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from trueoracle.errors import InputError, TrueOracleError
 from trueoracle.record.pooled import open_results
@@ -71,13 +72,21 @@ def serve(watched: Watched, port: int = 0, ready: Callable[[str], None] = lambda
         page = watched
 
     try:
-        server = ThreadingHTTPServer((LOOPBACK, port), Handler)
+        server = _Server((LOOPBACK, port), Handler)
     except (OSError, OverflowError) as error:
         raise InputError(f"port {port} of {LOOPBACK} cannot be used: {error}") from error
     server.daemon_threads = True
     with server:
         ready(f"http://{LOOPBACK}:{server.server_address[1]}/")
         server.serve_forever(poll_interval=0.2)
+
+
+class _Server(ThreadingHTTPServer):
+    """One thread for each connection; a client that goes away is no error."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -108,7 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_own(self) -> bool:
         _, port = cast(tuple[str, int], self.server.server_address)
-        hosts = {f"{name}:{port}" for name in (LOOPBACK, "localhost")}
+        names = (LOOPBACK, "localhost")
+        hosts = {f"{name}:{port}" for name in names} | ({*names} if port == 80 else set())
         origin = self.headers.get("Origin")
         return self.headers.get_all("Host", []) in [[host] for host in hosts] and (
             origin is None or origin in {f"http://{host}" for host in hosts}

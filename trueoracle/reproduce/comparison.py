@@ -23,7 +23,6 @@ __all__ = [
     "Scale",
     "arm_reference",
     "check_direction",
-    "has_published_values",
     "ours_of",
     "recorded_ours",
     "short_reference",
@@ -94,14 +93,6 @@ def arm_reference(study: str, scale: Scale | None, surgery: str = "exact") -> st
 def short_reference(study: str) -> str:
     """The reference of a study's short retraining."""
     return f"{study}@{arm_for(parse_reference(study), 'short')}"
-
-
-def has_published_values(spec: StudySpec) -> bool:
-    """Whether a study is a published one, also at small scale or with the other wiring.
-
-    Other arms of a published study, such as a short retraining, are experiments of their own.
-    """
-    return all(spec.role(arm) in ("small", "as-released") for arm in spec.arms)
 
 
 _SET_BY_THE_ARM = ("epochs", "milestones", "schedule")

@@ -15,7 +15,7 @@ from trueoracle.reproduce.comparison import Ours, Scale
 from trueoracle.run.progress import Progress, as_progress
 from trueoracle.spec.file import Published, is_reference, shipped_studies, without_arms
 from trueoracle.spec.grid import load_spec, load_variant
-from trueoracle.spec.published import all_settings, published
+from trueoracle.spec.published import all_settings, has_published_values, published
 from trueoracle.spec.scale import scale_of
 from trueoracle.spec.spec import StudySpec
 
@@ -107,7 +107,7 @@ def reproduce(
             )
         )
     results, short_results = found[0], found[1] if len(found) > 1 else None
-    if not wanted and comparison.has_published_values(load_spec(study)):
+    if not wanted and has_published_values(load_spec(study)):
         wanted = [one for one in published(without_arms(study)) if not one.needs_short]
     ours = [
         comparison.ours_of(one, results, short_results if one.needs_short else None, rule)
@@ -131,7 +131,7 @@ def _find(name: str) -> tuple[str, list[Published]]:
         raise unknown("published setting or study", name, {*settings, *shipped_studies()})
     variant = load_variant(name)
     # The settings of a user's own file cannot be named, so that all of its values are meant.
-    own = comparison.has_published_values(variant.spec)
+    own = has_published_values(variant.spec)
     return name, list(variant.published) if own else []
 
 

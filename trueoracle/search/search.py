@@ -130,7 +130,7 @@ class SearchResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as plain values, with each rung's candidates and their values."""
-        last = self.history.groupby(["rung", "candidate"], sort=False).last().reset_index()
+        last = self.history.groupby(["rung", "candidate"], sort=False).tail(1)
         rungs = [
             {
                 "epochs": rung.epochs,

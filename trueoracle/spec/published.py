@@ -7,8 +7,12 @@ from pathlib import Path
 
 from trueoracle.spec.file import Published, read_published
 from trueoracle.spec.grid import load_spec, load_variant
+from trueoracle.spec.spec import StudySpec
 
-__all__ = ["all_settings", "published"]
+__all__ = ["PRINTED", "all_settings", "has_published_values", "published"]
+
+PRINTED = 5e-6
+"""What a p-value that is printed as 0.00000 is less than: half of its last digit."""
 
 PUBLISHED = Path(__file__).parent / "published.toml"
 
@@ -26,6 +30,14 @@ def _in_file() -> tuple[Published, ...]:
         for setting, values in settings.items()
     ]
     return read_published(PUBLISHED.name, "", found)
+
+
+def has_published_values(spec: StudySpec) -> bool:
+    """Whether a study is a published one, also at small scale or with the other wiring.
+
+    Other arms of a published study, such as a short retraining, are experiments of their own.
+    """
+    return all(spec.role(arm) in ("small", "as-released") for arm in spec.arms)
 
 
 def published(study: str) -> list[Published]:

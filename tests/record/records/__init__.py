@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ __all__ = [
     "stopped_early",
     "synthetic",
     "synthetic_networks",
+    "with_diverged",
+    "with_few",
     "without_seed",
 ]
 
@@ -56,8 +58,23 @@ def without_seed(folder: Path, seed: int) -> None:
     _keep(folder, f"seed != {seed}")
 
 
-def _keep(folder: Path, chosen: str) -> None:
-    """Drop all retrainings but those that a query chooses."""
+def with_diverged(folder: Path, went: Callable[[int, int], bool]) -> None:
+    """Make the networks diverge of which ``went(candidate's position, seed)`` is true."""
+    with Store(folder) as store:
+        ids = store.candidate_ids()
+    gone = {(one, seed) for i, one in enumerate(ids) for seed in range(3) if went(i, seed)}
+    _keep(folder, "epoch >= 0", gone)
+
+
+def with_few(folder: Path, candidates: int, seeds: int = 3) -> None:
+    """Make a run one that has retrained its first candidates with its first seeds."""
+    with Store(folder) as store:
+        known = store.candidate_ids()[:candidates]
+    _keep(folder, f"candidate in {known} and seed < {seeds}")
+
+
+def _keep(folder: Path, chosen: str, diverged: Collection[tuple[str, int]] = ()) -> None:
+    """Drop all retrainings but those that a query chooses; of these, some may have diverged."""
     with Store(folder) as store:
         own = store.frame("outcomes").query(chosen)
         with store._transaction():
@@ -65,10 +82,10 @@ def _keep(folder: Path, chosen: str) -> None:
             store._drop("outcomes")
         for _, epochs in own.groupby(["candidate", "seed"], sort=False):
             rows = [{str(k): v for k, v in row.items()} for row in epochs.to_dict("records")]
-            first = rows[0]
-            store.record_retrained(
-                [Retrained(str(first["candidate"]), int(first["seed"]), False, 1.0, rows)]
-            )
+            which = str(rows[0]["candidate"]), int(rows[0]["seed"])
+            if which in diverged:
+                rows = [row | {"train_loss": np.nan} for row in rows]
+            store.record_retrained([Retrained(*which, which in diverged, 1.0, rows)])
 
 
 def synthetic_networks(

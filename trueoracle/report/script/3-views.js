@@ -4,14 +4,13 @@ const SMALL = 300;
 const SYMBOLS = { domain: ["candidate", "anomaly", "chosen"], range: ["circle", "diamond", "star"] };
 
 /** The points of a scatter: candidates with both values, and what each is. */
-function pointsOf(network, scores, outcomes, relation, higher) {
-  const stars = new Set(relation?.chosen ?? []);
+function pointsOf(network, scores, outcomes, relation) {
+  const [stars, better] = [new Set(relation?.chosen ?? []), new Set(relation?.better ?? [])];
   const items = [];
   scores.forEach((x, place) => {
     const y = outcomes[place];
     if (x === null || y === null || y === undefined) return;
-    const better = relation?.outcome != null && (higher ? y > relation.outcome : y < relation.outcome);
-    const kind = stars.has(place) ? "chosen" : better ? "anomaly" : "candidate";
+    const kind = stars.has(place) ? "chosen" : better.has(place) ? "anomaly" : "candidate";
     items.push({ x, y, kind, ids: [network.ids[place]], lines: [...candidateLines(network, place), ...(kind === "candidate" ? [] : [kind])] });
   });
   return items;
@@ -62,7 +61,7 @@ const VIEWS = {
   scatter(root) {
     const { study, network, outcome, relation } = chosen();
     const scores = network.scores[state.criterion];
-    const items = pointsOf(network, scores, network.outcomes[state.outcome][state.seed] ?? [], relation, outcome.higher);
+    const items = pointsOf(network, scores, network.outcomes[state.outcome][state.seed] ?? [], relation);
     const label = `${state.criterion} against ${outcome.name}`;
     const plot = element("div", { class: "plot" });
     const words = data.criteria.find((one) => one.name === state.criterion).label;
@@ -138,7 +137,7 @@ const VIEWS = {
       title(study),
       plot, legend(), element("p", { class: "facts-line" }, short.facts),
     );
-    const items = pointsOf(network, short.values, network.outcomes[state.outcome].mean, short, outcome.higher);
+    const items = pointsOf(network, short.values, network.outcomes[state.outcome].mean, short);
     scatter(plot, items, { label: "Short against full retraining", x: short.label, y: outcome.axis, relation: short });
   },
 
@@ -169,7 +168,7 @@ const VIEWS = {
       .map((part) => {
         const relation = part.network.relations[state.criterion]?.[state.outcome]?.[state.seed] ?? part.network.relations[state.criterion]?.[state.outcome]?.mean;
         const outcomes = part.network.outcomes[state.outcome][state.seed] ?? part.network.outcomes[state.outcome].mean;
-        return { ...part, relation, items: pointsOf(part.network, part.network.scores[state.criterion], outcomes, relation, outcome.higher) };
+        return { ...part, relation, items: pointsOf(part.network, part.network.scores[state.criterion], outcomes, relation) };
       });
     const all = parts.flatMap((one) => one.items);
     if (!all.length) return nothing(root, "Nothing to compare yet.");

@@ -19,14 +19,23 @@ function columnsOf(network) {
 
 const cellOf = (column, row) => (column.text ? column.text(row) : column.number ? shown(column.value(row)) : String(column.value(row)));
 
-/** The rows whose words the filter finds (a number as a whole), in the order of the chosen column; missing values come last. */
+/** The words of what is pruned in one layer: the commas between filters are none. */
+const wordsOf = (text) => text.toLowerCase().split(/[\s,]+/).filter(Boolean);
+
+/**
+ * Whether what a candidate prunes is what the filter asks for: of each part (they are parted as
+ * layers are, by semicolons, or by a name after numbers), some layer has every word, a number as a
+ * whole.
+ */
+function fits(pruned, wanted) {
+  const layers = pruned.split(";").map(wordsOf);
+  return wanted.split(/;|(?<=\s\d+),?\s+(?=[^\d\s])/).map(wordsOf).every((words) => layers.some((layer) =>
+    words.every((word) => (/^\d+$/.test(word) ? layer.includes(word) : layer.some((one) => one.includes(word))))));
+}
+
+/** The rows that the filter leaves, in the order of the chosen column; missing values come last. */
 function rowsOf(network, columns) {
-  const words = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
-  const rows = network.ids.map((_, row) => row).filter((row) => {
-    if (!words.length) return true;
-    const text = ` ${columns.filter((one) => !one.number).map((one) => cellOf(one, row)).join(" ").toLowerCase().replaceAll(/[,;]/g, " ")} `;
-    return words.every((word) => text.includes(/^\d+$/.test(word) ? ` ${word} ` : word));
-  });
+  const rows = network.ids.map((_, row) => row).filter((row) => fits(network.pruned[row], state.filter));
   const column = columns.find((one) => one.key === state.sort) ?? columns[3];
   const down = state.down ?? Boolean(column.better);
   const value = (row) => column.value(row);
@@ -91,8 +100,14 @@ function makeTable(root) {
 
 const quoted = (cell) => (/[",\r\n]/.test(String(cell)) ? `"${String(cell).replaceAll('"', '""')}"` : String(cell));
 
+/** A text that a spreadsheet would compute has an apostrophe in front, as in exported files. */
+function harmless(cell) {
+  const computes = typeof cell === "string" && /^'*[=+\-@\t\r\n]/.test(cell) && Number.isNaN(Number(cell));
+  return computes ? `'${cell}` : cell;
+}
+
 function asCsv(headings, rows) {
-  return [headings, ...rows].map((row) => row.map(quoted).join(",")).join("\n") + "\n";
+  return [headings, ...rows].map((row) => row.map((cell) => quoted(harmless(cell))).join(",")).join("\n") + "\n";
 }
 
 function asMarkdown(headings, rows) {

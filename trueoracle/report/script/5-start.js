@@ -67,6 +67,7 @@ document.addEventListener("click", (event) => {
 addEventListener("hashchange", () => {
   if (location.hash && !location.hash.includes("=")) return;
   readFragment();
+  document.getElementById("filter").value = state.filter;
   drawControls();
   drawAll();
 });
