@@ -181,7 +181,8 @@ def test_the_search_pages_python_runs(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_studies_in_the_documents_are_valid(path: Path) -> None:
     for text in fences(path, "toml"):
         fields = tomllib.loads(text)
-        base = load_spec(fields.pop("extends")).model_dump(exclude_unset=True)
+        extends = fields.pop("extends", None)
+        base = {} if extends is None else load_spec(extends).model_dump(exclude_unset=True)
         for of_the_file in ("arms", "grid", "published"):
             fields.pop(of_the_file, None)
         spec_from(base | fields | {"name": "documented"})
@@ -347,7 +348,7 @@ def test_lists_tables_and_fences_begin_after_an_empty_line(path: Path) -> None:
         if mark := re.match(r"\||- |\d+\. |```|#+ ", line):
             assert (
                 not before
-                or before.startswith((mark[0][0], " ", "```"))
+                or before.startswith((mark[0][0], " ", "#", "```"))
                 or (before[0].isdigit() and line[0].isdigit())
             ), line
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trueoracle.analysis.numbers import finite_or_none, in_milliseconds, interval, many, number
-from trueoracle.analysis.outcomes import find_outcome
 from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
 from trueoracle.cli.fitted import FittedTable
@@ -150,14 +149,13 @@ def _show_export(found: doors.SearchResult, written: Path) -> None:
 
 def _show(found: doors.SearchResult, spec: StudySpec) -> None:
     console = out()
-    compared = find_outcome(found.metrics, found.by)
     metric = found.by.replace("_", " ")
     shown = table("rung", "candidates", "epochs", f"best {metric}", right=("candidates", "epochs"))
     for place, (rung, own) in enumerate(
         zip(found.schedule.rungs, found.history.groupby("rung"), strict=True), start=1
     ):
         last = own[1].groupby("candidate").tail(1)[found.by]
-        best = last.max() if compared.higher_is_better else last.min()
+        best = last.max() if found.compared.higher_is_better else last.min()
         shown.add_row(str(place), f"{rung.candidates:,}", str(rung.epochs), number(best, 4))
     console.print(f"\n{spec.title}, {found.strategy}", soft_wrap=True)
     if words := badge_of(spec):
@@ -183,9 +181,8 @@ def _show(found: doors.SearchResult, spec: StudySpec) -> None:
 def _beside_dense(found: doors.SearchResult) -> FittedTable:
     """The chosen network beside the dense one: what it is measured by, and what it costs."""
     made = table("", "dense", "chosen", "", right=("dense", "chosen"))
-    compared = find_outcome(found.metrics, found.by)
     columns = {f"test_{metric.name}": metric for metric in found.metrics}
-    columns[found.by] = compared.metric
+    columns[found.by] = found.compared
     for column, metric in columns.items():
         dense, value = found.dense.get(column), found.outcome.values[column]
         by = "compared" if column == found.by else ""

@@ -15,6 +15,7 @@ from pandas import isna
 from torch import nn
 
 from trueoracle.analysis.numbers import finite_or_none, many
+from trueoracle.analysis.outcomes import find_outcome
 from trueoracle.analysis.table import pruned_filters
 from trueoracle.data.datasets import DATASETS, dataset_info
 from trueoracle.engines.choose import Plan
@@ -113,6 +114,11 @@ class SearchResult:
     @property
     def spent(self) -> int:
         return self.schedule.cost
+
+    @property
+    def compared(self) -> Metric:
+        """The metric that the search compared, on the split that ``by`` names."""
+        return find_outcome(self.metrics, self.by).metric
 
     def export(self, path: str | Path) -> Path:
         """Write the network: ``.safetensors`` (for ``trueoracle.load``), ``.onnx`` or ``.pt2``.
