@@ -14,7 +14,7 @@ demo: $(BARE)
 	$(BIN)/trueoracle run $(STUDY)
 	$(BIN)/trueoracle report $(STUDY)
 
-PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto $(COV)
+PYTEST = OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --dist loadgroup $(COV)
 
 test: $(READY)
 	$(PYTEST) -m "not slow"

@@ -25,6 +25,7 @@ from trueoracle.bench.places import COLUMNS
 from trueoracle.bench.table import FAMILIES, Bench, BenchStudy, grid_of, read_bench
 from trueoracle.spec.grid import variants
 
+pytestmark = pytest.mark.xdist_group("claims")  # all of one reading of the table
 ROOT = Path(__file__).parents[2]
 LOSS, ACCURACY = COLUMNS
 
