@@ -183,7 +183,7 @@ OF_COLUMNS: dict[str, Callable[..., Any]] = {
 
 TESTED_BELOW = {
     "rank", "predict_additive", "pruned_filters", "seed_outcomes", "final_outcomes",
-    "shared_outcomes", "read_tables", "learning_curves", "shown_cells", "plain_cells",
+    "shared_outcomes", "read_tables", "means", "learning_curves", "shown_cells", "plain_cells",
 }  # fmt: skip
 
 

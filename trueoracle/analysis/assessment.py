@@ -267,13 +267,14 @@ def assess(
     if not names:
         return []
     named = [replace(t, scores={name: t.scores[name] for name in names}) for t in several]
-    permuted = label_permutation_p_values(named, seed=seed)
-    columns = [standardised_ranks(np.stack(list(t.scores.values()))) for t in named]
-    found = jackknife(named, _taus, columns=columns)
-    without, of_ceiling = without_noise(named, _taus, columns)
-    reliability = mean_reliability([noise_ceiling(t) for t in several], of_ceiling)
+    permuted = label_permutation_p_values(named, seed=seed)  # of all that is listed
+    known = [_with_outcome(table) for table in named]
+    columns = [standardised_ranks(np.stack(list(t.scores.values()))) for t in known]
+    found = jackknife(known, _taus, columns=columns)
+    without, of_ceiling = without_noise(known, _taus, columns)
+    reliability = mean_reliability([noise_ceiling(t) for t in known], of_ceiling)
     counted = found.counts_filters
-    over = in_words(named)
+    over = in_words(known)
     made = []
     for place, name in enumerate(names):
         relation = mean_relation([_relation(table, name) for table in named])
@@ -289,18 +290,26 @@ def assess(
                 permutation_p_value=permuted[name],
                 adjusted_p_value=math.nan,
                 equivalence_p_value=(
-                    found.equivalence_p_value(MATTERS, place) if counted else math.nan
+                    found.equivalence_p_value(MATTERS, place)
+                    if counted and all(table.pruned is not None for table in named)
+                    else math.nan
                 ),
                 adjusted_equivalence_p_value=math.nan,
                 weighted_agreement=float(np.mean([_top_weighted(t, name) for t in named])),
                 reliability=reliability,
                 disattenuated=disattenuated(relation.agreement, reliability.ceiling),
                 disattenuated_interval=_turned(without[place], relation.sign),
-                selection=select(named, name, k=k),
+                selection=select(known, name, k=k),
                 networks=len(named),
             )
         )
     return judged_together([made])[0]
+
+
+def _with_outcome(table: CandidateTable) -> CandidateTable:
+    """The table of the candidates that have an outcome: others are not there yet, or left out."""
+    rows = np.flatnonzero(np.isfinite(table.outcome))
+    return table if len(rows) == len(table) else table.take(rows)
 
 
 def _is_known(table: CandidateTable, name: str) -> bool:

@@ -11,7 +11,7 @@ and :func:`in_words` names them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -516,12 +516,13 @@ def in_words(
     if drawn:
         counted.append(many(several, "dense network"))
     else:
-        if first.seeds > 1:
-            counted.append(many(first.seeds, "retraining seed"))
+        seeds = _in_common(table.seeds for table in tables)
+        if seeds > 1:
+            counted.append(many(seeds, "retraining seed"))
         else:
-            given.append("the retraining seed")
-    blocks = None if first.blocks is None else len(first.blocks)
-    if blocks is not None and blocks > 1:
+            given.append("the retraining seed" if seeds else "the retraining seeds")
+    blocks = _in_common(len(table.blocks or ()) for table in tables)
+    if blocks > 1:
         counted.append(many(blocks, "block of examples", "blocks of examples"))
     if not drawn:
         known = filters
@@ -535,11 +536,17 @@ def in_words(
         given.insert(0, "the dense network" if several == 1 else f"these {several} dense networks")
         if not known:
             given.insert(1, f"{'its' if several == 1 else 'their'} {first.unit}s")
-    if blocks is None or blocks < 2:
+    if blocks < 2:
         given.append("the examples")
     if not counted:
         return ""
     return f"{_listed(counted)}, given {_listed(given)}" if given else _listed(counted)
+
+
+def _in_common(numbers: Iterable[int]) -> int:
+    """The number that all tables have; 0 where they differ, so that nothing is left out."""
+    known = set(numbers)
+    return known.pop() if len(known) == 1 else 0
 
 
 def _listed(words: Sequence[str]) -> str:

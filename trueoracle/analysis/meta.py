@@ -164,11 +164,8 @@ def meta_analysis(effects: Sequence[Effect]) -> MetaAnalysis:
     if len(clusters) == 1:
         low, high = effects[0].low, effects[0].high
         if len(effects) > 1:  # no error is known to be smaller than their mean
-            low, high = np.tanh(
-                np.mean(
-                    [np.arctanh(np.clip([e.low, e.high], -1 + 1e-9, 1 - 1e-9)) for e in effects], 0
-                )
-            )
+            below, above = np.mean([(e.tau - e.low, e.high - e.tau) for e in effects], axis=0)
+            low, high = max(-1.0, taus[0] - below), min(1.0, taus[0] + above)
         even = (1 / len(effects),) * len(effects)
         return MetaAnalysis(effects, even, float(taus[0]), float(low), float(high), *(nan,) * 6, 1)
     from scipy import stats
@@ -245,7 +242,10 @@ def slope_in(effects: Sequence[Effect], complexity: Sequence[float]) -> Slope | 
     from scipy import stats
 
     taus, errors = np.array([one.tau for one in some]), _errors(some)
-    x = np.column_stack([np.ones(len(kept)), [x for _, x in kept]])
+    given = np.array([x for _, x in kept])
+    scale = float(given.std())
+    # Standardised: numbers far from zero, or tiny ones, would be lost beside the constant.
+    x = np.column_stack([np.ones(len(kept)), (given - given.mean()) / scale])
     # All studies of one network together count as much as a single study of another.
     share = np.empty(len(some))
     for places in clusters:
@@ -270,6 +270,7 @@ def slope_in(effects: Sequence[Effect], complexity: Sequence[float]) -> Slope | 
         error = max(error, math.sqrt((number - 1) * float(np.var(left))))
     reach = float(stats.t.ppf(0.975, free)) * error
     p_value = float(2 * stats.t.sf(abs(slope) / error, free))
+    slope, reach = slope / scale, reach / scale
     return Slope(slope, slope - reach, slope + reach, p_value)
 
 

@@ -90,6 +90,8 @@ def read_tables(
             raise unknown(f"column of {path}", name, map(str, frame.columns))
     if len(y) == 1:
         candidate, seed = _identified(frame, candidate, seed)
+    if seed is not None and seed == candidate:
+        raise InputError(f"{seed!r} cannot be both --candidate and --seed")
     if seed is not None and candidate is None:
         raise InputError("--seed needs --candidate: one row per candidate and seed")
     if seed is not None and len(y) > 1:
@@ -103,7 +105,10 @@ def read_tables(
     apart = [name for name in (network, kind) if name is not None]
     parts = {"": frame}
     if apart:
-        parts = {" ".join(map(str, label)): part for label, part in frame.groupby(apart)}
+        groups_of_rows = list(frame.groupby(apart))
+        parts = {" ".join(map(str, label)): part for label, part in groups_of_rows}
+        if len(parts) < len(groups_of_rows):
+            raise InputError(f"{path}: two networks and kinds have one name together: rename them")
     parts = dict(sorted(parts.items(), key=lambda part: _as_counted(str(part[0]))))
     made = {}
     for label, part in parts.items():
@@ -117,6 +122,8 @@ def read_tables(
         groups: tuple[int, ...] = ()
         if pruned is not None:
             which, groups = _pruned_filters(rows[pruned].tolist(), path, pruned)
+            if not groups:
+                raise InputError(f"column {pruned!r} of {path} names no filter in any row")
         made[str(label)] = CandidateTable(
             outcomes=outcomes,
             scores={name: rows[name].to_numpy(dtype=np.float64) for name in x},
@@ -142,7 +149,8 @@ def _identified(
     when = seed or next((found[name] for name in SEED_NAMES if name in found), None)
     if who is None or when is None or not frame[who].duplicated().any():
         return candidate, seed
-    return (who, when) if frame[when].nunique() > 1 else (candidate, seed)
+    tells_apart = frame[when].nunique() > 1 and (seed or frame[when].duplicated().any())
+    return (who, when) if tells_apart else (candidate, seed)
 
 
 def _check_once(
@@ -373,6 +381,8 @@ def _way(cell: object, path: Path, column: str) -> dict[str, list[int]]:
     try:
         read = parse_json(text) if text[:1] in "{[" else re.split(r"[,;\s]+", text)
         groups = read if isinstance(read, dict) else {"": read}
+        if any(isinstance(which, str) for which in groups.values()):
+            raise ValueError(text)
         way = {str(name): [_filter(one) for one in which] for name, which in groups.items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(
@@ -389,7 +399,6 @@ def _way(cell: object, path: Path, column: str) -> dict[str, list[int]]:
 
 def _filter(given: object) -> int:
     """A filter's number; raises ValueError for anything that is no whole number."""
-    number = int(str(given))
-    if isinstance(given, bool):
+    if isinstance(given, bool) or not re.fullmatch("-?[0-9]+", str(given)):
         raise ValueError(given)
-    return number
+    return int(str(given))

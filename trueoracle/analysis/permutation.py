@@ -58,7 +58,8 @@ def label_permutation_p_values(
 
     Fewer than ten relabellings as far from zero leave a p-value uncertain, and small p-values are
     needed where many are adjusted together. The p-value is then read from a normal distribution of
-    atanh(sin(πτ/2)) with the relabellings' spread, and is never below one relabelling of all.
+    atanh(sin(πτ/2)) with the relabellings' spread, and is never below two of all relabellings, or
+    of all orders of the candidates.
 
     For tables of several dense networks it is the p-value of their mean tau; the filters of each
     network are relabelled independently. All tables have the same criteria.
@@ -77,8 +78,14 @@ def label_permutation_p_values(
     every = math.prod(math.factorial(size) for table in several for size in table.groups)
     for name, tau, others in zip(result, observed, relabelled.T, strict=True):
         if math.isfinite(tau):
-            result[name] = _p_value(float(tau), others, every)
+            # However many relabellings there are, candidates have no more orders than these.
+            orders = math.prod(math.factorial(_with_values(one, name)) for one in several)
+            result[name] = _p_value(float(tau), others, every, min(every, orders))
     return result
+
+
+def _with_values(table: CandidateTable, name: str) -> int:
+    return int((np.isfinite(table.scores[name]) & np.isfinite(table.outcome)).sum())
 
 
 def _relabelled(
@@ -110,8 +117,11 @@ def _drawn_together(each: Sequence[np.ndarray], permutations: int | None, seed: 
     return means
 
 
-def _p_value(tau: float, relabelled: np.ndarray, every: int) -> float:
-    """The p-value of the observed tau among relabelled ones ``[R]``, of which it is the first."""
+def _p_value(tau: float, relabelled: np.ndarray, every: int, orders: int) -> float:
+    """The p-value of the observed tau among relabelled ones ``[R]``, of which it is the first.
+
+    It is at least 2 of ``orders``: the opposite order is as far from zero.
+    """
     from scipy import stats
 
     hits = int((np.abs(relabelled) >= abs(tau) - 1e-6).sum())
@@ -122,7 +132,8 @@ def _p_value(tau: float, relabelled: np.ndarray, every: int) -> float:
     if spread == 0:
         return share
     tail = float(2 * stats.norm.sf(abs(float(_fisher(np.array(tau)))) / spread))
-    return min(share, max(tail, 1 / every))
+    least = math.exp(math.log(2) - math.log(orders))
+    return min(share, max(tail, least))
 
 
 def _fisher(taus: np.ndarray) -> np.ndarray:

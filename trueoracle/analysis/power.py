@@ -41,6 +41,8 @@ class Power:
     - ``null_sd``: the standard deviation of tau of a criterion unrelated to the outcome;
     - ``detectable``: the size of tau that is told from chance with the given ``chance``, after
       Holm's adjustment for so many ``criteria``;
+    - ``without_noise``: the size of tau with outcomes free of noise that this is: the more noise,
+      the larger;
     - ``over``: what the plan counts, and what it takes as given, in words.
     """
 
@@ -53,6 +55,7 @@ class Power:
     chance: float
     null_sd: float
     detectable: float
+    without_noise: float
     over: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,7 +66,8 @@ class Power:
         """The plan's worth in words."""
         adjusted = f" of {self.criteria} criteria" if self.criteria > 1 else ""
         return (
-            f"a |τ| of {number(self.detectable, 2)} or more would be told from chance"
+            f"a |τ| of {number(self.detectable, 2)} or more, without noise "
+            f"{number(self.without_noise, 2)}, would be told from chance"
             f"{adjusted} with {self.chance:.0%} (chance alone spreads τ by "
             f"{number(self.null_sd, 2)}; {self.over})"
         )
@@ -110,6 +114,10 @@ def power(
     if not 0 < chance < 1:
         raise InputError(f"a chance lies between 0 and 1, got {chance}")
     given = assumptions or Assumptions()
+    if not 0 < given.repeats <= 1:
+        raise InputError(f"outcomes repeat themselves by a share from 0 to 1, got {given.repeats}")
+    if not 0 <= given.between < math.inf:
+        raise InputError(f"τ differs between networks by 0 or more, got {given.between}")
     reliability = seeds * given.repeats / (1 + (seeds - 1) * given.repeats)
     if examples is not None:
         reliability *= examples / (examples + given.half_examples)
@@ -134,7 +142,9 @@ def power(
     if networks >= LEAST_NETWORKS:  # Holm's p permutes labels, the interval is over networks
         permuted = stats.norm.ppf(1 - 0.025 / criteria) * null_sd
         found = max(stats.t.ppf(0.975, freedom) * error, permuted)
-    reach = found + stats.t.ppf(chance, freedom) * error
+    reach = float(found + stats.t.ppf(chance, freedom) * error)
+    detectable = max(0.0, math.tanh(reach))
+    free_of_noise = math.sin(math.pi * detectable / 2) / math.sqrt(reliability)
     return Power(
         filters=filters,
         candidates=candidates,
@@ -144,7 +154,8 @@ def power(
         criteria=criteria,
         chance=chance,
         null_sd=null_sd,
-        detectable=math.tanh(float(reach)),
+        detectable=detectable,
+        without_noise=2 / math.pi * math.asin(min(1.0, free_of_noise)),
         over=_over(filters, candidates, seeds, examples, networks),
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 from trueoracle.analysis.correlation import kendalls
 from trueoracle.analysis.jackknife import NO_INTERVAL, Interval, jackknife
 from trueoracle.analysis.numbers import finite_or_none
-from trueoracle.analysis.table import CandidateTable
+from trueoracle.analysis.table import CandidateTable, means
 
 __all__ = [
     "LEAST_CEILING",
@@ -186,6 +186,8 @@ def _ceiling(table: CandidateTable) -> tuple[float, float]:
     split_half = float(np.mean([_surplus(one, other) for one, other in halves]))
     if split_half <= 0:
         return split_half, 0.0
+    if not np.ptp(table.outcome):
+        return split_half, math.nan
     of_half, of_all = _noise(table)
     return split_half, min(1.0, _expected(split_half, of_half, of_all) / _untied(table.outcome))
 
@@ -229,7 +231,7 @@ def _halves(table: CandidateTable) -> list[tuple[np.ndarray, np.ndarray]]:
     elif table.seeds < 2:
         return []
     return [
-        (first[:, list(mine)].mean(axis=1), second[:, list(theirs)].mean(axis=1))
+        (means(first[:, list(mine)]), means(second[:, list(theirs)]))
         for mine, theirs in splits
         for first, second in ([(one, other)] if one is other else [(one, other), (other, one)])
     ]

@@ -12,13 +12,22 @@ import numpy as np
 from trueoracle.analysis.correlation import sign_of
 from trueoracle.errors import InputError
 
-__all__ = ["DIGITS", "Blocks", "CandidateTable", "pruned_filters"]
+__all__ = ["Blocks", "CandidateTable", "means", "pruned_filters"]
 
 DIGITS = 12
-"""Mean outcomes that are equal to so many digits are equal.
+"""Mean outcomes that are equal to so many digits are equal."""
 
-Further ones depend on the order in which seeds are added, and would break ties at random.
-"""
+
+def means(outcomes: np.ndarray) -> np.ndarray:
+    """The means ``[P]`` of outcomes ``[P, S]``, each to :data:`DIGITS` digits of its own.
+
+    Further digits depend on the order in which seeds are added, and would break ties at random.
+    """
+    mean: np.ndarray = np.sort(outcomes, axis=1).mean(axis=1)
+    size = np.abs(mean)
+    known = (size > 1e-200) & (size < 1e200)
+    scale = 10.0 ** (DIGITS - 1 - np.floor(np.log10(np.where(known, size, 1.0))))
+    return np.where(known, np.round(mean * scale) / scale, mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,12 +155,8 @@ class CandidateTable:
         return made
 
     def mean_outcome(self, seeds: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The mean ``[P]`` over some of the seeds, to :data:`DIGITS` digits of the largest."""
-        mean: np.ndarray = self.finished[:, np.asarray(seeds)].mean(axis=1)
-        largest = np.abs(mean[np.isfinite(mean)]).max(initial=0.0)
-        if 1e-200 < largest < 1e200:
-            mean = mean.round(DIGITS - 1 - math.floor(math.log10(largest)))
-        return mean
+        """The mean ``[P]`` over some of the seeds, as :func:`means` gives it."""
+        return means(self.finished[:, np.asarray(seeds)])
 
     @cached_property
     def fitted_and_judged(self) -> list[tuple[np.ndarray, np.ndarray]]:

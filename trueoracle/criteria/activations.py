@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError, first_line
@@ -84,6 +85,29 @@ def reader(network: nn.Module, part: Part) -> nn.Module:
     if isinstance(module, _ConvNd) and module.groups > 1:
         raise NotApplicableError(f"{part.module} is a grouped convolution, and reads the filters")
     return module
+
+
+def check_readers(network: nn.Module, groups: Sequence[Group]) -> None:
+    """Raise :class:`NotApplicableError` where weights that read filters do so past their layer.
+
+    What a layer is given is then not all that its weights read: another layer shares them, or the
+    forward takes them by themselves.
+    """
+    modules = dict(network.named_modules())
+    held = Counter(
+        id(module.weight) for module in modules.values() if isinstance(module, nn.Linear | _ConvNd)
+    )
+    for group in groups:
+        for place in group.places:
+            module = modules.get(place.owner)
+            if place.role != "reads" or not isinstance(module, nn.Linear | _ConvNd):
+                continue
+            if not place.tensor.endswith("weight"):
+                continue
+            if held[id(module.weight)] > 1:
+                raise NotApplicableError(f"{place.owner} shares its weights with another layer")
+            if place.axis != (0 if isinstance(module, _ConvTransposeNd) else 1):
+                raise NotApplicableError(f"the weights of {place.owner} are read past their layer")
 
 
 def channel_axis(module: nn.Module) -> int:

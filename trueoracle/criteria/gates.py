@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from trueoracle.criteria.activations import channel_axis, reader
+from trueoracle.criteria.activations import channel_axis, check_readers, reader
 from trueoracle.criteria.gradients import derivable, total_weight
 from trueoracle.data.splits import AnySplit
 from trueoracle.errors import NotApplicableError
@@ -110,6 +110,7 @@ def gated(
     network: nn.Module, candidates: CandidateList, gates: dict[str, Tensor]
 ) -> Iterator[None]:
     """In this context, what is pruned is multiplied by gates, as in :func:`gate_gradients`."""
+    check_readers(network, candidates.groups)
     read: dict[str, list[tuple[Group, Part]]] = {}
     for group in candidates.groups:
         for part in group.consumers:
@@ -175,7 +176,8 @@ class _Gate:
             count = gate.shape[1]
             index = part.entries(torch.arange(count, device=inputs.device), count)
             own = gate.repeat_interleave(len(index) // count, 1).to(channels.dtype)
-            channels = channels.index_copy(1, index, own)
+            # Multiplied, since an entry may hold filters of several groups, or one filter twice.
+            channels = channels * torch.ones_like(channels).index_copy(1, index, own)
         shape = [1] * inputs.ndim
         shape[0], shape[axis] = channels.shape
         return inputs * channels.view(shape)

@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trueoracle.criteria.base import criterion
 from trueoracle.criteria.importance import (
@@ -188,7 +189,7 @@ def bn_scale(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.nd
         scales = []
         for part in group.norms:
             norm = modules.get(part.module)
-            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.affine:
+            if isinstance(norm, _BatchNorm) and norm.affine:
                 gamma = cast(Tensor, norm.weight).detach().abs().double()
                 scales.append(channel_values(gamma, group, part).sum(1))
         if not scales:

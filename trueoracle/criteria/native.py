@@ -30,7 +30,9 @@ class NativeTail:
             raise CannotLowerError(f"its activations are {dtype}")
         self._image = (shape[0], 1, math.prod(shape[1:]))
         named = [(str(place), module) for place, module in enumerate(tail)]
-        chain: list[tuple[str, nn.Module]] = [("sum", nn.Conv2d(shape[0], 1, 1, bias=False))]
+        with torch.random.fork_rng(devices=[]):  # its weights are drawn, and never used
+            first = nn.Conv2d(shape[0], 1, 1, bias=False)
+        chain: list[tuple[str, nn.Module]] = [("sum", first)]
         chain += [("flat", nn.Flatten()), *named]
         if len(shape) == 4:
             chain.insert(2, ("maps", nn.Unflatten(1, tuple(shape[1:]))))

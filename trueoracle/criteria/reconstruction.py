@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
-from trueoracle.criteria.activations import consumer_inputs, reader
+from trueoracle.criteria.activations import check_readers, consumer_inputs, reader
 from trueoracle.criteria.base import criterion
 from trueoracle.criteria.calibration import as_matrices, input_statistics
 from trueoracle.criteria.importance import kept_of
@@ -121,6 +121,7 @@ def channel_pruning(
     split = sample(data.measured_train, data.task, images)
     ways = cast(Candidates, candidates)
     parts = [(i, g, part) for i, g in enumerate(ways.groups) for part in g.consumers]
+    check_readers(dense, ways.groups)
     for name in {part.module for *_, part in parts}:
         reader(dense, Part(name))
     names = list(dict.fromkeys(part.module for *_, part in parts))
@@ -162,6 +163,7 @@ def _filter_products(
 
     They are ``[filters, filters]`` by group; a set's squared error is the sum over its pairs.
     """
+    check_readers(dense, candidates.groups)
     readers = [(group, part) for group in candidates.groups for part in group.consumers]
     products = {
         group.name: torch.zeros(group.filters, group.filters, dtype=torch.float64)

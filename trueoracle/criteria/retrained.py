@@ -75,6 +75,7 @@ def loss_after_steps(
     label="pruned train loss with new batch norm statistics",
     source="Li et al. 2020 (EagleEye, arXiv 2007.02491), section 3",
     basis="derived: the train loss in the place of a held-out accuracy",
+    version=2,
     separable=True,
     conditional=True,
 )
@@ -82,9 +83,9 @@ def oracle_bn(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.n
     """Pruned train loss (nats) after estimating batch norm's statistics anew. Scores ``[P]``.
 
     Means and variances of every batch norm are averaged over batches of 128 of a fixed 512 of the
-    training images, passed through the pruned network, all else in evaluation mode and no weight
-    changed; then the mean cross-entropy over the training images. Not applicable where no batch
-    norm keeps statistics.
+    training images, in a fixed random order, passed through the pruned network, all else in
+    evaluation mode and no weight changed; then the mean cross-entropy over the training images.
+    Not applicable where no batch norm keeps statistics.
     """
     return _adapted(dense, candidates, data, data.measured_train, "loss")
 
@@ -94,6 +95,7 @@ def oracle_bn(dense: nn.Module, candidates: CandidateList, data: Splits) -> np.n
     label="minus pruned validation accuracy with new batch norm statistics",
     source="Li et al. 2020 (EagleEye, arXiv 2007.02491), section 3",
     basis="as published: statistics of 512 images",
+    version=2,
     separable=True,
     conditional=True,
 )
@@ -121,6 +123,8 @@ def _adapted(
     if not any(_norms(dense)):
         raise NotApplicableError("the network has no batch norm")
     few = sample(data.train, data.task)
+    # Shuffled: a sample is in the data's order, often by class, and batches would be of few.
+    order = torch.randperm(len(few), generator=torch.Generator().manual_seed(0))
     values = []
     for index in range(len(candidates)):
         network = candidates.prune(dense, index).eval()
@@ -131,7 +135,7 @@ def _adapted(
         with torch.no_grad():
             for start in range(0, len(few), STATISTICS_BATCH):
                 if start + 1 < len(few) or len(few) == 1:  # a batch of one has no statistics
-                    rows = torch.arange(start, min(start + STATISTICS_BATCH, len(few)))
+                    rows = order[start : start + STATISTICS_BATCH]
                     data.task.forward(network, few.take(rows.to(few.device)).fields)
         values.append(evaluate(network, split, data.task)[metric])
     return np.array(values)

@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    default_collate,
+)
 
 from trueoracle.data.reading import read_inputs, read_items, read_targets
 from trueoracle.data.splits import AnySplit, Split, Splits
@@ -94,7 +102,8 @@ def as_split(
     - a mapping of tensors: the field ``target``, ``targets``, ``label`` or ``labels`` holds the
       targets, all others are the network's inputs, by name where its arguments have these names;
     - a map-style ``Dataset`` of tuples or mappings, which is read through once;
-    - a ``DataLoader``, whose dataset and collate function are used;
+    - a ``DataLoader``, whose dataset (of a ``SubsetRandomSampler``, its part) and collate function
+      are used; other samplers that choose among examples are refused;
     - a split of Hugging Face's ``datasets``.
 
     ``columns`` renames fields (``{"img": "input", "label": "target"}``) and leaves out all others.
@@ -112,7 +121,7 @@ def as_split(
     if isinstance(data, DataLoader):
         if data.collate_fn is not default_collate:
             collate = data.collate_fn
-        data = data.dataset
+        data = _sampled(data)
     if hasattr(data, "column_names") and hasattr(data, "with_format"):
         return _from_hub(data, reader, columns)
     items, notes = _items(data)
@@ -120,6 +129,25 @@ def as_split(
         return _collated(items, collate, reader, notes, columns)
     fields = read_items(items, columns)
     return reader.split(fields, notes)
+
+
+def _sampled(loader: DataLoader[Any]) -> Any:
+    """The examples that a loader goes through: all of its dataset, or those that it is given."""
+    sampler = loader.sampler
+    if isinstance(sampler, SubsetRandomSampler):
+        return Subset(loader.dataset, [int(one) for one in sampler.indices])
+    takes_all = isinstance(sampler, SequentialSampler) or (
+        isinstance(sampler, RandomSampler)
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source)
+    )
+    if not takes_all or type(loader.batch_sampler) not in (BatchSampler, type(None)):
+        which = loader.batch_sampler if takes_all else sampler
+        raise InputError(
+            f"a DataLoader with a {type(which).__name__} does not go through each of its examples "
+            "once: give the Dataset (or a Subset of it) that is meant"
+        )
+    return loader.dataset
 
 
 def _kind_of_targets(task: str | Task | type[Task]) -> Targets:

@@ -346,11 +346,12 @@ def stratified(labels: Tensor, count: int, seed: int) -> Tensor:
     """Indices ``[count]``, ascending, of a random draw with equal shares of each class.
 
     ``labels`` ``[N]`` are classes. ``count`` is spread over the classes present as evenly as
-    possible (the first ones get one more). Raises :class:`InputError` where a class would have no
+    possible (the first ones get one more; where there are more classes, a random draw of them gets
+    one each). Raises :class:`InputError` where a class would have no
     image left.
     """
     places = _by_class(labels)
-    shares = _even_shares(count, len(places))
+    shares = _even_shares(count, len(places), seed)
     for (label, where), wanted in zip(places.items(), shares, strict=True):
         if wanted >= len(where):
             raise InputError(
@@ -368,7 +369,7 @@ def capped(labels: Tensor, count: int, seed: int) -> Tensor:
     places = _by_class(labels)
     if count >= len(labels):
         return torch.arange(len(labels))
-    shares = _even_shares(count, len(places))
+    shares = _even_shares(count, len(places), seed)
     most = [min(s, len(where)) for s, where in zip(shares, places.values(), strict=True)]
     return _draw(places, most, seed)
 
@@ -402,8 +403,11 @@ def _by_class(labels: Tensor) -> dict[int, np.ndarray]:
     return dict(zip(classes.tolist(), np.split(order, ends), strict=True))
 
 
-def _even_shares(count: int, classes: int) -> list[int]:
+def _even_shares(count: int, classes: int, seed: int) -> list[int]:
     share, extra = divmod(count, classes)
+    if share == 0:  # the first classes alone would be of a kind, as ImageNet's are animals
+        order = np.random.Generator(np.random.PCG64(seed)).permutation(classes)
+        return [int(place < extra) for place in order]
     return [share + (position < extra) for position in range(classes)]
 
 

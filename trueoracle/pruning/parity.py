@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from trueoracle.errors import InputError, first_line
 from trueoracle.networks.copying import copied
@@ -30,7 +31,8 @@ def check_network(network: nn.Module, example: Example) -> None:
     the network itself, so that pruning is not blamed for it.
     """
     name = type(network).__name__
-    twin = copied(network).eval()
+    twin, kept = copied(network).eval(), _tensors(example)
+    example = pytree.tree_map(lambda one: one.clone() if isinstance(one, Tensor) else one, example)
     try:
         with torch.no_grad():
             given = answer(twin, example)
@@ -47,11 +49,20 @@ def check_network(network: nn.Module, example: Example) -> None:
         raise InputError(f"{name} gives {what}, expected tensors in floating point")
     if not all(one.isfinite().all() for one in first):
         raise InputError(f"{name} gives outputs that are not finite: {_why_not_finite(network)}")
+    if not all(map(torch.equal, kept, _tensors(example))):
+        raise InputError(
+            f"{name} changes its input in place, so that nothing could be measured twice: begin "
+            "with a copy of it (x = x.clone()), or without inplace=True"
+        )
     if not equal(first, second):
         raise InputError(
             f"{name} gives different answers to the same images in evaluation mode "
             "(a dropout without training=self.training?)"
         )
+
+
+def _tensors(example: Example) -> list[Tensor]:
+    return [one for one in pytree.tree_leaves(example) if isinstance(one, Tensor)]
 
 
 def _described(example: Example) -> str:

@@ -19,7 +19,7 @@ from trueoracle.analysis.table import CandidateTable
 from trueoracle.errors import InputError, StoreError
 from trueoracle.record.networks import read_networks, status_of_networks
 from trueoracle.record.paths import DATABASE, NETWORKS
-from trueoracle.record.results import Results, Score
+from trueoracle.record.results import SHORT, Results, Score
 from trueoracle.spec.scale import titled
 
 if TYPE_CHECKING:
@@ -182,8 +182,8 @@ class PooledResults(Results):
     ) -> Relation:
         """The statistics of one criterion against one outcome, over the networks."""
         self._check_retrained()
-        each = self._compared([criterion])
-        return mean_relation([one.relation(criterion, column, rule) for one in each])
+        each = self._compared(column, rule, [criterion])
+        return mean_relation([one.relation(criterion, column, rule) for one, _ in each])
 
     def candidate_tables(
         self,
@@ -191,19 +191,21 @@ class PooledResults(Results):
         rule: str = "last",
         criteria: Sequence[str] | None = None,
     ) -> list[CandidateTable]:
-        """What the statistics read: one table per network of which two candidates are retrained.
+        """What the statistics read: one table per network whose candidates can be compared.
 
-        Where there is none, of those of which one is.
+        They can where two have an outcome, and not all the same one. Where there is no such
+        network, the tables are those of all of which any candidate is retrained.
         """
         self._check_retrained()
         names = self.criteria if criteria is None else criteria
-        return [one.table(column, rule, names) for one in self._compared(names)]
+        return [table for _, table in self._compared(column, rule, names)]
 
-    def _compared(self, names: Sequence[str]) -> list[Results]:
-        """The networks whose candidates can be compared by some scores, else all that are begun."""
+    def _compared(
+        self, column: str | None, rule: str, names: Sequence[str]
+    ) -> list[tuple[Results, CandidateTable]]:
         begun = [one for one in self.retrained.values() if one.score_columns.issuperset(names)]
-        begun = begun or list(self.retrained.values())
-        return [one for one in begun if one.outcomes["candidate"].nunique() > 1] or begun
+        tables = [(one, one.table(column, rule, names)) for one in begun or self.retrained.values()]
+        return [(one, table) for one, table in tables if _can_be_compared(table)] or tables
 
     def table(
         self,
@@ -256,6 +258,14 @@ class PooledResults(Results):
         """How far the study is, as plain values, and how far each network is (``networks``)."""
         each = [one.status() for one in self.networks.values()]
         return status_of_networks(self.folder, self.spec, each)
+
+
+def _can_be_compared(table: CandidateTable) -> bool:
+    """Whether outcomes differ, also among those that a short retraining has scored."""
+    known = np.isfinite(table.outcome)
+    if SHORT in table.scores:
+        known &= np.isfinite(table.scores[SHORT])
+    return len(np.unique(table.outcome[known])) > 1
 
 
 def _mean_dense(each: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

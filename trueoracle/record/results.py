@@ -361,7 +361,8 @@ class Results:
         """Outcomes by candidate and seed as an array, infinitely bad where a network diverged."""
         ids = self.candidates["candidate"]
         made = outcomes.reindex(ids).to_numpy(dtype=np.float64)
-        went = self.retrainings[self.retrainings["diverged"].astype(bool)]
+        counted = self.retrainings[~self.retrainings["candidate"].isin(self.left_out)]
+        went = counted[counted["diverged"].astype(bool)]
         diverged = went.assign(one=1.0).pivot(index="candidate", columns="seed", values="one")
         known = diverged.reindex(index=ids, columns=outcomes.columns).notna().to_numpy()
         return np.where(known, worst, made)

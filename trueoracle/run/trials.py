@@ -141,15 +141,18 @@ def try_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
     for stage, recipe in (("dense", spec.dense), ("retraining", spec.retraining)):
         if stage == "dense" and spec.network.arrives_trained:
             continue
-        size = recipe.batch_size
-        if (len(data.train) % size or size) > 1:
+        size, examples = recipe.batch_size, recipe.examples_in_epoch(len(data.train))
+        # What is computed at once: of a full batch and of the last one, the last part.
+        each = recipe.examples_at_once
+        batches = {min(size, examples), examples % size} - {0}
+        if all((batch % each or min(batch, each)) > 1 for batch in batches):
             continue
         try:
             data.task.forward(copied(network).train(), data.example(1))
         except Exception as error:  # the user's forward runs, which can raise anything
             raise InputError(
                 f"{stage}.batch_size = {size} leaves a last batch of one example (of "
-                f"{len(data.train):,}), on which the network cannot train: {first_line(error)}"
+                f"{examples:,}), on which the network cannot train: {first_line(error)}"
             ) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
@@ -123,9 +123,9 @@ def _blocks_to_run_again(network: nn.Module) -> list[nn.Module]:
             " has none: leave it out"
         )
     for block in found:
-        if any(isinstance(module, _BatchNorm) for module in block.modules()):
+        if any(isinstance(m, _NormBase) and m.track_running_stats for m in block.modules()):
             raise InputError(
-                "gradient_checkpointing runs a block twice, and its batch norms would count their "
+                "gradient_checkpointing runs a block twice, and its norms would count their "
                 "statistics twice: leave it out"
             )
     return found
