@@ -331,3 +331,27 @@ def test_many_networks_answer_what_one_cannot() -> None:
     # Criteria that one of the networks lacks are left out.
     lacking = [replace(tables[0], scores={"good": tables[0].scores["good"]}), *tables[1:]]
     assert [one.criterion for one in assess(lacking)] == ["good"]
+
+
+def test_candidates_without_an_outcome_are_as_if_they_were_not_listed() -> None:
+    draw = np.random.default_rng(0)
+    pruned = every_way(8, 3)
+    outcomes = (pruned @ draw.normal(size=8))[:, None] + 0.3 * draw.normal(size=(len(pruned), 3))
+    known = draw.permutation(len(pruned)) < 20
+    some = np.where(known[:, None], outcomes, np.nan)
+    some[np.flatnonzero(~known)[0], :2] = 0.5  # one seed is missing still
+    scores = draw.normal(size=len(pruned))
+    whole = CandidateTable(some, {"c": scores}, False, True, pruned, (8,))
+    (found,), (alone,) = assess(whole), assess(whole.take(np.flatnonzero(known)))
+    assert found.selection == alone.selection
+    assert found.selection.k == 3
+    assert (found.interval, found.interval_over) == (alone.interval, alone.interval_over)
+    assert found.reliability == alone.reliability
+
+
+def test_where_what_is_pruned_is_not_known_no_answer_is_certain() -> None:
+    draw = np.random.default_rng(0)
+    nothing = [table(draw.normal(size=(80, 2)), c=draw.normal(size=80)) for _ in range(8)]
+    (found,) = assess(nothing)
+    assert found.answer == "Unclear"
+    assert math.isnan(found.equivalence_p_value)

@@ -254,3 +254,19 @@ def test_networks_that_diverged_count_as_the_worst(higher: bool) -> None:
     assert table.outcome.tolist() == [1.5, (worst + 3) / 2, (worst + 5) / 2, 3.5]
     assert table.diverged.any(axis=1).tolist() == [False, True, True, False]
     assert np.isnan(CandidateTable(np.array([[1.0, math.nan]]), {}, higher).outcome[0])
+
+
+def test_what_tables_do_not_share_is_not_counted() -> None:
+    draw = np.random.default_rng(0)
+
+    def one(seeds: int, blocks: int) -> CandidateTable:
+        sums = draw.normal(size=(20, seeds, max(blocks, 1)))
+        parts = Blocks(sums, np.ones(blocks)) if blocks else None
+        return CandidateTable(sums.mean(axis=2), {}, False, blocks=parts)
+
+    for tables in ([one(2, 5), one(2, 0), one(2, 5)], [one(3, 5), one(2, 5)]):
+        found, words = jackknife(tables, lambda table: [table.outcome.mean()]), in_words(tables)
+        assert ("examples" in found.parts) == ("5 blocks of examples" in words)
+        assert ("seeds" in found.parts) == ("retraining seeds and" in words)
+    assert in_words([one(2, 5), one(2, 0), one(2, 5)]) == "3 dense networks, given the examples"
+    assert "the retraining seeds" in in_words([one(3, 5), one(2, 5)]).partition("given")[2]

@@ -177,3 +177,26 @@ def test_a_slope_over_ratios_of_a_few_networks_is_over_networks() -> None:
     assert found.high - found.slope >= reach - 1e-9
     assert found.high - found.low > free.high - free.low
     assert slope_in(clustered(taus[:6], of[:6]), [1, 2, 3] * 2) is None  # of two networks
+
+
+def test_the_interval_of_one_network_holds_its_mean() -> None:
+    three = [
+        effect(name, tau, 100, 0.1, interval=Interval(low, high), cluster="one")
+        for name, tau, low, high in (
+            ("a", 0.9, 0.85, 0.94), ("b", 0.2, 0.12, 0.28), ("c", 0.1, 0.02, 0.18)
+        )
+    ]  # fmt: skip
+    found = meta_analysis([one for one in three if one is not None])
+    assert found.tau == pytest.approx(0.4)
+    assert (found.low, found.high) == pytest.approx((0.4 - 0.21 / 3, 0.4 + 0.2 / 3))
+
+
+def test_where_a_number_begins_changes_no_slope() -> None:
+    studies = effects((0.1, 0.1), (0.2, 0.1), (0.3, 0.1), (0.42, 0.1))
+    expected = slope_in(studies, [1, 2, 3, 4])
+    assert expected is not None
+    for start, unit in ((1e8, 1), (1e12, 1), (0, 1e-12), (-5, 1e6)):
+        found = slope_in(studies, [start + unit * one for one in (1, 2, 3, 4)])
+        assert found is not None
+        assert found.p_value == pytest.approx(expected.p_value, rel=1e-3)
+        assert found.slope * unit == pytest.approx(expected.slope, rel=1e-3)

@@ -213,3 +213,34 @@ def test_an_infinite_outcome_is_of_a_network_that_diverged(write: object) -> Non
     (one,) = read_tables(path, ["x"], ["y"], higher_is_better=False).values()
     assert one.diverged[:, 0].tolist() == [True, False, False]
     assert one.outcome.tolist() == [3, 3, 1]
+
+
+def test_networks_and_kinds_of_one_name_together_are_refused(write: object) -> None:
+    path = write('n,k,x,y\n"a b",c,1,1\n"a b",c,2,2\na,"b c",3,3\na,"b c",1,4\n')  # type: ignore[operator]
+    with pytest.raises(InputError, match="have one name together"):
+        read_tables(path, ["x"], ["y"], higher_is_better=True, network="n", kind="k")
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("{}", "names no filter in any row"),
+        ('"{""conv1"": ""13""}"', "takes pruned filters"),
+        ("1_3", "takes pruned filters"),
+    ],
+)
+def test_pruned_filters_that_are_none_are_refused(write: object, cell: str, message: str) -> None:
+    path = write(f"id,x,y,p\na,1,1,{cell}\nb,2,2,{cell}\n")  # type: ignore[operator]
+    how = {"candidate": "id", "pruned": "p"}
+    for exhaustive in (False, True):
+        with pytest.raises(InputError, match=message):
+            read_tables(path, ["x"], ["y"], higher_is_better=True, exhaustive=exhaustive, **how)
+
+
+def test_a_number_of_the_row_is_no_seed(write: object) -> None:
+    text = "".join(f"c{i % 3},{i},{i % 5},{i}\n" for i in range(9))
+    path = write(f"id,run,x,y\n{text}")  # type: ignore[operator]
+    with pytest.raises(InputError, match="the same candidate appears 3 times"):
+        read_tables(path, ["x"], ["y"], higher_is_better=True)
+    with pytest.raises(InputError, match="'id' cannot be both"):
+        read_tables(path, ["x"], ["y"], higher_is_better=True, candidate="id", seed="id")

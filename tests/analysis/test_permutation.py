@@ -192,3 +192,17 @@ def test_p_values_over_networks_are_uniform_where_there_is_no_relation() -> None
         found.append(label_permutation_p_values(tables, permutations=200)["c"])
     assert 0.01 <= np.mean(np.array(found) <= 0.05) <= 0.11
     assert np.mean(np.array(found) <= 0.5) == pytest.approx(0.5, abs=0.12)
+
+
+@pytest.mark.parametrize(("filters", "candidates"), [(12, 6), (48, 6), (48, 8)])
+def test_no_p_value_is_below_that_of_the_candidates_orders(filters: int, candidates: int) -> None:
+    # However many ways there are to relabel 48 filters, 6 candidates have 720 orders.
+    for seed in range(5):
+        generator = np.random.default_rng(seed)
+        pruned = np.array(
+            [generator.permutation(filters) < filters // 2 for _ in range(candidates)]
+        )
+        order = generator.permutation(candidates).astype(float)
+        of_sample = replace(table(pruned, order, order), sampled=True)
+        found = label_permutation_p_values(of_sample)["c"]
+        assert 2 / math.factorial(candidates) <= found * (1 + 1e-9)

@@ -116,3 +116,31 @@ def test_what_is_detectable_over_networks_is_found_as_often_as_said() -> None:
         p_value = label_permutation_p_values(tables, permutations=200)["c"]
         found.append(p_value < 0.05 and (around.low > 0 or around.high < 0))
     assert np.mean(found) == pytest.approx(0.8, abs=0.2)
+
+
+def test_noise_makes_nothing_easier_to_find() -> None:
+    seeds = [power(10, seeds=one).without_noise for one in (1, 3, 10)]
+    assert seeds == sorted(seeds, reverse=True)
+    examples = [power(10, seeds=3, examples=one).without_noise for one in (1000, 10_000, 100_000)]
+    assert examples == sorted(examples, reverse=True)
+    plain = power(20, seeds=3)
+    free = power(20, seeds=3, assumptions=Assumptions(repeats=1))
+    assert plain.without_noise > plain.detectable
+    assert free.without_noise == pytest.approx(free.detectable)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"repeats": 0},
+        {"repeats": -3},
+        {"repeats": 5},
+        {"repeats": math.nan},
+        {"between": -1},
+        {"between": math.nan},
+        {"between": math.inf},
+    ],
+)
+def test_assumptions_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"got {next(iter(wrong.values()))}"):
+        power(10, seeds=3, assumptions=Assumptions(**wrong))  # type: ignore[arg-type]

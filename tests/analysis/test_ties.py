@@ -330,6 +330,9 @@ def test_equal_means_are_equal_however_seeds_are_added() -> None:
     assert len({*CandidateTable(-1e-9 * outcomes, {}, False).outcome}) == 1
     closer = CandidateTable(outcomes + 1e-9 * np.arange(7)[:, None], {}, True)
     assert len({*closer.outcome}) == 7
+    # One network that exploded leaves all others their order.
+    exploded = np.vstack([closer.outcomes, [1e14, 0.9, 0.9]])
+    assert len({*CandidateTable(exploded, {}, True).outcome}) == 8
 
 
 def test_ties_by_hand() -> None:

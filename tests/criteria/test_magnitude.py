@@ -20,6 +20,8 @@ from tests.criteria.tiny import (
     summed,
     summed_weights,
 )
+from trueoracle.pruning.candidates import list_candidates
+from trueoracle.pruning.walk import find_groups
 
 
 def torch_prunings(
@@ -183,3 +185,13 @@ def test_a_group_of_zeros_is_divided_by_nothing() -> None:
     found = score("l1", network, every_way(network, {"0": 0.5, "3": 1 / 3}))
     assert np.isfinite(found).all()
     assert found.max() > 0
+
+
+def test_batch_norms_of_volumes_have_scales_too() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm3d(4)
+    nn.init.uniform_(norm.weight)
+    network = nn.Sequential(nn.Conv3d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 27, 3))
+    candidates = list_candidates(find_groups(network, torch.rand(2, 1, 5, 5, 5)), {"0": 0.25})
+    found = score("bn-scale", network, candidates)
+    assert sorted(found) == pytest.approx(sorted(norm.weight.detach().abs().tolist()))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.criteria.tiny import chain, every_way, images, residual, score
@@ -182,3 +184,25 @@ def test_eagleeye_needs_images_held_out_and_a_metric() -> None:
     only_loss = Splits(data.train, data.validation, data.test, task)
     with pytest.raises(NotApplicableError, match="measures nothing but its loss"):
         score("eagleeye", network, candidates, only_loss)
+
+
+def test_batch_norm_sees_batches_of_every_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A sample lies in the order of the data, which is often by class.
+    monkeypatch.setattr(retrained, "STATISTICS_BATCH", 16)
+    network, data = residual(), images(48)
+    order = data.train.targets.argsort(stable=True)
+    by_class = replace(data, train=data.train.take(order))
+    candidates = every_way(network, {"stem": 0.5}).take([0])
+    classes = by_class.train.targets
+    forwarded: list[Tensor] = []
+    task_forward = type(data.task).forward
+
+    def forward(self: Any, net: nn.Module, batch: Any) -> Any:
+        forwarded.append(batch["target"])
+        return task_forward(self, net, batch)
+
+    monkeypatch.setattr(type(data.task), "forward", forward)
+    score("oracle-bn", network, candidates, by_class)
+    first = forwarded[:3]
+    assert [len(one) for one in first] == [16, 16, 16]
+    assert all(len(one.unique()) == len(classes.unique()) for one in first)

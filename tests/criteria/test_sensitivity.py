@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.criteria.tiny import (
+    CLASSES,
     Residual,
     chain,
     every_way,
@@ -22,8 +23,9 @@ from tests.criteria.tiny import (
     summed,
     summed_weights,
 )
+from trueoracle.criteria.gates import gated
 from trueoracle.data.splits import Splits
-from trueoracle.errors import InputError
+from trueoracle.errors import InputError, NotApplicableError
 from trueoracle.pruning.masks import masked
 from trueoracle.tasks.classification import Classification
 
@@ -212,3 +214,78 @@ def test_networks_of_doubles(name: str) -> None:
     found = score(name, Doubled(), every_way(Doubled(), {"inner.stem": 0.5}))
     single = score(name, residual(), every_way(residual(), {"stem": 0.5}))
     assert found == pytest.approx(single, rel=2e-3, abs=1e-6)
+
+
+class Shared(nn.Module):
+    """Two layers of the same weights read the filters of ``first``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 6), nn.Linear(6, 6)
+        self.third, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+        self.third.weight = self.second.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = functional.relu(self.first(x.flatten(1)))
+        logits: Tensor = self.head(functional.relu(self.second(h) + self.third(h)))
+        return logits
+
+
+class Decoder(nn.Module):
+    """The weights of ``first`` read its own filters again, as those of a tied autoencoder do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 6), nn.Linear(64, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = functional.relu(self.first(x.flatten(1)))
+        logits: Tensor = self.head(functional.linear(h, self.first.weight.t()))
+        return logits
+
+
+@pytest.mark.parametrize("name", ["taylor", "quadratic", "thinet", "channel-pruning"])
+@pytest.mark.parametrize("made", [Shared, Decoder])
+def test_weights_that_are_read_past_their_layer_are_refused(
+    made: type[nn.Module], name: str
+) -> None:
+    torch.manual_seed(0)
+    network = made()
+    said = "shares its weights" if made is Shared else "are read past their layer"
+    with pytest.raises(NotApplicableError, match=said):
+        score(name, network, every_way(network, {"first": 0.5}), images())
+
+
+class Outer(nn.Module):
+    """The products of two layers' outputs: an entry that is read holds a filter of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.u, self.v, self.head = nn.Linear(64, 4), nn.Linear(64, 4), nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u, v = torch.tanh(self.u(x.flatten(1))), torch.tanh(self.v(x.flatten(1)))
+        logits: Tensor = self.head((u[:, :, None] * v[:, None, :]).flatten(1))
+        return logits
+
+
+def test_an_entry_that_holds_filters_of_two_groups_has_both_gates() -> None:
+    torch.manual_seed(0)
+    network, data = Outer().eval(), images()
+    candidates = every_way(network, {"u": 0.25, "v": 0.25})
+    inputs, targets = data.train.inputs, data.train.targets
+    gates = {name: torch.ones(len(inputs), 4, requires_grad=True) for name in ("u", "v")}
+    with gated(network, candidates, gates):
+        functional.cross_entropy(network(inputs), targets).backward()
+    for name in ("u", "v"):
+        for filter_ in range(4):
+            step = {one: torch.ones(len(inputs), 4) for one in ("u", "v")}
+            losses = []
+            for change in (-1e-2, 1e-2):
+                step[name][:, filter_] = 1 + change
+                with torch.no_grad(), gated(network, candidates, step):
+                    losses.append(float(functional.cross_entropy(network(inputs), targets)))
+            slope = (losses[1] - losses[0]) / 2e-2
+            found = gates[name].grad
+            assert found is not None
+            assert float(found[:, filter_].sum()) == pytest.approx(slope, rel=1e-2, abs=1e-5)

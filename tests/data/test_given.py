@@ -10,7 +10,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from trueoracle.data.given import as_split, as_splits
 from trueoracle.data.splits import AnySplit, Split, Splits
@@ -435,3 +443,21 @@ def test_a_dataset_dict_is_splits_of_one_length() -> None:
     assert found.test.take(torch.arange(1)).fields["attention_mask"].tolist() == [[1, 1, 1, 1]]
     parts["validation"] = parts["test"]
     assert len(as_splits(parts, "next-token").validation or ()) == 2
+
+
+def test_a_loader_gives_the_examples_that_it_goes_through() -> None:
+    data = TensorDataset(torch.arange(60.0)[:, None], torch.arange(60) % 3)
+    parts = [
+        DataLoader(data, sampler=SubsetRandomSampler(range(*ends))) for ends in ((0, 40), (40, 60))
+    ]
+    for loader, (start, end) in zip(parts, ((0, 40), (40, 60)), strict=True):
+        split = as_split(loader, task="classification")
+        found = split.take(torch.arange(end - start)).inputs[:, 0]
+        assert torch.equal(found, torch.arange(float(start), end))
+    for loader in (DataLoader(data, shuffle=True), DataLoader(data, 7, drop_last=True)):
+        assert len(as_split(loader, task="classification")) == 60
+    drawn = RandomSampler(data, num_samples=30)
+    weighted = WeightedRandomSampler([1.0] * 60, 60)
+    for sampler in (drawn, weighted, RandomSampler(data, replacement=True)):
+        with pytest.raises(InputError, match=f"a DataLoader with a {type(sampler).__name__} does"):
+            as_split(DataLoader(data, sampler=sampler), task="classification")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -199,3 +201,15 @@ def test_no_augmentation_changes_nothing() -> None:
     assert torch.equal(
         augment(images, shift=0, flip=False, fill=(0.0,), generator=generator), images
     )
+
+
+@pytest.mark.parametrize("draw", [stratified, capped])
+def test_of_more_classes_than_are_drawn_a_random_draw_is_taken(
+    draw: Callable[[torch.Tensor, int, int], torch.Tensor],
+) -> None:
+    labels = torch.arange(1000).repeat_interleave(3)
+    drawn = labels[draw(labels, 500, 0)]
+    assert len(drawn.unique()) == 500
+    assert 400 < drawn.float().mean() < 600  # the first 500 have a mean of 250
+    assert torch.equal(drawn, labels[draw(labels, 500, 0)])
+    assert not torch.equal(drawn, labels[draw(labels, 500, 1)])

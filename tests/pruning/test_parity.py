@@ -288,3 +288,13 @@ def test_what_is_given_for_padding_is_not_compared() -> None:
     assert set(find_groups(Blind(), example).groups) == {"embed", "a"}
     with pytest.raises(InputError, match="not finite"):  # where all is padding, all is compared
         find_groups(Blind(), example | {"attention_mask": torch.zeros_like(mask)})
+
+
+@pytest.mark.parametrize("first", [nn.ReLU(inplace=True), nn.Hardtanh(inplace=True)])
+def test_a_network_that_changes_its_input_is_refused(first: nn.Module) -> None:
+    network = nn.Sequential(first, nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    given = torch.randn(4, 1, 8, 8) * 3
+    kept = given.clone()
+    with pytest.raises(InputError, match="changes its input in place"):
+        check_network(network, given)
+    assert torch.equal(given, kept)

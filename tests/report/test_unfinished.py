@@ -12,13 +12,14 @@ import pytest
 
 from tests.record.records import synthetic, synthetic_networks, with_diverged, with_few
 from tests.report.test_honesty import data_of
+from trueoracle.analysis.assessment import assess
 from trueoracle.errors import InputError
 from trueoracle.record.networks import read_networks
 from trueoracle.record.pooled import PooledResults, open_results
 from trueoracle.record.results import Results
 from trueoracle.record.runs import find_run
 from trueoracle.record.status import read_status
-from trueoracle.record.store import Store
+from trueoracle.record.store import Failed, Store
 from trueoracle.report.drawings import Folder
 from trueoracle.report.page import study_page
 from trueoracle.tasks.metric import CLASSIFICATION
@@ -139,6 +140,31 @@ def test_a_network_of_which_one_candidate_is_retrained_is_not_compared_yet(tmp_p
     for over, one in zip(summary["relations"], alone["relations"], strict=True):
         assert (over["n"], over["agreement"]) == (one["n"], one["agreement"])
         assert "the same for" not in over["verdict"]
+
+
+def test_a_network_that_cannot_be_compared_leaves_the_others_theirs(tmp_path: Path) -> None:
+    folder = synthetic_networks(tmp_path, "classification", CLASSIFICATION)
+    with_diverged(of_network(folder, 2), lambda place, seed: True)
+    results = open_results(folder)
+    (relation, *_) = results.summary()["relations"]
+    assert (relation["networks"], relation["n"]) == (2, 90)
+    own = [results.networks[seed].relation("oracle").agreement for seed in (0, 1)]
+    assert relation["agreement"] == pytest.approx(np.mean(own))
+
+
+def test_a_candidate_that_failed_counts_nowhere(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    lowest = int(np.argmin(Results(run).score("oracle").values))
+    with_diverged(run, lambda place, seed: (place, seed) == (lowest, 0))
+    name = Results(run).candidates["candidate"][lowest]
+    with Store(run) as store:
+        store.record_failed([Failed(str(name), 1, "ValueError: no")])
+    results = Results(run)
+    assert results.by_seed().loc[name].isna().all()
+    rest = results.table("test_loss")
+    (found, *_) = assess(rest)
+    (alone, *_) = assess(rest.take(np.delete(np.arange(45), lowest)))
+    assert (found.relation.n, found.selection) == (44, alone.selection)
 
 
 def test_networks_of_unequal_numbers_of_candidates_are_told_by_shares(tmp_path: Path) -> None:

@@ -754,6 +754,12 @@ def test_networks_and_images_that_do_not_go_together_are_refused(
         odd = OWN | {"retraining": {"batch_size": size}}
         with pytest.raises(InputError, match=f"retraining.batch_size = {size} leaves a last batch"):
             Study(**odd, network=normed, data=few_digits, runs=tmp_path).run(progress=False)
+    # 300 examples: batches of 14 and one of 6, computed by 5 at a time, are 5 + 5 + 4 and 5 + 1.
+    parts = OWN | {"retraining": {"batch_size": 14, "accumulate": 3}}
+    with pytest.raises(InputError, match=r"retraining\.batch_size = 14 leaves a last batch"):
+        Study(**parts, network=normed, data=few_digits, runs=tmp_path).run(progress=False)
+    few = OWN | {"retraining": {"batch_size": 299, "steps_per_epoch": 1}}  # the last is not drawn
+    Study(**few, network=normed, data=few_digits, runs=tmp_path).prepare()
     # A norm over the pixels of one image is fine.
     wider = nn.Sequential(nn.Conv2d(1, 4, 29), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 10))
     odd = OWN | {"retraining": {"batch_size": 299}}

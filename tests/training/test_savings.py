@@ -70,6 +70,12 @@ def test_networks_without_blocks_or_with_batch_norms_are_refused() -> None:
     resnet = build("resnet20", input_shape=(1, 8, 8), classes=3)
     with pytest.raises(InputError, match="norms would count their statistics twice"):
         Training(resnet, answers(), AGAIN, (0, "")).check({})
+    blocks = [
+        nn.Sequential(nn.Conv2d(1, 1, 1), nn.InstanceNorm2d(1, track_running_stats=True))
+        for _ in range(2)
+    ]
+    with pytest.raises(InputError, match="norms would count their statistics twice"):
+        Training(nn.Sequential(*blocks), answers(), AGAIN, (0, "")).check({})
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)])

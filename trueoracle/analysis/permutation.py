@@ -126,14 +126,14 @@ def _p_value(tau: float, relabelled: np.ndarray, every: int, orders: int) -> flo
 
     hits = int((np.abs(relabelled) >= abs(tau) - 1e-6).sum())
     share = hits / len(relabelled)
-    if hits >= FEW_HITS or len(relabelled) >= every or len(relabelled) < 10 * FEW_HITS:
+    if len(relabelled) >= every:
         return share
-    spread = float(_fisher(relabelled[1:]).std())
-    if spread == 0:
-        return share
-    tail = float(2 * stats.norm.sf(abs(float(_fisher(np.array(tau)))) / spread))
     least = math.exp(math.log(2) - math.log(orders))
-    return min(share, max(tail, least))
+    spread = float(_fisher(relabelled[1:]).std())
+    if hits >= FEW_HITS or len(relabelled) < 10 * FEW_HITS or spread == 0:
+        return max(share, least)
+    tail = float(2 * stats.norm.sf(abs(float(_fisher(np.array(tau)))) / spread))
+    return max(min(share, tail), least)
 
 
 def _fisher(taus: np.ndarray) -> np.ndarray:
