@@ -186,3 +186,11 @@ def test_woodfisher_refuses_no_damping_and_too_many_gradients(
     monkeypatch.setattr(fisher, "GRADIENT_BYTES", 24 * 36 * 4 - 1)
     with pytest.raises(NotApplicableError, match=r"the gradients of 0\.weight by 24 examples"):
         score("woodfisher", network, candidates)
+
+
+@pytest.mark.parametrize("name", ["obd-c", "group-hessian"])
+def test_without_statistics_of_its_own_no_example_has_a_gradient_of_its_own(name: str) -> None:
+    network = chain()
+    network.insert(1, nn.BatchNorm2d(4, track_running_stats=False))
+    with pytest.raises(NotApplicableError, match="batch norm 1 keeps no statistics"):
+        score(name, network, every_way(network, {"0": 0.5}), images())

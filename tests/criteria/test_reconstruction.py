@@ -132,3 +132,21 @@ def test_channel_pruning_adds_up_what_reads_a_group() -> None:
 def test_channel_pruning_needs_images() -> None:
     with pytest.raises(InputError, match="images is 0, expected a whole number from 1"):
         score("channel-pruning:images=0", chain(), every_way(chain(), {"0": 0.5}))
+
+
+def test_a_convolution_may_read_several_channels_of_a_filter() -> None:
+    torch.manual_seed(0)
+    head = [torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(5, 3)]
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.PixelUnshuffle(2), torch.nn.Conv2d(16, 5, 3), *head
+    )
+    train = images().train
+    candidates = every_way(network, {"0": 0.5})
+    with torch.no_grad():
+        given = network[:2](train.inputs)
+    expected = []
+    for way in candidates:
+        zeroed = given.clone()
+        zeroed[:, [4 * filter_ + part for filter_ in way[0] for part in range(4)]] = 0
+        expected.append(error(network[2], given, zeroed))
+    assert score("thinet", network, candidates) == pytest.approx(expected, rel=1e-4)

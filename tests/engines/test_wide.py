@@ -535,3 +535,24 @@ def test_dropout_of_ones_own_is_refused(data: Splits) -> None:
     reason = refusal(network, data, Retraining(common_random_numbers=False))
     assert reason is not None
     assert reason.startswith("dropout draws from one stream")
+
+
+class Noisy(nn.Module):
+    """Draws in its forward without a module that is known to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1024, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept: torch.Tensor = functional.dropout(x.flatten(1), 0.2, self.training)
+        logits: torch.Tensor = self.layer(kept)
+        return logits
+
+
+def test_whatever_draws_by_itself_is_refused(data: Splits) -> None:
+    reason = refusal(Noisy(), data, Retraining(common_random_numbers=False))
+    assert reason is not None
+    assert reason.startswith("its forward draws from one stream")
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    assert refusal(plain, data, Retraining(common_random_numbers=False)) is None

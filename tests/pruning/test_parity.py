@@ -298,3 +298,37 @@ def test_a_network_that_changes_its_input_is_refused(first: nn.Module) -> None:
     with pytest.raises(InputError, match="changes its input in place"):
         check_network(network, given)
     assert torch.equal(given, kept)
+
+
+class OwnNorm(nn.Module):
+    """A layer norm of one's own, over as many channels as ``width`` says, or as there are."""
+
+    def __init__(self, width: float | None = None, *, length: bool = False) -> None:
+        super().__init__()
+        self.width, self.length = width, length
+        self.weight = nn.Parameter(torch.rand(6) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.length:
+            return x / x.square().sum(-1, keepdim=True).sqrt() * self.weight
+        width = x.shape[-1] if self.width is None else self.width
+        centred = x - x.sum(-1, keepdim=True) / width
+        variance = centred.square().sum(-1, keepdim=True) / width
+        return centred / (variance + 1e-5).sqrt() * self.weight
+
+
+@pytest.mark.parametrize(
+    ("norm", "is_right"),
+    [(OwnNorm(), True), (OwnNorm(length=True), True), (OwnNorm(6.0), False)],
+    ids=["any width", "length", "literal width"],
+)
+def test_a_norm_of_ones_own_is_right_whatever_its_width_or_refused(
+    norm: nn.Module, is_right: bool
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 6), norm, nn.ReLU(), nn.Linear(6, 3))
+    example = torch.randn(4, 5)
+    found = find_groups(network, example)
+    assert ("0" in found.groups) == is_right
+    if not is_right:
+        assert "0" in found.refused

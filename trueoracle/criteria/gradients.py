@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trueoracle.data.splits import AnySplit
+from trueoracle.errors import NotApplicableError
 from trueoracle.networks.copying import copied
 from trueoracle.networks.heads import free_heads
 from trueoracle.tasks.base import Batch, Task
@@ -99,8 +101,14 @@ def sample_gradients(
 ) -> Iterator[dict[str, Tensor]]:
     """Each example's own gradients ``[n, …]`` by the names of the weights, n examples at a time.
 
-    n is 1 where the network cannot be mapped over examples.
+    n is 1 where the network cannot be mapped over examples. Raises :class:`NotApplicableError`
+    where an example has no gradient of its own, since others of the batch take part in its output.
     """
+    for name, module in dense.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise NotApplicableError(
+                f"batch norm {name} keeps no statistics, so that an output depends on its batch"
+            )
     mapped = _mapped_gradients(dense, names, split, task)
     try:
         first = next(mapped)

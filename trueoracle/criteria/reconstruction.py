@@ -195,7 +195,9 @@ def _parts(module: nn.Module, given: Tensor, group: Group, part: Part) -> Tensor
         if module.padding_mode != "zeros":
             around = module._reversed_padding_repeated_twice
             mine, padding = functional.pad(mine, around, mode=module.padding_mode), 0
-        kernels = weight.transpose(0, 1).reshape(-1, 1, *module.kernel_size)
+        # [O, F · n, …] with n channels per filter, as F groups of O outputs.
+        kernels = weight.transpose(0, 1).unflatten(0, (group.filters, -1)).transpose(1, 2)
+        kernels = kernels.flatten(0, 1)
         maps: Tensor = convolve(
             mine, kernels, None, module.stride, padding, module.dilation, group.filters
         )

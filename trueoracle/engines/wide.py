@@ -225,7 +225,8 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     """
     if why := what_only_the_loop_does(recipe):
         return why
-    if isinstance(recipe, Retraining) and not recipe.common_random_numbers and _drops(network):
+    own_numbers = isinstance(recipe, Retraining) and not recipe.common_random_numbers
+    if own_numbers and _drops(network):
         return "dropout draws from one stream for all members, and each is to have its own"
     inputs = [name for name in data.train.shapes if name not in TARGETS]
     known = inspect.signature(network.forward).parameters
@@ -240,6 +241,8 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     if type(read).forward is not Task.forward or not read.is_mappable:
         return f"task {data.task.label!r} is not computed for many networks at once"
     few = data.few(2).to(torch.device("cpu"))
+    if own_numbers and _is_random(network, data):
+        return "its forward draws from one stream for all members, and each is to have its own"
     members = [_without_dropout(copied(network).cpu()) for _ in range(2)]
     with torch.random.fork_rng(devices=[]), _attention_that_maps(torch.device("cpu")):
         try:
@@ -252,6 +255,22 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     if difference is None:
         return None
     return f"members trained together differ from the same trained alone in {difference}"
+
+
+def _is_random(network: nn.Module, data: Splits) -> bool:
+    """Whether the outputs in training depend on random numbers, drawn by whatever function."""
+    batch = {name: value.cpu() for name, value in data.example(2).items()}
+    outputs = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            outputs.append(data.task.forward(copied(network).cpu().train(), batch))
+    first, second = (pytree.tree_leaves(one) for one in outputs)
+    return not all(
+        torch.equal(one, other)
+        for one, other in zip(first, second, strict=True)
+        if isinstance(one, torch.Tensor)
+    )
 
 
 def _drops(network: nn.Module) -> bool:

@@ -76,7 +76,9 @@ def _zero(
 class _MaskedNorm:
     """A forward hook that normalises the kept channels only, as the pruned norm would.
 
-    The other channels become zero.
+    The other channels become zero. Where the pruned norm of a class that torch does not have is no
+    such norm (it still divides by the number of channels that there were), this is the dense norm
+    of the other channels at zero, with which the pruned network then does not agree.
     """
 
     def __init__(self, norm: nn.Module, name: str, groups: Sequence[Group], kept: Kept) -> None:
@@ -98,16 +100,48 @@ class _MaskedNorm:
         self, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
         inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
-        small, places = inputs, []
+        places = []
         for axis, gone in self._gone.items():
             stays = torch.ones(inputs.shape[axis], dtype=torch.bool)
             stays[torch.cat(gone)] = False
-            index = stays.nonzero()[:, 0].to(inputs.device)
-            small = small.index_select(axis, index)
-            places.append((axis, index))
+            places.append((axis, stays.nonzero()[:, 0].to(inputs.device)))
+        small = _selected(inputs, places)
         result: Tensor = self._small(small)
-        for axis, index in places:
-            shape = list(result.shape)
-            shape[axis] = inputs.shape[axis]
-            result = result.new_zeros(shape).index_copy(axis, index, result)
-        return result
+        if not type(module).__module__.startswith("torch.nn"):
+            zeroed = module.forward(_spread(small, inputs.shape, places))
+            of_zeroed = _selected(zeroed, places)
+            if not _alike(result, of_zeroed) and not self._has_any_width(module, inputs, places):
+                result = of_zeroed
+        return _spread(result, inputs.shape, places)
+
+    def _has_any_width(self, module: nn.Module, inputs: Tensor, places: Places) -> bool:
+        """Whether the dense and the pruned norm do the same to channels that are all alike.
+
+        Alike ones have the same mean and the same mean square however many there are.
+        """
+        alike = torch.full_like(inputs, 1.5)
+        dense: Tensor = module.forward(alike)
+        return _alike(self._small(_selected(alike, places)), _selected(dense, places))
+
+
+Places = Sequence[tuple[int, Tensor]]
+"""By axis, the entries that stay."""
+
+
+def _selected(values: Tensor, places: Places) -> Tensor:
+    for axis, index in places:
+        values = values.index_select(axis, index)
+    return values
+
+
+def _spread(values: Tensor, shape: Sequence[int], places: Places) -> Tensor:
+    """The values of kept entries among zeros."""
+    for axis, index in places:
+        whole = list(values.shape)
+        whole[axis] = shape[axis]
+        values = values.new_zeros(whole).index_copy(axis, index, values)
+    return values
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-4)
