@@ -558,6 +558,21 @@ def test_arguments_are_merged_and_ratios_replaced() -> None:
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        ["pruning.layers.conv1=0.2", "pruning.layers.conv2=0.3"],
+        ["pruning.layers={conv1=0.2}", 'pruning."layers".conv2=0.3'],
+        ["pruning.layers.conv2=0.5", "pruning={layers={conv1=0.2, conv2=0.3}}"],
+    ],
+)
+def test_overrides_of_several_layers_add_up(settings: list[str]) -> None:
+    spec = load_spec("digits-conv1-0.2", parse_overrides([*settings, "dense.epochs=1"]))
+    assert dict(spec.pruning.layers) == {"conv1": 0.2, "conv2": 0.3}
+    spec = load_spec("lenet5-mini-conv3-0.5", parse_overrides(settings))
+    assert dict(spec.pruning.layers) == {"conv1": 0.2, "conv2": 0.3}
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"retraining.epoch": 3}, "'retraining.epoch': did you mean 'retraining.epochs'"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -35,9 +35,11 @@ __all__ = [
     "parse_reference",
     "read_file",
     "read_published",
+    "replaced_by",
     "shipped_grids",
     "shipped_studies",
     "spec_from",
+    "split_key",
     "with_files",
     "without_arms",
 ]
@@ -52,7 +54,7 @@ _TOML = ".toml"
 _DEEPEST = 20
 """The deepest nesting of tables and lists: the arguments of an arm's network are five deep."""
 
-_REPLACED_WHOLE = {"layers"}
+_REPLACED_WHOLE: Set[str] = frozenset({"layers"})
 """Tables that replace those of a base as a whole: a study's ratios by layer belong together."""
 
 _NAMED = {"network", "data"}
@@ -255,27 +257,48 @@ def with_files(spec: StudySpec, download: Callable[[str], None] | None = None) -
 
 def override(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The ``fields`` with dotted fields set to the values of ``changes``."""
-    plain = dict(fields)
+    nested = []
     for field, value in changes.items():
-        nested: Any = value
-        for key in reversed(_split_key(field)):
-            nested = {key: nested}
-        plain = merged(plain, nested)
-    return plain
+        for key in reversed(split_key(field)):
+            value = {key: value}
+        nested.append(value)
+    return merged(fields, *nested)
 
 
-def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` with ``changes`` merged in, tables within tables too."""
+def merged(fields: Mapping[str, Any], *changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` with ``changes`` merged in, tables within tables too.
+
+    Ratios by layer replace those of ``fields``, but several changes add up to one table of them.
+    """
+    result, whole = dict(fields), _REPLACED_WHOLE
+    for change in changes:
+        result = _merged(result, change, whole)
+        pruning = change.get("pruning")
+        if isinstance(pruning, Mapping):
+            whole = whole - pruning.keys()
+    return result
+
+
+def _merged(
+    fields: Mapping[str, Any], changes: Mapping[str, Any], whole: Set[str]
+) -> dict[str, Any]:
+    """``fields`` with one table of changes; those of the keys in ``whole`` replace its tables."""
     result = dict(fields)
     for key, value in changes.items():
         old = result.get(key)
         if key in _NAMED and isinstance(old, str):
             old = {"name": old}
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in _REPLACED_WHOLE:
-            result[key] = merged(old, value)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in whole:
+            result[key] = _merged(old, value, whole)
         else:
             result[key] = value
     return result
+
+
+def replaced_by(keys: Sequence[str]) -> tuple[str, ...]:
+    """The keys of what setting a field replaces: of a layer's ratio, those of all ratios."""
+    ends = [place for place, key in enumerate(keys, start=1) if key in _REPLACED_WHOLE]
+    return tuple(keys[: min(ends, default=len(keys))])
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
@@ -433,7 +456,7 @@ def _unfit(fields: Mapping[str, Any]) -> str:
     return ""
 
 
-def _split_key(field: str) -> list[str]:
+def split_key(field: str) -> list[str]:
     """The keys of a dotted field such as ``pruning.layers."layer1.0"``, by TOML's own rules."""
     try:
         nested: object = _toml(f"{field} = 0")
