@@ -501,6 +501,29 @@ def test_a_reference_is_told_from_other_texts(write_study: Writer) -> None:
         assert str(parse_reference(text)) == text
 
 
+@pytest.mark.parametrize("stem", ["my study", "étude", "_x", "a@b", "x" * 101])
+def test_a_file_whose_name_is_no_studys_says_so(write_study: Writer, stem: str) -> None:
+    base = 'extends = "digits-conv1-0.2"\n'
+    path = write_study(base, f"{stem}.toml")
+    with pytest.raises(InputError, match=r'is no name of a study.*: set name = "…" in the study'):
+        load_spec(str(path))
+    write_study(f'{base}name = "mine"\n', f"{stem}.toml")
+    assert load_spec(str(path)).name == "mine"
+    assert load_spec(f"{path}@short").name == "mine@short"
+    above = write_study(f'extends = "{stem}.toml"\n', "above.toml")
+    assert load_spec(str(above)).name == "above"
+
+
+def test_an_existing_file_may_have_an_at_in_its_name(write_study: Writer) -> None:
+    text = 'extends = "digits-conv1-0.2"\nname = "mine"\n'
+    path = write_study(f'{text}[grid]\n"dense.epochs" = [1, 2]\n', "a@b.toml")
+    assert load_spec(f"{path}+epochs-2@short").name == "mine+epochs-2@short"
+    for ending in ("", "@short", "+epochs-2", "+epochs-2@short@small"):
+        assert parse_reference(f"{path}{ending}").base == str(path)
+        assert str(parse_reference(f"{path}{ending}")) == f"{path}{ending}"
+    assert parse_reference(str(path.parent / "c@b.toml")).arms == ("b.toml",)
+
+
 def test_a_purpose_is_of_its_own_file(write_study: Writer) -> None:
     path = write_study('extends = "digits-conv1-0.2"\npruning.candidates = 5\n')
     assert load_spec("digits-conv1-0.2").purpose

@@ -165,8 +165,10 @@ def is_own_file(text: str) -> bool:
 def parse_reference(text: str) -> Reference:
     """Split a text into the parts of a reference, without looking any of them up."""
     folder, slash, name = text.rpartition("/")
-    named, *arms = name.split("@")
-    named = folder + slash + named
+    words = name.split("@")
+    ways = [(folder + slash + "@".join(words[:n]), words[n:]) for n in range(1, len(words) + 1)]
+    # A file may have an @ in its own name.
+    named, arms = next((way for way in reversed(ways[1:]) if _is_there(way[0])), ways[0])
     file, joint, point = named.partition(f"{_TOML}+")
     if joint and not named.endswith(_TOML):
         return Reference(file + _TOML, point, tuple(arms))
@@ -174,6 +176,17 @@ def parse_reference(text: str) -> Reference:
     if point and base in shipped_grids():
         return Reference(base, point, tuple(arms))
     return Reference(named, "", tuple(arms))
+
+
+def _is_there(named: str) -> bool:
+    """Whether a study file exists, or the file of a grid's point."""
+    file, ending, point = named.rpartition(_TOML)
+    if not ending or "@" in point or (point and not point.startswith("+")):
+        return False
+    try:
+        return Path(file + ending).is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
 
 
 def without_arms(reference: str) -> str:
@@ -359,6 +372,8 @@ def _fields(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         fields.pop(_STUDIES, None)
     elif path.parent.parent != SHIPPED:  # a user's file: shipped grids lie in a subfolder
         note_code(path, fields)
+    if "name" not in fields and "@" in path.stem and not seen:  # it would be taken for an arm
+        raise InputError(f"{path}: {_no_name(path.stem)}")
     fields.setdefault("name", path.stem)
     base = fields.pop("extends", None)
     _split(fields, str(path))  # checks each file by itself, so that an error names the file
@@ -500,6 +515,13 @@ def _unknown_field(field: str) -> InputError:
     )
 
 
+def _no_name(text: str) -> str:
+    return (
+        f"{shown(text)} is no name of a study, which has at most 100 letters and digits of ASCII "
+        'and, but at its start, . _ - and +: set name = "…" in the study file'
+    )
+
+
 def _one_line(error: ValidationError) -> str:
     """The first error in one line, with the nearest fields where one is unknown."""
     first = error.errors(include_url=False)[0]
@@ -513,6 +535,8 @@ def _one_line(error: ValidationError) -> str:
         return str(_unknown_field(field))
     if first["type"] == "missing":
         return f"the study lacks the field {field}"
+    if field == "name" and first["type"] in ("string_pattern_mismatch", "string_too_long"):
+        return f"name: {_no_name(first['input'])}"
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     got = "" if first["type"] == "value_error" else f", got {shown(first['input'])}"
     return f"{field}: {message[0].lower()}{message[1:]}{got}" if field else message
