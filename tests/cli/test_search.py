@@ -156,6 +156,8 @@ def test_a_replay_prints_and_draws(tiny: Path) -> None:
         (["--budget", "1"], "error: a budget of 1 epoch finishes no network"),
         (["--export", "model.bin"], "a network is exported as .safetensors, .onnx, .pt2"),
         (["--figure", "a.png"], "--figure draws a replay: give --replay too"),
+        (["--replay", "--figure", "budget"], "--figure takes a .png, .svg or .pdf, got budget"),
+        (["--replay", "--figure", "a.jpeg"], "--figure takes a .png, .svg or .pdf, got a.jpeg"),
         (["--replay", "--budget", "9"], "--budget does nothing with --replay"),
         (["--replay", "--strategy", "top"], "--strategy does nothing with --replay"),
         (["--replay", "--seed", "0"], "--seed does nothing with --replay"),

@@ -38,6 +38,7 @@ __all__ = [
     "StudyName",
     "Weights",
     "Workers",
+    "check_figure",
     "command_line",
     "with_weights",
 ]
@@ -224,6 +225,12 @@ def _sbatch(given: Iterable[str]) -> dict[str, str]:
         if not (key and mark and value):
             raise InputError(f"--slurm {key}{mark}{value}: expected KEY=VALUE, as partition=gpu")
     return {key: value for key, _, value in pairs}
+
+
+def check_figure(figure: Path | None) -> None:
+    """Raise :class:`InputError` for a figure's file of an ending that is none of those drawn."""
+    if figure is not None and figure.suffix[1:] not in doors.FORMATS:
+        raise InputError(f"--figure takes a .png, .svg or .pdf, got {figure}")
 
 
 def with_weights(settings: list[str] | None, weights: str | None) -> list[str]:
