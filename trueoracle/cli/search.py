@@ -127,7 +127,7 @@ def search(
         _show_export(found, written)
     elif not output.quiet:
         options = asdict(wanted) | machine.as_given() | workers.as_given()
-        options |= {"export": "model.safetensors"}
+        options |= {"export": "model.safetensors", "allow_code": chosen.allow_code}
         again = command_line("search", study, chosen.changes, chosen.runs, **options)
         out().print(f"to write the network: {again}", soft_wrap=True)
 
