@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_cli import call
+from tests.cli.test_cli import TINY, call
 from tests.record.records import older_record
 from trueoracle import trust
 from trueoracle.criteria.base import find_criterion
@@ -101,6 +101,14 @@ def test_every_command_refuses_it_and_takes_it_with_a_word(command: str) -> None
     if command == "inspect":
         call(command, str(path), "--allow-code")
         assert Path("was-run").exists()
+
+
+def test_a_printed_command_has_the_word_too(tiny_dataset: str) -> None:
+    path = Path("..", "elsewhere", "study.toml")
+    path.write_text(f'criteria = ["l1"]\n{TINY}')
+    called = call("score", path, "--allow-code")
+    assert called.code == 0, called.err
+    assert f"to retrain them: trueoracle run {path} --allow-code --runs runs\n" in called.out
 
 
 def test_an_extended_file_from_elsewhere_is_not_believed_either() -> None:

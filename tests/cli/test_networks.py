@@ -69,3 +69,28 @@ def test_what_is_of_one_network_says_so(
     assert called.code == 2
     assert "3 dense networks" in called.err
     assert called.err.count("\n") == 1
+
+
+def test_its_folder_with_a_seed_is_the_run_of_that_network(
+    three_networks: PooledResults, tmp_path: Path
+) -> None:
+    folder = three_networks.folder
+    one = ["--set", "dense.seeds=[2]"]
+    replay = call("search", folder, "--replay", "--json", *one)
+    assert replay.code == 0, replay.err
+    assert {row["searches"] for row in json.loads(replay.out)} == {2}
+    (verified,) = json.loads(call("verify", folder, "--json", *one).out)
+    assert verified["folder"] == str(three_networks.networks[2].folder)
+    for command in (
+        ["export", "--out", tmp_path / "x"],
+        ["figures", "--out", tmp_path / "x"],
+        ["verify"],
+        ["report"],
+        ["watch"],
+        ["search", "--replay"],
+    ):
+        called = call(command[0], folder, *command[1:], "--set", "retraining.epochs=99")
+        assert (called.code, called.out) == (2, "")
+        assert "--set retraining.epochs: " in called.err
+        assert called.err.count("\n") == 1
+    assert not (tmp_path / "x").exists()

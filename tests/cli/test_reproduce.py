@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cli.test_cli import TINY, call
 from tests.record.records import stopped_early
 from trueoracle.data import datasets
+from trueoracle.run import retrain as driver
+from trueoracle.run.chunks import Chunk, retrain_chunk
 from trueoracle.spec.published import all_settings
 
 STUDY = """
@@ -114,6 +117,27 @@ def test_a_setting_is_run_and_ours_put_beside_it(shipped: str, runs: Path) -> No
     other = call("reproduce", "--runs", runs, "--json", "--surgery", "as-released")
     assert [row["ours"] for row in json.loads(other.out)] == [None, None]
     assert [row["ours"] for row in _small(runs)] == [None, None]
+
+
+def test_failures_of_the_short_retraining_count(
+    shipped: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad: list[str] = []
+
+    def chunk_or_error(chunk: Chunk, *args: Any) -> Any:
+        names = [name for _, name in chunk.members]
+        if chunk.spec.has_role("short") and (bad or names)[0] in names:
+            bad.extend(names[:1] if not bad else [])
+            raise RuntimeError("broken")
+        return retrain_chunk(chunk, *args)
+
+    monkeypatch.setattr(driver, "retrain_chunk", chunk_or_error)
+    few = ["--set", "pruning.candidates=4", "--engine", "loop"]
+    called = call("reproduce", "direction/conv1", "--runs", runs, "--json", "-q", *few)
+    assert called.code == 6, called.err
+    found = json.loads(called.out)
+    assert (found["failed"], found["summary"]["failed"]) == (1, 0)
+    assert "1 retraining failed" in called.err
 
 
 def _small(runs: Path) -> list[dict[str, object]]:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import trueoracle
 from tests.conftest import Writer
+from trueoracle import trust
 from trueoracle.cli.app import app
 from trueoracle.errors import InputError
 
@@ -86,13 +87,27 @@ def test_a_search_writes_its_network(tiny: Path) -> None:
     assert again.stderr == ""
 
 
-def test_the_command_to_write_the_network_repeats_the_search(tiny: Path) -> None:
-    options = ["--budget", "60%", "--strategy", "random", "--seed", "5", "--by", "train_loss"]
+def test_the_command_to_write_the_network_repeats_the_search(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "_allowed", False)
+    options = [
+        "--allow-code",
+        "--budget",
+        "60%",
+        "--strategy",
+        "random",
+        "--seed",
+        "5",
+        "--by",
+        "train_loss",
+    ]
     options += ["--engine", "loop", "--set", "retraining.learning_rate=0.02"]
     result = called("search", tiny, *options)
     (line,) = [one for one in result.stdout.splitlines() if one.startswith("to write the network:")]
     words = shlex.split(line.partition(": ")[2])
     assert words[0] == "trueoracle"
+    assert "--allow-code" in words
     again = called(*words[1:])
     assert again.exit_code == 0, again.stderr
     (chosen,) = [one for one in result.stdout.splitlines() if one.startswith("chosen:")]
@@ -156,6 +171,8 @@ def test_a_replay_prints_and_draws(tiny: Path) -> None:
         (["--budget", "1"], "error: a budget of 1 epoch finishes no network"),
         (["--export", "model.bin"], "a network is exported as .safetensors, .onnx, .pt2"),
         (["--figure", "a.png"], "--figure draws a replay: give --replay too"),
+        (["--replay", "--figure", "budget"], "--figure takes a .png, .svg or .pdf, got budget"),
+        (["--replay", "--figure", "a.jpeg"], "--figure takes a .png, .svg or .pdf, got a.jpeg"),
         (["--replay", "--budget", "9"], "--budget does nothing with --replay"),
         (["--replay", "--strategy", "top"], "--strategy does nothing with --replay"),
         (["--replay", "--seed", "0"], "--seed does nothing with --replay"),

@@ -107,6 +107,39 @@ def test_damaged_files_are_set_aside(runs: Path, tiny_fields: dict[str, Any]) ->
     assert call("verify", folder).code == 0
 
 
+def test_what_cannot_be_repaired_stops_no_other_repair(runs: Path) -> None:
+    folder = older_record(runs)
+    with Store(folder):
+        pass
+    damage(folder)
+    # These come first, since they were changed last.
+    garbage, empty = runs / "garbage-1", runs / "empty-2"
+    for bad, content in ((empty, b""), (garbage, b"garbage" * 1000)):
+        bad.mkdir()
+        (bad / DATABASE).write_bytes(content)
+        (bad / "dense.safetensors").write_bytes(b"weights")
+    said = call("verify", "--runs", runs)
+    assert said.code == 4
+    assert "put a backup in its place, which --repair cannot replace" in said.out
+    assert "trueoracle verify" not in said.out
+    called = call("verify", "--runs", runs, "--repair", "--json")
+    assert called.code == 4
+    found = {Path(one["folder"]): one for one in json.loads(called.out)}
+    assert found[folder]["state"] != "damaged"
+    assert any("outcomes (seed 1): dropped" in line for line in found[folder]["repaired"])
+    assert found[folder]["error"] is None
+    for bad in (garbage, empty):
+        assert (found[bad]["state"], found[bad]["repaired"]) == ("damaged", [])
+        assert f"{bad / DATABASE} cannot be repaired" in found[bad]["error"]
+        assert f"{bad.name}: {found[bad]['error']}\n" in called.err
+    assert f"{folder.name}: outcomes (seed 1): dropped" in called.err
+    (last,) = [line for line in called.err.splitlines() if line.startswith("error: damaged: ")]
+    assert str(garbage) in last
+    assert str(empty) in last
+    assert "it is missing or empty, though the study had begun" in found[empty]["error"]
+    assert "trueoracle verify" not in found[empty]["error"]
+
+
 def test_a_running_study_is_not_looked_at(runs: Path) -> None:
     folder = older_record(runs)
     with locked(folder):

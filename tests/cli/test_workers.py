@@ -42,6 +42,9 @@ def test_a_command_to_be_typed_again_has_them_all() -> None:
         "trueoracle search it --executor slurm --slurm time=5 --slurm 'partition=a b' --at-once 3"
     )
     assert command_line("search", "it", **Workers().as_given()) == "trueoracle search it"
+    again = command_line("run", Path("-odd/it"), ["a=1"], Path("-odd"), allow_code=True, seed=0)
+    assert again == "trueoracle run ./-odd/it --allow-code --seed 0 --set a=1 --runs -odd"
+    assert command_line("report", "it", allow_code=False) == "trueoracle report it"
 
 
 def test_this_process_is_the_default(tmp_path: Path) -> None:

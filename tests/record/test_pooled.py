@@ -39,6 +39,13 @@ def test_the_study_is_found_and_its_networks_have_runs_of_their_own(
     one = runs_of(folder)[1]
     assert find_run(one.name, runs) == one
     assert (runs_of(one), is_recorded(one), is_recorded(folder)) == ([one], True, True)
+    for settings in ({"dense.seeds": [1]}, {"dense": {"seeds": [1]}}):
+        assert find_run(str(folder), runs, settings) == one
+        with pytest.raises(InputError, match="which takes no --set"):
+            find_run(str(one), runs, settings)
+    for other in ({"dense.seeds": [3]}, {"dense.seeds": [1], "dense.epochs": 9}, {"x.y": 3}):
+        with pytest.raises(InputError, match=r"chooses one recorded network \(of 0, 1, 2\)"):
+            find_run(folder.name, runs, other)
     assert type(open_results(one)) is Results
     assert type(open_results(folder)) is PooledResults
 

@@ -540,7 +540,13 @@ def test_the_whole_budget_is_that_of_full(study: Study) -> None:
     found = searched(study, None, strategy="full")
     assert (found.budget, found.spent, found.criterion) == (40, 40, "")
     # Every candidate begins: what would order them is not computed.
-    assert Results(study.folder).criteria == []
+    results = Results(study.folder)
+    assert results.criteria == []
+    for asked in (results.replay, results.points, lambda: results.plot("l1")):
+        with pytest.raises(InputError, match="tiny: no criterion has scored its candidates yet"):
+            asked()
+    with pytest.raises(InputError, match="tiny: no network has been retrained yet"):
+        _ = results.best
 
 
 def test_the_first_criterion_that_applies_orders_the_candidates(
@@ -554,6 +560,21 @@ def test_the_first_criterion_that_applies_orders_the_candidates(
     heard = Heard()
     assert searched(study, 4, progress=heard).criterion == "l1"
     assert any("ordered by l1, since criterion 'bn-scale'" in text for text in heard.said)
+
+
+def test_ties_are_counted_whatever_candidate_has_no_score(
+    fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
+    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
+
+    @trueoracle.criterion("holed")
+    def holed(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
+        return [float("nan"), 1.0, 1.0, *(2.0 for _ in range(len(candidates) - 3))]
+
+    heard = Heard()
+    searched(Study(**fields | {"criteria": ["holed"]}, runs=tmp_path), 4, progress=heard)
+    assert any("2 candidates share the lowest score of holed" in text for text in heard.said)
 
 
 def test_networks_that_diverge(fields: dict[str, Any], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from trueoracle.errors import InputError
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.runs import find_run
 from trueoracle.run.material import list_study
-from trueoracle.spec.file import arms_of, shipped_grids, shipped_studies
+from trueoracle.spec.file import arms_of, parse_overrides, shipped_grids, shipped_studies
 from trueoracle.spec.grid import grid_digest, load_spec, load_variant, variants
 
 BASE = 'extends = "digits-conv1-0.2"\n'
@@ -213,3 +213,34 @@ def test_every_value_is_a_point(values: list[int]) -> None:
         points = variants(str(path))
     assert [point.spec.retraining.epochs for point in points] == values
     assert len({point.spec.folder_name for point in points}) == len(values)
+
+
+def test_axes_of_several_layers_add_up(write_study: Writer) -> None:
+    path = write_study(
+        BASE + '[grid]\n"pruning.layers.conv2" = [0.2, 0.3]\n"pruning.layers.conv3" = [0.4]\n'
+        "more = [{ value = 1, pruning.layers.fc1 = 0.5 }]\n"
+    )
+    assert [dict(point.spec.pruning.layers) for point in variants(str(path))] == [
+        {"conv2": 0.2, "conv3": 0.4, "fc1": 0.5},
+        {"conv2": 0.3, "conv3": 0.4, "fc1": 0.5},
+    ]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        'pruning.layers."conv1"=0.3',
+        "pruning . layers={conv2=0.3}",
+        "pruning.layers.conv2=0.3",
+        "pruning={layers={conv2=0.3}}",
+    ],
+)
+def test_overrides_do_not_replace_the_ratios_that_a_grid_spans(
+    write_study: Writer, setting: str
+) -> None:
+    for axis in ('"pruning.layers.conv1" = [0.1]', "r = [{ pruning.layers.conv1 = 0.1 }]"):
+        path = write_study(f"{BASE}[grid]\n{axis}\n")
+        with pytest.raises(InputError, match="the grid 'mine' spans it"):
+            variants(str(path), parse_overrides([setting]))
+    with pytest.raises(InputError, match="is not a field"):
+        variants(str(path), {"pruning .. kind": "depth"})

@@ -501,6 +501,29 @@ def test_a_reference_is_told_from_other_texts(write_study: Writer) -> None:
         assert str(parse_reference(text)) == text
 
 
+@pytest.mark.parametrize("stem", ["my study", "étude", "_x", "a@b", "x" * 101])
+def test_a_file_whose_name_is_no_studys_says_so(write_study: Writer, stem: str) -> None:
+    base = 'extends = "digits-conv1-0.2"\n'
+    path = write_study(base, f"{stem}.toml")
+    with pytest.raises(InputError, match=r'is no name of a study.*: set name = "…" in the study'):
+        load_spec(str(path))
+    write_study(f'{base}name = "mine"\n', f"{stem}.toml")
+    assert load_spec(str(path)).name == "mine"
+    assert load_spec(f"{path}@short").name == "mine@short"
+    above = write_study(f'extends = "{stem}.toml"\n', "above.toml")
+    assert load_spec(str(above)).name == "above"
+
+
+def test_an_existing_file_may_have_an_at_in_its_name(write_study: Writer) -> None:
+    text = 'extends = "digits-conv1-0.2"\nname = "mine"\n'
+    path = write_study(f'{text}[grid]\n"dense.epochs" = [1, 2]\n', "a@b.toml")
+    assert load_spec(f"{path}+epochs-2@short").name == "mine+epochs-2@short"
+    for ending in ("", "@short", "+epochs-2", "+epochs-2@short@small"):
+        assert parse_reference(f"{path}{ending}").base == str(path)
+        assert str(parse_reference(f"{path}{ending}")) == f"{path}{ending}"
+    assert parse_reference(str(path.parent / "c@b.toml")).arms == ("b.toml",)
+
+
 def test_a_purpose_is_of_its_own_file(write_study: Writer) -> None:
     path = write_study('extends = "digits-conv1-0.2"\npruning.candidates = 5\n')
     assert load_spec("digits-conv1-0.2").purpose
@@ -558,6 +581,21 @@ def test_arguments_are_merged_and_ratios_replaced() -> None:
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        ["pruning.layers.conv1=0.2", "pruning.layers.conv2=0.3"],
+        ["pruning.layers={conv1=0.2}", 'pruning."layers".conv2=0.3'],
+        ["pruning.layers.conv2=0.5", "pruning={layers={conv1=0.2, conv2=0.3}}"],
+    ],
+)
+def test_overrides_of_several_layers_add_up(settings: list[str]) -> None:
+    spec = load_spec("digits-conv1-0.2", parse_overrides([*settings, "dense.epochs=1"]))
+    assert dict(spec.pruning.layers) == {"conv1": 0.2, "conv2": 0.3}
+    spec = load_spec("lenet5-mini-conv3-0.5", parse_overrides(settings))
+    assert dict(spec.pruning.layers) == {"conv1": 0.2, "conv2": 0.3}
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"retraining.epoch": 3}, "'retraining.epoch': did you mean 'retraining.epochs'"),
@@ -591,6 +629,14 @@ def test_arguments_are_merged_and_ratios_replaced() -> None:
             {"dense.batch_size": 10**22},
             "less than or equal to 10000000, got 10000000000000000000000",
         ),
+        ({"retraining.epochs": True}, "retraining.epochs: true is no number"),
+        ({"retraining.gradient_clip": False}, "retraining.gradient_clip: false is no number"),
+        ({"dense.warmup": True}, "dense.warmup: true is no number"),
+        ({"retraining.seeds": [0, True]}, "retraining.seeds: true is no number"),
+        ({"data.validation_images": True}, "data.validation_images: true is no number"),
+        ({"data.arguments": {"classes": True}}, "data.arguments: true is no number"),
+        ({"retraining.lora": {"rank": True}}, "retraining.lora.rank: true is no number"),
+        ({"pruning.candidates": True}, "pruning.candidates: expected 'all', a whole number"),
         ({"dense.shift": 10**8}, "less than or equal to 10000, got 100000000"),
         ({"dense.weight_decay": 1e300}, "less than or equal to 100, got 1e+300"),
     ],

@@ -36,6 +36,15 @@ def test_constant_stays() -> None:
     assert {recipe.learning_rate_at(epoch) for epoch in range(30)} == {0.3}
 
 
+def test_true_is_taken_where_it_is_no_number() -> None:
+    recipe = Retraining(flip=True, gradient_checkpointing=True, common_random_numbers=False)
+    assert (recipe.flip, recipe.common_random_numbers) == (True, False)
+    for name in ("epochs", "milestones", "momentum", "gradient_clip", "steps_per_epoch", "seeds"):
+        for value in (True, [False]):
+            with pytest.raises(ValidationError, match=r"(true|false) is no number"):
+                Retraining.model_validate({name: value})
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

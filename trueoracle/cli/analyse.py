@@ -14,10 +14,9 @@ from trueoracle.analysis.numbers import interval, many, number, p_value, percent
 from trueoracle.analysis.permutation import how_permuted
 from trueoracle.analysis.several import OwnAnalysis
 from trueoracle.cli.console import guarded, out, print_json, text_table
-from trueoracle.cli.options import Debug, Json
+from trueoracle.cli.options import Debug, Json, check_figure
 from trueoracle.cli.tables import LEAST, notes
-from trueoracle.errors import InputError
-from trueoracle.figures.scatter import FORMATS, save_figure
+from trueoracle.figures.scatter import save_figure
 from trueoracle.report.drawings import analysis_figure
 from trueoracle.report.table import brief_table
 from trueoracle.report.words import kinds_in_words
@@ -111,8 +110,7 @@ def analyse(
 
     - trueoracle analyse conv1.csv conv2.csv conv3.csv --x x --y y --figure forest.png
     """
-    if figure is not None and figure.suffix[1:] not in FORMATS:
-        raise InputError(f"--figure takes a .png, .svg or .pdf, got {figure}")
+    check_figure(figure)
     found = several.analyse(points, x, y, **asdict(columns))
     if figure is not None:
         save_figure(analysis_figure(found), figure.with_suffix(""), [figure.suffix[1:]])

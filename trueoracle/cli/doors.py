@@ -28,6 +28,7 @@ _HOMES = {
     "find_arms": "record.runs",
     "find_run": "record.runs",
     "find_team": "training.team",
+    "FORMATS": "figures.scatter",
     "Grid": "grid",
     "inspect_network": "pruning.inspection",
     "is_known": "search.export",

@@ -38,15 +38,23 @@ __all__ = [
     "StudyName",
     "Weights",
     "Workers",
+    "check_figure",
     "command_line",
     "with_weights",
 ]
+
+
+def _allow(given: bool) -> bool:
+    if given:
+        believe()
+    return given
+
 
 AllowCode = Annotated[
     bool,
     typer.Option(
         "--allow-code",
-        callback=lambda given: believe() if given else None,
+        callback=_allow,
         help="Run the code (module:attribute) that a study file outside of this project names.",
     ),
 ]
@@ -226,6 +234,12 @@ def _sbatch(given: Iterable[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def check_figure(figure: Path | None) -> None:
+    """Raise :class:`InputError` for a figure's file of an ending that is none of those drawn."""
+    if figure is not None and figure.suffix[1:] not in doors.FORMATS:
+        raise InputError(f"--figure takes a .png, .svg or .pdf, got {figure}")
+
+
 def with_weights(settings: list[str] | None, weights: str | None) -> list[str]:
     """The settings, and the weights as one of them."""
     given = [] if weights is None else [f"network.weights={json.dumps(weights)}"]
@@ -239,14 +253,20 @@ def command_line(
     runs: Path | None = None,
     **options: object,
 ) -> str:
-    """A command to be typed again, quoted for the shell; options that are None are left out."""
+    """A command to be typed again, quoted for the shell.
+
+    Options that are None or False are left out, and of those that are True only the name is given.
+    """
     changes = [word for setting in settings or () for word in ("--set", setting)]
     where = [] if runs is None else ["--runs", str(runs)]
-    given = {name: value for name, value in options.items() if value is not None}
     words = [
         word
-        for name, value in given.items()
+        for name, value in options.items()
+        if value is not None and value is not False
         for one in (value if isinstance(value, list) else [value])
-        for word in (f"--{name.replace('_', '-')}", str(one))
+        for word in (f"--{name.replace('_', '-')}", *(() if one is True else (str(one),)))
     ]
-    return shlex.join(["trueoracle", command, str(study), *words, *changes, *where])
+    named = str(study)
+    if named.startswith("-"):  # it would be taken for an option
+        named = f"./{named}"
+    return shlex.join(["trueoracle", command, named, *words, *changes, *where])

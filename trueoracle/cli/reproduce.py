@@ -104,7 +104,7 @@ def reproduce(
     elif not output.quiet:
         _print_comparison(results)
     if name is not None:
-        check_failures(results["summary"]["failed"])
+        check_failures(results["failed"])
 
 
 COLUMNS = ("n", "tau", "p", "anomalies")

@@ -90,7 +90,8 @@ def score(
         for line in badges([results.status() for results in studies]):
             console.print(line)
         retrained = all(results.finished for results in studies)
-        again = command_line("report" if retrained else "run", study, settings, runs)
+        allowed = {} if retrained else {"allow_code": allow_code}
+        again = command_line("report" if retrained else "run", study, settings, runs, **allowed)
         said = "all are retrained; the figures" if retrained else "to retrain them"
         console.print(f"{said}: {again}", soft_wrap=True)
 

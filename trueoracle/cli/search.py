@@ -13,8 +13,16 @@ from trueoracle.analysis.numbers import finite_or_none, in_milliseconds, interva
 from trueoracle.cli import doors
 from trueoracle.cli.console import guarded, out, print_json, shown_progress, table
 from trueoracle.cli.fitted import FittedTable
-from trueoracle.cli.options import Chosen, Machine, Output, StudyName, Workers, command_line
-from trueoracle.errors import InputError, StoreError, TrueOracleError
+from trueoracle.cli.options import (
+    Chosen,
+    Machine,
+    Output,
+    StudyName,
+    Workers,
+    check_figure,
+    command_line,
+)
+from trueoracle.errors import InputError, TrueOracleError
 from trueoracle.files import replacing
 from trueoracle.report.words import medians_in_words
 from trueoracle.run.progress import duration
@@ -47,7 +55,10 @@ class Files:
     ] = False
     figure: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="With --replay: draw budget against regret."),
+        typer.Option(
+            metavar="FILE",
+            help="With --replay: draw budget against regret, to a .png, .svg or .pdf.",
+        ),
     ] = None
 
 
@@ -87,6 +98,7 @@ def search(
     if files.figure is not None and not files.replay:
         raise InputError("--figure draws a replay: give --replay too")
     if files.replay:
+        check_figure(files.figure)
         _check_replay(wanted, files, machine, workers)
         _replay(study, wanted, files.figure, chosen, output)
         return
@@ -115,7 +127,7 @@ def search(
         _show_export(found, written)
     elif not output.quiet:
         options = asdict(wanted) | machine.as_given() | workers.as_given()
-        options |= {"export": "model.safetensors"}
+        options |= {"export": "model.safetensors", "allow_code": chosen.allow_code}
         again = command_line("search", study, chosen.changes, chosen.runs, **options)
         out().print(f"to write the network: {again}", soft_wrap=True)
 
@@ -226,11 +238,8 @@ def _replay(
     found = results.replay(wanted.criterion, by=wanted.by)
     if figure is not None:
         drawn = doors.draw_budget(doors.budget_data(found, title=titled(results.spec)))
-        try:
-            with replacing(figure) as draft:
-                drawn.savefig(draft, dpi=110)
-        except ValueError as error:  # an ending that is no picture's
-            raise StoreError(f"cannot write {figure}: {error}") from error
+        with replacing(figure) as draft:
+            drawn.savefig(draft, dpi=110)
     if output.as_json:
         rows = [{str(k): v for k, v in row.items()} for row in found.to_dict("records")]
         print_json([finite_or_none(row) for row in rows])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from trueoracle.cli.completion import recorded
 from trueoracle.cli.console import err, guarded, out, print_json
 from trueoracle.cli.options import Debug, Json, Runs, Settings
-from trueoracle.errors import StoreError
+from trueoracle.errors import StoreError, TrueOracleError, first_line
 from trueoracle.record.networks import runs_of
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.runs import find_run, recorded_runs
@@ -59,18 +60,32 @@ def verify(
     found = [verified(folder) for folder in folders]
     if not as_json:
         _show(found, runs)
-    done = {}
-    if mend:
-        done = {one.folder: repair(one.folder) for one in found if one.damaged}
-        found = [verified(one.folder) if one.folder in done else one for one in found]
+    done: dict[Path, list[str]] = {}
+    errors: dict[Path, str] = {}
+    for one in found if mend else ():
+        if one.damaged:
+            try:
+                done[one.folder] = repair(one.folder)
+            except (TrueOracleError, OSError) as error:  # the others are repaired all the same
+                errors[one.folder] = first_line(error)
+    found = [verified(one.folder) if one.folder in done else one for one in found]
     if as_json:
-        print_json([one.as_dict() | {"repaired": done.get(one.folder, [])} for one in found])
+        print_json([_as_dict(one, done, errors) for one in found])
     for folder, lines in done.items():
         for line in lines:
             err().print(f"{folder.name}: {line}")
+    for folder, line in errors.items():
+        err().print(f"{folder.name}: {line}", soft_wrap=True)
     if damaged := [one for one in found if one.damaged]:
         names = ", ".join(str(one.folder) for one in damaged)
         raise StoreError(f"damaged: {names}")
+
+
+def _as_dict(
+    one: Verified, done: Mapping[Path, list[str]], errors: Mapping[Path, str]
+) -> dict[str, Any]:
+    said = {"repaired": done.get(one.folder, []), "error": errors.get(one.folder)}
+    return one.as_dict() | said
 
 
 def _show(found: list[Verified], runs: Path) -> None:

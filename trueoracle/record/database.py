@@ -233,11 +233,13 @@ class Database:
             raise self._damaged(str(error)) from error
 
     def _damaged(self, why: str) -> StoreError:
-        return StoreError(
+        error = StoreError(
             f"{self.path} is damaged ({why}); it is left as it is: 'trueoracle verify "
-            f"{self.path.parent}' says what is whole and what --repair would drop, so that "
+            f"{self.path.parent}' says what is damaged and whether --repair can drop that, so that "
             "running does it again; or put a backup in its place"
         )
+        error.__cause__ = ValueError(why)  # all that verify repeats
+        return error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -230,6 +230,12 @@ class Results:
         if self.outcomes.empty:
             raise InputError(f"{self.spec.name}: no network has been retrained yet")
 
+    def _check_scored(self, criterion: str) -> None:
+        if not self.criteria:
+            raise InputError(f"{self.spec.name}: no criterion has scored its candidates yet")
+        if criterion not in self.criteria:
+            raise unknown("recorded criterion", criterion, self.criteria)
+
     def score(self, criterion: str, outcome: Outcome | None = None) -> Score:
         """A criterion's scores, or those of :data:`SHORT` by an ``outcome``.
 
@@ -248,8 +254,7 @@ class Results:
             )
         if criterion in self.skipped:
             raise InputError(f"{self.spec.name}: {self.skipped[criterion]}")
-        if criterion not in self.criteria:
-            raise unknown("recorded criterion", criterion, self.criteria)
+        self._check_scored(criterion)
         values = self.scores[criterion].to_numpy(dtype=np.float64)
         return Score(values, self._labels.get(criterion) or fallback_label(criterion))
 
@@ -419,8 +424,7 @@ class Results:
         from trueoracle.search.replay import replay
 
         name = criterion or next(iter(self.criteria), "oracle")
-        if name not in self.criteria:
-            raise unknown("recorded criterion", name, self.criteria)
+        self._check_scored(name)
         self._check_retrained()
         pruned, _ = self._pruned_filters()
         rows = ~self.candidates["candidate"].isin(self.left_out).to_numpy()
@@ -561,10 +565,11 @@ class Results:
         """The candidate with the best mean outcome: a row of :meth:`points`.
 
         It is the best of many, so that luck is part of its outcome. Raises :class:`InputError`
-        where nothing has been retrained yet, and where all networks diverged.
+        where nothing has been retrained or scored yet, and where all networks diverged.
         """
+        self._check_retrained()
         outcome = self.outcome()
-        points = self.points(self.criteria[0]).dropna(subset="outcome")
+        points = self.points(next(iter(self.criteria), "oracle")).dropna(subset="outcome")
         if points.empty:
             raise InputError(f"{self.spec.name}: every network that was retrained diverged")
         values = points["outcome"] if outcome.higher_is_better else -points["outcome"]

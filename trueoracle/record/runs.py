@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import InputError, StoreError, unknown
-from trueoracle.record.networks import is_recorded, runs_of
+from trueoracle.record.networks import is_recorded, read_networks, runs_of
 from trueoracle.record.paths import DATABASE, NETWORKS
 from trueoracle.record.pooled import PooledResults, open_results
 from trueoracle.record.results import Results
-from trueoracle.spec.file import is_reference
+from trueoracle.spec.file import is_reference, override
 from trueoracle.spec.grid import load_spec
 
 __all__ = [
@@ -113,11 +113,12 @@ def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None
     - a shipped name, a ``.toml`` or a grid's point: the run with exactly its settings is meant;
     - another recorded name: its last changed run is meant.
 
-    Raises :class:`InputError` where there is none.
+    Of the folder of a study over several dense networks, ``{"dense.seeds": [SEED]}`` means the run
+    of one. Raises :class:`InputError` where there is none, and for other ``overrides`` of a folder.
     """
     for folder in (Path(reference), runs / reference):
         if (folder / DATABASE).is_file() or (folder / NETWORKS).is_file():
-            return folder
+            return _run_in(folder, overrides) if overrides else folder
     spec = load_spec(reference, overrides) if is_reference(reference) else None
     recorded = _some_runs(runs)
     if spec is not None and (folder := runs / spec.folder_name) in recorded:
@@ -130,6 +131,24 @@ def find_run(reference: str, runs: Path, overrides: dict[str, Any] | None = None
         others = " or ".join(map(str, named[:3]))
         raise InputError(f"{name!r} is not recorded with these settings; there is {others}")
     return named[0]
+
+
+def _run_in(folder: Path, overrides: Mapping[str, Any]) -> Path:
+    """The run of one dense network of the study in a folder; that is all that can be chosen."""
+    studies = read_networks(folder).networks if (folder / NETWORKS).is_file() else ()
+    changes = override({}, overrides)
+    for spec in studies:
+        run = folder.parent / spec.folder_name
+        if changes == {"dense": {"seeds": [spec.dense.seed]}} and (run / DATABASE).is_file():
+            return run
+    choice = "which takes no --set"
+    if studies:
+        seeds = ", ".join(str(spec.dense.seed) for spec in studies)
+        choice = f"of which --set 'dense.seeds=[SEED]' chooses one recorded network (of {seeds})"
+    raise InputError(
+        f"--set {', '.join(overrides)}: {folder} is a recorded study with settings of its own, "
+        f"{choice}; name the study itself to find another run"
+    )
 
 
 def find_arms(results: Results) -> list[Results]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trueoracle.analysis.numbers import many
-from trueoracle.errors import StoreError
+from trueoracle.errors import StoreError, first_line
 from trueoracle.files import parse_json, read_checked, read_checked_json, remove_drafts, sha256_of
 from trueoracle.record.chunks import CHUNKED, journal_fault, kinds_fault, read_rows, sealed
 from trueoracle.record.connection import connect
@@ -34,6 +34,7 @@ FAILURES = "failures"
 
 State = Literal["whole", "unchecked", "damaged"]
 
+_BACKUP = "put a backup in its place, which --repair cannot replace"
 _BEFORE = "recorded before checksums were kept"
 _AGAIN = {
     "metrics": "running records them again",
@@ -171,8 +172,8 @@ def _survey(folder: Path) -> _Survey:
                 _read(db, found)
             else:
                 _read_older(folder, found)
-    except sqlite3.Error as error:
-        found.faults.append(Part(DATABASE, "damaged", str(error), "put a backup in its place"))
+    except (sqlite3.Error, StoreError) as error:
+        found.faults.append(Part(DATABASE, "damaged", str(error), _BACKUP))
     return found
 
 
@@ -229,7 +230,8 @@ def _read_older(folder: Path, found: _Survey) -> None:
             store.check()
             found.dense = store.dense()
     except StoreError as error:
-        found.faults.append(Part(DATABASE, "damaged", str(error), "put a backup in its place"))
+        why = first_line(error.__cause__ or error)
+        found.faults.append(Part(DATABASE, "damaged", why, _BACKUP))
 
 
 def _about(table: Table, rows: Sequence[Sequence[Any]]) -> str:

@@ -118,6 +118,7 @@ def reproduce(
         "scale": scale_of(spec),
         "replaced_data": replaced,
         "comparisons": [_entry(*pair) for pair in zip(wanted, ours, strict=True)],
+        "failed": sum(one.counts["failed"] for one in found),
         "summary": summarise(results, rule, short_results),
     }
 

@@ -369,7 +369,8 @@ def _ordering_scores(
     if prior not in recorded.scores or recorded.scores[prior].isna().all():
         raise InputError(f"criterion {prior!r} gave no score to order the candidates by")
     scores: list[float] = recorded.scores[prior].tolist()
-    if (tied := scores.count(min(scores))) > 1:
+    lowest = recorded.scores[prior].min()  # of those that are numbers
+    if (tied := scores.count(lowest)) > 1:
         progress.message(
             f"{tied:,} candidates share the lowest score of {prior}: those that tie begin in "
             "the order of their ids"

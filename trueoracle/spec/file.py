@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -35,9 +35,11 @@ __all__ = [
     "parse_reference",
     "read_file",
     "read_published",
+    "replaced_by",
     "shipped_grids",
     "shipped_studies",
     "spec_from",
+    "split_key",
     "with_files",
     "without_arms",
 ]
@@ -52,7 +54,7 @@ _TOML = ".toml"
 _DEEPEST = 20
 """The deepest nesting of tables and lists: the arguments of an arm's network are five deep."""
 
-_REPLACED_WHOLE = {"layers"}
+_REPLACED_WHOLE: Set[str] = frozenset({"layers"})
 """Tables that replace those of a base as a whole: a study's ratios by layer belong together."""
 
 _NAMED = {"network", "data"}
@@ -163,8 +165,10 @@ def is_own_file(text: str) -> bool:
 def parse_reference(text: str) -> Reference:
     """Split a text into the parts of a reference, without looking any of them up."""
     folder, slash, name = text.rpartition("/")
-    named, *arms = name.split("@")
-    named = folder + slash + named
+    words = name.split("@")
+    ways = [(folder + slash + "@".join(words[:n]), words[n:]) for n in range(1, len(words) + 1)]
+    # A file may have an @ in its own name.
+    named, arms = next((way for way in reversed(ways[1:]) if _is_there(way[0])), ways[0])
     file, joint, point = named.partition(f"{_TOML}+")
     if joint and not named.endswith(_TOML):
         return Reference(file + _TOML, point, tuple(arms))
@@ -172,6 +176,17 @@ def parse_reference(text: str) -> Reference:
     if point and base in shipped_grids():
         return Reference(base, point, tuple(arms))
     return Reference(named, "", tuple(arms))
+
+
+def _is_there(named: str) -> bool:
+    """Whether a study file exists, or the file of a grid's point."""
+    file, ending, point = named.rpartition(_TOML)
+    if not ending or "@" in point or (point and not point.startswith("+")):
+        return False
+    try:
+        return Path(file + ending).is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
 
 
 def without_arms(reference: str) -> str:
@@ -255,27 +270,48 @@ def with_files(spec: StudySpec, download: Callable[[str], None] | None = None) -
 
 def override(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The ``fields`` with dotted fields set to the values of ``changes``."""
-    plain = dict(fields)
+    nested = []
     for field, value in changes.items():
-        nested: Any = value
-        for key in reversed(_split_key(field)):
-            nested = {key: nested}
-        plain = merged(plain, nested)
-    return plain
+        for key in reversed(split_key(field)):
+            value = {key: value}
+        nested.append(value)
+    return merged(fields, *nested)
 
 
-def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``fields`` with ``changes`` merged in, tables within tables too."""
+def merged(fields: Mapping[str, Any], *changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` with ``changes`` merged in, tables within tables too.
+
+    Ratios by layer replace those of ``fields``, but several changes add up to one table of them.
+    """
+    result, whole = dict(fields), _REPLACED_WHOLE
+    for change in changes:
+        result = _merged(result, change, whole)
+        pruning = change.get("pruning")
+        if isinstance(pruning, Mapping):
+            whole = whole - pruning.keys()
+    return result
+
+
+def _merged(
+    fields: Mapping[str, Any], changes: Mapping[str, Any], whole: Set[str]
+) -> dict[str, Any]:
+    """``fields`` with one table of changes; those of the keys in ``whole`` replace its tables."""
     result = dict(fields)
     for key, value in changes.items():
         old = result.get(key)
         if key in _NAMED and isinstance(old, str):
             old = {"name": old}
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in _REPLACED_WHOLE:
-            result[key] = merged(old, value)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and key not in whole:
+            result[key] = _merged(old, value, whole)
         else:
             result[key] = value
     return result
+
+
+def replaced_by(keys: Sequence[str]) -> tuple[str, ...]:
+    """The keys of what setting a field replaces: of a layer's ratio, those of all ratios."""
+    ends = [place for place, key in enumerate(keys, start=1) if key in _REPLACED_WHOLE]
+    return tuple(keys[: min(ends, default=len(keys))])
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
@@ -336,6 +372,8 @@ def _fields(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         fields.pop(_STUDIES, None)
     elif path.parent.parent != SHIPPED:  # a user's file: shipped grids lie in a subfolder
         note_code(path, fields)
+    if "name" not in fields and "@" in path.stem and not seen:  # it would be taken for an arm
+        raise InputError(f"{path}: {_no_name(path.stem)}")
     fields.setdefault("name", path.stem)
     base = fields.pop("extends", None)
     _split(fields, str(path))  # checks each file by itself, so that an error names the file
@@ -433,7 +471,7 @@ def _unfit(fields: Mapping[str, Any]) -> str:
     return ""
 
 
-def _split_key(field: str) -> list[str]:
+def split_key(field: str) -> list[str]:
     """The keys of a dotted field such as ``pruning.layers."layer1.0"``, by TOML's own rules."""
     try:
         nested: object = _toml(f"{field} = 0")
@@ -477,6 +515,13 @@ def _unknown_field(field: str) -> InputError:
     )
 
 
+def _no_name(text: str) -> str:
+    return (
+        f"{shown(text)} is no name of a study, which has at most 100 letters and digits of ASCII "
+        'and, but at its start, . _ - and +: set name = "…" in the study file'
+    )
+
+
 def _one_line(error: ValidationError) -> str:
     """The first error in one line, with the nearest fields where one is unknown."""
     first = error.errors(include_url=False)[0]
@@ -490,6 +535,8 @@ def _one_line(error: ValidationError) -> str:
         return str(_unknown_field(field))
     if first["type"] == "missing":
         return f"the study lacks the field {field}"
+    if field == "name" and first["type"] in ("string_pattern_mismatch", "string_too_long"):
+        return f"name: {_no_name(first['input'])}"
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     got = "" if first["type"] == "value_error" else f", got {shown(first['input'])}"
     return f"{field}: {message[0].lower()}{message[1:]}{got}" if field else message

@@ -22,7 +22,9 @@ from trueoracle.spec.file import (
     parse_reference,
     read_file,
     read_published,
+    replaced_by,
     spec_from,
+    split_key,
 )
 from trueoracle.spec.spec import DESCRIPTIVE, StudySpec
 from trueoracle.trust import vouch
@@ -58,12 +60,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class _Step:
-    """One value on an axis: the changes that it makes in the study, and its part of the label."""
+    """One value on an axis: the changes that it makes in the study, and its part of the label.
+
+    ``fields`` are the changed ones, each by its keys.
+    """
 
     axis: str
     value: Any
     label: str
-    fields: tuple[str, ...]
+    fields: tuple[tuple[str, ...], ...]
     changes: Mapping[str, Any]
 
 
@@ -144,14 +149,12 @@ def _points(file: StudyFile, overrides: Mapping[str, Any], *, is_own: bool) -> l
     if count > _MOST_POINTS:
         raise InputError(f"{name}: the grid has {count:,} points, at most {_MOST_POINTS} are run")
     for changed, step in itertools.product(overrides, itertools.chain.from_iterable(axes)):
-        if any(_overlap(changed, spanned) for spanned in step.fields):
+        if any(_overlap(split_key(changed), spanned) for spanned in step.fields):
             raise InputError(f"--set {changed}: the grid {name!r} spans it by {step.axis!r}")
     base, at, arms = name.partition("@")
     points = []
     for steps in itertools.product(*axes):
-        fields = dict(file.fields)
-        for step in steps:
-            fields = merged(fields, step.changes)
+        fields = merged(file.fields, *(step.changes for step in steps))
         label = "+".join(step.label for step in steps)
         fields["name"] = f"{base}+{label}{at}{arms}"
         values = {step.axis: step.value for step in steps}
@@ -184,8 +187,9 @@ def _axis(grid: str, key: str, values: object, words: Mapping[str, int]) -> list
         axis = word = word.removeprefix("pruning.layers.")
         if key.startswith("pruning.layers."):
             axis = f"pruning ratio of {word}"
+        fields = (tuple(split_key(key)),)
         return [
-            _Step(axis, _plain(value), _label(word, value), (key,), override({}, {key: value}))
+            _Step(axis, _plain(value), _label(word, value), fields, override({}, {key: value}))
             for value in values
         ]
     steps = []
@@ -198,7 +202,7 @@ def _axis(grid: str, key: str, values: object, words: Mapping[str, int]) -> list
         changes = {field: change for field, change in value.items() if field != "value"}
         leaves = _leaves(changes)
         shown = value.get("value", leaves[0][1] if leaves else None)
-        fields = tuple(".".join(path) for path, _ in leaves)
+        fields = tuple(path for path, _ in leaves)
         steps.append(_Step(key, _plain(shown), _label(key, shown), fields, changes))
     return steps
 
@@ -230,9 +234,10 @@ def _label(axis: str, value: object) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{axis}-{_text(value)}").strip("-")
 
 
-def _overlap(field: str, spanned: str) -> bool:
-    """Whether one dotted field is, or lies within, the other."""
-    return f"{field}.".startswith(f"{spanned}.") or f"{spanned}.".startswith(f"{field}.")
+def _overlap(field: Sequence[str], spanned: Sequence[str]) -> bool:
+    """Whether setting one field, given by its keys, changes the other."""
+    ours, theirs = replaced_by(field), replaced_by(spanned)
+    return all(one == other for one, other in zip(ours, theirs, strict=False))
 
 
 def _check_differ(grid: str, points: Sequence[Variant]) -> None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from trueoracle.errors import shown
 
@@ -22,6 +29,34 @@ class Frozen(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        # Python, and so pydantic, takes true for 1.
+        given = next(_booleans(value), None)
+        if given is not None and info.field_name is not None:
+            kinds = {*_kinds(cls.model_fields[info.field_name].annotation)}
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"{str(given).lower()} is no number")
+        return value
+
+
+def _booleans(value: object) -> Iterator[bool]:
+    """Every true and false in a value and in its lists and tables."""
+    if isinstance(value, bool):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (one for part in value.values() for one in _booleans(part))
+    elif isinstance(value, list | tuple):
+        yield from (one for part in value for one in _booleans(part))
+
+
+def _kinds(annotation: object) -> Iterator[object]:
+    """A type and all types that it is made of."""
+    yield annotation
+    if get_origin(annotation) is not Literal:
+        yield from (one for part in get_args(annotation) for one in _kinds(part))
 
 
 class Recipe(Frozen):
