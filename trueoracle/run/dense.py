@@ -144,7 +144,7 @@ def _made(
         return network, "given", [], 0.0
     if wanted is not None and _holds(network, folder / DENSE, wanted):
         return network, "trained", [], 0.0
-    if (sibling := _like(at)) is not None:
+    if (sibling := _like(at, wanted)) is not None:
         taken, epochs = sibling
         load_weights(network, taken / DENSE)
         progress.message(f"dense network: taken over from {taken.name}")
@@ -184,10 +184,16 @@ def _train(network: nn.Module, at: Sitting, checkpoint: Checkpoint) -> list[dict
     return [record.as_row() for record in records]
 
 
-def _like(at: Sitting) -> tuple[Path, list[dict[str, Any]]] | None:
-    """The folder and epochs of another study's dense network made by the same fields and code."""
+def _like(at: Sitting, sha256: str | None) -> tuple[Path, list[dict[str, Any]]] | None:
+    """The folder and epochs of another study's dense network made by the same fields and code.
+
+    It has the SHA-256 that is given, where one is.
+    """
     prepared = at.prepared
     wanted = (prepared.spec.dense_digest, prepared.architecture)
+    own = {what: code for what, code in prepared.code.items() if what.startswith("task")}
+    if not all(own.values()):  # nobody knows whether another task's code is the same
+        return None
     for other in at.siblings():
         try:
             metadata = read_metadata(other / DENSE)
@@ -195,7 +201,10 @@ def _like(at: Sitting) -> tuple[Path, list[dict[str, Any]]] | None:
                 continue
             with Store(other, read_only=True) as record:
                 dense, epochs = record.dense(), record.frame("dense_epochs")
-            if dense is not None:
+                code = record.noted("code") or {}
+            if any(code.get(what) != ours for what, ours in own.items()):
+                continue
+            if dense is not None and sha256 in (None, dense["sha256"]):
                 read_dense(prepared, other, dense)
                 return other, [{str(k): v for k, v in row.items()} for row in _records(epochs)]
         except (StoreError, InputError):  # another study's damage is not this one's
