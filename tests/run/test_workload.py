@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from trueoracle.cli.app import app
 from trueoracle.engines.choose import Plan
 from trueoracle.errors import InputError
-from trueoracle.executors.base import ChunkExecutor
+from trueoracle.executors.base import ChunkExecutor, InThisProcess
 from trueoracle.executors.slurm import SlurmExecutor
 from trueoracle.grid import Grid
 from trueoracle.record.results import Results
@@ -89,6 +89,24 @@ def test_recorded_times_are_taken_where_the_workers_are_alike(
     tried = measure(prepared, study.folder, 2, networks=1000)
     assert (tried.source, tried.networks) == ("a trial of a few steps", 1000)
     assert tried.recording > 0
+
+
+class Elsewhere(InThisProcess):
+    """As an executor of other processes."""
+
+    threads = 2
+    is_elsewhere = True
+
+
+def test_recorded_times_are_those_of_an_executors_threads(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_fields["dense"]["epochs"] = tiny_fields["retraining"]["epochs"] = 1
+    study = Study(**tiny_fields, runs=tmp_path)
+    study.run(progress=False, engine="loop", executor=Elsewhere())
+    prepared = study.prepare("cpu")
+    sources = [measure(prepared, study.folder, count, engine="loop").source for count in (1, 2)]
+    assert sources == ["a trial of a few steps", "recorded retrainings"]
 
 
 def test_a_procedure_of_ones_own_has_no_time_beforehand(
