@@ -90,7 +90,7 @@ def _is_finite(value: Any) -> bool:
 def _chosen(fields: Mapping[str, Any], metrics: Sequence[Metric]) -> str | None:
     """The candidate of the best last value: of equal ones the first, as the search chooses.
 
-    A network that diverged, whose train loss is not finite, is not chosen, whatever its accuracy.
+    A network that diverged, whose train loss is not finite, is not chosen, whatever it scores.
     """
     by = fields["settings"]["by"]
     higher = find_outcome(metrics, by).higher_is_better
