@@ -20,7 +20,7 @@ from trueoracle.errors import InputError
 from trueoracle.figures.drawing import new_figure
 from trueoracle.record.pooled import PooledResults
 from trueoracle.record.results import Results
-from trueoracle.sources import code_fingerprint
+from trueoracle.sources import code_fingerprint, named_fingerprint
 from trueoracle.study import Study
 
 PNG = b"\x89PNG"
@@ -166,6 +166,11 @@ def test_a_notebooks_function_is_known_by_its_code_and_what_it_uses(
         assert code_fingerprint(typed(code.replace(*change))) not in ("", first)
     # Nothing certain can be said of a function that uses an object of the notebook.
     assert not code_fingerprint(typed("class A: ...\none = A()\ndef own(x):\n    return one\n"))
+    typed_class = "class A:\n    width = 1\n    def part(self):\n        return 1\nown = A\n"
+    first = named_fingerprint(typed(typed_class))
+    assert first == named_fingerprint(typed(typed_class))
+    for change in (("return 1", "return 2"), ("width = 1", "width = 2")):
+        assert named_fingerprint(typed(typed_class.replace(*change))) not in ("", first)
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ __all__ = [
     "remove_drafts",
     "replacing",
     "sha256_of",
+    "tensors_sha256",
     "write_bytes",
     "write_checked",
     "write_text",
@@ -101,9 +102,10 @@ def read_checked(path: Path) -> bytes | None:
     return content if hashlib.sha256(content).digest() == digest else None
 
 
-def checked_json(fields: Mapping[str, Any]) -> str:
+def checked_json(fields: Mapping[str, Any], indent: int | None = None) -> str:
     """Fields as JSON, with the SHA-256 of all of them as a last field, ``sha256``."""
-    return json.dumps({**fields, "sha256": _sha256_of_fields(fields)}, allow_nan=False)
+    whole = {**fields, "sha256": _sha256_of_fields(fields)}
+    return json.dumps(whole, allow_nan=False, indent=indent)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -126,6 +128,21 @@ def read_checked_json(text: str) -> dict[str, Any]:
     if digest is not None and digest != _sha256_of_fields(fields):
         raise ValueError("it does not have the checksum of what was written")
     return fields
+
+
+def tensors_sha256(content: bytes) -> tuple[str, str | None]:
+    """The SHA-256 of what a safetensors file holds, and the one that its metadata has, ``sha256``.
+
+    That of the metadata does not count; it is None where there is none. Raises :class:`ValueError`
+    where the file cannot be read.
+    """
+    size = int.from_bytes(content[:8], "little")
+    header = parse_json(content[8 : 8 + size])
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise ValueError("its header is no object")
+    noted = header.get("__metadata__", {}).pop("sha256", None)
+    known = json.dumps(header, sort_keys=True).encode() + content[8 + size :]
+    return hashlib.sha256(known).hexdigest(), noted
 
 
 def _sha256_of_fields(fields: Mapping[str, Any]) -> str:

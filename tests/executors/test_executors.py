@@ -45,7 +45,7 @@ from trueoracle.executors.base import (
     completed,
     pickled,
 )
-from trueoracle.executors.ray import RayExecutor
+from trueoracle.executors.ray import RayExecutor, _beyond
 from trueoracle.executors.slurm import SlurmExecutor
 from trueoracle.record.results import Results
 from trueoracle.record.store import Store
@@ -172,6 +172,47 @@ def test_a_ray_that_is_not_there_is_said_at_once() -> None:
     pytest.importorskip("ray")
     with pytest.raises(InputError, match=r"^no Ray answers at '127\.0\.0\.1:1': "):
         RayExecutor("127.0.0.1:1")
+
+
+@pytest.mark.slow
+def test_a_chunk_that_no_node_can_hold_is_said(ray: RayExecutor) -> None:
+    with pytest.warns(
+        UserWarning, match=r"needs 64 CPUs, and the largest node of Ray has 2: chunk"
+    ):
+        RayExecutor(cpus=64)
+
+
+def test_a_chunk_that_this_machine_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, stopped = pytest.importorskip("ray"), list[int]()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(library, "is_initialized", lambda: False)
+    monkeypatch.setattr(library, "init", lambda *_, **__: None)
+    monkeypatch.setattr(library, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    monkeypatch.setattr(library, "shutdown", lambda: stopped.append(1))
+    with pytest.raises(
+        InputError, match=r"^a chunk needs 8 CPUs, and the largest node of Ray has 4"
+    ):
+        RayExecutor(cpus=8)
+    assert stopped
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "said"),
+    [
+        (4, 0, ""),
+        (2, 0.5, ""),
+        (8, 0, "8 CPUs, and the largest node of Ray has 4"),
+        (2, 2, "2 GPUs, and the largest node of Ray has 1"),
+        (4, 1, "4 CPUs and 1 GPUs, and no node of Ray has both"),
+    ],
+)
+def test_what_a_chunk_needs_is_compared_with_each_node(cpus: int, gpus: float, said: str) -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    assert _beyond(nodes, cpus, gpus) == said
 
 
 @pytest.mark.slow

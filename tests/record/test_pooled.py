@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from tests.cli.test_cli import call
 from trueoracle.analysis.assessment import assess
 from trueoracle.errors import InputError, StoreError
 from trueoracle.record.networks import is_recorded, read_networks, runs_of, write_networks
@@ -23,6 +25,7 @@ from trueoracle.record.runs import (
     recorded_studies,
 )
 from trueoracle.record.status import read_status
+from trueoracle.record.verify import verify
 from trueoracle.study import Study
 
 
@@ -129,6 +132,23 @@ def test_a_study_of_one_network_shares_its_record(three_networks: PooledResults)
     assert list(results.networks) == [2, 0]
     assert set(recorded_runs(runs)) == set(before)
     assert set(recorded_studies(runs)) == {three_networks.folder, fewer.folder}
+
+
+def test_changed_seeds_in_the_file_of_networks_are_noticed(three_networks: PooledResults) -> None:
+    path = three_networks.folder / NETWORKS
+    assert verify(path.parent).state == "whole"
+    written = json.loads(path.read_text())
+    written["study"]["dense"]["seeds"] = [0, 1]
+    path.write_text(json.dumps(written))
+    with pytest.raises(StoreError, match=r"networks\.json: it does not have the checksum"):
+        PooledResults(path.parent)
+    called = call("verify", path.parent)
+    assert (called.code, called.out.count("damaged  networks.json")) == (4, 1)
+    assert call("verify", "--runs", path.parent.parent, "--repair").code == 4
+    del written["sha256"]  # as older versions wrote it
+    path.write_text(json.dumps(written))
+    assert verify(path.parent).state == "unchecked"
+    assert list(PooledResults(path.parent).networks) == [0, 1]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "study": {}}'])

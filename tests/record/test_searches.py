@@ -81,6 +81,18 @@ def test_the_best_of_the_last_rung_is_chosen(tmp_path: Path) -> None:
         assert recorded_searches(tmp_path, CLASSIFICATION)[0]["chosen"] == chosen
 
 
+def test_a_network_that_diverged_is_not_chosen_for_its_accuracy(tmp_path: Path) -> None:
+    def last(accuracy: float, train_loss: float | None) -> list[dict[str, Any]]:
+        return [{"epoch": 1, "validation_accuracy": accuracy, "train_loss": train_loss}]
+
+    settings = FIELDS["settings"] | {"by": "validation_accuracy"}
+    for diverged in (None, float("nan")):
+        epochs = {"a": last(0.1, 2.0), "b": last(0.2, diverged), "c": last(0.0, 2.0)}
+        laid_down(tmp_path, json.dumps(FIELDS | {"settings": settings, "epochs": epochs}))
+        (one,) = recorded_searches(tmp_path, CLASSIFICATION)
+        assert one["chosen"] == "a"
+
+
 def test_a_search_under_way_or_without_a_network_that_converged_has_chosen_none(
     tmp_path: Path,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 import trueoracle
@@ -16,7 +17,9 @@ from tests.run.test_criteria import Listener
 from trueoracle.data.splits import Split, Splits
 from trueoracle.engines.choose import engine_for
 from trueoracle.errors import InputError
+from trueoracle.networks.weights import write_tensors
 from trueoracle.record.paths import AROUND, DENSE
+from trueoracle.record.verify import repair, verify
 from trueoracle.report.grid import summarise_grid
 from trueoracle.report.summary import summarise
 from trueoracle.run.chunks import Chunk, retrain_chunk
@@ -91,10 +94,38 @@ def test_candidates_around_a_choice_are_the_dense_networks_own(
     own = results.outcomes[results.outcomes["candidate"] == name]
     assert retrained.epochs[0]["test_loss"] == pytest.approx(own["test_loss"].iloc[0], rel=1e-4)
     # What the criterion said is kept, so that it need not say the very same on another machine.
-    kept = (study.folder / AROUND).read_bytes()
-    (study.folder / AROUND).unlink()
+    path = study.folder / AROUND
+    kept = load_file(path)
+    path.unlink()
     study.score(progress=False)
-    assert (study.folder / AROUND).read_bytes() == kept
+    assert {name: one.tolist() for name, one in load_file(path).items()} == {
+        name: one.tolist() for name, one in kept.items()
+    }
+
+
+def test_a_flipped_bit_of_what_a_criterion_said_is_found(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    pruning = {"layers": {"conv1": 0.3}, "candidates": "around:l1", "count": 6, "share": 0.4}
+    fields = with_(tiny_fields, pruning)
+    fields["dense"] = fields["dense"] | {"epochs": 1}
+    study = Study(**fields, runs=tmp_path)
+    first = study.score(progress=False)
+    path = study.folder / AROUND
+    (around,) = [part for part in verify(study.folder).parts if part.name == AROUND]
+    assert around.state == "whole"
+    whole = path.read_bytes()
+    flipped = whole[:-1] + bytes([whole[-1] ^ 64])
+    path.write_bytes(flipped)
+    assert [part.name for part in verify(study.folder).damaged] == [AROUND]
+    assert study.score(progress=False).candidates.equals(first.candidates)
+    assert verify(study.folder).state == "whole"
+    path.write_bytes(flipped)
+    assert f"{AROUND} was set aside" in repair(study.folder)
+    # Older files have no checksum.
+    write_tensors(load(whole), path, {"of": "x"})
+    (around,) = [part for part in verify(study.folder).parts if part.name == AROUND]
+    assert around.state == "unchecked"
 
 
 def test_filters_around_a_choice_are_ordinary_ways(

@@ -35,6 +35,8 @@ from trueoracle.pruning.candidates import Candidates
 from trueoracle.record.lock import locked
 from trueoracle.record.paths import DATABASE, DENSE
 from trueoracle.record.results import Results
+from trueoracle.record.store import Failed, Store
+from trueoracle.record.verify import repair
 from trueoracle.run import dense, drive, score
 from trueoracle.run.drive import chunks
 from trueoracle.spec import spec
@@ -49,6 +51,13 @@ def outcomes(results: Results) -> pd.DataFrame:
 @pytest.fixture
 def study(tiny_fields: dict[str, Any], tmp_path: Path) -> Study:
     return Study(**tiny_fields, runs=tmp_path / "runs")
+
+
+def otherwise(network: nn.Module, *args: Any, **options: Any) -> Any:
+    """Training that comes out otherwise, as on another machine."""
+    records = train(network, *args, **options)
+    next(network.parameters()).data[0] += 1e-3
+    return records
 
 
 class Recorder:
@@ -395,17 +404,46 @@ def test_a_dense_network_made_again_is_taken_where_it_is_the_same(
     assert unlike <= {"file_sha256"}
     # Trained elsewhere it may come out otherwise, and the scores are of another network.
     path.unlink()
-    real = train
-
-    def otherwise(network: nn.Module, *args: Any, **options: Any) -> Any:
-        records = real(network, *args, **options)
-        next(network.parameters()).data[0] += 1e-3
-        return records
-
     monkeypatch.setattr(dense, "train", otherwise)
     with pytest.raises(StoreError, match=r"is another one than .* 20 scores and 20 outcomes"):
         study.run(progress=False)
     assert not path.exists()
+
+
+def test_another_network_of_a_neighbour_is_not_taken_for_the_missing_one(
+    study: Study, finished: Results, tiny_fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neighbour = Study(**tiny_fields | {"criteria": ["l2"]}, runs=study.folder.parent / "elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(dense, "train", otherwise)
+        neighbour.score(progress=False)
+    neighbour.folder.rename(study.folder.parent / neighbour.folder.name)
+    (study.folder / DENSE).unlink()
+    progress = Recorder()
+    assert study.run(progress=progress).finished
+    assert "dense network" in [name for name, _, _ in progress.stages]
+
+
+def test_a_damaged_row_of_the_dense_network_costs_nothing_else(
+    study: Study, finished: Results
+) -> None:
+    names = list(finished.candidates["candidate"])
+    with Store(study.folder) as store:
+        with store._transaction():
+            for table in ("retrainings", "outcomes"):
+                store._drop(table, "seed = 1")
+        store.record_failed([Failed(name, 1, "no") for name in names])
+    with sqlite3.connect(study.folder / DATABASE) as database:
+        database.execute("UPDATE dense SET test_loss = 0")
+    database.close()
+    repair(study.folder)
+    again = study.run(progress=False)
+    assert again.counts["retrainings"] == len(again.failures) == len(names)
+    assert again.dense is not None
+    pd.testing.assert_frame_equal(again.dense_epochs, finished.dense_epochs)
+    kept = read_metadata(study.folder / DENSE)["epochs"]
+    assert isinstance(kept, list)
+    assert len(kept) == len(finished.dense_epochs)
 
 
 @pytest.mark.slow

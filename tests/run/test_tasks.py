@@ -19,6 +19,7 @@ from trueoracle.errors import InputError
 from trueoracle.networks.weights import load_weights
 from trueoracle.record.paths import DENSE
 from trueoracle.record.results import Results
+from trueoracle.run import prepare
 from trueoracle.run.progress import SilentProgress
 from trueoracle.study import Study
 from trueoracle.tasks.base import Task
@@ -452,6 +453,126 @@ def test_code_that_changed_is_not_taken_for_the_same(
     other = made_of("third").run(progress=heard)
     assert not any("results taken over" in line for line in heard.lines)
     assert not np.allclose(other.outcomes["test_loss"], first.outcomes["test_loss"])
+
+
+WRAPPED = """
+import functools
+
+
+def logged(function):
+    @functools.wraps(function)
+    def inner(*given):
+        return function(*given)
+
+    return inner
+
+
+decorated = logged(train)
+partial = functools.partial(train)
+
+
+class Trainer:
+    rate = 0.1
+
+    def __call__(self, *given):
+        return train(*given)
+
+
+trainer = Trainer()
+absolute = Absolute(3.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "named", "change"),
+    [
+        ("retraining.procedure", "decorated", ("Adam", "SGD")),
+        ("retraining.procedure", "partial", ("Adam", "SGD")),
+        ("retraining.procedure", "trainer", ("rate = 0.1", "rate = 0.2")),
+        ("task", "absolute", ("Absolute(3.0)", "Absolute(4.0)")),
+    ],
+)
+def test_code_behind_an_object_that_changed_is_not_taken_for_the_same(
+    what: str, named: str, change: tuple[str, str], own: str, tmp_path: Path
+) -> None:
+    base, path = tmp_path / "their_base.py", tmp_path / f"{own}.py"
+    base.write_text(OWN)
+    path.write_text("from their_base import Absolute, train\n" + WRAPPED)
+    retraining = RETRAINING | {"epochs": 1, "seeds": [0]}
+    fields: dict[str, Any] = {"task": f"{own}:{named}"}
+    if what != "task":
+        retraining["procedure"] = f"{own}:{named}"
+        fields = {"task": "regression"}
+
+    def made_of(name: str) -> Study:
+        return study(
+            name, made(Net, 2), splits("regression"), tmp_path / "runs", retraining=retraining,
+            pruning={"candidates": 3, "layers": {"conv": 0.4}}, **fields,
+        )  # fmt: skip
+
+    first = made_of("first").run(progress=False)
+    for one in (base, path):
+        sys.modules.pop(one.stem)
+    assert made_of("first").run(progress=False).counts == first.counts
+    heard = Heard()
+    made_of("second").run(progress=heard)
+    assert any("results taken over from first-" in line for line in heard.lines)
+    for one in (base, path):
+        one.write_text(one.read_text().replace(*change))
+        sys.modules.pop(one.stem)
+    with pytest.raises(InputError, match=rf"^the code of {what} '\w+:{named}' has changed since"):
+        made_of("first").run(progress=False)
+    heard = Heard()
+    made_of("third").run(progress=heard)
+    assert not any("results taken over" in line for line in heard.lines)
+    sys.modules.pop(base.stem)
+
+
+def test_code_that_cannot_be_read_is_not_taken_for_the_same(
+    own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = RETRAINING | {"procedure": f"{own}:train", "epochs": 1, "seeds": [0]}
+    monkeypatch.setattr(prepare, "named_fingerprint", lambda *_: "")
+
+    def made_of(name: str) -> Study:
+        return study(
+            name, made(Net, 2), splits("regression"), tmp_path / "runs", task="regression",
+            retraining=fields, pruning={"candidates": 3, "layers": {"conv": 0.4}},
+        )  # fmt: skip
+
+    made_of("first").run(progress=False)
+    with pytest.raises(
+        InputError, match=r"of retraining\.procedure '\w+:train' cannot be read, and"
+    ):
+        made_of("first").run(progress=False)
+    heard = Heard()
+    made_of("second").run(progress=heard)
+    assert any(line.startswith("nothing is taken over from first-") for line in heard.lines)
+
+
+def test_the_dense_network_of_another_tasks_code_is_not_taken_over(
+    own: str, tmp_path: Path, tiny_fields: dict[str, Any]
+) -> None:
+    path = tmp_path / f"{own}.py"
+    path.write_text(
+        "from trueoracle.tasks.classification import Classification\n\n\n"
+        "class Mine(Classification):\n"
+        "    def loss(self, outputs, batch):\n"
+        "        return super().loss(outputs, batch) * 1.0\n"
+    )
+    fields = tiny_fields | {"task": f"{own}:Mine", "criteria": ["l1"]}
+    fields["dense"] = fields["dense"] | {"epochs": 1}
+
+    def is_taken(name: str) -> bool:
+        heard = Heard()
+        Study(**fields | {"name": name}, runs=tmp_path / "runs").score(progress=heard)
+        return any(line.startswith("dense network: taken over from fir") for line in heard.lines)
+
+    assert not is_taken("first")
+    assert is_taken("second")
+    path.write_text(path.read_text().replace("* 1.0", "* 0.01"))
+    sys.modules.pop(own)
+    assert not is_taken("third")
 
 
 class Text(nn.Module):

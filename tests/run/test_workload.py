@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 from trueoracle.cli.app import app
 from trueoracle.engines.choose import Plan
 from trueoracle.errors import InputError
-from trueoracle.executors.base import ChunkExecutor
+from trueoracle.executors.base import ChunkExecutor, InThisProcess
 from trueoracle.executors.slurm import SlurmExecutor
 from trueoracle.grid import Grid
+from trueoracle.record.layout import CHUNK_THREADS
 from trueoracle.record.results import Results
+from trueoracle.record.store import Store
 from trueoracle.run.drive import chunk_size
-from trueoracle.run.workload import Work, measure, simulate
+from trueoracle.run.workload import Work, _recorded, measure, simulate
 from trueoracle.study import Study
 
 
@@ -89,6 +91,26 @@ def test_recorded_times_are_taken_where_the_workers_are_alike(
     tried = measure(prepared, study.folder, 2, networks=1000)
     assert (tried.source, tried.networks) == ("a trial of a few steps", 1000)
     assert tried.recording > 0
+
+
+class Elsewhere(InThisProcess):
+    """As an executor of other processes."""
+
+    threads = 1
+    is_elsewhere = True
+
+
+def test_recorded_times_are_those_of_an_executors_threads(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny_fields["dense"]["epochs"] = tiny_fields["retraining"]["epochs"] = 1
+    study = Study(**tiny_fields, runs=tmp_path)
+    study.run(progress=False, engine="loop", executor=Elsewhere())
+    with Store(study.folder) as store:
+        assert store.noted(CHUNK_THREADS) == 1
+        store.note(1, CHUNK_THREADS, 2)  # chunks of two threads, sent by a process of one
+    assert not _recorded(study.folder, 1, "loop")
+    assert len(_recorded(study.folder, 2, "loop")) == 20
 
 
 def test_a_procedure_of_ones_own_has_no_time_beforehand(

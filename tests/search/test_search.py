@@ -18,7 +18,7 @@ from torch import nn
 
 import trueoracle
 from tests.record.records import older_record
-from tests.run.test_runner import Recorder
+from tests.run.test_runner import Recorder, otherwise
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.data.splits import Splits
 from trueoracle.engines import choose as engines
@@ -27,8 +27,9 @@ from trueoracle.files import read_checked_json
 from trueoracle.networks.weights import read_metadata
 from trueoracle.pruning.candidates import Candidates
 from trueoracle.record.lock import locked
+from trueoracle.record.paths import DENSE
 from trueoracle.record.results import Results
-from trueoracle.run import retrain
+from trueoracle.run import dense, retrain
 from trueoracle.search import live
 from trueoracle.search.live import folder_name
 from trueoracle.search.search import SearchResult
@@ -221,6 +222,27 @@ def test_a_criterion_that_refuses_all_images_is_passed_over(
     assert any("ordered by l1, since criterion 'apoz': no activation" in one for one in heard.said)
     with pytest.raises(InputError, match=r"^criterion 'apoz': no activation of the pruned"):
         searched(study, 4, criterion="apoz")
+
+
+def test_a_search_leaves_a_finished_study_finished(fields: dict[str, Any], tmp_path: Path) -> None:
+    fields["network"] = {"name": "lenet5-mini", "arguments": {"activation": "identity"}}
+    study = Study(**fields | {"criteria": ["l1", "apoz"]}, runs=tmp_path)
+    study.run(progress=False)
+    searched(study, 4)
+    status = study.results().status()
+    assert (status["state"], list(status["skipped"])) == ("finished", ["apoz"])
+
+
+def test_another_dense_network_is_refused_where_only_a_search_is_recorded(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched(study, 8, strategy="random")
+    (study.folder / DENSE).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(dense, "train", otherwise)
+        with pytest.raises(StoreError, match=r"another one than .* 0 outcomes and 1 search "):
+            searched(study, 8, strategy="random")
+    assert searched(study, 8, strategy="random").spent == 8
 
 
 @pytest.mark.parametrize("lost", ["the last", "all"])

@@ -13,7 +13,7 @@ from trueoracle.cli.console import err, guarded, out, print_json
 from trueoracle.cli.options import Debug, Json, Runs, Settings
 from trueoracle.errors import StoreError, TrueOracleError, first_line
 from trueoracle.record.networks import runs_of
-from trueoracle.record.paths import DATABASE
+from trueoracle.record.paths import DATABASE, NETWORKS
 from trueoracle.record.runs import find_run, recorded_runs
 from trueoracle.record.verify import FAILURES, Verified, repair
 from trueoracle.record.verify import verify as verified
@@ -54,9 +54,10 @@ def verify(
     """
     overrides = parse_overrides(settings or ())
     named = [find_run(study, runs, overrides) for study in studies or ()]
-    folders = [run for folder in named for run in runs_of(folder) if (run / DATABASE).is_file()]
+    folders = [part for folder in named for part in _parts_of(folder)]
     if not studies:
-        folders = recorded_runs(runs)
+        several = sorted(path.parent for path in runs.glob(f"*/{NETWORKS}"))
+        folders = [*recorded_runs(runs), *several]
     found = [verified(folder) for folder in folders]
     if not as_json:
         _show(found, runs)
@@ -86,6 +87,18 @@ def _as_dict(
 ) -> dict[str, Any]:
     said = {"repaired": done.get(one.folder, []), "error": errors.get(one.folder)}
     return one.as_dict() | said
+
+
+def _parts_of(folder: Path) -> list[Path]:
+    """A study's folders that hold records; of one over several networks also the study's own."""
+    own = [folder] if (folder / NETWORKS).is_file() else []
+    each: list[Path] = []
+    try:
+        each = runs_of(folder)
+    except StoreError:  # as the study's own folder is then said to be
+        if not own:
+            raise
+    return [*own, *(run for run in each if (run / DATABASE).is_file())]
 
 
 def _show(found: list[Verified], runs: Path) -> None:

@@ -8,7 +8,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
@@ -43,7 +44,8 @@ class RayExecutor(ChunkExecutor):
     Where this process is connected to Ray already, that connection is used and stays. Data and the
     dense network are put into Ray's object store once. Where the cluster's head is lost, all that
     was submitted ends with :class:`BrokenExecutor`. Raises :class:`InputError` where Ray is not
-    installed, or does not answer.
+    installed, or does not answer, and where a Ray that is started here has less than a chunk
+    needs.
     """
 
     patience = 20.0
@@ -72,6 +74,14 @@ class RayExecutor(ChunkExecutor):
             raise InputError(f"no Ray answers at {address!r}: {why}")
         if self._is_own:
             _connect(ray, address)
+        if beyond := _beyond(ray.nodes(), cpus, gpus):
+            if self._is_own and not address:
+                ray.shutdown()
+                raise InputError(f"a chunk needs {beyond}")
+            warnings.warn(
+                f"a chunk needs {beyond}: chunks wait until a node of Ray with so many is there",
+                stacklevel=2,
+            )
         found = ray.cluster_resources()
         per_cpu = int(found.get("CPU", 0) / cpus) if cpus else AT_ONCE
         self.workers = min(per_cpu, int(found.get("GPU", 0) / gpus)) if gpus else per_cpu
@@ -178,6 +188,20 @@ def _connect(ray: Any, address: str | None) -> None:
         for number, handler in handlers.items():
             with suppress(ValueError, TypeError):  # in another thread than the main one
                 signal.signal(number, handler)
+
+
+def _beyond(nodes: Sequence[Mapping[str, Any]], cpus: int, gpus: float) -> str:
+    """What a chunk needs and no node has, in words; empty where some node has it all."""
+    own = [node["Resources"] for node in nodes if node["Alive"]]
+    if any(one.get("CPU", 0) >= cpus and one.get("GPU", 0) >= gpus for one in own):
+        return ""
+    most = {name: max((one.get(name, 0) for one in own), default=0) for name in ("CPU", "GPU")}
+    wanted = [
+        f"{need:g} {name}s, and the largest node of Ray has {most[name]:g}"
+        for name, need in (("CPU", cpus), ("GPU", gpus))
+        if need > most[name]
+    ]
+    return " and ".join(wanted) or f"{cpus} CPUs and {gpus:g} GPUs, and no node of Ray has both"
 
 
 def _silence(address: str) -> str:

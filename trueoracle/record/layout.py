@@ -25,6 +25,7 @@ from trueoracle.tasks.metric import SPLITS, Metric, check_metrics
 __all__ = [
     "BLOCKS",
     "CHECKSUMS",
+    "CHUNK_THREADS",
     "COSTS",
     "COUNTED",
     "LATENCY",
@@ -196,6 +197,9 @@ NOISE = "noise"
 LATENCY = "latency"
 """The fact that :func:`trueoracle.run.latency.latencies` gives."""
 
+
+CHUNK_THREADS = "chunk_threads"
+"""The fact that says on how many threads an executor retrained each chunk of networks."""
 
 MOST_AT_ONCE = "most_at_once"
 """The fact that says how many networks memory held at once, where more were tried."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trueoracle.errors import StoreError, first_line
-from trueoracle.files import parse_json, write_text
+from trueoracle.files import checked_json, read_checked_json, write_text
 from trueoracle.record.paths import DATABASE, NETWORKS
 from trueoracle.spec.scale import badge_of
 from trueoracle.spec.spec import StudySpec
@@ -23,7 +22,7 @@ def write_networks(folder: Path, spec: StudySpec) -> None:
     """Note in ``folder`` that the networks of ``spec`` are a study; raises :class:`StoreError`."""
     fields = spec.model_dump(mode="json")
     del fields["dense"]["seed"]  # dense.seeds has it
-    text = json.dumps({"format": _FORMAT, "study": fields}, indent=2)
+    text = checked_json({"format": _FORMAT, "study": fields}, indent=2)
     write_text(folder / NETWORKS, text + "\n")
 
 
@@ -31,7 +30,7 @@ def read_networks(folder: Path) -> StudySpec:
     """The study of a folder; raises :class:`StoreError` where there is none, or an unknown one."""
     path = folder / NETWORKS
     try:
-        read = parse_json(path.read_bytes())
+        read = read_checked_json(path.read_text(encoding="utf-8"))
         if read["format"] != _FORMAT:
             raise StoreError(f"{path} was written by another version of trueoracle")
         spec = StudySpec.model_validate(read["study"])

@@ -83,11 +83,21 @@ def _value(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
+def _is_finite(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def _chosen(fields: Mapping[str, Any], metrics: Sequence[Metric]) -> str | None:
-    """The candidate of the best last value: of equal ones the first, as the search chooses."""
+    """The candidate of the best last value: of equal ones the first, as the search chooses.
+
+    A network that diverged, whose train loss is not finite, is not chosen, whatever it scores.
+    """
     by = fields["settings"]["by"]
     higher = find_outcome(metrics, by).higher_is_better
-    last = {str(name): fields["epochs"][name][-1][by] for name in fields["rungs"][-1]}
-    known = {name: float(value) for name, value in last.items() if value is not None}
-    known = {name: value for name, value in known.items() if math.isfinite(value)}
+    last = {str(name): fields["epochs"][name][-1] for name in fields["rungs"][-1]}
+    known = {
+        name: float(own[by])
+        for name, own in last.items()
+        if _is_finite(own[by]) and _is_finite(own.get("train_loss", 0.0))
+    }
     return max(known, key=lambda name: known[name] if higher else -known[name], default=None)

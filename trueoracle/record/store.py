@@ -145,17 +145,21 @@ class Store(Database):
         epochs: Iterable[Mapping[str, Any]],
         file_sha256: str | None = None,
         blocks: Mapping[str, Sequence[float]] | None = None,
+        *,
+        is_same: bool = False,
     ) -> None:
         """Record the dense network: hashes, metrics, and the epochs where it was trained.
 
         ``sha256`` is that of the network's weights, ``file_sha256`` that of the file that holds
-        them; ``blocks`` are as those of :class:`Retrained`.
+        them; ``blocks`` are as those of :class:`Retrained`. ``is_same`` says that it is the network
+        whose failures are recorded: these stay.
         """
         self._check_task()
         with self._transaction():
             self._drop("dense")
             self._drop("dense_epochs")
-            self._drop("failures")  # of another network
+            if not is_same:
+                self._drop("failures")
             chunk = self._new_chunk()
             values: dict[str, Any] = {name: metrics[name] for name in self._measured}
             values |= {"sha256": sha256, "architecture": architecture, "origin": origin}

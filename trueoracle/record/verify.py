@@ -16,14 +16,30 @@ from typing import Any, Literal
 
 from trueoracle.analysis.numbers import many
 from trueoracle.errors import StoreError, first_line
-from trueoracle.files import parse_json, read_checked, read_checked_json, remove_drafts, sha256_of
+from trueoracle.files import (
+    parse_json,
+    read_checked,
+    read_checked_json,
+    remove_drafts,
+    sha256_of,
+    tensors_sha256,
+)
 from trueoracle.record.chunks import CHUNKED, journal_fault, kinds_fault, read_rows, sealed
 from trueoracle.record.connection import connect
 from trueoracle.record.database import SCHEMA_VERSION, metrics_by_columns
 from trueoracle.record.layout import CHECKSUMS, METRICS, Columns, Seal, Table, Task, tables, task_of
 from trueoracle.record.lock import is_locked, locked
 from trueoracle.record.older import NAMED, OLDER_TASK
-from trueoracle.record.paths import CANDIDATES, DATABASE, DENSE, RETRAINING, SEARCHES, UNDER_WAY
+from trueoracle.record.paths import (
+    AROUND,
+    CANDIDATES,
+    DATABASE,
+    DENSE,
+    NETWORKS,
+    RETRAINING,
+    SEARCHES,
+    UNDER_WAY,
+)
 from trueoracle.record.store import Store
 from trueoracle.tasks.metric import Metric
 
@@ -89,6 +105,9 @@ class Verified:
 
 def verify(folder: Path) -> Verified:
     """Read all that is recorded in ``folder``; raises :class:`StoreError` where nothing is."""
+    if not (folder / DATABASE).is_file() and (folder / NETWORKS).is_file():
+        mend = "put a backup in its place, or run the study again, which writes it anew"
+        return Verified(folder, (_json_part(folder, NETWORKS, mend),))
     if not (folder / DATABASE).is_file():
         raise StoreError(f"nothing is recorded in {folder}")
     if is_locked(folder):
@@ -105,6 +124,8 @@ def repair(folder: Path) -> list[str]:
     database is written to a new one. Raises :class:`StoreError` where it is not known what is
     whole.
     """
+    if not (folder / DATABASE).is_file():  # of several networks, and only their names are here
+        return []
     with locked(folder, patience=1.0):
         remove_drafts(folder)
         found = _survey(folder)
@@ -338,6 +359,21 @@ def _file_parts(folder: Path, found: _Survey) -> Iterator[Part]:
         yield Part(name, "whole" if whole else "damaged", what, mend)
     if (folder / CANDIDATES).exists():
         yield _json_part(folder, CANDIDATES, "running writes it again")
+    if (folder / AROUND).exists():
+        yield _around_part(folder)
+
+
+def _around_part(folder: Path) -> Part:
+    mend = "--repair sets it aside, and running computes it again"
+    try:
+        digest, noted = tensors_sha256((folder / AROUND).read_bytes())
+    except (OSError, ValueError) as error:
+        return Part(AROUND, "damaged", str(error).splitlines()[0], mend)
+    if noted is None:
+        return Part(AROUND, "unchecked", _BEFORE)
+    if noted != digest:
+        return Part(AROUND, "damaged", "it is not what was written", mend)
+    return Part(AROUND, "whole")
 
 
 def _dense_part(folder: Path, dense: Mapping[str, Any]) -> Part:

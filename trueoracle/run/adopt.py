@@ -27,6 +27,12 @@ def adopt(at: Sitting) -> dict[str, int]:
             continue
         if code != dict(prepared.code):
             continue
+        if unknown := [what for what, known in code.items() if not known]:
+            progress.message(
+                f"nothing is taken over from {other.name}: the code of {unknown[0]} cannot be "
+                "read, and may differ"
+            )
+            continue
         if not other.name.endswith(theirs.digest):  # recorded under another DIGEST_FORMAT
             continue
         # Only separable criteria: other scores belong to the list of candidates they were made for.

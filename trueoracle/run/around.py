@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 
 from trueoracle.criteria.base import find_criterion
 from trueoracle.criteria.importance import importance_of
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, NotApplicableError
+from trueoracle.files import tensors_sha256
 from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import weights_sha256, write_tensors
 from trueoracle.pruning.candidates import CandidateList
@@ -39,7 +41,9 @@ def candidates_for(prepared: Prepared, dense: nn.Module, folder: Path) -> Prepar
     importance = _kept(path, whose)
     if importance is None:
         importance = _importance(pruning.around, dense, prepared.candidates, prepared.data)
-        write_tensors({n: one.contiguous() for n, one in importance.items()}, path, {"of": whose})
+        tensors = {n: one.contiguous() for n, one in importance.items()}
+        digest, _ = tensors_sha256(save(tensors, {"of": whose}))
+        write_tensors(tensors, path, {"of": whose, "sha256": digest})
     return replace(prepared, candidates=_drawn(prepared.candidates, importance, pruning))
 
 
@@ -64,11 +68,17 @@ def _importance(
 
 
 def _kept(path: Path, whose: str) -> Importance | None:
-    """What an earlier sitting kept; None where it kept nothing, or that of another network."""
+    """What an earlier sitting kept; None where it kept nothing, or that of another network.
+
+    What is no longer as it was written is not taken; older files have no checksum.
+    """
     try:
+        digest, noted = tensors_sha256(path.read_bytes())
+        if noted not in (None, digest):
+            return None
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("of") != whose:
                 return None
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
+    except (OSError, ValueError, SafetensorError):
         return None

@@ -28,7 +28,7 @@ from trueoracle.networks.weights import (
     save_weights,
     weights_sha256,
 )
-from trueoracle.record.paths import DENSE, UNDER_WAY
+from trueoracle.record.paths import DENSE, SEARCHES, UNDER_WAY
 from trueoracle.record.store import Store
 from trueoracle.run.prepare import Prepared
 from trueoracle.run.progress import about
@@ -66,14 +66,15 @@ def make_dense(at: Sitting) -> nn.Module:
     checkpoint = Checkpoint(folder / UNDER_WAY, f"{spec.dense_digest}-{prepared.architecture}")
     network, origin, epochs, seconds = _made(at, checkpoint, wanted)
     found = weights_sha256(network)
-    counts = store.counts()
-    if wanted is not None and found != wanted and (counts["scores"] or counts["retrainings"]):
+    if wanted is not None and found != wanted and (rests := _resting(at)):
         raise StoreError(
             f"the dense network made again ({found[:12]}) is another one than that ({wanted[:12]}) "
-            f"whose {many(counts['scores'], 'score')} and {many(counts['retrainings'], 'outcome')} "
-            f"{folder} records: put a backup of {DENSE} in its place, or move {folder} away to "
-            "start anew"
+            f"whose {rests} {folder} records: put a backup of {DENSE} in its place, or move "
+            f"{folder} away to start anew"
         )
+    is_same = wanted is not None and found == wanted
+    if is_same and (kept := _records(store.frame("dense_epochs"))):  # another sitting's training
+        epochs = kept
     final = measure(network, prepared.data, 0, 0.0, by_block=True)
     if final.diverged:
         raise TrainingError(
@@ -86,7 +87,7 @@ def make_dense(at: Sitting) -> nn.Module:
         "epochs": epochs,
     }
     file = save_weights(network, path, metadata)
-    if recorded is not None and found == wanted:  # what is recorded of it stays
+    if recorded is not None and is_same:  # what is recorded of it stays
         store.record_dense_file(file)
     else:
         store.record_dense(
@@ -98,9 +99,22 @@ def make_dense(at: Sitting) -> nn.Module:
             epochs,
             file_sha256=file,
             blocks=final.blocks,
+            is_same=is_same,
         )
     checkpoint.remove()
     return network
+
+
+def _resting(at: Sitting) -> str:
+    """What is recorded that rests on the dense network, in words; empty where nothing is."""
+    counts = at.store.counts()
+    searches = len(list(at.folder.glob(f"{SEARCHES}/*/*.json")))
+    if not (counts["scores"] or counts["retrainings"] or searches):
+        return ""
+    found = f"{many(counts['scores'], 'score')} and {many(counts['retrainings'], 'outcome')}"
+    if not searches:
+        return found
+    return f"{found.replace(' and ', ', ')} and {many(searches, 'search', 'searches')}"
 
 
 def check_dense_file(folder: Path, recorded: Mapping[str, Any]) -> None:
@@ -143,8 +157,8 @@ def _made(
     if prepared.spec.network.arrives_trained:
         return network, "given", [], 0.0
     if wanted is not None and _holds(network, folder / DENSE, wanted):
-        return network, "trained", [], 0.0
-    if (sibling := _like(at)) is not None:
+        return network, "trained", _epochs_in(folder / DENSE), 0.0
+    if (sibling := _like(at, wanted)) is not None:
         taken, epochs = sibling
         load_weights(network, taken / DENSE)
         progress.message(f"dense network: taken over from {taken.name}")
@@ -167,6 +181,12 @@ def _holds(network: nn.Module, path: Path, sha256: str) -> bool:
     return False
 
 
+def _epochs_in(path: Path) -> list[dict[str, Any]]:
+    """The epochs of the training that a dense network's file keeps; none where it has none."""
+    epochs = read_metadata(path).get("epochs")
+    return epochs if isinstance(epochs, list) else []
+
+
 def _train(network: nn.Module, at: Sitting, checkpoint: Checkpoint) -> list[dict[str, Any]]:
     prepared, progress = at.prepared, at.progress
     recipe = prepared.spec.dense
@@ -184,10 +204,16 @@ def _train(network: nn.Module, at: Sitting, checkpoint: Checkpoint) -> list[dict
     return [record.as_row() for record in records]
 
 
-def _like(at: Sitting) -> tuple[Path, list[dict[str, Any]]] | None:
-    """The folder and epochs of another study's dense network made by the same fields and code."""
+def _like(at: Sitting, sha256: str | None) -> tuple[Path, list[dict[str, Any]]] | None:
+    """The folder and epochs of another study's dense network made by the same fields and code.
+
+    It has the SHA-256 that is given, where one is.
+    """
     prepared = at.prepared
     wanted = (prepared.spec.dense_digest, prepared.architecture)
+    own = {what: code for what, code in prepared.code.items() if what.startswith("task")}
+    if not all(own.values()):  # nobody knows whether another task's code is the same
+        return None
     for other in at.siblings():
         try:
             metadata = read_metadata(other / DENSE)
@@ -195,16 +221,19 @@ def _like(at: Sitting) -> tuple[Path, list[dict[str, Any]]] | None:
                 continue
             with Store(other, read_only=True) as record:
                 dense, epochs = record.dense(), record.frame("dense_epochs")
-            if dense is not None:
+                code = record.noted("code") or {}
+            if any(code.get(what) != ours for what, ours in own.items()):
+                continue
+            if dense is not None and sha256 in (None, dense["sha256"]):
                 read_dense(prepared, other, dense)
-                return other, [{str(k): v for k, v in row.items()} for row in _records(epochs)]
+                return other, _records(epochs)
         except (StoreError, InputError):  # another study's damage is not this one's
             continue
     return None
 
 
-def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
-    return frame.to_dict("records")
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def warn_of_chance(at: Sitting) -> None:

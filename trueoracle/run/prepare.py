@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from trueoracle.criteria.base import Criterion, find_criterion
+from trueoracle.criteria.base import Criterion, find_criterion, split_settings
 from trueoracle.data.splits import Splits
 from trueoracle.engines.procedure import find_procedure
 from trueoracle.errors import InputError, first_line
@@ -47,7 +46,7 @@ from trueoracle.run.trials import (
     try_recipes,
     try_training,
 )
-from trueoracle.sources import code_fingerprint
+from trueoracle.sources import named_fingerprint
 from trueoracle.spec.spec import (
     StudySpec,
 )
@@ -57,6 +56,7 @@ from trueoracle.tasks.base import (
     is_by_example,
     run_network,
 )
+from trueoracle.tasks.registry import GIVEN, TASKS
 from trueoracle.training.team import find_team
 
 __all__ = ["Prepared", "find_device", "prepare"]
@@ -209,16 +209,22 @@ def _in_blocks(network: nn.Module, data: Splits, count: int) -> Splits:
 
 
 def _code(spec: StudySpec, task: Task) -> dict[str, str]:
-    """Hashes of a user's own code: of task, procedure, and the criterion drawn around."""
+    """Hashes of a user's own code: of task, procedure, and the criterion drawn around.
+
+    A hash is empty where nothing is known of the code.
+    """
     found = {}
     if ":" in spec.task:
-        found["task"] = code_fingerprint(type(task))
-    around = spec.pruning.around and find_criterion(spec.pruning.around)
-    if around and not around.is_shipped:
-        found["pruning.candidates"] = around.fingerprint
-    procedure = spec.retraining.procedure and find_procedure(spec.retraining.procedure)
-    if inspect.isfunction(procedure):
-        found["retraining.procedure"] = code_fingerprint(procedure)
+        found["task"] = named_fingerprint(type(task))
+        # The content of a task that is given in Python is part of its name.
+        if not spec.task.startswith(GIVEN) and isinstance(named := TASKS.find(spec.task), Task):
+            found["task.object"] = named_fingerprint(named, spec.task)
+    if (name := spec.pruning.around) and not (around := find_criterion(name)).is_shipped:
+        found["pruning.candidates"] = around.fingerprint or named_fingerprint(
+            around.function, split_settings(name)[0]
+        )
+    if (name := spec.retraining.procedure) is not None:
+        found["retraining.procedure"] = named_fingerprint(find_procedure(name), name)
     return found
 
 

@@ -15,7 +15,7 @@ from trueoracle.errors import InputError
 from trueoracle.executors.base import ChunkExecutor, InThisProcess
 from trueoracle.networks.copying import copied
 from trueoracle.networks.weights import load_weights
-from trueoracle.record.layout import MOST_AT_ONCE
+from trueoracle.record.layout import CHUNK_THREADS, MOST_AT_ONCE
 from trueoracle.record.paths import DENSE, RETRAINING
 from trueoracle.record.store import Failed
 from trueoracle.run.around import candidates_for
@@ -89,6 +89,8 @@ def retrain_candidates(
         expected, where = expected.replace(")", " on one worker)"), f" on {executor}"
     progress.message(f"retraining{where}{expected}: {plan}")
     store.note(at.number, "engine", plan.engine)
+    if executor.is_elsewhere and executor.threads is not None:
+        store.note(at.number, CHUNK_THREADS, executor.threads)
     shared = Shared.of(prepared, dense)
     done = at.done()
     left = {

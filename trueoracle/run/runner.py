@@ -70,7 +70,8 @@ def run(
         adopt(at)
         tell_blocks(at)
         score_candidates(at, dense)
-        if plan is not None and at.left:  # all may have been adopted from a similar study
+        # All may have been adopted from a similar study, and failures dropped with another network.
+        if at.left and (plan := plan or plan_retraining(at, engine, memory, workers)) is not None:
             retrain_candidates(at, dense, plan, workers)
         tell_failures(at)
 

@@ -71,8 +71,13 @@ def list_candidates(at: Sitting, dense: nn.Module) -> Sitting:
             at.progress.message(
                 f"criterion {name}: its code may have changed, so it is scored anew"
             )
-    at.note_skipped(prepared.skipped)
+    at.note_skipped(_skipped(at))
     return at
+
+
+def _skipped(at: Sitting) -> dict[str, str]:
+    """The criteria that do not apply, with those of earlier sittings until they are tried again."""
+    return {**(at.store.noted("skipped") or {}), **at.prepared.skipped}
 
 
 def _note_latency(at: Sitting, dense: nn.Module) -> None:
@@ -97,7 +102,7 @@ def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | No
     """Score every candidate by every criterion or those ``wanted``, committing chunk by chunk."""
     prepared, store, progress = at.prepared, at.store, at.progress
     candidates, data = prepared.candidates, prepared.data
-    skipped = dict(prepared.skipped)
+    skipped = _skipped(at)
     for name, criterion in at.applying:
         if wanted is not None and name not in wanted:
             continue
@@ -134,6 +139,9 @@ def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | No
             store.record_scores(name, zip(names, values, strict=True))
             progress.advance(sum(one not in scored for one in names))
             size = _next_size(size, time.perf_counter() - started)
+        else:
+            if skipped.pop(name, None) is not None:  # it applies now, on another machine or version
+                at.note_skipped(skipped)
     _note_noise(at, dense)
     asked = [name for name in prepared.spec.criteria if wanted is None or name in wanted]
     if asked and all(name in skipped for name in asked):  # going on would retrain all for nothing

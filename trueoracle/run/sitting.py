@@ -133,11 +133,16 @@ def _begin(prepared: Prepared, store: Store) -> int:
             "began: give the study another name to start anew with it"
         )
     for what, before in (store.noted("code") or {}).items():
-        if prepared.code.get(what) != before:
-            raise InputError(
-                f"the code of {what} {_named(prepared, what)!r} has changed since this study "
-                "began: give the study another name to start anew with it"
-            )
+        now = prepared.code.get(what)
+        is_known = bool(before) and now != ""
+        if now == before and (is_known or recorded is None):
+            continue
+        label = what.removesuffix(".object")
+        changed = "has changed" if is_known else "cannot be read, and may have changed"
+        raise InputError(
+            f"the code of {label} {_named(prepared, what)!r} {changed} since this study "
+            "began: give the study another name to start anew with it"
+        )
     if prepared.spec.pruning.around is None:  # else candidates depend on the dense network
         check_candidates(prepared, store)
     facts = {
@@ -179,7 +184,7 @@ def _named(prepared: Prepared, what: str) -> str | None:
     spec = prepared.spec
     if what == "pruning.candidates":
         return spec.pruning.around
-    return spec.task if what == "task" else spec.retraining.procedure
+    return spec.task if what.startswith("task") else spec.retraining.procedure
 
 
 def _what_changed(prepared: Prepared, before: str) -> str:

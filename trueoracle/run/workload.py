@@ -17,6 +17,7 @@ from trueoracle.errors import InputError, StoreError
 from trueoracle.executors.base import AT_ONCE, ChunkExecutor
 from trueoracle.executors.ray import RayExecutor
 from trueoracle.executors.slurm import SlurmExecutor
+from trueoracle.record.layout import CHUNK_THREADS
 from trueoracle.record.results import Results
 from trueoracle.record.store import Retrained, Store
 from trueoracle.run.chunks import threads
@@ -199,7 +200,8 @@ def _recorded(folder: Path, on_threads: int, engine: str) -> tuple[float, ...]:
     except StoreError:
         return ()
     for sitting in results.provenance:
-        if "engine" in sitting and (sitting["threads"], sitting["engine"]) != (on_threads, engine):
+        used = sitting.get(CHUNK_THREADS, sitting["threads"])
+        if "engine" in sitting and (used, sitting["engine"]) != (on_threads, engine):
             return ()
     return tuple(float(one) for one in results.retrainings["seconds"].dropna() if one > 0)
 

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import re
-from collections.abc import Mapping
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from trueoracle.errors import InputError
 from trueoracle.registry import Registry
-from trueoracle.sources import code_fingerprint
+from trueoracle.sources import code_fingerprint, content_in_words
 from trueoracle.tasks.base import Examples, Task
 from trueoracle.tasks.classification import Classification, Multilabel
 from trueoracle.tasks.language import Answers, NextToken
@@ -38,21 +33,8 @@ def given_task(task: Task | type[Task]) -> str:
         return str(kind.name)
     code = code_fingerprint(kind) or kind.__qualname__
     held = {} if inspect.isclass(task) else vars(task)
-    text = f"{code}{sorted((name, _content(value)) for name, value in held.items())}"
+    text = f"{code}{sorted((name, content_in_words(value)) for name, value in held.items())}"
     return f"{GIVEN}{kind.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def _content(value: object) -> str:
-    """A task's content in full, since torch abbreviates long tensors when it prints them."""
-    if isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
-        numbers = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
-        return f"{plain.dtype} {list(plain.shape)} {hashlib.sha256(numbers).hexdigest()}"
-    if isinstance(value, Mapping):
-        return str({str(name): _content(one) for name, one in value.items()})
-    if isinstance(value, list | tuple):
-        return str([_content(one) for one in value])
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def find_task(reference: str | Task | type[Task], train: Examples) -> Task:
