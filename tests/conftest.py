@@ -32,6 +32,12 @@ torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared"
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Every test draws the same weights and inputs, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: at the end, all other processes would wait for it."""
     items.sort(key=lambda item: item.path.name != "test_demo.py")

@@ -466,6 +466,7 @@ class Beside(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+        nn.init.constant_(self.first.bias, 1.0)  # no unit is dead, whatever is drawn
         self.norm, self.gate, self.inner = nn.LayerNorm(6), nn.Linear(6, 4), nn.Linear(4, 6)
 
     def forward(self, x: Tensor) -> Tensor:
