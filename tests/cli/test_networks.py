@@ -46,7 +46,9 @@ def test_run_status_report_and_export_take_it_as_one(
     assert call("export", study, "--runs", runs, "--out", tmp_path / "t").code == 0
     scores = pd.read_csv(tmp_path / "t" / "scores.csv")
     assert scores.groupby("dense_seed").size().tolist() == [10, 10, 10]
-    assert len(json.loads(call("verify", study, "--runs", runs, "--json").out)) == 3
+    whole, *each = json.loads(call("verify", study, "--runs", runs, "--json").out)
+    assert [part["name"] for part in whole["parts"]] == ["networks.json"]
+    assert [one["state"] for one in each] == ["whole"] * 3
     # One of its networks is a study by itself.
     (alone,) = json.loads(
         call("report", study, "--set", "dense.seeds=[1]", "--runs", runs, "--json").out
