@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     Subset,
@@ -133,6 +134,8 @@ def as_split(
 
 def _sampled(loader: DataLoader[Any]) -> Any:
     """The examples that a loader goes through: all of its dataset, or those that it is given."""
+    if isinstance(loader.dataset, IterableDataset):  # which is then refused as such
+        return loader.dataset
     sampler = loader.sampler
     if isinstance(sampler, SubsetRandomSampler):
         return Subset(loader.dataset, [int(one) for one in sampler.indices])

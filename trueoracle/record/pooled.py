@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,10 +117,11 @@ class PooledResults(Results):
         }
         return {**first, **medians, "networks": len(like)}
 
-    @property
-    def retrained(self) -> dict[int, Results]:
-        """The results of the dense networks of which any candidate is retrained."""
-        return {seed: one for seed, one in self.networks.items() if not one.outcomes.empty}
+    def _with_scores(self, names: Collection[str]) -> dict[int, Results]:
+        """Those of the retrained networks that have some columns of scores; all where none has."""
+        begun = self.retrained
+        known = {s: one for s, one in begun.items() if one.score_columns.issuperset(names)}
+        return known or begun
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -158,14 +159,13 @@ class PooledResults(Results):
 
         They are NaN where a network is not yet scored, or has no shorter retraining.
         """
-        with_it = [one for one in self.networks.values() if criterion in one.score_columns]
-        with_it = with_it or list(self.networks.values())
-        known = {id(one): one.score(criterion, outcome) for one in with_it}
-        first = known[id(with_it[0])]
+        scored = {s: one for s, one in self.networks.items() if criterion in one.score_columns}
+        known = {s: one.score(criterion, outcome) for s, one in (scored or self.networks).items()}
         each = [
-            known[id(one)].values if id(one) in known else np.full(len(one.candidates), np.nan)
-            for one in self.networks.values()
+            known[seed].values if seed in known else np.full(len(one.candidates), np.nan)
+            for seed, one in self.networks.items()
         ]
+        first = next(iter(known.values()))
         return Score(np.concatenate(each), first.label, first.higher_is_chosen)
 
     def points(
@@ -173,9 +173,9 @@ class PooledResults(Results):
     ) -> pd.DataFrame:
         """The rows of :meth:`Results.points` of every network, with its ``dense_seed``."""
         self._check_retrained()
-        begun = self.retrained
-        known = {seed: one for seed, one in begun.items() if criterion in one.score_columns}
-        return self._joined(lambda one: one.points(criterion, column, rule), known or begun)
+        return self._joined(
+            lambda one: one.points(criterion, column, rule), self._with_scores([criterion])
+        )
 
     def relation(
         self, criterion: str = "oracle", column: str | None = None, rule: str = "last"
@@ -203,8 +203,8 @@ class PooledResults(Results):
     def _compared(
         self, column: str | None, rule: str, names: Sequence[str]
     ) -> list[tuple[Results, CandidateTable]]:
-        begun = [one for one in self.retrained.values() if one.score_columns.issuperset(names)]
-        tables = [(one, one.table(column, rule, names)) for one in begun or self.retrained.values()]
+        begun = self._with_scores(names).values()
+        tables = [(one, one.table(column, rule, names)) for one in begun]
         return [(one, table) for one, table in tables if _can_be_compared(table)] or tables
 
     def table(
@@ -240,7 +240,8 @@ class PooledResults(Results):
 
         self._check_retrained()
         outcome = self.outcome(column, rule)
-        found = {seed: one.points(criterion, column, rule) for seed, one in self.retrained.items()}
+        known = self._with_scores([criterion])
+        found = {seed: one.points(criterion, column, rule) for seed, one in known.items()}
         return draw_panel(
             panel_data(
                 [

@@ -269,9 +269,10 @@ class Results:
         outcome = self.outcome(column, rule)
         score = self.score(criterion, outcome)
         self._check_retrained()
-        table = self._outcome_table(shared_outcomes(self._counted, outcome), outcome)
+        values = self._with_diverged(shared_outcomes(self._counted, outcome), outcome)
         return self.candidates[["candidate", "pruned"]].assign(
-            score=score.values, outcome=table.outcome
+            score=score.values,
+            outcome=CandidateTable(values, {}, outcome.higher_is_better).outcome,
         )
 
     def by_seed(self, column: str | None = None, rule: str = "last") -> pd.DataFrame:
@@ -283,14 +284,9 @@ class Results:
         self._check_retrained()
         found = seed_outcomes(self._counted, outcome)
         ids = pd.Index(self.candidates["candidate"])
-        values = self._outcome_table(found, outcome).finished
-        return pd.DataFrame(values, index=ids, columns=found.columns)
-
-    def _outcome_table(self, outcomes: pd.DataFrame, outcome: Outcome) -> CandidateTable:
-        """A table of outcomes alone, infinitely bad where a network diverged."""
-        higher = outcome.higher_is_better
-        values = self._with_diverged(outcomes, worst=-np.inf if higher else np.inf)
-        return CandidateTable(values, {}, higher)
+        values = self._with_diverged(found, outcome)
+        table = CandidateTable(values, {}, outcome.higher_is_better)
+        return pd.DataFrame(table.finished, index=ids, columns=found.columns)
 
     def relation(
         self, criterion: str = "oracle", column: str | None = None, rule: str = "last"
@@ -323,11 +319,10 @@ class Results:
         names = self.criteria if criteria is None else criteria
         scores = {name: self.score(name, outcome) for name in names}
         pruned, groups = self._pruned_filters()
-        higher = outcome.higher_is_better
         return CandidateTable(
-            outcomes=self._outcome_table(outcomes, outcome).outcomes,
+            outcomes=self._with_diverged(outcomes, outcome),
             scores={name: score.values for name, score in scores.items()},
-            higher_is_better=higher,
+            higher_is_better=outcome.higher_is_better,
             sampled=self.spec.pruning.candidates != "all",
             pruned=pruned,
             groups=groups,
@@ -340,6 +335,16 @@ class Results:
     def networks(self) -> Mapping[int, Results]:
         """The results of each dense network by its ``dense.seed``: here only these results."""
         return {self.spec.dense.seed: self}
+
+    @property
+    def retrained(self) -> dict[int, Results]:
+        """The results of the dense networks of which any candidate is retrained.
+
+        Those whose every retraining diverged are left out, unless there are no others.
+        """
+        begun = {seed: one for seed, one in self.networks.items() if not one.outcomes.empty}
+        ended = {s: one for s, one in begun.items() if not one.retrainings["diverged"].all()}
+        return ended or begun
 
     def candidate_tables(
         self,
@@ -362,7 +367,7 @@ class Results:
         """
         return assess(self.candidate_tables(column, rule, criteria))
 
-    def _with_diverged(self, outcomes: pd.DataFrame, worst: float) -> np.ndarray:
+    def _with_diverged(self, outcomes: pd.DataFrame, outcome: Outcome) -> np.ndarray:
         """Outcomes by candidate and seed as an array, infinitely bad where a network diverged."""
         ids = self.candidates["candidate"]
         made = outcomes.reindex(ids).to_numpy(dtype=np.float64)
@@ -370,7 +375,7 @@ class Results:
         went = counted[counted["diverged"].astype(bool)]
         diverged = went.assign(one=1.0).pivot(index="candidate", columns="seed", values="one")
         known = diverged.reindex(index=ids, columns=outcomes.columns).notna().to_numpy()
-        return np.where(known, worst, made)
+        return np.where(known, -np.inf if outcome.higher_is_better else np.inf, made)
 
     def _blocks(self, outcome: Outcome, outcomes: pd.DataFrame) -> Blocks | None:
         """The last epoch's ``outcomes``, by candidate and seed, by blocks of examples.

@@ -23,7 +23,7 @@ from trueoracle.report.headline import grid_headline
 from trueoracle.report.linked import linked
 from trueoracle.report.page import View, candidates_table
 from trueoracle.report.rendering import HEADINGS, navigation, render
-from trueoracle.report.sections import each_network, headline_in_words, tables_of
+from trueoracle.report.sections import headline_in_words, tables_of
 from trueoracle.report.share import recorded_name
 from trueoracle.report.stills import FEW as FEW_STUDIES
 from trueoracle.report.stills import left_out_in_words, stills_of_point
@@ -232,7 +232,7 @@ def grid_page(
     first = next(entry for entry in entries if entry["summary"]["relations"])
     stills = _stills_of_points(entries, recorded, summary["outcome"], folder)
     note = left_out_in_words(sum(bool(one["summary"]["relations"]) for one in entries))
-    filters = any(filter_names(n) for one in recorded.values() for n in each_network(one))
+    filters = any(filter_names(n) for one in recorded.values() for n in one.retrained.values())
     views = {
         "trend": View(HEADINGS["trend"][0], stills=tuple(_trends(found, summary, folder)[:1])),
         "forest": View(

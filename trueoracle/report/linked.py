@@ -79,12 +79,8 @@ def _study(
     results: Results, summary: Summary, label: str, badge: str, rule: str, stride: int
 ) -> dict[str, Any]:
     """A study: what is said over its dense networks, and each network."""
-    each = {one["dense_seeds"][0]: one for one in summary["networks"]}
-    both = [
-        (one, each.get(seed, summary))
-        for seed, one in results.networks.items()
-        if not one.outcomes.empty
-    ]
+    own = {one["dense_seeds"][0]: one for one in summary["networks"] or [summary]}
+    both = [(one, own[seed]) for seed, one in results.networks.items() if own[seed]["relations"]]
     alike = next((one["agreement"] for one in (summary["comparison"] or {}).values() if one), None)
     return {
         "label": label,
@@ -163,7 +159,7 @@ def _network(results: Results, summary: Summary, rule: str, stride: int) -> dict
             for column in columns
         },
         "relations": _relations(results, summary, tables, by_seed),
-        "short": _short(results, summary, columns, rule),
+        "short": _short(results, summary, tables, rule),
         "curves": {
             column: _curves(results.outcomes, candidates["candidate"], column, stride)
             for column in columns
@@ -216,22 +212,22 @@ def _chosen(
 
 
 def _short(
-    results: Results, summary: Summary, columns: Sequence[str], rule: str
+    results: Results, summary: Summary, tables: Mapping[str, CandidateTable], rule: str
 ) -> dict[str, Any] | None:
     """The outcomes of a shorter retraining beside the full one's, by outcome."""
     if results.short is None:
         return None
     found = {}
     said = (summary["short_retraining"] or {"relations": []})["relations"]
-    for column in columns:
+    for column in tables:
         outcome = results.outcome(column, rule)
         score = results.score(SHORT, outcome)
         known = next((one for one in said if one["metric"] == column), None)
-        table = results.table(column, rule, [SHORT])
+        ends = tables[column].outcome
         if known is None:
             known = relate(
                 score.values,
-                table.outcome,
+                ends,
                 higher_is_better=outcome.higher_is_better,
                 higher_score_is_better=score.higher_is_chosen,
             ).as_dict()
@@ -239,7 +235,7 @@ def _short(
             "label": score.label,
             "values": _column(score.values),
             "facts": _facts(known, known.get("ceiling")),
-            **_chosen(known, score.values, table.outcome),
+            **_chosen(known, score.values, ends),
         }
     return found
 

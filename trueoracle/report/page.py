@@ -31,7 +31,6 @@ from trueoracle.report.sections import (
     Section,
     are_arms,
     dense_facts,
-    each_network,
     intervals_in_words,
     labels_of,
     place_of,
@@ -201,11 +200,11 @@ def _views(sections: Sequence[Section], folder: Folder, rule: str) -> dict[str, 
         "curves": view("curves"),
         "picked": view("picked"),
     }
-    if any(filter_names(one) for section in known for one in each_network(section.results)):
+    if any(filter_names(one) for section in known for one in section.results.retrained.values()):
         views["filters"] = view("filters")
     if any(section.summary["short_retraining"] for section in known):
         views["short"] = view("short")
-    if len(known) > 1 or len(each_network(first.results)) > 1:
+    if len(known) > 1 or len(first.results.retrained) > 1:
         drawn = _side_by_side(known, relation, folder, rule)
         views["arms"] = View(HEADINGS["arms"][0], stills=(drawn,) if drawn else ())
     if any(section.comparison is not None for section in known):
@@ -218,12 +217,16 @@ def _side_by_side(
 ) -> Drawn | None:
     """One scatter per dense network of each study that has the criterion and the outcome."""
     shared = [
-        (f"{section.label} network {seed}" if len(each) > 1 else section.label, section.badge, one)
+        (
+            section.label
+            if len(section.results.networks) == 1
+            else f"{section.label} network {seed}",
+            section.badge,
+            one,
+        )
         for section in sections
-        for each in [section.results.networks]
-        for seed, one in each.items()
-        if not one.outcomes.empty
-        and recorded_name(one, relation["criterion"]) in one.criteria
+        for seed, one in section.results.retrained.items()
+        if recorded_name(one, relation["criterion"]) in one.criteria
         and relation["metric"] in one.default_outcomes
     ]
     if len(shared) < 2:
@@ -240,7 +243,7 @@ def _side_by_side(
 
 def candidates_table(results: Results, relation: Mapping[str, Any], rule: str) -> TextTable:
     """The best candidates by outcome, of the first dense network: what each prunes and comes to."""
-    one = each_network(results)[0]
+    one = next(iter(results.retrained.values()))
     outcome = one.outcome(relation["metric"], rule)
     table = one.points(recorded_name(one, relation["criterion"]), outcome.column, rule)
     best = table.sort_values("outcome", ascending=not outcome.higher_is_better, kind="stable")

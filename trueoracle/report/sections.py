@@ -47,7 +47,6 @@ __all__ = [
     "Section",
     "are_arms",
     "dense_facts",
-    "each_network",
     "headline_in_words",
     "intervals_in_words",
     "labels_of",
@@ -212,7 +211,7 @@ def published_of(section: Section) -> PublishedTable | None:
 
 def power_of(results: Results, summary: Mapping[str, Any]) -> Power | None:
     """What the study could find by its design; None where it does not prune filters."""
-    known = each_network(results)
+    known = list(results.retrained.values())
     if not known or (groups := known[0].table().groups) == ():
         return None
     try:
@@ -226,11 +225,6 @@ def power_of(results: Results, summary: Mapping[str, Any]) -> Power | None:
         )
     except InputError:  # too small to say anything of
         return None
-
-
-def each_network(results: Results) -> list[Results]:
-    """The results of each dense network of which any candidate is retrained."""
-    return [one for one in results.networks.values() if not one.outcomes.empty]
 
 
 def _comparison(summary: Mapping[str, Any], folder: Folder, title: str) -> Comparison | None:
