@@ -22,6 +22,7 @@ from trueoracle.pruning.candidates import Candidates
 from trueoracle.pruning.ways import sample
 from trueoracle.record.paths import DATABASE
 from trueoracle.record.results import Results
+from trueoracle.record.store import Store
 from trueoracle.run import score
 from trueoracle.run.progress import SilentProgress
 from trueoracle.study import Study
@@ -73,6 +74,21 @@ def test_scoring_retrains_nothing_and_a_run_goes_on_from_it(
     assert progress.stages == [("retrain", 20, 0)]
     assert finished.finished
     pd.testing.assert_frame_equal(finished.scores, results.scores)
+
+
+def test_what_was_skipped_after_it_had_scored_all_applies_again(
+    tiny_fields: dict[str, Any], tmp_path: Path
+) -> None:
+    # As where an extra of this package was not installed for one sitting.
+    study = Study(**tiny_fields, runs=tmp_path)
+    run = study.score(progress=False).folder
+    with Store(run) as store:
+        sitting = store.begin("2026-01-02T00:00:00+00:00", store.spec() or {}, {"device": "cpu"})
+        store.note(sitting, "skipped", {"l1": "it needs an extra"})
+    assert study.results().skipped == {"l1": "it needs an extra"}
+    results = study.score(progress=False)
+    assert results.skipped == {}
+    assert results.criteria == ["oracle", "l1"]
 
 
 def test_resumed_scores_are_the_same_to_the_bit(

@@ -108,16 +108,15 @@ def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | No
             continue
         scored = store.scored(name)
         todo = [i for i, identity in enumerate(candidates.ids) if identity not in scored]
-        if not todo:
-            continue
-        progress.stage(
-            f"score by {name}", len(candidates), len(candidates) - len(todo), "candidates"
-        )
+        if todo:
+            progress.stage(
+                f"score by {name}", len(candidates), len(candidates) - len(todo), "candidates"
+            )
         # Scores of a criterion that is not separable belong to the whole list of candidates.
         size, rest = SCORE_CHUNK, todo
         if criterion.at_once:
             size = len(todo)
-        if not criterion.separable:
+        if todo and not criterion.separable:
             size, rest = len(candidates), list(range(len(candidates)))
         while rest:
             chunk, rest = rest[:size], rest[size:]
@@ -140,7 +139,9 @@ def score_candidates(at: Sitting, dense: nn.Module, wanted: Collection[str] | No
             progress.advance(sum(one not in scored for one in names))
             size = _next_size(size, time.perf_counter() - started)
         else:
-            if skipped.pop(name, None) is not None:  # it applies now, on another machine or version
+            # All is scored: where an earlier sitting could not (an extra was not installed), it
+            # applies now.
+            if skipped.pop(name, None) is not None:
                 at.note_skipped(skipped)
     _note_noise(at, dense)
     asked = [name for name in prepared.spec.criteria if wanted is None or name in wanted]
