@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from trueoracle.errors import StoreError
 
@@ -130,19 +130,20 @@ def read_checked_json(text: str) -> dict[str, Any]:
     return fields
 
 
-def tensors_sha256(content: bytes) -> tuple[str, str | None]:
+def tensors_sha256(file: BinaryIO) -> tuple[str, str | None]:
     """The SHA-256 of what a safetensors file holds, and the one that its metadata has, ``sha256``.
 
     That of the metadata does not count; it is None where there is none. Raises :class:`ValueError`
     where the file cannot be read.
     """
-    size = int.from_bytes(content[:8], "little")
-    header = parse_json(content[8 : 8 + size])
+    header = parse_json(file.read(int.from_bytes(file.read(8), "little")))
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
         raise ValueError("its header is no object")
     noted = header.get("__metadata__", {}).pop("sha256", None)
-    known = json.dumps(header, sort_keys=True).encode() + content[8 + size :]
-    return hashlib.sha256(known).hexdigest(), noted
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    while part := file.read(2**20):
+        digest.update(part)
+    return digest.hexdigest(), noted
 
 
 def _sha256_of_fields(fields: Mapping[str, Any]) -> str:

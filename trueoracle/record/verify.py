@@ -366,9 +366,10 @@ def _file_parts(folder: Path, found: _Survey) -> Iterator[Part]:
 def _around_part(folder: Path) -> Part:
     mend = "--repair sets it aside, and running computes it again"
     try:
-        digest, noted = tensors_sha256((folder / AROUND).read_bytes())
+        with (folder / AROUND).open("rb") as file:
+            digest, noted = tensors_sha256(file)
     except (OSError, ValueError) as error:
-        return Part(AROUND, "damaged", str(error).splitlines()[0], mend)
+        return Part(AROUND, "damaged", first_line(error), mend)
     if noted is None:
         return Part(AROUND, "unchecked", _BEFORE)
     if noted != digest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def candidates_for(prepared: Prepared, dense: nn.Module, folder: Path) -> Prepar
     if importance is None:
         importance = _importance(pruning.around, dense, prepared.candidates, prepared.data)
         tensors = {n: one.contiguous() for n, one in importance.items()}
-        digest, _ = tensors_sha256(save(tensors, {"of": whose}))
+        digest, _ = tensors_sha256(BytesIO(save(tensors, {"of": whose})))
         write_tensors(tensors, path, {"of": whose, "sha256": digest})
     return replace(prepared, candidates=_drawn(prepared.candidates, importance, pruning))
 
@@ -73,7 +74,8 @@ def _kept(path: Path, whose: str) -> Importance | None:
     What is no longer as it was written is not taken; older files have no checksum.
     """
     try:
-        digest, noted = tensors_sha256(path.read_bytes())
+        with path.open("rb") as content:
+            digest, noted = tensors_sha256(content)
         if noted not in (None, digest):
             return None
         with safe_open(path, framework="pt") as file:
