@@ -241,11 +241,11 @@ def refusal(network: nn.Module, data: Splits, recipe: Recipe) -> str | None:
     if type(read).forward is not Task.forward or not read.is_mappable:
         return f"task {data.task.label!r} is not computed for many networks at once"
     few = data.few(2).to(torch.device("cpu"))
-    if own_numbers and _is_random(network, data):
-        return "its forward draws from one stream for all members, and each is to have its own"
     members = [_without_dropout(copied(network).cpu()) for _ in range(2)]
     with torch.random.fork_rng(devices=[]), _attention_that_maps(torch.device("cpu")):
         try:
+            if own_numbers and _is_random(network, data):
+                return "its forward draws from one stream for all members, each to have its own"
             with torch.no_grad():
                 for parameter in members[1].parameters():
                     parameter.mul_(1 + 0.1 * torch.rand_like(parameter))

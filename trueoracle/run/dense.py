@@ -111,10 +111,9 @@ def _resting(at: Sitting) -> str:
     searches = len(list(at.folder.glob(f"{SEARCHES}/*/*.json")))
     if not (counts["scores"] or counts["retrainings"] or searches):
         return ""
-    found = f"{many(counts['scores'], 'score')} and {many(counts['retrainings'], 'outcome')}"
-    if not searches:
-        return found
-    return f"{found.replace(' and ', ', ')} and {many(searches, 'search', 'searches')}"
+    said = [many(counts["scores"], "score"), many(counts["retrainings"], "outcome")]
+    said += [many(searches, "search", "searches")] if searches else []
+    return f"{', '.join(said[:-1])} and {said[-1]}"
 
 
 def check_dense_file(folder: Path, recorded: Mapping[str, Any]) -> None:

@@ -150,8 +150,10 @@ def try_batches(network: nn.Module, data: Splits, spec: StudySpec) -> None:
         try:
             data.task.forward(copied(network).train(), data.example(1))
         except Exception as error:  # the user's forward runs, which can raise anything
+            parts = "" if recipe.accumulate == 1 else f" computed in {recipe.accumulate} parts"
+            last = "batch" if recipe.accumulate == 1 else "part"
             raise InputError(
-                f"{stage}.batch_size = {size} leaves a last batch of one example (of "
+                f"{stage}.batch_size = {size}{parts} leaves a last {last} of one example (of "
                 f"{examples:,}), on which the network cannot train: {first_line(error)}"
             ) from error
 
