@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -97,6 +98,6 @@ def test_every_page_is_accessible_and_asks_nobody(site: tuple[str, list[str]]) -
     assert {"index.html", "pictures.html", "api.html", "examples.html"} <= set(pages)
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        for scheme, width in (("light", 1280), ("dark", 390)):
+        for scheme, width in itertools.product(("light", "dark"), (1280, 390)):
             assert looked_at(browser, scheme, width, address, pages) == []
         browser.close()
