@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from trueoracle.criteria.base import CRITERIA
 from trueoracle.data import datasets
 from trueoracle.data.splits import AnySplit, Splits
 from trueoracle.figures import scatter
@@ -30,6 +31,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def kept_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a test register criteria that are gone when it ends."""
+    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
+    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 import trueoracle
+from tests.conftest import kept_criteria
 from trueoracle.criteria.base import CRITERIA
 from trueoracle.data.splits import Splits
 from trueoracle.errors import InputError, NotApplicableError
@@ -91,8 +92,7 @@ def test_without_validation_images_that_criterion_is_skipped(
 def test_a_reason_that_only_all_images_show_is_taken_too(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
-    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
+    kept_criteria(monkeypatch)
 
     @trueoracle.criterion("choosy")
     def choosy(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
@@ -114,8 +114,7 @@ def test_a_reason_that_only_all_images_show_is_taken_too(
 def test_a_reason_found_in_a_few_images_is_none(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
-    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
+    kept_criteria(monkeypatch)
 
     @trueoracle.criterion("rare")
     def rare(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
@@ -131,8 +130,7 @@ def test_a_reason_found_in_a_few_images_is_none(
 def test_one_that_fails_halfway_is_not_judged_by_its_half(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
-    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
+    kept_criteria(monkeypatch)
 
     @trueoracle.criterion("halfway", separable=True)
     def halfway(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
@@ -151,8 +149,7 @@ def test_one_that_fails_halfway_is_not_judged_by_its_half(
 def test_a_criterion_is_told_how_candidates_are_retrained(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
-    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
+    kept_criteria(monkeypatch)
 
     @trueoracle.criterion("rate", uses_recipe=True)
     def rate(
@@ -193,8 +190,7 @@ def test_what_is_the_importance_of_filters_is_computed_once(
     tiny_fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
-    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
+    kept_criteria(monkeypatch)
 
     def counted(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
         sizes.append(len(candidates))

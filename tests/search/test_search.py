@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import trueoracle
+from tests.conftest import kept_criteria
 from tests.record.records import older_record
 from tests.run.test_runner import Recorder, otherwise
-from trueoracle.criteria.base import CRITERIA
 from trueoracle.data.splits import Splits
 from trueoracle.engines import choose as engines
 from trueoracle.errors import BusyError, FailedError, InputError, StoreError, TrainingError
@@ -183,8 +183,7 @@ def test_another_order_does_not_go_on_within_a_rung(
     fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sign = 1.0
-    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
-    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
+    kept_criteria(monkeypatch)
 
     @trueoracle.criterion("signed")
     def signed(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
@@ -587,8 +586,7 @@ def test_the_first_criterion_that_applies_orders_the_candidates(
 def test_ties_are_counted_whatever_candidate_has_no_score(
     fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CRITERIA, "_entries", dict(CRITERIA))
-    monkeypatch.setattr(CRITERIA, "_origins", dict(CRITERIA._origins))
+    kept_criteria(monkeypatch)
 
     @trueoracle.criterion("holed")
     def holed(dense: nn.Module, candidates: Candidates, data: Splits) -> list[float]:
